@@ -1,0 +1,1 @@
+"""What every other package stands on: errors, digests, atomic files, provenance, talk on stderr."""

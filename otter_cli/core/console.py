@@ -1,0 +1,82 @@
+"""Talk for people, on stderr: stdout belongs to the data."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING
+
+from otter_cli.core.units import seconds_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Advance = Callable[[int], None]
+
+_SECONDS_BETWEEN_LINES = 15.0
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """Silence say and progress; warnings stay."""
+    global _quiet
+    _quiet = quiet
+
+
+@cache
+def console() -> "Console":
+    """The one rich console on stderr, made on first use."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def say(text: str) -> None:
+    if not _quiet:
+        console().print(text, markup=False, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    console().print(f"warning: {text}", markup=False, soft_wrap=True, style="yellow")
+
+
+@contextmanager
+def progress(total: int, label: str) -> Iterator[Advance]:
+    """Yields advance(n): a bar on a terminal, a line now and then in a log, nothing when quiet."""
+    if _quiet or total <= 0:
+        yield lambda count: None
+    elif console().is_terminal:
+        with _bar(total, label) as advance:
+            yield advance
+    else:
+        yield _Lines(total, label).advance
+
+
+@contextmanager
+def _bar(total: int, label: str) -> Iterator[Advance]:
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeLeft())
+    with Progress(*columns, console=console(), transient=True) as bars:
+        task = bars.add_task(label, total=total)
+        yield lambda count: bars.advance(task, count)
+
+
+class _Lines:
+    """Progress for logs: short work says nothing, long work a line every quarter of a minute."""
+
+    def __init__(self, total: int, label: str) -> None:
+        self.total = total
+        self.label = label
+        self.done = 0
+        self.started = self.last_line = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now - self.last_line < _SECONDS_BETWEEN_LINES or not self.done:
+            return
+        self.last_line = now
+        left = (now - self.started) * max(self.total - self.done, 0) / self.done
+        say(f"{self.label}: {100 * self.done / self.total:.0f} %, {seconds_text(left)} left")

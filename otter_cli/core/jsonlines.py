@@ -1,0 +1,105 @@
+"""JSON objects, one a line: written so that a killed run loses at most its last line."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self, cast
+
+from otter_cli.core.errors import OtterError, from_os_error
+
+Record = dict[str, Any]
+
+
+class JsonLines:
+    """Appends records to `path`, each flushed at once; a torn last line is cut off first."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self._file: BinaryIO = open(self.path, "ab+")
+        except OSError as error:
+            raise from_os_error(error, f"write {self.path}") from error
+        self._mend_tail()
+
+    def append(self, record: Record) -> None:
+        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise from_os_error(error, f"write {self.path}") from error
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _mend_tail(self) -> None:
+        """A run killed in mid-write leaves half a line, which the next record must not join."""
+        self._file.seek(0)
+        end, line = 0, b"\n"
+        for line in self._file:
+            end += len(line)
+        if line.endswith(b"\n"):
+            return
+        if _parse(line) is None:
+            self._file.truncate(end - len(line))
+        else:
+            self._file.write(b"\n")
+
+
+def numbered_jsonlines(path: str | Path, *, torn_ok: bool = True) -> Iterator[tuple[int, Record]]:
+    """Line numbers (from 1) and records of `path`, plain or `.gz`; blank lines are skipped.
+
+    A last line without its newline that does not parse is what a killed writer leaves: it is
+    dropped with `torn_ok`. Any other line that is not a JSON object raises OtterError.
+    """
+    try:
+        with _open(Path(path)) as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                record = _parse(line)
+                if record is not None:
+                    yield number, record
+                elif line.endswith(b"\n") or not torn_ok:
+                    raise OtterError(
+                        f"{path}, line {number}: not a JSON object",
+                        hint='each line must be one object, such as {"text": "..."}',
+                    )
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise OtterError(
+            f"{path}: damaged gzip file: {error}", hint="fetch or write the file again"
+        ) from error
+    except OSError as error:
+        raise from_os_error(error, f"read {path}") from error
+
+
+def read_jsonlines(path: str | Path, *, torn_ok: bool = True) -> Iterator[Record]:
+    """The records of `path`; see numbered_jsonlines."""
+    for _, record in numbered_jsonlines(path, torn_ok=torn_ok):
+        yield record
+
+
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else open(path, "rb")
+
+
+def _parse(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
