@@ -1,0 +1,79 @@
+"""Fixtures every test may ask for: the shared folder, and small random checkpoints on disk."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Set before any library is imported: no test may wait for a network or fight over cores.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TinyCheckpoint = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real models and data, from $OTTER_SHARED or beside the repository; skips where absent."""
+    folder = Path(os.environ.get("OTTER_SHARED", REPOSITORY.parent / "shared"))
+    if not (folder / "models").is_dir():
+        pytest.skip(f"no real models and data at {folder}: set OTTER_SHARED")
+    return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoint:
+    """`tiny_checkpoint("llama", tied=True, dtype="bfloat16", max_shard="20kB", **config)`.
+
+    Written once a session for each set of arguments: read it, and copy it to change it.
+    """
+    written: dict[str, Path] = {}
+
+    def make(family: str, **options: Any) -> Path:
+        from tests.support.checkpoints import write_checkpoint
+
+        key = repr((family, sorted(options.items())))
+        if key not in written:
+            folder = tmp_path_factory.mktemp(family) / "base"
+            write_checkpoint(folder, family, **options)
+            written[key] = folder
+        return written[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny_checkpoint: TinyCheckpoint) -> Path:
+    return tiny_checkpoint("llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_mistral(tiny_checkpoint: TinyCheckpoint) -> Path:
+    return tiny_checkpoint("mistral")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2(tiny_checkpoint: TinyCheckpoint) -> Path:
+    return tiny_checkpoint("qwen2")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3(tiny_checkpoint: TinyCheckpoint) -> Path:
+    return tiny_checkpoint("qwen3")
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_llama: Path) -> Any:
+    """The characters' tokenizer of every tiny checkpoint: 1 is BOS, 2 is EOS (0 is padding)."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_llama)
