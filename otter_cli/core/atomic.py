@@ -6,29 +6,39 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from otter_cli.core.errors import OtterError, from_os_error
 from otter_cli.core.lock import writer_lock
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Replace `path` by `data` in one step; the old content stays until the new is on disk."""
+@contextmanager
+def staged_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Yields a file that replaces `path` in one step when the block succeeds.
+
+    The old content stays until the new is on disk; a block that raises leaves it untouched.
+    """
     path = Path(path)
     # One fixed name per file: what a killed run leaves is overwritten by the next.
     staging = path.with_name(f".{path.name}.otter-staging")
     try:
         try:
             with open(staging, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.rename(staging, path)
+            staging.rename(path)
             sync_path(path.parent)
         finally:
             _remove(staging)
     except OSError as error:
         raise from_os_error(error, f"write {path}") from error
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Replace `path` by `data` in one step, see staged_file."""
+    with staged_file(path) as file:
+        file.write(data)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -48,10 +58,10 @@ def staged_folder(target: str | Path, *, overwrite: bool = False) -> Iterator[Pa
     the next one. OtterError when `target` exists (unless `overwrite`), when another writer is at
     it, and for whatever the operating system refuses.
     """
-    target = Path(os.path.abspath(target))
+    target = Path(target).absolute()
+    _refuse_existing(target, overwrite)
     staging = target.with_name(f".{target.name}.otter-staging")
     previous = target.with_name(f".{target.name}.otter-previous")
-    _refuse_existing(target, overwrite)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with writer_lock(target):
@@ -98,15 +108,15 @@ def _put_in_place(staging: Path, target: Path, previous: Path) -> None:
     # POSIX cannot replace a full folder by a rename. Dying between these two leaves `previous`,
     # which the next writer puts back.
     if os.path.lexists(target):
-        os.rename(target, previous)
-    os.rename(staging, target)
+        target.rename(previous)
+    staging.rename(target)
     sync_path(target.parent)
     _remove(previous)
 
 
 def _clear_leftovers(target: Path, staging: Path, previous: Path) -> None:
     if os.path.lexists(previous) and not os.path.lexists(target):
-        os.rename(previous, target)
+        previous.rename(target)
     _remove(previous)
     _remove(staging)
 

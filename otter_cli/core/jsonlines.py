@@ -19,7 +19,7 @@ class JsonLines:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            self._file: BinaryIO = open(self.path, "ab+")
+            self._file: BinaryIO = open(self.path, "ab+")  # noqa: SIM115
         except OSError as error:
             raise from_os_error(error, f"write {self.path}") from error
         self._mend_tail()

@@ -41,6 +41,6 @@ def _acquire(path: Path) -> int:
 def _still_there(handle: int, path: Path) -> bool:
     """Whether `path` is still the file that was locked, and not one that its holder removed."""
     try:
-        return os.path.samestat(os.fstat(handle), os.stat(path))
+        return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
         return False

@@ -1,0 +1,1 @@
+"""Checkpoint folders of safetensors: strict headers, lazy tensors, streamed atomic writes."""

@@ -1,0 +1,117 @@
+"""A checkpoint folder as it lies on disk: its files, its configuration, its tensors."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from otter_cli.checkpoint.dtypes import Array
+from otter_cli.checkpoint.header import TensorInfo
+from otter_cli.checkpoint.links import resolve_inside
+from otter_cli.checkpoint.listing import base_files
+from otter_cli.checkpoint.strict_json import read_object
+from otter_cli.checkpoint.weights import Weights
+from otter_cli.core.errors import OtterError, from_os_error
+
+_STEM = "model"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+class Checkpoint:
+    """A base model's folder, or a grafted one seen as its base: what is ours is left out.
+
+    Opening reads headers, never tensors, and checks all that can be checked without them.
+    """
+
+    def __init__(
+        self, path: Path, config: dict[str, Any], files: list[str], weights: Weights
+    ) -> None:
+        self.path = path
+        self.config = config
+        self.files = files
+        self.weights = weights
+        self.tensors: dict[str, TensorInfo] = weights.tensors
+        self.file_of: dict[str, str] = weights.file_of
+        self.weight_files = list(weights.files)
+
+    @classmethod
+    def open(cls, path: str | Path, *, allow_otter: bool = True) -> "Checkpoint":
+        """OtterError for whatever is not a sound safetensors checkpoint, or is already grafted
+        where `allow_otter` is off."""
+        path = Path(path)
+        _refuse_no_folder(path)
+        if not allow_otter:
+            _refuse_otter(path)
+        try:
+            files = base_files(path)
+            config = _read_config(path)
+            _refuse_without_weights(path, files)
+            return cls(path, config, files, Weights.open(path, _STEM))
+        except OSError as error:
+            raise from_os_error(error, f"read {path}") from error
+
+    @property
+    def dtype(self) -> str:
+        """The dtype that most of the parameters are stored in."""
+        counts: Counter[str] = Counter()
+        for info in self.tensors.values():
+            counts[info.dtype] += info.count
+        return max(counts, key=lambda dtype: counts[dtype])
+
+    def read(self, name: str, *, rows: Array | None = None, columns: Array | None = None) -> Array:
+        """See TensorFile.read."""
+        return self.weights.read(name, rows=rows, columns=columns)
+
+    def read_raw(self, name: str) -> memoryview:
+        """See TensorFile.read_raw."""
+        return self.weights.read_raw(name)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not (path / "config.json").exists():
+        raise OtterError(
+            f"{path} is not a checkpoint: it has no config.json",
+            hint="give the folder of a transformers model, with config.json and model.safetensors",
+        )
+    return read_object(resolve_inside(path, "config.json"))
+
+
+def _refuse_no_folder(path: Path) -> None:
+    if not path.exists():
+        raise OtterError(f"{path} does not exist", hint="check the path")
+    if not path.is_dir():
+        raise OtterError(f"{path} is not a folder", hint="give the folder that holds config.json")
+
+
+def _refuse_otter(path: Path) -> None:
+    if (path / "otter.json").exists():
+        raise OtterError(
+            f"{path} is grafted already",
+            hint="graft onto its base; `otter strip` gives the base back",
+        )
+    for name in sorted(child.name for child in path.iterdir()):
+        if name.startswith("otter.") or name == "training":
+            raise OtterError(
+                f"{path}: {name} is a name that otter uses for its own files",
+                hint="rename it, or leave it out",
+            )
+
+
+def _refuse_without_weights(path: Path, files: list[str]) -> None:
+    if f"{_STEM}.safetensors" in files or f"{_STEM}.safetensors.index.json" in files:
+        return
+    shards = [file for file in files if file.endswith(".safetensors")]
+    pickled = [file for file in files if file.endswith(_PICKLES)]
+    if "adapter_config.json" in files:
+        what, hint = "holds an adapter, not a model", "merge the adapter into its base first"
+    elif shards:
+        what = f"has {shards[0]}, but neither model.safetensors nor its index"
+        hint = "fetch model.safetensors.index.json too, or rename a single file"
+    elif pickled:
+        what = f"has pickled weights only ({pickled[0]}), which can run code when read"
+        hint = (
+            "convert a trusted one: AutoModelForCausalLM.from_pretrained(PATH, dtype='auto')"
+            ".save_pretrained(NEW)"
+        )
+    else:
+        what, hint = "has no model.safetensors", "the folder is incomplete: fetch it again"
+    raise OtterError(f"{path} {what}", hint=hint)

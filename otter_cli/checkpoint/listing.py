@@ -1,0 +1,44 @@
+"""Which files of a folder are the base's own."""
+
+import os
+from pathlib import Path
+
+from otter_cli.checkpoint.links import resolve_inside
+from otter_cli.checkpoint.strict_json import regular_size
+from otter_cli.core.errors import OtterError
+
+# Left by git and by the hub's downloader: bookkeeping, not the checkpoint.
+_BOOKKEEPING = {".git", ".cache"}
+
+
+def is_ours(file: str) -> bool:
+    """Whether a file's relative path is one that grafting or training adds to a base."""
+    top, _, rest = file.partition("/")
+    return top == "training" if rest else top.startswith("otter.") or ".otter-" in top
+
+
+def base_files(folder: Path) -> list[str]:
+    """Relative paths of every file that is not ours, sorted; each really is a file in here."""
+    found = []
+    for where, folders, files in os.walk(folder, onerror=_refuse_unreadable):
+        here = Path(where)
+        folders[:] = [name for name in folders if here != folder or name not in _BOOKKEEPING]
+        _refuse_linked_folders(here, folders)
+        found += [(here / name).relative_to(folder).as_posix() for name in files]
+    base = sorted(file for file in found if not is_ours(file))
+    for file in base:
+        regular_size(resolve_inside(folder, file))
+    return base
+
+
+def _refuse_linked_folders(here: Path, folders: list[str]) -> None:
+    for name in folders:
+        if (here / name).is_symlink():
+            raise OtterError(
+                f"{here / name} is a link to a folder, which is not followed",
+                hint="put the folder itself there",
+            )
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise error

@@ -1,0 +1,73 @@
+"""JSON from strangers: bounded, unambiguous, and refused with the place where it is wrong."""
+
+import json
+from pathlib import Path
+from stat import S_ISREG
+from typing import Any
+
+from otter_cli.core.errors import OtterError, from_os_error
+
+MAX_BYTES = 100_000_000
+
+# A mark is one of `, : { [`. Parsed, each costs some 100 bytes, so that few bytes of text could
+# ask for a lot of memory. Real headers have a dozen marks per tensor: this is 160,000 tensors.
+_MAX_MARKS = 2_000_000
+
+
+def shown(text: str) -> str:
+    """A name from a file as it may be shown: control characters escaped, never long."""
+    return ascii(text if len(text) <= 80 else text[:77] + "...")
+
+
+def is_plain(text: str) -> bool:
+    """Whether a name can be shown and written as it is: not empty, no control characters."""
+    return bool(text) and text.isprintable()
+
+
+def parse_object(data: bytes, where: str) -> dict[str, Any]:
+    """The JSON object in `data`; a key given twice anywhere in it is refused."""
+    if sum(data.count(mark) for mark in b",:{[") > _MAX_MARKS:
+        raise OtterError(f"{where}: far more entries than any checkpoint has", hint=_DAMAGED)
+    try:
+        value = json.loads(data.decode(), object_pairs_hook=lambda pairs: _unique(pairs, where))
+    except RecursionError as error:
+        raise OtterError(f"{where}: JSON nested too deeply", hint=_DAMAGED) from error
+    except ValueError as error:
+        raise OtterError(f"{where}: not JSON: {error}", hint=_DAMAGED) from error
+    if not isinstance(value, dict):
+        raise OtterError(f"{where}: a JSON object was expected", hint=_DAMAGED)
+    return value
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object that a regular file of sane size holds."""
+    try:
+        size = regular_size(path)
+        if size > MAX_BYTES:
+            raise OtterError(f"{path}: {size:,} bytes is too large for JSON", hint=_DAMAGED)
+        return parse_object(path.read_bytes(), str(path))
+    except OSError as error:
+        raise from_os_error(error, f"read {path}") from error
+
+
+def regular_size(path: Path) -> int:
+    """Size in bytes; a device, pipe or folder, which reading could hang on, is refused."""
+    status = path.stat()
+    if not S_ISREG(status.st_mode):
+        raise OtterError(f"{path}: not a regular file", hint="a checkpoint holds plain files only")
+    return status.st_size
+
+
+_DAMAGED = "the file is damaged or not what it claims to be: fetch it again"
+
+
+def _unique(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise OtterError(
+            f"{where}: {shown(twice)} occurs twice",
+            hint="two readers could see two different models: write the file again",
+        )
+    return found
