@@ -1,0 +1,122 @@
+'''How a verb is written: one file in this folder, and one line in the table of verbs.py.
+
+    """`otter strip`: gives the base back."""
+
+    app = verb_app()
+
+    @verb(app, example="otter strip grafted base-again")
+    def strip(
+        folder: Annotated[Path, typer.Argument(help="the grafted folder")],
+        to: Annotated[Path, typer.Argument(help="where the base goes")],
+        copy: Annotated[bool, typer.Option(help="...", rich_help_panel="Files")] = False,
+    ) -> Outcome:
+        """Give the base back, byte for byte."""
+        from otter_cli.insertion import strip_folder    # heavy imports inside the function
+
+        files = strip_folder(folder, to, copy=copy)
+        return Outcome({"files": files}, view=lambda: f"{len(files)} files in {to}")
+
+The decorator adds --json, --quiet and --debug. A verb returns its data (what --json prints) and
+a view (what people see: text or any rich renderable, made only when it is shown), and writes
+nothing to stdout itself, except text that it streams by `output.console()`. Talk and progress go
+to stderr by `core.console`. A check that ran and failed sets `exit_code=1`; bad input raises
+OtterError. Several functions in one file become subcommands (`otter recipes ls`).
+'''
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from otter_cli.cli import output
+from otter_cli.core.console import set_quiet
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a verb hands back: `data` for --json, `view` for people, the process's exit code."""
+
+    data: Mapping[str, Any]
+    view: "Callable[[], RenderableType]"
+    exit_code: int = 0
+
+
+def verb_app(
+    *, help: str = "", example: str = "", cls: type[TyperGroup] | None = None
+) -> typer.Typer:
+    """An app for one verb; the arguments are for a verb with subcommands, whose page they make."""
+    return typer.Typer(
+        help=_escape(help),
+        epilog=_examples(example),
+        cls=cls,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+
+
+def verb(
+    app: typer.Typer, *, example: str, name: str | None = None
+) -> Callable[[Callable[..., Outcome]], Callable[..., Outcome]]:
+    """Register a function on `app`; `example` is one command a line, shown under its help."""
+
+    def register(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
+        from_docstring = _escape(inspect.getdoc(function) or "")
+        app.command(name, help=from_docstring, epilog=_examples(example))(_command(function))
+        return function
+
+    return register
+
+
+def _flag(option: str, help: str) -> Any:
+    return Annotated[bool, typer.Option(option, help=help, rich_help_panel="Output")]
+
+
+_OUTPUT_OPTIONS = {
+    "as_json": _flag("--json", "one JSON object on stdout, nothing else there"),
+    "quiet": _flag("--quiet", "no talk and no progress on stderr; warnings stay"),
+    "debug": _flag("--debug", "a traceback with every error"),
+}
+
+
+def _command(function: Callable[..., Outcome]) -> Callable[..., None]:
+    """`function` as typer sees it: with the options that every verb takes, its outcome printed."""
+
+    @functools.wraps(function)
+    def command(as_json: bool, quiet: bool, debug: bool, **arguments: Any) -> None:
+        set_quiet(quiet)
+        if as_json:
+            with output.stdout_reserved():
+                outcome = function(**arguments)
+            output.print_json(outcome.data)
+        else:
+            outcome = function(**arguments)
+            output.show(outcome.view())
+        raise typer.Exit(outcome.exit_code)
+
+    signature = inspect.signature(function, eval_str=True)
+    common = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        for name, kind in _OUTPUT_OPTIONS.items()
+    ]
+    parameters = [*signature.parameters.values(), *common]
+    # inspect and typer look here first; functools.wraps has copied the rest.
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return command
+
+
+def _examples(commands: str) -> str:
+    lines = inspect.cleandoc(commands).splitlines()
+    title = "Example" if len(lines) == 1 else "Examples"
+    return _escape("\n".join([f"{title}:", *(f"  {line}" for line in lines)])) if lines else ""
+
+
+def _escape(text: str) -> str:
+    """Square brackets are markup in typer's help; ours are meant."""
+    return text.replace("[", "\\[")

@@ -1,0 +1,83 @@
+"""The way in: runs a verb, and turns what goes wrong into `error:`, `hint:` and an exit code."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from otter_cli.core.errors import OtterError
+
+_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `otter` with these arguments (default: the process's own); returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    if not debug:
+        _hush_libraries()
+    try:
+        code = _run(arguments or ["--help"])
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the last resort: told in full, never swallowed
+        if debug:
+            traceback.print_exc()
+        return _tell(_as_otter_error(error))
+    if code == _INTERRUPTED:
+        typer.echo("interrupted", err=True)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    from typer.main import get_command
+
+    from otter_cli.cli.group import app
+
+    return int(get_command(app).main(arguments, prog_name="otter", standalone_mode=False) or 0)
+
+
+def _hush_libraries() -> None:
+    """Their bars and advice would drown ours; what matters of it is checked by our own code."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _tell(error: OtterError) -> int:
+    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {error.what}", err=True)
+    if error.hint:
+        typer.echo(f"{typer.style('hint:', fg='cyan', bold=True)} {error.hint}", err=True)
+    return error.exit_code
+
+
+def _as_otter_error(error: Exception) -> OtterError:
+    """Any exception as one that says what is wrong and what to do."""
+    if isinstance(error, OtterError):
+        return error
+    if isinstance(error, typer.TyperException):
+        return _usage_error(error)
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return OtterError(f"{error.strerror}{where}", hint="--debug shows where it happened")
+    first_line = str(error).strip().partition("\n")[0]
+    return OtterError(
+        f"unexpected {type(error).__name__}: {first_line}",
+        hint="a fault of otter's own: run it again with --debug for the traceback, and report it",
+    )
+
+
+def _usage_error(error: typer.TyperException) -> OtterError:
+    """Typer's complaint in our form; what it suggests becomes the hint."""
+    # Typer's usage errors are private classes: what they may carry is asked for by name.
+    near = getattr(error, "possibilities", None)
+    context = getattr(error, "ctx", None)
+    if near:
+        what, hint = error.message, f"did you mean {near[0]}?"
+    else:
+        what, _, suggested = error.format_message().partition(" Did you mean ")
+        command = context.command_path if context else "otter"
+        hint = f"did you mean {suggested}" if suggested else f"`{command} --help` shows the usage"
+    return OtterError(what[:1].lower() + what[1:].rstrip("."), hint=hint)

@@ -1,0 +1,67 @@
+"""stdout: data for people or for programs, and nothing that a library prints in between."""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+_WIDTH_OF_FILES = 100
+
+
+def console() -> "Console":
+    """A rich console on stdout; in a pipe or a file lines are 100 columns wide, or $COLUMNS."""
+    from rich.console import Console
+
+    wide = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, width=None if wide else _WIDTH_OF_FILES)
+
+
+def show(view: "RenderableType") -> None:
+    """Text goes out as it is, unwrapped and with its brackets; anything else rich lays out."""
+    if isinstance(view, str):
+        console().print(view, markup=False, soft_wrap=True)
+    else:
+        console().print(view)
+
+
+@contextmanager
+def stdout_reserved() -> Iterator[None]:
+    """Whatever is printed inside goes to stderr: by Python, by C code, by child processes."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        # Text that a library's own handle on stdout still buffers must leave before the door shuts.
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def print_json(data: Mapping[str, Any]) -> None:
+    """One object; raises ValueError for NaN and infinity, which JSON does not have."""
+    indent = 2 if sys.stdout.isatty() else None
+    text = json.dumps(data, default=_plain, ensure_ascii=False, allow_nan=False, indent=indent)
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, PurePath):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if hasattr(value, "model_dump"):  # pydantic
+        return value.model_dump(mode="json")
+    if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} has no place in JSON output")

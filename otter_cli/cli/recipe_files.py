@@ -1,0 +1,50 @@
+"""The recipes that ship: found, named and described from their own header comments."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from otter_cli.core.errors import OtterError
+from otter_cli.core.suggest import closest
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """`name` is the path below recipes/ without its ending; header: line 1 says what, 2 how."""
+
+    name: str
+    path: Path
+    summary: str
+    launch: str
+
+
+def recipe_root() -> Path:
+    """recipes/ inside an installed package, or at the top of a checkout (editable install)."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parent / "recipes"
+
+
+def recipe_files() -> list[RecipeFile]:
+    """Every recipe that ships, sorted by name."""
+    root = recipe_root()
+    return [_described(path, root) for path in sorted(root.rglob("*.yaml"))]
+
+
+def find_recipe(name: str) -> RecipeFile:
+    """By name, `demo/reward` or `demo/reward.yaml`; raises OtterError naming the closest."""
+    found = {recipe.name: recipe for recipe in recipe_files()}
+    wanted = name.removesuffix(".yaml")
+    if wanted not in found:
+        near = closest(wanted, found)
+        hint = f"did you mean {near}?" if near else "`otter recipes ls` lists them"
+        raise OtterError(f"no recipe named {name!r} ships with otter", hint=hint)
+    return found[wanted]
+
+
+def _described(path: Path, root: Path) -> RecipeFile:
+    header = []
+    for line in path.read_text(encoding="utf-8").splitlines()[:2]:
+        if line.startswith("#"):
+            header.append(line.lstrip("# ").rstrip())
+    summary, launch = [*header, "", ""][:2]
+    return RecipeFile(path.relative_to(root).with_suffix("").as_posix(), path, summary, launch)

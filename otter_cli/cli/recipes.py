@@ -1,0 +1,73 @@
+"""`otter recipes`: the YAML that ships, to be copied and edited."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from otter_cli.cli.app import Outcome, verb, verb_app
+from otter_cli.cli.recipe_files import RecipeFile, find_recipe, recipe_files
+from otter_cli.core.atomic import write_text
+from otter_cli.core.errors import OtterError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+class _ListsByDefault(TyperGroup):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        subcommand_named = any(not arg.startswith("-") for arg in args)
+        return super().parse_args(
+            ctx, args if subcommand_named or "--help" in args else ["ls", *args]
+        )
+
+
+app = verb_app(
+    help="The recipes that ship: YAML to copy and edit. Without a subcommand: `ls`.",
+    example="otter recipes cp demo/reward my-reward.yaml",
+    cls=_ListsByDefault,
+)
+
+Name = Annotated[str, typer.Argument(help="as `otter recipes ls` shows it, e.g. demo/reward")]
+
+
+@verb(app, example="otter recipes ls")
+def ls() -> Outcome:
+    """List the recipes that ship."""
+    found = recipe_files()
+    return Outcome(
+        {"recipes": [{"name": r.name, "summary": r.summary, "launch": r.launch} for r in found]},
+        view=lambda: _table(found),
+    )
+
+
+@verb(app, example="otter recipes show demo/reward")
+def show(name: Name) -> Outcome:
+    """Print one recipe."""
+    recipe = find_recipe(name)
+    text = recipe.path.read_text(encoding="utf-8")
+    return Outcome({"name": recipe.name, "text": text}, view=lambda: text.rstrip())
+
+
+@verb(app, example="otter recipes cp demo/reward my-reward.yaml")
+def cp(
+    name: Name,
+    to: Annotated[Path, typer.Argument(help="a new file, or a folder that exists")],
+) -> Outcome:
+    """Copy a recipe, to edit it."""
+    recipe = find_recipe(name)
+    target = to / recipe.path.name if to.is_dir() else to
+    if target.exists():
+        raise OtterError(f"{target} exists", hint="choose another name, or remove it first")
+    write_text(target, recipe.path.read_text(encoding="utf-8"))
+    return Outcome({"name": recipe.name, "path": target}, view=lambda: str(target))
+
+
+def _table(found: list[RecipeFile]) -> "RenderableType":
+    from rich.table import Table
+
+    table = Table("recipe", "what it does", box=None, header_style="bold", pad_edge=False)
+    for recipe in found:
+        table.add_row(recipe.name, recipe.summary)
+    return table

@@ -1,0 +1,42 @@
+"""The table of verbs: all that `otter --help` needs to know, so that it imports none of them."""
+
+from typing import NamedTuple
+
+
+class Verb(NamedTuple):
+    module: str
+    panel: str
+    summary: str
+
+
+# In the order in which a user meets them: panels too appear as they first come.
+VERBS = {
+    "recipes": Verb("otter_cli.cli.recipes", "Help", "list, show and copy the recipes that ship"),
+    "doctor": Verb("otter_cli.cli.doctor", "Help", "versions, hardware, memory, what is missing"),
+}
+
+
+def overview() -> str:
+    """The page of `otter --help`: the verbs by panel, and what holds for all of them."""
+    # Laid out by hand because rich's help takes longer to import than all the rest takes to run.
+    from typer import style
+
+    width = max(map(len, VERBS)) + 3
+    lines = [f"{style('Usage:', bold=True)} otter VERB [OPTIONS]", "", _PURPOSE]
+    for panel in dict.fromkeys(verb.panel for verb in VERBS.values()):
+        lines += ["", style(panel, bold=True)]
+        lines += [
+            f"  {style(name.ljust(width), fg='cyan')}{verb.summary}"
+            for name, verb in VERBS.items()
+            if verb.panel == panel
+        ]
+    return "\n".join([*lines, "", _CONVENTIONS])
+
+
+_PURPOSE = """\
+Rewards, toxicity scores and future tokens beside a frozen language model's own logits: one pass,
+and the logits stay what they were, bit for bit."""
+
+_CONVENTIONS = """\
+Every verb takes --json (one object on stdout, nothing else), --quiet and --debug, and explains
+itself with --help. Exit codes: 0 fine, 1 a check failed, 2 bad usage or input, 130 interrupted."""
