@@ -1,6 +1,8 @@
 """Fixtures every test may ask for: the shared folder, and small random checkpoints on disk."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TinyCheckpoint = Callable[..., Path]
+Otter = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +31,22 @@ def shared() -> Path:
     if not (folder / "models").is_dir():
         pytest.skip(f"no real models and data at {folder}: set OTTER_SHARED")
     return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def otter() -> Otter:
+    """`otter("graft", base, out, "--json", cwd=folder)`: the command itself, 100 columns wide."""
+
+    def run(
+        *arguments: object, timeout: float = 300, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "otter_cli", *map(str, arguments)]
+        environment = {**os.environ, "COLUMNS": "100", **options.pop("env", {})}
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, env=environment, **options
+        )
+
+    return run
 
 
 @pytest.fixture(scope="session")

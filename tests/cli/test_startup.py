@@ -1,0 +1,62 @@
+"""Starting is cheap: what `otter --help` and the light verbs import, and how long it takes."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+HEAVY = {"torch", "transformers", "numpy", "pydantic", "safetensors", "matplotlib", "rich", "yaml"}
+
+_LIST_MODULES = """
+import json, sys
+from otter_cli.cli import main
+code = main(sys.argv[1:])
+assert code == 0, code
+print("\\n" + json.dumps(sorted(sys.modules)))
+"""
+
+
+def modules_after(*arguments: str) -> list[str]:
+    command = [sys.executable, "-c", _LIST_MODULES, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_help_imports_nothing_heavy() -> None:
+    modules = modules_after("--help")
+    packages = {module.partition(".")[0] for module in modules}
+    # typer imports the top of rich, none of its parts.
+    assert packages & HEAVY <= {"rich"}
+    assert not [module for module in modules if module.startswith("rich.")]
+    bare = subprocess.run(
+        [sys.executable, "-c", "import sys, typer, rich; print(len(sys.modules))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert len(modules) < int(bare.stdout) + 40
+
+
+@pytest.mark.parametrize("arguments", [["recipes"], ["recipes", "--help"], ["recipes", "--json"]])
+def test_light_verbs_import_no_model_library(arguments: list[str]) -> None:
+    packages = {module.partition(".")[0] for module in modules_after(*arguments)}
+    assert not packages & {"torch", "transformers", "numpy", "safetensors", "matplotlib"}
+
+
+def fastest(command: list[str], runs: int = 9) -> float:
+    """Seconds of the fastest run, which other work on the machine disturbs least."""
+    times = []
+    for _ in range(runs):
+        started = time.perf_counter()
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True, env={**os.environ})
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def test_help_takes_no_more_than_twice_the_import_of_typer_and_rich() -> None:
+    bare = fastest([sys.executable, "-c", "import typer, rich"])
+    help = fastest([sys.executable, "-m", "otter_cli", "--help"])
+    assert help < 2 * bare
