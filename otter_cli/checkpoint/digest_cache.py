@@ -29,8 +29,7 @@ class DigestCache:
         self.path = path or default_cache_path()
         self._known: dict[str, str] = {}
         if self.path.exists():
-            for record in read_jsonlines(self.path):
-                self._known[str(record.get("file"))] = str(record.get("sha256"))
+            self._load()
 
     def sha256(self, path: Path, advance: Advance | None = None) -> str:
         """The file's digest; `advance` is told its bytes whether or not they had to be read."""
@@ -52,6 +51,14 @@ class DigestCache:
         if before.st_size >= _WORTH_BYTES and time.time() - before.st_mtime > _SETTLED_SECONDS:
             self._remember(_key(before), digest)
         return digest
+
+    def _load(self) -> None:
+        try:
+            for record in read_jsonlines(self.path):
+                self._known[str(record.get("file"))] = str(record.get("sha256"))
+        except OtterError as error:
+            warn(f"starting a new list of digests: {error}")
+            self.path.unlink(missing_ok=True)
 
     def _remember(self, key: str, digest: str) -> None:
         self._known[key] = digest

@@ -25,7 +25,9 @@ STORED = {
 def decode(stored: Array, dtype: str) -> Array:
     """Values of stored elements: BF16, F16 and F32 as float32, BOOL as bool, the rest as it is."""
     if dtype == "BF16":
-        return (stored.astype(np.uint32) << 16).view(np.float32)
+        bits = stored.astype(np.uint32)
+        bits <<= 16  # in place: a second temporary of this size is what surgery cannot afford
+        return bits.view(np.float32)
     if dtype == "BOOL":
         return stored != 0
     return stored.astype(np.float32) if dtype == "F16" else stored
@@ -34,9 +36,10 @@ def decode(stored: Array, dtype: str) -> Array:
 def encode(values: Array, dtype: str) -> Array:
     """What is stored for `values`: narrowed to nearest, ties to even, NaN kept NaN.
 
-    Values beyond float16's range become infinity, as they do in torch.
+    Values beyond float16's range become infinity, as they do in torch. BF16 given as uint16 is
+    taken for bits already, so that stored tensors can be passed on unchanged.
     """
-    if dtype == "BF16":
+    if dtype == "BF16" and values.dtype != np.uint16:
         return _to_bfloat16(np.ascontiguousarray(values, np.float32))
     with np.errstate(over="ignore"):
         return values.astype(STORED[dtype], copy=False)

@@ -7,7 +7,7 @@ from typing import Any
 from otter_cli.checkpoint.dtypes import Array
 from otter_cli.checkpoint.header import TensorInfo
 from otter_cli.checkpoint.links import resolve_inside
-from otter_cli.checkpoint.listing import base_files
+from otter_cli.checkpoint.listing import base_files, is_ours
 from otter_cli.checkpoint.strict_json import read_object
 from otter_cli.checkpoint.weights import Weights
 from otter_cli.core.errors import OtterError, from_os_error
@@ -45,9 +45,12 @@ class Checkpoint:
             files = base_files(path)
             config = _read_config(path)
             _refuse_without_weights(path, files)
-            return cls(path, config, files, Weights.open(path, _STEM))
+            weights = Weights.open(path, _STEM)
         except OSError as error:
             raise from_os_error(error, f"read {path}") from error
+        if not weights.tensors:
+            raise OtterError(f"{path} holds no tensors", hint="fetch the folder again")
+        return cls(path, config, files, weights)
 
     @property
     def dtype(self) -> str:
@@ -89,7 +92,7 @@ def _refuse_otter(path: Path) -> None:
             hint="graft onto its base; `otter strip` gives the base back",
         )
     for name in sorted(child.name for child in path.iterdir()):
-        if name.startswith("otter.") or name == "training":
+        if is_ours(name) or name == "training":
             raise OtterError(
                 f"{path}: {name} is a name that otter uses for its own files",
                 hint="rename it, or leave it out",

@@ -88,6 +88,10 @@ def _read_text(path: Path) -> tuple[bytes, int]:
                 f"{path}: a header of {length:,} bytes is over the format's limit of {MAX_BYTES:,}",
                 hint=_BROKEN,
             )
+        # Zeros by the gigabyte cost a sparse file nothing: look before reading them all.
+        if file.read(1) != b"{":
+            raise OtterError(f"{path}: the header is not a JSON object", hint=_DAMAGED)
+        file.seek(8)
         return file.read(length), size
 
 
@@ -136,7 +140,9 @@ def _shape(value: Any, where: str) -> tuple[int, ...]:
 
 def _are_sizes(value: Any) -> bool:
     # `type`, because JSON's true is an int to isinstance.
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    return isinstance(value, list) and all(
+        type(item) is int and 0 <= item < 2**63 for item in value
+    )
 
 
 def _check_layout(tensors: list[TensorInfo], data_bytes: int, path: Path) -> None:

@@ -1,6 +1,7 @@
 """Which files of a folder are the base's own."""
 
 import os
+import re
 from pathlib import Path
 
 from otter_cli.checkpoint.links import resolve_inside
@@ -11,10 +12,14 @@ from otter_cli.core.errors import OtterError
 _BOOKKEEPING = {".git", ".cache"}
 
 
+# The inserted tensors, whole or in shards, the manifest, and what a killed writer leaves.
+_OURS = re.compile(r"otter\..*|otter-\d{5}-of-\d{5}\.safetensors|\..*\.otter-(lock|staging)")
+
+
 def is_ours(file: str) -> bool:
     """Whether a file's relative path is one that grafting or training adds to a base."""
     top, _, rest = file.partition("/")
-    return top == "training" if rest else top.startswith("otter.") or ".otter-" in top
+    return top == "training" if rest else bool(_OURS.fullmatch(top))
 
 
 def base_files(folder: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """JSON from strangers: bounded, unambiguous, and refused with the place where it is wrong."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
@@ -64,8 +65,8 @@ _DAMAGED = "the file is damaged or not what it claims to be: fetch it again"
 def _unique(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in found if names.count(name) > 1)
+        counts = Counter(name for name, _ in pairs)
+        [(twice, _)] = counts.most_common(1)
         raise OtterError(
             f"{where}: {shown(twice)} occurs twice",
             hint="two readers could see two different models: write the file again",

@@ -39,6 +39,10 @@ class Weights:
             resolve_inside(folder, single)
             return cls({single: TensorFile(folder / single)})
         index = folder / f"{single}.index.json"
+        if not index.exists():
+            raise OtterError(
+                f"{folder} has no {single}", hint="the folder is incomplete: fetch it again"
+            )
         placed = read_index(index)
         shards = sorted(set(placed.values()))
         for shard in shards:

@@ -17,20 +17,23 @@ def staged_file(path: str | Path) -> Iterator[BinaryIO]:
     """Yields a file that replaces `path` in one step when the block succeeds.
 
     The old content stays until the new is on disk; a block that raises leaves it untouched.
+    OtterError as for staged_folder.
     """
-    path = Path(path)
-    # One fixed name per file: what a killed run leaves is overwritten by the next.
+    path = Path(path).absolute()
     staging = path.with_name(f".{path.name}.otter-staging")
     try:
-        try:
-            with open(staging, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            staging.rename(path)
-            sync_path(path.parent)
-        finally:
+        with writer_lock(path):
+            # Holding the lock, whatever bears this name was left by a killed run.
             _remove(staging)
+            try:
+                with open(staging, "xb") as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                staging.rename(path)
+                sync_path(path.parent)
+            finally:
+                _remove(staging)
     except OSError as error:
         raise from_os_error(error, f"write {path}") from error
 
@@ -72,7 +75,7 @@ def staged_folder(target: str | Path, *, overwrite: bool = False) -> Iterator[Pa
                 staging.mkdir()
                 yield staging
                 sync_tree(staging)
-                _put_in_place(staging, target, previous)
+                _put_in_place(staging, target, previous, overwrite)
             finally:
                 _remove(staging)
     except OSError as error:
@@ -104,10 +107,10 @@ def _refuse_existing(target: Path, overwrite: bool) -> None:
         )
 
 
-def _put_in_place(staging: Path, target: Path, previous: Path) -> None:
+def _put_in_place(staging: Path, target: Path, previous: Path, overwrite: bool) -> None:
     # POSIX cannot replace a full folder by a rename. Dying between these two leaves `previous`,
     # which the next writer puts back.
-    if os.path.lexists(target):
+    if overwrite and os.path.lexists(target):
         target.rename(previous)
     staging.rename(target)
     sync_path(target.parent)

@@ -20,7 +20,7 @@ def percent_text(share: float) -> str:
 
 def seconds_text(seconds: float) -> str:
     """A duration: 0.0031 -> '3.1 ms', 125 -> '2 min 05 s', 3720 -> '1 h 02 min'."""
-    if seconds < 1:
+    if seconds < 0.9995:
         return f"{1000 * seconds:.3g} ms"
     if seconds < 59.95:
         return f"{seconds:.1f} s"
