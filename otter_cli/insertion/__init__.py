@@ -1,0 +1,21 @@
+"""The insertion: its configuration, plan, first values, and its way onto and off a base."""
+
+from otter_cli.insertion.config import InsertionConfig, parse_layers
+from otter_cli.insertion.graft import check_base, graft, strip, update_tensors
+from otter_cli.insertion.manifest import MANIFEST, TENSORS, Manifest, TrainingRecord
+from otter_cli.insertion.plan import Plan, Slot
+
+__all__ = [
+    "MANIFEST",
+    "TENSORS",
+    "InsertionConfig",
+    "Manifest",
+    "Plan",
+    "Slot",
+    "TrainingRecord",
+    "check_base",
+    "graft",
+    "parse_layers",
+    "strip",
+    "update_tensors",
+]

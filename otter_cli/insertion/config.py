@@ -1,0 +1,141 @@
+"""The size and form of one insertion, as the user asks for it and as otter.json records it."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from otter_cli.core.errors import OtterError
+from otter_cli.families import BaseShape
+from otter_cli.signals import SignalConfig
+
+Initialisation = Literal["copy", "normal", "random", "zero-output"]
+
+
+class InsertionConfig(BaseModel):
+    """METHOD, 1: `hidden` D, `heads` A, `kv_heads` B, `ffn` f. D = 0 is a probe: heads on the
+    base's state alone."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "main"
+    hidden: int
+    heads: int
+    ffn: int
+    kv: Literal["own", "base"] = "own"
+    kv_heads: int = 0
+    # First of the base's key/value heads that are read; with own ones it has no meaning.
+    kv_start: int = 0
+    layers: tuple[int, ...]
+    norm: Literal["own", "base"] = "own"
+    embedding: Literal["table", "zeros"] = "table"
+    init: Initialisation = "copy"
+    seed: int = 0
+    dtype: Literal["F32", "BF16", "F16"] = "F32"
+    signals: tuple[SignalConfig, ...] = ()
+
+    @classmethod
+    def resolve(
+        cls,
+        shape: BaseShape,
+        *,
+        hidden: int | None = None,
+        heads: int | None = None,
+        ffn: int | None = None,
+        kv_heads: int | None = None,
+        layers: tuple[int, ...] | None = None,
+        **rest: object,
+    ) -> Self:
+        """Fills what is not asked for (a sixteenth of each width of the base) and checks the whole
+        against the base."""
+        hidden = _eighth(shape.hidden // 16) if hidden is None else hidden
+        heads = (max(1, shape.heads // 16) if heads is None else heads) if hidden else 0
+        ffn = (_eighth(shape.ffn // 16) if ffn is None else ffn) if hidden else 0
+        kv = rest.get("kv", "own")
+        if kv_heads is None:
+            kv_heads = heads if kv == "own" else _read_heads(heads, shape)
+        chosen = tuple(range(shape.layers)) if layers is None else layers
+        config = cls.model_validate(
+            {
+                "hidden": hidden,
+                "heads": heads,
+                "ffn": ffn,
+                "kv_heads": kv_heads,
+                "layers": chosen if hidden else (),
+                **rest,
+            }
+        )
+        config._check(shape)
+        return config
+
+    def _check(self, shape: BaseShape) -> None:
+        limits = (
+            ("hidden", self.hidden, shape.hidden),
+            ("heads", self.heads, shape.heads),
+            ("ffn", self.ffn, shape.ffn),
+        )
+        for name, value, limit in limits:
+            if not 0 <= value <= limit:
+                raise OtterError(
+                    f"--{name} {value} is not from 0 to the base's {limit}",
+                    hint="leave the option out for a sixteenth of the base's",
+                )
+        if self.heads and (self.kv_heads < 1 or self.heads % self.kv_heads):
+            raise OtterError(
+                f"--heads {self.heads} is not a multiple of its {self.kv_heads} key/value heads",
+                hint="query heads share key/value heads in equal groups",
+            )
+        if (
+            self.heads
+            and self.kv == "base"
+            and not 0 <= self.kv_start <= shape.kv_heads - self.kv_heads
+        ):
+            raise OtterError(
+                f"{self.kv_heads} key/value heads from {self.kv_start} on are not among the "
+                f"base's {shape.kv_heads}",
+                hint="lower --kv-heads or --kv-start",
+            )
+        if any(not 0 <= layer < shape.layers for layer in self.layers) or len(
+            set(self.layers)
+        ) < len(self.layers):
+            raise OtterError(
+                f"layers {list(self.layers)} are not distinct layers of 0 to {shape.layers - 1}",
+                hint="for example --layers 8:24 or --layers last:8",
+            )
+        names = [signal.name for signal in self.signals]
+        if len(set(names)) < len(names):
+            raise OtterError(
+                f"two signals are called {max(names, key=names.count)!r}",
+                hint="name one of them: --signal other=value",
+            )
+
+
+def parse_layers(text: str, count: int) -> tuple[int, ...]:
+    """Reads `8:24`, `last:8`, `first:4`, `3,5,7` or `all`. Raises OtterError."""
+    start, _, stop = text.partition(":")
+    try:
+        if text == "all":
+            return tuple(range(count))
+        if start == "last":
+            return tuple(range(count - int(stop), count))
+        if start == "first":
+            return tuple(range(int(stop)))
+        if ":" in text:
+            return tuple(range(int(start or 0), int(stop or count)))
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise OtterError(
+            f"--layers {text!r} cannot be read", hint="8:24, first:4, last:8, 3,5,7 or all"
+        ) from None
+
+
+def _eighth(width: int) -> int:
+    """A multiple of 8, at least 8: what vectorised kernels like."""
+    return max(8, width // 8 * 8)
+
+
+def _read_heads(heads: int, shape: BaseShape) -> int:
+    """How many of the base's key/value heads to read: as many as divide the inserted query
+    heads."""
+    return max((n for n in range(1, min(heads, shape.kv_heads) + 1) if heads % n == 0), default=0)

@@ -1,0 +1,110 @@
+"""otter.json: what was inserted into what, and how it was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from otter_cli.core.atomic import write_json
+from otter_cli.core.digests import sha256_file
+from otter_cli.core.errors import OtterError
+from otter_cli.insertion.config import InsertionConfig
+
+MANIFEST = "otter.json"
+TENSORS = "otter.safetensors"
+SCHEMA_VERSION = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class FileRecord(_Record):
+    """Digest and size of one file, as first seen."""
+
+    bytes: int
+    sha256: str
+
+
+class BaseRecord(_Record):
+    """The base that was grafted: where it came from and every file of it."""
+
+    source: str
+    revision: str | None = None
+    family: str
+    parameters: int
+    dtype: str
+    files: dict[str, FileRecord]
+
+
+class InsertedRecord(_Record):
+    """The file of inserted tensors. While it is being replaced, both digests are valid: see
+    `update_tensors`."""
+
+    file: str = TENSORS
+    sha256: str
+    previous_sha256: str | None = None
+
+
+class TrainingRecord(_Record):
+    """How a signal was trained: enough to say whether its numbers mean anything."""
+
+    steps: int
+    seed: int
+    objective: str
+    recipe_sha256: str
+    data: dict[str, Any] = Field(default_factory=dict)
+    metrics: dict[str, Any] = Field(default_factory=dict)
+
+
+class Manifest(_Record):
+    """The whole of otter.json."""
+
+    schema_version: int = SCHEMA_VERSION
+    base: BaseRecord
+    insertions: list[InsertionConfig]
+    inserted: InsertedRecord
+    training: dict[str, TrainingRecord] = Field(default_factory=dict)
+    provenance: list[dict[str, Any]] = Field(default_factory=list)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Raises OtterError where there is none, or it is not ours, or of a later version."""
+        path = folder / MANIFEST
+        try:
+            manifest = cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise OtterError(
+                f"{folder} holds no {MANIFEST}: it is not a grafted folder",
+                hint=f"graft it first: otter graft {folder} OUT",
+            ) from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise OtterError(
+                f"{path} is damaged: {where}: {first['msg']}",
+                hint="graft the base again, or restore the file",
+            ) from None
+        if manifest.schema_version > SCHEMA_VERSION:
+            raise OtterError(
+                f"{path} has schema version {manifest.schema_version}; "
+                f"this otter reads up to {SCHEMA_VERSION}",
+                hint="update otter",
+            )
+        return manifest
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / MANIFEST, self.model_dump(mode="json"))
+
+    def check_tensors(self, folder: Path) -> None:
+        """Raises OtterError when the inserted tensors are not the ones recorded."""
+        path = folder / self.inserted.file
+        if not path.is_file():
+            raise OtterError(f"{path} is missing", hint="graft the base again, or restore the file")
+        if sha256_file(path) not in (self.inserted.sha256, self.inserted.previous_sha256):
+            raise OtterError(
+                f"{path} is not the file that {MANIFEST} records (its digest differs)",
+                hint="it was changed or cut off after it was written",
+            )

@@ -1,0 +1,7 @@
+"""The grafted model: taps on the base, inserted streams, signal heads."""
+
+from otter_cli.model.load import load_base
+from otter_cli.model.otter import OtterForCausalLM, OtterOutput
+from otter_cli.model.taps import inside_insertion
+
+__all__ = ["OtterForCausalLM", "OtterOutput", "inside_insertion", "load_base"]

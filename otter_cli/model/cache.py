@@ -1,0 +1,33 @@
+"""The insertion's own keys and values live in the base's cache object, in layers appended after the
+base's."""
+
+from __future__ import annotations
+
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+
+from otter_cli.core.errors import OtterError
+
+
+def own_layer(cache: Cache, at: int, *, like: int, new_tokens: int) -> None:
+    """Makes sure that `cache.layers[at]` exists, of the same type as the base's layer `like`, and
+    as long.
+
+    Raises OtterError where the base cached tokens that the insertion never saw.
+    """
+    while len(cache.layers) <= at:
+        cache.layers.append(_empty_like(cache.layers[like]))
+    base, own = cache.layers[like].get_seq_length(), cache.layers[at].get_seq_length() + new_tokens
+    if int(base) != int(own):
+        raise OtterError(
+            f"the KV cache holds {int(base)} tokens of the base and {int(own)} of the insertion",
+            hint="prefill with the insertion on, or graft with --kv base, which needs no own cache",
+        )
+
+
+def _empty_like(layer: CacheLayerMixin) -> CacheLayerMixin:
+    arguments = {
+        name: getattr(layer, name)
+        for name in ("sliding_window", "max_cache_len")
+        if hasattr(layer, name)
+    }
+    return type(layer)(**arguments) if arguments else DynamicLayer()

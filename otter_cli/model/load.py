@@ -1,0 +1,124 @@
+"""Strict loading: every tensor of base and insertion accounted for, dtypes pinned to the files'."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from otter_cli.checkpoint.folder import Checkpoint
+from otter_cli.checkpoint.header import read_header
+from otter_cli.core.digests import sha256_file
+from otter_cli.core.errors import OtterError
+from otter_cli.families import BaseShape, base_shape
+from otter_cli.insertion.manifest import Manifest
+from otter_cli.insertion.plan import Plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from otter_cli.model.otter import OtterForCausalLM
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def load(
+    cls: type[OtterForCausalLM],
+    folder: Path,
+    *,
+    base: Path | None,
+    dtype: torch.dtype | None,
+    insertion_dtype: torch.dtype | None,
+    attn_implementation: str | None,
+    device: torch.device,
+) -> OtterForCausalLM:
+    manifest = Manifest.read(folder)
+    manifest.check_tensors(folder)
+    if base is not None:
+        check_same_base(base, manifest)
+    model = load_base(base or folder, dtype=dtype, attn_implementation=attn_implementation)
+    shape = base_shape(Checkpoint.open(base or folder).config)
+    tensors = read_inserted(folder, manifest, shape)
+    with torch.device("meta"):
+        otter = cls(model, shape, manifest)
+    target = insertion_dtype or model.dtype
+    for name, insertion in otter.insertions.items():
+        prefix = f"otter.{name}."
+        own = {
+            key.removeprefix(prefix): t.to(target)
+            for key, t in tensors.items()
+            if key.startswith(prefix)
+        }
+        insertion.load_state_dict(own, strict=True, assign=True)
+    return otter.to(device).eval()
+
+
+def load_base(
+    folder: Path, *, dtype: torch.dtype | None = None, attn_implementation: str | None = None
+) -> PreTrainedModel:
+    """A stock transformers model, with the file's dtype by default. Raises OtterError where a
+    tensor is unaccounted."""
+    from transformers import AutoModelForCausalLM
+
+    checkpoint = Checkpoint.open(folder)
+    optional: dict[str, Any] = (
+        {"attn_implementation": attn_implementation} if attn_implementation else {}
+    )
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype or DTYPES[checkpoint.dtype], output_loading_info=True, **optional
+    )
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[what]:
+            names = ", ".join(str(key) for key in sorted(info[what])[:3])
+            raise OtterError(
+                f"{folder}: the base loads with {what.replace('_', ' ')}: {names}",
+                hint="transformers would fill these at random; the checkpoint is not whole",
+            )
+    return model
+
+
+def read_inserted(folder: Path, manifest: Manifest, shape: BaseShape) -> dict[str, Tensor]:
+    """All inserted tensors, checked by name, shape and dtype against the plans. Raises
+    OtterError."""
+    path = folder / manifest.inserted.file
+    header = read_header(path)
+    expected = {
+        slot.name: (config, slot)
+        for config in manifest.insertions
+        for slot in Plan(config, shape).slots
+    }
+    for name in sorted(expected.keys() ^ header.tensors.keys()):
+        state = "missing" if name in expected else "unexpected"
+        raise OtterError(
+            f"{path}: tensor {name} is {state}", hint="the file does not belong to this otter.json"
+        )
+    for name, (config, slot) in expected.items():
+        found = header.tensors[name]
+        if tuple(found.shape) != slot.shape or found.dtype != config.dtype:
+            raise OtterError(
+                f"{path}: tensor {name} is {found.dtype} {list(found.shape)}, "
+                f"expected {config.dtype} {list(slot.shape)}",
+                hint="the file does not belong to this otter.json",
+            )
+    return load_file(path)
+
+
+def check_same_base(base: Path, manifest: Manifest) -> None:
+    """Raises OtterError, naming the file, where `base` is not the base that was grafted."""
+    for name, record in manifest.base.files.items():
+        if not name.endswith((".safetensors", "config.json", ".index.json")):
+            continue
+        path = base / name
+        if (
+            not path.is_file()
+            or path.stat().st_size != record.bytes
+            or sha256_file(path) != record.sha256
+        ):
+            raise OtterError(
+                f"{path} is not the base of this insertion: "
+                f"{'its digest differs' if path.is_file() else 'it is missing'}",
+                hint=f"the insertion was made for {manifest.base.source}",
+            )

@@ -1,0 +1,182 @@
+"""OtterForCausalLM: a stock transformers model, untouched, with inserted streams beside it and
+signals on top."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import Cache
+
+from otter_cli.core.errors import OtterError
+from otter_cli.core.suggest import closest
+from otter_cli.families import BaseShape
+from otter_cli.insertion.manifest import Manifest
+from otter_cli.model.stream import Insertion
+from otter_cli.model.taps import Record, Taps
+from otter_cli.signals import SignalConfig
+
+Wanted = Literal["all"] | tuple[str, ...]
+
+
+@dataclass
+class OtterOutput:
+    """One forward. Shapes: logits [batch, tokens, vocab], base_state [batch, tokens, d],
+    inserted_state [.., D]."""
+
+    logits: Tensor | None
+    signals: dict[str, Tensor]
+    base_state: Tensor
+    inserted_state: dict[str, Tensor]
+    past_key_values: Cache | None = field(default=None, repr=False)
+
+
+class OtterForCausalLM(nn.Module):
+    """`base(...)` called by itself is the plain base; called through this module, or inside
+    `streaming()`, it
+    carries the inserted streams. The base stays in eval mode and never gets a gradient."""
+
+    def __init__(self, base: PreTrainedModel, shape: BaseShape, manifest: Manifest) -> None:
+        super().__init__()
+        self.base = base.eval().requires_grad_(False)
+        self.shape, self.manifest = shape, manifest
+        self.insertions = nn.ModuleDict({c.name: Insertion(c, shape) for c in manifest.insertions})
+        self.taps = Taps(base, shape.family, self.insertions)
+        self.signal_configs: dict[str, SignalConfig] = {}
+        self._owner: dict[str, str] = {}
+        for config in manifest.insertions:
+            for signal in config.signals:
+                self.signal_configs[signal.name], self._owner[signal.name] = signal, config.name
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        base: str | Path | None = None,
+        dtype: torch.dtype | None = None,
+        insertion_dtype: torch.dtype | None = None,
+        attn_implementation: str | None = None,
+        device: str | torch.device = "cpu",
+    ) -> OtterForCausalLM:
+        """Loads a grafted folder, or an adapter with its `base`, strictly: every tensor accounted
+        for, or OtterError.
+
+        `dtype`: the base's, by default the file's; `insertion_dtype`: the inserted tensors', by
+        default the base's.
+        """
+        from otter_cli.model.load import load
+
+        return load(
+            cls,
+            Path(folder),
+            base=None if base is None else Path(base),
+            dtype=dtype,
+            insertion_dtype=insertion_dtype,
+            attn_implementation=attn_implementation,
+            device=torch.device(device),
+        )
+
+    @property
+    def config(self) -> Any:
+        return self.base.config
+
+    @property
+    def generation_config(self) -> Any:
+        return self.base.generation_config
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.device
+
+    def train(self, mode: bool = True) -> Self:
+        """Dropout of the base would change what it says, so the base stays in eval mode."""
+        super().train(mode)
+        self.base.eval()
+        return self
+
+    def new_cache(self) -> DynamicCache:
+        """An empty KV cache; the insertion's own layers are appended on first use."""
+        return DynamicCache(config=self.base.config)
+
+    @contextmanager
+    def streaming(self, grad: bool = False) -> Iterator[Record]:
+        """Calls of `self.base` inside, `base.generate` too, carry the streams; the record holds the
+        last states."""
+        with self.taps.recording(grad) as record:
+            yield record
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        signals: Wanted = "all",
+        logits: bool = True,
+        logits_to_keep: int | Tensor = 0,
+        **arguments: Any,
+    ) -> OtterOutput:
+        """One pass of the base. `logits=False` skips the vocabulary product. Unknown signals raise
+        OtterError.
+
+        The base runs without gradients; the streams build a graph when gradients are enabled.
+        """
+        names = tuple(self.signal_configs) if signals == "all" else self._known(signals)
+        with self.streaming(grad=torch.is_grad_enabled()) as record, torch.no_grad():
+            if logits:
+                out = self.base(input_ids=input_ids, logits_to_keep=logits_to_keep, **arguments)
+            else:
+                out = self.base.get_submodule(self.shape.family.decoder)(
+                    input_ids=input_ids, **arguments
+                )
+        assert record.base_state is not None
+        return OtterOutput(
+            logits=out.logits if logits else None,
+            signals={
+                n: self.read_signal(n, record.base_state, record.inserted_state) for n in names
+            },
+            base_state=record.base_state,
+            inserted_state=record.inserted_state,
+            past_key_values=out.past_key_values,
+        )
+
+    def read_signal(
+        self, name: str, base_state: Tensor, inserted_state: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The signal at the positions of the given states, which may be a selection of a
+        forward's."""
+        (name,) = self._known((name,))
+        owner = self._owner[name]
+        insertion = self.insertions[owner]
+        return insertion.read(name, base_state, inserted_state.get(owner), self.lm_head)  # type: ignore[operator]
+
+    def lm_head(self, base_state: Tensor) -> Tensor:
+        """The base's own output product on chosen states, [..., d] -> [..., vocab]."""
+        head = self.base.get_submodule(self.shape.family.head)
+        return head(base_state.to(head.weight.dtype))
+
+    def inserted_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The only parameters that may be trained, by their names on disk."""
+        for insertion, module in self.insertions.items():
+            for name, parameter in module.named_parameters():
+                yield f"otter.{insertion}.{name}", parameter
+
+    def inserted_state_dict(self) -> dict[str, Tensor]:
+        """Inserted tensors by their names on disk, detached."""
+        return {name: parameter.detach() for name, parameter in self.inserted_parameters()}
+
+    def _known(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in self.signal_configs:
+                near = closest(name, self.signal_configs)
+                known = ", ".join(self.signal_configs) or "none"
+                raise OtterError(
+                    f"there is no signal {name!r} in this graft",
+                    hint=(f"did you mean {near!r}? " if near else "") + f"its signals: {known}",
+                )
+        return names

@@ -1,0 +1,74 @@
+"""What signal a head gives, and how it is written on the command line: [NAME=]KIND[:ARG]."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import BaseModel, ConfigDict
+
+from otter_cli.core.errors import OtterError
+from otter_cli.core.suggest import closest
+
+ALIASES = {"reward": "value", "toxicity": "classes"}
+KINDS = ("value", "classes", "future")
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+
+
+class SignalConfig(BaseModel):
+    """A named signal. `size`: attributes of a value, classes, or future heads (for t+2 ...
+    t+size+1)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    kind: str
+    size: int = 1
+    labels: tuple[str, ...] = ()
+
+
+def parse_signal(text: str) -> SignalConfig:
+    """Reads `reward`, `toxicity`, `future:3`, `classes:a,b,c`, `polite=value`. Raises OtterError on
+    anything else."""
+    head, _, argument = text.partition(":")
+    name, separator, kind = head.partition("=")
+    written = kind if separator else name
+    kind = ALIASES.get(written, written)
+    if kind not in KINDS:
+        known = (*KINDS, *ALIASES)
+        near = closest(written, known)
+        raise OtterError(
+            f"signal {text!r}: there is no kind {written!r}",
+            hint=(f"did you mean {near!r}? " if near else "") + "kinds: " + ", ".join(known),
+        )
+    if not _NAME.fullmatch(name):
+        raise OtterError(
+            f"signal {text!r}: {name!r} is no name",
+            hint="small letters, digits, - and _, beginning with a letter",
+        )
+    size, labels = _argument(text, kind, argument)
+    # `toxicity` is one class of that name, `reward` one attribute.
+    if kind == "classes" and not labels:
+        labels = (name,) if size == 1 else tuple(f"class_{i}" for i in range(size))
+    return SignalConfig(name=name, kind=kind, size=size, labels=labels)
+
+
+def _argument(text: str, kind: str, argument: str) -> tuple[int, tuple[str, ...]]:
+    if not argument:
+        return (3, ()) if kind == "future" else (1, ())
+    if argument.isdigit():
+        if not 1 <= int(argument) <= 4096:
+            raise OtterError(
+                f"signal {text!r}: {argument} is not from 1 to 4096", hint="for example future:3"
+            )
+        return int(argument), ()
+    labels = tuple(label.strip() for label in argument.split(","))
+    if (
+        kind == "future"
+        or not all(_NAME.fullmatch(label) for label in labels)
+        or len(set(labels)) < len(labels)
+    ):
+        raise OtterError(
+            f"signal {text!r}: cannot read {argument!r}",
+            hint="a number (future:3), or distinct names (classes:toxicity,insult)",
+        )
+    return len(labels), labels
