@@ -11,6 +11,9 @@ class Verb(NamedTuple):
 
 # In the order in which a user meets them: panels too appear as they first come.
 VERBS = {
+    "inspect": Verb("otter_cli.cli.inspect", "Checkpoints", "what a folder is, what was grafted"),
+    "graft": Verb("otter_cli.cli.graft", "Checkpoints", "insert tensors beside a base's own"),
+    "strip": Verb("otter_cli.cli.strip", "Checkpoints", "give the base back, byte for byte"),
     "recipes": Verb("otter_cli.cli.recipes", "Help", "list, show and copy the recipes that ship"),
     "doctor": Verb("otter_cli.cli.doctor", "Help", "versions, hardware, memory, what is missing"),
 }

@@ -1,6 +1,6 @@
 """The insertion: its configuration, plan, first values, and its way onto and off a base."""
 
-from otter_cli.insertion.config import InsertionConfig, parse_layers
+from otter_cli.insertion.config import InsertionConfig, parse_layers, resolve
 from otter_cli.insertion.graft import check_base, graft, strip, update_tensors
 from otter_cli.insertion.manifest import MANIFEST, TENSORS, Manifest, TrainingRecord
 from otter_cli.insertion.plan import Plan, Slot
@@ -16,6 +16,7 @@ __all__ = [
     "check_base",
     "graft",
     "parse_layers",
+    "resolve",
     "strip",
     "update_tensors",
 ]

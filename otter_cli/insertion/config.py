@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from otter_cli.core.errors import OtterError
 from otter_cli.families import BaseShape
@@ -35,41 +35,7 @@ class InsertionConfig(BaseModel):
     dtype: Literal["F32", "BF16", "F16"] = "F32"
     signals: tuple[SignalConfig, ...] = ()
 
-    @classmethod
-    def resolve(
-        cls,
-        shape: BaseShape,
-        *,
-        hidden: int | None = None,
-        heads: int | None = None,
-        ffn: int | None = None,
-        kv_heads: int | None = None,
-        layers: tuple[int, ...] | None = None,
-        **rest: object,
-    ) -> Self:
-        """Fills what is not asked for (a sixteenth of each width of the base) and checks the whole
-        against the base."""
-        hidden = _eighth(shape.hidden // 16) if hidden is None else hidden
-        heads = (max(1, shape.heads // 16) if heads is None else heads) if hidden else 0
-        ffn = (_eighth(shape.ffn // 16) if ffn is None else ffn) if hidden else 0
-        kv = rest.get("kv", "own")
-        if kv_heads is None:
-            kv_heads = heads if kv == "own" else _read_heads(heads, shape)
-        chosen = tuple(range(shape.layers)) if layers is None else layers
-        config = cls.model_validate(
-            {
-                "hidden": hidden,
-                "heads": heads,
-                "ffn": ffn,
-                "kv_heads": kv_heads,
-                "layers": chosen if hidden else (),
-                **rest,
-            }
-        )
-        config._check(shape)
-        return config
-
-    def _check(self, shape: BaseShape) -> None:
+    def check(self, shape: BaseShape) -> None:
         limits = (
             ("hidden", self.hidden, shape.hidden),
             ("heads", self.heads, shape.heads),
@@ -109,6 +75,38 @@ class InsertionConfig(BaseModel):
                 f"two signals are called {max(names, key=names.count)!r}",
                 hint="name one of them: --signal other=value",
             )
+
+
+def resolve(
+    shape: BaseShape,
+    *,
+    hidden: int | None = None,
+    heads: int | None = None,
+    ffn: int | None = None,
+    kv_heads: int | None = None,
+    layers: tuple[int, ...] | None = None,
+    **rest: object,
+) -> InsertionConfig:
+    """An insertion for a base: what is not asked for is a sixteenth of its. Raises OtterError."""
+    hidden = _eighth(shape.hidden // 16) if hidden is None else hidden
+    heads = (max(1, shape.heads // 16) if heads is None else heads) if hidden else 0
+    ffn = (_eighth(shape.ffn // 16) if ffn is None else ffn) if hidden else 0
+    if kv_heads is None:
+        kv_heads = _read_heads(heads, shape) if rest.get("kv") == "base" else heads
+    layers = tuple(range(shape.layers)) if layers is None else layers
+    sizes = {"hidden": hidden, "heads": heads, "ffn": ffn, "kv_heads": kv_heads if heads else 0}
+    try:
+        config = InsertionConfig.model_validate(
+            {**sizes, "layers": layers if hidden else (), **rest}
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        raise OtterError(
+            f"{option} {first['input']}: {first['msg']}", hint="see otter graft --help"
+        ) from None
+    config.check(shape)
+    return config
 
 
 def parse_layers(text: str, count: int) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -223,5 +223,5 @@ class Insertion(nn.Module):
     ) -> Tensor:
         """The signal `name` at the positions of the given states."""
         signal = next(signal for signal in self.config.signals if signal.name == name)
-        weights = dict(self.signals[name].items())
+        weights = dict(cast(nn.ParameterDict, self.signals[name]).items())
         return HEADS[signal.kind].forward(signal, weights, base_state, inserted_state, unembed)

@@ -1,0 +1,141 @@
+"""`otter graft`: plan, price, write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from otter_cli.cli.app import Outcome, verb, verb_app
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from otter_cli.insertion import Plan
+    from otter_cli.insertion.price import Price
+
+app = verb_app()
+
+
+def _size(name: str, text: str) -> Any:
+    return typer.Option(name, help=text, rich_help_panel="Size")
+
+
+def _form(name: str, text: str) -> Any:
+    return typer.Option(name, help=text, rich_help_panel="Form")
+
+
+@verb(
+    app,
+    example="""\
+    otter graft llama-base grafted
+    otter graft llama-base grafted --hidden 32 --heads 1 --ffn 64 --signal reward --signal future:3
+    otter graft llama-base grafted --kv base --signal toxicity --dry-run""",
+)
+def graft(
+    base: Annotated[Path, typer.Argument(help="folder of the base checkpoint (safetensors)")],
+    out: Annotated[Path, typer.Argument(help="the grafted folder to write")],
+    signal: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--signal",
+            help="[NAME=]KIND[:ARG], again for more: reward, toxicity, classes:a,b, future:3. "
+            "Default: reward",
+        ),
+    ] = None,
+    hidden: Annotated[int | None, _size("--hidden", "inserted hidden units; 0: heads only")] = None,
+    heads: Annotated[int | None, _size("--heads", "inserted query heads a layer")] = None,
+    ffn: Annotated[int | None, _size("--ffn", "inserted FFN units a layer")] = None,
+    kv_heads: Annotated[
+        int | None, _size("--kv-heads", "key/value heads: own ones, or how many of the base's")
+    ] = None,
+    layers: Annotated[str, _size("--layers", "8:24, first:4, last:8, 3,5,7 or all")] = "all",
+    kv: Annotated[str, _form("--kv", "own keys and values, or the base's: own | base")] = "own",
+    kv_start: Annotated[int, _form("--kv-start", "first of the base's heads to read")] = 0,
+    norm: Annotated[
+        str, _form("--norm", "rms of the stream itself, or of the base's: own | base")
+    ] = "own",
+    embedding: Annotated[str, _form("--embedding", "table | zeros")] = "table",
+    init: Annotated[str, _form("--init", "copy | normal | random | zero-output")] = "copy",
+    seed: Annotated[int, _form("--seed", "of every random first value")] = 0,
+    dtype: Annotated[str, _form("--dtype", "of the stored tensors: F32 | BF16 | F16")] = "F32",
+    copy: Annotated[
+        bool, typer.Option("--copy", help="copy the base's files, rather than hard-link them")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="price only; write nothing")] = False,
+) -> Outcome:
+    """Graft an insertion onto a base: its files stay byte for byte, otter.* comes beside them.
+
+    Left out, every size is a sixteenth of the base's.
+    """
+    from otter_cli.checkpoint.folder import Checkpoint
+    from otter_cli.core.errors import OtterError
+    from otter_cli.families import base_shape
+    from otter_cli.insertion import InsertionConfig, Plan, parse_layers, resolve
+    from otter_cli.insertion import graft as write
+    from otter_cli.insertion.price import price
+    from otter_cli.signals import parse_signal
+
+    if out.exists() and not dry_run:
+        raise OtterError(f"{out} exists already", hint="choose another OUT, or remove it")
+    checkpoint = Checkpoint.open(base, allow_otter=False)
+    shape = base_shape(checkpoint.config)
+    config: InsertionConfig = resolve(
+        shape,
+        hidden=hidden,
+        heads=heads,
+        ffn=ffn,
+        kv_heads=kv_heads,
+        layers=parse_layers(layers, shape.layers),
+        kv=kv,
+        kv_start=kv_start,
+        norm=norm,
+        embedding=embedding,
+        init=init,
+        seed=seed,
+        dtype=dtype,
+        signals=tuple(parse_signal(text) for text in signal or ["reward"]),
+    )
+    plan = Plan(config, shape)
+    cost = price(plan, checkpoint.dtype)
+    if not dry_run:
+        write(checkpoint, out, plan, source=str(base), mode="copy" if copy else "link")
+    data = {
+        "out": None if dry_run else out,
+        "family": shape.family.model_type,
+        "insertion": config,
+        "tensors": len(plan.slots),
+        **cost.record(),
+    }
+    return Outcome(data, view=lambda: _view(plan, cost, None if dry_run else out))
+
+
+def _view(plan: Plan, cost: Price, out: Path | None) -> RenderableType:
+    from rich.console import Group
+    from rich.table import Table
+
+    from otter_cli.core.units import bytes_text, count_text, percent_text
+
+    table = Table(
+        "part", "parameters", "of the base", box=None, header_style="bold", pad_edge=False
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for part, count in cost.by_part.items():
+        table.add_row(part, count_text(count), percent_text(count / cost.base_parameters))
+    table.add_row(
+        "all", count_text(cost.inserted_parameters), percent_text(cost.ratio), style="bold"
+    )
+    growth = cost.inserted_cache_bytes_per_token
+    more = percent_text(growth / cost.base_cache_bytes_per_token)
+    cache = f"{bytes_text(growth)} a token ({more} more)"
+    lines = [
+        f"stored in {plan.config.dtype}: {bytes_text(cost.inserted_bytes)}",
+        f"KV cache: {cache if growth else 'no growth'}",
+        f"loaded with the base: {bytes_text(cost.load_bytes)}",
+        f"written to {out}: the base's files untouched, otter.safetensors, otter.json"
+        if out
+        else "dry run: nothing written",
+    ]
+    return Group(table, *lines)

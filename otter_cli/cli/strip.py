@@ -1,0 +1,26 @@
+"""`otter strip`: gives the base back."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from otter_cli.cli.app import Outcome, verb, verb_app
+
+app = verb_app()
+
+
+@verb(app, example="otter strip grafted base-again")
+def strip(
+    folder: Annotated[Path, typer.Argument(help="the grafted folder")],
+    to: Annotated[Path, typer.Argument(help="where the base goes")],
+    copy: Annotated[bool, typer.Option("--copy", help="copy rather than hard-link")] = False,
+) -> Outcome:
+    """Give the base back, byte for byte: every file is checked against its digest first."""
+    from otter_cli.insertion import strip as give_back
+
+    files = give_back(folder, to, mode="copy" if copy else "link")
+    return Outcome(
+        {"out": to, "files": files},
+        view=lambda: f"{to}: {len(files)} files, byte for byte as they were grafted",
+    )

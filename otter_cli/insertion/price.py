@@ -1,0 +1,63 @@
+"""What an insertion costs before a byte of it is written."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from otter_cli.families import BaseShape
+from otter_cli.insertion.plan import Plan
+
+ITEMSIZE = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
+
+
+@dataclass(frozen=True)
+class Price:
+    """Counts of one insertion beside its base. Caches per token of one sequence."""
+
+    base_parameters: int
+    inserted_parameters: int
+    inserted_bytes: int
+    by_part: dict[str, int]
+    base_cache_bytes_per_token: int
+    inserted_cache_bytes_per_token: int
+    # Weights of both when loaded in the base's dtype.
+    load_bytes: int
+
+    @property
+    def ratio(self) -> float:
+        """Inserted parameters over the base's."""
+        return self.inserted_parameters / self.base_parameters
+
+    def record(self) -> dict[str, Any]:
+        return {**asdict(self), "parameter_ratio": self.ratio}
+
+
+def price(plan: Plan, dtype: str) -> Price:
+    """Prices a plan; `dtype` is the base's, by its safetensors name."""
+    base, size = plan.shape.parameters(), ITEMSIZE[dtype]
+    parts: dict[str, int] = {}
+    for slot in plan.slots:
+        part = _part(slot.name)
+        parts[part] = parts.get(part, 0) + slot.count
+    return Price(
+        base_parameters=base,
+        inserted_parameters=plan.parameters,
+        inserted_bytes=plan.stored_bytes,
+        by_part=parts,
+        base_cache_bytes_per_token=_base_cache(plan.shape, size),
+        inserted_cache_bytes_per_token=plan.cache_bytes_per_token(size),
+        load_bytes=(base + plan.parameters) * size,
+    )
+
+
+def _base_cache(shape: BaseShape, size: int) -> int:
+    return 2 * shape.layers * shape.kv_heads * shape.head_dim * size
+
+
+def _part(name: str) -> str:
+    """embedding, attention, ffn, norm, or `signal NAME`: a heading for a tensor's cost."""
+    parts = name.split(".")[2:]
+    if parts[0] == "signals":
+        return f"signal {parts[1]}"
+    return parts[2] if parts[0] == "layers" else parts[0]
