@@ -58,6 +58,7 @@ def write_tensors(
         for part in _parts(order, tensors, produce, metadata):
             digest.update(part)
             size += file.write(part)
+            del part  # it holds on to its tensor, and the next one is about to be made
     return FileRecord(bytes=size, sha256=digest.hexdigest())
 
 
