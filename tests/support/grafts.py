@@ -1,0 +1,40 @@
+"""Grafts for tests, written to disk by the real pipeline; random ones have no zero anywhere."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from otter_cli.checkpoint.folder import Checkpoint
+from otter_cli.families import base_shape
+from otter_cli.insertion import Manifest, Plan, graft, resolve, update_tensors
+from otter_cli.signals import parse_signal
+
+SIGNALS = ("reward", "toxicity", "future:2")
+
+
+def plan_for(base: Path, *, signals: tuple[str, ...] = SIGNALS, **options: Any) -> Plan:
+    shape = base_shape(Checkpoint.open(base).config)
+    parsed = tuple(parse_signal(text) for text in signals)
+    return Plan(resolve(shape, signals=parsed, **options), shape)
+
+
+def graft_for(base: Path, out: Path, **options: Any) -> Path:
+    """A graft with the first values that its initialisation gives."""
+    graft(Checkpoint.open(base), out, plan_for(base, **options))
+    return out
+
+
+def random_graft(
+    base: Path, out: Path, *, scale: float = 0.1, seed: int = 0, **options: Any
+) -> Path:
+    """A graft all of whose inserted tensors are random: heads answer, gradients flow everywhere."""
+    plan = plan_for(base, **options)
+    graft(Checkpoint.open(base), out, plan)
+    random = np.random.default_rng(seed)
+    values = {
+        slot.name: (random.normal(0, scale, slot.shape) + (slot.role == "norm")).astype(np.float32)
+        for slot in plan.slots
+    }
+    update_tensors(out, plan, Manifest.read(out), values)
+    return out

@@ -1,0 +1,89 @@
+"""Signals: how they are written, and that a head is linear in [y ; v] as METHOD, 1 says."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from otter_cli.core.errors import OtterError
+from otter_cli.signals import HEADS, SignalConfig, parse_signal
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("reward", SignalConfig(name="reward", kind="value")),
+        ("value", SignalConfig(name="value", kind="value")),
+        ("polite=reward", SignalConfig(name="polite", kind="value")),
+        (
+            "value:helpful,kind",
+            SignalConfig(name="value", kind="value", size=2, labels=("helpful", "kind")),
+        ),
+        ("toxicity", SignalConfig(name="toxicity", kind="classes", labels=("toxicity",))),
+        (
+            "classes:2",
+            SignalConfig(name="classes", kind="classes", size=2, labels=("class_0", "class_1")),
+        ),
+        (
+            "mod=classes:insult,threat",
+            SignalConfig(name="mod", kind="classes", size=2, labels=("insult", "threat")),
+        ),
+        ("future", SignalConfig(name="future", kind="future", size=3)),
+        ("draft=future:5", SignalConfig(name="draft", kind="future", size=5)),
+    ],
+)
+def test_what_a_signal_may_be_called(text: str, expected: SignalConfig) -> None:
+    assert parse_signal(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("rewrd", "reward"),
+        ("x=futur:3", "future"),
+        ("future:0", "future:0"),
+        ("future:a,b", "a,b"),
+        ("classes:a,a", "a,a"),
+        ("Big=reward", "Big"),
+        ("", "kind"),
+        ("classes:a,", "a,"),
+    ],
+)
+def test_bad_signals_are_named(text: str, names: str) -> None:
+    with pytest.raises(OtterError) as caught:
+        parse_signal(text)
+    assert names in caught.value.what + caught.value.hint
+
+
+@pytest.mark.parametrize("inserted", [0, 3])
+@pytest.mark.parametrize("text", ["reward", "value:a,b", "toxicity", "classes:4", "future:2"])
+def test_heads_equal_one_product_of_the_concatenation(text: str, inserted: int) -> None:
+    signal, d, vocab = parse_signal(text), 5, 11
+    torch.manual_seed(0)
+    shapes = HEADS[signal.kind].shapes(signal, d, inserted)
+    weights = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    y = torch.randn(2, 7, d, dtype=torch.float64)
+    v = torch.randn(2, 7, inserted, dtype=torch.float64)
+    unembedding = torch.randn(vocab, d, dtype=torch.float64)
+
+    got = HEADS[signal.kind].forward(signal, weights, y, v, lambda s: s @ unembedding.T)
+
+    joint = torch.cat([weights["base"], weights["inserted"]], -1) if inserted else weights["base"]
+    linear = torch.cat([y, v], -1) @ joint.T + weights["bias"]
+    if signal.kind == "future":
+        heads = [y + F.silu(block) for block in linear.split(d, -1)]
+        expected = torch.stack([head @ unembedding.T for head in heads], -2)
+    else:
+        expected = linear[..., 0] if text == "reward" else linear
+    assert got.shape == expected.shape
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_an_untrained_future_head_drafts_the_next_token_again() -> None:
+    signal = parse_signal("future:2")
+    weights = {n: torch.zeros(s) for n, s in HEADS["future"].shapes(signal, 4, 2).items()}
+    y, unembedding = torch.randn(1, 3, 4), torch.randn(9, 4)
+    got = HEADS["future"].forward(
+        signal, weights, y, torch.randn(1, 3, 2), lambda s: s @ unembedding.T
+    )
+    for head in range(2):
+        torch.testing.assert_close(got[:, :, head], y @ unembedding.T)
