@@ -1,0 +1,97 @@
+"""Bootstrap intervals: a figure is a function of how often each example counts.
+
+With every count at one it is the figure itself; each resample draws other counts. So AUROC and F1,
+which are no means, and differences paired by example all go the same way.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from otter_cli.core.errors import OtterError
+
+Counts = np.ndarray  # [resamples, n]
+Statistic = Callable[[Counts], np.ndarray]  # -> [resamples], NaN where undefined
+
+RESAMPLES = 2_000
+CONFIDENCE = 0.95
+
+# Resamples are drawn in pieces of this many counts: 32 MB at a time, however many examples.
+_PIECE = 2**22
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure over `n` examples with its 95 % percentile bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def interval(statistic: Statistic, n: int, *, what: str = "the figure", seed: int = 0) -> Interval:
+    """The figure over n examples; OtterError where it is undefined for them."""
+    value = float(statistic(np.ones((1, n)))[0]) if n else np.nan
+    if not np.isfinite(value):
+        raise OtterError(
+            f"{what} is undefined on these {n} examples",
+            hint="are there enough, are they of every class, and are the scores finite?",
+        )
+    random = np.random.default_rng(seed)
+    rows = max(1, _PIECE // n)
+    pieces = [
+        statistic(_draw(random, min(rows, RESAMPLES - start), n))
+        for start in range(0, RESAMPLES, rows)
+    ]
+    tail = 50 * (1 - CONFIDENCE)
+    # A resample may hold none of a rare class: the figure is undefined there, not zero.
+    low, high = np.nanpercentile(np.concatenate(pieces), [tail, 100 - tail])
+    return Interval(value, float(low), float(high), n)
+
+
+def mean(values: np.ndarray) -> Statistic:
+    return ratio(values, np.ones(len(values)))
+
+
+def ratio(tops: np.ndarray, bottoms: np.ndarray) -> Statistic:
+    """A quotient of sums, such as hits over attempts."""
+    tops, bottoms = np.asarray(tops, float), np.asarray(bottoms, float)
+    return lambda counts: _divide(counts @ tops, counts @ bottoms)
+
+
+def difference(one: Statistic, other: Statistic) -> Statistic:
+    """`one - other` on the same examples: both see the same counts, which pairs them."""
+    return lambda counts: one(counts) - other(counts)
+
+
+def f1(predicted: np.ndarray, truth: np.ndarray) -> Statistic:
+    """Harmonic mean of precision and recall of the true class."""
+    predicted, truth = np.asarray(predicted, float), np.asarray(truth, float)
+    return ratio(2 * predicted * truth, predicted + truth)
+
+
+def auroc(scores: np.ndarray, truth: np.ndarray) -> Statistic:
+    """How often a true example scores above a false one; a tie counts half."""
+    order = np.argsort(scores, kind="stable")
+    true = np.asarray(truth, float)[order]
+    _, starts = np.unique(np.asarray(scores)[order], return_index=True)
+
+    def area(counts: Counts) -> np.ndarray:
+        sorted_counts = counts[:, order]
+        above = np.add.reduceat(sorted_counts * true, starts, axis=1)
+        below = np.add.reduceat(sorted_counts * (1 - true), starts, axis=1)
+        wins = (above * (np.cumsum(below, axis=1) - below / 2)).sum(axis=1)
+        return _divide(wins, above.sum(axis=1) * below.sum(axis=1))
+
+    return area
+
+
+def _draw(random: np.random.Generator, resamples: int, n: int) -> Counts:
+    drawn = random.integers(n, size=(resamples, n)) + n * np.arange(resamples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n).astype(float)
+
+
+def _divide(tops: np.ndarray, bottoms: np.ndarray) -> np.ndarray:
+    return np.divide(tops, bottoms, out=np.full_like(tops, np.nan), where=bottoms != 0)
