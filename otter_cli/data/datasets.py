@@ -1,0 +1,120 @@
+"""Tokenised data in memory, and the padded batches made of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from otter_cli.core.errors import OtterError
+from otter_cli.data.encoding import Encoder, Truncation
+from otter_cli.data.labelled import LabelledText
+from otter_cli.data.preference import Pair
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded rows; `last` is the index of each row's last real token."""
+
+    input_ids: Tensor  # [rows, tokens]
+    attention_mask: Tensor  # [rows, tokens], 1 where real
+    last: Tensor  # [rows]
+    labels: Tensor | None = None  # [rows, labels], fp32
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens, padding not counted."""
+        return int(self.attention_mask.sum())
+
+    def to(self, device: torch.device | str) -> Self:
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            attention_mask=self.attention_mask.to(device),
+            last=self.last.to(device),
+            labels=None if self.labels is None else self.labels.to(device),
+        )
+
+
+class Dataset(Protocol):
+    """What a training loop needs: how long each row is, and a batch of chosen rows."""
+
+    @property
+    def lengths(self) -> Sequence[int]: ...
+
+    @property
+    def truncation(self) -> Truncation: ...
+
+    def batch(self, rows: Sequence[int]) -> Batch: ...
+
+
+class Pairs:
+    """Preference pairs; a batch of n rows has 2 n texts: the chosen ones, then the rejected."""
+
+    def __init__(self, pairs: Sequence[Pair], encoder: Encoder) -> None:
+        chosen = encoder([pair.chosen for pair in pairs], "chosen text")
+        rejected = encoder([pair.rejected for pair in pairs], "rejected text")
+        self.chosen, self.rejected = chosen.ids, rejected.ids
+        self.truncation = chosen.truncation + rejected.truncation
+        self.lengths = [max(map(len, two)) for two in zip(chosen.ids, rejected.ids, strict=True)]
+        self._pad_id = encoder.pad_id
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        texts = [self.chosen[row] for row in rows] + [self.rejected[row] for row in rows]
+        return pad(texts, self._pad_id)
+
+
+class Labelled:
+    """Texts with their labels."""
+
+    def __init__(self, texts: Sequence[LabelledText], encoder: Encoder) -> None:
+        encoded = encoder([row.text for row in texts])
+        self.ids = encoded.ids
+        self.truncation = encoded.truncation
+        self.lengths = [len(ids) for ids in encoded.ids]
+        self.labels = torch.tensor([row.labels for row in texts], dtype=torch.float32)
+        self._pad_id = encoder.pad_id
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        padded = pad([self.ids[row] for row in rows], self._pad_id)
+        return replace(padded, labels=self.labels[list(rows)])
+
+
+class Blocks:
+    """Plain texts joined end to end and cut into blocks of `block` tokens: nothing is padded.
+
+    Each text keeps its BOS, and gets an EOS with `eos`. Long texts go on in the next block; the
+    tokens after the last whole block are left out, and counted in `left_over`.
+    """
+
+    def __init__(
+        self, texts: Sequence[str], tokenizer: object, block: int, *, eos: bool = True
+    ) -> None:
+        # A limit that no text reaches: nothing is truncated here.
+        encoder = Encoder(tokenizer, max_length=2**62, eos=eos)
+        joined = [token for ids in encoder(texts).ids for token in ids]
+        count, self.left_over = divmod(len(joined), block)
+        if count == 0:
+            raise OtterError(
+                f"{len(texts)} texts have {len(joined)} tokens, less than one block of {block}",
+                hint="give more text, or shorter blocks",
+            )
+        self.ids = torch.tensor(joined[: count * block]).view(count, block)
+        self.truncation = Truncation(0, len(texts), block)
+        self.lengths = [block] * count
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        ids = self.ids[list(rows)]
+        last = torch.full((len(rows),), ids.shape[1] - 1)
+        return Batch(ids, torch.ones_like(ids), last)
+
+
+def pad(texts: Sequence[Sequence[int]], pad_id: int) -> Batch:
+    """Rows padded on the right to the longest of them."""
+    lengths = torch.tensor([len(ids) for ids in texts])
+    input_ids = torch.full((len(texts), int(lengths.max())), pad_id)
+    for row, ids in enumerate(texts):
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+    attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+    return Batch(input_ids, attention_mask, lengths - 1)

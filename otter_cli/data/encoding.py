@@ -1,0 +1,102 @@
+"""Texts to tokens, once, with every cut counted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from otter_cli.core.errors import OtterError
+from otter_cli.core.units import percent_text
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """How many of `texts` were longer than the limit and lost tokens."""
+
+    cut: int
+    texts: int
+    max_length: int
+
+    @property
+    def share(self) -> float:
+        return self.cut / self.texts if self.texts else 0.0
+
+    def check(self, allowed: float = 0.05) -> None:
+        """Raises OtterError when more than the share `allowed` was cut."""
+        if self.share > allowed:
+            raise OtterError(
+                f"{self.cut} of {self.texts} texts ({percent_text(self.share)}) are longer than "
+                f"{self.max_length} tokens and would be cut; {percent_text(allowed)} is allowed",
+                hint="raise max_length, shorten the texts, or allow more truncation",
+            )
+
+    def __add__(self, other: "Truncation") -> "Truncation":
+        longest = max(self.max_length, other.max_length)
+        return Truncation(self.cut + other.cut, self.texts + other.texts, longest)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of each text, and what was cut."""
+
+    ids: list[list[int]]
+    truncation: Truncation
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """How texts become tokens: BOS as the tokenizer does it, EOS on request, cut to `max_length`.
+
+    `keep` says which end of a long text stays: a reward is read off the last token, so "end" is
+    the default. BOS and EOS stay either way.
+    """
+
+    tokenizer: Any
+    max_length: int
+    eos: bool = True
+    keep: Literal["end", "start"] = "end"
+
+    def __post_init__(self) -> None:
+        if self.eos and self.tokenizer.eos_token_id is None:
+            raise OtterError(
+                "the tokenizer has no EOS token, which was to be appended",
+                hint="set `eos: false`, or give tokenizer_config.json an eos_token",
+            )
+        if self.max_length < 3:
+            raise OtterError(
+                f"max_length is {self.max_length}, too short for BOS, EOS and a token between",
+                hint="give at least 3 tokens",
+            )
+
+    @property
+    def pad_id(self) -> int:
+        """Any id would do, since padding is masked; the tokenizer's own where it has one."""
+        return int(self.tokenizer.pad_token_id or 0)
+
+    def __call__(self, texts: Sequence[str], what: str = "text") -> Encoded:
+        """OtterError names the first of `texts` (a `what`) that has no tokens at all."""
+        # The longest texts are cut on purpose: the tokenizer's own warning about them is noise.
+        encoded = self.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+        ids, cut = [], 0
+        for number, (text, tokens) in enumerate(zip(texts, encoded, strict=True), 1):
+            head, body = self._parts(tokens)
+            if not body:
+                raise OtterError(
+                    f"{what} {number} has no tokens: {text[:40]!r}",
+                    hint="the tokenizer knows none of its characters: remove the row",
+                )
+            fitted = self._fit(head, body)
+            cut += len(fitted) < len(head) + len(body) + self.eos
+            ids.append(fitted)
+        return Encoded(ids, Truncation(cut, len(ids), self.max_length))
+
+    def _parts(self, tokens: list[int]) -> tuple[list[int], list[int]]:
+        """BOS, and the text; an EOS that some tokenizers add themselves is not to come twice."""
+        start = int(tokens[:1] == [self.tokenizer.bos_token_id])
+        end = len(tokens) - int(self.eos and tokens[-1:] == [self.tokenizer.eos_token_id])
+        return tokens[:start], tokens[start:end]
+
+    def _fit(self, head: list[int], body: list[int]) -> list[int]:
+        tail = [self.tokenizer.eos_token_id] if self.eos else []
+        room = self.max_length - len(head) - len(tail)
+        kept = body[-room:] if self.keep == "end" else body[:room]
+        return [*head, *kept, *tail]

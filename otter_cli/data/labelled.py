@@ -1,0 +1,110 @@
+"""Labelled text: one text, one number or several."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from otter_cli.core.errors import OtterError
+from otter_cli.core.suggest import closest
+from otter_cli.data.records import Record, read_rows
+
+Mapped = Mapping[str, float | Sequence[float]]
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    text: str
+    labels: tuple[float, ...]
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What must not occur in both training and test data."""
+        return (self.text,)
+
+
+def read_labelled(
+    path: str | Path,
+    *,
+    text: str,
+    labels: Sequence[str],
+    mapping: Mapped | None = None,
+    low: float = 0.0,
+    high: float = 1.0,
+    limit: int | None = None,
+) -> list[LabelledText]:
+    """Texts with their labels, from jsonl or csv.
+
+    Each column of `labels` is a number from `low` to `high`; or, with `mapping`, one of its keys,
+    that stands for a number or for several: {"0": 1, "1": 1, "2": 0} reads three classes as two,
+    {"hate": [1, 0], "rude": [0, 1]} one column as two labels. OtterError, with file and line, for
+    anything else.
+    """
+    if mapping:
+        _check_mapping(mapping, low, high)
+
+    def parse(record: Record) -> LabelledText:
+        found: list[float] = []
+        for column in labels:
+            found += _labels(record, column, mapping, low, high)
+        return LabelledText(record.text(text), tuple(found))
+
+    return read_rows(path, parse, limit=limit)
+
+
+def _labels(
+    record: Record, column: str, mapping: Mapped | None, low: float, high: float
+) -> list[float]:
+    if mapping:
+        return _numbers(_mapped(record, column, mapping))
+    label = _number(record, column)
+    if not low <= label <= high:
+        raise record.error(
+            f"{column!r} is {label:g}, outside {low:g} to {high:g}",
+            "classes are read with a mapping of their names to 0 and 1",
+        )
+    return [label]
+
+
+def _number(record: Record, column: str) -> float:
+    value = record.value(column)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isnan(number):
+        raise record.error(
+            f"{column!r} is {value!r}, not a number", "give a mapping for class names"
+        )
+    return number
+
+
+def _mapped(record: Record, column: str, mapping: Mapped) -> float | Sequence[float]:
+    key = str(record.value(column)).strip()
+    if key not in mapping:
+        near = closest(key, mapping)
+        raise record.error(
+            f"{column!r} is {key!r}, which the mapping lacks",
+            (f"did you mean {near!r}? " if near else "") + f"it has {', '.join(mapping)}",
+        )
+    return mapping[key]
+
+
+def _check_mapping(mapping: Mapped, low: float, high: float) -> None:
+    sizes = {len(_numbers(value)) for value in mapping.values()}
+    if len(sizes) > 1:
+        raise OtterError(
+            f"label mapping: its values have {' and '.join(map(str, sorted(sizes)))} numbers",
+            hint="give every class the same number of labels",
+        )
+    for key, value in mapping.items():
+        for number in _numbers(value):
+            if not low <= number <= high:
+                raise OtterError(
+                    f"label mapping: {key!r} stands for {number:g}, outside {low:g} to {high:g}",
+                    hint="map each class to numbers in that range",
+                )
+
+
+def _numbers(value: float | Sequence[float]) -> list[float]:
+    return [float(v) for v in value] if isinstance(value, Sequence) else [float(value)]

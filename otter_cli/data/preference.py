@@ -1,0 +1,55 @@
+"""Preference pairs: two texts, one of them better."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from otter_cli.data.records import Record, read_rows
+
+_ANSWER = "\n\nAssistant:"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """`chosen` and `rejected` are whole texts; `prompt` is the beginning they share, if marked."""
+
+    chosen: str
+    rejected: str
+    prompt: str = ""
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What must not occur in both training and test data."""
+        return (self.prompt,) if self.prompt else (self.chosen, self.rejected)
+
+
+def read_pairs(
+    path: str | Path,
+    *,
+    chosen: str = "chosen",
+    rejected: str = "rejected",
+    prompt: str | None = None,
+    limit: int | None = None,
+) -> list[Pair]:
+    """Pairs from jsonl or csv; with `prompt`, that column is put before both texts.
+
+    OtterError, with file and line, for missing or empty columns and for two equal texts.
+    """
+
+    def parse(record: Record) -> Pair:
+        start = record.text(prompt) if prompt else ""
+        better, worse = start + record.text(chosen), start + record.text(rejected)
+        if better == worse:
+            raise record.error(
+                f"{chosen!r} and {rejected!r} are equal", "remove the row: it prefers nothing"
+            )
+        return Pair(better, worse, start or shared_dialogue(better, worse))
+
+    return read_rows(path, parse, limit=limit)
+
+
+def shared_dialogue(one: str, other: str) -> str:
+    """The turns two dialogues share, up to and with the last `Assistant:`; "" if there is none."""
+    pairs = enumerate(zip(one, other, strict=False))
+    common = one[: next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))]
+    end = common.rfind(_ANSWER)
+    return common[: end + len(_ANSWER)] if end >= 0 else ""

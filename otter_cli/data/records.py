@@ -1,0 +1,150 @@
+"""Rows of jsonl and csv files, with columns asked for by name."""
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from otter_cli.core.errors import OtterError
+from otter_cli.core.suggest import closest
+from otter_cli.data.lines import format_of, numbered_lines
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row: where it stands, and its values by column."""
+
+    path: Path
+    line: int
+    values: Mapping[str, Any]
+
+    def value(self, column: str) -> Any:
+        """`a.b` also reaches into an object under `a`, `a.0` into a list; plain names go first."""
+        if column in self.values:
+            return self.values[column]
+        outer, dot, inner = column.partition(".")
+        nested = self.values.get(outer)
+        if isinstance(nested, list):
+            nested = {str(i): value for i, value in enumerate(nested)}
+        if dot and isinstance(nested, Mapping):
+            return Record(self.path, self.line, nested).value(inner)
+        near = closest(column, self.values)
+        raise self.error(
+            f"no column {column!r}",
+            (f"did you mean {near!r}? " if near else "")
+            + f"its columns: {', '.join(map(repr, self.values)) or 'none'}",
+        )
+
+    def text(self, column: str) -> str:
+        """Text with something in it besides white space."""
+        value = self.value(column)
+        if not isinstance(value, str):
+            raise self.error(f"{column!r} is {_kind(value)}, not text", "name another column")
+        if not value.strip():
+            raise self.error(f"{column!r} is empty", "remove the row, or fill it")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            # JSON's \ud800 escapes can spell half a character, at which tokenizers fail.
+            hint = "write the file again as UTF-8, without \\u escapes"
+            raise self.error(f"{column!r} holds half a surrogate pair", hint) from error
+        return value
+
+    def error(self, what: str, hint: str) -> OtterError:
+        return OtterError(f"{self.path}, line {self.line}: {what}", hint=hint)
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The rows of a jsonl, csv or tsv file (or one of these with .gz), blank lines left out."""
+    kind = format_of(path)
+    if kind in ("jsonl", "ndjson"):
+        return _json_records(path)
+    if kind in ("csv", "tsv"):
+        return _csv_records(path, delimiter="," if kind == "csv" else "\t")
+    raise OtterError(
+        f"{path}: its name says neither .jsonl nor .csv nor .tsv (plain or .gz)",
+        hint="convert the file, or rename it if only its name is wrong",
+    )
+
+
+def read_rows(
+    path: str | Path,
+    parse: Callable[[Record], Row],
+    *,
+    limit: int | None = None,
+    at_least: int = 2,
+) -> list[Row]:
+    """Every row parsed, or the first `limit`; OtterError when fewer than `at_least` are there."""
+    rows: list[Row] = []
+    for record in read_records(Path(path)):
+        if limit is not None and len(rows) >= limit:
+            break
+        rows.append(parse(record))
+    require_rows(path, len(rows), at_least)
+    return rows
+
+
+def require_rows(path: str | Path, count: int, at_least: int) -> None:
+    if count < at_least:
+        raise OtterError(
+            f"{path}: {count or 'no'} example{'s' * (count != 1)}, at least {at_least} are needed",
+            hint="is it the right file, and is it whole?",
+        )
+
+
+def _json_records(path: Path) -> Iterator[Record]:
+    for number, line in numbered_lines(path):
+        if not line.strip():
+            continue
+        record = Record(path, number, {})
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            hint = 'each line is one object, like {"text": "..."}'
+            raise record.error(f"not JSON: {error}", hint) from error
+        if not isinstance(values, dict):
+            raise record.error(f"{_kind(values)}, not an object", "each line is one JSON object")
+        yield Record(path, number, values)
+
+
+def _csv_records(path: Path, delimiter: str) -> Iterator[Record]:
+    rows = csv.reader((line for _, line in numbered_lines(path)), delimiter=delimiter, strict=True)
+    first_line, columns = 1, None
+    try:
+        for row in rows:
+            record = Record(path, first_line, {})
+            # A quoted field may span lines: the next row starts after the last line read.
+            first_line = rows.line_num + 1
+            if not row:
+                continue
+            if columns is None:
+                columns = _header(row, record)
+            elif len(row) != len(columns):
+                raise record.error(
+                    f"{len(row)} fields, but the header has {len(columns)}",
+                    "quote fields that hold the delimiter, a quote or a line break",
+                )
+            else:
+                yield Record(path, record.line, dict(zip(columns, row, strict=True)))
+    except csv.Error as error:
+        raise Record(path, first_line, {}).error(
+            f"not CSV: {error}", "is a quote left open?"
+        ) from error
+
+
+def _header(row: list[str], record: Record) -> list[str]:
+    twice = sorted({name for name in row if row.count(name) > 1})
+    if twice:
+        raise record.error(f"the header names {', '.join(map(repr, twice))} twice", "rename one")
+    return row
+
+
+def _kind(value: object) -> str:
+    """A JSON value's type, as people say it."""
+    names = {bool: "a truth value", int: "a number", float: "a number", str: "text"}
+    names |= {list: "a list", dict: "an object", type(None): "null"}
+    return names.get(type(value), type(value).__name__)
