@@ -14,6 +14,9 @@ MAX_BYTES = 100_000_000
 # ask for a lot of memory. Real headers have a dozen marks per tensor: this is 160,000 tensors.
 _MAX_MARKS = 2_000_000
 
+# One character beyond Latin makes Python hold the whole text in two or four bytes a character.
+_MAX_WIDE_BYTES = 10_000_000
+
 
 def shown(text: str) -> str:
     """A name from a file as it may be shown: control characters escaped, never long."""
@@ -29,6 +32,8 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
     """The JSON object in `data`; a key given twice anywhere in it is refused."""
     if sum(data.count(mark) for mark in b",:{[") > _MAX_MARKS:
         raise OtterError(f"{where}: far more entries than any checkpoint has", hint=_DAMAGED)
+    if len(data) > _MAX_WIDE_BYTES and not data.isascii():
+        raise OtterError(f"{where}: far more text than any checkpoint has", hint=_DAMAGED)
     try:
         value = json.loads(data.decode(), object_pairs_hook=lambda pairs: _unique(pairs, where))
     except RecursionError as error:

@@ -52,6 +52,7 @@ TEXT: dict[str, tuple[bytes, str]] = {
     "nested too deep": (b'{"a":' + b"[" * 200_000, "nested too deeply"),
     "endless number": (b'{"a":' + b"1" * 10_000 + b"}", "not JSON"),
     "too many entries": (b'{"a":[' + b"0," * 2_000_000 + b"0]}", "far more entries"),
+    "too much text": (b'{"a":"\xf0\x9f\xa6\xa6%s"}' % (b"x" * 10**7), "far more text"),
     "tensor twice": (
         b'{"a":%s,"a":%s}' % ((json.dumps(GOOD).encode(),) * 2),
         "'a' occurs twice",
