@@ -36,6 +36,8 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
         raise OtterError(f"{where}: far more text than any checkpoint has", hint=_DAMAGED)
     try:
         value = json.loads(data.decode(), object_pairs_hook=lambda pairs: _unique(pairs, where))
+        if b"\\u" in data:  # an escape can spell half a character, which cannot be written again
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
         raise OtterError(f"{where}: JSON nested too deeply", hint=_DAMAGED) from error
     except ValueError as error:
