@@ -1,0 +1,1 @@
+"""Other layouts of a graft, for engines that know nothing of insertions."""
