@@ -1,0 +1,78 @@
+"""A report as one HTML file: no network, no script that runs, light and dark."""
+
+import json
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from otter_cli.reports.page import Cell, Report, Section, Table, as_cell
+from otter_cli.reports.plots import Plot
+from otter_cli.reports.svg import Colours, colours_of, draw
+
+
+def html_page(report: Report) -> str:
+    """The whole page as text; the data behind each plot stands below it, folded."""
+    style = files("otter_cli.reports").joinpath("style.css").read_text(encoding="utf-8")
+    facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in report.facts)
+    return "\n".join(
+        [
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(report.title)}</title>\n<style>\n{style}</style>\n</head>",
+            f'<body>\n<main>\n<h1>{escape(report.title)}</h1>\n<p class="lead">',
+            f"{escape(report.lead)}</p>",
+            f'<dl class="facts">{facts}</dl>' if facts else "",
+            *(_section(section) for section in report.sections),
+            f"{_embedded(report.data)}</main>\n</body>\n</html>\n",
+        ]
+    )
+
+
+def _section(section: Section) -> str:
+    parts = [f"<h2>{escape(section.title)}</h2>"]
+    parts += [f"<p>{escape(paragraph)}</p>" for paragraph in section.text]
+    parts += [_table(table) for table in section.tables]
+    if section.plots:
+        colours = colours_of(section.plots)
+        figures = "".join(_figure(plot, colours) for plot in section.plots)
+        parts.append(f'<div class="plots">{figures}</div>')
+    return f"<section>\n{chr(10).join(parts)}\n</section>"
+
+
+def _table(table: Table) -> str:
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in table.columns)
+    rows = []
+    for row in table.rows:
+        first, *others = map(as_cell, row)
+        cells = f'<th scope="row">{_cell(first)}</th>' + "".join(
+            f'<td class="{cell.tone}">{_cell(cell)}</td>' for cell in others
+        )
+        rows.append(f"<tr>{cells}</tr>")
+    kind = ' class="numeric"' if table.numeric else ""
+    body = "\n".join(rows)
+    return (
+        f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cell(cell: Cell) -> str:
+    detail = f"<small>{escape(cell.detail)}</small>" if cell.detail else ""
+    return escape(cell.text) + detail
+
+
+def _figure(plot: Plot, colours: Colours) -> str:
+    head, *rows = plot.data()
+    data = _table(Table(head, rows))
+    return (
+        f"<figure><h3>{escape(plot.title)}</h3>{draw(plot, colours)}"
+        f"<details><summary>data</summary>{data}</details></figure>"
+    )
+
+
+def _embedded(data: Any) -> str:
+    if data is None:
+        return ""
+    # Inside a string, `</script>` would end the element and `<!--` would hide its end.
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    return f'<script type="application/json" id="data">{text}</script>\n'

@@ -1,0 +1,65 @@
+"""A report in the terminal, laid out for 100 columns."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from otter_cli.reports.page import Cell, Report, Table, as_cell
+
+if TYPE_CHECKING:
+    from rich.console import Group, RenderableType
+    from rich.text import Text
+
+# More columns of figures with intervals than this do not fit beside their names.
+_COLUMNS = 5
+_STYLES = {"plain": "", "good": "green", "bad": "red"}
+
+
+def terminal_page(report: Report) -> "Group":
+    """Everything but the plots, whose numbers the tables hold."""
+    from rich.console import Group
+
+    return Group(*_parts(report))
+
+
+def _parts(report: Report) -> "Iterator[RenderableType]":
+    from rich.text import Text
+
+    yield Text(report.title, style="bold")
+    yield Text(report.lead)
+    for section in report.sections:
+        yield Text()
+        yield Text(section.title, style="bold cyan")
+        for paragraph in section.text:
+            yield Text(paragraph)
+        for table in section.tables:
+            for part in _split(table):
+                yield _table(part)
+
+
+def _split(table: Table) -> Iterator[Table]:
+    """The table in pieces of a few columns, each with the names of the rows."""
+    for start in range(1, max(len(table.columns), 2), _COLUMNS):
+        taken = slice(start, start + _COLUMNS)
+        yield Table(
+            [table.columns[0], *table.columns[taken]],
+            [[row[0], *row[taken]] for row in table.rows],
+            table.numeric,
+        )
+
+
+def _table(table: Table) -> "RenderableType":
+    from rich.table import Table as RichTable
+
+    drawn = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for i, column in enumerate(table.columns):
+        drawn.add_column(column, justify="right" if i and table.numeric else "left")
+    for row in table.rows:
+        drawn.add_row(*(_text(as_cell(cell)) for cell in row))
+    return drawn
+
+
+def _text(cell: Cell) -> "Text":
+    from rich.text import Text
+
+    text = Text(cell.text, style=_STYLES[cell.tone])
+    return text.append(f"\n{cell.detail}", style="dim") if cell.detail else text

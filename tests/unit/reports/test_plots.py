@@ -1,0 +1,96 @@
+"""Where dots stand, which colours they have, and which values are written at the axes."""
+
+import math
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otter_cli.reports import IntervalPlot, LinePlot, Point, ScatterPlot, Series
+from otter_cli.reports.scale import Scale, covering, tick_text, ticks
+from otter_cli.reports.svg import WIDTH, colours_of, draw
+
+numbers = st.floats(-1e6, 1e6, allow_nan=False).filter(lambda x: x == 0 or abs(x) > 1e-6)
+
+
+def test_a_scale_is_linear_and_may_run_downwards() -> None:
+    scale = Scale(0, 10, 200, 0)
+    assert (scale(0), scale(5), scale(10)) == (200, 100, 0)
+
+
+@given(st.lists(numbers, min_size=1, max_size=20))
+def test_everything_is_inside_the_drawing(values: list[float]) -> None:
+    scale = covering(values, 46, 368)
+    assert all(46 <= scale(value) <= 368 for value in values)
+
+
+@given(st.lists(numbers, min_size=1, max_size=20))
+def test_ticks_are_few_round_inside_and_apart(values: list[float]) -> None:
+    scale = covering(values, 0, 300)
+    found = ticks(scale)
+    assert 1 <= len(found) <= 9
+    slack = 1e-9 * max(abs(scale.low), abs(scale.high))
+    assert all(scale.low - slack <= tick <= scale.high + slack for tick in found)
+    assert len(set(found)) == len(found)
+
+
+def test_steps_are_whole_where_positions_are() -> None:
+    assert ticks(covering([1, 2, 3], 0, 300), whole=True) == [1, 2, 3]
+
+
+def test_air_does_not_reach_below_nothing() -> None:
+    assert covering([0.01, 5], 0, 1).low == 0
+    assert covering([-1, 5], 0, 1).low < -1
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.25, "0.25"), (1500, "1500"), (2e6, "2e6"), (0.0002, "2e-4"), (-3, "-3")],
+)
+def test_tick_labels_are_short(value: float, text: str) -> None:
+    assert tick_text(value) == text
+
+
+def test_a_dot_stands_within_its_whisker() -> None:
+    plot = IntervalPlot("t", "x", [Point("plain", 0.3, 0.2, 0.5), Point("other", 0.9, 0.8, 1)])
+    drawn = draw(plot, colours_of([plot]))
+    whiskers = re.findall(r'whisker c\d" x1="([\d.]+)" y1="[\d.]+" x2="([\d.]+)"', drawn)
+    dots = re.findall(r'dot c\d" cx="([\d.]+)"', drawn)
+    assert len(whiskers) == len(dots) == 2
+    for (low, high), dot in zip(whiskers, dots, strict=True):
+        assert 0 < float(low) < float(dot) < float(high) < WIDTH
+
+
+def test_a_label_has_one_colour_in_all_plots_of_a_section() -> None:
+    both = IntervalPlot("t", "x", [Point("plain", 1, 1, 1), Point("head", 2, 2, 2)])
+    lines = LinePlot("t", "x", "y", [Series("head", [1], [2])])
+    colours = colours_of([both, lines])
+    assert colours == {"plain": "c0", "head": "c1"}
+    assert 'dot c1"' in draw(lines, colours) and "c0" not in draw(lines, colours)
+
+
+def test_equal_values_are_drawn_without_a_division_by_nothing() -> None:
+    same = Point("plain", 0.0, 0.0, 0.0)
+    for plot in (
+        IntervalPlot("t", "x", [same]),
+        ScatterPlot("t", "x", "y", [(same, same)]),
+        LinePlot("t", "x", "y", [Series("plain", [1.0], [0.0])]),
+    ):
+        assert "nan" not in draw(plot, colours_of([plot]))
+
+
+def test_long_curves_have_no_dots() -> None:
+    long = Series("loss", list(range(200)), [math.exp(-i / 50) for i in range(200)])
+    plot = LinePlot("Loss", "step", "loss", [long])
+    assert "circle" not in draw(plot, colours_of([plot]))
+
+
+def test_the_data_of_a_plot_are_its_numbers() -> None:
+    series = [Series("a", [1, 2], [0.5, 0.25], [0.4, 0.2], [0.6, 0.3]), Series("b", [1], [3])]
+    assert LinePlot("t", "step", "loss", series).data() == [
+        ["", "step", "loss", "low", "high"],
+        ["a", "1", "0.5", "0.4", "0.6"],
+        ["a", "2", "0.25", "0.2", "0.3"],
+        ["b", "1", "3", "", ""],
+    ]
