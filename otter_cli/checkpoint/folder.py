@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from otter_cli.checkpoint.dtypes import Array
-from otter_cli.checkpoint.header import TensorInfo
 from otter_cli.checkpoint.links import resolve_inside
 from otter_cli.checkpoint.listing import base_files, is_ours
 from otter_cli.checkpoint.strict_json import read_object
+from otter_cli.checkpoint.tensor_info import TensorInfo
 from otter_cli.checkpoint.weights import Weights
 from otter_cli.core.errors import OtterError, from_os_error
 
@@ -38,10 +38,10 @@ class Checkpoint:
         """OtterError for whatever is not a sound safetensors checkpoint, or is already grafted
         where `allow_otter` is off."""
         path = Path(path)
-        _refuse_no_folder(path)
-        if not allow_otter:
-            _refuse_otter(path)
         try:
+            _refuse_no_folder(path)
+            if not allow_otter:
+                _refuse_otter(path)
             files = base_files(path)
             config = _read_config(path)
             _refuse_without_weights(path, files)

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from otter_cli.checkpoint.dtypes import Array
-from otter_cli.checkpoint.header import TensorInfo
 from otter_cli.checkpoint.links import resolve_inside
 from otter_cli.checkpoint.strict_json import is_plain, read_object, shown
 from otter_cli.checkpoint.tensor_file import TensorFile
+from otter_cli.checkpoint.tensor_info import TensorInfo
 from otter_cli.core.errors import OtterError
 
 _REWRITE = "fetch the folder again, or save the model again with its index"

@@ -8,7 +8,8 @@ import pytest
 import safetensors
 
 from otter_cli.checkpoint.dtypes import BITS
-from otter_cli.checkpoint.header import TensorInfo, read_header
+from otter_cli.checkpoint.header import read_header
+from otter_cli.checkpoint.tensor_info import TensorInfo
 from tests.unit.checkpoint.crafted import craft, entry, padded
 
 
