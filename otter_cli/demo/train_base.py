@@ -1,0 +1,140 @@
+"""Trains the tiny base that ships with the package: `python -m otter_cli.demo.train_base OUT`.
+
+Everything it reads is written by the seeded World, so whatever is measured on it is synthetic.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from otter_cli.core.atomic import staged_folder, write_json
+from otter_cli.core.console import progress, say
+from otter_cli.core.provenance import provenance
+from otter_cli.core.seeds import derive_seed, seed_everything
+from otter_cli.demo.tokenizer import BOS, EOS, PAD, VOCABULARY, save_tokenizer, train_tokenizer
+from otter_cli.demo.world import World
+
+CONTEXT = 256
+IGNORED = -100
+ROWS_PER_STEP = 8
+LEARNING_RATE = 4e-3
+WARM_UP_STEPS = 50
+
+
+def tiny_config() -> LlamaConfig:
+    """About 0.46 M parameters: under 2 MB in fp32 with its tokenizer."""
+    return LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=96, intermediate_size=224, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=32, tie_word_embeddings=True,
+        max_position_embeddings=CONTEXT, rms_norm_eps=1e-5, dtype="float32",
+        bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD,
+    )  # fmt: skip
+
+
+def pack(documents: list[list[int]]) -> Tensor:
+    """Rows of whole documents, `<s> ... </s>` each, filled up with padding: [rows, CONTEXT]."""
+    rows: list[list[int]] = [[]]
+    for document in documents:
+        if len(rows[-1]) + len(document) > CONTEXT:
+            rows.append([])
+        rows[-1] += document
+    return torch.tensor([row + [PAD] * (CONTEXT - len(row)) for row in rows])
+
+
+def next_token_loss(model: LlamaForCausalLM, rows: Tensor) -> Tensor:
+    """Mean cross-entropy of rows [batch, CONTEXT], padding left out, in nats per token."""
+    # Padding sits at the end of a row, where causal attention hides it from all that counts.
+    labels = rows.masked_fill(rows == PAD, IGNORED)
+    loss: Tensor = model(input_ids=rows, labels=labels, use_cache=False).loss
+    return loss
+
+
+def train(model: LlamaForCausalLM, rows: Tensor, steps: int, seed: int) -> None:
+    """AdamW with a warm-up and a cosine to zero, on `rows` in shuffled epochs."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+    batches = _batches(rows, seed)
+    model.train()
+    with progress(steps, "training the base") as advance:
+        for step in range(steps):
+            loss = next_token_loss(model, next(batches))
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            advance(1)
+            if step % 200 == 0:
+                say(f"step {step}: loss {loss.item():.3f}")
+    model.eval()
+
+
+@torch.no_grad()
+def held_out_loss(model: LlamaForCausalLM, rows: Tensor) -> float:
+    losses = [next_token_loss(model, batch) for batch in rows.split(ROWS_PER_STEP)]
+    return torch.stack(losses).mean().item()
+
+
+def build(out: Path, *, steps: int, texts: int, seed: int) -> dict[str, Any]:
+    """Write the base to `out` and return its card, which lies there as PROVENANCE.json."""
+    started = time.monotonic()
+    train_texts = World(seed, "train").texts(texts)
+    tokenizer = train_tokenizer(train_texts[:20_000])
+    train_rows, test_rows = (
+        pack([[*encoding.ids, EOS] for encoding in tokenizer.encode_batch(documents)])
+        for documents in (train_texts, World(seed, "test").texts(2_000))
+    )
+    seed_everything(derive_seed("base", seed))
+    model = LlamaForCausalLM(tiny_config())
+    train(model, train_rows, steps, seed)
+    card = {
+        "what": "a tiny Llama trained on synthetic text alone, for `otter demo` and tests",
+        "parameters": model.num_parameters(),
+        "seed": seed, "texts": texts, "steps": steps, "rows_per_step": ROWS_PER_STEP,
+        "learning_rate": LEARNING_RATE,
+        "train_tokens": int((train_rows != PAD).sum()),
+        "held_out_loss": round(held_out_loss(model, test_rows), 4),
+        "train_loss": round(held_out_loss(model, train_rows[: len(test_rows)]), 4),
+        "seconds": round(time.monotonic() - started, 1),
+        "provenance": provenance(["python", "-m", "otter_cli.demo.train_base"]),
+    }  # fmt: skip
+    with staged_folder(out) as folder:
+        model.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder, CONTEXT)
+        write_json(folder / "PROVENANCE.json", card)
+    return card
+
+
+def _rate(step: int, steps: int) -> float:
+    return min(1.0, (step + 1) / WARM_UP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _batches(rows: Tensor, seed: int) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        for chosen in torch.randperm(len(rows), generator=generator).split(ROWS_PER_STEP):
+            yield rows[chosen]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", type=int, default=3_000)
+    parser.add_argument("--texts", type=int, default=60_000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    card = build(options.out, steps=options.steps, texts=options.texts, seed=options.seed)
+    say(f"held-out loss {card['held_out_loss']} nats per token, {card['seconds']} s")
+
+
+if __name__ == "__main__":
+    main()
