@@ -98,7 +98,7 @@ def graft(
         signals=tuple(parse_signal(text) for text in signal or ["reward"]),
     )
     plan = Plan(config, shape)
-    cost = price(plan, checkpoint.dtype)
+    cost = price(plan, checkpoint)
     if not dry_run:
         write(checkpoint, out, plan, source=str(base), mode="copy" if copy else "link")
     data = {
@@ -127,9 +127,9 @@ def _view(plan: Plan, cost: Price, out: Path | None) -> RenderableType:
     table.add_row(
         "all", count_text(cost.inserted_parameters), percent_text(cost.ratio), style="bold"
     )
-    growth = cost.inserted_cache_bytes_per_token
-    more = percent_text(growth / cost.base_cache_bytes_per_token)
-    cache = f"{bytes_text(growth)} a token ({more} more)"
+    growth, before = cost.inserted_cache_bytes_per_token, cost.base_cache_bytes_per_token
+    more = f" ({percent_text(growth / before)} more)" if before else ""
+    cache = f"{bytes_text(growth)} a token{more}"
     lines = [
         f"stored in {plan.config.dtype}: {bytes_text(cost.inserted_bytes)}",
         f"KV cache: {cache if growth else 'no growth'}",

@@ -50,13 +50,22 @@ def inspect(
 def _families() -> Outcome:
     from otter_cli.families import FAMILIES, REFUSED
 
-    data = {"full": sorted(FAMILIES), "ffn_only": [], "refused": REFUSED}
+    reasons = {name: family.ffn_only for name, family in sorted(FAMILIES.items())}
+    data: dict[str, Any] = {
+        "full": [name for name, reason in reasons.items() if not reason],
+        "ffn_only": [name for name, reason in reasons.items() if reason],
+        "refused": {
+            name: {"reason": why, "instead": instead} for name, (why, instead) in REFUSED.items()
+        },
+    }
 
     def view() -> RenderableType:
         table = _pairs()
         table.add_row("full insertion", ", ".join(data["full"]))
-        for name, reason in REFUSED.items():
-            table.add_row(f"refused: {name}", reason)
+        for name in data["ffn_only"]:
+            table.add_row(f"FFN only: {name}", reasons[name])
+        for name, refusal in data["refused"].items():
+            table.add_row(f"refused: {name}", f"{refusal['reason']}; try {refusal['instead']}")
         return table
 
     return Outcome(data, view)
@@ -64,16 +73,17 @@ def _families() -> Outcome:
 
 def _record(checkpoint: Checkpoint, shape: BaseShape, manifest: Manifest | None) -> dict[str, Any]:
     from dataclasses import asdict
-    from math import prod
 
     from otter_cli.insertion import Plan
+    from otter_cli.insertion.price import base_parameters
 
     sizes = {k: v for k, v in asdict(shape).items() if isinstance(v, int | float | str)}
     record: dict[str, Any] = {
         "path": checkpoint.path,
         "family": shape.family.model_type,
+        "ffn_only": shape.family.ffn_only,
         "grafted": manifest is not None,
-        "parameters": sum(prod(info.shape) for info in checkpoint.tensors.values()),
+        "parameters": base_parameters(checkpoint, shape),
         "dtype": checkpoint.dtype,
         "tensors": len(checkpoint.tensors),
         "weight_files": checkpoint.weight_files,
@@ -114,7 +124,8 @@ def _view(record: dict[str, Any]) -> RenderableType:
 
     table = _pairs()
     table.add_row("folder", str(record["path"]))
-    table.add_row("family", f"{record['family']} (full insertion)")
+    only = f"FFN insertion only: {record['ffn_only']}" if record["ffn_only"] else "full insertion"
+    table.add_row("family", f"{record['family']} ({only})")
     table.add_row(
         "base",
         f"{count_text(record['parameters'])} parameters, {record['dtype']}, "

@@ -1,7 +1,9 @@
 """Model families, as data."""
 
-from otter_cli.families.family import Attention, BaseShape, Family, FeedForward
-from otter_cli.families.registry import FAMILIES, REFUSED, base_shape, find_family
+from otter_cli.families.family import Attention, Family, FeedForward
+from otter_cli.families.refused import REFUSED
+from otter_cli.families.registry import FAMILIES, find_family
+from otter_cli.families.shape import BaseShape, base_shape
 
 __all__ = [
     "FAMILIES",

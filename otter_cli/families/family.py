@@ -1,45 +1,92 @@
 """What a model family looks like, as data: where its modules are and which traits matter.
 
 Module names are relative to a decoder layer; a tensor on disk is the module's full name plus
-`.weight` or `.bias`.
+`.weight` or `.bias`. An empty name: the family has no such module.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-# A trait that the configuration decides: fixed, or the name of a boolean key in config.json.
+# A trait that the configuration decides: fixed, or the name of a key in config.json.
 Flag = bool | str
+Scale = float | str
+SQRT_WIDTH = "sqrt(hidden_size)"
+
+# Where query, key and value lie in one projection: three of them, one after the other, or in turn
+# within each head.
+Fusion = Literal["apart", "stacked", "by head"]
+# What the stream reads of a branch: what goes into its last product, or what comes out of it all.
+Tap = Literal["input", "output"]
 
 
 @dataclass(frozen=True)
 class Attention:
-    """The attention block of a layer: its input norm, projections and biases."""
+    """The attention branch of a layer: its norms, projections and biases."""
 
     module: str = "self_attn"
     norm: str = "input_layernorm"
+    post_norm: str = ""
     query: str = "self_attn.q_proj"
     key: str = "self_attn.k_proj"
     value: str = "self_attn.v_proj"
     out: str = "self_attn.o_proj"
+    fused: Fusion = "apart"
     bias: Flag = False
     out_bias: Flag = False
-    # Norms of q and k per head (Qwen3), which inserted heads get too.
-    query_norm: str | None = None
-    key_norm: str | None = None
+    # Norms of q and k, which inserted heads get too: per head, or over all heads jointly.
+    query_norm: str = ""
+    key_norm: str = ""
+    joint_norm: bool = False
+    # The attribute of the attention module that says whether this layer rotates at all.
+    rotary_if: str = ""
+    # The query is scaled before the attention function is called, which is told a scale of 1.
+    scaled_query: bool = False
+    tap: Tap = "input"
+    # The module that some layers have in this one's place; read by its output.
+    elsewhere: str = ""
+
+    @property
+    def end(self) -> str:
+        """The last product of the branch."""
+        return self.out
 
 
 @dataclass(frozen=True)
 class FeedForward:
-    """The gated FFN block of a layer."""
+    """The FFN branch of a layer. Without names of gate and up, inserted units begin at random."""
 
     module: str = "mlp"
     norm: str = "post_attention_layernorm"
+    post_norm: str = ""
     gate: str = "mlp.gate_proj"
     up: str = "mlp.up_proj"
     down: str = "mlp.down_proj"
+    # Not gated: act(x W_u) alone.
+    plain: bool = False
+    # One projection with the gate's rows first, then the up projection's.
+    fused: bool = False
     bias: Flag = False
+    # F over d where the configuration leaves F out.
+    widening: int | None = None
+    tap: Tap = "input"
+    # Where else the copied units may come from: (gate, up) of layers that are built otherwise.
+    elsewhere: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def end(self) -> str:
+        """The last product of the branch."""
+        return self.down
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Learned positions: a table on disk, indexed by position id plus `offset`."""
+
+    module: str
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,53 +100,36 @@ class Family:
     embedding: str = "model.embed_tokens"
     final_norm: str = "model.norm"
     head: str = "lm_head"
+    positions: Positions | None = None
     attention: Attention = field(default_factory=Attention)
     ffn: FeedForward = field(default_factory=FeedForward)
+    norm: Literal["rms", "layer"] = "rms"
+    norm_bias: bool = False
+    # Norms multiply by offset + weight.
+    norm_offset: float = 0.0
+    # Both branches read the layer's input.
+    parallel: Flag = False
+    # Weights lie as [in, out] on disk.
+    transposed: bool = False
+    embedding_scale: Scale = 1.0
+    residual_scale: Scale = 1.0
+    logit_scale: Scale = 1.0
+    logit_divisor: Scale = 1.0
+    logit_cap: str = ""
+    # Llama's configuration keys, where this family has others; and what is meant by an absent key.
+    keys: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    # (key, value, why not): members of the family that are built otherwise.
+    refused: tuple[tuple[str, Any, str], ...] = ()
+    # Tensors of a layer on disk that are no parameters.
+    buffers: tuple[str, ...] = ()
+    # Why it takes no inserted heads; empty: it takes them.
+    ffn_only: str = ""
 
     def layer(self, index: int, part: str) -> str:
         """Full module name of `part` in decoder layer `index`."""
         return f"{self.layers}.{index}.{part}"
 
-
-@dataclass(frozen=True)
-class BaseShape:
-    """The sizes of a base, read from its config.json; METHOD notation in brackets."""
-
-    family: Family
-    layers: int  # [L]
-    hidden: int  # [d]
-    heads: int  # [H]
-    kv_heads: int  # [K]
-    head_dim: int  # [c]
-    ffn: int  # [F]
-    vocab: int  # [V]
-    max_positions: int
-    norm_eps: float
-    activation: str
-    tied: bool
-    attention_bias: bool
-    out_bias: bool
-    ffn_bias: bool
-
-    @property
-    def group(self) -> int:
-        """Query heads that share one key/value head [H / K]."""
-        return self.heads // self.kv_heads
-
-    def parameters(self) -> int:
-        """Parameters of the base by its shape (biases and norms included)."""
-        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        biases = self.head_dim * (self.heads + 2 * self.kv_heads) * self.attention_bias
-        biases += self.hidden * self.out_bias + (2 * self.ffn + self.hidden) * self.ffn_bias
-        head_norms = self.head_dim * sum(
-            norm is not None
-            for norm in (self.family.attention.query_norm, self.family.attention.key_norm)
-        )
-        per_layer = attention + 3 * self.hidden * self.ffn + 2 * self.hidden + biases + head_norms
-        embeddings = self.vocab * self.hidden * (1 if self.tied else 2)
-        return self.layers * per_layer + embeddings + self.hidden
-
-
-def flag(value: Flag, config: dict[str, Any]) -> bool:
-    """Resolves a trait against config.json."""
-    return bool(config.get(value, False)) if isinstance(value, str) else value
+    def on_disk(self, name: str) -> tuple[str, ...]:
+        """The names a tensor may have in a file: some checkpoints leave the first part out."""
+        return name, name.partition(".")[2]

@@ -1,7 +1,8 @@
 """The insertion: its configuration, plan, first values, and its way onto and off a base."""
 
+from otter_cli.insertion.check import check_base
 from otter_cli.insertion.config import InsertionConfig, parse_layers, resolve
-from otter_cli.insertion.graft import check_base, graft, strip, update_tensors
+from otter_cli.insertion.graft import graft, strip, update_tensors
 from otter_cli.insertion.manifest import MANIFEST, TENSORS, Manifest, TrainingRecord
 from otter_cli.insertion.plan import Plan, Slot
 

@@ -47,6 +47,13 @@ class InsertionConfig(BaseModel):
                     f"--{name} {value} is not from 0 to the base's {limit}",
                     hint="leave the option out for a sixteenth of the base's",
                 )
+        family = shape.family
+        if self.heads and family.ffn_only:
+            raise OtterError(
+                f"--heads {self.heads}: {family.model_type} takes no inserted heads: "
+                f"{family.ffn_only}",
+                hint="leave --heads out: hidden and FFN units go in, and attention is still read",
+            )
         if self.heads and (self.kv_heads < 1 or self.heads % self.kv_heads):
             raise OtterError(
                 f"--heads {self.heads} is not a multiple of its {self.kv_heads} key/value heads",
@@ -89,7 +96,8 @@ def resolve(
 ) -> InsertionConfig:
     """An insertion for a base: what is not asked for is a sixteenth of its. Raises OtterError."""
     hidden = _eighth(shape.hidden // 16) if hidden is None else hidden
-    heads = (max(1, shape.heads // 16) if heads is None else heads) if hidden else 0
+    usual = 0 if shape.family.ffn_only else max(1, shape.heads // 16)
+    heads = (usual if heads is None else heads) if hidden else 0
     ffn = (_eighth(shape.ffn // 16) if ffn is None else ffn) if hidden else 0
     if kv_heads is None:
         kv_heads = _read_heads(heads, shape) if rest.get("kv") == "base" else heads

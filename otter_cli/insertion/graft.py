@@ -19,9 +19,11 @@ from otter_cli.core.atomic import staged_folder
 from otter_cli.core.digests import sha256_file
 from otter_cli.core.errors import OtterError
 from otter_cli.core.provenance import provenance
+from otter_cli.insertion.check import check_base
 from otter_cli.insertion.initialise import initial_value
 from otter_cli.insertion.manifest import TENSORS, BaseRecord, FileRecord, InsertedRecord, Manifest
 from otter_cli.insertion.plan import Plan
+from otter_cli.insertion.price import base_parameters
 
 
 def graft(
@@ -47,7 +49,7 @@ def graft(
                 source=source or base.path.resolve().name,
                 revision=revision,
                 family=plan.shape.family.model_type,
-                parameters=plan.shape.parameters(),
+                parameters=base_parameters(base, plan.shape),
                 dtype=base.dtype,
                 files={name: FileRecord.model_validate(record) for name, record in files.items()},
             ),
@@ -81,51 +83,18 @@ def update_tensors(
     """Replaces the inserted tensors (float32 arrays, one for each of the plan's) and their record.
 
     Two files cannot be replaced at one instant. So otter.json first accepts both digests, then the
-    tensors are
-    renamed into place, then only the new one counts: a folder is whole whenever the process dies.
+    tensors are renamed into place, then only the new one counts: a folder is whole whenever the
+    process dies, and its record never claims more training than the tensors have had.
     """
     new = folder / f"{TENSORS}.new"
     digest = _write(new, plan, tensors.__getitem__)
-    both = InsertedRecord(sha256=digest, previous_sha256=manifest.inserted.sha256)
-    manifest.model_copy(update={"inserted": both}).write(folder)
+    # What lies on disk, not what otter.json says: an earlier run may have died before the rename.
+    both = InsertedRecord(sha256=digest, previous_sha256=sha256_file(folder / TENSORS))
+    Manifest.read(folder).model_copy(update={"inserted": both}).write(folder)
     new.replace(folder / TENSORS)
     manifest = manifest.model_copy(update={"inserted": InsertedRecord(sha256=digest)})
     manifest.write(folder)
     return manifest
-
-
-def check_base(base: Checkpoint, plan: Plan) -> None:
-    """Raises OtterError where config.json and the tensors on disk contradict each other."""
-    shape, family = plan.shape, plan.shape.family
-    expected: dict[str, tuple[int, ...]] = {
-        f"{family.embedding}.weight": (shape.vocab, shape.hidden),
-        f"{family.final_norm}.weight": (shape.hidden,),
-    }
-    for layer in range(shape.layers):
-        attention, ffn = family.attention, family.ffn
-        queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-        parts: tuple[tuple[str, tuple[int, ...]], ...] = (
-            (attention.query, (queries, shape.hidden)),
-            (attention.key, (keys, shape.hidden)),
-            (attention.value, (keys, shape.hidden)),
-            (attention.out, (shape.hidden, queries)),
-            (ffn.gate, (shape.ffn, shape.hidden)),
-            (ffn.up, (shape.ffn, shape.hidden)),
-            (ffn.down, (shape.hidden, shape.ffn)),
-        )
-        expected |= {f"{family.layer(layer, part)}.weight": form for part, form in parts}
-    for name, form in expected.items():
-        if name not in base.tensors:
-            raise OtterError(
-                f"{base.path}: tensor {name} is missing",
-                hint=f"config.json says {shape.layers} layers; are all shards there?",
-            )
-        found = base.tensors[name].shape
-        if tuple(found) != form:
-            raise OtterError(
-                f"{base.path}: tensor {name} is {list(found)}, config.json says {list(form)}",
-                hint="the configuration belongs to another checkpoint",
-            )
 
 
 def _write(path: Path, plan: Plan, produce: Callable[[str], np.ndarray]) -> str:

@@ -23,18 +23,29 @@ def initial_value(slot: Slot, plan: Plan, base: Checkpoint) -> np.ndarray:
         return np.ones(slot.shape, np.float32)
     if slot.role == "bias" and scheme != "copy":
         return np.zeros(slot.shape, np.float32)
-    if scheme == "copy":
-        return _copy(slot, base)
     random = np.random.default_rng(derive_seed("initialise", plan.config.seed, slot.name))
+    if scheme == "copy":
+        return _copy(slot, plan, base, random)
     if scheme == "zero-output" and slot.role == "output":
         return np.zeros(slot.shape, np.float32)
     if scheme == "random":
         bound = 1.0 / np.sqrt(slot.shape[-1])
         return random.uniform(-bound, bound, slot.shape).astype(np.float32)
+    return _normal(slot, random)
+
+
+def _copy(slot: Slot, plan: Plan, base: Checkpoint, random: np.random.Generator) -> np.ndarray:
+    name = slot.source.find(base) if slot.source else None
+    if slot.source and name:
+        return slot.source.read(name, base)
+    if slot.fill == "normal":
+        return _normal(slot, random)
+    if slot.fill == "units":
+        picked = np.zeros(slot.shape, np.float32)
+        picked[np.arange(len(plan.units)), plan.units] = plan.shape.residual_scale
+        return picked
+    return np.full(slot.shape, slot.fill == "ones", np.float32)
+
+
+def _normal(slot: Slot, random: np.random.Generator) -> np.ndarray:
     return random.normal(0.0, STANDARD_DEVIATION, slot.shape).astype(np.float32)
-
-
-def _copy(slot: Slot, base: Checkpoint) -> np.ndarray:
-    if slot.source is None:
-        return np.zeros(slot.shape, np.float32)
-    return base.read(slot.source, rows=slot.rows, columns=slot.columns)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.families import BaseShape
 from otter_cli.insertion.plan import Plan
 
@@ -19,7 +20,8 @@ class Price:
     inserted_parameters: int
     inserted_bytes: int
     by_part: dict[str, int]
-    base_cache_bytes_per_token: int
+    # None where keys and values are not what the family caches.
+    base_cache_bytes_per_token: int | None
     inserted_cache_bytes_per_token: int
     # Weights of both when loaded in the base's dtype.
     load_bytes: int
@@ -33,25 +35,37 @@ class Price:
         return {**asdict(self), "parameter_ratio": self.ratio}
 
 
-def price(plan: Plan, dtype: str) -> Price:
-    """Prices a plan; `dtype` is the base's, by its safetensors name."""
-    base, size = plan.shape.parameters(), ITEMSIZE[dtype]
+def price(plan: Plan, base: Checkpoint) -> Price:
+    """Prices a plan beside the base whose files are `base`."""
+    count, size = base_parameters(base, plan.shape), ITEMSIZE.get(base.dtype, 2)
     parts: dict[str, int] = {}
     for slot in plan.slots:
         part = _part(slot.name)
         parts[part] = parts.get(part, 0) + slot.count
     return Price(
-        base_parameters=base,
+        base_parameters=count,
         inserted_parameters=plan.parameters,
         inserted_bytes=plan.stored_bytes,
         by_part=parts,
         base_cache_bytes_per_token=_base_cache(plan.shape, size),
         inserted_cache_bytes_per_token=plan.cache_bytes_per_token(size),
-        load_bytes=(base + plan.parameters) * size,
+        load_bytes=(count + plan.parameters) * size,
     )
 
 
-def _base_cache(shape: BaseShape, size: int) -> int:
+def base_parameters(base: Checkpoint, shape: BaseShape) -> int:
+    """Parameters of the base by its files: tied embeddings count once, stored masks not at all."""
+    family = shape.family
+    apart = {f"{family.head}.weight"} if shape.tied else set()
+    for layer in range(shape.layers):
+        for buffer in family.buffers:
+            apart.update(family.on_disk(family.layer(layer, buffer)))
+    return sum(info.count for name, info in base.tensors.items() if name not in apart)
+
+
+def _base_cache(shape: BaseShape, size: int) -> int | None:
+    if shape.family.ffn_only:
+        return None
     return 2 * shape.layers * shape.kv_heads * shape.head_dim * size
 
 

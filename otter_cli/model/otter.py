@@ -47,7 +47,7 @@ class OtterForCausalLM(nn.Module):
         self.base = base.eval().requires_grad_(False)
         self.shape, self.manifest = shape, manifest
         self.insertions = nn.ModuleDict({c.name: Insertion(c, shape) for c in manifest.insertions})
-        self.taps = Taps(base, shape.family, self.insertions)
+        self.taps = Taps(base, shape.family, shape.parallel, self.insertions)
         self.signal_configs: dict[str, SignalConfig] = {}
         self._owner: dict[str, str] = {}
         for config in manifest.insertions:
@@ -157,8 +157,15 @@ class OtterForCausalLM(nn.Module):
 
     def lm_head(self, base_state: Tensor) -> Tensor:
         """The base's own output product on chosen states, [..., d] -> [..., vocab]."""
-        head = self.base.get_submodule(self.shape.family.head)
-        return head(base_state.to(head.weight.dtype))
+        head, shape = self.base.get_submodule(self.shape.family.head), self.shape
+        logits: Tensor = head(base_state.to(head.weight.dtype))
+        if shape.logit_scale != 1.0:
+            logits = logits * shape.logit_scale
+        if shape.logit_divisor != 1.0:
+            logits = logits / shape.logit_divisor
+        if shape.logit_cap is not None:
+            logits = torch.tanh(logits / shape.logit_cap) * shape.logit_cap
+        return logits
 
     def inserted_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The only parameters that may be trained, by their names on disk."""

@@ -1,14 +1,13 @@
-"""Taps: hooks that hand the inputs of base modules to the inserted stream, and never anything back.
+"""Taps: hooks that hand what passes through base modules to the inserted stream, and never anything
+back.
 
 Every hook returns None, so that torch passes the base's own tensors on. Attention functions are
-tapped where every
-modelling file looks them up, so that inserted heads repeat the base's call with its own mask, scale
-and window.
+tapped where every modelling file looks them up, so that inserted heads repeat the base's call with
+its own mask, scale and window.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,9 +21,11 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import AttentionInterface
 
 from otter_cli.core.errors import OtterError
-from otter_cli.families import Family
+from otter_cli.families import Attention, Family, FeedForward
+from otter_cli.model.branches import AttentionCall, BranchTap
 from otter_cli.model.cache import own_layer
-from otter_cli.model.stream import AttentionCall, Insertion, LayerTap
+from otter_cli.model.rotary import rotation
+from otter_cli.model.stream import Insertion
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Record:
     taps: Taps
     grad: bool
     streams: dict[str, Tensor] = field(default_factory=dict)  # z, [batch, tokens, D]
-    layer: LayerTap = field(default_factory=LayerTap)
+    branch: BranchTap | None = None
     residual: Tensor | None = None
     base_state: Tensor | None = None  # y, [batch, tokens, d]
     inserted_state: dict[str, Tensor] = field(default_factory=dict)  # v, [batch, tokens, D]
@@ -53,14 +54,17 @@ def inside_insertion() -> bool:
 class Taps:
     """The hooks of one base. They do nothing until `recording`."""
 
-    def __init__(self, base: nn.Module, family: Family, insertions: nn.ModuleDict) -> None:
+    def __init__(
+        self, base: nn.Module, family: Family, parallel: bool, insertions: nn.ModuleDict
+    ) -> None:
         self.insertions = {
             name: module for name, module in insertions.items() if isinstance(module, Insertion)
         }
+        self.family, self.parallel = family, parallel
         self.layers = cast(nn.ModuleList, base.get_submodule(family.layers))
         self.depth = len(self.layers)
         self.attention: dict[nn.Module, int] = {}
-        self._install(base, family)
+        self._install(base)
 
     @contextmanager
     def recording(self, grad: bool) -> Iterator[Record]:
@@ -72,25 +76,41 @@ class Taps:
         finally:
             _active.reset(token)
 
-    def _install(self, base: nn.Module, family: Family) -> None:
-        base.get_submodule(family.embedding).register_forward_hook(self._hook(self._start))
-        norm = base.get_submodule(family.final_norm)
-        norm.register_forward_pre_hook(self._hook(self._keep_residual))
-        norm.register_forward_hook(self._hook(self._finish))
+    def _install(self, base: nn.Module) -> None:
+        at, hook, family = base.get_submodule, self._hook, self.family
+        at(family.decoder).register_forward_pre_hook(hook(self._begin))
+        at(family.embedding).register_forward_hook(hook(self._start))
+        if family.positions:
+            place = hook(partial(self._place, family.positions.offset))
+            at(family.positions.module).register_forward_pre_hook(place, with_kwargs=True)
+        norm = at(family.final_norm)
+        norm.register_forward_pre_hook(hook(self._keep_residual))
+        norm.register_forward_hook(hook(self._finish))
         for index in sorted(
-            {i for insertion in self.insertions.values() for i in insertion.config.layers}
+            {i for stream in self.insertions.values() for i in stream.config.layers}
         ):
-            part = self.layers[index].get_submodule
-            attention, ffn = family.attention, family.ffn
-            self.attention[part(attention.module)] = index
-            for norm_name in (attention.norm, ffn.norm):
-                part(norm_name).register_forward_pre_hook(self._hook(self._keep_residual))
-            part(attention.module).register_forward_pre_hook(
-                self._hook(partial(self._enter_attention, index)), with_kwargs=True
-            )
-            part(attention.out).register_forward_pre_hook(self._hook(partial(self._attend, index)))
-            part(ffn.module).register_forward_pre_hook(self._hook(self._enter_ffn))
-            part(ffn.down).register_forward_pre_hook(self._hook(partial(self._feed, index)))
+            self._install_branch(index, "attention", family.attention)
+            self._install_branch(index, "ffn", family.ffn)
+
+    def _install_branch(self, index: int, kind: str, block: Attention | FeedForward) -> None:
+        part, hook = self.layers[index].get_submodule, self._hook
+        if isinstance(block, Attention):
+            usual = hasattr(self.layers[index], block.module) or not block.elsewhere
+            module, enter = part(block.module if usual else block.elsewhere), self._enter_attention
+            self.attention[module] = index
+        else:
+            module, enter = part(block.module), self._enter_ffn
+        if block.norm:
+            part(block.norm).register_forward_pre_hook(hook(self._keep_residual))
+        module.register_forward_pre_hook(hook(partial(enter, index)), with_kwargs=True)
+        read = partial(self._read, index, kind, not block.post_norm)
+        if block.tap == "input":
+            part(block.end).register_forward_pre_hook(hook(read))
+        else:
+            module.register_forward_hook(hook(read))
+        if block.post_norm:
+            land = hook(partial(self._read_branch, index, kind))
+            part(block.post_norm).register_forward_pre_hook(land)
 
     def _hook(self, handler: Callable[..., None]) -> Callable[..., None]:
         def hook(module: nn.Module, *arguments: Any) -> None:
@@ -106,12 +126,28 @@ class Taps:
 
         return hook
 
+    def _begin(self, record: Record, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        record.streams.clear()
+
     def _start(
         self, record: Record, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
     ) -> None:
         for name, insertion in self.insertions.items():
             if insertion.config.hidden:
                 record.streams[name] = insertion.start(inputs[0])
+
+    def _place(
+        self,
+        offset: int,
+        record: Record,
+        module: nn.Module,
+        inputs: tuple[Tensor, ...],
+        named: dict[str, Any],
+    ) -> None:
+        positions = named["position_ids"] if "position_ids" in named else inputs[0]
+        for name in record.streams:
+            if (table := self.insertions[name].positions) is not None:
+                record.streams[name] = record.streams[name] + table(positions + offset)
 
     def _keep_residual(self, record: Record, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         record.residual = inputs[0]
@@ -125,29 +161,67 @@ class Taps:
         named: dict[str, Any],
     ) -> None:
         self._require_streams(record)
+        block = self.family.attention
         normed = named["hidden_states"] if "hidden_states" in named else inputs[0]
         cache = next((value for value in named.values() if isinstance(value, Cache)), None)
-        record.layer = LayerTap(
-            residual=record.residual,
+        residual = record.residual if block.norm else normed
+        assert residual is not None
+        record.branch = BranchTap(
+            residual=residual,
             normed=normed,
-            rotate=rotation(module, named.get("position_embeddings")),
+            entry=dict(record.streams),
+            rotate=rotation(module, named.get("position_embeddings"), block),
             remember=partial(self._remember, cache, index),
         )
 
-    def _attend(
-        self, index: int, record: Record, module: nn.Module, inputs: tuple[Tensor, ...]
+    def _enter_ffn(
+        self,
+        index: int,
+        record: Record,
+        module: nn.Module,
+        inputs: tuple[Tensor, ...],
+        named: dict[str, Any],
     ) -> None:
-        for name, layer in self._layers(index):
-            record.streams[name] = layer.attention(record.streams[name], record.layer, inputs[0])
+        before = record.branch
+        assert before is not None
+        residual = record.residual if self.family.ffn.norm else inputs[0]
+        assert residual is not None
+        record.branch = BranchTap(
+            residual=_like(residual, before.normed),
+            normed=_like(inputs[0], before.normed),
+            entry=before.entry if self.parallel else dict(record.streams),
+        )
 
-    def _enter_ffn(self, record: Record, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        record.layer = LayerTap(residual=record.residual, normed=inputs[0])
-
-    def _feed(
-        self, index: int, record: Record, module: nn.Module, inputs: tuple[Tensor, ...]
+    def _read(
+        self,
+        index: int,
+        kind: str,
+        land: bool,
+        record: Record,
+        module: nn.Module,
+        inputs: tuple[Any, ...],
+        output: Any = None,
     ) -> None:
-        for name, layer in self._layers(index):
-            record.streams[name] = layer.ffn(record.streams[name], record.layer, inputs[0])
+        """The tap itself: what goes into the branch's last product, or all that comes out."""
+        assert record.branch is not None
+        part = inputs[0] if output is None else output
+        part = part[0] if isinstance(part, tuple) else part
+        record.branch.part = _like(part, record.branch.normed)
+        if land:
+            self._land(index, kind, record)
+
+    def _read_branch(
+        self, index: int, kind: str, record: Record, module: nn.Module, inputs: tuple[Tensor, ...]
+    ) -> None:
+        assert record.branch is not None
+        record.branch.branch = inputs[0]
+        self._land(index, kind, record)
+
+    def _land(self, index: int, kind: str, record: Record) -> None:
+        for name, insertion in self.insertions.items():
+            if index in insertion.config.layers:
+                inserted = getattr(insertion.layers[str(index)], kind)
+                record.streams[name] = inserted(name, record.streams[name], record.branch)
 
     def _finish(
         self, record: Record, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
@@ -155,11 +229,6 @@ class Taps:
         record.base_state = output
         for name, z in record.streams.items():
             record.inserted_state[name] = self.insertions[name].norm(z, record.residual)
-
-    def _layers(self, index: int) -> Iterator[tuple[str, Any]]:
-        for name, insertion in self.insertions.items():
-            if index in insertion.config.layers:
-                yield name, insertion.layers[str(index)]
 
     def _remember(
         self, cache: Cache | None, index: int, name: str, key: Tensor, value: Tensor
@@ -184,16 +253,9 @@ class Taps:
             )
 
 
-def rotation(
-    module: nn.Module, embeddings: tuple[Tensor, Tensor] | None
-) -> Callable[[Tensor], Tensor]:
-    """The rotary embedding of the base's own modelling file, for one tensor [batch, heads, tokens,
-    head_dim]."""
-    if embeddings is None:
-        return lambda heads: heads
-    apply = sys.modules[type(module).__module__].apply_rotary_pos_emb
-    cos, sin = embeddings
-    return lambda heads: apply(heads, heads[:, :1], cos, sin)[0].to(heads.dtype)
+def _like(tensor: Tensor, normed: Tensor) -> Tensor:
+    """[batch, tokens, ...] of what some modelling files flatten to [batch * tokens, ...]."""
+    return tensor.reshape(*normed.shape[:-1], tensor.shape[-1])
 
 
 def _tap_attention_functions() -> None:
@@ -217,8 +279,8 @@ def _tap_attention_functions() -> None:
             mask: Tensor | None,
             **arguments: Any,
         ) -> tuple[Tensor, Any]:
-            if module in record.taps.attention:
-                record.layer.call = AttentionCall(function, module, key, value, mask, arguments)
+            if record.branch is not None and module in record.taps.attention:
+                record.branch.call = AttentionCall(function, module, key, value, mask, arguments)
             return function(module, query, key, value, mask, **arguments)
 
         return tapped

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.insertion import TENSORS
 from otter_cli.insertion.plan import head_rows, spread
 from otter_cli.insertion.price import price
@@ -55,7 +56,7 @@ def test_copied_query_heads_read_the_key_value_heads_they_had(tiny_llama: Path, 
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])
 def test_the_price_is_what_the_file_holds(tiny_llama: Path, tmp_path: Path, dtype: str) -> None:
     plan = plan_for(tiny_llama, hidden=8, heads=2, ffn=8, dtype=dtype)
-    cost = price(plan, "F32")
+    cost = price(plan, Checkpoint.open(tiny_llama))
     assert cost.inserted_parameters == sum(cost.by_part.values()) == plan.parameters
     out = graft_for(tiny_llama, tmp_path / "out", hidden=8, heads=2, ffn=8, dtype=dtype)
     if dtype == "F32":

@@ -1,0 +1,15 @@
+"""Llama and the families that differ from it by a trait or two."""
+
+from dataclasses import replace
+
+from otter_cli.families.family import Attention, Family, FeedForward
+
+BIASED = Attention(bias="attention_bias", out_bias="attention_bias")
+HEADS_NORMED = replace(BIASED, query_norm="self_attn.q_norm", key_norm="self_attn.k_norm")
+
+ENTRIES = (
+    Family("llama", "LlamaForCausalLM", attention=BIASED, ffn=FeedForward(bias="mlp_bias")),
+    Family("mistral", "MistralForCausalLM"),
+    Family("qwen2", "Qwen2ForCausalLM", attention=Attention(bias=True)),
+    Family("qwen3", "Qwen3ForCausalLM", attention=HEADS_NORMED),
+)
