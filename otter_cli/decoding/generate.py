@@ -1,0 +1,124 @@
+"""The decoding loops: plain, guided, drafted; one call for all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from otter_cli.core.errors import OtterError
+from otter_cli.decoding.drafters import Drafter
+from otter_cli.decoding.guides import ArgsGuide, SignalGuide, check_scores
+from otter_cli.decoding.rows import Rows
+from otter_cli.decoding.sampling import Sampler
+from otter_cli.decoding.session import DecodingSession, State
+from otter_cli.decoding.types import Generation, Sampling
+from otter_cli.decoding.verify_drafts import accept
+from otter_cli.model import OtterForCausalLM
+
+Guide = SignalGuide | ArgsGuide
+OnToken = Callable[[int, int], None]
+
+
+def generate(
+    model: OtterForCausalLM,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    guide: Guide | None = None,
+    drafter: Drafter | None = None,
+    signals: Sequence[str] = (),
+    on_token: OnToken | None = None,
+) -> list[Generation]:
+    """Continues each prompt. `signals` are read at every new token; `on_token(row, token)` sees
+    tokens as they come. A guide of strength 0 is plain decoding, bit for bit.
+
+    Raises OtterError for prompts that leave no room, and for signals the graft lacks.
+    """
+    texts = [list(prompt) for prompt in prompts]
+    _check(model, texts, sampling, guide, drafter)
+    if guide is not None and guide.strength == 0:
+        guide = None
+    stream = bool(signals) or any(part.needs_stream for part in (guide, drafter) if part)
+    session = DecodingSession(model, stream=stream)
+    for name in signals:
+        check_scores(session, name)
+    sampler = Sampler(sampling, texts, session.device)
+    rows = Rows(session, texts, sampling, list(signals), on_token)
+    started = time.perf_counter()
+    state = session.prefill(texts)
+    rows.prefill_seconds = time.perf_counter() - started
+    if guide is not None:
+        _guided(rows, state, sampler, guide)
+    elif drafter is not None:
+        _drafted(rows, state, sampler, drafter)
+    else:
+        _plain(rows, state, sampler)
+    rows.seconds = time.perf_counter() - started - rows.prefill_seconds
+    return rows.generations()
+
+
+def _plain(rows: Rows, state: State, sampler: Sampler) -> None:
+    while not rows.done:
+        logits = rows.session.logits(state)[:, 0]
+        tokens = sampler.choose(logits)
+        rows.add(tokens[:, None], logits[:, None])
+        # The last token is fed only when somebody wants its signals.
+        if not rows.done or rows.signals:
+            state = rows.session.step(tokens)
+            rows.add_signals(state)
+
+
+def _guided(rows: Rows, state: State, sampler: Sampler, guide: Guide) -> None:
+    bound = guide.bind(rows.session, rows.texts())
+    while not rows.done:
+        logits = rows.session.logits(state)[:, 0]
+        tokens, state = bound.pick(logits, sampler)
+        rows.add(tokens[:, None], logits[:, None])
+        rows.add_signals(state)
+    rows.external_passes, rows.external_bytes = bound.external_passes, bound.external_bytes
+
+
+def _drafted(rows: Rows, state: State, sampler: Sampler, drafter: Drafter) -> None:
+    session = rows.session
+    drafter.check(session)
+    before = session.logits(state)  # [rows, 1, vocab]
+    pending = sampler.choose(before[:, 0])
+    while not rows.done:
+        drafts, lengths = drafter.draft(session, state, rows.texts(pending))
+        drafts = drafts[:, : rows.room - 1]
+        lengths = lengths.clamp(max=drafts.shape[1])
+        chain = torch.cat([pending[:, None], drafts], 1)
+        states = session.extend(chain)
+        logits = session.logits(states)
+        accepted, following = accept(logits, drafts, lengths, sampler)
+        session.keep(accepted + 1, of=chain.shape[1])
+        rows.add(chain, torch.cat([before, logits[:, :-1]], 1), accepted + 1)
+        rows.add_signals(states)
+        rows.count_drafts(lengths, accepted)
+        state, pending = states.at(accepted), following
+        before = logits.gather(1, accepted[:, None, None].expand(-1, 1, logits.shape[-1]))
+
+
+def _check(
+    model: OtterForCausalLM,
+    texts: list[list[int]],
+    sampling: Sampling,
+    guide: Guide | None,
+    drafter: Drafter | None,
+) -> None:
+    if guide is not None and drafter is not None:
+        raise OtterError(
+            "guiding and drafting at once is not supported",
+            hint="leave one of --guide and --draft out",
+        )
+    if not texts or not all(texts):
+        raise OtterError("an empty prompt has nothing to go on from", hint="give it a word or BOS")
+    longest = max(map(len, texts))
+    if longest + sampling.max_new_tokens > model.shape.max_positions:
+        raise OtterError(
+            f"a prompt of {longest} tokens and {sampling.max_new_tokens} new ones exceed the "
+            f"base's window of {model.shape.max_positions}",
+            hint="shorten the prompt, or lower --max-new-tokens",
+        )

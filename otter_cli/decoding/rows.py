@@ -1,0 +1,116 @@
+"""The rows of a batch as they grow: tokens, log-probabilities, signals, ends, counters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from otter_cli.decoding.guides import signal_scores
+from otter_cli.decoding.session import DecodingSession, State
+from otter_cli.decoding.types import Counters, Generation, Sampling
+
+
+class Rows:
+    """Takes what each pass kept; a row that has ended takes no more."""
+
+    def __init__(
+        self,
+        session: DecodingSession,
+        prompts: list[list[int]],
+        sampling: Sampling,
+        signals: list[str],
+        on_token: Callable[[int, int], None] | None,
+    ) -> None:
+        self.session, self.prompts, self.sampling = session, prompts, sampling
+        self.signals, self.on_token = signals, on_token
+        self.eos = set() if sampling.ignore_eos else end_tokens(session)
+        self.rows = [
+            Generation([], [], {s: [] for s in signals}, "length", Counters()) for _ in prompts
+        ]
+        self.open = [sampling.max_new_tokens > 0] * len(prompts)
+        self.taken = [0] * len(prompts)  # of the last pass, by row
+        self.seconds = self.prefill_seconds = 0.0
+        self.external_passes = self.external_bytes = 0
+
+    @property
+    def done(self) -> bool:
+        return not any(self.open)
+
+    @property
+    def room(self) -> int:
+        """How many tokens the row that has most left may still take."""
+        lengths = [len(r.tokens) for r, going in zip(self.rows, self.open, strict=True) if going]
+        return self.sampling.max_new_tokens - min(lengths, default=self.sampling.max_new_tokens)
+
+    def texts(self, pending: Tensor | None = None) -> list[list[int]]:
+        """Prompts with what has been written, and the token that is about to be."""
+        written = [p + r.tokens for p, r in zip(self.prompts, self.rows, strict=True)]
+        if pending is None:
+            return written
+        return [[*text, token] for text, token in zip(written, pending.tolist(), strict=True)]
+
+    def add(self, tokens: Tensor, logits: Tensor, counts: Tensor | None = None) -> None:
+        """Tokens [rows, n] with the base's logits [rows, n, vocab] before each; a row takes the
+        first `counts` of them (default all), up to its end."""
+        logprobs = logits.float().log_softmax(-1).gather(-1, tokens[..., None])[..., 0].tolist()
+        limits = [tokens.shape[1]] * len(self.rows) if counts is None else counts.tolist()
+        for row, (chosen, limit) in enumerate(zip(tokens.tolist(), limits, strict=True)):
+            self.taken[row] = 0
+            for token, logprob in zip(chosen[:limit], logprobs[row], strict=False):
+                if not self.open[row]:
+                    break
+                self._take(row, token, logprob)
+
+    def _take(self, row: int, token: int, logprob: float) -> None:
+        generation = self.rows[row]
+        generation.tokens.append(token)
+        generation.logprobs.append(logprob)
+        self.taken[row] += 1
+        if self.on_token is not None:
+            self.on_token(row, token)
+        if token in self.eos:
+            generation.finish, self.open[row] = "eos", False
+        elif len(generation.tokens) == self.sampling.max_new_tokens:
+            self.open[row] = False
+
+    def add_signals(self, states: State) -> None:
+        """Signals at the positions that the last `add` took, of states [rows, n, ...]."""
+        for name in self.signals:
+            scores = signal_scores(self.session, name, states).tolist()
+            for row, generation in enumerate(self.rows):
+                for score in scores[row][: self.taken[row]]:
+                    generation.signals[name].append(score[0] if len(score) == 1 else score)
+
+    def count_drafts(self, lengths: Tensor, accepted: Tensor) -> None:
+        """Counts the drafts of rows that took part."""
+        for row, (drafted, kept) in enumerate(
+            zip(lengths.tolist(), accepted.tolist(), strict=True)
+        ):
+            if self.taken[row]:
+                counters = self.rows[row].counters
+                _count(counters.drafted, drafted)
+                _count(counters.accepted, min(kept, self.taken[row] - 1), width=drafted)
+
+    def generations(self) -> list[Generation]:
+        for row in self.rows:
+            counters = row.counters
+            counters.base_passes, counters.tokens_fed = self.session.passes, self.session.fed
+            counters.external_passes = self.external_passes
+            counters.tokens_kept = len(row.tokens)
+            counters.seconds, counters.prefill_seconds = self.seconds, self.prefill_seconds
+            counters.cache_bytes = self.session.cache_bytes() + self.external_bytes
+        return self.rows
+
+
+def end_tokens(session: DecodingSession) -> set[int]:
+    """The base's end tokens."""
+    eos = session.model.generation_config.eos_token_id
+    return set() if eos is None else set(eos) if isinstance(eos, list) else {eos}
+
+
+def _count(counts: list[int], reached: int, width: int = 0) -> None:
+    """One more at each of the first `reached` positions."""
+    counts.extend([0] * (max(reached, width) - len(counts)))
+    for position in range(reached):
+        counts[position] += 1

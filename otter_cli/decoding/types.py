@@ -1,0 +1,51 @@
+"""What is asked of a generation and what comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Scores = list[float] | list[list[float]]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. Temperature 0 is greedy; `top_k` 0 and `top_p` 1 cut nothing off.
+
+    Every row draws from a generator of its own, seeded by `seed` and the row's place among equal
+    prompts: what else is in the batch does not matter.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    ignore_eos: bool = False
+
+
+@dataclass
+class Counters:
+    """What a generation cost. Passes and seconds are the batch's, which its rows share."""
+
+    base_passes: int = 0
+    external_passes: int = 0
+    tokens_fed: int = 0
+    tokens_kept: int = 0
+    # By position of the draft: how often one was proposed there, and how often it was kept.
+    drafted: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    cache_bytes: int = 0
+
+
+@dataclass
+class Generation:
+    """One row: tokens (EOS included), the base's log-probability of each, its signals by name."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    signals: dict[str, Scores]
+    finish: Literal["eos", "length"]
+    counters: Counters
