@@ -1,0 +1,253 @@
+"""Generation against transformers' own, guidance against a naive loop, drafts that lose nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from otter_cli.core.errors import OtterError
+from otter_cli.decoding import (
+    ArgsGuide,
+    FutureDrafter,
+    PromptLookup,
+    Sampling,
+    SignalGuide,
+    generate,
+)
+from otter_cli.decoding.sampling import Sampler
+from otter_cli.decoding.verify_drafts import accept
+from otter_cli.model import OtterForCausalLM
+from tests.support.grafts import random_graft
+
+PROMPTS = [[5, 9, 33, 40, 12], [7, 8], [60, 61, 62, 63, 64, 65, 66]]
+GREEDY = Sampling(max_new_tokens=20, ignore_eos=True)
+DRAWN = Sampling(max_new_tokens=20, temperature=0.9, top_k=40, top_p=0.95, seed=4, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = random_graft(
+        tiny_llama, tmp_path_factory.mktemp("g") / "g", hidden=8, heads=2, ffn=16, scale=0.2
+    )
+    return OtterForCausalLM.from_pretrained(folder, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def reward_model(tiny_llama: Path) -> Any:
+    torch.manual_seed(3)
+    return AutoModelForSequenceClassification.from_pretrained(
+        tiny_llama, num_labels=1, dtype=torch.float64
+    ).eval()
+
+
+def _theirs(model: Any, prompt: list[int], count: int, **options: Any) -> list[int]:
+    out = model.base.generate(
+        torch.tensor([prompt]), max_new_tokens=count, do_sample=False, **options
+    )
+    return out[0, len(prompt) :].tolist()
+
+
+def test_plain_greedy_is_transformers_own(model: Any) -> None:
+    got = generate(model, PROMPTS, GREEDY)
+    for prompt, row in zip(PROMPTS, got, strict=True):
+        assert row.tokens == _theirs(model, prompt, 20, eos_token_id=[])
+        assert row.finish == "length" and row.counters.base_passes == 20
+
+
+@pytest.mark.parametrize("name", ["stories260K", "chat-7m"])
+def test_plain_greedy_on_real_checkpoints_ends_where_theirs_does(
+    shared: Path, tmp_path: Path, name: str
+) -> None:
+    folder = random_graft(shared / "models" / name, tmp_path / "g", hidden=8, heads=1, ffn=8)
+    model = OtterForCausalLM.from_pretrained(folder)
+    for prompt in ([1, 100, 200, 300], [1, 50, 60]):
+        (got,) = generate(model, [prompt], Sampling(max_new_tokens=48))
+        assert got.tokens == _theirs(model, prompt, 48)
+
+
+def test_logprobs_are_the_base_s(model: Any) -> None:
+    (row,) = generate(model, PROMPTS[:1], DRAWN)
+    text = torch.tensor([PROMPTS[0] + row.tokens])
+    with torch.no_grad():
+        logprobs = model.base(text).logits.log_softmax(-1)
+    expected = logprobs[0, 4:-1].gather(-1, text[0, 5:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor(row.logprobs), expected.float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("guide", [None, SignalGuide("reward", 1.0, 5)])
+def test_signals_are_those_of_the_text_so_far(model: Any, guide: Any) -> None:
+    (row,) = generate(model, PROMPTS[:1], GREEDY, guide=guide, signals=("reward", "toxicity"))
+    with torch.no_grad():
+        out = model(torch.tensor([PROMPTS[0] + row.tokens]))
+    for name, expected in (
+        ("reward", out.signals["reward"][0, 5:]),
+        ("toxicity", out.signals["toxicity"][0, 5:, 0].sigmoid()),
+    ):
+        got = torch.tensor(row.signals[name], dtype=torch.float64)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_strength_zero_is_plain_decoding(model: Any, sampling: Sampling) -> None:
+    plain = generate(model, PROMPTS, sampling)
+    zero = generate(model, PROMPTS, sampling, guide=SignalGuide("reward", 0.0))
+    assert [row.tokens for row in zero] == [row.tokens for row in plain]
+    assert [row.logprobs for row in zero] == [row.logprobs for row in plain]
+    assert zero[0].counters.tokens_fed == plain[0].counters.tokens_fed
+
+
+def _naive(model: Any, prompt: list[int], reward: Any, strength: float, k: int) -> list[int]:
+    """Guided greedy decoding as one would write it down: no cache, one forward a candidate."""
+    text = list(prompt)
+    with torch.no_grad():
+        for _ in range(GREEDY.max_new_tokens):
+            top = model.base(torch.tensor([text])).logits[0, -1].topk(k)
+            scores = [
+                logit + strength * reward([*text, token])
+                for logit, token in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+            ]
+            text.append(top.indices[scores.index(max(scores))].item())
+    return text[len(prompt) :]
+
+
+@pytest.mark.parametrize(("name", "strength"), [("reward", 2.0), ("toxicity", -8.0)])
+def test_guidance_is_the_naive_loop_s(model: Any, name: str, strength: float) -> None:
+    def reward(text: list[int]) -> float:
+        signal = model(torch.tensor([text])).signals[name][0, -1]
+        return float(signal if name == "reward" else signal[0].sigmoid())
+
+    got = generate(model, PROMPTS, GREEDY, guide=SignalGuide(name, strength, 6))
+    plain = generate(model, PROMPTS, GREEDY)
+    for prompt, row in zip(PROMPTS, got, strict=True):
+        assert row.tokens == _naive(model, prompt, reward, strength, 6)
+    assert [row.tokens for row in got] != [row.tokens for row in plain]
+    # One pass a token: the prompt's, then one for each token's candidates.
+    assert got[0].counters.base_passes == 21 and got[0].counters.external_passes == 0
+
+
+def test_args_is_the_naive_loop_s(model: Any, reward_model: Any) -> None:
+    def reward(text: list[int]) -> float:
+        return float(reward_model(torch.tensor([text])).logits[0, 0])
+
+    got = generate(model, PROMPTS, GREEDY, guide=ArgsGuide(reward_model, 3.0, 6))
+    for prompt, row in zip(PROMPTS, got, strict=True):
+        assert row.tokens == _naive(model, prompt, reward, 3.0, 6)
+    assert got[0].counters.external_passes == 21
+
+
+@pytest.mark.parametrize("drafter", [FutureDrafter(), PromptLookup(2, 3)], ids=str)
+def test_drafts_change_nothing_when_greedy(model: Any, drafter: Any) -> None:
+    plain = generate(model, PROMPTS, GREEDY)
+    drafted = generate(model, PROMPTS, GREEDY, drafter=drafter)
+    assert [row.tokens for row in drafted] == [row.tokens for row in plain]
+    assert [row.finish for row in drafted] == [row.finish for row in plain]
+    for row in drafted:
+        kept = sum(row.counters.accepted)
+        assert kept <= sum(row.counters.drafted)
+        assert 0 < len(row.tokens) - kept <= row.counters.base_passes - 1
+
+
+def test_accepted_drafts_save_passes(model: Any) -> None:
+    """Text that repeats itself: prompt lookup must find it."""
+    prompt = [11, 12, 13, 14] * 6
+    (row,) = generate(
+        model, [prompt], Sampling(max_new_tokens=40, ignore_eos=True), drafter=PromptLookup()
+    )
+    (plain,) = generate(model, [prompt], Sampling(max_new_tokens=40, ignore_eos=True))
+    assert row.tokens == plain.tokens
+    assert row.counters.base_passes < plain.counters.base_passes
+    assert sum(row.counters.accepted) > 0
+
+
+def test_a_row_ends_at_its_eos_and_the_others_go_on(model: Any) -> None:
+    plain = generate(model, PROMPTS, GREEDY)
+    ending = plain[1].tokens[4]
+    model.generation_config.eos_token_id, kept = [ending], model.generation_config.eos_token_id
+    try:
+        sampling = Sampling(max_new_tokens=20)
+        for drafter in (None, PromptLookup(2, 3)):
+            for row, full in zip(
+                generate(model, PROMPTS, sampling, drafter=drafter), plain, strict=True
+            ):
+                stop = full.tokens.index(ending) + 1 if ending in full.tokens else 20
+                assert row.tokens == full.tokens[:stop]
+                assert row.finish == ("eos" if ending in full.tokens else "length")
+                assert len(row.logprobs) == len(row.tokens)
+    finally:
+        model.generation_config.eos_token_id = kept
+
+
+def test_what_else_is_in_the_batch_does_not_matter(model: Any) -> None:
+    together = generate(model, [PROMPTS[0], PROMPTS[0], PROMPTS[1]], DRAWN)
+    alone = [generate(model, [prompt], DRAWN)[0] for prompt in PROMPTS[:2]]
+    assert together[0].tokens == alone[0].tokens
+    assert together[2].tokens == alone[1].tokens
+    assert together[0].tokens != together[1].tokens
+
+
+@pytest.mark.parametrize("drafts", [[[1, 4]], [[0, 0]], [[3, 2]]])
+def test_rejection_sampling_keeps_the_distribution(drafts: list[list[int]]) -> None:
+    """200,000 draws on a vocabulary of five: the first token's distribution is the base's."""
+    rows = 200_000
+    torch.manual_seed(0)
+    logits = torch.randn(1, 3, 5).expand(rows, 3, 5)
+    sampler = _bulk_sampler(rows)
+    lengths = torch.full((rows,), 2)
+    chain = torch.tensor(drafts).expand(rows, 2)
+    kept, following = accept(logits, chain, lengths, sampler)
+    first = torch.where(kept > 0, chain[:, 0], following)
+    got = torch.bincount(first, minlength=5) / rows
+    expected = logits[0, 0].double().softmax(-1)
+    assert 0.5 * (got - expected).abs().sum() < 0.005
+    second = torch.where(kept > 1, chain[:, 1], following)[kept > 0]
+    got = torch.bincount(second, minlength=5) / len(second)
+    assert 0.5 * (got - logits[0, 1].double().softmax(-1)).abs().sum() < 0.01
+
+
+def _bulk_sampler(rows: int) -> Sampler:
+    """One generator for all rows: the same numbers, drawn at once."""
+    sampler = Sampler(Sampling(temperature=1.0), [[1]], torch.device("cpu"))
+    generator = torch.Generator().manual_seed(9)
+    sampler.uniform = lambda: torch.rand(rows, generator=generator, dtype=torch.float64)  # type: ignore[method-assign]
+    return sampler
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (5, 1.0), (0, 0.7), (7, 0.8)])
+def test_filters_are_transformers_own(top_k: int, top_p: float) -> None:
+    from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(2)).double()
+    sampling = Sampling(temperature=0.8, top_k=top_k, top_p=top_p)
+    got = Sampler(sampling, [[1]] * 4, torch.device("cpu")).probabilities(logits)
+    expected = logits / 0.8
+    if top_k:
+        expected = TopKLogitsWarper(top_k)(None, expected)
+    if top_p < 1:
+        expected = TopPLogitsWarper(top_p)(None, expected)
+    torch.testing.assert_close(got, expected.softmax(-1))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"guide": SignalGuide("rewrd", 1.0)}, "'rewrd'"),
+        ({"guide": SignalGuide("future", 1.0)}, "predicts tokens"),
+        ({"guide": SignalGuide("reward", 1.0, label="kind")}, "no label 'kind'"),
+        ({"drafter": FutureDrafter("reward")}, "no future signal"),
+        ({"drafter": PromptLookup(), "guide": SignalGuide("reward", 1.0)}, "at once"),
+        ({"signals": ("future",)}, "predicts tokens"),
+    ],
+)
+def test_bad_requests_are_named(model: Any, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(OtterError) as caught:
+        generate(model, PROMPTS, GREEDY, **options)
+    assert words in caught.value.what and caught.value.hint
+
+
+def test_prompts_must_fit_the_window(model: Any) -> None:
+    with pytest.raises(OtterError, match="window of 128"):
+        generate(model, [[5] * 120], GREEDY)
+    with pytest.raises(OtterError, match="empty prompt"):
+        generate(model, [[]], GREEDY)
