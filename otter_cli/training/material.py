@@ -1,0 +1,107 @@
+"""What a recipe's data files come to: encoded rows, the order of batches, and a record of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from otter_cli.core.console import warn
+from otter_cli.core.digests import sha256_file
+from otter_cli.core.errors import OtterError
+from otter_cli.core.seeds import derive_seed
+from otter_cli.data.batches import LengthBuckets
+from otter_cli.data.overlap import find_overlap
+from otter_cli.data.paths import find_data
+from otter_cli.signals import SignalConfig
+from otter_cli.training.objectives import Objective, Source
+
+if TYPE_CHECKING:
+    from otter_cli.data.datasets import Batch, Dataset
+    from otter_cli.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Material:
+    """The data of one signal. `record` says what it was: names, digests, counts."""
+
+    train: Dataset
+    test: Dataset | None
+    order: LengthBuckets
+    record: dict[str, Any]
+
+    def batch(self, step: int) -> Batch:
+        return self.train.batch(self.order.rows(step))
+
+
+def load_material(name: str, recipe: Recipe, signal: SignalConfig, tokenizer: Any) -> Material:
+    """Reads and encodes a signal's data. Raises OtterError for bad rows and too much truncation."""
+    objective = recipe.signals[name]
+    rows, test_rows, files = _read(objective, signal, recipe.beside)
+    train = objective.encode(rows, tokenizer, recipe.max_length)
+    train.truncation.check(recipe.allow_truncation)
+    test = objective.encode(test_rows, tokenizer, recipe.max_length) if test_rows else None
+    record: dict[str, Any] = {"train": {**files[0], "rows": len(rows), "cut": train.truncation.cut}}
+    if test is not None:
+        record["test"] = {**files[-1], "rows": len(test_rows), "cut": test.truncation.cut}
+        record["shared"] = _shared(name, rows, test_rows)
+    order = LengthBuckets(
+        train.lengths,
+        objective.batch_size or recipe.batch_size,
+        derive_seed("order", recipe.seed, name),
+    )
+    return Material(train, test, order, record)
+
+
+def _read(
+    objective: Objective, signal: SignalConfig, beside: Path | None
+) -> tuple[Sequence[Any], Sequence[Any], list[dict[str, Any]]]:
+    """Training rows, test rows, and the one or two files that they are from."""
+    train, test = objective.sources
+    rows, record = _file(objective, signal, train, beside)
+    if test is not None:
+        test_rows, test_record = _file(objective, signal, test, beside)
+        return rows, test_rows, [record, test_record]
+    if objective.held_out is None:
+        return rows, [], [record]
+    aside = [_text(row) for row in rows]
+    test_rows = [r for r, text in zip(rows, aside, strict=True) if _held(text, objective.held_out)]
+    kept = [r for r, text in zip(rows, aside, strict=True) if not _held(text, objective.held_out)]
+    if not kept or not test_rows:
+        raise OtterError(
+            f"{train.path}: held_out {objective.held_out} of {len(rows)} rows leaves "
+            f"{len(kept)} to train on and {len(test_rows)} to test",
+            hint="give more rows, or a test file",
+        )
+    return kept, test_rows, [record]
+
+
+def _file(
+    objective: Objective, signal: SignalConfig, source: Source, beside: Path | None
+) -> tuple[Sequence[Any], dict[str, Any]]:
+    path = find_data(source.path, beside)
+    rows = objective.rows(source, path, signal)
+    return rows, {"path": source.path, "sha256": sha256_file(path)}
+
+
+def _held(text: str, share: float) -> bool:
+    """By the text's digest: equal texts fall on the same side, whatever else is in the file."""
+    return derive_seed("held out", text) % 10_000 < 10_000 * share
+
+
+def _text(row: Any) -> str:
+    return row if isinstance(row, str) else "\x1f".join(row.identity)
+
+
+def _shared(name: str, rows: Sequence[Any], test_rows: Sequence[Any]) -> int | None:
+    """How many test rows have a text that was trained on; plain text is not compared."""
+    if isinstance(rows[0], str):
+        return None
+    overlap = find_overlap(rows, test_rows)
+    if overlap.shared:
+        warn(
+            f"signal {name}: {overlap.shared} of {overlap.test} test rows share a text with the "
+            "training data"
+        )
+    return overlap.shared

@@ -1,0 +1,111 @@
+"""Future tokens: head k is to name the token k + 2 places on (METHOD, 3; Medusa-1, 2.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from otter_cli.core.errors import OtterError
+from otter_cli.core.intervals import Interval, interval, ratio
+from otter_cli.data.plain import read_texts
+from otter_cli.signals import SignalConfig
+from otter_cli.training.objectives.objective import Objective, Positions, Read, Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from otter_cli.data.datasets import Batch, Blocks
+
+# The base's own head gives t+1, the first head t+2.
+_FIRST = 2
+
+
+class TextSource(Source):
+    """Plain text: the paragraphs of a .txt file, or a column of rows."""
+
+    column: str = "text"
+
+
+class FutureTokens(Objective):
+    """Cross-entropy of each head, weighted by `head_decay ** k` (Medusa: 0.8) or `head_weights`."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("future",)
+
+    objective: Literal["future-tokens"] = "future-tokens"
+    head_decay: float = Field(default=0.8, gt=0, le=1)
+    head_weights: tuple[float, ...] | None = None
+    train: TextSource
+    test: TextSource | None = None
+
+    @property
+    def sources(self) -> tuple[TextSource, TextSource | None]:
+        return self.train, self.test
+
+    def check(self, signal: SignalConfig) -> None:
+        super().check(signal)
+        if self.head_weights is not None and len(self.head_weights) != signal.size:
+            raise OtterError(
+                f"head_weights has {len(self.head_weights)} numbers; "
+                f"signal {signal.name!r} has {signal.size} heads",
+                hint="give one for each head, or head_decay instead",
+            )
+
+    def rows(self, source: TextSource, path: Path, signal: SignalConfig) -> Sequence[str]:
+        return read_texts(path, column=source.column, limit=source.limit)
+
+    def encode(self, rows: Sequence[str], tokenizer: Any, max_length: int) -> Blocks:
+        from otter_cli.data.datasets import Blocks
+
+        return Blocks(rows, tokenizer, max_length, eos=self.eos)
+
+    def loss(self, read: Read, batch: Batch) -> Tensor:
+        import torch
+        import torch.nn.functional as F
+
+        logits = read(batch, _positions(batch))  # [N, heads, vocab]
+        heads = logits.shape[1]
+        weights = self.head_weights or [self.head_decay**k for k in range(heads)]
+        targets = _targets(batch, heads)
+        each = [F.cross_entropy(logits[:, k], targets[:, k]) for k in range(heads)]
+        scale = torch.tensor(weights, device=logits.device) / sum(weights)
+        return (torch.stack(each) * scale).sum()
+
+    def outcomes(self, read: Read, batch: Batch) -> dict[str, Tensor]:
+        guesses = read(batch, _positions(batch)).argmax(-1)  # [N, heads]
+        targets = _targets(batch, guesses.shape[1])
+        each = (len(batch.last), -1, guesses.shape[1])
+        return {
+            "hits": (guesses == targets).view(each).sum(1),
+            "tokens": (targets >= 0).view(each).sum(1),
+        }
+
+    def metrics(
+        self, outcomes: Mapping[str, np.ndarray], signal: SignalConfig
+    ) -> dict[str, Interval]:
+        """Top-1 accuracy of each head. Blocks are resampled: tokens of one text hang together."""
+        hits, tokens = outcomes["hits"], outcomes["tokens"]
+        return {
+            f"top1_t+{k + _FIRST}": interval(ratio(hits[:, k], tokens[:, k]), len(hits))
+            for k in range(signal.size)
+        }
+
+
+def _positions(batch: Batch) -> Positions:
+    """All places from which the first head's token is still inside. Blocks have no padding."""
+    import torch
+
+    rows, columns = batch.input_ids.shape
+    every = torch.arange(columns - _FIRST, device=batch.input_ids.device)
+    return torch.arange(rows, device=every.device).repeat_interleave(len(every)), every.repeat(rows)
+
+
+def _targets(batch: Batch, heads: int) -> Tensor:
+    """Token ids [N, heads] at `_positions`; -100, which cross-entropy leaves out, past the end."""
+    import torch.nn.functional as F
+
+    following = F.pad(batch.input_ids, (0, heads - 1), value=-100)[:, _FIRST:]
+    return following.unfold(1, heads, 1).flatten(0, 1)

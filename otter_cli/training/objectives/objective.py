@@ -1,0 +1,108 @@
+"""What an objective is: a recipe's section for one signal, which reads data and gives a loss.
+
+Torch is imported where tensors are made, so that a recipe is read and refused without it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from otter_cli.core.errors import OtterError
+from otter_cli.core.intervals import Interval
+from otter_cli.signals import SignalConfig
+from otter_cli.training.section import Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from otter_cli.data.datasets import Batch, Dataset
+
+# Rows and columns of N positions in a batch.
+Positions = tuple["Tensor", "Tensor"]
+# The signal at those positions, [N, ...].
+Read = Callable[["Batch", Positions], "Tensor"]
+
+
+class Source(Section):
+    """A data file; what its columns are called, an objective's own source says."""
+
+    path: str
+    limit: PositiveInt | None = None
+
+
+class Objective(Section, ABC):
+    """Section `signals.NAME`. `test` takes from `train` the columns that it does not name."""
+
+    kinds: ClassVar[tuple[str, ...]]
+    # Parts of the head that the loss cannot see: they stay what they were.
+    untouched: ClassVar[tuple[str, ...]] = ()
+
+    objective: str
+    weight: PositiveFloat = 1.0
+    batch_size: PositiveInt | None = None
+    eos: bool = True
+    # Instead of a test file: this share of the training rows, chosen by their text.
+    held_out: float | None = Field(default=None, gt=0, lt=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _test_like_train(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("test"), dict):
+            return values
+        train = values.get("train")
+        columns = dict(train) if isinstance(train, dict) else {}
+        columns.pop("limit", None)
+        return {**values, "test": {**columns, **values["test"]}}
+
+    @property
+    @abstractmethod
+    def sources(self) -> tuple[Source, Source | None]:
+        """Training and test data."""
+
+    @abstractmethod
+    def rows(self, source: Any, path: Path, signal: SignalConfig) -> Sequence[Any]:
+        """The rows of a file. Raises OtterError, with file and line, for what cannot be used."""
+
+    @abstractmethod
+    def encode(self, rows: Sequence[Any], tokenizer: Any, max_length: int) -> Dataset: ...
+
+    @abstractmethod
+    def loss(self, read: Read, batch: Batch) -> Tensor:
+        """A scalar with a graph to whatever `read` trains."""
+
+    @abstractmethod
+    def outcomes(self, read: Read, batch: Batch) -> dict[str, Tensor]:
+        """What the metrics need of each row, [rows, ...]."""
+
+    @abstractmethod
+    def metrics(
+        self, outcomes: Mapping[str, np.ndarray], signal: SignalConfig
+    ) -> dict[str, Interval]: ...
+
+    def check(self, signal: SignalConfig) -> None:
+        """Raises OtterError where this objective cannot train such a signal."""
+        if signal.kind not in self.kinds:
+            raise OtterError(
+                f"signal {signal.name!r} is of kind {signal.kind}; "
+                f"{self.objective} trains {', '.join(self.kinds)}",
+                hint="choose another objective, or graft the signal as another kind",
+            )
+
+
+def last_tokens(batch: Batch) -> Positions:
+    """Each row's last real token."""
+    import torch
+
+    return torch.arange(len(batch.last), device=batch.last.device), batch.last
+
+
+def real_tokens(batch: Batch) -> Positions:
+    """Every position that is no padding, row by row."""
+    rows, columns = batch.attention_mask.nonzero(as_tuple=True)
+    return rows, columns

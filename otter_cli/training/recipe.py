@@ -1,0 +1,137 @@
+"""A recipe: everything that decides how a graft is trained, as YAML that a user copies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PrivateAttr,
+    ValidationError,
+)
+
+from otter_cli.core.digests import sha256_json
+from otter_cli.core.errors import OtterError, from_os_error
+from otter_cli.training.objectives import AnyObjective
+from otter_cli.training.section import Section, section_error
+
+
+class BaselineSettings(Section):
+    """What a baseline does otherwise than the insertion; data, steps and batches are equal."""
+
+    learning_rate: PositiveFloat | None = None
+
+
+class Baselines(Section):
+    """`head`: heads on the frozen final state; `separate`: a full copy of the base with a head."""
+
+    head: BaselineSettings = BaselineSettings()
+    separate: BaselineSettings = BaselineSettings()
+
+
+class Recipe(Section):
+    """Each step takes `batch_size` pairs, texts or blocks of every signal.
+
+    Lengths are in tokens; `clip` bounds the norm of the whole gradient.
+    """
+
+    steps: PositiveInt
+    signals: dict[str, AnyObjective] = Field(min_length=1)
+    seed: NonNegativeInt = 0
+    batch_size: PositiveInt = 32
+    max_length: int = Field(default=512, ge=8)
+    allow_truncation: float = Field(default=0.05, ge=0, le=1)
+    learning_rate: PositiveFloat = 1e-3
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup: NonNegativeInt = 10
+    weight_decay: NonNegativeFloat = 0.01
+    clip: PositiveFloat = 1.0
+    # 0: at the end only.
+    evaluate_every: NonNegativeInt = 0
+    save_every: PositiveInt = 50
+    baselines: Baselines = Baselines()
+    # Where the file is: data files are looked for beside it. No part of what was asked for.
+    _beside: Path | None = PrivateAttr(default=None)
+
+    @property
+    def beside(self) -> Path | None:
+        return self._beside
+
+    def sha256(self) -> str:
+        return sha256_json(self.model_dump(mode="json"))
+
+    def only(self, names: Sequence[str] | None) -> Recipe:
+        """The same recipe for some of its signals; None is all. Raises OtterError."""
+        for name in names or ():
+            if name not in self.signals:
+                raise OtterError(
+                    f"the recipe has no signal {name!r}", hint=f"it has {', '.join(self.signals)}"
+                )
+        kept = {n: o for n, o in self.signals.items() if names is None or n in names}
+        return self.model_copy(update={"signals": kept})
+
+    def for_baseline(self, baseline: Literal["head", "separate"] | None) -> Recipe:
+        """The same recipe with what it says of a baseline."""
+        settings = getattr(self.baselines, baseline) if baseline else BaselineSettings()
+        return self.model_copy(update=settings.model_dump(exclude_none=True))
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe; `overrides` such as `steps=50` or `signals.reward.train.limit=100` count
+    more than the file. Raises OtterError with the place of what is wrong."""
+    try:
+        values = _mapping(Path(path).read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise from_os_error(error, f"read the recipe {path}") from error
+    except UnicodeDecodeError as error:
+        raise OtterError(
+            f"{path}: byte {error.start + 1} is not UTF-8", hint="a recipe is a YAML text"
+        ) from error
+    for override in overrides:
+        _override(values, override)
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise section_error(error, str(path), values) from None
+    recipe._beside = Path(path).parent
+    return recipe
+
+
+def _mapping(text: str, source: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise OtterError(
+            f"{source}{where}: not YAML: {getattr(error, 'problem', error)}",
+            hint="`otter recipes show` has examples",
+        ) from error
+    if not isinstance(values, dict):
+        raise OtterError(
+            f"{source}: a recipe is a mapping, such as `steps: 250`",
+            hint="`otter recipes show` has examples",
+        )
+    return values
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    keys, equals, written = override.partition("=")
+    *outer, last = keys.split(".")
+    if not equals or not last:
+        raise OtterError(f"--set {override!r} is no KEY=VALUE", hint="for example --set steps=50")
+    for key in outer:
+        inner = values.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise OtterError(
+                f"--set {override!r}: {key!r} holds {inner!r}, no keys", hint="check the path"
+            )
+        values = inner
+    values[last] = yaml.safe_load(written)

@@ -1,0 +1,119 @@
+"""A separate model: a full copy of the base with a head, as a stock sequence classifier."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from otter_cli.checkpoint.folder import Checkpoint
+from otter_cli.checkpoint.place import place_files
+from otter_cli.checkpoint.writer import TensorSpec, write_sharded
+from otter_cli.core.atomic import staged_folder, write_json
+from otter_cli.core.errors import OtterError
+from otter_cli.families import base_shape
+from otter_cli.insertion import TrainingRecord
+from otter_cli.signals import SignalConfig
+from otter_cli.training.objectives import Positions
+
+if TYPE_CHECKING:
+    from otter_cli.data.datasets import Batch
+
+HEAD = "score.weight"
+RECORD = "otter.training.json"
+# Of the base and no other: a classifier has weights and a configuration of its own.
+_BASES_OWN = {"generation_config.json", "config.json"}
+
+
+class SeparateTrainee:
+    """All weights of an AutoModelForSequenceClassification, in fp32."""
+
+    gradient_free: frozenset[str] = frozenset()
+
+    def __init__(self, folder: Path, signal: SignalConfig, device: str = "cpu") -> None:
+        from transformers import AutoModelForSequenceClassification
+
+        self.folder, self.signal = folder, signal
+        self.signals: Mapping[str, SignalConfig] = {signal.name: signal}
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True
+        )
+        if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
+            raise OtterError(
+                f"{folder} is no whole model: {info}", hint="remove it and train it again"
+            )
+        self.model: Any = model.to(device)
+        self.parameters: Mapping[str, nn.Parameter] = dict(model.named_parameters())
+
+    def read(self, name: str, batch: Batch, at: Positions) -> Tensor:
+        self.model.train(torch.is_grad_enabled())
+        out = self.model.base_model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+        )
+        scores: Tensor = self.model.score(out.last_hidden_state[at])
+        return scores.squeeze(-1) if self.signal.kind == "value" else scores
+
+    def write(self, records: Mapping[str, TrainingRecord]) -> None:
+        values = {n: p.detach().cpu().numpy() for n, p in self.parameters.items()}
+        _write_weights(self.folder, values)
+        write_json(
+            self.folder / RECORD,
+            {name: record.model_dump(mode="json") for name, record in records.items()},
+        )
+
+
+def create_separate(source: Path, to: Path, signal: SignalConfig) -> None:
+    """Writes the copy with a head of zeros: config.json edited, tokenizer files byte for byte.
+
+    Raises OtterError where a signal is no number of a text.
+    """
+    if signal.kind not in ("value", "classes"):
+        raise OtterError(
+            f"a separate model cannot give signal {signal.name!r} of kind {signal.kind}",
+            hint="it scores whole texts; name another with --signal",
+        )
+    base = Checkpoint.open(source)
+    shape = base_shape(base.config)
+    head = f"{shape.family.head}.weight"
+    values = {name: base.read(name) for name in base.tensors if name != head}
+    values[HEAD] = np.zeros((signal.size, shape.hidden), np.float32)
+    with staged_folder(to) as staging:
+        kept = [f for f in base.files if f not in _BASES_OWN and ".safetensors" not in f]
+        place_files(source, kept, staging, mode="copy")
+        config = classifier_config(base.config, shape.family.architecture, signal)
+        (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        _write_weights(staging, values)
+
+
+def classifier_config(
+    config: Mapping[str, Any], architecture: str, signal: SignalConfig
+) -> dict[str, Any]:
+    """The base's configuration with only that changed which makes it a classifier's."""
+    labels = signal.labels or (signal.name,)
+    changed = {
+        "architectures": [architecture.replace("CausalLM", "SequenceClassification")],
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+        "label2id": {label: i for i, label in enumerate(labels)},
+        "problem_type": "regression" if signal.kind == "value" else "multi_label_classification",
+        "pad_token_id": _pad_id(config),
+        "dtype": "float32",
+    }
+    return {k: v for k, v in config.items() if k != "torch_dtype"} | changed
+
+
+def _pad_id(config: Mapping[str, Any]) -> int | None:
+    """The stock class reads the last token that is no padding, and EOS must not count as such."""
+    eos = config.get("eos_token_id")
+    ends = eos if isinstance(eos, list) else [eos]
+    candidates = [config.get("pad_token_id"), config.get("bos_token_id")]
+    return next((i for i in candidates if i is not None and i not in ends), None)
+
+
+def _write_weights(folder: Path, values: Mapping[str, np.ndarray]) -> None:
+    specs = {name: TensorSpec("F32", tuple(value.shape)) for name, value in values.items()}
+    write_sharded(folder, "model", specs, values.__getitem__, {"format": "pt"})

@@ -1,0 +1,110 @@
+"""The state of a run in FOLDER/training/: written whole or not at all, the last two kept."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from otter_cli.checkpoint.header import read_header
+from otter_cli.checkpoint.writer import TensorSpec, write_tensors
+
+_KEPT = 2
+_FILE = re.compile(r"state-(\d{8})\.safetensors")
+
+
+@dataclass(frozen=True)
+class State:
+    """`step`: steps done. `notes`: JSON of whoever saves it. Random state is not in here, since
+    every step seeds itself from its number."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    notes: dict[str, Any]
+
+
+class StateFolder:
+    """States by step; what the newest says is where a run goes on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "training"
+
+    def newest(self) -> Path | None:
+        return max(self._files(), default=None)
+
+    def notes(self) -> dict[str, Any] | None:
+        """Those of the newest state, without its tensors."""
+        newest = self.newest()
+        return None if newest is None else _notes(newest)
+
+    def load(self) -> State | None:
+        newest = self.newest()
+        if newest is None:
+            return None
+        return State(_step(newest), load_file(newest), _notes(newest))
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+        self.path.mkdir(exist_ok=True)
+        write_tensors(
+            self.path / f"state-{step:08d}.safetensors",
+            {name: TensorSpec("F32", tuple(t.shape)) for name, t in tensors.items()},
+            lambda name: tensors[name].detach().cpu().numpy(),
+            {"notes": json.dumps(notes, sort_keys=True)},
+        )
+        for old in sorted(self._files())[:-_KEPT]:
+            old.unlink()
+
+    def clear(self) -> None:
+        """Oldest first: whenever this is cut short, the newest still stands for the run."""
+        for file in sorted(self._files()):
+            file.unlink()
+
+    def _files(self) -> list[Path]:
+        return [p for p in self.path.glob("state-*") if _FILE.fullmatch(p.name)]
+
+
+def pack(
+    parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """Parameters and what the optimiser remembers of each, by flat names."""
+    packed = {f"value/{name}": parameter.detach() for name, parameter in parameters.items()}
+    for name, parameter in parameters.items():
+        for key, tensor in optimiser.state[parameter].items():
+            packed[f"{key}/{name}"] = tensor
+    return packed
+
+
+def unpack(
+    tensors: Mapping[str, Tensor],
+    parameters: Mapping[str, nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+) -> None:
+    """The inverse of `pack`, in place."""
+    for flat, tensor in tensors.items():
+        key, _, name = flat.partition("/")
+        parameter = parameters[name]
+        if key == "value":
+            with torch.no_grad():
+                parameter.copy_(tensor)
+        else:
+            # AdamW counts its steps on the CPU, wherever the parameter is.
+            place = "cpu" if key == "step" else parameter.device
+            optimiser.state[parameter][key] = tensor.to(place)
+
+
+def _step(path: Path) -> int:
+    found = _FILE.fullmatch(path.name)
+    assert found is not None
+    return int(found[1])
+
+
+def _notes(path: Path) -> dict[str, Any]:
+    notes: dict[str, Any] = json.loads(read_header(path).metadata["notes"])
+    return notes

@@ -1,0 +1,123 @@
+"""What the loop trains: a graft here, a separate model in separate.py, by one interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from otter_cli.core.errors import OtterError
+from otter_cli.core.suggest import closest
+from otter_cli.insertion import InsertionConfig, Plan, TrainingRecord, update_tensors
+from otter_cli.model import OtterForCausalLM
+from otter_cli.signals import SignalConfig
+from otter_cli.training.objectives import Positions
+
+if TYPE_CHECKING:
+    from otter_cli.data.datasets import Batch
+    from otter_cli.training.recipe import Recipe
+
+
+class Trainee(Protocol):
+    """Something in a folder that gives signals, with parameters in fp32 to train."""
+
+    folder: Path
+    signals: Mapping[str, SignalConfig]
+    # Names as on disk; nothing else gets a gradient.
+    parameters: Mapping[str, nn.Parameter]
+    # Parameters that an initialisation leaves without a gradient.
+    gradient_free: frozenset[str]
+
+    def read(self, name: str, batch: Batch, at: Positions) -> Tensor:
+        """Signal `name` at N positions, [N, ...], with a graph where gradients are enabled."""
+
+    def write(self, records: Mapping[str, TrainingRecord]) -> None:
+        """Makes the folder say what the parameters now are, and how they came about."""
+
+
+class GraftTrainee:
+    """A grafted folder: the base frozen in its own dtype, the insertion in fp32."""
+
+    def __init__(self, folder: Path, recipe: Recipe, device: str = "cpu") -> None:
+        self.folder = folder
+        self.model = OtterForCausalLM.from_pretrained(
+            folder, insertion_dtype=torch.float32, device=device
+        )
+        self.signals: Mapping[str, SignalConfig] = self.model.signal_configs
+        check_signals(recipe, self.signals, folder)
+        (self.config,) = self.model.manifest.insertions
+        trained = trained_names(self.config, recipe, dict(self.model.inserted_parameters()))
+        for name, parameter in self.model.inserted_parameters():
+            parameter.requires_grad_(name in trained)
+        self.parameters: Mapping[str, nn.Parameter] = {
+            name: p for name, p in self.model.inserted_parameters() if p.requires_grad
+        }
+        self.gradient_free = without_gradient(self.config)
+
+    def read(self, name: str, batch: Batch, at: Positions) -> Tensor:
+        out = self.model(
+            batch.input_ids,
+            attention_mask=batch.attention_mask,
+            signals=(),
+            logits=False,
+            use_cache=False,
+        )
+        # Chosen positions first: a vocabulary head on all of them would dwarf the rest.
+        inserted = {insertion: v[at] for insertion, v in out.inserted_state.items()}
+        return self.model.read_signal(name, out.base_state[at], inserted)
+
+    def write(self, records: Mapping[str, TrainingRecord]) -> None:
+        manifest = self.model.manifest
+        manifest = manifest.model_copy(update={"training": {**manifest.training, **records}})
+        tensors = {
+            name: tensor.float().cpu().numpy()
+            for name, tensor in self.model.inserted_state_dict().items()
+        }
+        plan = Plan(self.config, self.model.shape)
+        self.model.manifest = update_tensors(self.folder, plan, manifest, tensors)
+
+
+def check_signals(recipe: Recipe, signals: Mapping[str, SignalConfig], folder: Path) -> None:
+    """Raises OtterError where the recipe names a signal that is not there, or of another kind."""
+    for name, objective in recipe.signals.items():
+        if name not in signals:
+            near = closest(name, signals)
+            raise OtterError(
+                f"the recipe trains signal {name!r}, which {folder} does not have",
+                hint=(f"did you mean {near!r}? " if near else "")
+                + f"its signals: {', '.join(signals) or 'none'}",
+            )
+        objective.check(signals[name])
+
+
+def trained_names(
+    config: InsertionConfig, recipe: Recipe, parameters: Mapping[str, Any]
+) -> set[str]:
+    """The stream and the heads of the recipe's signals, but for parts that a loss cannot see."""
+    heads = f"otter.{config.name}.signals."
+    untouched = {
+        f"{heads}{signal}.{part}"
+        for signal, objective in recipe.signals.items()
+        for part in objective.untouched
+    }
+    return {
+        name
+        for name in parameters
+        if name not in untouched
+        and (
+            not name.startswith(heads)
+            or name.removeprefix(heads).partition(".")[0] in recipe.signals
+        )
+    }
+
+
+def without_gradient(config: InsertionConfig) -> frozenset[str]:
+    """With zero embeddings the first layer's attention sees u = 0, and always will."""
+    if config.embedding == "table" or not config.heads:
+        return frozenset()
+    first = f"otter.{config.name}.layers.{min(config.layers)}.attention"
+    inputs = ("query", "key", "value") if config.kv == "own" else ("query",)
+    return frozenset([f"{first}.norm.weight", *(f"{first}.{name}.z.weight" for name in inputs)])

@@ -1,0 +1,189 @@
+"""Losses against plain re-computations, and which positions they read."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from otter_cli.core.errors import OtterError
+from otter_cli.data.datasets import Batch, pad
+from otter_cli.signals import parse_signal
+from otter_cli.training.objectives import BradleyTerry, Classification, FutureTokens, Positions
+
+ROWS = [[5, 6, 7, 8], [5, 9], [5, 6, 3], [4, 4, 4, 4]]
+
+
+class Table:
+    """A signal that is looked up by row and column, and remembers what was asked for."""
+
+    def __init__(self, *shape: int) -> None:
+        self.values = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+        self.asked: set[tuple[int, int]] = set()
+
+    def __call__(self, batch: Batch, at: Positions) -> Tensor:
+        self.asked = {(int(r), int(c)) for r, c in zip(*at, strict=True)}
+        return self.values[at]
+
+
+def bradley_terry(**more: Any) -> BradleyTerry:
+    return BradleyTerry.model_validate({"train": {"path": "pairs.jsonl"}, **more})
+
+
+def classification(**more: Any) -> Classification:
+    return Classification.model_validate({"train": {"path": "labelled.jsonl"}, **more})
+
+
+def future(**more: Any) -> FutureTokens:
+    return FutureTokens.model_validate({"train": {"path": "texts.jsonl"}, **more})
+
+
+def softplus(x: float) -> float:
+    return math.log1p(math.exp(x))
+
+
+def test_bradley_terry_reads_the_last_tokens_only() -> None:
+    read, batch = Table(4, 4), pad(ROWS, 0)
+    loss = bradley_terry().loss(read, batch)
+    assert read.asked == {(0, 3), (1, 1), (2, 2), (3, 3)}
+    v = read.values
+    # Chosen are the first two rows, rejected the last two: -log sigmoid(x) is softplus(-x).
+    expected = np.mean([softplus(v[2, 2] - v[0, 3]), softplus(v[3, 3] - v[1, 1])])
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_bradley_terry_at_every_prefix_holds_a_text_that_ended() -> None:
+    read, batch = Table(4, 4), pad(ROWS, 0)
+    loss = bradley_terry(positions="every").loss(read, batch)
+    last = [3, 1, 2, 3]
+    score = [[read.values[r, min(t, last[r])].item() for t in range(4)] for r in range(4)]
+    terms = [softplus(score[i + 2][t] - score[i][t]) for i in range(2) for t in range(4)]
+    assert loss.item() == pytest.approx(np.mean(terms), rel=1e-5)
+
+
+def test_pair_accuracy_counts_a_tie_half() -> None:
+    metrics = bradley_terry().metrics(
+        {"margin": np.array([1.0, -1.0, 0.0, 2.0])}, parse_signal("reward")
+    )
+    assert metrics["accuracy"].mean == (1 + 0 + 0.5 + 1) / 4
+    assert metrics["accuracy"].n == 4
+
+
+def test_outcomes_are_margins_of_pairs() -> None:
+    read = Table(4, 4)
+    margin = bradley_terry().outcomes(read, pad(ROWS, 0))["margin"]
+    v = read.values
+    assert torch.equal(margin, torch.stack([v[0, 3] - v[2, 2], v[1, 1] - v[3, 3]]))
+
+
+def _labelled() -> Batch:
+    return replace(pad(ROWS, 0), labels=torch.tensor([[1.0, 0], [0, 0], [0.5, 1], [1, 1]]))
+
+
+def _cross_entropy(logit: float, label: float) -> float:
+    return label * softplus(-logit) + (1 - label) * softplus(logit)
+
+
+def test_classification_at_the_end() -> None:
+    read, batch = Table(4, 4, 2), _labelled()
+    loss = classification().loss(read, batch)
+    assert batch.labels is not None
+    last = [3, 1, 2, 3]
+    terms = [
+        _cross_entropy(read.values[r, last[r], k].item(), batch.labels[r, k].item())
+        for r in range(4)
+        for k in range(2)
+    ]
+    assert loss.item() == pytest.approx(np.mean(terms), rel=1e-5)
+
+
+def test_classification_at_every_token_weighs_texts_alike() -> None:
+    read, batch = Table(4, 4, 2), _labelled()
+    loss = classification(positions="every").loss(read, batch)
+    assert batch.labels is not None
+    texts = []
+    for r, length in enumerate([4, 2, 3, 4]):
+        terms = [
+            _cross_entropy(read.values[r, t, k].item(), batch.labels[r, k].item())
+            for t in range(length)
+            for k in range(2)
+        ]
+        texts.append(np.mean(terms))
+    assert loss.item() == pytest.approx(np.mean(texts), rel=1e-5)
+    assert (1, 2) not in read.asked, "padding has no label"
+
+
+def test_classes_are_told_apart_in_metrics() -> None:
+    signal = parse_signal("classes:rude,loud")
+    scores = np.array([[2.0, -1], [-1, -2], [1, 3], [-2, 1]])
+    labels = np.array([[1.0, 0], [0, 0], [1, 0], [0, 1]])
+    metrics = classification().metrics({"score": scores, "label": labels}, signal)
+    assert metrics["auroc/rude"].mean == 1 and metrics["f1/rude"].mean == 1
+    assert metrics["auroc/loud"].mean == pytest.approx(2 / 3)
+    assert metrics["accuracy/loud"].mean == 0.75
+    assert "auroc" in classification().metrics(
+        {"score": scores[:, :1], "label": labels[:, :1]}, parse_signal("toxicity")
+    )
+
+
+def test_metrics_of_a_class_that_never_occurs_are_refused() -> None:
+    with pytest.raises(OtterError, match="auroc of toxicity is undefined"):
+        classification().metrics(
+            {"score": np.zeros((3, 1)), "label": np.ones((3, 1))}, parse_signal("toxicity")
+        )
+
+
+def _blocks() -> Batch:
+    ids = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])
+    return Batch(ids, torch.ones_like(ids), torch.tensor([4, 4]))
+
+
+def test_future_heads_name_the_tokens_from_two_on() -> None:
+    read, batch = Table(2, 5, 3, 11), _blocks()
+    loss = future(head_weights=[1.0, 0.5, 0.25]).loss(read, batch)
+    # From the last two positions no head's token is inside: they skip the vocabulary.
+    assert read.asked == {(r, t) for r in range(2) for t in range(3)}
+    logs = read.values.log_softmax(-1)
+    heads = []
+    for k in range(3):
+        terms = [
+            -logs[r, t, k, batch.input_ids[r, t + 2 + k]].item()
+            for r in range(2)
+            for t in range(5)
+            if t + 2 + k < 5
+        ]
+        heads.append(np.mean(terms))
+    expected = (heads[0] + 0.5 * heads[1] + 0.25 * heads[2]) / 1.75
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_future_hits_are_counted_by_head() -> None:
+    batch = _blocks()
+    right = torch.zeros(2, 5, 2, 11)
+    for r in range(2):
+        for t in range(3):
+            right[r, t, 0, batch.input_ids[r, t + 2]] = 1  # the first head knows, the second not
+    outcomes = future().outcomes(lambda _, at: right[at], batch)
+    assert outcomes["hits"].tolist() == [[3, 0], [3, 0]]
+    assert outcomes["tokens"].tolist() == [[3, 2], [3, 2]]
+    metrics = future().metrics(
+        {name: value.numpy() for name, value in outcomes.items()}, parse_signal("future:2")
+    )
+    assert (metrics["top1_t+2"].mean, metrics["top1_t+3"].mean) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("objective", "signal", "what"),
+    [
+        (bradley_terry(), "toxicity", "of kind classes; bradley-terry trains value"),
+        (bradley_terry(), "reward:2", "has 2 attributes"),
+        (classification(), "future:2", "of kind future; classification trains classes"),
+        (future(head_weights=[1.0]), "future:2", "head_weights has 1 numbers"),
+    ],
+)
+def test_an_objective_refuses_what_it_cannot_train(objective: Any, signal: str, what: str) -> None:
+    with pytest.raises(OtterError, match=what):
+        objective.check(parse_signal(signal))
