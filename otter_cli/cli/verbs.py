@@ -14,6 +14,7 @@ VERBS = {
     "inspect": Verb("otter_cli.cli.inspect", "Checkpoints", "what a folder is, what was grafted"),
     "graft": Verb("otter_cli.cli.graft", "Checkpoints", "insert tensors beside a base's own"),
     "strip": Verb("otter_cli.cli.strip", "Checkpoints", "give the base back, byte for byte"),
+    "train": Verb("otter_cli.cli.train", "Training", "train inserted tensors, or a baseline"),
     "recipes": Verb("otter_cli.cli.recipes", "Help", "list, show and copy the recipes that ship"),
     "doctor": Verb("otter_cli.cli.doctor", "Help", "versions, hardware, memory, what is missing"),
 }

@@ -1,0 +1,102 @@
+"""`otter train`: trains the inserted tensors, or a baseline for them, by a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from otter_cli.cli.app import Outcome, verb, verb_app
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from otter_cli.training import TrainResult
+
+app = verb_app()
+
+
+def _control(name: str, text: str) -> Any:
+    return typer.Option(name, help=text, rich_help_panel="Baselines")
+
+
+@verb(
+    app,
+    example="""\
+    otter train grafted --recipe preference/paradetox
+    otter train grafted --recipe my-recipe.yaml --resume
+    otter train grafted --recipe my-recipe.yaml --baseline head --to head-only""",
+)
+def train(
+    folder: Annotated[Path, typer.Argument(help="the grafted folder")],
+    recipe: Annotated[str, typer.Option("--recipe", help="a file, or a recipe that ships")],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on from the last saved state, bit for bit")
+    ] = False,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="drop an unfinished run; train the tensors as they are"),
+    ] = False,
+    set: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE over the recipe's, again for more: steps=50"),
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1")] = "cpu",
+    baseline: Annotated[
+        str | None,
+        _control("--baseline", "head: heads on the frozen final state | separate: a full copy"),
+    ] = None,
+    to: Annotated[Path | None, _control("--to", "folder of the baseline")] = None,
+    signal: Annotated[
+        list[str] | None, _control("--signal", "only these of the recipe's signals")
+    ] = None,
+) -> Outcome:
+    """Train the recipe's signals: the base stays frozen, the folder is usable at any time.
+
+    Metrics go to FOLDER/training/metrics.jsonl; Ctrl-C saves, and --resume goes on.
+    """
+    from otter_cli.cli.recipe_files import find_recipe
+    from otter_cli.core.errors import OtterError
+
+    if baseline not in (None, "head", "separate"):
+        raise OtterError(f"there is no baseline {baseline!r}", hint="head or separate")
+    path = Path(recipe) if Path(recipe).is_file() else find_recipe(recipe).path
+    from otter_cli.training import load_recipe
+    from otter_cli.training import train as run
+
+    loaded = load_recipe(path, set or ()).only(signal or None)
+    result = run(
+        folder,
+        loaded,
+        resume=resume,
+        restart=restart,
+        baseline=baseline,  # type: ignore[arg-type]
+        to=to,
+        device=device,
+    )
+    return Outcome(
+        {**vars(result), "baseline": baseline, "recipe": path}, view=lambda: _view(result)
+    )
+
+
+def _view(result: TrainResult) -> RenderableType:
+    from rich.console import Group
+    from rich.table import Table
+
+    from otter_cli.core.units import count_text, seconds_text
+
+    table = Table(
+        "signal", "held out", "mean", "95 % interval", "n", box=None, header_style="bold",
+        pad_edge=False,
+    )  # fmt: skip
+    for name, figures in result.signals.items():
+        for what, value in figures.items():
+            low_high = f"{value.low:.4f} to {value.high:.4f}"
+            table.add_row(name, what, f"{value.mean:.4f}", low_high, f"{value.n:,}")
+    trained = count_text(result.trained_parameters)
+    return Group(
+        f"{result.folder}: {result.steps} steps, {seconds_text(result.seconds)}, "
+        f"{trained} parameters trained",
+        *([table] if result.signals else []),
+    )
