@@ -52,6 +52,23 @@ def otter() -> Otter:
     return run
 
 
+@pytest.fixture
+def otter_here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Otter:
+    """The same in this process: for verbs that load torch, which takes seconds each time."""
+    from otter_cli.cli import main
+
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        command = [str(argument) for argument in arguments]
+        capfd.readouterr()
+        code = main(command)
+        out, err = capfd.readouterr()
+        return subprocess.CompletedProcess(command, code, out, err)
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoint:
     """`tiny_checkpoint("llama", tied=True, dtype="bfloat16", max_shard="20kB", **config)`.

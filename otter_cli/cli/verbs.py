@@ -15,6 +15,7 @@ VERBS = {
     "graft": Verb("otter_cli.cli.graft", "Checkpoints", "insert tensors beside a base's own"),
     "strip": Verb("otter_cli.cli.strip", "Checkpoints", "give the base back, byte for byte"),
     "train": Verb("otter_cli.cli.train", "Training", "train inserted tensors, or a baseline"),
+    "generate": Verb("otter_cli.cli.generate", "Use", "text with its signals, guided or drafted"),
     "recipes": Verb("otter_cli.cli.recipes", "Help", "list, show and copy the recipes that ship"),
     "doctor": Verb("otter_cli.cli.doctor", "Help", "versions, hardware, memory, what is missing"),
 }
