@@ -42,6 +42,9 @@ def train(
         list[str] | None,
         typer.Option("--set", help="KEY=VALUE over the recipe's, again for more: steps=50"),
     ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="folder of its data files; default: the recipe's")
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1")] = "cpu",
     baseline: Annotated[
         str | None,
@@ -65,7 +68,7 @@ def train(
     from otter_cli.training import load_recipe
     from otter_cli.training import train as run
 
-    loaded = load_recipe(path, set or ()).only(signal or None)
+    loaded = load_recipe(path, set or (), data=data).only(signal or None)
     result = run(
         folder,
         loaded,

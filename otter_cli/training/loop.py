@@ -126,15 +126,14 @@ class Run:
         }
         self.states.save(self.step, pack(self.trainee.parameters, self.optimiser), notes)
 
-    def resume(self) -> bool:
-        """Goes on from the newest state; False where there is none, and the run begins."""
+    def resume(self) -> None:
+        """Goes on from the newest state; a run that was killed before its first one begins."""
         state = self.states.load()
         if state is None:
-            return False
+            return
         unpack(state.tensors, self.trainee.parameters, self.optimiser)
         self.guard.recall(state.notes["guard"])
         self.step, self.seconds = state.step, state.notes["seconds"]
-        return True
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0

@@ -38,7 +38,7 @@ class Material:
 def load_material(name: str, recipe: Recipe, signal: SignalConfig, tokenizer: Any) -> Material:
     """Reads and encodes a signal's data. Raises OtterError for bad rows and too much truncation."""
     objective = recipe.signals[name]
-    rows, test_rows, files = _read(objective, signal, recipe.beside)
+    rows, test_rows, files = _read(objective, signal, recipe.data_folder)
     train = objective.encode(rows, tokenizer, recipe.max_length)
     train.truncation.check(recipe.allow_truncation)
     test = objective.encode(test_rows, tokenizer, recipe.max_length) if test_rows else None
@@ -55,13 +55,13 @@ def load_material(name: str, recipe: Recipe, signal: SignalConfig, tokenizer: An
 
 
 def _read(
-    objective: Objective, signal: SignalConfig, beside: Path | None
+    objective: Objective, signal: SignalConfig, folder: Path | None
 ) -> tuple[Sequence[Any], Sequence[Any], list[dict[str, Any]]]:
     """Training rows, test rows, and the one or two files that they are from."""
     train, test = objective.sources
-    rows, record = _file(objective, signal, train, beside)
+    rows, record = _file(objective, signal, train, folder)
     if test is not None:
-        test_rows, test_record = _file(objective, signal, test, beside)
+        test_rows, test_record = _file(objective, signal, test, folder)
         return rows, test_rows, [record, test_record]
     if objective.held_out is None:
         return rows, [], [record]
@@ -78,9 +78,9 @@ def _read(
 
 
 def _file(
-    objective: Objective, signal: SignalConfig, source: Source, beside: Path | None
+    objective: Objective, signal: SignalConfig, source: Source, folder: Path | None
 ) -> tuple[Sequence[Any], dict[str, Any]]:
-    path = find_data(source.path, beside)
+    path = find_data(source.path, folder)
     rows = objective.rows(source, path, signal)
     return rows, {"path": source.path, "sha256": sha256_file(path)}
 

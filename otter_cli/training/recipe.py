@@ -57,12 +57,12 @@ class Recipe(Section):
     evaluate_every: NonNegativeInt = 0
     save_every: PositiveInt = 50
     baselines: Baselines = Baselines()
-    # Where the file is: data files are looked for beside it. No part of what was asked for.
-    _beside: Path | None = PrivateAttr(default=None)
+    # Where its data files are looked for first. No part of what is asked for.
+    _data_folder: Path | None = PrivateAttr(default=None)
 
     @property
-    def beside(self) -> Path | None:
-        return self._beside
+    def data_folder(self) -> Path | None:
+        return self._data_folder
 
     def sha256(self) -> str:
         return sha256_json(self.model_dump(mode="json"))
@@ -83,9 +83,14 @@ class Recipe(Section):
         return self.model_copy(update=settings.model_dump(exclude_none=True))
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    path: str | Path, overrides: Sequence[str] = (), *, data: Path | None = None
+) -> Recipe:
     """Reads a recipe; `overrides` such as `steps=50` or `signals.reward.train.limit=100` count
-    more than the file. Raises OtterError with the place of what is wrong."""
+    more than the file. Data files are looked for in `data`, by default beside the recipe.
+
+    Raises OtterError with the place of what is wrong.
+    """
     try:
         values = _mapping(Path(path).read_text(encoding="utf-8"), str(path))
     except OSError as error:
@@ -100,7 +105,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise section_error(error, str(path), values) from None
-    recipe._beside = Path(path).parent
+    recipe._data_folder = data or Path(path).parent
     return recipe
 
 

@@ -19,6 +19,7 @@ from otter_cli.training.loop import Metrics, Run
 from otter_cli.training.material import load_material
 from otter_cli.training.recipe import Recipe
 from otter_cli.training.state import StateFolder
+from otter_cli.training.trainee import graft_signals
 
 METRICS = "metrics.jsonl"
 # What may change between a run and its resumption: it moves no parameter.
@@ -55,30 +56,28 @@ def train(
     target = _target(folder, baseline, to, resume)
     recipe = recipe.for_baseline(baseline)
     states = StateFolder(target)
-    _refuse_unfinished(states, target, recipe, resume or restart)
+    _refuse_unfinished(states, resume or restart)
+    # Data first: a bad row is told before anything is made or loaded.
+    signals = graft_signals(folder, recipe)
+    tokenizer = _tokenizer(folder)
+    material = {name: load_material(name, recipe, signals[name], tokenizer) for name in signals}
+    data = {name: found.record for name, found in material.items()}
     trainee = make_trainee(folder, recipe, baseline, to, device)
+
+    def write(step: int, metrics: Metrics) -> None:
+        trainee.write({n: _record(n, recipe, step, data[n], metrics) for n in recipe.signals})
+
     states.path.mkdir(exist_ok=True)
     with writer_lock(states.path):
-        tokenizer = _tokenizer(target)
-        material = {
-            name: load_material(name, recipe, trainee.signals[name], tokenizer)
-            for name in recipe.signals
-        }
-        data = {name: found.record for name, found in material.items()}
         identity = {"recipe": recipe.model_dump(mode="json", exclude=_FREE), "data": data}
         run = Run(trainee, recipe, material, states, identity, device)
         if resume:
             _check_same_run(states, identity)
-            say(f"going on after step {run.step}" if run.resume() else "no state: begins at step 0")
+            run.resume()
+            say(f"going on after step {run.step}")
         else:
             states.clear()
         _forget_after(states.path / METRICS, run.step)
-
-        def write(step: int, metrics: Metrics) -> None:
-            trainee.write(
-                {name: _record(name, recipe, step, data[name], metrics) for name in recipe.signals}
-            )
-
         with JsonLines(states.path / METRICS) as log:
             run.go(log, write)
     count = sum(parameter.numel() for parameter in trainee.parameters.values())
@@ -100,15 +99,16 @@ def _target(folder: Path, baseline: Baseline | None, to: Path | None, resume: bo
     return to or folder
 
 
-def _refuse_unfinished(states: StateFolder, target: Path, recipe: Recipe, allowed: bool) -> None:
+def _refuse_unfinished(states: StateFolder, allowed: bool) -> None:
     notes = states.notes()
-    if allowed or notes is None or notes["step"] >= notes["identity"]["recipe"]["steps"]:
+    if allowed or notes is None:
         return
-    steps = notes["identity"]["recipe"]["steps"]
-    raise OtterError(
-        f"{target} holds an unfinished run, at step {notes['step']} of {steps}",
-        hint="--resume goes on with it, --restart drops it and trains from the tensors as they are",
-    )
+    done, steps = notes["step"], notes["identity"]["recipe"]["steps"]
+    if done < steps:
+        raise OtterError(
+            f"{states.path} holds an unfinished run, at step {done} of {steps}",
+            hint="--resume goes on with it; --restart drops it and trains the tensors as they are",
+        )
 
 
 def _check_same_run(states: StateFolder, identity: Mapping[str, Any]) -> None:

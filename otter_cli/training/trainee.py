@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from otter_cli.core.errors import OtterError
 from otter_cli.core.suggest import closest
-from otter_cli.insertion import InsertionConfig, Plan, TrainingRecord, update_tensors
+from otter_cli.insertion import InsertionConfig, Manifest, Plan, TrainingRecord, update_tensors
 from otter_cli.model import OtterForCausalLM
 from otter_cli.signals import SignalConfig
 from otter_cli.training.objectives import Positions
@@ -46,8 +46,7 @@ class GraftTrainee:
         self.model = OtterForCausalLM.from_pretrained(
             folder, insertion_dtype=torch.float32, device=device
         )
-        self.signals: Mapping[str, SignalConfig] = self.model.signal_configs
-        check_signals(recipe, self.signals, folder)
+        self.signals: Mapping[str, SignalConfig] = graft_signals(folder, recipe)
         (self.config,) = self.model.manifest.insertions
         trained = trained_names(self.config, recipe, dict(self.model.inserted_parameters()))
         for name, parameter in self.model.inserted_parameters():
@@ -80,8 +79,11 @@ class GraftTrainee:
         self.model.manifest = update_tensors(self.folder, plan, manifest, tensors)
 
 
-def check_signals(recipe: Recipe, signals: Mapping[str, SignalConfig], folder: Path) -> None:
-    """Raises OtterError where the recipe names a signal that is not there, or of another kind."""
+def graft_signals(folder: Path, recipe: Recipe) -> dict[str, SignalConfig]:
+    """The graft's signals that the recipe trains. Raises OtterError where it lacks one, or has it
+    as another kind."""
+    manifest = Manifest.read(folder)
+    signals = {s.name: s for config in manifest.insertions for s in config.signals}
     for name, objective in recipe.signals.items():
         if name not in signals:
             near = closest(name, signals)
@@ -91,6 +93,7 @@ def check_signals(recipe: Recipe, signals: Mapping[str, SignalConfig], folder: P
                 + f"its signals: {', '.join(signals) or 'none'}",
             )
         objective.check(signals[name])
+    return {name: signals[name] for name in recipe.signals}
 
 
 def trained_names(

@@ -70,3 +70,11 @@ def test_a_signal_that_the_graft_lacks(folder: Path, tmp_path: Path) -> None:
 def test_baseline_and_to_go_together(folder: Path, tmp_path: Path, arguments) -> None:
     with pytest.raises(OtterError, match="go together"):
         train(folder, small_recipe(tmp_path), **arguments)
+
+
+def test_bad_data_leaves_no_half_made_baseline(folder: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path)
+    (tmp_path / "pairs.jsonl").write_text("not json\n")
+    with pytest.raises(OtterError, match="line 1: not JSON"):
+        train(folder, recipe, baseline="separate", to=tmp_path / "separate")
+    assert not (tmp_path / "separate").exists()

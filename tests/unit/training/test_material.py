@@ -96,3 +96,10 @@ def test_a_signal_can_have_its_own_batch_size(tmp_path: Path, tiny_tokenizer: An
     write_data(tmp_path)
     found = _load(tmp_path, tiny_tokenizer, "reward", {**REWARD, "batch_size": 3})
     assert len(found.batch(0).last) == 6
+
+
+def test_data_may_be_in_a_folder_that_the_user_names(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    write_data(tmp_path / "elsewhere")
+    recipe = load_recipe(write_recipe(tmp_path), data=tmp_path / "elsewhere")
+    assert load_material("reward", recipe, parse_signal("reward"), tiny_tokenizer).train.lengths

@@ -22,7 +22,7 @@ def test_defaults_and_sections(tmp_path: Path) -> None:
     assert isinstance(recipe.signals["reward"], BradleyTerry)
     assert isinstance(recipe.signals["toxicity"], Classification)
     assert recipe.seed == 0 and recipe.clip == 1.0
-    assert recipe.beside == tmp_path
+    assert recipe.data_folder == tmp_path
 
 
 @pytest.mark.parametrize(
