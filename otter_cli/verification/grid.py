@@ -1,0 +1,121 @@
+"""The grids: which ways of running a model are compared. No torch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from otter_cli.core.seeds import derive_seed
+from otter_cli.verification.cases import FORWARDS, GENERATES, Case
+
+GridName = Literal["quick", "full"]
+
+ATTENTIONS = ("eager", "sdpa")
+DTYPES: dict[GridName, tuple[str, ...]] = {
+    "quick": ("float32", "bfloat16"),
+    "full": ("float32", "bfloat16", "float16"),
+}
+# What a window costs grows with its square: longer ones than these are cut.
+_WINDOW: dict[GridName, int] = {"quick": 512, "full": 2048}
+_LENGTHS = (1, 2, 7, 33, 128)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A named grid in every setting, and `random` cases on top whose settings are drawn too.
+
+    No dtypes: those of the named grid. `seed` decides on tokens and on random cases.
+    """
+
+    name: GridName = "quick"
+    random: int = 0
+    seed: int = 0
+    dtypes: tuple[str, ...] = ()
+    attentions: tuple[str, ...] = ATTENTIONS
+    devices: tuple[str, ...] = ("cpu",)
+
+    def cases(self, positions: int) -> list[Case]:
+        """All cases for a base of so many positions; those that one loaded model serves are
+        neighbours."""
+        window = min(positions, _WINDOW[self.name])
+        paths = [*_quick(window), *(_full(window) if self.name == "full" else ())]
+        dtypes = self.dtypes or DTYPES[self.name]
+        named = [
+            replace(path, attention=attention, dtype=dtype, device=device)
+            for device in self.devices
+            for dtype in dtypes
+            for attention in self.attentions
+            for path in _fitting(paths, window)
+        ]
+        drawn = [self._draw(index, window, dtypes) for index in range(self.random)]
+        seeded = [replace(case, seed=derive_seed(self.seed, case.label)) for case in named]
+        return sorted([*seeded, *drawn], key=lambda case: (case.device, dtypes.index(case.dtype)))
+
+    def _draw(self, index: int, window: int, dtypes: tuple[str, ...]) -> Case:
+        seed = derive_seed("random case", self.seed, index)
+        draw = random.Random(seed)
+        path = draw.choice((*FORWARDS, *GENERATES))
+        steps = draw.randint(1, 8) if path in ("decode", "static", *GENERATES) else 0
+        length = max(1, min(int(2 ** draw.uniform(0, 7)), window - steps))
+        # Drafts are verified for one row at a time in transformers.
+        batch = 1 if path == "assisted" else draw.choice((1, 1, 2, 3, 4, 5))
+        sides = ("none", "left", "right") if path == "prefill" else ("none", "left")
+        padded = batch > 1 and path in ("prefill", "decode", "greedy", "beam", "sample")
+        return Case(
+            path=path,
+            length=length,
+            batch=batch,
+            padding=draw.choice(sides) if padded else "none",
+            steps=steps,
+            chunk=draw.randint(1, length) if path == "chunked" else 0,
+            keep=draw.choice((0, 0, 1, length)) if path == "prefill" else 0,
+            attention=draw.choice(self.attentions),
+            dtype=draw.choice(dtypes),
+            device=draw.choice(self.devices),
+            seed=seed,
+        )
+
+
+def _quick(window: int) -> Iterator[Case]:
+    """Every path that a served model takes, at lengths on both sides of what kernels block by."""
+    for length in (*_LENGTHS, window):
+        yield Case("prefill", length)
+    yield Case("prefill", 33, keep=1)
+    yield Case("prefill", 40, batch=4, padding="right")
+    yield Case("decode", 7, steps=12)
+    yield Case("decode", 120, steps=4)
+    yield Case("decode", 24, batch=4, padding="left", steps=6)
+    yield Case("chunked", 40, chunk=16)
+    yield Case("static", 17, steps=4)
+    yield Case("greedy", 9, steps=16)
+    yield Case("greedy", 12, batch=4, padding="left", steps=8)
+
+
+def _full(window: int) -> Iterator[Case]:
+    """What quick leaves out: other batches and caches, other decoding, training mode, threads."""
+    for batch in (2, 3, 8):
+        yield Case("prefill", 33, batch=batch)
+        yield Case("prefill", 65, batch=batch, padding="left")
+    yield Case("prefill", 64, keep=7)
+    yield Case("checkpointing", 48, batch=2)
+    yield Case("decode", 30, batch=3, steps=24)
+    yield Case("decode", window - 32, steps=32)
+    yield Case("chunked", 96, chunk=1)
+    yield Case("chunked", 100, batch=2, chunk=33)
+    yield Case("static", 24, batch=3, steps=12)
+    for threads in (1, 2):
+        yield Case("prefill", 256, threads=threads)
+        yield Case("decode", 20, steps=8, threads=threads)
+    yield Case("greedy", 33, steps=64)
+    for path in ("beam", "sample"):
+        yield Case(path, 16, steps=24)
+        yield Case(path, 12, batch=3, padding="left", steps=12)
+    yield Case("assisted", 16, steps=24)
+
+
+def _fitting(cases: list[Case], window: int) -> list[Case]:
+    """Shortened until prompt and steps fit the window, each once; left out where they never do."""
+    cut = [replace(case, length=min(case.length, window - case.steps)) for case in cases]
+    return list(dict.fromkeys(case for case in cut if case.length > 0))

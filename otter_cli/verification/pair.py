@@ -1,0 +1,85 @@
+"""A base and the model that claims to say the same, loaded: once where they share their files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from otter_cli.core.errors import OtterError
+from otter_cli.insertion import MANIFEST
+from otter_cli.model import OtterForCausalLM, load_base
+from otter_cli.verification.run import Subject
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Pair:
+    """`otter` is the graft's model, None where `other` is no graft of ours."""
+
+    base: Subject
+    other: Subject
+    otter: OtterForCausalLM | None = None
+
+
+def open_pair(
+    folder: Path, base: Path, *, dtype: str, device: str, shared: bool, trust: bool = False
+) -> Pair:
+    """Loads both in one dtype. `shared`: the files are equal by digest, so that one set of base
+    modules serves both. `trust`: run a folder's own modelling code. Raises OtterError for what
+    cannot be loaded whole."""
+    kind: torch.dtype = getattr(torch, dtype)
+    if not (folder / MANIFEST).exists():
+        plain = load_base(base, dtype=kind).to(device)
+        other = load_other(folder, kind, trust=trust).to(device)
+        return Pair(_subject(plain, plain), _subject(other, plain))
+    adapted = None if (folder / "config.json").exists() else base
+    otter = OtterForCausalLM.from_pretrained(folder, base=adapted, dtype=kind, device=device)
+    plain = otter.base if shared else load_base(base, dtype=kind).to(device).eval()
+    return Pair(_subject(plain, plain), _subject(otter.base, plain, otter.streaming), otter)
+
+
+def positions(base: Path) -> int:
+    """How many positions the base was made for, under whatever name its configuration has it."""
+    from transformers import AutoConfig
+
+    return int(getattr(AutoConfig.from_pretrained(base), "max_position_embeddings", 2048))
+
+
+def _subject(
+    model: PreTrainedModel,
+    base: PreTrainedModel,
+    active: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Subject:
+    return Subject(model, base.config.vocab_size, active)
+
+
+def load_other(folder: Path, dtype: torch.dtype, *, trust: bool) -> PreTrainedModel:
+    """Any folder that transformers loads with no tensor left at random. Raises OtterError.
+
+    Tensors that it leaves unread, as another tool's insertion has them, do not count here.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, trust_remote_code=trust
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise OtterError(
+            f"{folder}: transformers cannot load it: {str(error).partition(chr(10))[0]}",
+            hint="verify needs a folder that AutoModelForCausalLM.from_pretrained takes",
+        ) from error
+    absent = sorted(str(key) for key in (*info["missing_keys"], *info["mismatched_keys"]))
+    if absent:
+        raise OtterError(
+            f"{folder}: transformers fills {absent[0]} at random: it is missing or misshaped",
+            hint="the checkpoint is not whole; save it again",
+        )
+    return model.eval()

@@ -1,0 +1,194 @@
+"""Running a case on a model: the same code for a base, a graft, and a graft that is poisoned."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import Cache
+
+from otter_cli.verification.bits import bits, same_bits
+from otter_cli.verification.cases import GENERATES, Case
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to run on tokens below `vocab`; `active` surrounds its calls, as `streaming` does
+    a graft's."""
+
+    model: PreTrainedModel
+    vocab: int
+    active: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
+@dataclass
+class Outputs:
+    """What a case gives. logits: [batch, positions, vocab], cached steps one after another; of
+    `generate`, rows of all beams. tokens: what was generated. cache: the base's own layers."""
+
+    logits: Tensor
+    tokens: Tensor | None = None
+    cache: list[Tensor] = field(default_factory=list)
+
+    def same_bits(self, other: Outputs) -> bool:
+        mine, theirs = self._all(), other._all()
+        return len(mine) == len(theirs) and all(map(same_bits, mine, theirs))
+
+    def sha256(self) -> str:
+        digest = hashlib.sha256()
+        for tensor in self._all():
+            digest.update(bits(tensor).cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _all(self) -> list[Tensor]:
+        tokens = [] if self.tokens is None else [self.tokens]
+        return [self.logits, *tokens, *self.cache]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Tokens of a case, and what goes with them where rows are padded."""
+
+    tokens: Tensor  # [batch, length + steps]; the last `steps` columns are fed one by one
+    mask: Tensor | None  # [batch, length + steps]
+    positions: Tensor | None
+
+
+def draw_inputs(case: Case, vocab: int) -> Inputs:
+    generator = torch.Generator().manual_seed(case.seed)
+    fed = 0 if case.path in GENERATES else case.steps
+    width = case.length + fed
+    tokens = torch.randint(vocab, (case.batch, width), generator=generator)
+    if case.padding == "none":
+        return Inputs(tokens.to(case.device), None, None)
+    mask = torch.ones_like(tokens)
+    for row in range(case.batch):
+        padded = row * case.length // case.batch
+        mask[row, slice(0, padded) if case.padding == "left" else slice(width - padded, width)] = 0
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    return Inputs(*(tensor.to(case.device) for tensor in (tokens * mask, mask, positions)))
+
+
+def run(case: Case, subject: Subject) -> Outputs:
+    """The outputs of one case. The same case gives the same inputs and seeds, whoever runs it."""
+    inputs = draw_inputs(case, subject.vocab)
+    path = _generate if case.path in GENERATES else _PATHS[case.path]
+    with setting(case, subject.model), subject.active():
+        return path(case, subject.model, inputs)
+
+
+@contextmanager
+def setting(case: Case, model: PreTrainedModel) -> Iterator[None]:
+    """The attention implementation, threads and seed of a case; threads and generators are put
+    back."""
+    if model.config._attn_implementation != case.attention:
+        model.set_attn_implementation(case.attention)
+    threads = torch.get_num_threads()
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.random.fork_rng())
+        torch.manual_seed(case.seed)
+        if case.threads:
+            torch.set_num_threads(case.threads)
+            stack.callback(torch.set_num_threads, threads)
+        yield
+
+
+def _prefill(case: Case, model: PreTrainedModel, inputs: Inputs) -> Outputs:
+    return _steps(model, inputs, [case.length], DynamicCache(config=model.config), case.keep)
+
+
+def _decode(case: Case, model: PreTrainedModel, inputs: Inputs) -> Outputs:
+    cache = DynamicCache(config=model.config)
+    return _steps(model, inputs, [case.length] + [1] * case.steps, cache)
+
+
+def _chunked(case: Case, model: PreTrainedModel, inputs: Inputs) -> Outputs:
+    whole, rest = divmod(case.length, case.chunk)
+    widths = [case.chunk] * whole + ([rest] if rest else [])
+    return _steps(model, inputs, widths, DynamicCache(config=model.config))
+
+
+def _static(case: Case, model: PreTrainedModel, inputs: Inputs) -> Outputs:
+    cache = StaticCache(config=model.config, max_cache_len=case.length + case.steps)
+    return _steps(model, inputs, [case.length] + [1] * case.steps, cache)
+
+
+def _steps(
+    model: PreTrainedModel, inputs: Inputs, widths: list[int], cache: Cache, keep: int = 0
+) -> Outputs:
+    """Feeds the tokens in pieces of `widths`, over one cache."""
+    logits, done = [], 0
+    for width in widths:
+        piece = slice(done, done + width)
+        done += width
+        padded = {}
+        if inputs.mask is not None and inputs.positions is not None:
+            padded["attention_mask"] = inputs.mask[:, :done]
+            padded["position_ids"] = inputs.positions[:, piece]
+        out = model(
+            input_ids=inputs.tokens[:, piece],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=keep,
+            **padded,
+        )
+        logits.append(out.logits)
+    # Layers beyond the base's are the insertion's own.
+    layers = cache.layers[: model.config.num_hidden_layers]
+    kept = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
+    return Outputs(torch.cat(logits, 1), cache=kept)
+
+
+def _checkpointing(case: Case, model: PreTrainedModel, inputs: Inputs) -> Outputs:
+    """In training mode, where layers are checkpointed, with gradients enabled."""
+    model.activation_checkpointing_enable()
+    model.train()
+    try:
+        with torch.enable_grad():
+            out = model(input_ids=inputs.tokens, use_cache=False)
+        return Outputs(out.logits.detach())
+    finally:
+        model.eval()
+        model.activation_checkpointing_disable()
+        model.disable_input_require_grads()
+
+
+def _generate(case: Case, model: PreTrainedModel, inputs: Inputs) -> Outputs:
+    """`generate` for exactly `steps` tokens, with the folder's own generation configuration
+    under the method that the case names."""
+    method: dict[str, Any] = {"do_sample": case.path == "sample", "num_beams": 1}
+    if case.path == "beam":
+        method["num_beams"] = 3
+    if case.path == "assisted":
+        method["prompt_lookup_num_tokens"] = 3
+    mask = torch.ones_like(inputs.tokens) if inputs.mask is None else inputs.mask
+    out = model.generate(
+        inputs.tokens,
+        attention_mask=mask,
+        min_new_tokens=case.steps,
+        max_new_tokens=case.steps,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+        **method,
+    )
+    return Outputs(torch.stack(out.logits, 1), tokens=out.sequences)
+
+
+_PATHS = {
+    "prefill": _prefill,
+    "decode": _decode,
+    "chunked": _chunked,
+    "static": _static,
+    "checkpointing": _checkpointing,
+}

@@ -1,0 +1,124 @@
+"""Static proof of a graft: its files and tensors as they lie on disk. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+
+from otter_cli.checkpoint.folder import Checkpoint
+from otter_cli.checkpoint.header import read_header
+from otter_cli.checkpoint.listing import base_files
+from otter_cli.checkpoint.tensor_info import TensorInfo
+from otter_cli.core.console import progress
+from otter_cli.core.digests import sha256_file
+from otter_cli.core.errors import OtterError
+from otter_cli.families import base_shape
+from otter_cli.insertion import MANIFEST, Manifest, Plan
+from otter_cli.verification.findings import Digests, Finding, Static
+from otter_cli.verification.tensors import compare_tensors
+
+# What transformers reads by its name: one of these that is added changes what a folder says.
+_READ = (
+    "*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.py", "*.jinja",
+    "config.json", "generation_config.json", "adapter_config.json", "tokenizer*", "vocab*",
+    "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.model",
+)  # fmt: skip
+
+
+def check_graft(folder: Path, base: Path | None) -> Static:
+    """A graft, or an adapter alone, against the digests in its otter.json and against `base`.
+
+    Raises OtterError where that is nothing: no manifest, or an adapter without a base.
+    """
+    manifest = Manifest.read(folder)
+    found = Static(files=len(manifest.base.files))
+    whole = (folder / "config.json").exists()
+    roots = [root for root in (folder if whole else None, base) if root is not None]
+    if not roots:
+        raise OtterError(f"{folder} is an adapter alone", hint="give its base: --base BASE")
+    total = len(roots) * sum(record.bytes for record in manifest.base.files.values())
+    with progress(total, "hashing the base's files") as advance:
+        digests = Digests(advance)
+        for root in roots:
+            found.digests[str(root)] = _check_files(root, manifest, digests, found.findings)
+    if whole:
+        found.findings += _added(folder, manifest)
+    _check_tensors(roots, found)
+    _check_inserted(folder, roots[-1], manifest, found)
+    return found
+
+
+def _check_files(
+    root: Path, manifest: Manifest, digests: Digests, findings: list[Finding]
+) -> dict[str, str]:
+    """Digests of the base's files in `root`; adds what the manifest does not agree with."""
+    taken = {}
+    for name, record in manifest.base.files.items():
+        path = root / name
+        if not path.is_file():
+            findings.append(Finding("is missing", str(path)))
+            continue
+        taken[name] = digests.sha256(path)
+        if taken[name] != record.sha256:
+            findings.append(Finding(f"is not the file that {MANIFEST} records", str(path)))
+    return taken
+
+
+def _added(folder: Path, manifest: Manifest) -> Iterator[Finding]:
+    for name in base_files(folder):
+        if name not in manifest.base.files and any(fnmatch(name, part) for part in _READ):
+            yield Finding("was added to the base's files", str(folder / name))
+
+
+def _check_tensors(roots: list[Path], found: Static) -> None:
+    try:
+        checkpoints = [Checkpoint.open(root) for root in roots]
+    except OtterError as error:
+        if found.holds:
+            raise
+        # The damaged file is found by its digest already; this says why no tensor can be named.
+        found.notes.append(error.what)
+        return
+    ours, theirs = checkpoints[0], checkpoints[-1]
+    found.tensors = len(theirs.tensors)
+    for tensor, file, what in compare_tensors(ours, theirs):
+        found.findings.append(Finding(what, str(ours.path / file), tensor))
+
+
+def _check_inserted(folder: Path, base: Path, manifest: Manifest, found: Static) -> None:
+    path = folder / manifest.inserted.file
+    if not path.is_file():
+        found.findings.append(Finding("is missing", str(path)))
+        return
+    digest = found.digests.setdefault(str(folder), {})[path.name] = sha256_file(path)
+    if digest not in (manifest.inserted.sha256, manifest.inserted.previous_sha256):
+        found.findings.append(Finding(f"is not the file that {MANIFEST} records", str(path)))
+    try:
+        header = read_header(path)
+        shape = base_shape(Checkpoint.open(base).config)
+    except OtterError as error:
+        if found.holds:
+            raise
+        found.notes.append(error.what)
+        return
+    slots = [(c, slot) for c in manifest.insertions for slot in Plan(c, shape).slots]
+    expected = {slot.name: (config.dtype, slot.shape) for config, slot in slots}
+    found.inserted = len(expected)
+    for name, what in _departures(header.tensors, expected):
+        found.findings.append(Finding(what, str(path), name))
+
+
+def _departures(
+    tensors: Mapping[str, TensorInfo], expected: Mapping[str, tuple[str, tuple[int, ...]]]
+) -> Iterator[tuple[str, str]]:
+    """Tensors that are not as the plan has them: every one of its, and no other."""
+    for name in sorted(tensors.keys() | expected.keys()):
+        if name not in tensors:
+            yield name, "is missing"
+        elif name not in expected:
+            yield name, "is none that the plan has"
+        elif (tensors[name].dtype, tensors[name].shape) != expected[name]:
+            dtype, form = expected[name]
+            info = tensors[name]
+            yield name, f"is {info.dtype} {[*info.shape]}, planned {dtype} {[*form]}"

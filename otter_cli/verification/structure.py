@@ -1,0 +1,101 @@
+"""Structural proof: on each path, the base's operations form the graph they form without the
+insertion, and none of them reads what it made. That holds for all values, not only a grid's."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+from otter_cli.core.console import progress
+from otter_cli.model import OtterForCausalLM, inside_insertion
+from otter_cli.verification.cases import Case
+from otter_cli.verification.pair import Pair
+from otter_cli.verification.run import run
+from otter_cli.verification.trace import Leak, Operation, Trace, Tracer
+
+_ATTENTION = "attention"
+
+
+@dataclass(frozen=True)
+class PathTrace:
+    """One traced path. `graph`: digest of the base's operations and what each of them reads."""
+
+    case: Case
+    operations: int
+    inserted: int
+    graph: str
+    kernels: tuple[str, ...]
+    leak: Leak | None
+
+    def record(self) -> dict[str, Any]:
+        return {
+            **vars(self),
+            "case": self.case.record(),
+            "kernels": list(self.kernels),
+            "leak": self.leak and self.leak.record(),
+        }
+
+
+def traced_cases(cases: Iterable[Case], window: int) -> list[Case]:
+    """A trace for each kind of forward path in the grid's settings: long enough to pass every
+    length at which a kernel or a mask changes its mind, short where steps repeat themselves."""
+    settings = dict.fromkeys((case.dtype, case.attention, case.device) for case in cases)
+    paths = (
+        Case("prefill", min(136, window)),
+        Case("decode", min(120, window - 2), steps=2),
+        Case("decode", min(16, window - 2), batch=4, padding="left", steps=2),
+        Case("prefill", min(16, window), batch=4, padding="right"),
+        Case("chunked", min(24, window), chunk=11),
+        Case("static", min(10, window - 2), steps=2),
+    )
+    return [
+        Case(**{**path.record(), "dtype": dtype, "attention": attention, "device": device})
+        for dtype, attention, device in settings
+        for path in paths
+    ]
+
+
+def trace_paths(pair: Pair, otter: OtterForCausalLM, cases: list[Case]) -> Iterator[PathTrace]:
+    with progress(len(cases), "tracing operations") as advance:
+        for case in cases:
+            yield trace_path(pair, otter, case)
+            advance(1)
+
+
+def trace_path(pair: Pair, otter: OtterForCausalLM, case: Case) -> PathTrace:
+    with Tracer(pair.base.model) as plain:
+        run(case, pair.base)
+    inserted = [parameter for _, parameter in otter.inserted_parameters()]
+    with Tracer(pair.other.model, inserted, inside_insertion) as grafted:
+        run(case, pair.other)
+    leak = grafted.trace.leak or _departure(plain.trace, grafted.trace)
+    operations = grafted.trace.operations
+    kernels = {op.name for op in operations if _ATTENTION in op.name}
+    return PathTrace(
+        case=case,
+        operations=len(operations),
+        inserted=grafted.trace.inserted,
+        graph=_digest(operations),
+        kernels=tuple(sorted(kernels)),
+        leak=leak,
+    )
+
+
+def _departure(plain: Trace, grafted: Trace) -> Leak | None:
+    """The first of the base's operations that is not the one that runs without an insertion."""
+    for mine, theirs in zip_longest(grafted.operations, plain.operations):
+        if mine != theirs:
+            found = mine or theirs
+            what = f"is not the base's own, which is {theirs}" if mine else "did not run"
+            return Leak(found.name, found.module, what)
+    return None
+
+
+def _digest(operations: list[Operation]) -> str:
+    digest = hashlib.sha256()
+    for operation in operations:
+        digest.update(f"{operation}\n".encode())
+    return digest.hexdigest()

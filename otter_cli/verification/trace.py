@@ -1,0 +1,213 @@
+"""A trace of every operation that a forward dispatches, and of what inserted values reach.
+
+Storages, not tensors, are followed, so that views and in-place writes are the same thing. What
+an operation inside the insertion makes is *foreign*; what depends on an inserted parameter is
+*tainted* besides. The base is untouched when its own operations read neither, nothing inside
+writes to a storage of the base's, and no tainted value leaves as a Python number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from otter_cli.verification.modules import ModulePath, tensors_in
+
+# Ways out of a tensor that dispatch no operation.
+_UNSEEN = {
+    torch.Tensor.numpy,
+    torch.Tensor.tolist,
+    torch.Tensor.__array__,
+    torch.Tensor.__dlpack__,
+    torch.Tensor.data_ptr,
+}
+_VALUE_DEPENDENT = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Where an inserted value gets at the base: the operation, in which module, and how."""
+
+    operation: str
+    module: str
+    what: str
+
+    def record(self) -> dict[str, str]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.operation} in {self.module or 'no module of the base'} {self.what}"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation of the base's: `inputs` says which storages it read, and how."""
+
+    name: str
+    module: str
+    inputs: str
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.module or 'no module'} of {self.inputs}"
+
+
+@dataclass
+class Trace:
+    """What was seen: the base's own operations in order, how many others, and the first leak."""
+
+    operations: list[Operation] = field(default_factory=list)
+    inserted: int = 0
+    leak: Leak | None = None
+
+
+class Tracer(TorchDispatchMode):
+    """Traces `model` while it is active; `inside` tells whether the insertion runs now."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inserted: Iterable[Tensor] = (),
+        inside: Callable[[], bool] = lambda: False,
+    ) -> None:
+        super().__init__()
+        self.trace = Trace()
+        self._model, self._inside, self._modules = model, inside, ModulePath()
+        # A weak reference keeps a storage's identity from being used again, not its memory.
+        self._kept: dict[int, StorageWeakRef] = {}
+        self._names: dict[int, str] = {}
+        self._foreign: set[int] = set()
+        self._tainted: set[int] = set()
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            self._names.setdefault(self._identity(tensor), name)
+        for tensor in inserted:
+            self._tainted.add(self._identity(tensor))
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(self._modules.following(self._model, self._watch))
+            stack.enter_context(_Unseen(self))
+            super().__enter__()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._stack.close()
+
+    def escape(self, what: str, tensors: Iterable[Tensor], how: str) -> None:
+        """A value that leaves by other ways than an operation's tensors."""
+        if not self._tainted.isdisjoint(map(self._identity, tensors)):
+            self._leak(what, f"turns an inserted value into {how}")
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Any = (), named: Any = None
+    ) -> Any:
+        named = named or {}
+        read = list(tensors_in((arguments, named)))
+        written = [self._identity(tensor) for tensor in _written(function, arguments, named)]
+        output = function(*arguments, **named)
+        made = list(tensors_in(output))
+        name = str(function)
+        if any(tag in function.tags for tag in _VALUE_DEPENDENT):
+            self.escape(name, read, "a number or a shape")
+        sources, targets = [*map(self._identity, read)], [*map(self._identity, made)]
+        if self._inside():
+            self._inserted_operation(name, sources, written, targets)
+        else:
+            self._base_operation(name, (arguments, named), sources, targets)
+        return output
+
+    def _inserted_operation(
+        self, name: str, read: list[int], written: list[int], made: list[int]
+    ) -> None:
+        self.trace.inserted += 1
+        if not self._names.keys().isdisjoint(written):
+            self._leak(name, "writes to a tensor of the base's")
+        # Whatever the base has not shown before is the insertion's own.
+        own = {storage for storage in (*read, *made) if storage not in self._names}
+        if not self._tainted.isdisjoint(read):
+            self._tainted |= own.intersection((*written, *made))
+        self._foreign |= own
+
+    def _base_operation(self, name: str, arguments: Any, read: list[int], made: list[int]) -> None:
+        index = len(self.trace.operations)
+        inputs = ", ".join(map(self._describe, _flat(arguments)))
+        self.trace.operations.append(Operation(name, self._modules.current, inputs))
+        if not all(map(self._is_base, read)):
+            self._leak(name, "reads what the insertion made")
+            self._foreign.update(made)
+        for position, storage in enumerate(made):
+            if self._is_base(storage):
+                self._names.setdefault(storage, f"{index}.{position}")
+
+    def _is_base(self, storage: int) -> bool:
+        return storage not in self._foreign and storage not in self._tainted
+
+    def _watch(self, module: str, side: str, tensors: list[Tensor]) -> None:
+        if not self._inside() and not all(self._is_base(self._identity(t)) for t in tensors):
+            self._leak(f"the {side}", "is what the insertion made")
+
+    def _leak(self, operation: str, what: str) -> None:
+        if self.trace.leak is None:
+            self.trace.leak = Leak(operation, self._modules.current, what)
+
+    def _identity(self, tensor: Tensor) -> int:
+        reference = StorageWeakRef(tensor.untyped_storage())
+        return self._kept.setdefault(reference.cdata, reference).cdata
+
+    def _describe(self, value: Any) -> str:
+        if not isinstance(value, Tensor):
+            # Generators and the like say where they lie in memory.
+            return repr(value) if type(value).__module__ != "torch._C" else type(value).__name__
+        storage = self._identity(value)
+        if self._is_base(storage):
+            name = self._names.setdefault(storage, f"input {len(self._names)}")
+        else:
+            name = "inserted"
+        place = f"+{value.storage_offset()}" if value.storage_offset() else ""
+        return f"{name}{place}{[*value.shape]}/{[*value.stride()]}:{value.dtype}"
+
+
+class _Unseen(TorchFunctionMode):
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self._tracer = tracer
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: Any = (), named: Any = None
+    ) -> Any:
+        if function in _UNSEEN:
+            self._tracer.escape(f"Tensor.{function.__name__}", tensors_in(arguments), "raw memory")
+        return function(*arguments, **(named or {}))
+
+
+def _written(function: Any, arguments: Any, named: dict[str, Any]) -> list[Tensor]:
+    """The tensors that an operation writes to, by its schema: in-place ones, and out=."""
+    values = {a.name: value for a, value in zip(function._schema.arguments, arguments)}  # noqa: B905
+    values |= named
+    return [
+        tensor
+        for argument in function._schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
+        for tensor in tensors_in(values.get(argument.name))
+    ]
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _flat(part)
+    elif isinstance(value, dict):
+        for name, part in sorted(value.items()):
+            yield name
+            yield from _flat(part)
+    else:
+        yield value

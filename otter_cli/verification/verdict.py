@@ -1,0 +1,105 @@
+"""What the levels add up to, in a word and in a sentence. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from otter_cli.verification.report import Report
+
+BY_CONSTRUCTION = "exact by construction"
+ON_GRID = "exact on grid"
+CLOSE = "close"
+DIFFERENT = "different"
+INCONCLUSIVE = "inconclusive"
+ON_DISK = "identical on disk"  # the static level alone was asked for
+
+Strictness = Literal["construction", "grid", "close"]
+_PASSING: dict[Strictness, tuple[str, ...]] = {
+    "construction": (BY_CONSTRUCTION,),
+    "grid": (BY_CONSTRUCTION, ON_GRID),
+    "close": (BY_CONSTRUCTION, ON_GRID, CLOSE),
+}
+
+# Rounding alone stays far below this mean KL a row, in nats, even in bfloat16; retraining above.
+_CLOSE_KL = 1e-3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`name` is one of the six above; `sentence` says it to a person."""
+
+    name: str
+    sentence: str
+
+    def passes(self, strictness: Strictness) -> bool:
+        return self.name in (*_PASSING[strictness], ON_DISK)
+
+
+def decide(report: Report) -> Verdict:
+    """What refutes comes first: an unequal bit on disk outweighs any number of equal logits."""
+    against = list(_refutations(report))
+    if against:
+        more = f" (and {len(against) - 1} more)" if len(against) > 1 else ""
+        return Verdict(DIFFERENT, f"{against[0]}{more}.")
+    files = _files(report)
+    if report.static_only:
+        return Verdict(ON_DISK, f"{files}; no model was run.")
+    cases = len(report.results)
+    if report.control < cases:
+        return Verdict(
+            INCONCLUSIVE,
+            f"on this machine the base differs from itself in {cases - report.control} of {cases} "
+            "cases, so nothing can be said of what is beside it.",
+        )
+    if report.equal < cases:
+        return _close(report)
+    logits = f"its logits are the base's bit for bit in all {cases} cases"
+    if report.untraced:
+        return Verdict(ON_GRID, f"{logits}; for other inputs that is likely, not proven.")
+    paths = f"no operation of the base reads an inserted value on any of {len(report.paths)} paths"
+    return Verdict(
+        BY_CONSTRUCTION,
+        f"{files}; {paths}; {logits}, whatever the inserted tensors hold.",
+    )
+
+
+def _refutations(report: Report) -> Iterator[str]:
+    yield from map(str, report.static.findings)
+    for path in report.leaks:
+        yield f"{path.case}: {path.leak}"
+    for result in report.results:
+        for value, stood in result.poison.items():
+            if not stood and result.control:
+                yield f"{result.case}: {value} in the inserted tensors moves logits"
+    for each in report.each:
+        if each.moved:
+            yield f"{each.moved[1]} in {each.moved[0]} alone moves logits"
+    for place in report.locality:
+        if place.failure:
+            yield f"insertion {place.insertion} is not local: {place.failure}"
+    if report.unrun:
+        yield f"it could not be run: {report.unrun}"
+
+
+def _files(report: Report) -> str:
+    static = report.static
+    return (
+        f"{static.files} files and {static.tensors} tensors are the base's byte for byte, and "
+        f"{static.inserted} inserted tensors are as planned"
+    )
+
+
+def _close(report: Report) -> Verdict:
+    """Rounding or more: by how far the worst case's distributions are apart."""
+    moved = [result.difference for result in report.results if not result.equal]
+    changed, compared = sum(d.changed for d in moved), sum(d.compared for d in moved)
+    argmaxes, rows = sum(d.argmaxes for d in moved), sum(d.rows for d in moved)
+    kl = max(d.kl for d in moved)
+    near = kl <= _CLOSE_KL and not any(d.not_finite or d.shapes for d in moved)
+    return Verdict(
+        CLOSE if near else DIFFERENT,
+        f"{len(moved)} of {len(report.results)} cases differ: in them {changed} of {compared} "
+        f"logits, {argmaxes} of {rows} argmaxes, mean KL up to {kl:.2g} nats.",
+    )

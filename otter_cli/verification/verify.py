@@ -1,0 +1,97 @@
+"""The proof, from cheap to strong: static, structural, grid with control, poison, locality; and a
+bisection where something differs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from otter_cli.core.errors import OtterError
+from otter_cli.insertion import MANIFEST
+from otter_cli.verification.cases import Case
+from otter_cli.verification.findings import Static
+from otter_cli.verification.grid import Grid
+from otter_cli.verification.other import check_other
+from otter_cli.verification.report import Report
+from otter_cli.verification.static import check_graft
+
+if TYPE_CHECKING:
+    from otter_cli.verification.pair import Pair
+
+
+def verify(
+    folder: Path,
+    base: Path | None,
+    grid: Grid,
+    *,
+    static_only: bool = False,
+    independent: bool = False,
+    trust: bool = False,
+) -> Report:
+    """Everything that can be said of `folder` beside `base`, by default the base in the graft.
+
+    `independent` loads the base a second time, even where its files are the graft's. `trust`
+    runs modelling code that a folder brings along. Raises OtterError for what is no checkpoint.
+    """
+    static = _static(folder, base)
+    report = Report(folder, base or folder, static, grid, static_only, independent)
+    if static_only:
+        return report
+    if not (folder / MANIFEST).exists():
+        report.untraced = "the folder is no graft of otter's, so nothing tells inserted values"
+    try:
+        _run_models(report, trust)
+    except OtterError as error:
+        # A folder that is refuted on disk already may well be beyond loading.
+        if static.holds:
+            raise
+        report.unrun = error.what
+    return report
+
+
+def _static(folder: Path, base: Path | None) -> Static:
+    if (folder / MANIFEST).exists():
+        return check_graft(folder, base)
+    if base is None:
+        raise OtterError(
+            f"{folder} has no {MANIFEST}, so its base is not known",
+            hint="say what to compare it with: --base BASE",
+        )
+    return check_other(folder, base)
+
+
+def _run_models(report: Report, trust: bool) -> None:
+    from otter_cli.verification.pair import open_pair, positions
+
+    window = positions(report.base)
+    cases = report.grid.cases(window)
+    shared = report.static.holds and not report.independent
+    for (device, dtype), group in groupby(cases, lambda case: (case.device, case.dtype)):
+        pair = open_pair(
+            report.folder, report.base, dtype=dtype, device=device, shared=shared, trust=trust
+        )
+        _run_levels(report, pair, list(group), window)
+
+
+def _run_levels(report: Report, pair: Pair, cases: list[Case], window: int) -> None:
+    """All levels that need models, on one loaded pair."""
+    from otter_cli.verification.bisect import bisect
+    from otter_cli.verification.compare import compare
+    from otter_cli.verification.locality import check_locality
+    from otter_cli.verification.poison import VALUES, poison_each
+    from otter_cli.verification.structure import trace_paths, traced_cases
+
+    full = report.grid.name == "full"
+    results = list(compare(pair, cases, every_value=full))
+    report.results += results
+    if pair.otter is not None:
+        report.paths += trace_paths(pair, pair.otter, traced_cases(cases, window))
+        probe = replace(cases[0], path="decode", length=5, batch=2, padding="left", steps=1)
+        if not report.each or full:
+            report.each.append(poison_each(pair, pair.otter, probe, VALUES if full else VALUES[:1]))
+        report.locality += check_locality(pair.otter, replace(cases[0], path="prefill", length=12))
+    moved = [result.case for result in results if result.control and not result.equal]
+    if moved and report.parting is None:
+        report.parting = bisect(pair, min(moved, key=lambda case: case.tokens))
