@@ -40,6 +40,8 @@ class Attention:
     query_norm: str = ""
     key_norm: str = ""
     joint_norm: bool = False
+    # One logit a head that takes its share of the softmax and gives nothing.
+    sinks: str = ""
     # The attribute of the attention module that says whether this layer rotates at all.
     rotary_if: str = ""
     # The query is scaled before the attention function is called, which is told a scale of 1.

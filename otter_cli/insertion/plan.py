@@ -129,6 +129,9 @@ class Plan:
                     f"{base}.{name}", at(part), rows, shape.attention_bias, scale
                 )
             yield from self._head_norms(base, layer)
+            if block.sinks:
+                names = shape.family.on_disk(at(block.sinks))
+                yield Slot(f"{base}.sinks", (config.heads,), "bias", Source(names, self.head_units))
         yield from self._output(
             f"{base}.out", layer, block, shape.heads * c, config.heads * c, shape.out_bias
         )

@@ -104,6 +104,7 @@ class InsertedAttention(InsertedBranch):
             return
         self.query = TwoInputs(d, D, config.heads * c, shape.attention_bias)
         self.query_norm = head_norm(block.query_norm, config.heads, shape)
+        self.sinks = nn.Parameter(torch.empty(config.heads)) if block.sinks else None
         if config.kv == "own":
             self.key = TwoInputs(d, D, config.kv_heads * c, shape.attention_bias)
             self.value = TwoInputs(d, D, config.kv_heads * c, shape.attention_bias)
@@ -125,12 +126,14 @@ class InsertedAttention(InsertedBranch):
         call, mask = tap.call, tap.call.mask
         if mask is not None and mask.is_floating_point():
             mask = mask.to(query.dtype)
-        groups, module = self.config.heads // self.config.kv_heads, call.module
-        if hasattr(module, "num_key_value_groups"):
-            module = cast(nn.Module, Grouped(module, groups))
+        groups = self.config.heads // self.config.kv_heads
+        if hasattr(call.module, "num_key_value_groups"):
+            module = cast(nn.Module, Grouped(call.module, groups, self.sinks))
         else:  # its attention function expects a key for every query
+            module = call.module
             key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        heads, _ = call.function(module, query, key, value, mask, **call.arguments)
+        sinks = {} if self.sinks is None else {"s_aux": self.sinks}
+        heads, _ = call.function(module, query, key, value, mask, **{**call.arguments, **sinks})
         return heads.flatten(-2)
 
     def _keys_and_values(
@@ -150,10 +153,12 @@ class InsertedAttention(InsertedBranch):
 
 class Grouped:
     """The base's attention module as an attention function sees it, with the insertion's own head
-    grouping."""
+    grouping and sinks."""
 
-    def __init__(self, module: nn.Module, groups: int) -> None:
+    def __init__(self, module: nn.Module, groups: int, sinks: Tensor | None) -> None:
         self._module, self.num_key_value_groups = module, groups
+        if sinks is not None:
+            self.sinks = sinks
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)

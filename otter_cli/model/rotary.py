@@ -18,7 +18,8 @@ def rotation(
 ) -> Rotate:
     """Rotates one tensor [batch, heads, tokens, head_dim] as the attention `module` does its own,
     by its cosines and sines; not at all in layers and families without a rotation."""
-    if embeddings is None or (block.rotary_if and not getattr(module, block.rotary_if)):
+    turns = block.tap == "input" and (not block.rotary_if or getattr(module, block.rotary_if))
+    if embeddings is None or not turns:
         return lambda heads: heads
     apply = sys.modules[type(module).__module__].apply_rotary_pos_emb
     cos, sin = embeddings

@@ -56,11 +56,11 @@ def fill_with_noise(model: PreTrainedModel, seed: int) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if "norm" in name and name.endswith("weight"):
-                parameter.copy_(1 + 0.3 * noise)
+            if any(n in name for n in ("norm", "ln_")) and name.endswith("weight"):
+                parameter.copy_(0.3 * noise + parameter.mean().round())
             elif parameter.ndim < 2:
                 parameter.copy_(0.3 * noise)
-            elif "embed" in name:
+            elif any(table in name for table in ("embed", "wte", "wpe")):
                 parameter.copy_(noise)
             else:
                 parameter.copy_(1.5 * noise / parameter.shape[-1] ** 0.5)

@@ -1,0 +1,49 @@
+"""The table that every test of families runs through: a family is one entry."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MIXTURE = {"num_local_experts": 4, "num_experts_per_tok": 2}
+SOME_WINDOWS = {
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
+EVERY_HEAD_ITS_KEY = {"num_key_value_heads": 4}
+HALF_ROTARY = {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+}
+GEMMA = {**SOME_WINDOWS, "hidden_size": 64, "query_pre_attn_scalar": 16}
+# The base's norm after a branch rounds to float32 in any dtype; so the mirror does too.
+ROUNDED = 1e-5
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny model of `family`, with what its configuration can switch on."""
+
+    family: str
+    config: dict[str, Any] = field(default_factory=dict)
+    full: bool = True
+    # How far z may be from h[S] in float64.
+    mirror: float = 1e-10
+    eager_only: bool = False
+    # Norms of q and k run over all heads, inserted ones apart: only all of them equal the base's.
+    jointly_normed: bool = False
+    rotary: bool = True
+
+    def __str__(self) -> str:
+        return self.family
+
+    def write(self, tiny_checkpoint: Callable[..., Path], **layout: Any) -> Path:
+        return tiny_checkpoint(self.family, **self.config, **layout)
+
+
+CASES = (
+    Case("llama", {"attention_bias": True, "mlp_bias": True}),
+    Case("mistral", {"sliding_window": 8}),
+    Case("qwen2"),
+    Case("qwen3"),
+)
+FULL = tuple(case for case in CASES if case.full)
