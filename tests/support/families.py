@@ -45,5 +45,6 @@ CASES = (
     Case("mistral", {"sliding_window": 8}),
     Case("qwen2"),
     Case("qwen3"),
+    Case("smollm3", {"no_rope_layers": [1, 0, 1]}),
 )
 FULL = tuple(case for case in CASES if case.full)

@@ -12,4 +12,11 @@ ENTRIES = (
     Family("mistral", "MistralForCausalLM"),
     Family("qwen2", "Qwen2ForCausalLM", attention=Attention(bias=True)),
     Family("qwen3", "Qwen3ForCausalLM", attention=HEADS_NORMED),
+    Family(
+        "smollm3",
+        "SmolLM3ForCausalLM",
+        attention=replace(BIASED, rotary_if="use_rope"),
+        ffn=FeedForward(bias="mlp_bias"),
+        defaults={"tie_word_embeddings": True},
+    ),
 )
