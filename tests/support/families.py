@@ -46,5 +46,14 @@ CASES = (
     Case("qwen2"),
     Case("qwen3"),
     Case("smollm3", {"no_rope_layers": [1, 0, 1]}),
+    Case(
+        "granite",
+        {
+            "embedding_multiplier": 4.0,
+            "residual_multiplier": 0.25,
+            "attention_multiplier": 0.3,
+            "logits_scaling": 3.0,
+        },
+    ),
 )
 FULL = tuple(case for case in CASES if case.full)

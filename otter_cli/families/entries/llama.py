@@ -19,4 +19,13 @@ ENTRIES = (
         ffn=FeedForward(bias="mlp_bias"),
         defaults={"tie_word_embeddings": True},
     ),
+    Family(
+        "granite",
+        "GraniteForCausalLM",
+        attention=BIASED,
+        ffn=FeedForward(bias="mlp_bias"),
+        embedding_scale="embedding_multiplier",
+        residual_scale="residual_multiplier",
+        logit_divisor="logits_scaling",
+    ),
 )
