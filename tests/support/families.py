@@ -55,5 +55,6 @@ CASES = (
             "logits_scaling": 3.0,
         },
     ),
+    Case("phi3", HALF_ROTARY),
 )
 FULL = tuple(case for case in CASES if case.full)

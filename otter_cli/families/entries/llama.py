@@ -28,4 +28,15 @@ ENTRIES = (
         residual_scale="residual_multiplier",
         logit_divisor="logits_scaling",
     ),
+    Family(
+        "phi3",
+        "Phi3ForCausalLM",
+        attention=Attention(
+            query="self_attn.qkv_proj",
+            key="self_attn.qkv_proj",
+            value="self_attn.qkv_proj",
+            fused="stacked",
+        ),
+        ffn=FeedForward(gate="mlp.gate_up_proj", up="mlp.gate_up_proj", fused=True),
+    ),
 )
