@@ -56,5 +56,6 @@ CASES = (
         },
     ),
     Case("phi3", HALF_ROTARY),
+    Case("gemma2", GEMMA, mirror=ROUNDED, eager_only=True),
 )
 FULL = tuple(case for case in CASES if case.full)

@@ -1,5 +1,8 @@
 """One entry a family, kin beside kin."""
 
-from otter_cli.families.entries import llama
+from otter_cli.families.entries import gemma, llama
 
-ENTRIES = (*llama.ENTRIES,)
+ENTRIES = (
+    *llama.ENTRIES,
+    *gemma.ENTRIES,
+)
