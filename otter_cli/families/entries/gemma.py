@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from otter_cli.families.entries.llama import BIASED
+from otter_cli.families.entries.llama import BIASED, HEADS_NORMED
 from otter_cli.families.family import SQRT_WIDTH, Family, FeedForward
 
 GEMMA2 = Family(
@@ -22,4 +22,12 @@ GEMMA2 = Family(
     refused=(("use_bidirectional_attention", True, "its attention looks ahead"),),
 )
 
-ENTRIES = (GEMMA2,)
+ENTRIES = (
+    GEMMA2,
+    replace(
+        GEMMA2,
+        model_type="gemma3_text",
+        architecture="Gemma3ForCausalLM",
+        attention=replace(HEADS_NORMED, post_norm="post_attention_layernorm"),
+    ),
+)
