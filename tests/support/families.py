@@ -59,5 +59,6 @@ CASES = (
     Case("gemma2", GEMMA, mirror=ROUNDED, eager_only=True),
     Case("gemma3_text", {**GEMMA, "final_logit_softcapping": 5.0}, mirror=ROUNDED),
     Case("olmo2", mirror=ROUNDED, jointly_normed=True),
+    Case("olmo3", SOME_WINDOWS, mirror=ROUNDED, jointly_normed=True),
 )
 FULL = tuple(case for case in CASES if case.full)
