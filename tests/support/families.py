@@ -60,5 +60,6 @@ CASES = (
     Case("gemma3_text", {**GEMMA, "final_logit_softcapping": 5.0}, mirror=ROUNDED),
     Case("olmo2", mirror=ROUNDED, jointly_normed=True),
     Case("olmo3", SOME_WINDOWS, mirror=ROUNDED, jointly_normed=True),
+    Case("cohere2", SOME_WINDOWS),
 )
 FULL = tuple(case for case in CASES if case.full)

@@ -1,9 +1,10 @@
 """One entry a family, kin beside kin."""
 
-from otter_cli.families.entries import gemma, llama, olmo
+from otter_cli.families.entries import gemma, llama, olmo, parallel
 
 ENTRIES = (
     *llama.ENTRIES,
     *gemma.ENTRIES,
     *olmo.ENTRIES,
+    *parallel.ENTRIES,
 )
