@@ -61,5 +61,6 @@ CASES = (
     Case("olmo2", mirror=ROUNDED, jointly_normed=True),
     Case("olmo3", SOME_WINDOWS, mirror=ROUNDED, jointly_normed=True),
     Case("cohere2", SOME_WINDOWS),
+    Case("gpt_neox", EVERY_HEAD_ITS_KEY),
 )
 FULL = tuple(case for case in CASES if case.full)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from otter_cli.families.entries.llama import BIASED
-from otter_cli.families.family import Family, FeedForward
+from otter_cli.families.family import Attention, Family, FeedForward
 
 EPS = {"rms_norm_eps": "layer_norm_eps"}
 
@@ -20,4 +20,35 @@ COHERE2 = Family(
     defaults={"tie_word_embeddings": True, "logit_scale": 0.0625, "head_dim": 128},
 )
 
-ENTRIES = (COHERE2,)
+GPT_NEOX = Family(
+    "gpt_neox",
+    "GPTNeoXForCausalLM",
+    decoder="gpt_neox",
+    layers="gpt_neox.layers",
+    embedding="gpt_neox.embed_in",
+    final_norm="gpt_neox.final_layer_norm",
+    attention=Attention(
+        module="attention",
+        query="attention.query_key_value",
+        key="attention.query_key_value",
+        value="attention.query_key_value",
+        out="attention.dense",
+        fused="by head",
+        bias="attention_bias",
+        out_bias="attention_bias",
+    ),
+    ffn=FeedForward(
+        gate="", plain=True, up="mlp.dense_h_to_4h", down="mlp.dense_4h_to_h", bias=True
+    ),
+    norm="layer",
+    norm_bias=True,
+    parallel="use_parallel_residual",
+    keys=EPS,
+    defaults={"attention_bias": True, "use_parallel_residual": True, "hidden_act": "gelu"},
+    buffers=("attention.bias", "attention.masked_bias", "attention.rotary_emb.inv_freq"),
+)
+
+ENTRIES = (
+    COHERE2,
+    GPT_NEOX,
+)
