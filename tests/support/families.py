@@ -62,5 +62,6 @@ CASES = (
     Case("olmo3", SOME_WINDOWS, mirror=ROUNDED, jointly_normed=True),
     Case("cohere2", SOME_WINDOWS),
     Case("gpt_neox", EVERY_HEAD_ITS_KEY),
+    Case("phi", HALF_ROTARY),
 )
 FULL = tuple(case for case in CASES if case.full)

@@ -48,7 +48,24 @@ GPT_NEOX = Family(
     buffers=("attention.bias", "attention.masked_bias", "attention.rotary_emb.inv_freq"),
 )
 
+PHI = Family(
+    "phi",
+    "PhiForCausalLM",
+    final_norm="model.final_layernorm",
+    attention=Attention(out="self_attn.dense", bias=True, out_bias=True),
+    ffn=FeedForward(
+        norm="input_layernorm", gate="", plain=True, up="mlp.fc1", down="mlp.fc2", bias=True
+    ),
+    norm="layer",
+    norm_bias=True,
+    parallel=True,
+    keys=EPS,
+    defaults={"hidden_act": "gelu_new"},
+    refused=(("qk_layernorm", True, "it norms queries and keys by LayerNorm"),),
+)
+
 ENTRIES = (
     COHERE2,
     GPT_NEOX,
+    PHI,
 )
