@@ -63,5 +63,6 @@ CASES = (
     Case("cohere2", SOME_WINDOWS),
     Case("gpt_neox", EVERY_HEAD_ITS_KEY),
     Case("phi", HALF_ROTARY),
+    Case("gpt2", EVERY_HEAD_ITS_KEY, rotary=False),
 )
 FULL = tuple(case for case in CASES if case.full)

@@ -1,10 +1,11 @@
 """One entry a family, kin beside kin."""
 
-from otter_cli.families.entries import gemma, llama, olmo, parallel
+from otter_cli.families.entries import gemma, gpt, llama, olmo, parallel
 
 ENTRIES = (
     *llama.ENTRIES,
     *gemma.ENTRIES,
     *olmo.ENTRIES,
     *parallel.ENTRIES,
+    *gpt.ENTRIES,
 )
