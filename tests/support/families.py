@@ -64,5 +64,6 @@ CASES = (
     Case("gpt_neox", EVERY_HEAD_ITS_KEY),
     Case("phi", HALF_ROTARY),
     Case("gpt2", EVERY_HEAD_ITS_KEY, rotary=False),
+    Case("opt", {**EVERY_HEAD_ITS_KEY, "ffn_dim": 48, "word_embed_proj_dim": 32}, rotary=False),
 )
 FULL = tuple(case for case in CASES if case.full)

@@ -41,4 +41,52 @@ GPT2 = Family(
     buffers=("attn.bias", "attn.masked_bias"),
 )
 
-ENTRIES = (GPT2,)
+OPT = Family(
+    "opt",
+    "OPTForCausalLM",
+    decoder="model.decoder",
+    layers="model.decoder.layers",
+    embedding="model.decoder.embed_tokens",
+    final_norm="model.decoder.final_layer_norm",
+    positions=Positions("model.decoder.embed_positions", offset=2),
+    attention=Attention(
+        norm="self_attn_layer_norm",
+        out="self_attn.out_proj",
+        bias="enable_bias",
+        out_bias="enable_bias",
+        scaled_query=True,
+    ),
+    # The layer itself holds the two products: what comes into the first is what the FFN reads.
+    ffn=FeedForward(
+        module="fc1",
+        norm="final_layer_norm",
+        gate="",
+        plain=True,
+        up="fc1",
+        down="fc2",
+        bias="enable_bias",
+    ),
+    norm="layer",
+    norm_bias=True,
+    keys={
+        "intermediate_size": "ffn_dim",
+        "rms_norm_eps": "layer_norm_eps",
+        "hidden_act": "activation_function",
+    },
+    defaults={
+        "tie_word_embeddings": True,
+        "enable_bias": True,
+        "layer_norm_eps": 1e-5,
+        "activation_function": "relu",
+    },
+    refused=(
+        ("do_layer_norm_before", False, "its norms come after the residual, as in opt-350m"),
+        ("_remove_final_layer_norm", True, "it has no final norm"),
+        ("layer_norm_elementwise_affine", False, "its norms have no weights"),
+    ),
+)
+
+ENTRIES = (
+    GPT2,
+    OPT,
+)
