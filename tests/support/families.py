@@ -65,5 +65,6 @@ CASES = (
     Case("phi", HALF_ROTARY),
     Case("gpt2", EVERY_HEAD_ITS_KEY, rotary=False),
     Case("opt", {**EVERY_HEAD_ITS_KEY, "ffn_dim": 48, "word_embed_proj_dim": 32}, rotary=False),
+    Case("mixtral", MIXTURE),
 )
 FULL = tuple(case for case in CASES if case.full)

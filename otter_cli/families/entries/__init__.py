@@ -1,6 +1,6 @@
 """One entry a family, kin beside kin."""
 
-from otter_cli.families.entries import gemma, gpt, llama, olmo, parallel
+from otter_cli.families.entries import experts, gemma, gpt, llama, olmo, parallel
 
 ENTRIES = (
     *llama.ENTRIES,
@@ -8,4 +8,5 @@ ENTRIES = (
     *olmo.ENTRIES,
     *parallel.ENTRIES,
     *gpt.ENTRIES,
+    *experts.ENTRIES,
 )

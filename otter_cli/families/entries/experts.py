@@ -1,0 +1,20 @@
+"""Mixtures of experts; and of these, the families whose attention takes no inserted heads.
+
+Experts are fused in memory, so the stream reads what a mixture gives, not what its units hold; the
+inserted units begin as those of one expert. The router reads h alone and is left as it is.
+"""
+
+from otter_cli.families.family import Attention, Family, FeedForward
+
+UNTAPPED = Attention(tap="output")
+DENSE = ("mlp.gate_proj", "mlp.up_proj")
+
+MIXTRAL = Family(
+    "mixtral",
+    "MixtralForCausalLM",
+    ffn=FeedForward(
+        gate="block_sparse_moe.experts.0.w1", up="block_sparse_moe.experts.0.w3", tap="output"
+    ),
+)
+
+ENTRIES = (MIXTRAL,)
