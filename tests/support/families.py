@@ -66,5 +66,6 @@ CASES = (
     Case("gpt2", EVERY_HEAD_ITS_KEY, rotary=False),
     Case("opt", {**EVERY_HEAD_ITS_KEY, "ffn_dim": 48, "word_embed_proj_dim": 32}, rotary=False),
     Case("mixtral", MIXTURE),
+    Case("qwen3_moe", {**MIXTURE, "moe_intermediate_size": 24, "mlp_only_layers": [1]}),
 )
 FULL = tuple(case for case in CASES if case.full)

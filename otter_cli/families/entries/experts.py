@@ -4,6 +4,7 @@ Experts are fused in memory, so the stream reads what a mixture gives, not what 
 inserted units begin as those of one expert. The router reads h alone and is left as it is.
 """
 
+from otter_cli.families.entries.llama import HEADS_NORMED
 from otter_cli.families.family import Attention, Family, FeedForward
 
 UNTAPPED = Attention(tap="output")
@@ -17,4 +18,20 @@ MIXTRAL = Family(
     ),
 )
 
-ENTRIES = (MIXTRAL,)
+QWEN3_MOE = Family(
+    "qwen3_moe",
+    "Qwen3MoeForCausalLM",
+    attention=HEADS_NORMED,
+    ffn=FeedForward(
+        gate="mlp.experts.0.gate_proj",
+        up="mlp.experts.0.up_proj",
+        tap="output",
+        elsewhere=(DENSE,),
+    ),
+    keys={"intermediate_size": "moe_intermediate_size"},
+)
+
+ENTRIES = (
+    MIXTRAL,
+    QWEN3_MOE,
+)
