@@ -67,5 +67,6 @@ CASES = (
     Case("opt", {**EVERY_HEAD_ITS_KEY, "ffn_dim": 48, "word_embed_proj_dim": 32}, rotary=False),
     Case("mixtral", MIXTURE),
     Case("qwen3_moe", {**MIXTURE, "moe_intermediate_size": 24, "mlp_only_layers": [1]}),
+    Case("gpt_oss", {**MIXTURE, **SOME_WINDOWS}, eager_only=True),
 )
 FULL = tuple(case for case in CASES if case.full)

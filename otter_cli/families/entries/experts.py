@@ -4,7 +4,9 @@ Experts are fused in memory, so the stream reads what a mixture gives, not what 
 inserted units begin as those of one expert. The router reads h alone and is left as it is.
 """
 
-from otter_cli.families.entries.llama import HEADS_NORMED
+from dataclasses import replace
+
+from otter_cli.families.entries.llama import BIASED, HEADS_NORMED
 from otter_cli.families.family import Attention, Family, FeedForward
 
 UNTAPPED = Attention(tap="output")
@@ -31,7 +33,17 @@ QWEN3_MOE = Family(
     keys={"intermediate_size": "moe_intermediate_size"},
 )
 
+GPT_OSS = Family(
+    "gpt_oss",
+    "GptOssForCausalLM",
+    attention=replace(BIASED, sinks="self_attn.sinks"),
+    # Its experts lie packed in one tensor, in four bits as released: nothing to copy from.
+    ffn=FeedForward(gate="", up="", tap="output"),
+    defaults={"attention_bias": True, "head_dim": 64},
+)
+
 ENTRIES = (
     MIXTRAL,
     QWEN3_MOE,
+    GPT_OSS,
 )
