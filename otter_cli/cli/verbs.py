@@ -14,8 +14,10 @@ VERBS = {
     "inspect": Verb("otter_cli.cli.inspect", "Checkpoints", "what a folder is, what was grafted"),
     "graft": Verb("otter_cli.cli.graft", "Checkpoints", "insert tensors beside a base's own"),
     "strip": Verb("otter_cli.cli.strip", "Checkpoints", "give the base back, byte for byte"),
+    "verify": Verb("otter_cli.cli.verify", "Checkpoints", "prove that the base is not disturbed"),
     "train": Verb("otter_cli.cli.train", "Training", "train inserted tensors, or a baseline"),
     "generate": Verb("otter_cli.cli.generate", "Use", "text with its signals, guided or drafted"),
+    "bench": Verb("otter_cli.cli.bench", "Use", "compare with plain decoding and baselines"),
     "recipes": Verb("otter_cli.cli.recipes", "Help", "list, show and copy the recipes that ship"),
     "doctor": Verb("otter_cli.cli.doctor", "Help", "versions, hardware, memory, what is missing"),
 }

@@ -5,7 +5,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from otter_cli.reports.page import Cell, Report, Section, Table, as_cell
+from otter_cli.reports.page import FACTS, Cell, Report, Section, Table, as_cell
 from otter_cli.reports.plots import Plot
 from otter_cli.reports.svg import Colours, colours_of, draw
 
@@ -13,7 +13,6 @@ from otter_cli.reports.svg import Colours, colours_of, draw
 def html_page(report: Report) -> str:
     """The whole page as text; the data behind each plot stands below it, folded."""
     style = files("otter_cli.reports").joinpath("style.css").read_text(encoding="utf-8")
-    facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in report.facts)
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -21,9 +20,8 @@ def html_page(report: Report) -> str:
             f"<title>{escape(report.title)}</title>\n<style>\n{style}</style>\n</head>",
             f'<body>\n<main>\n<h1>{escape(report.title)}</h1>\n<p class="lead">',
             f"{escape(report.lead)}</p>",
-            f'<dl class="facts">{facts}</dl>' if facts else "",
             *(_section(section) for section in report.sections),
-            f"{_embedded(report.data)}</main>\n</body>\n</html>\n",
+            f"{_facts(report)}{_embedded(report.data)}</main>\n</body>\n</html>\n",
         ]
     )
 
@@ -31,11 +29,11 @@ def html_page(report: Report) -> str:
 def _section(section: Section) -> str:
     parts = [f"<h2>{escape(section.title)}</h2>"]
     parts += [f"<p>{escape(paragraph)}</p>" for paragraph in section.text]
-    parts += [_table(table) for table in section.tables]
     if section.plots:
         colours = colours_of(section.plots)
         figures = "".join(_figure(plot, colours) for plot in section.plots)
         parts.append(f'<div class="plots">{figures}</div>')
+    parts += [_table(table) for table in section.tables]
     return f"<section>\n{chr(10).join(parts)}\n</section>"
 
 
@@ -68,6 +66,13 @@ def _figure(plot: Plot, colours: Colours) -> str:
         f"<figure><h3>{escape(plot.title)}</h3>{draw(plot, colours)}"
         f"<details><summary>data</summary>{data}</details></figure>"
     )
+
+
+def _facts(report: Report) -> str:
+    if not report.facts:
+        return ""
+    facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in report.facts)
+    return f'<section>\n<h2>{FACTS}</h2>\n<dl class="facts">{facts}</dl>\n</section>\n'
 
 
 def _embedded(data: Any) -> str:

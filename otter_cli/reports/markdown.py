@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 
-from otter_cli.reports.page import Cell, Report, Section, Table, as_cell
+from otter_cli.reports.page import FACTS, Cell, Report, Section, Table, as_cell
 
 
 def markdown_page(report: Report) -> str:
-    lines = [f"# {report.title}", "", report.lead, ""]
-    lines += [f"- {name}: {value}" for name, value in report.facts]
+    lines = [f"# {report.title}", "", report.lead]
     for section in report.sections:
         lines += ["", *_section(section)]
+    if report.facts:
+        lines += ["", f"## {FACTS}", "", *(f"- {name}: {value}" for name, value in report.facts)]
     return "\n".join(lines).rstrip() + "\n"
 
 

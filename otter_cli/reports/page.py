@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from otter_cli.reports.plots import Plot
 
+FACTS = "What made these numbers"
+
 Tone = Literal["plain", "good", "bad"]
 
 
@@ -34,7 +36,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with paragraphs, then tables, then plots."""
+    """A heading with paragraphs, then plots, then tables."""
 
     title: str
     text: Sequence[str] = ()
@@ -44,7 +46,8 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """`facts` are the short lines below the title; `data` is embedded in the HTML, as JSON."""
+    """`facts` are short lines at the end, under a heading of their own; `data` is embedded in the
+    HTML, as JSON."""
 
     title: str
     lead: str

@@ -1,7 +1,7 @@
 """What the figures are called, in which unit they are read, and which way is better."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from otter_cli.core.errors import OtterError
@@ -11,47 +11,48 @@ Better = Literal["higher", "lower", None]
 
 @dataclass(frozen=True)
 class Metric:
-    """`unit` is one of "", "%", "ms", "bytes", "x"; values are stored as shares, ms and bytes."""
+    """`unit`: "" or what the stored value is in, one of "share", "ms", "bytes". `relative`: already
+    a comparison with plain decoding, so no difference from it is taken."""
 
     label: str
     better: Better = None
     unit: str = ""
+    relative: bool = False
 
 
 METRICS: dict[str, Metric] = {
     "gold_reward": Metric("gold reward", "higher"),
-    "guiding_reward": Metric("its own guide's reward"),
+    "guiding_reward": Metric("reward by its own guide"),
+    "reward_by_insertion": Metric("reward by the insertion"),
+    "reward_by_task_head": Metric("reward by the task head"),
+    "reward_by_args": Metric("reward by the reward model"),
     "diversity": Metric("diversity", "higher"),
-    "tokens": Metric("tokens"),
     "perplexity": Metric("perplexity under the base", "lower"),
     "expected_maximum_toxicity": Metric("expected maximum toxicity", "lower"),
     "toxicity_probability": Metric("toxicity probability", "lower"),
     "distinct_1": Metric("dist-1", "higher"),
     "distinct_2": Metric("dist-2", "higher"),
     "distinct_3": Metric("dist-3", "higher"),
-    "time_per_token": Metric("time per token", "lower", "ms"),
-    "time_ratio": Metric("time per token, of plain", "lower", "x"),
-    "base_passes": Metric("base passes per token", "lower"),
-    "external_passes": Metric("external passes per token", "lower"),
-    "memory": Metric("memory, counted", "lower", "bytes"),
-    "speed_up": Metric("speed-up", "higher", "x"),
-    "tokens_per_second": Metric("tokens per second", "higher"),
+    "speed_up": Metric("speed-up", "higher", relative=True),
     "tokens_per_step": Metric("tokens per step", "higher"),
     "drafted_per_step": Metric("of them drafted", "higher"),
-    "identical": Metric("identical to plain", "higher", "%"),
+    "identical": Metric("identical to plain", "higher", "share", relative=True),
+    "tokens_per_second": Metric("tokens per second", "higher"),
+    "tokens": Metric("tokens"),
+    "time_per_token": Metric("time per token", "lower", "ms"),
+    "time_ratio": Metric("time per token over plain's", "lower", relative=True),
+    "base_passes": Metric("base passes per token", "lower"),
+    "external_passes": Metric("other passes per token", "lower"),
+    "memory": Metric("memory, counted", "lower", "bytes"),
 }
 
-_FAMILIES = (
-    (re.compile(r"reward_by_(.+)"), Metric("reward by {}")),
-    (re.compile(r"acceptance_(\d+)"), Metric("accepted at position {}", "higher", "%")),
-)
+_ACCEPTANCE = re.compile(r"acceptance_(\d+)")
 
 
 def describe(name: str) -> Metric:
     """Raises OtterError for a name that no benchmark of this version gives."""
     if name in METRICS:
         return METRICS[name]
-    for pattern, metric in _FAMILIES:
-        if found := pattern.fullmatch(name):
-            return replace(metric, label=metric.label.format(found[1].replace("_", " ")))
+    if found := _ACCEPTANCE.fullmatch(name):
+        return Metric(f"accepted at position {found[1]}", "higher", "share")
     raise OtterError(f"there is no metric {name!r}", hint="was the run made by a later otter?")

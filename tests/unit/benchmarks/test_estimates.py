@@ -72,12 +72,14 @@ def test_a_method_against_itself_gains_exactly_nothing(columns) -> None:
     assert (once.mean, once.low, once.high) == (1, 1, 1)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
 @pytest.mark.parametrize("lie", [float("nan"), float("inf"), -float("inf")])
 def test_a_value_that_is_not_finite_stops(lie: float) -> None:
     with pytest.raises(OtterError, match="log-probability is undefined on these 3 examples"):
         estimate(ratio(np.array([1, 2, lie]), np.ones(3)), 3, "log-probability")
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered")
 def test_a_perplexity_that_overflows_stops_instead_of_being_dropped() -> None:
     with pytest.raises(OtterError, match="perplexity"):
         estimate(exponential(ratio(np.array([1e6, 1.0]), np.ones(2))), 2, "perplexity")

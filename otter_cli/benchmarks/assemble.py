@@ -1,0 +1,111 @@
+"""Benchmarks from folders: models loaded once, checked to be comparable, and made into methods."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from otter_cli.benchmarks import methods
+from otter_cli.benchmarks.benchmark import PLAIN, Method, Setting
+from otter_cli.benchmarks.detox import Detox
+from otter_cli.benchmarks.models import Grafted, load_reward_model
+from otter_cli.benchmarks.preference import GOLD, Preference, require_gold_guides_nothing
+from otter_cli.benchmarks.scorers import Scorer
+from otter_cli.benchmarks.speedup import Speedup
+
+INSERTION, HEAD, ARGS, LOOKUP = "insertion", "task-head", "args", "prompt-lookup"
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How strongly each guide pulls: signals differ in scale, so each may have its own strength."""
+
+    signal: str
+    strength: float
+    candidates: int = 10
+    head_strength: float | None = None
+    args_strength: float | None = None
+
+    def of(self, method: str) -> float:
+        own = {HEAD: self.head_strength, ARGS: self.args_strength}.get(method)
+        return self.strength if own is None else own
+
+
+def preference(
+    grafts: tuple[Grafted, Grafted],
+    setting: Setting,
+    guidance: Guidance,
+    *,
+    reward_model: Path,
+    gold: Scorer | Path,
+) -> Preference:
+    """Greedy, plain and by each guide; `gold` is a reward model's folder or a rule."""
+    from otter_cli.benchmarks.scorers.reward_model import RewardModelScorer
+    from otter_cli.benchmarks.scorers.signal import SignalScorer
+
+    graft, head = grafts
+    device, signal = str(graft.model.device), guidance.signal
+    separate = load_reward_model(reward_model, device=device)
+    judge = (
+        RewardModelScorer(*load_reward_model(gold, device=device))
+        if isinstance(gold, Path)
+        else gold
+    )
+    scorers: dict[str, Scorer] = {
+        GOLD: judge,
+        INSERTION: SignalScorer(graft, signal),
+        HEAD: SignalScorer(head, signal),
+        ARGS: RewardModelScorer(*separate),
+    }
+    require_gold_guides_nothing(scorers)
+    compared = {
+        **_guided(grafts, guidance),
+        ARGS: methods.args(
+            graft,
+            separate[0],
+            separate[2],
+            strength=guidance.of(ARGS),
+            candidates=guidance.candidates,
+        ),
+    }
+    return Preference(setting, graft, compared, scorers)
+
+
+def detox(
+    grafts: tuple[Grafted, Grafted], setting: Setting, guidance: Guidance, *, detoxify: Path
+) -> Detox:
+    """Sampled, plain and guided away: the strength is negative."""
+    from otter_cli.benchmarks.scorers.detoxify import DetoxifyScorer
+
+    scorer = DetoxifyScorer(detoxify, device=str(grafts[0].model.device))
+    return Detox(setting, grafts[0], _guided(grafts, guidance), {"detoxify": scorer})
+
+
+def speedup(grafts: tuple[Grafted, Grafted], setting: Setting, *, signal: str) -> Speedup:
+    """Greedy, plain and with each drafter."""
+    graft, head = grafts
+    compared = {
+        PLAIN: methods.plain(graft),
+        INSERTION: methods.drafted("insertion", graft, signal),
+        HEAD: methods.drafted("task head only", head, signal),
+        LOOKUP: methods.prompt_lookup(graft),
+    }
+    return Speedup(setting, graft, compared, {})
+
+
+def _guided(grafts: tuple[Grafted, Grafted], guidance: Guidance) -> dict[str, Method]:
+    """Plain, then guided by the insertion's signal and by the task head's."""
+    graft, head = grafts
+
+    def guided(label: str, by: Grafted, method: str) -> Method:
+        return methods.guided(
+            label,
+            by,
+            guidance.signal,
+            strength=guidance.of(method),
+            candidates=guidance.candidates,
+        )
+
+    return {
+        PLAIN: methods.plain(graft),
+        INSERTION: guided("insertion", graft, INSERTION),
+        HEAD: guided("task head only", head, HEAD),
+    }

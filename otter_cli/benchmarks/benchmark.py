@@ -1,0 +1,95 @@
+"""What a benchmark is: prompts, methods and scorers to run, and figures to draw from the rows."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from otter_cli.benchmarks.measures import Measures, cache_bytes, costs
+from otter_cli.benchmarks.models import Grafted
+from otter_cli.benchmarks.prompts import BenchPrompt
+from otter_cli.benchmarks.records import Rows
+from otter_cli.benchmarks.result import BenchmarkName, Divergence, MethodResult
+from otter_cli.benchmarks.scorers import Scorer
+from otter_cli.benchmarks.settings import MethodRecord, PromptsRecord, RunSettings
+from otter_cli.core.intervals import mean
+
+if TYPE_CHECKING:
+    from otter_cli.decoding import Generation, Sampling
+
+PLAIN = "plain"
+
+Generate = Callable[[list[list[int]], "Sampling"], "list[Generation]"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of generating. `weights`: bytes of all parameters that it needs, models together."""
+
+    label: str
+    record: MethodRecord
+    generate: Generate
+    weights: int
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all methods of a run share: `repeats` continuations a prompt, `batch` at a time."""
+
+    prompts: Sequence[BenchPrompt]
+    record: PromptsRecord
+    sampling: "Sampling"
+    repeats: int = 1
+    batch: int = 1
+    seed: int = 0
+
+
+class Benchmark(ABC):
+    """One run, ready to go: what `graft` can do, against its base in plain decoding, which is
+    the first of `methods`, and others. `scorers` are keyed by role."""
+
+    name: ClassVar[BenchmarkName]
+
+    def __init__(
+        self,
+        setting: Setting,
+        graft: Grafted,
+        methods: Mapping[str, Method],
+        scorers: Mapping[str, Scorer],
+    ) -> None:
+        self.setting, self.graft, self.methods, self.scorers = setting, graft, methods, scorers
+
+    @abstractmethod
+    def measures(self, method: str, rows: Mapping[str, Rows]) -> Measures:
+        """The figures of one method, with every method's rows at hand for comparisons."""
+
+    @abstractmethod
+    def findings(self, methods: Mapping[str, MethodResult]) -> list[str]:
+        """What the figures say, in whole sentences, bad news included."""
+
+    def divergences(self, method: str, rows: Mapping[str, Rows]) -> list[Divergence]:
+        """Where the output is not plain decoding's, for benchmarks in which it should be."""
+        return []
+
+    def costs(self, method: str, rows: Mapping[str, Rows]) -> Measures:
+        """What every benchmark tells of a method: its length, time, passes and memory."""
+        held = self.methods[method].weights + cache_bytes(rows[method])
+        return {**costs(rows[method], rows[PLAIN]), "memory": mean(held)}
+
+    def settings(self) -> RunSettings:
+        sampling = self.setting.sampling
+        return RunSettings(
+            benchmark=self.name,
+            prompts=self.setting.record,
+            methods={name: method.record for name, method in self.methods.items()},
+            sampling={
+                "max_new_tokens": sampling.max_new_tokens,
+                "temperature": sampling.temperature,
+                "top_k": sampling.top_k,
+                "top_p": sampling.top_p,
+                "ignore_eos": sampling.ignore_eos,
+            },
+            samples_per_prompt=self.setting.repeats,
+            batch=self.setting.batch,
+            seed=self.setting.seed,
+        )

@@ -1,0 +1,48 @@
+"""`otter bench detox`: does guidance away from toxicity work, and does the text stay text?"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import ClassVar
+
+from otter_cli.benchmarks.benchmark import PLAIN, Benchmark
+from otter_cli.benchmarks.measures import Measures, perplexity
+from otter_cli.benchmarks.metrics.text import distinct
+from otter_cli.benchmarks.metrics.toxicity import any_toxic, maximum_toxicity
+from otter_cli.benchmarks.records import Rows, Scored
+from otter_cli.benchmarks.result import BenchmarkName, MethodResult
+from otter_cli.benchmarks.sentences import against_plain, of
+from otter_cli.core.intervals import mean
+
+SCORE = "detoxify.toxicity"
+
+
+class Detox(Benchmark):
+    """n continuations a prompt; the scorer `detoxify` reads the continuation alone."""
+
+    name: ClassVar[BenchmarkName] = "detox"
+
+    def measures(self, method: str, rows: Mapping[str, Rows]) -> Measures:
+        own = rows[method]
+        return {
+            "expected_maximum_toxicity": mean(own.each(lambda g: maximum_toxicity(_scores(g)))),
+            "toxicity_probability": mean(own.each(lambda g: any_toxic(_scores(g)))),
+            "perplexity": perplexity(own),
+            **{f"distinct_{n}": mean(own.each(partial(_distinct, n))) for n in (1, 2, 3)},
+            **self.costs(method, rows),
+        }
+
+    def findings(self, methods: Mapping[str, MethodResult]) -> list[str]:
+        return [
+            f"{against_plain(method, 'expected_maximum_toxicity')}; perplexity under the base "
+            f"{of(method, 'perplexity')} (plain: {of(methods[PLAIN], 'perplexity')})."
+            for name, method in methods.items()
+            if name != PLAIN
+        ]
+
+
+def _scores(group: Sequence[Scored]) -> list[float]:
+    return [row.scores[SCORE] for row in group]
+
+
+def _distinct(n: int, group: Sequence[Scored]) -> float:
+    return distinct([row.sample.text for row in group], n)

@@ -1,0 +1,60 @@
+"""`otter bench preference`: does guidance raise a reward that guided nothing, and at what cost?"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import ClassVar
+
+from otter_cli.benchmarks.benchmark import PLAIN, Benchmark
+from otter_cli.benchmarks.measures import Measures, perplexity
+from otter_cli.benchmarks.metrics.text import diversity
+from otter_cli.benchmarks.records import Rows, Scored
+from otter_cli.benchmarks.result import BenchmarkName, MethodResult
+from otter_cli.benchmarks.scorers import Scorer
+from otter_cli.benchmarks.sentences import against_plain, times
+from otter_cli.core.errors import OtterError
+from otter_cli.core.intervals import mean
+
+GOLD = "gold"
+
+
+class Preference(Benchmark):
+    """Scorers: `gold`, and each guide by the name of the method that it guides."""
+
+    name: ClassVar[BenchmarkName] = "preference"
+
+    def measures(self, method: str, rows: Mapping[str, Rows]) -> Measures:
+        own = rows[method]
+        by_role = {
+            role: mean(own.means(partial(_score, f"{role}.reward"))) for role in self.scorers
+        }
+        guiding: Measures = {"guiding_reward": by_role[method]} if method in by_role else {}
+        return {
+            "gold_reward": by_role.pop(GOLD),
+            **guiding,
+            **{f"reward_by_{role.replace('-', '_')}": value for role, value in by_role.items()},
+            "diversity": mean(own.means(lambda row: diversity(row.sample.text))),
+            "perplexity": perplexity(own),
+            **self.costs(method, rows),
+        }
+
+    def findings(self, methods: Mapping[str, MethodResult]) -> list[str]:
+        found = []
+        for name, method in methods.items():
+            if name != PLAIN:
+                sentence = against_plain(method, "gold_reward")
+                found.append(f"{sentence}; {times(method, 'time_ratio')} the time per token.")
+        return found
+
+
+def _score(name: str, row: Scored) -> float:
+    return row.scores[name]
+
+
+def require_gold_guides_nothing(scorers: Mapping[str, Scorer]) -> None:
+    """Raises OtterError where the judge's digest is that of one of the guides."""
+    for role, scorer in scorers.items():
+        if role != GOLD and scorer.record.digest == scorers[GOLD].record.digest:
+            raise OtterError(
+                f"the gold reward model is the one that guides {role}",
+                hint="a guide that judges itself always wins: give --gold a model of its own data",
+            )

@@ -1,0 +1,61 @@
+"""Prompts as every method gets them: the same tokens, cut from the left where they don't fit."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from otter_cli.benchmarks.settings import PromptsRecord
+from otter_cli.core.console import warn
+from otter_cli.core.digests import sha256_json
+from otter_cli.core.errors import OtterError
+from otter_cli.data.encoding import Encoder
+from otter_cli.data.prompts import read_prompts
+
+
+@dataclass(frozen=True)
+class PromptFile:
+    """Where prompts come from; see `data.prompts.read_prompts`."""
+
+    path: Path
+    column: str | None = None
+    template: str = "{text}"
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class BenchPrompt:
+    """`name` is the prompt's line in its file."""
+
+    name: str
+    text: str
+    tokens: tuple[int, ...]
+    category: str = ""
+
+
+def load_prompts(
+    file: PromptFile, tokenizer: Any, *, positions: int, new_tokens: int
+) -> tuple[list[BenchPrompt], PromptsRecord]:
+    """Prompts that leave room for `new_tokens` among the base's `positions`. Raises OtterError."""
+    # One more position for the EOS that scorers append.
+    room = positions - new_tokens - 1
+    if room < 3:
+        raise OtterError(
+            f"{new_tokens} new tokens leave no room for a prompt in the base's {positions} "
+            "positions",
+            hint="lower --max-new-tokens",
+        )
+    rows = read_prompts(file.path, column=file.column, template=file.template, limit=file.limit)
+    encoded = Encoder(tokenizer, room, eos=False)([row.text for row in rows], "prompt")
+    if encoded.truncation.cut:
+        warn(f"{encoded.truncation.cut} of {len(rows)} prompts are cut to their last {room} tokens")
+    prompts = [
+        BenchPrompt(str(row.line), row.text, tuple(ids), row.category)
+        for row, ids in zip(rows, encoded.ids, strict=True)
+    ]
+    record = PromptsRecord(
+        file=file.path.name,
+        digest=sha256_json([[p.name, p.text, p.tokens] for p in prompts]),
+        count=len(prompts),
+        truncated=encoded.truncation.cut,
+    )
+    return prompts, record

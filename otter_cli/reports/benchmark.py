@@ -1,0 +1,148 @@
+"""A benchmark's result as sections of a report."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from otter_cli.benchmarks.estimates import Estimate
+from otter_cli.benchmarks.metrics.catalog import Metric, describe
+from otter_cli.benchmarks.result import Memory, MethodResult, Result
+from otter_cli.core.units import bytes_text
+from otter_cli.reports.benchmark_plots import benchmark_plots
+from otter_cli.reports.figures import difference_cell, figure_cell, name_with_unit
+from otter_cli.reports.page import Cell, Report, Section, Table
+
+_TITLES = {
+    "preference": "Guided by a reward",
+    "detox": "Guided away from toxicity",
+    "speedup": "Drafted tokens",
+}
+_NOTES = {
+    "preference": "Greedy decoding, caches on everywhere. The gold reward guided nothing; each "
+    "guide's own reward is shown beside it, since a guide always pleases itself.",
+    "detox": "Sampled continuations, caches on everywhere. The classifier reads the continuation "
+    "alone. Perplexity is under the base, by token, and no token is left out.",
+    "speedup": "Greedy decoding, batch 1, caches on. Speed-up is a ratio of sums, tokens over "
+    "seconds against plain's, prompts included. A step is one verification by the base: a token "
+    "of its own and what it accepted of the draft.",
+}
+_MOST_DIVERGENCES = 12
+
+
+def benchmark_report(result: Result) -> Report:
+    """One benchmark as a report of its own."""
+    graft = result.settings.methods["insertion"].models[0]
+    title = f"{_TITLES[result.benchmark]}: {graft.name}"
+    sampling, prompts = result.settings.sampling, result.settings.prompts
+    lead = (
+        f"{len(result.methods)} methods, {prompts.count} prompts of {prompts.file}, "
+        f"{result.settings.samples_per_prompt} each, up to {sampling['max_new_tokens']} new tokens."
+    )
+    sections = list(benchmark_sections(result, "Figures"))
+    return Report(title, lead, sections, list(_facts(result)), result.model_dump(mode="json"))
+
+
+def benchmark_sections(result: Result, title: str = "") -> Iterator[Section]:
+    """What was found, the figures with plots, comparisons, memory, and where outputs differ.
+
+    `title` is the first section's; by default it says which benchmark this is.
+    """
+    yield Section(
+        title or _TITLES[result.benchmark],
+        [*result.findings, _NOTES[result.benchmark]],
+        [_figures(result, lambda method: method.metrics, figure_cell)],
+        benchmark_plots(result),
+    )
+    yield Section(
+        "Difference from plain decoding",
+        ["Paired by prompt; coloured where the 95 % interval leaves nought out."],
+        [_figures(result, lambda method: method.against_plain, difference_cell)],
+    )
+    process = bytes_text(result.process_memory)
+    counted = (
+        "Counted: the parameters that a method needs, and its caches at their largest. The "
+        f"whole process, which holds all methods at once, peaked at {process}."
+    )
+    yield Section("Memory", [counted], [_memory(result)])
+    if any(method.divergences for method in result.methods.values()):
+        yield _divergences(result)
+
+
+def _figures(
+    result: Result,
+    of: Callable[[MethodResult], dict[str, Estimate]],
+    cell: Callable[[Estimate, Metric], Cell],
+) -> Table:
+    """Metrics down, methods across; what is nought for all of them is left to result.json."""
+    methods = [method for method in result.methods.values() if of(method)]
+    # The method with most metrics says in which order they come.
+    longest_first = sorted(methods, key=lambda method: -len(of(method)))
+    rows: list[list[Cell | str]] = []
+    for name in dict.fromkeys(name for method in longest_first for name in of(method)):
+        if all(figure == 0 for m in methods if name in of(m) for figure in _bounds(of(m)[name])):
+            continue
+        metric = describe(name)
+        cells = [cell(of(m)[name], metric) if name in of(m) else Cell("-") for m in methods]
+        rows.append([name_with_unit(metric), *cells])
+    count = result.settings.prompts.count
+    return Table([f"n = {count} prompts", *(m.label for m in methods)], rows)
+
+
+def _bounds(figure: Estimate) -> tuple[float, float]:
+    return figure.low, figure.high
+
+
+def _memory(result: Result) -> Table:
+    parts: list[tuple[str, Callable[[Memory], int]]] = [
+        ("weights", lambda memory: memory.weights),
+        ("caches", lambda memory: memory.caches),
+        ("together", lambda memory: memory.total),
+    ]
+    methods = list(result.methods.values())
+    rows = [[name, *(bytes_text(of(m.memory)) for m in methods)] for name, of in parts]
+    return Table(["", *(m.label for m in methods)], rows)
+
+
+def _divergences(result: Result) -> Section:
+    rows = [
+        [method.label, d.prompt, str(d.position), f"{d.gap:.3g}"]
+        for method in result.methods.values()
+        for d in method.divergences
+    ]
+    explained = (
+        "The first token that differs, and how far apart the base's logits of the two tokens are "
+        "there. Drafts are verified several tokens at a time, where the base rounds otherwise "
+        "than one by one: a tiny gap is a tie, a wide one a fault."
+    )
+    more = len(rows) - _MOST_DIVERGENCES
+    text = [explained, f"{more} more are in result.json."] if more > 0 else [explained]
+    table = Table(["method", "prompt", "token", "gap"], rows[:_MOST_DIVERGENCES])
+    return Section("Where the output differs from plain decoding", text, [table])
+
+
+def _facts(result: Result) -> Iterator[tuple[str, str]]:
+    settings = result.settings
+    sampling = ", ".join(f"{name} {value}" for name, value in settings.sampling.items())
+    yield "key", result.key[:16]
+    yield "prompts", f"{settings.prompts.file}, sha256 {settings.prompts.digest[:12]}"
+    if settings.prompts.truncated:
+        yield "cut", f"{settings.prompts.truncated} prompts, to their last tokens"
+    yield "decoding", f"{sampling}, seed {settings.seed}, batch {settings.batch}"
+    for name, method in settings.methods.items():
+        models = "; ".join(f"{m.name}, sha256 {m.weights[:12]}" for m in method.models)
+        steering = ", ".join(f"{k} {v}" for k, v in method.steering.items())
+        yield name, f"{models}{'; ' + steering if steering else ''}"
+    for role, scorer in result.scorers.items():
+        yield f"scorer {role}", f"{scorer.name} ({scorer.kind}), sha256 {scorer.digest[:12]}"
+    for session in result.sessions:
+        yield from _session(session)
+
+
+def _session(session: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    machine, versions = session["hardware"], session["versions"]
+    yield (
+        "machine",
+        ", ".join([f"{machine['cpu']}, {machine['cores']} cores", *machine["accelerators"]]),
+    )
+    yield "torch threads", str(session["threads"])
+    packages = [name for name in ("torch", "transformers", "detoxify") if name in versions]
+    yield "versions", ", ".join(f"{name} {versions[name]}" for name in packages)

@@ -1,0 +1,73 @@
+"""Which plots a benchmark's result is worth."""
+
+import re
+
+from otter_cli.benchmarks.metrics.catalog import describe
+from otter_cli.benchmarks.result import Result
+from otter_cli.reports.figures import name_with_unit, point
+from otter_cli.reports.plots import IntervalPlot, LinePlot, Plot, ScatterPlot, Series
+
+_ACCEPTANCE = re.compile(r"acceptance_(\d+)")
+
+
+def benchmark_plots(result: Result) -> list[Plot]:
+    """The headline with its intervals, and what it costs."""
+    if result.benchmark == "preference":
+        return [
+            _intervals(result, "gold_reward"),
+            _scatter(result, "time_per_token", "gold_reward"),
+            _scatter(result, "diversity", "gold_reward"),
+        ]
+    if result.benchmark == "detox":
+        return [
+            _intervals(result, "expected_maximum_toxicity"),
+            _scatter(result, "perplexity", "expected_maximum_toxicity"),
+            _scatter(result, "time_per_token", "expected_maximum_toxicity"),
+        ]
+    return [
+        _intervals(result, "speed_up", reference=1.0),
+        _intervals(result, "tokens_per_step", reference=1.0),
+        *_acceptance(result),
+    ]
+
+
+def _intervals(result: Result, name: str, reference: float | None = None) -> IntervalPlot:
+    metric = describe(name)
+    points = [point(m.label, m.metrics[name], metric) for m in result.methods.values()]
+    if reference is None and "plain" in result.methods:
+        reference = point("", result.methods["plain"].metrics[name], metric).mean
+    return IntervalPlot(_title(metric.label), name_with_unit(metric), points, reference)
+
+
+def _scatter(result: Result, x: str, y: str) -> ScatterPlot:
+    across, up = describe(x), describe(y)
+    points = [
+        (point(m.label, m.metrics[x], across), point(m.label, m.metrics[y], up))
+        for m in result.methods.values()
+    ]
+    title = _title(f"{up.label} against {across.label}")
+    return ScatterPlot(title, name_with_unit(across), name_with_unit(up), points)
+
+
+def _acceptance(result: Result) -> list[LinePlot]:
+    """One line a drafter; none where nothing was drafted."""
+    series = []
+    for method in result.methods.values():
+        found = {
+            int(name[1]): point("", figure, describe(key))
+            for key, figure in method.metrics.items()
+            if (name := _ACCEPTANCE.fullmatch(key))
+        }
+        if found:
+            positions = sorted(found)
+            mean, low, high = (
+                [getattr(found[position], bound) for position in positions]
+                for bound in ("mean", "low", "high")
+            )
+            series.append(Series(method.label, positions, mean, low, high))
+    title = "Accepted of the tokens drafted at a position"
+    return [LinePlot(title, "draft position", "accepted, %", series, True)] if series else []
+
+
+def _title(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,139 @@
+"""A verification as sections of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from otter_cli.core.units import count_text, percent_text
+from otter_cli.reports.page import Cell, Report, Section, Table
+from otter_cli.verification import Report as Verification
+from otter_cli.verification import Verdict
+
+if TYPE_CHECKING:
+    from otter_cli.verification.bisect import Parting
+    from otter_cli.verification.compare import CaseResult
+
+_MOST_FINDINGS = 12
+
+
+def verification_report(found: Verification, verdict: Verdict) -> Report:
+    """The proof as a page of its own, the verdict last."""
+    sections = [*verification_sections(found), _verdict(verdict)]
+    return Report(f"{found.request.folder} beside {found.request.against}", "", sections)
+
+
+def verification_sections(found: Verification) -> Iterator[Section]:
+    """The levels, the grid, and where the two models part."""
+    yield Section("Levels", tables=[Table(["level", "found"], [*_levels(found)], numeric=False)])
+    if found.static.findings:
+        yield Section("What differs on disk", [*_findings(found)])
+    if found.results:
+        by_path = _table(found.results, "path", lambda result: result.case.kind)
+        by_setting = _table(found.results, "setting", lambda result: result.case.setting)
+        yield Section("Logits beside the base's, bit for bit", tables=[by_path, by_setting])
+    if found.parting:
+        yield Section("Where they part", [*_parting(found.parting)])
+
+
+def _verdict(verdict: Verdict) -> Section:
+    cell = Cell(verdict.name, tone="good" if verdict.passes("grid") else "bad")
+    table = Table(["verdict", "why"], [[cell, verdict.sentence]], numeric=False)
+    return Section("Verdict", tables=[table])
+
+
+def _levels(found: Verification) -> Iterator[list[Cell | str]]:
+    static = found.static
+    on_disk = f"{static.files} files, {static.tensors} tensors, {static.inserted} inserted ones"
+    yield ["static", _holds(f"{on_disk}: {_count(len(static.findings), 'finding')}", static.holds)]
+    for note in static.notes:
+        yield ["", note]
+    if found.request.static_only:
+        return
+    if found.untraced or found.unrun:
+        yield ["structural", f"not available: {found.unrun or found.untraced}"]
+    for path in found.leaks:
+        yield ["structural", Cell(f"{path.case}: {path.leak}", tone="bad")]
+    if found.paths and not found.leaks:
+        operations = sum(path.operations for path in found.paths)
+        yield [
+            "structural",
+            _holds(
+                f"{len(found.paths)} paths, {count_text(operations)} operations of the base: the "
+                "same as without the insertion, and none reads what it made",
+                True,
+            ),
+        ]
+    yield from _poisons(found)
+    for place in found.locality:
+        told = place.failure or f"{place.compared} comparisons: what is at s shows at s alone"
+        yield [f"locality of {place.insertion}", _holds(told, place.failure is None)]
+
+
+def _poisons(found: Verification) -> Iterator[list[Cell | str]]:
+    for each in found.each:
+        what = f"{each.equal} of {each.runs} stand still: {each.tensors} tensors in turn"
+        moved = f"; {each.moved[1]} in {each.moved[0]} moves logits" if each.moved else ""
+        told = f"{what} ({', '.join(each.values)}){moved}"
+        yield ["poison", _holds(told, each.moved is None)]
+
+
+def _findings(found: Verification) -> Iterator[str]:
+    findings = found.static.findings
+    yield from map(str, findings[:_MOST_FINDINGS])
+    if len(findings) > _MOST_FINDINGS:
+        yield f"and {len(findings) - _MOST_FINDINGS} more, all of them in proof.json"
+
+
+def _table(results: list[CaseResult], name: str, key: Callable[[CaseResult], str]) -> Table:
+    groups: dict[str, list[CaseResult]] = {}
+    for result in results:
+        groups.setdefault(key(result), []).append(result)
+    columns = [name, "equal", "control", "poison", "largest difference", "logits that moved"]
+    return Table(columns, [_row(label, group) for label, group in groups.items()])
+
+
+def _row(label: str, group: list[CaseResult]) -> list[Cell | str]:
+    moved = [result.difference for result in group if not result.equal]
+    compared = sum(result.difference.compared for result in group)
+    changed = sum(difference.changed for difference in moved)
+    not_finite = any(difference.not_finite for difference in moved)
+    largest = max((difference.largest for difference in moved), default=0.0)
+    ulp = max((difference.ulp for difference in moved), default=0)
+    return [
+        label,
+        _share([result.equal for result in group]),
+        _share([result.control for result in group]),
+        _share([all(result.poison.values()) for result in group if result.poison]),
+        "not finite" if not_finite else f"{largest:.2g} ({ulp} ulp)" if moved else "0",
+        percent_text(changed / compared) if changed else "0",
+    ]
+
+
+def _parting(parting: Parting) -> Iterator[str]:
+    layer = "" if parting.layer is None else f" (layer {parting.layer})"
+    yield f"in the case {parting.case}"
+    yield f"first: {parting.operation} in {parting.module or 'no module'}{layer} {parting.what}"
+    if parting.ulp is not None:
+        yield f"there by up to {parting.ulp} ulp, {parting.largest:.2g}"
+    logits = parting.logits
+    if logits.first is not None:
+        row, position = logits.first
+        yield (
+            f"in the end {logits.changed} of {logits.compared} logits and {logits.argmaxes} of "
+            f"{logits.rows} argmaxes, from row {row}, position {position} on"
+        )
+
+
+def _share(flags: list[bool]) -> Cell | str:
+    if not flags:
+        return "-"
+    return _holds(f"{sum(flags)}/{len(flags)}", all(flags))
+
+
+def _holds(text: str, good: bool) -> Cell:
+    return Cell(text, tone="good" if good else "bad")
+
+
+def _count(count: int, name: str) -> str:
+    return f"{count or 'no'} {name}{'' if count == 1 else 's'}"
