@@ -68,5 +68,15 @@ CASES = (
     Case("mixtral", MIXTURE),
     Case("qwen3_moe", {**MIXTURE, "moe_intermediate_size": 24, "mlp_only_layers": [1]}),
     Case("gpt_oss", {**MIXTURE, **SOME_WINDOWS}, eager_only=True),
+    Case(
+        "llama4_text",
+        {
+            "num_local_experts": 4,
+            "intermediate_size_mlp": 64,
+            "moe_layers": [1],
+            "attention_chunk_size": 8,
+        },
+        full=False,
+    ),
 )
 FULL = tuple(case for case in CASES if case.full)

@@ -42,8 +42,23 @@ GPT_OSS = Family(
     defaults={"attention_bias": True, "head_dim": 64},
 )
 
+LLAMA4 = Family(
+    "llama4_text",
+    "Llama4ForCausalLM",
+    attention=UNTAPPED,
+    ffn=FeedForward(
+        module="feed_forward",
+        gate="feed_forward.shared_expert.gate_proj",
+        up="feed_forward.shared_expert.up_proj",
+        tap="output",
+        elsewhere=(("feed_forward.gate_proj", "feed_forward.up_proj"),),
+    ),
+    ffn_only="its queries are scaled by position and normed after the rotation",
+)
+
 ENTRIES = (
     MIXTRAL,
     QWEN3_MOE,
     GPT_OSS,
+    LLAMA4,
 )
