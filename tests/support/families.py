@@ -78,5 +78,24 @@ CASES = (
         },
         full=False,
     ),
+    Case(
+        "deepseek_v3",
+        {
+            **EVERY_HEAD_ITS_KEY,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 2,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "moe_intermediate_size": 24,
+            "kv_lora_rank": 8,
+            "q_lora_rank": 8,
+            "qk_rope_head_dim": 4,
+            "head_dim": 4,
+            "v_head_dim": 6,
+            "qk_nope_head_dim": 4,
+        },
+        full=False,
+    ),
 )
 FULL = tuple(case for case in CASES if case.full)

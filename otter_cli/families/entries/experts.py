@@ -56,9 +56,24 @@ LLAMA4 = Family(
     ffn_only="its queries are scaled by position and normed after the rotation",
 )
 
+DEEPSEEK = Family(
+    "deepseek_v3",
+    "DeepseekV3ForCausalLM",
+    attention=UNTAPPED,
+    ffn=FeedForward(
+        gate="mlp.shared_experts.gate_proj",
+        up="mlp.shared_experts.up_proj",
+        tap="output",
+        elsewhere=(DENSE,),
+    ),
+    keys={"intermediate_size": "moe_intermediate_size"},
+    ffn_only="its keys and values are latent, and compressed for all heads together",
+)
+
 ENTRIES = (
     MIXTRAL,
     QWEN3_MOE,
     GPT_OSS,
     LLAMA4,
+    DEEPSEEK,
 )
