@@ -97,5 +97,20 @@ CASES = (
         },
         full=False,
     ),
+    Case(
+        "qwen3_next",
+        {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "shared_expert_intermediate_size": 24,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        },
+        full=False,
+    ),
 )
 FULL = tuple(case for case in CASES if case.full)

@@ -70,10 +70,26 @@ DEEPSEEK = Family(
     ffn_only="its keys and values are latent, and compressed for all heads together",
 )
 
+QWEN3_NEXT = Family(
+    "qwen3_next",
+    "Qwen3NextForCausalLM",
+    attention=replace(UNTAPPED, elsewhere="linear_attn"),
+    ffn=FeedForward(
+        gate="mlp.shared_expert.gate_proj",
+        up="mlp.shared_expert.up_proj",
+        tap="output",
+        elsewhere=(DENSE,),
+    ),
+    norm_offset=1.0,
+    keys={"intermediate_size": "shared_expert_intermediate_size"},
+    ffn_only="most of its layers have linear attention",
+)
+
 ENTRIES = (
     MIXTRAL,
     QWEN3_MOE,
     GPT_OSS,
     LLAMA4,
     DEEPSEEK,
+    QWEN3_NEXT,
 )
