@@ -19,8 +19,10 @@ _MOST_FINDINGS = 12
 
 def verification_report(found: Verification, verdict: Verdict) -> Report:
     """The proof as a page of its own, the verdict last."""
+    request = found.request
     sections = [*verification_sections(found), _verdict(verdict)]
-    return Report(f"{found.request.folder} beside {found.request.against}", "", sections)
+    lead = f"{len(found.results)} cases of the {request.grid.name} grid, seed {request.grid.seed}"
+    return Report(f"{request.folder} beside {request.against}", lead, sections)
 
 
 def verification_sections(found: Verification) -> Iterator[Section]:

@@ -37,6 +37,12 @@ class Case:
         return self.batch * (self.length + self.steps)
 
     @property
+    def kind(self) -> str:
+        """The path with what changes its masks and shapes, lengths apart."""
+        batch = ", batch" if self.batch > 1 and self.padding == "none" else ""
+        return self.path + batch + (f", {self.padding} padding" if self.padding != "none" else "")
+
+    @property
     def label(self) -> str:
         """The case in words, its setting (dtype, attention, device) apart."""
         words = [self.path, f"{self.length} tokens"]

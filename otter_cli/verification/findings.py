@@ -26,7 +26,8 @@ class Finding:
 class Static:
     """How many files and tensors of the base's, and how many inserted ones, were compared.
 
-    `findings` refute; `notes` only tell. `digests`: of every file, by folder.
+    `findings` refute; `notes` only tell. `digests`: of every file of "folder"
+    and "base".
     """
 
     files: int = 0

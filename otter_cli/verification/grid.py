@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from otter_cli.core.errors import OtterError
 from otter_cli.core.seeds import derive_seed
 from otter_cli.verification.cases import FORWARDS, GENERATES, Case
 
@@ -35,6 +36,14 @@ class Grid:
     dtypes: tuple[str, ...] = ()
     attentions: tuple[str, ...] = ATTENTIONS
     devices: tuple[str, ...] = ("cpu",)
+
+    def __post_init__(self) -> None:
+        for dtype in self.dtypes:
+            if dtype not in DTYPES["full"]:
+                raise OtterError(
+                    f"--dtype {dtype!r} is none of the grid's",
+                    hint=f"known: {', '.join(DTYPES['full'])}",
+                )
 
     def cases(self, positions: int) -> list[Case]:
         """All cases for a base of so many positions; those that one loaded model serves are
@@ -84,12 +93,12 @@ def _quick(window: int) -> Iterator[Case]:
         yield Case("prefill", length)
     yield Case("prefill", 33, keep=1)
     yield Case("prefill", 40, batch=4, padding="right")
-    yield Case("decode", 7, steps=12)
+    yield Case("decode", 7, steps=8)
     yield Case("decode", 120, steps=4)
     yield Case("decode", 24, batch=4, padding="left", steps=6)
     yield Case("chunked", 40, chunk=16)
     yield Case("static", 17, steps=4)
-    yield Case("greedy", 9, steps=16)
+    yield Case("greedy", 9, steps=12)
     yield Case("greedy", 12, batch=4, padding="left", steps=8)
 
 

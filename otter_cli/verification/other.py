@@ -36,7 +36,7 @@ def check_other(folder: Path, base: Path) -> Static:
         if (base / file).exists():
             found.files += 1
             found.findings += _steering(folder, base, file)
-    _digest(found, ours, theirs)
+    _digest(found, {"folder": folder, "base": base})
     return found
 
 
@@ -61,10 +61,10 @@ def _changed_keys(mine: Path, theirs: Path) -> list[str]:
     return [key for key in keys if a.get(key) != b.get(key)]
 
 
-def _digest(found: Static, *checkpoints: Checkpoint) -> None:
-    files = {c: base_files(c.path) for c in checkpoints}
-    total = sum((c.path / file).stat().st_size for c in checkpoints for file in files[c])
+def _digest(found: Static, roots: dict[str, Path]) -> None:
+    files = {name: base_files(root) for name, root in roots.items()}
+    total = sum((roots[name] / file).stat().st_size for name in roots for file in files[name])
     with progress(total, "hashing files") as advance:
         digests = Digests(advance)
-        for c in checkpoints:
-            found.digests[str(c.path)] = {f: digests.sha256(c.path / f) for f in files[c]}
+        for name, root in roots.items():
+            found.digests[name] = {file: digests.sha256(root / file) for file in files[name]}

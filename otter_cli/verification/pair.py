@@ -13,6 +13,7 @@ import torch
 from otter_cli.core.errors import OtterError
 from otter_cli.insertion import MANIFEST
 from otter_cli.model import OtterForCausalLM, load_base
+from otter_cli.verification.request import Request
 from otter_cli.verification.run import Subject
 
 if TYPE_CHECKING:
@@ -28,21 +29,30 @@ class Pair:
     otter: OtterForCausalLM | None = None
 
 
-def open_pair(
-    folder: Path, base: Path, *, dtype: str, device: str, shared: bool, trust: bool = False
-) -> Pair:
+def open_pair(request: Request, *, dtype: str, device: str, shared: bool) -> Pair:
     """Loads both in one dtype. `shared`: the files are equal by digest, so that one set of base
-    modules serves both. `trust`: run a folder's own modelling code. Raises OtterError for what
-    cannot be loaded whole."""
+    modules serves both. Raises OtterError for what cannot be loaded whole."""
+    _refuse_absent(device)
     kind: torch.dtype = getattr(torch, dtype)
+    folder, base = request.folder, request.against
     if not (folder / MANIFEST).exists():
         plain = load_base(base, dtype=kind).to(device)
-        other = load_other(folder, kind, trust=trust).to(device)
+        other = load_other(folder, kind, trust=request.trust).to(device)
         return Pair(_subject(plain, plain), _subject(other, plain))
     adapted = None if (folder / "config.json").exists() else base
     otter = OtterForCausalLM.from_pretrained(folder, base=adapted, dtype=kind, device=device)
     plain = otter.base if shared else load_base(base, dtype=kind).to(device).eval()
     return Pair(_subject(plain, plain), _subject(otter.base, plain, otter.streaming), otter)
+
+
+def _refuse_absent(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise OtterError(
+            f"--device {device}: {str(error).partition(chr(10))[0]}",
+            hint="`otter doctor` lists them",
+        ) from error
 
 
 def positions(base: Path) -> int:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otter_cli.verification.findings import Static
+from otter_cli.verification.request import Request
 
 if TYPE_CHECKING:
     from otter_cli.verification.bisect import Parting
     from otter_cli.verification.compare import CaseResult
-    from otter_cli.verification.grid import Grid
     from otter_cli.verification.locality import Locality
     from otter_cli.verification.poison import PoisonResult
     from otter_cli.verification.structure import PathTrace
@@ -19,15 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Report:
-    """The levels in order. `static_only`: no model was run. `untraced`, `unrun`: why there are no
-    `paths`, or no `results`."""
+    """The levels in order. `untraced`, `unrun`: why there are no `paths`, or no `results`."""
 
-    folder: Path
-    base: Path
+    request: Request
     static: Static
-    grid: Grid
-    static_only: bool = False
-    independent: bool = False
     untraced: str = ""
     unrun: str = ""
     results: list[CaseResult] = field(default_factory=list)

@@ -34,18 +34,19 @@ def check_graft(folder: Path, base: Path | None) -> Static:
     manifest = Manifest.read(folder)
     found = Static(files=len(manifest.base.files))
     whole = (folder / "config.json").exists()
-    roots = [root for root in (folder if whole else None, base) if root is not None]
+    roots = {"folder": folder} if whole else {}
+    roots |= {"base": base} if base is not None else {}
     if not roots:
         raise OtterError(f"{folder} is an adapter alone", hint="give its base: --base BASE")
     total = len(roots) * sum(record.bytes for record in manifest.base.files.values())
     with progress(total, "hashing the base's files") as advance:
         digests = Digests(advance)
-        for root in roots:
-            found.digests[str(root)] = _check_files(root, manifest, digests, found.findings)
+        for name, root in roots.items():
+            found.digests[name] = _check_files(root, manifest, digests, found.findings)
     if whole:
         found.findings += _added(folder, manifest)
-    _check_tensors(roots, found)
-    _check_inserted(folder, roots[-1], manifest, found)
+    _check_tensors([*roots.values()], found)
+    _check_inserted(folder, base or folder, manifest, found)
     return found
 
 
@@ -91,7 +92,9 @@ def _check_inserted(folder: Path, base: Path, manifest: Manifest, found: Static)
     if not path.is_file():
         found.findings.append(Finding("is missing", str(path)))
         return
-    digest = found.digests.setdefault(str(folder), {})[path.name] = sha256_file(path)
+    digest = sha256_file(path)
+    ours = {path.name: digest, MANIFEST: sha256_file(folder / MANIFEST)}
+    found.digests["folder"] = {**found.digests.get("folder", {}), **ours}
     if digest not in (manifest.inserted.sha256, manifest.inserted.previous_sha256):
         found.findings.append(Finding(f"is not the file that {MANIFEST} records", str(path)))
     try:

@@ -45,11 +45,11 @@ def traced_cases(cases: Iterable[Case], window: int) -> list[Case]:
     settings = dict.fromkeys((case.dtype, case.attention, case.device) for case in cases)
     paths = (
         Case("prefill", min(136, window)),
-        Case("decode", min(120, window - 2), steps=2),
-        Case("decode", min(16, window - 2), batch=4, padding="left", steps=2),
+        Case("decode", min(120, window - 1), steps=1),
+        Case("decode", min(16, window - 1), batch=4, padding="left", steps=1),
         Case("prefill", min(16, window), batch=4, padding="right"),
-        Case("chunked", min(24, window), chunk=11),
-        Case("static", min(10, window - 2), steps=2),
+        Case("chunked", min(24, window), chunk=12),
+        Case("static", min(10, window - 1), steps=1),
     )
     return [
         Case(**{**path.record(), "dtype": dtype, "attention": attention, "device": device})

@@ -44,7 +44,7 @@ def decide(report: Report) -> Verdict:
         more = f" (and {len(against) - 1} more)" if len(against) > 1 else ""
         return Verdict(DIFFERENT, f"{against[0]}{more}.")
     files = _files(report)
-    if report.static_only:
+    if report.request.static_only:
         return Verdict(ON_DISK, f"{files}; no model was run.")
     cases = len(report.results)
     if report.control < cases:

@@ -12,40 +12,31 @@ from otter_cli.core.errors import OtterError
 from otter_cli.insertion import MANIFEST
 from otter_cli.verification.cases import Case
 from otter_cli.verification.findings import Static
-from otter_cli.verification.grid import Grid
 from otter_cli.verification.other import check_other
 from otter_cli.verification.report import Report
+from otter_cli.verification.request import Request
 from otter_cli.verification.static import check_graft
 
 if TYPE_CHECKING:
     from otter_cli.verification.pair import Pair
 
 
-def verify(
-    folder: Path,
-    base: Path | None,
-    grid: Grid,
-    *,
-    static_only: bool = False,
-    independent: bool = False,
-    trust: bool = False,
-) -> Report:
-    """Everything that can be said of `folder` beside `base`, by default the base in the graft.
+def verify(request: Request) -> Report:
+    """Everything that can be said of a folder beside its base.
 
-    `independent` loads the base a second time, even where its files are the graft's. `trust`
-    runs modelling code that a folder brings along. Raises OtterError for what is no checkpoint.
+    Raises OtterError for what is no checkpoint, or cannot be loaded though its files are right.
     """
-    static = _static(folder, base)
-    report = Report(folder, base or folder, static, grid, static_only, independent)
-    if static_only:
+    folder = request.folder
+    report = Report(request, _static(folder, request.base))
+    if request.static_only:
         return report
     if not (folder / MANIFEST).exists():
         report.untraced = "the folder is no graft of otter's, so nothing tells inserted values"
     try:
-        _run_models(report, trust)
+        _run_models(report)
     except OtterError as error:
         # A folder that is refuted on disk already may well be beyond loading.
-        if static.holds:
+        if report.static.holds:
             raise
         report.unrun = error.what
     return report
@@ -62,16 +53,15 @@ def _static(folder: Path, base: Path | None) -> Static:
     return check_other(folder, base)
 
 
-def _run_models(report: Report, trust: bool) -> None:
+def _run_models(report: Report) -> None:
     from otter_cli.verification.pair import open_pair, positions
 
-    window = positions(report.base)
-    cases = report.grid.cases(window)
-    shared = report.static.holds and not report.independent
+    request = report.request
+    window = positions(request.against)
+    cases = request.grid.cases(window)
+    shared = report.static.holds and not request.independent
     for (device, dtype), group in groupby(cases, lambda case: (case.device, case.dtype)):
-        pair = open_pair(
-            report.folder, report.base, dtype=dtype, device=device, shared=shared, trust=trust
-        )
+        pair = open_pair(request, dtype=dtype, device=device, shared=shared)
         _run_levels(report, pair, list(group), window)
 
 
@@ -83,12 +73,12 @@ def _run_levels(report: Report, pair: Pair, cases: list[Case], window: int) -> N
     from otter_cli.verification.poison import VALUES, poison_each
     from otter_cli.verification.structure import trace_paths, traced_cases
 
-    full = report.grid.name == "full"
+    full = report.request.grid.name == "full"
     results = list(compare(pair, cases, every_value=full))
     report.results += results
     if pair.otter is not None:
         report.paths += trace_paths(pair, pair.otter, traced_cases(cases, window))
-        probe = replace(cases[0], path="decode", length=5, batch=2, padding="left", steps=1)
+        probe = replace(cases[0], path="prefill", length=6, batch=2, padding="left", steps=0)
         if not report.each or full:
             report.each.append(poison_each(pair, pair.otter, probe, VALUES if full else VALUES[:1]))
         report.locality += check_locality(pair.otter, replace(cases[0], path="prefill", length=12))

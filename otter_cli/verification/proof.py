@@ -1,0 +1,103 @@
+"""proof.json: what was compared, on what, with what outcome; and running it again elsewhere.
+
+The last entry is the digest of all others, so that a proof says whether it is whole.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from otter_cli.checkpoint.strict_json import read_object
+from otter_cli.core.digests import sha256_json
+from otter_cli.core.errors import CheckFailed, OtterError
+from otter_cli.core.provenance import provenance
+from otter_cli.verification.report import Report
+from otter_cli.verification.request import Request
+from otter_cli.verification.verdict import Verdict
+
+SCHEMA_VERSION = 1
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUBLAS_WORKSPACE_CONFIG", "ATEN_CPU_CAPABILITY")
+
+
+def proof_record(report: Report, verdict: Verdict) -> dict[str, Any]:
+    """The whole of proof.json."""
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "verdict": verdict.name,
+        "sentence": verdict.sentence,
+        "request": report.request.record(),
+        **report.record(),
+        "provenance": provenance(),
+        "backend": {} if report.request.static_only else backend(),
+    }
+    return {**record, "sha256": sha256_json(record)}
+
+
+def backend() -> dict[str, Any]:
+    """Threads, flags and libraries that decide on which kernels run."""
+    import torch
+
+    return {
+        "threads": torch.get_num_threads(),
+        "interop_threads": torch.get_num_interop_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "mkldnn": torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled,
+        "mkl": torch.backends.mkl.is_available(),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "cuda": torch.version.cuda,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "sdp": {
+            "flash": torch.backends.cuda.flash_sdp_enabled(),
+            "memory_efficient": torch.backends.cuda.mem_efficient_sdp_enabled(),
+            "math": torch.backends.cuda.math_sdp_enabled(),
+        },
+        "environment": {name: os.environ[name] for name in _THREADS if name in os.environ},
+    }
+
+
+def read_proof(path: Path) -> dict[str, Any]:
+    """A proof that is whole. Raises OtterError for what is none, CheckFailed for one that was
+    changed after it was written."""
+    record = read_object(path)
+    version = record.get("schema_version")
+    if "verdict" not in record or not isinstance(version, int):
+        raise OtterError(f"{path} is no proof", hint="`otter verify OUT --base BASE` writes one")
+    if version > SCHEMA_VERSION:
+        raise OtterError(f"{path} has schema version {version}", hint="update otter")
+    told = {name: value for name, value in record.items() if name != "sha256"}
+    if sha256_json(told) != record.get("sha256"):
+        raise CheckFailed(
+            f"{path} was changed after it was written: its digest differs",
+            hint="ask for the original, or verify anew",
+        )
+    return record
+
+
+def request_of(record: dict[str, Any]) -> Request:
+    """What the proof was made of, and how."""
+    return TypeAdapter(Request).validate_python(record["request"])
+
+
+def disagreements(proof: dict[str, Any], again: dict[str, Any]) -> Iterator[str]:
+    """What a second run found otherwise, in words: files, verdict, cases."""
+    for side, files in proof["static"]["digests"].items():
+        for file, digest in files.items():
+            if again["static"]["digests"].get(side, {}).get(file) != digest:
+                yield f"{file} of the {side} is not the file that was verified"
+    if proof["verdict"] != again["verdict"]:
+        yield f"the verdict was {proof['verdict']}, and is {again['verdict']}"
+    for name in ("cases", "equal", "control", "poison"):
+        if proof[name] != again[name]:
+            yield f"{name}: {proof[name]} then, {again[name]} now"
+
+
+def same_outputs(proof: dict[str, Any], again: dict[str, Any]) -> int:
+    """Cases whose logits come out with the very bits that they had where the proof was made."""
+    pairs = zip(proof["results"], again["results"], strict=False)
+    return sum(then["outputs"] == now["outputs"] for then, now in pairs)
