@@ -67,6 +67,7 @@ DEEPSEEK = Family(
         elsewhere=(DENSE,),
     ),
     keys={"intermediate_size": "moe_intermediate_size"},
+    buffers=("mlp.gate.e_score_correction_bias",),
     ffn_only="its keys and values are latent, and compressed for all heads together",
 )
 
@@ -85,11 +86,4 @@ QWEN3_NEXT = Family(
     ffn_only="most of its layers have linear attention",
 )
 
-ENTRIES = (
-    MIXTRAL,
-    QWEN3_MOE,
-    GPT_OSS,
-    LLAMA4,
-    DEEPSEEK,
-    QWEN3_NEXT,
-)
+ENTRIES = (MIXTRAL, QWEN3_MOE, GPT_OSS, LLAMA4, DEEPSEEK, QWEN3_NEXT)

@@ -86,7 +86,4 @@ OPT = Family(
     ),
 )
 
-ENTRIES = (
-    GPT2,
-    OPT,
-)
+ENTRIES = (GPT2, OPT)

@@ -64,8 +64,4 @@ PHI = Family(
     refused=(("qk_layernorm", True, "it norms queries and keys by LayerNorm"),),
 )
 
-ENTRIES = (
-    COHERE2,
-    GPT_NEOX,
-    PHI,
-)
+ENTRIES = (COHERE2, GPT_NEOX, PHI)
