@@ -94,5 +94,5 @@ def _and_more(names: list[str]) -> str:
 def _stopped(step: int, why: str) -> CheckFailed:
     return CheckFailed(
         f"training stopped at step {step + 1}: {why}",
-        hint="the last saved state is kept; lower learning_rate or clip, or raise warmup",
+        hint="the last saved state is kept; with a lower learning_rate or clip, --restart",
     )

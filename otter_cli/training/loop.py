@@ -46,30 +46,29 @@ class Run:
 
     def go(self, log: JsonLines, write: Write) -> None:
         """Trains to the last step. KeyboardInterrupt after Ctrl-C, with everything saved."""
-        recipe, left = self.recipe, self.recipe.steps - self.step
-        with interruptible() as interrupted, progress(left, "training") as advance:
-            while self.step < recipe.steps:
-                began = time.monotonic()
-                record = self.take_step()
-                self.seconds += time.monotonic() - began
-                log.append({**record, "seconds": self.seconds})
+        steps, every = self.recipe.steps, self.recipe.evaluate_every
+        with interruptible() as interrupted, progress(steps - self.step, "training") as advance:
+            while self.step < steps:
+                log.append(self.take_step())
                 advance(1)
-                stop = interrupted()
-                evaluating = self._due(recipe.evaluate_every) and self.step < recipe.steps
-                if stop or evaluating or self._due(recipe.save_every) or self.step == recipe.steps:
+                if interrupted():
                     self.save()
-                if evaluating and not stop:
+                    write(self.step, {})
+                    say(f"stopped after step {self.step} of {steps}: --resume goes on")
+                    raise KeyboardInterrupt
+                last = self.step == steps
+                # Before the folder is written, so that no tensor there is ahead of the state.
+                if last or self._due(self.recipe.save_every) or self._due(every):
+                    self.save()
+                if self._due(every) and not last:
                     self.evaluate(log)
                     write(self.step, self.metrics)
-                if stop:
-                    write(self.step, {})
-                    say(f"stopped after step {self.step} of {recipe.steps}: --resume goes on")
-                    raise KeyboardInterrupt
         self.evaluate(log)
         write(self.step, self.metrics)
 
     def take_step(self) -> dict[str, Any]:
         """A batch of every signal, then one move of the parameters."""
+        began = time.monotonic()
         # Nothing random is carried from step to step, so a resumed run has nothing to restore.
         seed_everything(derive_seed("step", self.recipe.seed, self.step))
         rate = rate_at(self.step, self.recipe)
@@ -87,7 +86,15 @@ class Run:
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.step += 1
-        return {"step": self.step, "loss": losses, "rate": rate, "gradient": norm, "tokens": tokens}
+        self.seconds += time.monotonic() - began
+        return {
+            "step": self.step,
+            "loss": losses,
+            "rate": rate,
+            "gradient": norm,
+            "tokens": tokens,
+            "seconds": self.seconds,
+        }
 
     def evaluate(self, log: JsonLines) -> None:
         """Held-out figures of every signal that has test data."""

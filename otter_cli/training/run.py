@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from otter_cli.core.atomic import write_text
 from otter_cli.core.console import say
 from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import Interval
-from otter_cli.core.jsonlines import JsonLines, read_jsonlines
+from otter_cli.core.jsonlines import JsonLines
 from otter_cli.core.lock import writer_lock
 from otter_cli.insertion import TrainingRecord
 from otter_cli.training.baselines import Baseline, make_trainee
 from otter_cli.training.loop import Metrics, Run
 from otter_cli.training.material import load_material
 from otter_cli.training.recipe import Recipe
+from otter_cli.training.resume import (
+    check_same_run,
+    forget_after,
+    identity_of,
+    refuse_unfinished,
+)
 from otter_cli.training.state import StateFolder
 from otter_cli.training.trainee import graft_signals
 
 METRICS = "metrics.jsonl"
-# What may change between a run and its resumption: it moves no parameter.
-_FREE = {"evaluate_every", "save_every", "allow_truncation", "baselines"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ def train(
     target = _target(folder, baseline, to, resume)
     recipe = recipe.for_baseline(baseline)
     states = StateFolder(target)
-    _refuse_unfinished(states, resume or restart)
+    if not (resume or restart):
+        refuse_unfinished(states)
     # Data first: a bad row is told before anything is made or loaded.
     signals = graft_signals(folder, recipe)
     tokenizer = _tokenizer(folder)
@@ -69,15 +72,15 @@ def train(
 
     states.path.mkdir(exist_ok=True)
     with writer_lock(states.path):
-        identity = {"recipe": recipe.model_dump(mode="json", exclude=_FREE), "data": data}
+        identity = identity_of(recipe, data)
         run = Run(trainee, recipe, material, states, identity, device)
         if resume:
-            _check_same_run(states, identity)
+            check_same_run(states, identity)
             run.resume()
             say(f"going on after step {run.step}")
         else:
             states.clear()
-        _forget_after(states.path / METRICS, run.step)
+        forget_after(states.path / METRICS, run.step)
         with JsonLines(states.path / METRICS) as log:
             run.go(log, write)
     count = sum(parameter.numel() for parameter in trainee.parameters.values())
@@ -97,56 +100,6 @@ def _target(folder: Path, baseline: Baseline | None, to: Path | None, resume: bo
             hint="--resume goes on with it; else choose another, or remove it",
         )
     return to or folder
-
-
-def _refuse_unfinished(states: StateFolder, allowed: bool) -> None:
-    notes = states.notes()
-    if allowed or notes is None:
-        return
-    done, steps = notes["step"], notes["identity"]["recipe"]["steps"]
-    if done < steps:
-        raise OtterError(
-            f"{states.path} holds an unfinished run, at step {done} of {steps}",
-            hint="--resume goes on with it; --restart drops it and trains the tensors as they are",
-        )
-
-
-def _check_same_run(states: StateFolder, identity: Mapping[str, Any]) -> None:
-    """A run is resumed with the recipe and the data that it began with, or not at all."""
-    notes = states.notes()
-    if notes is None:
-        return
-    before, now = _flat(notes["identity"]), _flat(identity)
-    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if differing:
-        key = differing[0]
-        raise OtterError(
-            f"the run to resume had {key} = {before.get(key)!r}, not {now.get(key)!r}",
-            hint="resume with the same recipe and data, or --restart",
-        )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            # As JSON has it: tuples come back from a state's notes as lists.
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
-def _forget_after(path: Path, step: int) -> None:
-    """Drops what a killed run logged after the state that it now goes on from."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [
-            line
-            for line, record in zip(lines, read_jsonlines(path), strict=False)
-            if record["step"] <= step
-        ]
-        write_text(path, "".join(kept))
 
 
 def _record(
