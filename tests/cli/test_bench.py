@@ -1,0 +1,117 @@
+"""`otter bench` as a user types it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Otter
+from tests.support.contestants import Contestants, write_contestants
+
+
+@pytest.fixture(scope="module")
+def contestants(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Contestants:
+    return write_contestants(tiny_llama, tmp_path_factory.mktemp("contestants"))
+
+
+@pytest.fixture
+def arguments(contestants: Contestants, tmp_path: Path) -> dict[str, list[object]]:
+    """A small run of each benchmark, in `tmp_path`/NAME."""
+    common = ["--prompts", contestants.prompts, "--task-head", contestants.head, "--limit", 3]
+    own = {
+        "preference": [
+            "--reward-model", contestants.reward_model, "--gold", contestants.gold,
+            "--candidates", 4, "--max-new-tokens", 6,
+        ],
+        "detox": [
+            "--detoxify", contestants.detoxify, "--samples", 2, "--batch", 2,
+            "--candidates", 4, "--max-new-tokens", 6,
+        ],
+        "speedup": ["--max-new-tokens", 8],
+    }  # fmt: skip
+    return {
+        name: ["bench", name, contestants.graft, *common, *options, "--out", tmp_path / name]
+        for name, options in own.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["preference", "detox", "speedup"])
+def test_json_has_every_figure_of_every_method(otter_here: Otter, arguments, name: str) -> None:
+    done = otter_here(*arguments[name], "--json")
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)
+    assert data["benchmark"] == name and data["methods"].keys() >= {"plain", "insertion"}
+    for method in data["methods"].values():
+        assert method["metrics"]
+        for figure in method["metrics"].values():
+            assert set(figure) == {"mean", "low", "high", "n"} and figure["n"] == 3
+    folder = Path(data["run"])
+    assert Path(data["report"]) == folder / "report.html"
+    for file in ("run.yaml", "samples.jsonl", "timings.jsonl", "scores.jsonl", "result.json",
+                 "environment.json", "report.html", "report.md"):  # fmt: skip
+        assert (folder / file).stat().st_size or file == "scores.jsonl"
+
+
+def test_a_page_for_people_resumption_and_the_report_again(
+    otter_here: Otter, arguments, tmp_path: Path
+) -> None:
+    first = otter_here(*arguments["speedup"])
+    assert first.returncode == 0, first.stderr
+    assert "tokens per step" in first.stdout and "n = 3 prompts" in first.stdout
+    assert max(map(len, first.stdout.splitlines())) <= 100
+    samples = (tmp_path / "speedup" / "samples.jsonl").read_bytes()
+    assert otter_here(*arguments["speedup"]).returncode == 0
+    assert (tmp_path / "speedup" / "samples.jsonl").read_bytes() == samples
+    page = (tmp_path / "speedup" / "report.html").read_text()
+    (tmp_path / "speedup" / "report.html").unlink()
+    again = otter_here("bench", "report", tmp_path / "speedup")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "speedup" / "report.html").read_text().count("<svg") == page.count("<svg")
+
+
+def test_other_settings_do_not_mix(otter_here: Otter, arguments) -> None:
+    assert otter_here(*arguments["speedup"]).returncode == 0
+    other = otter_here(*arguments["speedup"], "--max-new-tokens", 9)
+    assert other.returncode == 2
+    assert "other settings: sampling.max_new_tokens" in other.stderr and "--out" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("replaced", "by", "words"),
+    [
+        ("--task-head", "nowhere", "nowhere"),
+        ("--prompts", "none.jsonl", "none.jsonl"),
+        ("--gold", "GRAFT", "missing keys"),
+        ("--gold", "REWARD", "the one that guides args"),
+        ("--task-head", "GRAFT", "has a stream of its own"),
+        ("--signal", "rewrd", "'rewrd'"),
+        ("--max-new-tokens", "900", "no room for a prompt"),
+    ],
+)
+def test_what_is_wrong_is_said_without_a_traceback(
+    otter_here: Otter, arguments, contestants, replaced: str, by: str, words: str
+) -> None:
+    folders = {"GRAFT": contestants.graft, "REWARD": contestants.reward_model}
+    done = otter_here(*arguments["preference"], replaced, folders.get(by, by))
+    assert done.returncode == 2 and done.stdout == ""
+    assert words in done.stderr and "hint:" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_run_without_a_result_has_no_report(otter_here: Otter, tmp_path: Path) -> None:
+    done = otter_here("bench", "report", tmp_path)
+    assert done.returncode == 2 and "no finished run" in done.stderr
+
+
+def test_reports_need_no_torch(otter_here: Otter, arguments, tmp_path: Path) -> None:
+    assert otter_here(*arguments["speedup"]).returncode == 0
+    # None in place of a module makes its import fail.
+    code = "import sys; sys.modules['torch'] = None; from otter_cli.cli import main; exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "bench", "report", str(tmp_path / "speedup"), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

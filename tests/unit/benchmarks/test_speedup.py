@@ -1,0 +1,64 @@
+"""The speed-up benchmark on a tiny graft: nothing is lost, and a lie is found."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from otter_cli.benchmarks.assemble import speedup
+from otter_cli.benchmarks.benchmark import Benchmark
+from otter_cli.benchmarks.run import run
+from otter_cli.core.jsonlines import read_jsonlines
+from tests.unit.benchmarks.runs import Pair, greedy, samples
+
+
+@pytest.fixture(scope="module")
+def drafts(contestants, grafts) -> Benchmark:
+    return speedup(grafts, greedy(contestants, grafts), signal="future")
+
+
+def test_drafts_lose_nothing_and_count_what_they_kept(drafts, tmp_path: Path) -> None:
+    finished = run(drafts, tmp_path / "run")
+    for name, method in finished.result.methods.items():
+        assert method.metrics["identical"].mean == 1 and method.divergences == []
+        per_step = method.metrics["tokens_per_step"].mean
+        assert method.metrics["drafted_per_step"].mean == pytest.approx(per_step - 1)
+        if name != "plain":
+            steps = sum(
+                len(s["tokens"]) - sum(s["counters"]["accepted"])
+                for s in samples(finished)
+                if s["method"] == name
+            )
+            passes = sum(
+                s["counters"]["base_passes"] - 1 for s in samples(finished) if s["method"] == name
+            )
+            # The counters agree with the passes that were really made.
+            assert steps == passes
+
+
+def test_a_draft_that_lies_is_found_and_its_gap_told(
+    drafts: Benchmark, grafts: Pair, tmp_path: Path
+) -> None:
+    folder = run(drafts, tmp_path / "run").folder
+    path = folder / "samples.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    honest = next(s for s in read_jsonlines(path) if s["method"] == "insertion")
+    lie = honest["tokens"][5] + 1
+    for i, line in enumerate(lines):
+        if '"insertion"' in line and f'"prompt": "{honest["prompt"]}"' in line:
+            old = ", ".join(map(str, honest["tokens"]))
+            new = ", ".join(map(str, [*honest["tokens"][:5], lie, *honest["tokens"][6:]]))
+            assert old in line
+            lines[i] = line.replace(old, new)
+    path.write_text("".join(lines))
+    result = run(drafts, folder).result
+    (found,) = result.methods["insertion"].divergences
+    prompt = next(p for p in drafts.setting.prompts if p.name == honest["prompt"])
+    before = [*prompt.tokens, *honest["tokens"][:5]]
+    with torch.no_grad():
+        logits = grafts[0].model.base(torch.tensor([before])).logits[0, -1]
+    gap = abs(logits[lie] - logits[honest["tokens"][5]]).item()
+    assert (found.prompt, found.position) == (honest["prompt"], 5)
+    assert found.gap == pytest.approx(gap, abs=1e-4)
+    assert result.methods["insertion"].metrics["identical"].mean == 0.75
+    assert any("differs from plain greedy decoding on 1 of 4" in f for f in result.findings)
