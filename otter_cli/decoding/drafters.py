@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from otter_cli.core.errors import OtterError
-from otter_cli.decoding.session import DecodingSession, State
+from otter_cli.decoding.cached_steps import State
+from otter_cli.decoding.session import DecodingSession
 
 
 @dataclass(frozen=True)

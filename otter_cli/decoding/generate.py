@@ -8,11 +8,15 @@ from collections.abc import Callable, Sequence
 import torch
 
 from otter_cli.core.errors import OtterError
+from otter_cli.decoding.args_guide import ArgsGuide
+from otter_cli.decoding.cached_steps import State
+from otter_cli.decoding.choosing import Chooser, Plain
 from otter_cli.decoding.drafters import Drafter
-from otter_cli.decoding.guides import ArgsGuide, SignalGuide, check_scores
 from otter_cli.decoding.rows import Rows
 from otter_cli.decoding.sampling import Sampler
-from otter_cli.decoding.session import DecodingSession, State
+from otter_cli.decoding.scores import check_scores
+from otter_cli.decoding.session import DecodingSession
+from otter_cli.decoding.signal_guide import SignalGuide
 from otter_cli.decoding.types import Generation, Sampling
 from otter_cli.decoding.verify_drafts import accept
 from otter_cli.model import OtterForCausalLM
@@ -38,51 +42,49 @@ def generate(
     """
     texts = [list(prompt) for prompt in prompts]
     _check(model, texts, sampling, guide, drafter)
-    if guide is not None and guide.strength == 0:
-        guide = None
+    for name in signals:
+        check_scores(model, name)
     stream = bool(signals) or any(part.needs_stream for part in (guide, drafter) if part)
     session = DecodingSession(model, stream=stream)
-    for name in signals:
-        check_scores(session, name)
+    chooser = _chooser(guide, session)
+    if drafter is not None:
+        drafter.check(session)
     sampler = Sampler(sampling, texts, session.device)
     rows = Rows(session, texts, sampling, list(signals), on_token)
     started = time.perf_counter()
+    chooser.prefill(texts)
     state = session.prefill(texts)
     rows.prefill_seconds = time.perf_counter() - started
-    if guide is not None:
-        _guided(rows, state, sampler, guide)
-    elif drafter is not None:
+    if drafter is not None:
         _drafted(rows, state, sampler, drafter)
     else:
-        _plain(rows, state, sampler)
+        _one_by_one(rows, state, sampler, chooser)
     rows.seconds = time.perf_counter() - started - rows.prefill_seconds
-    return rows.generations()
+    return rows.generations(chooser)
 
 
-def _plain(rows: Rows, state: State, sampler: Sampler) -> None:
+def _chooser(guide: Guide | None, session: DecodingSession) -> Chooser:
+    if guide is None:
+        return Plain()
+    chooser = guide.bind(session)
+    # Strength 0 takes the step of one token: k tokens would round differently.
+    return chooser if guide.strength else Plain()
+
+
+def _one_by_one(rows: Rows, state: State, sampler: Sampler, chooser: Chooser) -> None:
     while not rows.done:
         logits = rows.session.logits(state)[:, 0]
-        tokens = sampler.choose(logits)
+        tokens, fed = chooser.choose(logits, sampler)
         rows.add(tokens[:, None], logits[:, None])
         # The last token is fed only when somebody wants its signals.
-        if not rows.done or rows.signals:
-            state = rows.session.step(tokens)
-            rows.add_signals(state)
-
-
-def _guided(rows: Rows, state: State, sampler: Sampler, guide: Guide) -> None:
-    bound = guide.bind(rows.session, rows.texts())
-    while not rows.done:
-        logits = rows.session.logits(state)[:, 0]
-        tokens, state = bound.pick(logits, sampler)
-        rows.add(tokens[:, None], logits[:, None])
+        if rows.done and not rows.signals:
+            return
+        state = rows.session.step(tokens) if fed is None else fed
         rows.add_signals(state)
-    rows.external_passes, rows.external_bytes = bound.external_passes, bound.external_bytes
 
 
 def _drafted(rows: Rows, state: State, sampler: Sampler, drafter: Drafter) -> None:
     session = rows.session
-    drafter.check(session)
     before = session.logits(state)  # [rows, 1, vocab]
     pending = sampler.choose(before[:, 0])
     while not rows.done:
@@ -93,7 +95,8 @@ def _drafted(rows: Rows, state: State, sampler: Sampler, drafter: Drafter) -> No
         states = session.extend(chain)
         logits = session.logits(states)
         accepted, following = accept(logits, drafts, lengths, sampler)
-        session.keep(accepted + 1, of=chain.shape[1])
+        # A row that has ended keeps nothing, or it would run on past the window.
+        session.keep((accepted + 1) * rows.going, of=chain.shape[1])
         rows.add(chain, torch.cat([before, logits[:, :-1]], 1), accepted + 1)
         rows.add_signals(states)
         rows.count_drafts(lengths, accepted)

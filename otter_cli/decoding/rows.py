@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from otter_cli.decoding.guides import signal_scores
-from otter_cli.decoding.session import DecodingSession, State
+from otter_cli.decoding.cached_steps import State
+from otter_cli.decoding.choosing import Chooser
+from otter_cli.decoding.scores import signal_scores
+from otter_cli.decoding.session import DecodingSession
 from otter_cli.decoding.types import Counters, Generation, Sampling
 
 
@@ -31,11 +34,15 @@ class Rows:
         self.open = [sampling.max_new_tokens > 0] * len(prompts)
         self.taken = [0] * len(prompts)  # of the last pass, by row
         self.seconds = self.prefill_seconds = 0.0
-        self.external_passes = self.external_bytes = 0
 
     @property
     def done(self) -> bool:
         return not any(self.open)
+
+    @property
+    def going(self) -> Tensor:
+        """Which rows have not ended, [rows]."""
+        return torch.tensor(self.open, device=self.session.device)
 
     @property
     def room(self) -> int:
@@ -92,14 +99,15 @@ class Rows:
                 _count(counters.drafted, drafted)
                 _count(counters.accepted, min(kept, self.taken[row] - 1), width=drafted)
 
-    def generations(self) -> list[Generation]:
+    def generations(self, chooser: Chooser) -> list[Generation]:
+        """The rows with their counters; `chooser` tells what it spent."""
         for row in self.rows:
             counters = row.counters
             counters.base_passes, counters.tokens_fed = self.session.passes, self.session.fed
-            counters.external_passes = self.external_passes
+            counters.external_passes = chooser.external_passes
             counters.tokens_kept = len(row.tokens)
             counters.seconds, counters.prefill_seconds = self.seconds, self.prefill_seconds
-            counters.cache_bytes = self.session.cache_bytes() + self.external_bytes
+            counters.cache_bytes = self.session.cache_bytes() + chooser.external_bytes
         return self.rows
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
+
+from otter_cli.core.errors import OtterError
 
 Scores = list[float] | list[list[float]]
 
@@ -13,7 +16,7 @@ class Sampling:
     """How tokens are chosen. Temperature 0 is greedy; `top_k` 0 and `top_p` 1 cut nothing off.
 
     Every row draws from a generator of its own, seeded by `seed` and the row's place among equal
-    prompts: what else is in the batch does not matter.
+    prompts: what else is in the batch does not matter. OtterError for values without meaning.
     """
 
     max_new_tokens: int = 64
@@ -22,6 +25,18 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
     ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        bounds = (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            # Written so that NaN fails too.
+            ("temperature", 0 <= self.temperature < math.inf, "0 (greedy) or more"),
+            ("top_k", self.top_k >= 0, "0 (all) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0, and at most 1 (all)"),
+        )
+        for name, holds, wanted in bounds:
+            if not holds:
+                raise OtterError(f"{name} is {getattr(self, name)}", hint=f"it must be {wanted}")
 
 
 @dataclass

@@ -1,0 +1,53 @@
+"""Signals as numbers to show and to guide by."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from otter_cli.core.errors import OtterError
+from otter_cli.core.suggest import closest
+from otter_cli.decoding.cached_steps import State
+from otter_cli.decoding.session import DecodingSession
+from otter_cli.model import OtterForCausalLM
+
+
+def signal_scores(session: DecodingSession, name: str, state: State) -> Tensor:
+    """Scores of a signal, [rows, n, attributes or classes]: values as they are, probabilities."""
+    config = session.model.signal_configs[name]
+    scores = session.read(name, state)
+    if config.kind == "classes":
+        return scores.sigmoid()
+    return scores[..., None] if config.size == 1 else scores
+
+
+def check_scores(model: OtterForCausalLM, name: str) -> None:
+    """Raises OtterError where `name` is no signal of the graft, or one that scores nothing."""
+    known = model.signal_configs
+    if name not in known:
+        near = closest(name, known)
+        raise OtterError(
+            f"there is no signal {name!r} in this graft",
+            hint=(f"did you mean {near!r}? " if near else "")
+            + f"its signals: {', '.join(known) or 'none'}",
+        )
+    if known[name].kind == "future":
+        raise OtterError(
+            f"signal {name!r} predicts tokens, it does not score them",
+            hint=f"use it to draft: --draft {name}",
+        )
+
+
+def score_column(model: OtterForCausalLM, name: str, label: str | None) -> int:
+    """Which of a signal's scores is called `label`; the first by default. Raises OtterError."""
+    check_scores(model, name)
+    labels = model.signal_configs[name].labels
+    if label is None:
+        return 0
+    if label not in labels:
+        near = closest(label, labels)
+        raise OtterError(
+            f"signal {name!r} has no label {label!r}",
+            hint=(f"did you mean {near!r}? " if near else "")
+            + f"its labels: {', '.join(labels) or 'none'}",
+        )
+    return labels.index(label)
