@@ -3,7 +3,12 @@ base's."""
 
 from __future__ import annotations
 
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicLayer,
+    StaticSlidingWindowLayer,
+)
 
 from otter_cli.core.errors import OtterError
 
@@ -25,6 +30,9 @@ def own_layer(cache: Cache, at: int, *, like: int, new_tokens: int) -> None:
 
 
 def _empty_like(layer: CacheLayerMixin) -> CacheLayerMixin:
+    if isinstance(layer, StaticSlidingWindowLayer):
+        # It remembers the smaller of window and length alone.
+        return StaticSlidingWindowLayer(layer.max_cache_len, layer.max_cache_len)
     arguments = {
         name: getattr(layer, name)
         for name in ("sliding_window", "max_cache_len")

@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache
 
 from otter_cli.verification.bits import bits, same_bits
 from otter_cli.verification.cases import GENERATES, Case
+from otter_cli.verification.modules import tensors_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -144,9 +145,8 @@ def _steps(
         )
         logits.append(out.logits)
     # Layers beyond the base's are the insertion's own.
-    layers = cache.layers[: model.config.num_hidden_layers]
-    kept = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
-    return Outputs(torch.cat(logits, 1), cache=kept)
+    own = [vars(layer) for layer in cache.layers[: model.config.num_hidden_layers]]
+    return Outputs(torch.cat(logits, 1), cache=list(tensors_in(own)))
 
 
 def _checkpointing(case: Case, model: PreTrainedModel, inputs: Inputs) -> Outputs:
