@@ -14,6 +14,9 @@ BITS = {
     "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
 
+# What a model computes in.
+FLOATS = ("BF16", "F16", "F32", "F64")
+
 # How numpy sees the stored bytes. bfloat16 has no numpy type: its bits do.
 STORED = {
     "BOOL": "u1", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4",

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from otter_cli.checkpoint.dtypes import Array
+from otter_cli.checkpoint.dtypes import FLOATS, Array
 from otter_cli.checkpoint.links import resolve_inside
 from otter_cli.checkpoint.listing import base_files, is_ours
 from otter_cli.checkpoint.strict_json import read_object
@@ -54,9 +54,10 @@ class Checkpoint:
 
     @property
     def dtype(self) -> str:
-        """The dtype that most of the parameters are stored in."""
+        """The dtype that most of the parameters are stored in; masks and packed weights apart."""
         counts: Counter[str] = Counter()
-        for info in self.tensors.values():
+        floats = [info for info in self.tensors.values() if info.dtype in FLOATS]
+        for info in floats or self.tensors.values():
             counts[info.dtype] += info.count
         return max(counts, key=lambda dtype: counts[dtype])
 

@@ -37,7 +37,7 @@ class Price:
 
 def price(plan: Plan, base: Checkpoint) -> Price:
     """Prices a plan beside the base whose files are `base`."""
-    count, size = base_parameters(base, plan.shape), ITEMSIZE.get(base.dtype, 2)
+    count, size = base_parameters(base, plan.shape), ITEMSIZE[base.dtype]
     parts: dict[str, int] = {}
     for slot in plan.slots:
         part = _part(slot.name)

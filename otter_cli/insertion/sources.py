@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from otter_cli.checkpoint.dtypes import FLOATS
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
 from otter_cli.families import BaseShape
 
 Index = np.ndarray[Any, np.dtype[np.int64]]
-_FLOATS = ("BF16", "F16", "F32", "F64")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Source:
 
     def read(self, name: str, base: Checkpoint) -> np.ndarray[Any, Any]:
         """Values in float32. Raises OtterError for a tensor that is quantised in the file."""
-        if base.tensors[name].dtype not in _FLOATS:
+        if base.tensors[name].dtype not in FLOATS:
             raise OtterError(
                 f"{base.path}: {name} is stored as {base.tensors[name].dtype}: no copy of it fits",
                 hint="graft with --init normal, or onto an unquantised checkpoint",

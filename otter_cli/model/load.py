@@ -33,13 +33,19 @@ def load(
     dtype: torch.dtype | None,
     insertion_dtype: torch.dtype | None,
     attn_implementation: str | None,
+    quantization_config: Any,
     device: torch.device,
 ) -> OtterForCausalLM:
     manifest = Manifest.read(folder)
     manifest.check_tensors(folder)
     if base is not None:
         check_same_base(base, manifest)
-    model = load_base(base or folder, dtype=dtype, attn_implementation=attn_implementation)
+    model = load_base(
+        base or folder,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        quantization_config=quantization_config,
+    )
     shape = base_shape(Checkpoint.open(base or folder).config)
     tensors = read_inserted(folder, manifest, shape)
     with torch.device("meta"):
@@ -57,18 +63,26 @@ def load(
 
 
 def load_base(
-    folder: Path, *, dtype: torch.dtype | None = None, attn_implementation: str | None = None
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    attn_implementation: str | None = None,
+    quantization_config: Any = None,
 ) -> PreTrainedModel:
     """A stock transformers model, with the file's dtype by default. Raises OtterError where a
     tensor is unaccounted."""
     from transformers import AutoModelForCausalLM
 
     checkpoint = Checkpoint.open(folder)
-    optional: dict[str, Any] = (
-        {"attn_implementation": attn_implementation} if attn_implementation else {}
-    )
+    optional = {
+        "attn_implementation": attn_implementation,
+        "quantization_config": quantization_config,
+    }
     model, info = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype or DTYPES[checkpoint.dtype], output_loading_info=True, **optional
+        folder,
+        dtype=dtype or DTYPES[checkpoint.dtype],
+        output_loading_info=True,
+        **{name: value for name, value in optional.items() if value is not None},
     )
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[what]:

@@ -63,13 +63,14 @@ class OtterForCausalLM(nn.Module):
         dtype: torch.dtype | None = None,
         insertion_dtype: torch.dtype | None = None,
         attn_implementation: str | None = None,
+        quantization_config: Any = None,
         device: str | torch.device = "cpu",
     ) -> OtterForCausalLM:
         """Loads a grafted folder, or an adapter with its `base`, strictly: every tensor accounted
         for, or OtterError.
 
         `dtype`: the base's, by default the file's; `insertion_dtype`: the inserted tensors', by
-        default the base's.
+        default the base's. `quantization_config`: one of transformers', for the base as it loads.
         """
         from otter_cli.model.load import load
 
@@ -80,6 +81,7 @@ class OtterForCausalLM(nn.Module):
             dtype=dtype,
             insertion_dtype=insertion_dtype,
             attn_implementation=attn_implementation,
+            quantization_config=quantization_config,
             device=torch.device(device),
         )
 
