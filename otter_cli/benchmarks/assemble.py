@@ -6,10 +6,14 @@ from pathlib import Path
 from otter_cli.benchmarks import methods
 from otter_cli.benchmarks.benchmark import PLAIN, Method, Setting
 from otter_cli.benchmarks.detox import Detox
-from otter_cli.benchmarks.models import Grafted, load_reward_model
+from otter_cli.benchmarks.models import Grafted, load_pair, load_reward_model
 from otter_cli.benchmarks.preference import GOLD, Preference, require_gold_guides_nothing
+from otter_cli.benchmarks.prompts import PromptFile, load_prompts
 from otter_cli.benchmarks.scorers import Scorer
 from otter_cli.benchmarks.speedup import Speedup
+from otter_cli.decoding import Sampling
+
+Pair = tuple[Grafted, Grafted]
 
 INSERTION, HEAD, ARGS, LOOKUP = "insertion", "task-head", "args", "prompt-lookup"
 
@@ -29,8 +33,31 @@ class Guidance:
         return self.strength if own is None else own
 
 
+def prepare(
+    folder: Path,
+    task_head: Path,
+    signal: str,
+    file: PromptFile,
+    sampling: Sampling,
+    *,
+    repeats: int = 1,
+    batch: int = 1,
+    seed: int = 0,
+    device: str = "cpu",
+) -> tuple[Pair, Setting]:
+    """The insertion and its control, and the prompts that both get. Raises OtterError."""
+    grafts = load_pair(folder, task_head, signal, device)
+    prompts, record = load_prompts(
+        file,
+        grafts[0].tokenizer,
+        positions=grafts[0].model.shape.max_positions,
+        new_tokens=sampling.max_new_tokens,
+    )
+    return grafts, Setting(prompts, record, sampling, repeats, batch, seed)
+
+
 def preference(
-    grafts: tuple[Grafted, Grafted],
+    grafts: Pair,
     setting: Setting,
     guidance: Guidance,
     *,
@@ -69,9 +96,7 @@ def preference(
     return Preference(setting, graft, compared, scorers)
 
 
-def detox(
-    grafts: tuple[Grafted, Grafted], setting: Setting, guidance: Guidance, *, detoxify: Path
-) -> Detox:
+def detox(grafts: Pair, setting: Setting, guidance: Guidance, *, detoxify: Path) -> Detox:
     """Sampled, plain and guided away: the strength is negative."""
     from otter_cli.benchmarks.scorers.detoxify import DetoxifyScorer
 
@@ -79,7 +104,7 @@ def detox(
     return Detox(setting, grafts[0], _guided(grafts, guidance), {"detoxify": scorer})
 
 
-def speedup(grafts: tuple[Grafted, Grafted], setting: Setting, *, signal: str) -> Speedup:
+def speedup(grafts: Pair, setting: Setting, *, signal: str) -> Speedup:
     """Greedy, plain and with each drafter."""
     graft, head = grafts
     compared = {
@@ -91,7 +116,7 @@ def speedup(grafts: tuple[Grafted, Grafted], setting: Setting, *, signal: str) -
     return Speedup(setting, graft, compared, {})
 
 
-def _guided(grafts: tuple[Grafted, Grafted], guidance: Guidance) -> dict[str, Method]:
+def _guided(grafts: Pair, guidance: Guidance) -> dict[str, Method]:
     """Plain, then guided by the insertion's signal and by the task head's."""
     graft, head = grafts
 

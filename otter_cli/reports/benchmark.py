@@ -37,23 +37,25 @@ def benchmark_report(result: Result) -> Report:
         f"{len(result.methods)} methods, {prompts.count} prompts of {prompts.file}, "
         f"{result.settings.samples_per_prompt} each, up to {sampling['max_new_tokens']} new tokens."
     )
-    sections = list(benchmark_sections(result, "Figures"))
+    sections = list(benchmark_sections(result, alone=True))
     return Report(title, lead, sections, list(_facts(result)), result.model_dump(mode="json"))
 
 
-def benchmark_sections(result: Result, title: str = "") -> Iterator[Section]:
+def benchmark_sections(result: Result, *, alone: bool = False) -> Iterator[Section]:
     """What was found, the figures with plots, comparisons, memory, and where outputs differ.
 
-    `title` is the first section's; by default it says which benchmark this is.
+    Their titles say which benchmark this is, unless it is `alone` on its page.
     """
+    title = _TITLES[result.benchmark]
+    before = "" if alone else f"{title}. "
     yield Section(
-        title or _TITLES[result.benchmark],
+        "Figures" if alone else title,
         [*result.findings, _NOTES[result.benchmark]],
         [_figures(result, lambda method: method.metrics, figure_cell)],
         benchmark_plots(result),
     )
     yield Section(
-        "Difference from plain decoding",
+        f"{before}Difference from plain decoding",
         ["Paired by prompt; coloured where the 95 % interval leaves nought out."],
         [_figures(result, lambda method: method.against_plain, difference_cell)],
     )
@@ -62,9 +64,9 @@ def benchmark_sections(result: Result, title: str = "") -> Iterator[Section]:
         "Counted: the parameters that a method needs, and its caches at their largest. The "
         f"whole process, which holds all methods at once, peaked at {process}."
     )
-    yield Section("Memory", [counted], [_memory(result)])
+    yield Section(f"{before}Memory", [counted], [_memory(result)])
     if any(method.divergences for method in result.methods.values()):
-        yield _divergences(result)
+        yield _divergences(before, result)
 
 
 def _figures(
@@ -102,7 +104,7 @@ def _memory(result: Result) -> Table:
     return Table(["", *(m.label for m in methods)], rows)
 
 
-def _divergences(result: Result) -> Section:
+def _divergences(before: str, result: Result) -> Section:
     rows = [
         [method.label, d.prompt, str(d.position), f"{d.gap:.3g}"]
         for method in result.methods.values()
@@ -116,7 +118,7 @@ def _divergences(result: Result) -> Section:
     more = len(rows) - _MOST_DIVERGENCES
     text = [explained, f"{more} more are in result.json."] if more > 0 else [explained]
     table = Table(["method", "prompt", "token", "gap"], rows[:_MOST_DIVERGENCES])
-    return Section("Where the output differs from plain decoding", text, [table])
+    return Section(f"{before}Where the output differs from plain decoding", text, [table])
 
 
 def _facts(result: Result) -> Iterator[tuple[str, str]]:

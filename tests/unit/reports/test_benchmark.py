@@ -14,7 +14,7 @@ from otter_cli.benchmarks.settings import MethodRecord, ModelRecord, PromptsReco
 from otter_cli.core.errors import OtterError
 from otter_cli.core.provenance import provenance
 from otter_cli.reports import html_page, markdown_page, terminal_page
-from otter_cli.reports.benchmark import benchmark_report
+from otter_cli.reports.benchmark import benchmark_report, benchmark_sections
 from otter_cli.reports.benchmark_plots import benchmark_plots
 from otter_cli.reports.figures import difference_cell, figure_cell, name_with_unit, number_text
 
@@ -88,6 +88,13 @@ def test_the_page_says_what_made_the_numbers(result: Result) -> None:
     page = html_page(benchmark_report(result))
     for part in (result.key[:16], "cdcdcdcdcdcd", "abababababab", "seed 7", "3 prompts, to their"):
         assert part in page
+
+
+def test_sections_on_a_page_of_many_say_whose_they_are(result: Result) -> None:
+    alone = {section.title for section in benchmark_sections(result, alone=True)}
+    title, *others = [section.title for section in benchmark_sections(result)]
+    assert {"Figures", "Memory"} <= alone
+    assert all(other.startswith(f"{title}. ") for other in others)
 
 
 def test_plots_take_their_numbers_from_the_result(result: Result) -> None:

@@ -1,0 +1,13 @@
+"""The page of `otter bench`; each benchmark registers itself here, from a file of its own."""
+
+from otter_cli.cli.app import verb_app
+
+app = verb_app(
+    help="Compare the insertion with plain decoding and baselines, caches on everywhere. The same "
+    "command again resumes: what is in the run folder is never generated twice.",
+    example="""\
+    otter bench preference grafted --prompts p.jsonl --task-head head --reward-model rm --gold gold
+    otter bench detox grafted --prompts p.jsonl --task-head head --detoxify detoxify-mini
+    otter bench speedup grafted --prompts p.jsonl --task-head head
+    otter bench report runs/speedup-0123456789""",
+)

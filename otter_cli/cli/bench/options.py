@@ -1,0 +1,33 @@
+"""The options that several benchmarks share."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def option(name: str, help: str, panel: str) -> Any:
+    return typer.Option(name, help=help, rich_help_panel=panel)
+
+
+Folder = Annotated[Path, typer.Argument(help="the grafted folder")]
+Prompts = Annotated[Path, option("--prompts", "jsonl, csv or txt, plain or .gz", "Prompts")]
+Column = Annotated[str | None, option("--column", "where the prompt stands", "Prompts")]
+Template = Annotated[str, option("--template", "what {text} is put into", "Prompts")]
+Limit = Annotated[int | None, option("--limit", "only the first so many prompts", "Prompts")]
+TaskHead = Annotated[
+    Path, option("--task-head", "the control: `otter train --baseline head`", "Methods")
+]
+Signal = Annotated[str, option("--signal", "the signal's name in both folders", "Methods")]
+Strength = Annotated[float, option("--strength", "weight of the guide's score", "Methods")]
+HeadStrength = Annotated[
+    float | None, option("--head-strength", "the task head's, if another", "Methods")
+]
+Candidates = Annotated[int, option("--candidates", "tokens that the guide scores", "Methods")]
+NewTokens = Annotated[int, option("--max-new-tokens", "length of a response", "Decoding")]
+Seed = Annotated[int, option("--seed", "of sampling, for every method the same", "Decoding")]
+Device = Annotated[str, option("--device", "cpu, cuda, cuda:1", "Decoding")]
+Out = Annotated[
+    Path | None,
+    option("--out", "run folder; if left out, runs/NAME-KEY, a digest of the settings", "Output"),
+]

@@ -1,0 +1,50 @@
+"""`otter bench speedup`: do drafts save time, and is the text still the base's?"""
+
+from otter_cli.cli.app import Outcome, verb
+from otter_cli.cli.bench.app import app
+from otter_cli.cli.bench.options import (
+    Column,
+    Device,
+    Folder,
+    Limit,
+    NewTokens,
+    Out,
+    Prompts,
+    Seed,
+    Signal,
+    TaskHead,
+    Template,
+)
+from otter_cli.cli.bench.show import run_and_show
+
+
+@verb(
+    app,
+    example="otter bench speedup grafted --prompts spec-bench.jsonl --task-head head-only",
+)
+def speedup(
+    folder: Folder,
+    prompts: Prompts,
+    task_head: TaskHead,
+    column: Column = None,
+    template: Template = "{text}",
+    limit: Limit = None,
+    signal: Signal = "future",
+    max_new_tokens: NewTokens = 64,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    out: Out = None,
+) -> Outcome:
+    """Greedy decoding with drafts: future tokens, a task head's (Medusa-1) and prompt lookup.
+
+    Speed-up, tokens per step, acceptance by position, and whether the output stays plain's.
+    """
+    from otter_cli.benchmarks import assemble
+    from otter_cli.benchmarks.prompts import PromptFile
+    from otter_cli.decoding import Sampling
+
+    file = PromptFile(prompts, column, template, limit)
+    grafts, setting = assemble.prepare(
+        folder, task_head, signal, file, Sampling(max_new_tokens), seed=seed, device=device
+    )
+    return run_and_show(assemble.speedup(grafts, setting, signal=signal), out)
