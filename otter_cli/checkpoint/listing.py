@@ -13,7 +13,10 @@ _BOOKKEEPING = {".git", ".cache"}
 
 
 # The inserted tensors, whole or in shards, the manifest, and what a killed writer leaves.
-_OURS = re.compile(r"otter\..*|otter-\d{5}-of-\d{5}\.safetensors|\..*\.otter-(lock|staging)")
+_OURS = re.compile(
+    r"otter\..*|otter(-[ab])?(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
+    r"|\..*\.otter-(lock|staging)"
+)
 
 
 def is_ours(file: str) -> bool:

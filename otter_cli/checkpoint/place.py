@@ -4,7 +4,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ from otter_cli.core.digests import Advance
 from otter_cli.core.errors import from_os_error
 
 Mode = Literal["link", "copy"]
+Digest = Callable[[Path, Advance | None], str]
 
 _FICLONE = 0x40049409  # linux/fs.h: share the blocks of another file
 # What file systems say that cannot do it here: not the same device, not supported, not allowed.
@@ -32,26 +33,26 @@ def place_files(
     *,
     mode: Mode = "link",
     advance: Advance | None = None,
-    cache: DigestCache | None = None,
+    digest: Digest | None = None,
 ) -> dict[str, FileRecord]:
     """Place `files`, relative paths, and return the record of each.
 
     "link" makes a hard link, or else a reflink, or else a copy; "copy" always copies, and takes
     the digest on the way. Links in the source are followed, and must stay in it (or in its hub
-    cache). `advance` is told bytes.
+    cache). `advance` is told bytes; `digest` is asked for linked files, by default a cache.
     """
     source_root, target_root = Path(source_root), Path(target_root)
-    cache = cache or DigestCache()
+    digest = digest or DigestCache().sha256
     records = {}
     for file in files:
         source, target = resolve_inside(source_root, file), target_root / file
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             if mode == "link" and (_hard_link(source, target) or _reflink(source, target)):
-                digest = cache.sha256(source, advance)
+                sha256 = digest(source, advance)
             else:
-                digest = copy_file(source, target, advance)
-            records[file] = FileRecord(bytes=target.stat().st_size, sha256=digest)
+                sha256 = copy_file(source, target, advance)
+            records[file] = FileRecord(bytes=target.stat().st_size, sha256=sha256)
         except OSError as error:
             raise from_os_error(error, f"place {source} as {target}") from error
     return records

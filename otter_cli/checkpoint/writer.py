@@ -73,7 +73,8 @@ def write_sharded(
 ) -> dict[str, FileRecord]:
     """Write `stem`.safetensors, or its shards and their index where it would be larger.
 
-    Returns the record of every file written, by name.
+    Returns the record of every file written, by name, the index last: its metadata holds the
+    shards' digests, so that its own stands for all.
     """
     folder = Path(folder)
     shards = _split(tensors, max_shard_bytes)
@@ -86,9 +87,10 @@ def write_sharded(
         name = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
         records[name] = write_tensors(folder / name, shard, produce, metadata)
         placed |= dict.fromkeys(shard, name)
+    digests = {name: record["sha256"] for name, record in records.items()}
     total = sum(spec.nbytes for spec in tensors.values())
     index = folder / f"{stem}.safetensors.index.json"
-    write_json(index, {"metadata": {"total_size": total}, "weight_map": placed})
+    write_json(index, {"metadata": {"total_size": total, "sha256": digests}, "weight_map": placed})
     records[index.name] = FileRecord(bytes=index.stat().st_size, sha256=sha256_file(index))
     return records
 

@@ -21,6 +21,6 @@ def strip(
 
     files = give_back(folder, to, mode="copy" if copy else "link")
     return Outcome(
-        {"out": to, "files": files},
+        {"out": to, "files": list(files)},
         view=lambda: f"{to}: {len(files)} files, byte for byte as they were grafted",
     )

@@ -8,12 +8,11 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from otter_cli.core.atomic import write_json
-from otter_cli.core.digests import sha256_file
 from otter_cli.core.errors import OtterError
 from otter_cli.insertion.config import InsertionConfig
+from otter_cli.insertion.storage import TENSORS, check_stored
 
 MANIFEST = "otter.json"
-TENSORS = "otter.safetensors"
 SCHEMA_VERSION = 1
 
 
@@ -38,10 +37,15 @@ class BaseRecord(_Record):
     dtype: str
     files: dict[str, FileRecord]
 
+    def identity(self) -> dict[str, FileRecord]:
+        """The files that make it this base and no other: weights and configurations."""
+        decides = (".safetensors", "config.json", ".index.json")
+        return {name: record for name, record in self.files.items() if name.endswith(decides)}
+
 
 class InsertedRecord(_Record):
-    """The file of inserted tensors. While it is being replaced, both digests are valid: see
-    `update_tensors`."""
+    """The file of inserted tensors, or the index of their shards. While it is being replaced, both
+    digests are valid: see `update_tensors`."""
 
     file: str = TENSORS
     sha256: str
@@ -100,11 +104,4 @@ class Manifest(_Record):
 
     def check_tensors(self, folder: Path) -> None:
         """Raises OtterError when the inserted tensors are not the ones recorded."""
-        path = folder / self.inserted.file
-        if not path.is_file():
-            raise OtterError(f"{path} is missing", hint="graft the base again, or restore the file")
-        if sha256_file(path) not in (self.inserted.sha256, self.inserted.previous_sha256):
-            raise OtterError(
-                f"{path} is not the file that {MANIFEST} records (its digest differs)",
-                hint="it was changed or cut off after it was written",
-            )
+        check_stored(folder, (self.inserted.sha256, self.inserted.previous_sha256))

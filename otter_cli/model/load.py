@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from otter_cli.checkpoint.folder import Checkpoint
-from otter_cli.checkpoint.header import read_header
 from otter_cli.core.digests import sha256_file
 from otter_cli.core.errors import OtterError
 from otter_cli.families import BaseShape, base_shape
 from otter_cli.insertion.manifest import Manifest
 from otter_cli.insertion.plan import Plan
+from otter_cli.insertion.storage import open_stored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,6 +68,7 @@ def load_base(
     dtype: torch.dtype | None = None,
     attn_implementation: str | None = None,
     quantization_config: Any = None,
+    trust_remote_code: bool | None = None,
 ) -> PreTrainedModel:
     """A stock transformers model, with the file's dtype by default. Raises OtterError where a
     tensor is unaccounted."""
@@ -77,6 +78,7 @@ def load_base(
     optional = {
         "attn_implementation": attn_implementation,
         "quantization_config": quantization_config,
+        "trust_remote_code": trust_remote_code,
     }
     model, info = AutoModelForCausalLM.from_pretrained(
         folder,
@@ -97,34 +99,16 @@ def load_base(
 def read_inserted(folder: Path, manifest: Manifest, shape: BaseShape) -> dict[str, Tensor]:
     """All inserted tensors, checked by name, shape and dtype against the plans. Raises
     OtterError."""
-    path = folder / manifest.inserted.file
-    header = read_header(path)
-    expected = {
-        slot.name: (config, slot)
-        for config in manifest.insertions
-        for slot in Plan(config, shape).slots
-    }
-    for name in sorted(expected.keys() ^ header.tensors.keys()):
-        state = "missing" if name in expected else "unexpected"
-        raise OtterError(
-            f"{path}: tensor {name} is {state}", hint="the file does not belong to this otter.json"
-        )
-    for name, (config, slot) in expected.items():
-        found = header.tensors[name]
-        if tuple(found.shape) != slot.shape or found.dtype != config.dtype:
-            raise OtterError(
-                f"{path}: tensor {name} is {found.dtype} {list(found.shape)}, "
-                f"expected {config.dtype} {list(slot.shape)}",
-                hint="the file does not belong to this otter.json",
-            )
-    return load_file(path)
+    plans = [Plan(config, shape) for config in manifest.insertions]
+    tensors: dict[str, Tensor] = {}
+    for file in open_stored(folder, plans).files:
+        tensors |= load_file(folder / file)
+    return tensors
 
 
 def check_same_base(base: Path, manifest: Manifest) -> None:
     """Raises OtterError, naming the file, where `base` is not the base that was grafted."""
-    for name, record in manifest.base.files.items():
-        if not name.endswith((".safetensors", "config.json", ".index.json")):
-            continue
+    for name, record in manifest.base.identity().items():
         path = base / name
         if (
             not path.is_file()
