@@ -15,6 +15,7 @@ VERBS = {
     "graft": Verb("otter_cli.cli.graft", "Checkpoints", "insert tensors beside a base's own"),
     "strip": Verb("otter_cli.cli.strip", "Checkpoints", "give the base back, byte for byte"),
     "verify": Verb("otter_cli.cli.verify", "Checkpoints", "prove that the base is not disturbed"),
+    "export": Verb("otter_cli.cli.export", "Checkpoints", "adapter, wide or base, with a verdict"),
     "train": Verb("otter_cli.cli.train", "Training", "train inserted tensors, or a baseline"),
     "generate": Verb("otter_cli.cli.generate", "Use", "text with its signals, guided or drafted"),
     "bench": Verb("otter_cli.cli.bench", "Use", "compare with plain decoding and baselines"),

@@ -1,19 +1,68 @@
-"""The additive layouts beside the grafted folder itself: the adapter alone, the base alone."""
+"""The layouts whose bits are the graft's own: read again after they were written, and judged."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from otter_cli.checkpoint.place import place_files
+from otter_cli.checkpoint.folder import Checkpoint
+from otter_cli.checkpoint.place import Mode, place_files
 from otter_cli.core.atomic import staged_folder
-from otter_cli.insertion import MANIFEST, Manifest
+from otter_cli.core.digests import sha256_file
+from otter_cli.core.errors import OtterError
+from otter_cli.families import base_shape
+from otter_cli.insertion import MANIFEST, Manifest, Plan, strip
+from otter_cli.insertion.storage import open_stored, stored_files
+
+if TYPE_CHECKING:
+    from otter_cli.serving.difference import Difference
 
 
-def export_adapter(folder: Path, to: Path) -> list[str]:
+Word = Literal["exact", "close", "different", "not measured"]
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written and the verdict on it; `differences` where bits were not promised, and
+    dtypes that could not be measured here, with the reason."""
+
+    files: list[str]
+    verdict: Word
+    statement: str
+    differences: list[Difference] = field(default_factory=list)
+    unmeasured: dict[str, str] = field(default_factory=dict)
+
+
+def export_adapter(folder: Path, to: Path) -> Export:
     """The inserted tensors and otter.json alone; they load on this base and no other."""
     manifest = Manifest.read(folder)
-    manifest.check_tensors(folder)
-    files = [manifest.inserted.file, MANIFEST]
+    shape = base_shape(Checkpoint.open(folder).config)
+    files = [*stored_files(folder), MANIFEST]
     with staged_folder(to) as staging:
         place_files(folder, files, staging, mode="copy")
-    return files
+        written = Manifest.read(staging)
+        written.check_tensors(staging)
+        tensors = open_stored(staging, [Plan(c, shape) for c in written.insertions]).tensors
+    base = manifest.base
+    origin = base.source + (f" at {base.revision}" if base.revision else "")
+    return Export(
+        files,
+        "exact",
+        f"{len(tensors)} tensors, as planned and by their digests; they load on {origin} alone, "
+        f"known by the digests of {len(base.identity())} files",
+    )
+
+
+def export_base(folder: Path, to: Path, *, mode: Mode = "link") -> Export:
+    """The base as it was before grafting: see strip."""
+    recorded = strip(folder, to, mode=mode)
+    for name, record in recorded.items():
+        if sha256_file(to / name) != record.sha256:
+            raise OtterError(
+                f"{to / name} reads otherwise than it was written",
+                hint="the disk or its memory fails: try another one",
+            )
+    return Export(
+        list(recorded), "exact", f"{len(recorded)} files, byte for byte as they were grafted"
+    )

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
 from otter_cli.model import OtterForCausalLM
-from otter_cli.serving.wide import export_wide
+from otter_cli.model.wide import load_wide
+from otter_cli.serving.wide import write_wide
 from tests.support.grafts import random_graft
 
 FORMS: list[dict[str, Any]] = [
@@ -28,11 +28,7 @@ FORMS: list[dict[str, Any]] = [
 
 
 def _load(folder: Path) -> Any:
-    model, info = AutoModelForCausalLM.from_pretrained(
-        folder, trust_remote_code=True, output_loading_info=True, dtype=torch.float64
-    )
-    assert not any(info.values()), info
-    return model.eval()
+    return load_wide(folder, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -42,7 +38,7 @@ def test_stock_transformers_reads_the_same_logits_and_signals(
 ) -> None:
     base = tiny_checkpoint(family, tied=family != "mistral")
     graft = random_graft(base, tmp_path / "graft", **{"hidden": 8, "ffn": 16, **form})
-    export_wide(graft, tmp_path / "wide")
+    write_wide(graft, tmp_path / "wide")
     additive = OtterForCausalLM.from_pretrained(graft, dtype=torch.float64)
     tokens = torch.randint(3, 97, (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -55,7 +51,7 @@ def test_stock_transformers_reads_the_same_logits_and_signals(
 
 def test_a_cached_step_goes_on_from_the_prefix(tiny_llama: Path, tmp_path: Path) -> None:
     graft = random_graft(tiny_llama, tmp_path / "graft", hidden=8, heads=2, ffn=16)
-    export_wide(graft, tmp_path / "wide")
+    write_wide(graft, tmp_path / "wide")
     model = _load(tmp_path / "wide")
     tokens = torch.arange(3, 23)[None]
     with torch.no_grad():
@@ -68,7 +64,7 @@ def test_a_cached_step_goes_on_from_the_prefix(tiny_llama: Path, tmp_path: Path)
 def test_nothing_of_z_feeds_h(tiny_llama: Path, tmp_path: Path) -> None:
     """The blocks that would let z into h are zero by their bits."""
     graft = random_graft(tiny_llama, tmp_path / "graft", hidden=8, heads=2, ffn=16)
-    plan = export_wide(graft, tmp_path / "wide").plan
+    plan = write_wide(graft, tmp_path / "wide").plan
     wide, shape = Checkpoint.open(tmp_path / "wide"), plan.shape
     d, heads = shape.hidden, shape.heads * shape.head_dim
     at = "model.layers.1"
@@ -89,7 +85,7 @@ def test_bfloat16_stays_bfloat16_and_the_base_s_part_is_copied(
 ) -> None:
     base = tiny_checkpoint("llama", dtype="bfloat16")
     graft = random_graft(base, tmp_path / "graft", hidden=8, heads=2, ffn=16)
-    plan = export_wide(graft, tmp_path / "wide").plan
+    plan = write_wide(graft, tmp_path / "wide").plan
     wide, plain = Checkpoint.open(tmp_path / "wide"), Checkpoint.open(base)
     name = "model.layers.0.mlp.up_proj.weight"
     assert wide.tensors[name].dtype == "BF16"
@@ -102,8 +98,8 @@ def test_what_the_layout_cannot_hold_is_refused(
 ) -> None:
     other = random_graft(tiny_qwen3, tmp_path / "a", hidden=8, heads=2, ffn=16)
     with pytest.raises(OtterError, match="qwen3"):
-        export_wide(other, tmp_path / "wide")
+        write_wide(other, tmp_path / "wide")
     probe = random_graft(tiny_llama, tmp_path / "b", hidden=0)
     with pytest.raises(OtterError, match="hidden units"):
-        export_wide(probe, tmp_path / "wide")
+        write_wide(probe, tmp_path / "wide")
     assert not (tmp_path / "wide").exists()

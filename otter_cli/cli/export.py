@@ -1,0 +1,96 @@
+"""`otter export`: a grafted folder in other layouts, each with its verdict."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from otter_cli.cli.app import Outcome, verb, verb_app
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from otter_cli.serving.difference import Difference
+    from otter_cli.serving.layouts import Export
+
+app = verb_app()
+
+
+class Layout(StrEnum):
+    adapter = "adapter"
+    wide = "wide"
+    base = "base"
+
+
+@verb(
+    app,
+    example="otter export grafted my-adapter --to adapter\notter export grafted wide --to wide",
+)
+def export(
+    folder: Annotated[Path, typer.Argument(help="the grafted folder")],
+    out: Annotated[Path, typer.Argument(help="where the export goes")],
+    to: Annotated[
+        Layout,
+        typer.Option(
+            "--to",
+            help="adapter: the inserted tensors alone; wide: one checkpoint for stock "
+            "transformers; base: the base again",
+        ),
+    ],
+) -> Outcome:
+    """Write another layout of a graft, read it again, and say what holds for it.
+
+    An adapter loads on its base and on no other; a base is the base byte for byte. Wide is not
+    exact: its difference is measured, and the exit code is 1 where signals are too far off.
+    """
+    from otter_cli.serving.layouts import export_adapter, export_base
+
+    if to is Layout.wide:
+        from otter_cli.serving.wide import export_wide
+
+        done = export_wide(folder, out)
+    else:
+        done = export_adapter(folder, out) if to is Layout.adapter else export_base(folder, out)
+    data = {
+        "out": out,
+        "layout": to.value,
+        "files": done.files,
+        "verdict": done.verdict,
+        "statement": done.statement,
+        "differences": done.differences,
+        "unmeasured": done.unmeasured,
+    }
+    return Outcome(data, lambda: _view(out, done), exit_code=int(done.verdict == "different"))
+
+
+def _view(out: Path, done: Export) -> RenderableType:
+    from rich.console import Group
+
+    parts: list[RenderableType] = [f"{out}: {len(done.files)} files"]
+    if done.differences:
+        parts += ["", _measured(done.differences), ""]
+    parts += [f"{dtype} not measured: {why}" for dtype, why in done.unmeasured.items()]
+    return Group(*parts, f"{done.verdict}: {done.statement}")
+
+
+def _measured(differences: list[Difference]) -> RenderableType:
+    """One row a dtype; a signal's cell is its largest difference and its largest value."""
+    from rich.table import Table
+
+    from otter_cli.core.units import percent_text
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("", "logits moved", "largest", "argmaxes", *differences[0].signals):
+        table.add_column(title, justify="right" if title else "left")
+    for found in differences:
+        table.add_row(
+            found.dtype,
+            f"{percent_text(found.moved / found.logits)} of {found.logits:,}",
+            f"{found.largest:.1e}" + (f", {found.lost:,} lost" if found.lost else ""),
+            f"{found.flipped} of {found.tokens}",
+            *(f"{s.largest:.1e} of {s.scale:.1f}" for s in found.signals.values()),
+        )
+    return table

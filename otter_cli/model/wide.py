@@ -1,0 +1,66 @@
+"""Loading the wide layout, whose modelling file is code: only where that file is ours."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from otter_cli.checkpoint.folder import Checkpoint
+from otter_cli.core.errors import OtterError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+MODELLING = "modeling_otter_wide.py"
+AUTO_MAP = {
+    "AutoConfig": "modeling_otter_wide.OtterWideConfig",
+    "AutoModelForCausalLM": "modeling_otter_wide.OtterWideForCausalLM",
+}
+# Families whose blocks are what the modelling file widens (RMS norms before separate projections),
+# by the names of their classes.
+FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"}
+_PREFIX = "otter_wide_"
+
+
+def is_wide(config: dict[str, Any]) -> bool:
+    return str(config.get("model_type")).startswith(_PREFIX)
+
+
+def modelling_file(family: str) -> bytes:
+    """The code that transformers runs to load a wide export; it imports nothing of otter."""
+    text = resources.files("otter_cli.model").joinpath(f"{MODELLING}.txt").read_text("utf-8")
+    return text.replace("Llama", FAMILIES[family]).replace("llama", family).encode()
+
+
+def load_wide(folder: Path, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """A wide export by stock transformers, with every tensor accounted for. Raises OtterError
+    where its code is not byte for byte what otter writes: it would be run."""
+    from otter_cli.model.load import load_base
+
+    refuse_foreign_code(folder, Checkpoint.open(folder).config)
+    return load_base(folder, dtype=dtype, trust_remote_code=True).eval()
+
+
+def refuse_foreign_code(folder: Path, config: dict[str, Any]) -> None:
+    """Raises OtterError unless the configuration names our modelling file and nothing else, and
+    that file is ours."""
+    family = str(config.get("model_type")).removeprefix(_PREFIX)
+    if not is_wide(config) or family not in FAMILIES:
+        raise OtterError(
+            f"{folder} is no wide export of otter",
+            hint="`otter export GRAFTED DIR --to wide` writes one",
+        )
+    # An entry such as `someone/repository--module.Class` would be fetched and run.
+    if config.get("auto_map") != AUTO_MAP:
+        raise OtterError(
+            f"{folder}: config.json asks for code that is not otter's: {config.get('auto_map')}",
+            hint="export the graft again",
+        )
+    path = folder / MODELLING
+    if not path.is_file() or path.read_bytes() != modelling_file(family):
+        raise OtterError(
+            f"{path} is not the file that this otter writes, and loading would run it",
+            hint="export the graft again, or load it yourself with trust_remote_code",
+        )

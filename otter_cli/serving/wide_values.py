@@ -1,0 +1,97 @@
+"""The numbers of the wide layout's matrices: the base's, the inserted ones and zeros between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from otter_cli.checkpoint.dtypes import Array
+from otter_cli.checkpoint.folder import Checkpoint
+from otter_cli.checkpoint.weights import Weights
+from otter_cli.insertion import Plan
+
+
+@dataclass(frozen=True)
+class WideValues:
+    """Makes one wide tensor at a time. `source` is the base's module, `mine` the insertion's; the
+    rows or columns that are added are indices into the insertion's, -1 for zeros."""
+
+    base: Checkpoint
+    inserted: Weights
+    plan: Plan
+
+    def embedding(self) -> Array:
+        """[E E_z]."""
+        own = self._own("embedding.weight")
+        table = self.base.read(f"{self.plan.shape.family.embedding}.weight")
+        return np.concatenate([table, self._zeros(len(table)) if own is None else own], 1)
+
+    def head(self) -> Array:
+        """[W_U ; 0]: a tied head comes apart from its embedding here."""
+        family = self.plan.shape.family
+        name = f"{family.head}.weight"
+        table = self.base.read(name if name in self.base.tensors else f"{family.embedding}.weight")
+        return np.concatenate([table, self._zeros(len(table))], 1)
+
+    def norm(self, source: str, mine: str) -> Array:
+        own = self._own(mine)
+        ones = np.ones(self.plan.config.hidden, np.float32)
+        return np.concatenate([self.base.read(source), ones if own is None else own])
+
+    def out_bias(self, source: str, mine: str) -> Array:
+        own = self._own(mine)
+        zeros = np.zeros(self.plan.config.hidden, np.float32)
+        return np.concatenate([self.base.read(source), zeros if own is None else own])
+
+    def input(self, source: str, mine: str, rows: Array) -> Array:
+        """[[W, 0], [W^h, W^z]] as [out, in]."""
+        weight, live = self.base.read(f"{source}.weight"), rows >= 0
+        kept, width = weight.shape
+        out = np.zeros((kept + len(rows), width + self.plan.config.hidden), np.float32)
+        out[:kept, :width] = weight
+        added = out[kept:]
+        of_base, of_stream = self._own(f"{mine}.h.weight"), self._own(f"{mine}.z.weight")
+        if of_base is not None and of_stream is not None:
+            added[live, :width] = of_base[rows[live]]
+            added[live, width:] = of_stream[rows[live]]
+        elif self.reads_base(mine):
+            added[live, :width] = weight[rows[live]]
+        return out
+
+    def bias(self, source: str, mine: str, rows: Array) -> Array:
+        bias, own, live = self.base.read(f"{source}.bias"), self._own(f"{mine}.bias"), rows >= 0
+        added = np.zeros(len(rows), np.float32)
+        if own is not None:
+            added[live] = own[rows[live]]
+        elif self.reads_base(mine):
+            added[live] = bias[rows[live]]
+        return np.concatenate([bias, added])
+
+    def output(self, source: str, mine: str, columns: Array) -> Array:
+        """[[W, 0], [W^h, W^z]] as [out, in]: the inserted units feed z alone."""
+        weight = self.base.read(f"{source}.weight")
+        rows, wide = weight.shape
+        out = np.zeros((rows + self.plan.config.hidden, wide + len(columns)), np.float32)
+        out[:rows, :wide] = weight
+        of_base, of_stream = self._own(f"{mine}.h.weight"), self._own(f"{mine}.z.weight")
+        if of_base is not None:
+            out[rows:, :wide] = of_base
+        if of_stream is not None:
+            live = np.flatnonzero(columns >= 0)
+            out[rows:, wide + live] = of_stream[:, columns[live]]
+        return out
+
+    def reads_base(self, mine: str) -> bool:
+        """Whether these heads repeat the base's: its keys and values, in a layer with an
+        insertion."""
+        config = self.plan.config
+        _, layer, _, name = mine.split(".")
+        return config.kv == "base" and name in ("key", "value") and int(layer) in config.layers
+
+    def _own(self, name: str) -> Array | None:
+        full = f"otter.{self.plan.config.name}.{name}"
+        return self.inserted.read(full) if full in self.inserted.tensors else None
+
+    def _zeros(self, rows: int) -> Array:
+        return np.zeros((rows, self.plan.config.hidden), np.float32)
