@@ -19,6 +19,9 @@ VERBS = {
     "train": Verb("otter_cli.cli.train", "Training", "train inserted tensors, or a baseline"),
     "generate": Verb("otter_cli.cli.generate", "Use", "text with its signals, guided or drafted"),
     "bench": Verb("otter_cli.cli.bench", "Use", "compare with plain decoding and baselines"),
+    "demo": Verb(
+        "otter_cli.cli.demo", "Help", "the whole job on a tiny base that ships, in minutes"
+    ),
     "recipes": Verb("otter_cli.cli.recipes", "Help", "list, show and copy the recipes that ship"),
     "doctor": Verb("otter_cli.cli.doctor", "Help", "versions, hardware, memory, what is missing"),
 }
