@@ -14,9 +14,9 @@ from otter_cli.data.preference import Pair, read_pairs
 from otter_cli.signals import SignalConfig
 from otter_cli.training.objectives.objective import (
     Objective,
-    Positions,
     Read,
     Source,
+    growing_weights,
     last_tokens,
 )
 
@@ -35,7 +35,8 @@ class PairSource(Source):
 
 
 class BradleyTerry(Objective):
-    """`-log sigmoid(r(chosen) - r(rejected))` at the last token, or the mean over every prefix."""
+    """`-log sigmoid(r(chosen) - r(rejected))` at the last token; or at every prefix, with weights
+    that grow with position, since early prefixes say least of how a text ends."""
 
     kinds: ClassVar[tuple[str, ...]] = ("value",)
     # It cancels out of every difference, so only rounding would move it.
@@ -76,11 +77,15 @@ class BradleyTerry(Objective):
     def loss(self, read: Read, batch: Batch) -> Tensor:
         import torch.nn.functional as F
 
-        at = last_tokens(batch) if self.positions == "last" else _prefixes(batch)
-        return -F.logsigmoid(_margin(read(batch, at), len(batch.last))).mean()
+        if self.positions == "last":
+            return -F.logsigmoid(_margin(read(batch, last_tokens(batch)), batch)).mean()
+        columns = _every_column(batch)
+        rows = last_tokens(batch)[0].repeat_interleave(columns.shape[1])
+        each = -F.logsigmoid(_margin(read(batch, (rows, columns.flatten())), batch))
+        return (each * _weights(batch)).sum() / len(each)
 
     def outcomes(self, read: Read, batch: Batch) -> dict[str, Tensor]:
-        return {"margin": _margin(read(batch, last_tokens(batch)), len(batch.last)).squeeze(-1)}
+        return {"margin": _margin(read(batch, last_tokens(batch)), batch).squeeze(-1)}
 
     def metrics(
         self, outcomes: Mapping[str, np.ndarray], signal: SignalConfig
@@ -91,18 +96,25 @@ class BradleyTerry(Objective):
         return {"accuracy": interval(mean(right), len(margin), what="pair accuracy")}
 
 
-def _margin(scores: Tensor, texts: int) -> Tensor:
-    """Chosen minus rejected, [pairs, positions], of scores that go row by row."""
-    chosen, rejected = scores.view(texts, -1).chunk(2)
+def _margin(scores: Tensor, batch: Batch) -> Tensor:
+    """Chosen minus rejected, [pairs, positions], of scores that go text by text."""
+    chosen, rejected = scores.view(len(batch.last), -1).chunk(2)
     return chosen - rejected
 
 
-def _prefixes(batch: Batch) -> Positions:
-    """Every column of every row; a text that has ended keeps its last token's score."""
+def _every_column(batch: Batch) -> Tensor:
+    """[texts, tokens]; a text that has ended keeps its last token's score."""
     import torch
 
     columns = torch.arange(batch.input_ids.shape[1], device=batch.last.device)
-    rows, _ = last_tokens(batch)
-    return rows.repeat_interleave(len(columns)), torch.minimum(
-        columns, batch.last[:, None]
-    ).flatten()
+    return torch.minimum(columns, batch.last[:, None])
+
+
+def _weights(batch: Batch) -> Tensor:
+    """[pairs, tokens]: up to the end of a pair's longer text, a sum of one for each pair."""
+    import torch
+
+    chosen, rejected = batch.last.chunk(2)
+    longest = torch.maximum(chosen, rejected)[:, None]
+    columns = torch.arange(batch.input_ids.shape[1], device=longest.device)
+    return growing_weights(columns, longest) * (columns <= longest)

@@ -17,6 +17,7 @@ from otter_cli.training.objectives.objective import (
     Objective,
     Read,
     Source,
+    growing_weights,
     last_tokens,
     real_tokens,
 )
@@ -45,8 +46,8 @@ class LabelledSource(Source):
 
 
 class Classification(Objective):
-    """Binary cross-entropy of each label; with `positions: every`, the text's label is the target
-    at each of its tokens, and texts weigh the same whatever their length."""
+    """Binary cross-entropy of each label at the last token; or at every one, with weights that
+    grow with position, and texts that weigh the same whatever their length."""
 
     kinds: ClassVar[tuple[str, ...]] = ("classes",)
 
@@ -88,12 +89,13 @@ class Classification(Objective):
         import torch.nn.functional as F
 
         assert batch.labels is not None
-        at = last_tokens(batch) if self.positions == "last" else real_tokens(batch)
-        rows = at[0]
+        if self.positions == "last":
+            return F.binary_cross_entropy_with_logits(read(batch, last_tokens(batch)), batch.labels)
+        rows, columns = real_tokens(batch)
         each = F.binary_cross_entropy_with_logits(
-            read(batch, at), batch.labels[rows], reduction="none"
+            read(batch, (rows, columns)), batch.labels[rows], reduction="none"
         ).mean(-1)
-        return (each / rows.bincount()[rows]).sum() / len(batch.last)
+        return (each * growing_weights(columns, batch.last[rows])).sum() / len(batch.last)
 
     def outcomes(self, read: Read, batch: Batch) -> dict[str, Tensor]:
         assert batch.labels is not None

@@ -106,3 +106,9 @@ def real_tokens(batch: Batch) -> Positions:
     """Every position that is no padding, row by row."""
     rows, columns = batch.attention_mask.nonzero(as_tuple=True)
     return rows, columns
+
+
+def growing_weights(columns: Tensor, last: Tensor) -> Tensor:
+    """Weights of a text's prefixes, linear in their length and one in sum (RAD, arXiv
+    2310.09520)."""
+    return 2 * (columns + 1) / ((last + 1) * (last + 2))

@@ -60,8 +60,23 @@ def test_bradley_terry_at_every_prefix_holds_a_text_that_ended() -> None:
     loss = bradley_terry(positions="every").loss(read, batch)
     last = [3, 1, 2, 3]
     score = [[read.values[r, min(t, last[r])].item() for t in range(4)] for r in range(4)]
-    terms = [softplus(score[i + 2][t] - score[i][t]) for i in range(2) for t in range(4)]
-    assert loss.item() == pytest.approx(np.mean(terms), rel=1e-5)
+    each = [[softplus(score[i + 2][t] - score[i][t]) for t in range(4)] for i in range(2)]
+    expected = np.mean([np.average(terms, weights=[1, 2, 3, 4]) for terms in each])
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_padding_beyond_a_pair_does_not_count() -> None:
+    read = Table(4, 9)
+    texts = [[5, 6, 7], [5, 9], [5, 6], [4, 4, 4]]
+    narrow, wide = pad(texts, 0), pad([*texts, [1] * 9], 0)
+    wide = replace(
+        wide,
+        input_ids=wide.input_ids[:4],
+        attention_mask=wide.attention_mask[:4],
+        last=wide.last[:4],
+    )
+    objective = bradley_terry(positions="every")
+    assert objective.loss(read, wide).item() == pytest.approx(objective.loss(read, narrow).item())
 
 
 def test_pair_accuracy_counts_a_tie_half() -> None:
@@ -107,11 +122,10 @@ def test_classification_at_every_token_weighs_texts_alike() -> None:
     texts = []
     for r, length in enumerate([4, 2, 3, 4]):
         terms = [
-            _cross_entropy(read.values[r, t, k].item(), batch.labels[r, k].item())
+            [_cross_entropy(read.values[r, t, k].item(), batch.labels[r, k].item()) for k in (0, 1)]
             for t in range(length)
-            for k in range(2)
         ]
-        texts.append(np.mean(terms))
+        texts.append(np.average(np.mean(terms, axis=1), weights=range(1, length + 1)))
     assert loss.item() == pytest.approx(np.mean(texts), rel=1e-5)
     assert (1, 2) not in read.asked, "padding has no label"
 
