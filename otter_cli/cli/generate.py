@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,9 +10,6 @@ import typer
 from otter_cli.cli.app import Outcome, verb, verb_app
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from otter_cli.decoding import Generation
     from otter_cli.model import OtterForCausalLM
 
 app = verb_app()
@@ -70,6 +66,8 @@ def generate(
         str | None,
         _option("Speed", "--draft", "a future signal, or prompt-lookup: same text, fewer passes"),
     ] = None,
+    batch: Annotated[int, _option("Speed", "--batch", "prompts that run side by side")] = 8,
+    device: Annotated[str, _option("Speed", "--device", "cpu, cuda, cuda:1")] = "cpu",
 ) -> Outcome:
     """Generate text; every token comes with its signals, from the same pass.
 
@@ -77,28 +75,35 @@ def generate(
     """
     from transformers import AutoTokenizer
 
+    from otter_cli.cli.generated import labels_of, record_of, view_of
+    from otter_cli.core.console import progress
+    from otter_cli.core.errors import OtterError
     from otter_cli.decoding import Sampling, SignalGuide
     from otter_cli.decoding import generate as decode
     from otter_cli.model import OtterForCausalLM
 
-    prompts = _prompts(prompt, file)
-    model = OtterForCausalLM.from_pretrained(folder, base=base)
-    tokenizer = AutoTokenizer.from_pretrained(base or folder)
-    shown = _shown(model, signal)
-    _warn_untrained(model, [*shown, *(name for name in (guide, draft) if name)])
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, seed)
     steered = SignalGuide(guide, strength, candidates, label) if guide else None
-    rows = decode(
-        model,
-        [tokenizer(text)["input_ids"] for text in prompts],
-        sampling,
-        guide=steered,
-        drafter=_drafter(draft),
-        signals=shown,
-    )
-    records = [_record(text, row, tokenizer) for text, row in zip(prompts, rows, strict=True)]
+    if batch < 1:
+        raise OtterError(f"--batch is {batch}", hint="at least 1")
+    prompts = _prompts(prompt, file)
+    model = OtterForCausalLM.from_pretrained(folder, base=base, device=device)
+    tokenizer = AutoTokenizer.from_pretrained(base or folder, local_files_only=True)
+    shown = _shown(model, signal)
+    _warn_untrained(model, [*shown, *(name for name in (guide, draft) if name)])
+    labels, records = labels_of(model, shown), []
+    with progress(len(prompts), "generating") as advance:
+        for start in range(0, len(prompts), batch):
+            part = prompts[start : start + batch]
+            encoded = [tokenizer(text)["input_ids"] for text in part]
+            rows = decode(
+                model, encoded, sampling, guide=steered, drafter=_drafter(draft), signals=shown
+            )
+            for text, ids, row in zip(part, encoded, rows, strict=True):
+                records.append(record_of(text, ids, row, tokenizer, labels))
+            advance(len(part))
     data = records[0] if len(records) == 1 else {"generations": records}
-    return Outcome(data, view=lambda: _view(records, model))
+    return Outcome(data, view=lambda: view_of(records))
 
 
 def _prompts(prompt: str | None, file: Path | None) -> list[str]:
@@ -141,36 +146,3 @@ def _drafter(draft: str | None) -> Any:
     if draft is None:
         return None
     return PromptLookup() if draft == "prompt-lookup" else FutureDrafter(draft)
-
-
-def _record(prompt: str, row: Generation, tokenizer: Any) -> dict[str, Any]:
-    return {
-        "prompt": prompt,
-        "text": tokenizer.decode(row.tokens, skip_special_tokens=True),
-        "tokens": [
-            {"id": token, "text": tokenizer.decode([token]), "logprob": logprob}
-            for token, logprob in zip(row.tokens, row.logprobs, strict=True)
-        ],
-        "signals": row.signals,
-        "finish": row.finish,
-        "counters": asdict(row.counters),
-    }
-
-
-def _view(records: list[dict[str, Any]], model: OtterForCausalLM) -> RenderableType:
-    from rich.console import Group
-
-    from otter_cli.reports.tokens import signal_lines, token_table
-
-    parts: list[Any] = []
-    for record in records:
-        parts += [*signal_lines(record), ""]
-        if len(records) == 1:
-            parts.append(token_table(record))
-        counters = record["counters"]
-        rate = len(record["tokens"]) / max(counters["seconds"], 1e-9)
-        parts.append(
-            f"{len(record['tokens'])} tokens in {counters['base_passes']} passes of the base, "
-            f"{rate:.1f} tokens a second"
-        )
-    return Group(*parts)

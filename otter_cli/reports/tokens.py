@@ -1,7 +1,8 @@
-"""Generated text as a person reads it with its signals: coloured tokens, a sparkline, a table."""
+"""Generated text as a person reads it with its signals: coloured tokens, sparklines, a table."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from rich.table import Table
@@ -10,40 +11,53 @@ from rich.text import Text
 _BARS = "▁▂▃▄▅▆▇█"
 # From low to high; the scale is the text's own, since a reward has no fixed range.
 _COLOURS = ("#d73027", "#f46d43", "#fdae61", "#d9d9d9", "#a6d96a", "#66bd63", "#1a9850")
+_WIDTH = 100
 _ROWS = 12
 
+Series = dict[str, list[float]]
 
-def signal_lines(record: dict[str, Any]) -> list[Text]:
-    """The prompt and its text, coloured by the first signal, then a sparkline of each signal."""
-    series = _series(record["signals"])
-    text = Text(record["prompt"], style="dim")
+
+def text_lines(record: dict[str, Any]) -> list[Text]:
+    """The prompt and its text, coloured by the first signal, and what the colours mean."""
+    series = series_of(record)
     first = next(iter(series.values()), None)
+    text = Text(record["prompt"], style="dim")
     for i, token in enumerate(record["tokens"]):
-        colour = _COLOURS[_level(first, i, len(_COLOURS))] if first else "default"
-        text.append(token["text"], style=colour)
-    lines = [text]
+        text.append(token["text"], style=_COLOURS[_level(first, i, len(_COLOURS))] if first else "")
+    if not first:
+        return [text]
+    legend = Text(f"{next(iter(series))}: ", style="dim")
+    legend.append("low ", _COLOURS[0]).append("middle ", _COLOURS[3]).append("high", _COLOURS[-1])
+    return [text, legend]
+
+
+def sparklines(record: dict[str, Any]) -> list[Text]:
+    """A line for each signal, its lowest and highest value beside it; long texts in means."""
+    series = series_of(record)
+    margin = max(map(len, series), default=0)
+    lines = []
     for name, values in series.items():
-        bars = "".join(_BARS[_level(values, i, len(_BARS))] for i in range(len(values)))
-        line = Text(f"{name:<12} ", style="cyan")
-        line.append(f"{min(values):+.2f} ", style="dim")
-        line.append(bars)
-        line.append(f" {max(values):+.2f}", style="dim")
-        lines.append(line)
+        low, high = f"{min(values):+.2f}", f"{max(values):+.2f}"
+        means = _means(values, _WIDTH - margin - len(low) - len(high) - 3)
+        bars = "".join(_BARS[_level(means, i, len(_BARS))] for i in range(len(means)))
+        line = Text(name.ljust(margin), style="cyan")
+        lines.append(
+            line.append(f" {low} ", "dim").append(bars, "default").append(f" {high}", "dim")
+        )
     return lines
 
 
 def token_table(record: dict[str, Any]) -> Table:
     """Tokens with log-probability and signals; of a long text the first and the last few."""
-    series = _series(record["signals"])
+    series = series_of(record)
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("#", justify="right", style="dim")
     table.add_column("token")
     for name in ("logprob", *series):
         table.add_column(name, justify="right")
     count = len(record["tokens"])
-    cut = count > 2 * _ROWS
     for i, token in enumerate(record["tokens"]):
-        if cut and _ROWS <= i < count - _ROWS:
+        if _ROWS <= i < count - _ROWS:
             if i == _ROWS:
                 table.add_row("", "...", *[""] * (1 + len(series)))
             continue
@@ -52,16 +66,24 @@ def token_table(record: dict[str, Any]) -> Table:
     return table
 
 
-def _series(signals: dict[str, Any]) -> dict[str, list[float]]:
-    """One list of numbers for each score: attributes and classes apart."""
-    found: dict[str, list[float]] = {}
-    for name, values in signals.items():
+def series_of(record: dict[str, Any]) -> Series:
+    """One list of numbers for each score: attributes and classes apart, by their labels."""
+    found: Series = {}
+    for name, values in record["signals"].items():
         if values and isinstance(values[0], list):
-            for k in range(len(values[0])):
-                found[f"{name}.{k}"] = [value[k] for value in values]
+            labels = record["labels"].get(name) or range(len(values[0]))
+            for k, label in enumerate(labels):
+                found[f"{name}.{label}"] = [value[k] for value in values]
         elif values:
             found[name] = values
     return found
+
+
+def _means(values: list[float], width: int) -> list[float]:
+    """At most `width` values: means over stretches of equal length."""
+    count = min(len(values), width)
+    edges = [i * len(values) // count for i in range(count + 1)]
+    return [sum(values[start:stop]) / (stop - start) for start, stop in pairwise(edges)]
 
 
 def _level(values: list[float], index: int, levels: int) -> int:

@@ -52,6 +52,59 @@ def test_many_prompts(otter_here: Otter, folder: str, tmp_path: Path) -> None:
     assert [g["prompt"] for g in json.loads(run.stdout)["generations"]] == ["one", "two"]
 
 
+def test_prompts_from_stdin_in_batches_are_the_same_as_one_by_one(
+    otter_here: Otter, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import io
+
+    def rows(*options: str) -> list[list[int]]:
+        monkeypatch.setattr("sys.stdin", io.StringIO("one\n\ntwo words\nthree\n"))
+        run = otter_here("generate", folder, "-", "--json", "--max-new-tokens", "6", *options)
+        found = json.loads(run.stdout)["generations"]
+        assert [g["prompt"] for g in found] == ["one", "two words", "three"]
+        return [[token["id"] for token in g["tokens"]] for g in found]
+
+    assert rows("--batch", "1") == rows("--batch", "2") == rows()
+
+
+def test_the_text_is_its_tokens(otter_here: Otter, shared: Path, tmp_path: Path) -> None:
+    """A SentencePiece-like tokenizer decodes single tokens without the space before them."""
+    graft = random_graft(shared / "models/stories260K", tmp_path / "g", hidden=8, heads=1, ffn=8)
+    shown = otter_here("generate", graft, "Once upon", "--max-new-tokens", "24", "--json")
+    data = json.loads(shown.stdout)
+    assert "".join(token["text"] for token in data["tokens"]) == data["text"]
+    assert data["text"].startswith(" a time, there was")
+    page = otter_here("generate", graft, "Once upon", "--max-new-tokens", "24").stdout
+    assert "Once upon a time, there was" in page
+
+
+def test_seeds_decide_what_is_drawn(otter_here: Otter, folder: str) -> None:
+    def drawn(seed: str) -> str:
+        options = ("--temperature", "1.5", "--top-k", "50", "--top-p", "0.95", "--seed", seed)
+        return otter_here("generate", folder, "hello", "--json", *options).stdout
+
+    texts = [json.loads(drawn(seed))["text"] for seed in ("1", "1", "2")]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_drafts_are_counted_by_position(otter_here: Otter, folder: str) -> None:
+    page = otter_here("generate", folder, "abababab", "--draft", "prompt-lookup").stdout
+    assert "drafts kept, by position" in page
+
+
+def test_several_labels_are_named(otter_here: Otter, tiny_llama: Path, tmp_path: Path) -> None:
+    graft = random_graft(
+        tiny_llama, tmp_path / "g", hidden=8, heads=2, ffn=16, signals=("tone=classes:kind,rude",)
+    )
+    arguments = ("generate", graft, "hello", "--guide", "tone", "--label", "rude")
+    data = json.loads(otter_here(*arguments, "--strength", "-4", "--json").stdout)
+    assert data["labels"] == {"tone": ["kind", "rude"]}
+    assert all(len(scores) == 2 for scores in data["signals"]["tone"])
+    page = otter_here(*arguments).stdout
+    assert "tone.kind" in page and "tone.rude" in page
+    assert max(map(len, page.splitlines())) <= 100
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -62,6 +115,11 @@ def test_many_prompts(otter_here: Otter, folder: str, tmp_path: Path) -> None:
         (("x" * 120,), "window of 128"),
         (("x", "--guide", "reward", "--draft", "future"), "at once"),
         (("x", "--file", "nowhere.txt"), "not both"),
+        (("--file", "nowhere.txt"), "nowhere.txt"),
+        (("x", "--temperature", "-1"), "temperature is -1"),
+        (("x", "--guide", "reward", "--candidates", "98"), "98 candidates"),
+        (("x", "--max-new-tokens", "0"), "max_new_tokens is 0"),
+        (("x", "--batch", "0"), "--batch is 0"),
     ],
 )
 def test_refusals(otter_here: Otter, folder: str, arguments: tuple[str, ...], words: str) -> None:
