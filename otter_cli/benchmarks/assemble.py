@@ -5,7 +5,7 @@ from pathlib import Path
 
 from otter_cli.benchmarks import methods
 from otter_cli.benchmarks.benchmark import PLAIN, Method, Setting
-from otter_cli.benchmarks.detox import Detox
+from otter_cli.benchmarks.detox import Detox, require_label
 from otter_cli.benchmarks.models import Grafted, load_pair, load_reward_model
 from otter_cli.benchmarks.preference import GOLD, Preference, require_gold_guides_nothing
 from otter_cli.benchmarks.prompts import PromptFile, load_prompts
@@ -101,6 +101,7 @@ def detox(grafts: Pair, setting: Setting, guidance: Guidance, *, detoxify: Path)
     from otter_cli.benchmarks.scorers.detoxify import DetoxifyScorer
 
     scorer = DetoxifyScorer(detoxify, device=str(grafts[0].model.device))
+    require_label(scorer)
     return Detox(setting, grafts[0], _guided(grafts, guidance), {"detoxify": scorer})
 
 

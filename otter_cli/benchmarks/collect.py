@@ -44,14 +44,16 @@ def calls(benchmark: Benchmark) -> Iterator[Call]:
 def collect(benchmark: Benchmark, folder: RunFolder, session: int) -> None:
     """Makes the samples that the folder lacks. A call cut short by a kill is made again whole,
     since its rows share a batch, and only its missing lines are added."""
-    there = folder.samples().keys()
-    todo = [call for call in calls(benchmark) if not there >= set(call.keys())]
+    sampled, timed = folder.samples().keys(), folder.timings().keys()
+    todo = [call for call in calls(benchmark) if not sampled & timed >= set(call.keys())]
     _warm_up(benchmark, {call.method for call in todo})
     with progress(sum(len(call.repeats) for call in todo), f"{benchmark.name}: samples") as advance:
         for call in todo:
             for sample, timing in _made(benchmark, call, session):
-                if sample.key not in there:
+                if sample.key not in sampled:
                     folder.add(sample, timing)
+                elif sample.key not in timed:
+                    folder.add_timing(timing)
             advance(len(call.repeats))
 
 

@@ -10,10 +10,12 @@ from otter_cli.benchmarks.metrics.text import distinct
 from otter_cli.benchmarks.metrics.toxicity import any_toxic, maximum_toxicity
 from otter_cli.benchmarks.records import Rows, Scored
 from otter_cli.benchmarks.result import BenchmarkName, MethodResult
+from otter_cli.benchmarks.scorers import Scorer
 from otter_cli.benchmarks.sentences import against_plain, of
+from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import mean
 
-SCORE = "detoxify.toxicity"
+LABEL = "toxicity"
 
 
 class Detox(Benchmark):
@@ -40,8 +42,17 @@ class Detox(Benchmark):
         ]
 
 
+def require_label(scorer: Scorer) -> None:
+    """Raises OtterError for a classifier that does not say how toxic a text is."""
+    if LABEL not in scorer.record.labels:
+        raise OtterError(
+            f"{scorer.record.name} has no class {LABEL!r}, only {', '.join(scorer.record.labels)}",
+            hint="give a classifier in Detoxify's format with that class among its own",
+        )
+
+
 def _scores(group: Sequence[Scored]) -> list[float]:
-    return [row.scores[SCORE] for row in group]
+    return [row.scores[f"detoxify.{LABEL}"] for row in group]
 
 
 def _distinct(n: int, group: Sequence[Scored]) -> float:

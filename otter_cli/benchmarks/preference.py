@@ -25,7 +25,8 @@ class Preference(Benchmark):
     def measures(self, method: str, rows: Mapping[str, Rows]) -> Measures:
         own = rows[method]
         by_role = {
-            role: mean(own.means(partial(_score, f"{role}.reward"))) for role in self.scorers
+            role: mean(own.means(partial(_score, f"{role}.{scorer.record.labels[0]}")))
+            for role, scorer in self.scorers.items()
         }
         guiding: Measures = {"guiding_reward": by_role[method]} if method in by_role else {}
         return {

@@ -50,8 +50,11 @@ class RunFolder:
 
     def add(self, sample: Sample, timing: Timing) -> None:
         """Stores one generation. A sample on disk has its time on disk: that goes first."""
-        self._timings.append(timing.model_dump())
+        self.add_timing(timing)
         self._samples.append(sample.model_dump())
+
+    def add_timing(self, timing: Timing) -> None:
+        self._timings.append(timing.model_dump())
 
     def samples(self) -> dict[SampleKey, Sample]:
         return {sample.key: sample for sample in _lines(self.path / "samples.jsonl", Sample)}

@@ -65,7 +65,7 @@ def _acceptance(result: Result) -> list[LinePlot]:
                 for bound in ("mean", "low", "high")
             )
             series.append(Series(method.label, positions, mean, low, high))
-    title = "Accepted of the tokens drafted at a position"
+    title = "Accepted by draft position"
     return [LinePlot(title, "draft position", "accepted, %", series, True)] if series else []
 
 

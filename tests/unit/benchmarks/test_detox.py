@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from otter_cli.benchmarks.assemble import Guidance, detox
-from otter_cli.benchmarks.detox import Detox
+from otter_cli.benchmarks.detox import Detox, require_label
 from otter_cli.benchmarks.models import load_pair
 from otter_cli.benchmarks.run import Finished, run
+from otter_cli.benchmarks.scorers import RuleScorer
+from otter_cli.core.errors import OtterError
 from otter_cli.core.jsonlines import read_jsonlines
 from otter_cli.decoding import Sampling
 from tests.support.contestants import Contestants
@@ -54,3 +56,9 @@ def test_half_a_run_goes_on_to_the_same_bytes(detoxed: Finished, contestants: Co
     for name, method in again.result.methods.items():
         for metric in ("expected_maximum_toxicity", "perplexity", "distinct_2", "tokens"):
             assert method.metrics[metric] == detoxed.result.methods[name].metrics[metric]
+
+
+def test_a_classifier_of_something_else_is_refused() -> None:
+    mood = RuleScorer("mood", lambda _, text: 0.0, digest="1", label="sadness")
+    with pytest.raises(OtterError, match="mood has no class 'toxicity', only sadness"):
+        require_label(mood)

@@ -8,7 +8,9 @@ import yaml
 
 from otter_cli.benchmarks.result import Result
 from otter_cli.benchmarks.run import run
+from otter_cli.benchmarks.run_folder import RunFolder
 from otter_cli.benchmarks.scorers import RuleScorer
+from otter_cli.benchmarks.scoring import scored_rows
 from otter_cli.core.errors import OtterError
 from tests.unit.benchmarks.toys import ToyMethod, toy_benchmark
 
@@ -110,12 +112,22 @@ def test_a_torn_last_line_is_made_again(tmp_path: Path, cut: int) -> None:
     assert path.read_bytes() == whole
 
 
-def test_a_sample_on_disk_has_its_time_on_disk(tmp_path: Path) -> None:
+def test_a_time_that_is_lost_is_measured_again_and_its_sample_kept(tmp_path: Path) -> None:
     folder = run(toy_benchmark(), tmp_path / "run").folder
-    timings = folder / "timings.jsonl"
+    samples, timings = folder / "samples.jsonl", folder / "timings.jsonl"
+    before = samples.read_bytes()
     timings.write_text("".join(timings.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(OtterError, match="is missing"):
-        run(toy_benchmark(), folder)
+    run(toy_benchmark(), folder)
+    assert samples.read_bytes() == before
+    assert len(lines(timings)) == len(lines(samples))
+    assert {line["session"] for line in lines(timings)} == {0, 1}
+
+
+def test_no_figure_is_drawn_from_less_than_all_samples(tmp_path: Path) -> None:
+    benchmark = toy_benchmark()
+    expected = pytest.raises(OtterError, match="sample 0 of prompt 1 by plain is missing")
+    with RunFolder.opened(tmp_path / "run", benchmark.settings()) as folder, expected:
+        scored_rows(benchmark, folder)
 
 
 def test_a_dropped_sample_is_made_again_and_never_left_out(tmp_path: Path) -> None:
