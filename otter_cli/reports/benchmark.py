@@ -129,6 +129,7 @@ def _facts(result: Result) -> Iterator[tuple[str, str]]:
     if settings.prompts.truncated:
         yield "cut", f"{settings.prompts.truncated} prompts, to their last tokens"
     yield "decoding", f"{sampling}, seed {settings.seed}, batch {settings.batch}"
+    yield "base", f"sha256 {settings.methods['plain'].models[0].base or 'unknown'}"
     for name, method in settings.methods.items():
         models = "; ".join(f"{m.name}, sha256 {m.weights[:12]}" for m in method.models)
         steering = ", ".join(f"{k} {v}" for k, v in method.steering.items())
