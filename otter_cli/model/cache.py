@@ -13,14 +13,17 @@ from transformers.cache_utils import (
 from otter_cli.core.errors import OtterError
 
 
-def own_layer(cache: Cache, at: int, *, like: int, new_tokens: int) -> None:
-    """Makes sure that `cache.layers[at]` exists, of the same type as the base's layer `like`, and
-    as long.
+def own_layer(cache: Cache, at: int, *, depth: int, new_tokens: int) -> None:
+    """Makes sure that `cache.layers[at]` exists, of the same type as the base's layer `at` modulo
+    its `depth`, and as long.
 
     Raises OtterError where the base cached tokens that the insertion never saw.
     """
+    like = at % depth
     while len(cache.layers) <= at:
-        cache.layers.append(_empty_like(cache.layers[like]))
+        # Layers between are another insertion's, whose windows are those of their own layers.
+        between = len(cache.layers) % depth
+        cache.layers.append(_empty_like(cache.layers[min(between, len(cache.layers) - 1)]))
     base, own = cache.layers[like].get_seq_length(), cache.layers[at].get_seq_length() + new_tokens
     if int(base) != int(own):
         raise OtterError(

@@ -239,7 +239,7 @@ class Taps:
         # both.
         names = list(self.insertions)
         at = self.depth + names.index(name) * self.depth + index
-        own_layer(cache, at, like=index, new_tokens=key.shape[-2])
+        own_layer(cache, at, depth=self.depth, new_tokens=key.shape[-2])
         return cache.update(key, value, at)
 
     def _require_streams(self, record: Record) -> None:
