@@ -88,6 +88,11 @@ def _refuse_no_folder(path: Path) -> None:
 
 def _refuse_otter(path: Path) -> None:
     if (path / "otter.json").exists():
+        if not (path / "config.json").exists():
+            raise OtterError(
+                f"{path} is an adapter, without its base",
+                hint=f"otter attach {path} BASE OUT makes a grafted folder of both",
+            )
         raise OtterError(
             f"{path} is grafted already",
             hint="graft onto its base; `otter strip` gives the base back",

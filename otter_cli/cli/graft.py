@@ -31,10 +31,12 @@ def _form(name: str, text: str) -> Any:
     example="""\
     otter graft llama-base grafted
     otter graft llama-base grafted --hidden 32 --heads 1 --ffn 64 --signal reward --signal future:3
-    otter graft llama-base grafted --kv base --signal toxicity --dry-run""",
+    otter graft org/name@main grafted --kv base --signal toxicity --dry-run""",
 )
 def graft(
-    base: Annotated[Path, typer.Argument(help="folder of the base checkpoint (safetensors)")],
+    base: Annotated[
+        str, typer.Argument(help="folder of the base, or a hub id: org/name, org/name@revision")
+    ],
     out: Annotated[Path, typer.Argument(help="the grafted folder to write")],
     signal: Annotated[
         list[str] | None,
@@ -70,6 +72,7 @@ def graft(
     Left out, every size is a sixteenth of the base's.
     """
     from otter_cli.checkpoint.folder import Checkpoint
+    from otter_cli.checkpoint.source import find_base
     from otter_cli.core.errors import OtterError
     from otter_cli.families import base_shape
     from otter_cli.insertion import InsertionConfig, Plan, parse_layers, resolve
@@ -79,7 +82,8 @@ def graft(
 
     if out.exists() and not dry_run:
         raise OtterError(f"{out} exists already", hint="choose another OUT, or remove it")
-    checkpoint = Checkpoint.open(base, allow_otter=False)
+    source = find_base(base)
+    checkpoint = Checkpoint.open(source.path, allow_otter=False)
     shape = base_shape(checkpoint.config)
     config: InsertionConfig = resolve(
         shape,
@@ -100,9 +104,18 @@ def graft(
     plan = Plan(config, shape)
     cost = price(plan, checkpoint)
     if not dry_run:
-        write(checkpoint, out, plan, source=str(base), mode="copy" if copy else "link")
+        write(
+            checkpoint,
+            out,
+            plan,
+            source=source.name,
+            revision=source.revision,
+            mode="copy" if copy else "link",
+        )
     data = {
         "out": None if dry_run else out,
+        "base": source.name,
+        "revision": source.revision,
         "family": shape.family.model_type,
         "insertion": config,
         "tensors": len(plan.slots),

@@ -13,6 +13,7 @@ class Verb(NamedTuple):
 VERBS = {
     "inspect": Verb("otter_cli.cli.inspect", "Checkpoints", "what a folder is, what was grafted"),
     "graft": Verb("otter_cli.cli.graft", "Checkpoints", "insert tensors beside a base's own"),
+    "attach": Verb("otter_cli.cli.attach", "Checkpoints", "put an adapter beside its base again"),
     "strip": Verb("otter_cli.cli.strip", "Checkpoints", "give the base back, byte for byte"),
     "verify": Verb("otter_cli.cli.verify", "Checkpoints", "prove that the base is not disturbed"),
     "export": Verb("otter_cli.cli.export", "Checkpoints", "adapter, wide or base, with a verdict"),
