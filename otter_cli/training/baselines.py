@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
 from otter_cli.families import base_shape
 from otter_cli.insertion import Manifest, Plan, graft, resolve
 from otter_cli.signals import SignalConfig
-from otter_cli.training.recipe import Recipe
+from otter_cli.training.recipe import Baseline, Recipe
 from otter_cli.training.separate import SeparateTrainee, create_separate
-from otter_cli.training.trainee import GraftTrainee, Trainee, graft_signals
-
-Baseline = Literal["head", "separate"]
+from otter_cli.training.targets import graft_signals
+from otter_cli.training.trainee import GraftTrainee, Trainee
 
 
 def make_trainee(

@@ -22,6 +22,8 @@ from otter_cli.core.errors import OtterError, from_os_error
 from otter_cli.training.objectives import AnyObjective
 from otter_cli.training.section import Section, section_error
 
+Baseline = Literal["head", "separate"]
+
 
 class BaselineSettings(Section):
     """What a baseline does otherwise than the insertion; data, steps and batches are equal."""
@@ -77,7 +79,7 @@ class Recipe(Section):
         kept = {n: o for n, o in self.signals.items() if names is None or n in names}
         return self.model_copy(update={"signals": kept})
 
-    def for_baseline(self, baseline: Literal["head", "separate"] | None) -> Recipe:
+    def for_baseline(self, baseline: Baseline | None) -> Recipe:
         """The same recipe with what it says of a baseline."""
         settings = getattr(self.baselines, baseline) if baseline else BaselineSettings()
         return self.model_copy(update=settings.model_dump(exclude_none=True))

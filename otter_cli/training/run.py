@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from otter_cli.core.console import say
 from otter_cli.core.errors import OtterError
@@ -12,10 +12,8 @@ from otter_cli.core.intervals import Interval
 from otter_cli.core.jsonlines import JsonLines
 from otter_cli.core.lock import writer_lock
 from otter_cli.insertion import TrainingRecord
-from otter_cli.training.baselines import Baseline, make_trainee
-from otter_cli.training.loop import Metrics, Run
 from otter_cli.training.material import load_material
-from otter_cli.training.recipe import Recipe
+from otter_cli.training.recipe import Baseline, Recipe
 from otter_cli.training.resume import (
     check_same_run,
     forget_after,
@@ -23,7 +21,10 @@ from otter_cli.training.resume import (
     refuse_unfinished,
 )
 from otter_cli.training.state import StateFolder
-from otter_cli.training.trainee import graft_signals
+from otter_cli.training.targets import graft_signals
+
+if TYPE_CHECKING:
+    from otter_cli.training.loop import Metrics
 
 METRICS = "metrics.jsonl"
 
@@ -65,6 +66,11 @@ def train(
     tokenizer = _tokenizer(folder)
     material = {name: load_material(name, recipe, signals[name], tokenizer) for name in signals}
     data = {name: found.record for name, found in material.items()}
+
+    # Torch from here on: recipes and rows are refused without it.
+    from otter_cli.training.baselines import make_trainee
+    from otter_cli.training.loop import Run
+
     trainee = make_trainee(folder, recipe, baseline, to, device)
 
     def write(step: int, metrics: Metrics) -> None:

@@ -7,14 +7,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from otter_cli.checkpoint.header import read_header
 from otter_cli.checkpoint.writer import TensorSpec, write_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
 
 _KEPT = 2
 _FILE = re.compile(r"state-(\d{8})\.safetensors")
@@ -45,6 +45,8 @@ class StateFolder:
         return None if newest is None else _notes(newest)
 
     def load(self) -> State | None:
+        from safetensors.torch import load_file
+
         newest = self.newest()
         if newest is None:
             return None
@@ -70,9 +72,7 @@ class StateFolder:
         return [p for p in self.path.glob("state-*") if _FILE.fullmatch(p.name)]
 
 
-def pack(
-    parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer
-) -> dict[str, Tensor]:
+def pack(parameters: Mapping[str, nn.Parameter], optimiser: Optimizer) -> dict[str, Tensor]:
     """Parameters and what the optimiser remembers of each, by flat names."""
     packed = {f"value/{name}": parameter.detach() for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
@@ -84,15 +84,14 @@ def pack(
 def unpack(
     tensors: Mapping[str, Tensor],
     parameters: Mapping[str, nn.Parameter],
-    optimiser: torch.optim.Optimizer,
+    optimiser: Optimizer,
 ) -> None:
     """The inverse of `pack`, in place."""
     for flat, tensor in tensors.items():
         key, _, name = flat.partition("/")
         parameter = parameters[name]
         if key == "value":
-            with torch.no_grad():
-                parameter.copy_(tensor)
+            parameter.detach().copy_(tensor)
         else:
             # AdamW counts its steps on the CPU, wherever the parameter is.
             place = "cpu" if key == "step" else parameter.device

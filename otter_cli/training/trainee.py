@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from otter_cli.core.errors import OtterError
-from otter_cli.core.suggest import closest
-from otter_cli.insertion import InsertionConfig, Manifest, Plan, TrainingRecord, update_tensors
+from otter_cli.insertion import Plan, TrainingRecord, update_tensors
 from otter_cli.model import OtterForCausalLM
 from otter_cli.signals import SignalConfig
 from otter_cli.training.objectives import Positions
+from otter_cli.training.targets import graft_signals, trained_names, without_gradient
 
 if TYPE_CHECKING:
     from otter_cli.data.datasets import Batch
@@ -77,50 +76,3 @@ class GraftTrainee:
         }
         plan = Plan(self.config, self.model.shape)
         self.model.manifest = update_tensors(self.folder, plan, manifest, tensors)
-
-
-def graft_signals(folder: Path, recipe: Recipe) -> dict[str, SignalConfig]:
-    """The graft's signals that the recipe trains. Raises OtterError where it lacks one, or has it
-    as another kind."""
-    manifest = Manifest.read(folder)
-    signals = {s.name: s for config in manifest.insertions for s in config.signals}
-    for name, objective in recipe.signals.items():
-        if name not in signals:
-            near = closest(name, signals)
-            raise OtterError(
-                f"the recipe trains signal {name!r}, which {folder} does not have",
-                hint=(f"did you mean {near!r}? " if near else "")
-                + f"its signals: {', '.join(signals) or 'none'}",
-            )
-        objective.check(signals[name])
-    return {name: signals[name] for name in recipe.signals}
-
-
-def trained_names(
-    config: InsertionConfig, recipe: Recipe, parameters: Mapping[str, Any]
-) -> set[str]:
-    """The stream and the heads of the recipe's signals, but for parts that a loss cannot see."""
-    heads = f"otter.{config.name}.signals."
-    untouched = {
-        f"{heads}{signal}.{part}"
-        for signal, objective in recipe.signals.items()
-        for part in objective.untouched
-    }
-    return {
-        name
-        for name in parameters
-        if name not in untouched
-        and (
-            not name.startswith(heads)
-            or name.removeprefix(heads).partition(".")[0] in recipe.signals
-        )
-    }
-
-
-def without_gradient(config: InsertionConfig) -> frozenset[str]:
-    """With zero embeddings the first layer's attention sees u = 0, and always will."""
-    if config.embedding == "table" or not config.heads:
-        return frozenset()
-    first = f"otter.{config.name}.layers.{min(config.layers)}.attention"
-    inputs = ("query", "key", "value") if config.kv == "own" else ("query",)
-    return frozenset([f"{first}.norm.weight", *(f"{first}.{name}.z.weight" for name in inputs)])
