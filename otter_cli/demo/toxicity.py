@@ -10,13 +10,13 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tokenizers import Tokenizer as BareTokenizer
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from otter_cli.core.atomic import staged_folder, write_json, write_text
 from otter_cli.core.console import progress
+from otter_cli.core.intervals import auroc
 from otter_cli.core.seeds import derive_seed, seed_everything
 from otter_cli.demo.gold import split_exchange, toxicity_labels
 from otter_cli.demo.world import World
@@ -144,11 +144,7 @@ def _held_out_auc(
 ) -> dict[str, float]:
     chunks = [texts[i : i + ROWS_PER_STEP] for i in range(0, len(texts), ROWS_PER_STEP)]
     scores = torch.cat([model(**_encode(tokenizer, chunk)).logits for chunk in chunks]).numpy()
-    labels = _labels(texts).numpy() > 0
-    return {name: auc(scores[:, i], labels[:, i]) for i, name in enumerate(CLASSES)}
-
-
-def auc(scores: NDArray[np.floating], labels: NDArray[np.bool_]) -> float:
-    """Chance that a positive scores above a negative, ties counting half (Mann-Whitney)."""
-    gaps = scores[labels][:, None] - scores[~labels][None, :]
-    return float((gaps > 0).mean() + 0.5 * (gaps == 0).mean())
+    labels, once = _labels(texts).numpy(), np.ones((1, len(texts)))
+    return {
+        name: float(auroc(scores[:, i], labels[:, i])(once)[0]) for i, name in enumerate(CLASSES)
+    }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -26,6 +27,10 @@ IGNORED = -100
 ROWS_PER_STEP = 8
 LEARNING_RATE = 4e-3
 WARM_UP_STEPS = 50
+TOKENIZER_TEXTS = 20_000
+COMMAND = ("python", "-m", "otter_cli.demo.train_base", "OUT")
+
+Card = dict[str, Any]
 
 
 def tiny_config() -> LlamaConfig:
@@ -79,39 +84,49 @@ def train(model: LlamaForCausalLM, rows: Tensor, steps: int, seed: int) -> None:
 
 
 @torch.no_grad()
-def held_out_loss(model: LlamaForCausalLM, rows: Tensor) -> float:
-    losses = [next_token_loss(model, batch) for batch in rows.split(ROWS_PER_STEP)]
-    return torch.stack(losses).mean().item()
+def mean_loss(model: LlamaForCausalLM, rows: Tensor) -> float:
+    """Nats per token over all tokens of `rows` that are predicted, none of them padding."""
+    total, count = 0.0, 0
+    for batch in rows.split(ROWS_PER_STEP):
+        tokens = int((batch[:, 1:] != PAD).sum())
+        total += tokens * next_token_loss(model, batch).item()
+        count += tokens
+    return total / count
 
 
-def build(out: Path, *, steps: int, texts: int, seed: int) -> dict[str, Any]:
+def build(out: Path, *, steps: int, texts: int, seed: int) -> Card:
     """Write the base to `out` and return its card, which lies there as PROVENANCE.json."""
     started = time.monotonic()
     train_texts = World(seed, "train").texts(texts)
-    tokenizer = train_tokenizer(train_texts[:20_000])
-    train_rows, test_rows = (
-        pack([[*encoding.ids, EOS] for encoding in tokenizer.encode_batch(documents)])
-        for documents in (train_texts, World(seed, "test").texts(2_000))
-    )
+    test_texts = World(seed, "test").texts(texts // 30)
+    tokenizer = train_tokenizer(train_texts[:TOKENIZER_TEXTS])
+    train_rows, test_rows = rows_of(tokenizer, train_texts), rows_of(tokenizer, test_texts)
     seed_everything(derive_seed("base", seed))
     model = LlamaForCausalLM(tiny_config())
     train(model, train_rows, steps, seed)
+    options = {"steps": steps, "texts": texts, "seed": seed}
     card = {
         "what": "a tiny Llama trained on synthetic text alone, for `otter demo` and tests",
         "parameters": model.num_parameters(),
-        "seed": seed, "texts": texts, "steps": steps, "rows_per_step": ROWS_PER_STEP,
+        "rows_per_step": ROWS_PER_STEP,
         "learning_rate": LEARNING_RATE,
-        "train_tokens": int((train_rows != PAD).sum()),
-        "held_out_loss": round(held_out_loss(model, test_rows), 4),
-        "train_loss": round(held_out_loss(model, train_rows[: len(test_rows)]), 4),
+        "train_text_tokens": int((train_rows != PAD).sum()),
+        "train_loss": round(mean_loss(model, train_rows[: len(test_rows)]), 4),
+        "held_out_loss": round(mean_loss(model, test_rows), 4),
         "seconds": round(time.monotonic() - started, 1),
-        "provenance": provenance(["python", "-m", "otter_cli.demo.train_base"]),
-    }  # fmt: skip
+        **options,
+        **provenance([*COMMAND, *(f"--{name}={value}" for name, value in options.items())]),
+    }
     with staged_folder(out) as folder:
         model.save_pretrained(folder)
         save_tokenizer(tokenizer, folder, CONTEXT)
         write_json(folder / "PROVENANCE.json", card)
     return card
+
+
+def rows_of(tokenizer: Tokenizer, texts: list[str]) -> Tensor:
+    """The texts as rows of tokens: [rows, CONTEXT]."""
+    return pack([[*encoding.ids, EOS] for encoding in tokenizer.encode_batch(texts)])
 
 
 def _rate(step: int, steps: int) -> float:
@@ -128,7 +143,7 @@ def _batches(rows: Tensor, seed: int) -> Iterator[Tensor]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=3_000)
+    parser.add_argument("--steps", type=int, default=4_000)
     parser.add_argument("--texts", type=int, default=60_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
