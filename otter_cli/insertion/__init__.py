@@ -4,7 +4,8 @@ from otter_cli.insertion.check import check_base
 from otter_cli.insertion.config import InsertionConfig, parse_layers, resolve
 from otter_cli.insertion.graft import graft
 from otter_cli.insertion.manifest import MANIFEST, Manifest, TrainingRecord
-from otter_cli.insertion.plan import Plan, Slot
+from otter_cli.insertion.plan import Plan
+from otter_cli.insertion.slots import Slot
 from otter_cli.insertion.storage import TENSORS
 from otter_cli.insertion.strip import strip
 from otter_cli.insertion.update import update_tensors

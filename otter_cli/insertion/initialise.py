@@ -7,7 +7,8 @@ import numpy as np
 
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.seeds import derive_seed
-from otter_cli.insertion.plan import Plan, Slot
+from otter_cli.insertion.plan import Plan
+from otter_cli.insertion.slots import Slot
 
 STANDARD_DEVIATION = 0.02
 

@@ -8,8 +8,9 @@ from safetensors.numpy import load_file
 
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.insertion import TENSORS
-from otter_cli.insertion.plan import head_rows, spread
+from otter_cli.insertion.plan import spread
 from otter_cli.insertion.price import price
+from otter_cli.insertion.sources import head_rows
 from tests.support.grafts import graft_for, plan_for
 
 
