@@ -19,6 +19,7 @@ from otter_cli.demo.files import write_world
 if TYPE_CHECKING:
     from otter_cli.benchmarks.result import Result
     from otter_cli.benchmarks.run import Finished
+    from otter_cli.decoding import Sampling
     from otter_cli.insertion.price import Price
     from otter_cli.training import TrainResult
     from otter_cli.verification import Report as Verification
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 SIGNALS = ("reward", "toxicity", "future:3")
 SIZES = {"hidden": 32, "heads": 1, "ffn": 64}
-DRAFT_PROMPTS, GUIDED_PROMPTS, DETOX_PROMPTS, DETOX_SAMPLES = 60, 100, 60, 8
+DRAFT_PROMPTS, GUIDED_PROMPTS, DETOX_PROMPTS, DETOX_SAMPLES = 30, 30, 40, 8
 
 
 @dataclass(frozen=True)
@@ -153,34 +154,37 @@ def _bench(name: str, folder: Path, seed: int) -> Finished:
 
     out = folder / name
     if name == "preference":
-        grafts, setting = _prepare(folder, "reward", GUIDED_PROMPTS, Sampling(64), seed=seed)
+        grafts, setting = _prepare(folder, "reward", GUIDED_PROMPTS, Sampling(64), seed)
         rule = RuleScorer("gold rule", gold_score, digest=sha256_file(Path(gold.__file__)))
-        guidance = assemble.Guidance("reward", strength=2.0)
+        guidance = assemble.Guidance("reward", strength=0.5)
         benchmark: Any = assemble.preference(
             grafts, setting, guidance, reward_model=folder / "separate", gold=rule
         )
     elif name == "detox":
         drawn = Sampling(24, temperature=1.0, top_k=10)
-        shared = {"repeats": DETOX_SAMPLES, "batch": DETOX_SAMPLES, "seed": seed}
-        grafts, setting = _prepare(folder, "toxicity", DETOX_PROMPTS, drawn, **shared)
+        grafts, setting = _prepare(folder, "toxicity", DETOX_PROMPTS, drawn, seed, DETOX_SAMPLES)
         guidance = assemble.Guidance("toxicity", strength=-8.0)
         benchmark = assemble.detox(grafts, setting, guidance, detoxify=folder / "detoxify")
     else:
-        grafts, setting = _prepare(folder, "future", DRAFT_PROMPTS, Sampling(64), seed=seed)
+        grafts, setting = _prepare(folder, "future", DRAFT_PROMPTS, Sampling(64), seed)
         benchmark = assemble.speedup(grafts, setting, signal="future")
     return run(benchmark, out)
 
 
-def _prepare(folder: Path, signal: str, limit: int, sampling: Any, **shared: int) -> Any:
-    from otter_cli.benchmarks.benchmark import Setting
-    from otter_cli.benchmarks.models import load_pair
-    from otter_cli.benchmarks.prompts import PromptFile, load_prompts
+def _prepare(
+    folder: Path, signal: str, limit: int, sampling: Sampling, seed: int, repeats: int = 1
+) -> Any:
+    from otter_cli.benchmarks import assemble
+    from otter_cli.benchmarks.prompts import PromptFile
 
-    grafts = load_pair(folder / "grafted", folder / "head", signal)
-    prompts, record = load_prompts(
-        PromptFile(folder / "data" / "prompts.jsonl", limit=limit),
-        grafts[0].tokenizer,
-        positions=grafts[0].model.shape.max_positions,
-        new_tokens=sampling.max_new_tokens,
+    prompts = PromptFile(folder / "data" / "prompts.jsonl", limit=limit)
+    return assemble.prepare(
+        folder / "grafted",
+        folder / "head",
+        signal,
+        prompts,
+        sampling,
+        seed=seed,
+        repeats=repeats,
+        batch=repeats,
     )
-    return grafts, Setting(prompts, record, sampling, **shared)
