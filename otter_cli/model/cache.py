@@ -41,4 +41,8 @@ def _empty_like(layer: CacheLayerMixin) -> CacheLayerMixin:
         for name in ("sliding_window", "max_cache_len")
         if hasattr(layer, name)
     }
-    return type(layer)(**arguments) if arguments else DynamicLayer()
+    own = type(layer)(**arguments) if arguments else DynamicLayer()
+    if getattr(layer, "record_past", False):
+        # Assisted decoding takes tokens back, which a window must know beforehand.
+        own.activate_past_recording()
+    return own
