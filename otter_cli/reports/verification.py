@@ -66,6 +66,10 @@ def _levels(found: Verification) -> Iterator[list[Cell | str]]:
                 True,
             ),
         ]
+    if found.skipped:
+        first = found.skipped[0]
+        told = f"{len(found.skipped)} cases that the base cannot run: {first.case}: {first.reason}"
+        yield ["left out", told]
     yield from _poisons(found)
     for place in found.locality:
         told = place.failure or f"{place.compared} comparisons: what is at s shows at s alone"

@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from otter_cli.core.console import progress
+from otter_cli.core.errors import OtterError
 from otter_cli.verification.bits import Difference, difference
 from otter_cli.verification.cases import Case
 from otter_cli.verification.pair import Pair
 from otter_cli.verification.poison import VALUES, poisoned
 from otter_cli.verification.run import Outputs, run
 
+# What transformers raises for ways of running that a model does not know.
+_REFUSALS = (ValueError, TypeError, AttributeError, NotImplementedError, RuntimeError, OtterError)
+
 
 @dataclass(frozen=True)
 class CaseResult:
     """`control`: the base equals itself. `poison`: by value, whether the logits stood still.
-    `outputs`: digest of what the base gave."""
+    `outputs`: digest of what the base gave. `failure`: what the other model raised."""
 
     case: Case
     equal: bool
@@ -25,6 +29,7 @@ class CaseResult:
     poison: dict[str, bool]
     difference: Difference
     outputs: str
+    failure: str = ""
 
     def record(self) -> dict[str, Any]:
         return {
@@ -34,7 +39,18 @@ class CaseResult:
         }
 
 
-def compare(pair: Pair, cases: list[Case], *, every_value: bool) -> Iterator[CaseResult]:
+@dataclass(frozen=True)
+class Skipped:
+    """A case that the base itself cannot run: nothing to compare with."""
+
+    case: Case
+    reason: str
+
+    def record(self) -> dict[str, Any]:
+        return {"case": self.case.record(), "reason": self.reason}
+
+
+def compare(pair: Pair, cases: list[Case], *, every_value: bool) -> Iterator[CaseResult | Skipped]:
     """Runs the cases; NaN poisons each of them, the other values each or, for a quick grid, take
     turns."""
     with progress(len(cases), "comparing logits") as advance:
@@ -44,17 +60,24 @@ def compare(pair: Pair, cases: list[Case], *, every_value: bool) -> Iterator[Cas
             advance(1)
 
 
-def _compare(pair: Pair, case: Case, values: tuple[str, ...]) -> CaseResult:
-    expected = run(case, pair.base)
-    found = run(case, pair.other)
-    return CaseResult(
-        case=case,
-        equal=found.same_bits(expected),
-        control=run(case, pair.base).same_bits(expected),
-        poison=_poison(pair, case, values, expected),
-        difference=difference(expected.logits, found.logits),
-        outputs=expected.sha256(),
-    )
+def _compare(pair: Pair, case: Case, values: tuple[str, ...]) -> CaseResult | Skipped:
+    try:
+        expected = run(case, pair.base)
+    except _REFUSALS as error:
+        return Skipped(case, _told(error))
+    control = run(case, pair.base).same_bits(expected)
+    try:
+        found = run(case, pair.other)
+        poison = _poison(pair, case, values, expected)
+    except _REFUSALS as error:
+        return CaseResult(case, False, control, {}, Difference(), expected.sha256(), _told(error))
+    moved = difference(expected.logits, found.logits)
+    equal = found.same_bits(expected)
+    return CaseResult(case, equal, control, poison, moved, expected.sha256())
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _poison(pair: Pair, case: Case, values: tuple[str, ...], expected: Outputs) -> dict[str, bool]:

@@ -10,7 +10,7 @@ from otter_cli.verification.request import Request
 
 if TYPE_CHECKING:
     from otter_cli.verification.bisect import Parting
-    from otter_cli.verification.compare import CaseResult
+    from otter_cli.verification.compare import CaseResult, Skipped
     from otter_cli.verification.locality import Locality
     from otter_cli.verification.poison import PoisonResult
     from otter_cli.verification.structure import PathTrace
@@ -25,6 +25,7 @@ class Report:
     untraced: str = ""
     unrun: str = ""
     results: list[CaseResult] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
     paths: list[PathTrace] = field(default_factory=list)
     each: list[PoisonResult] = field(default_factory=list)
     locality: list[Locality] = field(default_factory=list)
@@ -57,6 +58,7 @@ class Report:
             "static": self.static.record(),
             "structure": [path.record() for path in self.paths],
             "results": [result.record() for result in self.results],
+            "skipped": [skipped.record() for skipped in self.skipped],
             "poison_each": [result.record() for result in self.each],
             "locality": [result.record() for result in self.locality],
             "bisect": self.parting and self.parting.record(),

@@ -4,8 +4,8 @@ insertion, and none of them reads what it made. That holds for all values, not o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -39,11 +39,11 @@ class PathTrace:
         }
 
 
-def traced_cases(cases: Iterable[Case], window: int) -> list[Case]:
+def traced_cases(cases: list[Case], window: int) -> list[Case]:
     """A trace for each kind of forward path in the grid's settings: long enough to pass every
     length at which a kernel or a mask changes its mind, short where steps repeat themselves."""
     settings = dict.fromkeys((case.dtype, case.attention, case.device) for case in cases)
-    paths = (
+    paths: tuple[Case, ...] = (
         Case("prefill", min(136, window)),
         Case("decode", min(120, window - 1), steps=1),
         Case("decode", min(16, window - 1), batch=4, padding="left", steps=1),
@@ -51,8 +51,10 @@ def traced_cases(cases: Iterable[Case], window: int) -> list[Case]:
         Case("chunked", min(24, window), chunk=12),
         Case("static", min(10, window - 1), steps=1),
     )
+    if any(case.path == "checkpointing" for case in cases):
+        paths += (Case("checkpointing", min(12, window), batch=2),)
     return [
-        Case(**{**path.record(), "dtype": dtype, "attention": attention, "device": device})
+        replace(path, dtype=dtype, attention=attention, device=device)
         for dtype, attention, device in settings
         for path in paths
     ]

@@ -3,7 +3,8 @@
 Storages, not tensors, are followed, so that views and in-place writes are the same thing. What
 an operation inside the insertion makes is *foreign*; what depends on an inserted parameter is
 *tainted* besides. The base is untouched when its own operations read neither, nothing inside
-writes to a storage of the base's, and no tainted value leaves as a Python number.
+writes to a storage of the base's or draws from its generator, and no tainted value leaves as a
+Python number.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ _UNSEEN = {
     torch.Tensor.__dlpack__,
     torch.Tensor.data_ptr,
 }
+_SEEDED = torch.Tag.nondeterministic_seeded
 _VALUE_DEPENDENT = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
 
@@ -113,9 +115,13 @@ class Tracer(TorchDispatchMode):
         named = named or {}
         read = list(tensors_in((arguments, named)))
         written = [self._identity(tensor) for tensor in _written(function, arguments, named)]
+        name = str(function)
+        generators = _generators() if self._inside() and _SEEDED in function.tags else []
         output = function(*arguments, **named)
         made = list(tensors_in(output))
-        name = str(function)
+        if generators and not all(map(torch.equal, generators, _generators())):
+            # The next numbers that the base draws are others then.
+            self._leak(name, "draws random numbers from the base's generator")
         if any(tag in function.tags for tag in _VALUE_DEPENDENT):
             self.escape(name, read, "a number or a shape")
         sources, targets = [*map(self._identity, read)], [*map(self._identity, made)]
@@ -199,6 +205,15 @@ def _written(function: Any, arguments: Any, named: dict[str, Any]) -> list[Tenso
         if argument.alias_info is not None and argument.alias_info.is_write
         for tensor in tensors_in(values.get(argument.name))
     ]
+
+
+def _generators() -> list[Tensor]:
+    """The states of the default generators, of every device that is in use."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if _cuda() else ())]
+
+
+def _cuda() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_initialized()
 
 
 def _flat(value: Any) -> Iterator[Any]:

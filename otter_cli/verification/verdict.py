@@ -47,6 +47,8 @@ def decide(report: Report) -> Verdict:
     if report.request.static_only:
         return Verdict(ON_DISK, f"{files}; no model was run.")
     cases = len(report.results)
+    if not cases:
+        return Verdict(INCONCLUSIVE, f"the base runs none of the grid: {report.skipped[0].reason}")
     if report.control < cases:
         return Verdict(
             INCONCLUSIVE,
@@ -70,6 +72,8 @@ def _refutations(report: Report) -> Iterator[str]:
     for path in report.leaks:
         yield f"{path.case}: {path.leak}"
     for result in report.results:
+        if result.failure:
+            yield f"{result.case} raises {result.failure}, the base does not"
         for value, stood in result.poison.items():
             if not stood and result.control:
                 yield f"{result.case}: {value} in the inserted tensors moves logits"

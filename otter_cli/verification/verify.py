@@ -68,20 +68,24 @@ def _run_models(report: Report) -> None:
 def _run_levels(report: Report, pair: Pair, cases: list[Case], window: int) -> None:
     """All levels that need models, on one loaded pair."""
     from otter_cli.verification.bisect import bisect
-    from otter_cli.verification.compare import compare
+    from otter_cli.verification.compare import CaseResult, Skipped, compare
     from otter_cli.verification.locality import check_locality
     from otter_cli.verification.poison import VALUES, poison_each
     from otter_cli.verification.structure import trace_paths, traced_cases
 
     full = report.request.grid.name == "full"
-    results = list(compare(pair, cases, every_value=full))
+    compared = list(compare(pair, cases, every_value=full))
+    results = [result for result in compared if isinstance(result, CaseResult)]
     report.results += results
-    if pair.otter is not None:
-        report.paths += trace_paths(pair, pair.otter, traced_cases(cases, window))
-        probe = replace(cases[0], path="prefill", length=6, batch=2, padding="left", steps=0)
+    report.skipped += [result for result in compared if isinstance(result, Skipped)]
+    ran = [result.case for result in results if not result.failure]
+    if pair.otter is not None and ran:
+        report.paths += trace_paths(pair, pair.otter, traced_cases(ran, window))
+        probe = replace(ran[0], path="prefill", length=6, batch=2, padding="left", steps=0)
         if not report.each or full:
             report.each.append(poison_each(pair, pair.otter, probe, VALUES if full else VALUES[:1]))
-        report.locality += check_locality(pair.otter, replace(cases[0], path="prefill", length=12))
+        report.locality += check_locality(pair.otter, replace(probe, length=12, batch=1))
     moved = [result.case for result in results if result.control and not result.equal]
+    moved = [case for case in moved if case in ran]
     if moved and report.parting is None:
         report.parting = bisect(pair, min(moved, key=lambda case: case.tokens))
