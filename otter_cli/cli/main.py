@@ -1,5 +1,6 @@
 """The way in: runs a verb, and turns what goes wrong into `error:`, `hint:` and an exit code."""
 
+import logging
 import os
 import sys
 import traceback
@@ -44,6 +45,9 @@ def _hush_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # transformers imports torchao where it is installed, and both think aloud while they load.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _tell(error: OtterError) -> int:
