@@ -1,0 +1,58 @@
+"""Candidates and drafts on every family that takes a full insertion, or a refusal that says why."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from otter_cli.core.errors import OtterError
+from otter_cli.decoding import DecodingSession, State
+from otter_cli.model import OtterForCausalLM
+from tests.support.families import FULL, Case
+from tests.support.grafts import random_graft
+
+PROMPTS = [[5, 9, 33, 40, 12], [7, 8]]
+
+
+def _alone(model: Any, tokens: list[int]) -> State:
+    """The last state of a text by one plain forward: no cache, no padding."""
+    with torch.no_grad():
+        out = model(torch.tensor([tokens]), signals=(), logits=False)
+    return State(out.base_state, out.inserted_state).last()
+
+
+def _close(session: DecodingSession, states: State, row: int, expected: State) -> None:
+    got = State(states.base[row, None], {n: v[row, None] for n, v in states.inserted.items()})
+    for name in ("reward", "future"):
+        torch.testing.assert_close(
+            session.read(name, got), session.read(name, expected), rtol=1e-3, atol=1e-3
+        )
+    torch.testing.assert_close(session.logits(got), session.logits(expected), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("case", FULL, ids=str)
+def test_a_choice_then_a_draft_are_the_text_recomputed(
+    tiny_checkpoint: Any, tmp_path: Path, case: Case
+) -> None:
+    folder = random_graft(case.write(tiny_checkpoint), tmp_path / "g", hidden=8, heads=2, ffn=16)
+    attention = "eager" if case.eager_only else "sdpa"
+    model = OtterForCausalLM.from_pretrained(folder, attn_implementation=attention)
+    session = DecodingSession(model)
+    session.prefill(PROMPTS)
+    candidates, chain = torch.tensor([[3, 50, 17], [4, 51, 18]]), torch.tensor([[30, 31], [40, 41]])
+    if any(session.cache.is_sliding):
+        with pytest.raises(OtterError, match="windows"):
+            session.branch(candidates)
+        return
+    states = session.branch(candidates)
+    for row, prompt in enumerate(PROMPTS):
+        for k in range(3):
+            chosen = states.at(torch.full((2,), k))
+            _close(session, chosen, row, _alone(model, [*prompt, int(candidates[row, k])]))
+    session.choose(torch.tensor([2, 1]))
+    session.extend(chain)
+    session.keep(torch.tensor([1, 2]), of=2)
+    states = session.step(torch.tensor([60, 61]))
+    for row, text in enumerate(([*PROMPTS[0], 17, 30, 60], [*PROMPTS[1], 51, 40, 41, 61])):
+        _close(session, states, row, _alone(model, text))
