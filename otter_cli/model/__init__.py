@@ -2,6 +2,6 @@
 
 from otter_cli.model.load import load_base
 from otter_cli.model.otter import OtterForCausalLM, OtterOutput
-from otter_cli.model.taps import inside_insertion
+from otter_cli.model.record import inside_insertion
 
 __all__ = ["OtterForCausalLM", "OtterOutput", "inside_insertion", "load_base"]

@@ -18,8 +18,9 @@ from otter_cli.core.errors import OtterError
 from otter_cli.core.suggest import closest
 from otter_cli.families import BaseShape
 from otter_cli.insertion.manifest import Manifest
+from otter_cli.model.record import Record
 from otter_cli.model.stream import Insertion
-from otter_cli.model.taps import Record, Taps
+from otter_cli.model.taps import Taps
 from otter_cli.signals import SignalConfig
 
 Wanted = Literal["all"] | tuple[str, ...]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from otter_cli.families import BaseShape
 from otter_cli.insertion.config import InsertionConfig
-from otter_cli.model.branches import InsertedAttention, InsertedFeedForward
+from otter_cli.model.attention import InsertedAttention
+from otter_cli.model.feed_forward import InsertedFeedForward
 from otter_cli.model.norms import StreamNorm
 from otter_cli.signals import HEADS
 
