@@ -1,4 +1,4 @@
-"""Planted faults: ways in which an inserted stream gets at its base, or differs from what it says."""
+"""Planted faults: how an inserted stream gets at its base, or differs from what it says."""
 
 from __future__ import annotations
 
