@@ -27,6 +27,7 @@ IGNORED = -100
 ROWS_PER_STEP = 8
 LEARNING_RATE = 4e-3
 WARM_UP_STEPS = 50
+STEPS, TEXTS = 3_000, 60_000
 TOKENIZER_TEXTS = 20_000
 COMMAND = ("python", "-m", "otter_cli.demo.train_base", "OUT")
 
@@ -143,8 +144,8 @@ def _batches(rows: Tensor, seed: int) -> Iterator[Tensor]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=4_000)
-    parser.add_argument("--texts", type=int, default=60_000)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--texts", type=int, default=TEXTS)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     card = build(options.out, steps=options.steps, texts=options.texts, seed=options.seed)

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from otter_cli.demo import BASE
 from otter_cli.demo.gold import gold_score, toxicity_labels
-from otter_cli.demo.train_base import mean_loss, rows_of
+from otter_cli.demo.train_base import LEARNING_RATE, ROWS_PER_STEP, STEPS, TEXTS, mean_loss, rows_of
 from otter_cli.demo.world import World
 
 
@@ -38,6 +38,12 @@ def answers(base: Any, tokenizer: Any) -> list[tuple[str, str]]:
 
 def test_the_folder_is_under_two_megabytes() -> None:
     assert sum(path.stat().st_size for path in BASE.iterdir()) < 1_950_000
+
+
+def test_the_script_as_it_stands_is_the_one_that_wrote_it() -> None:
+    card = json.loads((BASE / "PROVENANCE.json").read_text())
+    settings = [card[name] for name in ("steps", "texts", "rows_per_step", "learning_rate")]
+    assert settings == [STEPS, TEXTS, ROWS_PER_STEP, LEARNING_RATE]
 
 
 def test_nothing_pickled_ships() -> None:
