@@ -30,13 +30,13 @@ class Record:
 
 
 ACTIVE: ContextVar[Record | None] = ContextVar("otter_record", default=None)
-_inside: ContextVar[bool] = ContextVar("otter_inside", default=False)
+INSIDE: ContextVar[bool] = ContextVar("otter_inside", default=False)
 
 
 def inside_insertion() -> bool:
     """Whether the operation that runs now is the insertion's: what a trace needs to tell the two
     apart."""
-    return _inside.get()
+    return INSIDE.get()
 
 
 def hook(taps: Taps, handler: Callable[..., None]) -> Callable[..., None]:
@@ -47,11 +47,11 @@ def hook(taps: Taps, handler: Callable[..., None]) -> Callable[..., None]:
         record = ACTIVE.get()
         if record is None or record.taps is not taps:
             return
-        token = _inside.set(True)
+        token = INSIDE.set(True)
         try:
             with torch.set_grad_enabled(record.grad):
                 handler(record, module, *arguments)
         finally:
-            _inside.reset(token)
+            INSIDE.reset(token)
 
     return run

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from otter_cli.model import OtterForCausalLM
-from otter_cli.model import taps as tapping
+from otter_cli.model.record import ACTIVE, INSIDE
 
 # Of a layer: its output h, its named inputs, the stream z; what it is turned into.
 Change = Callable[[Tensor, Tensor], Tensor | None]
@@ -45,7 +45,7 @@ def leak(change: Change, when: When = always) -> Callable[[OtterForCausalLM], No
 
     def plant(model: OtterForCausalLM) -> None:
         def hook(module: nn.Module, inputs: Any, named: dict[str, Any], h: Tensor) -> Any:
-            record = tapping._active.get()
+            record = ACTIVE.get()
             if record is None or not when(model, h, named):
                 return None
             return change(h, record.streams["main"])
@@ -66,11 +66,11 @@ def add_in_place(h: Tensor, z: Tensor) -> None:
 
 def add_in_place_inside(h: Tensor, z: Tensor) -> None:
     """As an insertion's own code would do it by mistake."""
-    token = tapping._inside.set(True)
+    token = INSIDE.set(True)
     try:
         h.add_(1e-3 * z.mean(-1, keepdim=True))
     finally:
-        tapping._inside.reset(token)
+        INSIDE.reset(token)
 
 
 def scale_by_number(h: Tensor, z: Tensor) -> Tensor:
@@ -90,11 +90,11 @@ def norm_over_both(h: Tensor, z: Tensor) -> Tensor:
 
 def draw_numbers(h: Tensor, z: Tensor) -> None:
     """Noise of the insertion's own, from the generator that sampling draws from."""
-    token = tapping._inside.set(True)
+    token = INSIDE.set(True)
     try:
         torch.rand(3)
     finally:
-        tapping._inside.reset(token)
+        INSIDE.reset(token)
 
 
 def unchanged_but_rerun(h: Tensor, z: Tensor) -> Tensor:
