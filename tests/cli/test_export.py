@@ -30,8 +30,12 @@ def test_layouts(otter: Otter, grafted: Path, tmp_path: Path, layout: str, verdi
 
 
 def test_the_page_of_a_wide_export_says_what_moved(
-    grafted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    grafted: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     assert main(["export", str(grafted), str(tmp_path / "out"), "--to", "wide"]) == 0
     page = capsys.readouterr().out
     assert "not bit for bit" in page and "mathematically non-disruptive" in page
