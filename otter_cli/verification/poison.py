@@ -58,7 +58,7 @@ def number(value: str, dtype: torch.dtype) -> float:
     if value == "denormal":
         return torch.finfo(dtype).smallest_normal / 2
     wanted = float(value)
-    return wanted if abs(wanted) <= torch.finfo(dtype).max or math.isnan(wanted) else math.inf
+    return math.copysign(math.inf, wanted) if abs(wanted) > torch.finfo(dtype).max else wanted
 
 
 def poison_each(

@@ -7,14 +7,15 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from otter_cli.checkpoint.folder import Checkpoint
-from otter_cli.checkpoint.header import read_header
 from otter_cli.checkpoint.listing import base_files
 from otter_cli.checkpoint.tensor_info import TensorInfo
+from otter_cli.checkpoint.weights import Weights
 from otter_cli.core.console import progress
 from otter_cli.core.digests import sha256_file
 from otter_cli.core.errors import OtterError
 from otter_cli.families import base_shape
 from otter_cli.insertion import MANIFEST, Manifest, Plan
+from otter_cli.insertion.storage import STEM, stored_files
 from otter_cli.verification.findings import Digests, Finding, Static
 from otter_cli.verification.tensors import compare_tensors
 
@@ -88,28 +89,27 @@ def _check_tensors(roots: list[Path], found: Static) -> None:
 
 
 def _check_inserted(folder: Path, base: Path, manifest: Manifest, found: Static) -> None:
-    path = folder / manifest.inserted.file
-    if not path.is_file():
-        found.findings.append(Finding("is missing", str(path)))
-        return
-    digest = sha256_file(path)
-    ours = {path.name: digest, MANIFEST: sha256_file(folder / MANIFEST)}
-    found.digests["folder"] = {**found.digests.get("folder", {}), **ours}
-    if digest not in (manifest.inserted.sha256, manifest.inserted.previous_sha256):
-        found.findings.append(Finding(f"is not the file that {MANIFEST} records", str(path)))
+    entry = str(folder / manifest.inserted.file)
     try:
-        header = read_header(path)
+        manifest.check_tensors(folder)
+    except OtterError as error:
+        found.findings.append(Finding(error.what.removeprefix(f"{entry} "), entry))
+    try:
+        files = stored_files(folder)
+        weights = Weights.open(folder, STEM)
         shape = base_shape(Checkpoint.open(base).config)
     except OtterError as error:
         if found.holds:
             raise
         found.notes.append(error.what)
         return
+    ours = {name: sha256_file(folder / name) for name in (*files, MANIFEST)}
+    found.digests["folder"] = {**found.digests.get("folder", {}), **ours}
     slots = [(c, slot) for c in manifest.insertions for slot in Plan(c, shape).slots]
     expected = {slot.name: (config.dtype, slot.shape) for config, slot in slots}
     found.inserted = len(expected)
-    for name, what in _departures(header.tensors, expected):
-        found.findings.append(Finding(what, str(path), name))
+    for name, what in _departures(weights.tensors, expected):
+        found.findings.append(Finding(what, entry, name))
 
 
 def _departures(

@@ -81,6 +81,7 @@ def _run_levels(report: Report, pair: Pair, cases: list[Case], window: int) -> N
     ran = [result.case for result in results if not result.failure]
     if pair.otter is not None and ran:
         report.paths += trace_paths(pair, pair.otter, traced_cases(ran, window))
+        # Under eager attention if there is any: fused kernels may take NaN queries for zeros.
         probe = replace(ran[0], path="prefill", length=6, batch=2, padding="left", steps=0)
         if not report.each or full:
             report.each.append(poison_each(pair, pair.otter, probe, VALUES if full else VALUES[:1]))

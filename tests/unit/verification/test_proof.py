@@ -1,0 +1,104 @@
+"""proof.json: whole or refused, and what a second run may be held to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from otter_cli.core.digests import sha256_json
+from otter_cli.core.errors import CheckFailed, OtterError
+from otter_cli.verification import (
+    Grid,
+    Report,
+    Request,
+    decide,
+    disagreements,
+    proof_record,
+    read_proof,
+    request_of,
+    same_outputs,
+)
+from otter_cli.verification.bits import Difference
+from otter_cli.verification.cases import Case
+from otter_cli.verification.compare import CaseResult
+from otter_cli.verification.findings import Static
+
+REQUEST = Request(
+    Path("graft"), Path("base"), Grid("full", 7, 3, ("float32",)), independent=True, trust=True
+)
+
+
+def record(outputs: str = "abc", digest: str = "1", equal: bool = True) -> dict[str, Any]:
+    static = Static(1, 2, 3, digests={"folder": {"config.json": digest}})
+    results = [CaseResult(Case("prefill", 7), equal, True, {"nan": True}, Difference(), outputs)]
+    report = Report(REQUEST, static, "no graft", results=results)
+    return proof_record(report, decide(report))
+
+
+def test_a_proof_says_on_what_and_with_what_it_was_made(tmp_path: Path) -> None:
+    proof = record()
+    assert proof["schema_version"] == 1 and proof["verdict"] == "exact on grid"
+    assert (proof["cases"], proof["equal"], proof["control"], proof["poison"]) == (1, 1, 1, 1)
+    assert proof["provenance"]["versions"]["torch"] and proof["provenance"]["hardware"]["cpu"]
+    assert proof["backend"]["threads"] >= 1 and "cpu_capability" in proof["backend"]
+    assert proof["static"]["digests"]["folder"] == {"config.json": "1"}
+    assert proof["sha256"] == sha256_json({k: v for k, v in proof.items() if k != "sha256"})
+
+
+def test_it_survives_the_disk_and_gives_its_request_back(tmp_path: Path) -> None:
+    path = tmp_path / "proof.json"
+    path.write_text(json.dumps(record(), indent=2))
+    assert request_of(read_proof(path)) == REQUEST
+
+
+def test_a_request_without_a_base_stays_one(tmp_path: Path) -> None:
+    report = Report(Request(Path("graft"), static_only=True), Static())
+    proof = json.loads(json.dumps(proof_record(report, decide(report))))
+    assert request_of(proof) == report.request and proof["backend"] == {}
+
+
+def test_any_change_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "proof.json"
+    changed = {**record(equal=False), "verdict": "exact by construction"}
+    path.write_text(json.dumps(changed))
+    with pytest.raises(CheckFailed, match="changed after it was written"):
+        read_proof(path)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"verdict": "close"}', "[]", "no"])
+def test_what_is_no_proof_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "proof.json"
+    path.write_text(content)
+    with pytest.raises(OtterError) as refused:
+        read_proof(path)
+    assert refused.value.exit_code == 2
+
+
+def test_a_later_schema_is_refused(tmp_path: Path) -> None:
+    later = {**record(), "schema_version": 2}
+    later["sha256"] = sha256_json({k: v for k, v in later.items() if k != "sha256"})
+    path = tmp_path / "proof.json"
+    path.write_text(json.dumps(later))
+    with pytest.raises(OtterError, match="schema version 2"):
+        read_proof(path)
+
+
+def test_the_same_again_disagrees_in_nothing() -> None:
+    assert not list(disagreements(record(), record()))
+    assert same_outputs(record(), record()) == 1
+
+
+def test_other_bits_of_the_base_are_another_machine_not_a_disagreement() -> None:
+    assert not list(disagreements(record("abc"), record("def")))
+    assert same_outputs(record("abc"), record("def")) == 0
+
+
+def test_other_files_and_other_outcomes_are_told() -> None:
+    assert list(disagreements(record(), record(digest="2"))) == [
+        "config.json of the folder is not the file that was verified"
+    ]
+    told = list(disagreements(record(), record(equal=False)))
+    assert told == ["the verdict was exact on grid, and is close", "equal: 1 then, 0 now"]
