@@ -123,8 +123,8 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     # (key, value, why not): members of the family that are built otherwise.
     refused: tuple[tuple[str, Any, str], ...] = ()
-    # Tensors of a layer on disk that are no parameters.
-    buffers: tuple[str, ...] = ()
+    # Tensors of a layer on disk, in older files at least, that are no parameters.
+    buffers: tuple[str, ...] = ("self_attn.rotary_emb.inv_freq",)
     # Why it takes no inserted heads; empty: it takes them.
     ffn_only: str = ""
 

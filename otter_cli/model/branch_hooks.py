@@ -122,4 +122,6 @@ def _module(layer: nn.Module, block: Attention | FeedForward) -> nn.Module:
 
 def _like(tensor: Tensor, normed: Tensor) -> Tensor:
     """[batch, tokens, ...] of what some modelling files flatten to [batch * tokens, ...]."""
+    if tensor.ndim == normed.ndim:
+        return tensor
     return tensor.reshape(*normed.shape[:-1], tensor.shape[-1])

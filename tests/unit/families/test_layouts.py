@@ -54,10 +54,19 @@ def test_gpt2_without_the_first_part_of_its_names(tiny_checkpoint: Any, tmp_path
 
 def test_masks_on_disk_do_not_decide_the_dtype(tiny_checkpoint: Any, tmp_path: Path) -> None:
     """Pythia's smallest have more elements in their masks than in their weights."""
-    mask = {"gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 512, 512, dtype=torch.uint8)}
+    at = "gpt_neox.layers.0.attention"
+    buffers = {
+        f"{at}.bias": torch.ones(1, 1, 512, 512, dtype=torch.uint8),
+        f"{at}.masked_bias": torch.tensor(-1e9),
+        f"{at}.rotary_emb.inv_freq": torch.ones(2),
+    }
     usual = BY_NAME["gpt_neox"].write(tiny_checkpoint, dtype="bfloat16")
-    base = _rewritten(usual, tmp_path / "hub", lambda tensors: tensors | mask)
+    base = _rewritten(usual, tmp_path / "hub", lambda tensors: tensors | buffers)
+    shape = base_shape(Checkpoint.open(base).config)
     assert Checkpoint.open(base).dtype == "BF16"
+    assert base_parameters(Checkpoint.open(base), shape) == base_parameters(
+        Checkpoint.open(usual), shape
+    )
     model = OtterForCausalLM.from_pretrained(graft_for(base, tmp_path / "g", hidden=8))
     assert model.base.dtype == torch.bfloat16
 
