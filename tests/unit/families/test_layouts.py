@@ -112,3 +112,18 @@ def test_gpt_oss_s_packed_experts_leave_the_units_random(tiny_checkpoint: Any) -
     assert not np.array_equal(gates[0], gates[1])
     sinks = load_file(base / "model.safetensors")["model.layers.0.self_attn.sinks"].numpy()
     assert np.array_equal(values["otter.main.layers.0.attention.sinks"], sinks[plan.head_units])
+
+
+def test_an_attention_that_no_tap_can_see_is_named(tiny_checkpoint: Any, tmp_path: Path) -> None:
+    """GPT-2's own upcasting product goes past the registered functions, in eager mode only."""
+    base = BY_NAME["gpt2"].write(tiny_checkpoint, reorder_and_upcast_attn=True)
+    folder = random_graft(base, tmp_path / "g", hidden=8, heads=2, ffn=16)
+    eager, sdpa = (
+        OtterForCausalLM.from_pretrained(folder, attn_implementation=name)
+        for name in ("eager", "sdpa")
+    )
+    with torch.no_grad():
+        assert sdpa(TOKENS).signals["reward"].isfinite().all()
+        with pytest.raises(OtterError, match="no registered attention function") as caught:
+            eager(TOKENS)
+    assert "sdpa" in caught.value.hint
