@@ -51,6 +51,7 @@ def seconds(command: list[str]) -> float:
     return time.perf_counter() - started
 
 
+@pytest.mark.performance
 def test_help_takes_no_more_than_twice_the_import_of_typer_and_rich() -> None:
     bare = [sys.executable, "-c", "import typer, rich"]
     help = [sys.executable, "-m", "otter_cli", "--help"]
