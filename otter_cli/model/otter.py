@@ -18,6 +18,7 @@ from otter_cli.core.errors import OtterError
 from otter_cli.core.suggest import closest
 from otter_cli.families import BaseShape
 from otter_cli.insertion.manifest import Manifest
+from otter_cli.model.last_product import keep_stock_product
 from otter_cli.model.record import Record
 from otter_cli.model.stream import Insertion
 from otter_cli.model.taps import Taps
@@ -46,6 +47,7 @@ class OtterForCausalLM(nn.Module):
     def __init__(self, base: PreTrainedModel, shape: BaseShape, manifest: Manifest) -> None:
         super().__init__()
         self.base = base.eval().requires_grad_(False)
+        keep_stock_product(base.get_submodule(shape.family.head))
         self.shape, self.manifest = shape, manifest
         self.insertions = nn.ModuleDict({c.name: Insertion(c, shape) for c in manifest.insertions})
         self.taps = Taps(base, shape.family, shape.parallel, self.insertions)
