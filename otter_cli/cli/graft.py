@@ -42,8 +42,8 @@ def graft(
         list[str] | None,
         typer.Option(
             "--signal",
-            help="[NAME=]KIND[:ARG], again for more: reward, toxicity, classes:a,b, future:3. "
-            "Default: reward",
+            help="[NAME=]KIND[:ARG], again for more: reward, action-reward, toxicity, classes:a,b, "
+            "future:3. Default: reward",
         ),
     ] = None,
     hidden: Annotated[int | None, _size("--hidden", "inserted hidden units; 0: heads only")] = None,
@@ -143,7 +143,13 @@ def _view(plan: Plan, cost: Price, out: Path | None) -> RenderableType:
     growth, before = cost.inserted_cache_bytes_per_token, cost.base_cache_bytes_per_token
     more = f" ({percent_text(growth / before)} more)" if before else ""
     cache = f"{bytes_text(growth)} a token{more}"
+    vocabulary = [
+        f"signal {name}: {count_text(work['all'])} multiply-adds to score every token, "
+        f"{count_text(work['shared'])} + {count_text(work['token'])} for each candidate"
+        for name, work in cost.vocabulary_work.items()
+    ]
     lines = [
+        *vocabulary,
         f"stored in {plan.config.dtype}: {bytes_text(cost.inserted_bytes)}",
         f"KV cache: {cache if growth else 'no growth'}",
         f"loaded with the base: {bytes_text(cost.load_bytes)}",

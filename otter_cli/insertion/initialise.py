@@ -17,14 +17,16 @@ def initial_value(slot: Slot, plan: Plan, base: Checkpoint) -> np.ndarray:
     """First value of one tensor, float32. Depends on the seed and the tensor's name only, never on
     the order."""
     scheme = plan.config.init
-    if slot.role == "signal":
-        # A new signal reads zero until trained; its gradient does not vanish, since it is linear.
+    if slot.role == "signal" and slot.fill == "zeros":
+        # A new signal reads zero until trained, whatever the scheme.
         return np.zeros(slot.shape, np.float32)
     if slot.role == "norm" and scheme != "copy":
         return np.ones(slot.shape, np.float32)
     if slot.role == "bias" and scheme != "copy":
         return np.zeros(slot.shape, np.float32)
     random = np.random.default_rng(derive_seed("initialise", plan.config.seed, slot.name))
+    if slot.role == "signal":
+        return _normal(slot, random)
     if scheme == "copy":
         return _copy(slot, plan, base, random)
     if scheme == "zero-output" and slot.role == "output":

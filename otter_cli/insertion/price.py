@@ -8,6 +8,7 @@ from typing import Any
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.families import BaseShape
 from otter_cli.insertion.plan import Plan
+from otter_cli.signals import HEADS, Vocabulary
 
 ITEMSIZE = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
@@ -25,6 +26,8 @@ class Price:
     inserted_cache_bytes_per_token: int
     # Weights of both when loaded in the base's dtype.
     load_bytes: int
+    # Of each signal of action values: multiply-adds a position, of all tokens and of each alone.
+    vocabulary_work: dict[str, dict[str, int]]
 
     @property
     def ratio(self) -> float:
@@ -50,6 +53,7 @@ def price(plan: Plan, base: Checkpoint) -> Price:
         base_cache_bytes_per_token=_base_cache(plan.shape, size),
         inserted_cache_bytes_per_token=plan.cache_bytes_per_token(size),
         load_bytes=(count + plan.parameters) * size,
+        vocabulary_work=_vocabulary_work(plan),
     )
 
 
@@ -61,6 +65,16 @@ def base_parameters(base: Checkpoint, shape: BaseShape) -> int:
         for buffer in family.buffers:
             apart.update(family.on_disk(family.layer(layer, buffer)))
     return sum(info.count for name, info in base.tensors.items() if name not in apart)
+
+
+def _vocabulary_work(plan: Plan) -> dict[str, dict[str, int]]:
+    found = {}
+    for signal in plan.config.signals:
+        if isinstance(head := HEADS[signal.kind], Vocabulary):
+            work = head.work(signal, plan.shape.hidden, plan.config.hidden)
+            everything = work.shared + plan.shape.vocab * work.each
+            found[signal.name] = {"shared": work.shared, "token": work.each, "all": everything}
+    return found
 
 
 def _base_cache(shape: BaseShape, size: int) -> int | None:

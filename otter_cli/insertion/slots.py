@@ -63,8 +63,10 @@ class Slots:
         if D:
             yield from self._norm("norm", family.final_norm)
         for signal in config.signals:
-            for name, form in HEADS[signal.kind].shapes(signal, d, D).items():
-                yield Slot(f"signals.{signal.name}.{name}", form, "signal")
+            head = HEADS[signal.kind]
+            for name, form in head.shapes(signal, d, D, shape.vocab).items():
+                fill: Fill = "normal" if name in head.drawn else "zeros"
+                yield Slot(f"signals.{signal.name}.{name}", form, "signal", fill=fill)
 
     def _attention(self, base: str, layer: int) -> Iterator[Slot]:
         config, shape, block = self.config, self.shape, self.family.attention

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from otter_cli.model.last_product import keep_stock_product
 from otter_cli.model.record import Record
 from otter_cli.model.stream import Insertion
 from otter_cli.model.taps import Taps
+from otter_cli.model.unembedding import FrozenHead
 from otter_cli.signals import SignalConfig
 
 Wanted = Literal["all"] | tuple[str, ...]
@@ -49,6 +50,7 @@ class OtterForCausalLM(nn.Module):
         self.base = base.eval().requires_grad_(False)
         keep_stock_product(base.get_submodule(shape.family.head))
         self.shape, self.manifest = shape, manifest
+        self.unembedding = FrozenHead(base, shape)
         self.insertions = nn.ModuleDict({c.name: Insertion(c, shape) for c in manifest.insertions})
         self.taps = Taps(base, shape.family, shape.parallel, self.insertions)
         self.signal_configs: dict[str, SignalConfig] = {}
@@ -151,26 +153,25 @@ class OtterForCausalLM(nn.Module):
         )
 
     def read_signal(
-        self, name: str, base_state: Tensor, inserted_state: Mapping[str, Tensor]
+        self,
+        name: str,
+        base_state: Tensor,
+        inserted_state: Mapping[str, Tensor],
+        tokens: Tensor | None = None,
     ) -> Tensor:
         """The signal at the positions of the given states, which may be a selection of a
-        forward's."""
+        forward's.
+
+        `tokens` [..., k], for states [..., d]: action values of these alone, [..., k], without a
+        product over the vocabulary."""
         (name,) = self._known((name,))
         owner = self._owner[name]
-        insertion = self.insertions[owner]
-        return insertion.read(name, base_state, inserted_state.get(owner), self.lm_head)  # type: ignore[operator]
+        insertion = cast(Insertion, self.insertions[owner])
+        return insertion.read(name, base_state, inserted_state.get(owner), self.unembedding, tokens)
 
     def lm_head(self, base_state: Tensor) -> Tensor:
         """The base's own output product on chosen states, [..., d] -> [..., vocab]."""
-        head, shape = self.base.get_submodule(self.shape.family.head), self.shape
-        logits: Tensor = head(base_state.to(head.weight.dtype))
-        if shape.logit_scale != 1.0:
-            logits = logits * shape.logit_scale
-        if shape.logit_divisor != 1.0:
-            logits = logits / shape.logit_divisor
-        if shape.logit_cap is not None:
-            logits = torch.tanh(logits / shape.logit_cap) * shape.logit_cap
-        return logits
+        return self.unembedding.logits(base_state)
 
     def inserted_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The only parameters that may be trained, by their names on disk."""

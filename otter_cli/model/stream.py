@@ -3,20 +3,18 @@ it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from otter_cli.core.errors import OtterError
 from otter_cli.families import BaseShape
 from otter_cli.insertion.config import InsertionConfig
 from otter_cli.model.attention import InsertedAttention
 from otter_cli.model.feed_forward import InsertedFeedForward
 from otter_cli.model.norms import StreamNorm
-from otter_cli.signals import HEADS
-
-Unembed = Callable[[Tensor], Tensor]
+from otter_cli.signals import HEADS, Unembedding, Vocabulary
 
 
 class InsertedLayer(nn.Module):
@@ -50,7 +48,7 @@ class Insertion(nn.Module):
                     {
                         name: nn.Parameter(torch.empty(form))
                         for name, form in HEADS[signal.kind]
-                        .shapes(signal, shape.hidden, config.hidden)
+                        .shapes(signal, shape.hidden, config.hidden, shape.vocab)
                         .items()
                     }
                 )
@@ -69,9 +67,23 @@ class Insertion(nn.Module):
         )
 
     def read(
-        self, name: str, base_state: Tensor, inserted_state: Tensor | None, unembed: Unembed
+        self,
+        name: str,
+        base_state: Tensor,
+        inserted_state: Tensor | None,
+        unembedding: Unembedding,
+        tokens: Tensor | None = None,
     ) -> Tensor:
-        """The signal `name` at the positions of the given states."""
+        """The signal `name` at the positions of the given states; of action values, those of
+        `tokens` alone where given."""
         signal = next(signal for signal in self.config.signals if signal.name == name)
         weights = dict(cast(nn.ParameterDict, self.signals[name]).items())
-        return HEADS[signal.kind].forward(signal, weights, base_state, inserted_state, unembed)
+        head, states = HEADS[signal.kind], (base_state, inserted_state)
+        if tokens is None:
+            return head.forward(signal, weights, *states, unembedding)
+        if not isinstance(head, Vocabulary):
+            raise OtterError(
+                f"signal {name!r} is of kind {signal.kind}: it scores no tokens",
+                hint="read it without tokens; action values are of kind vocabulary",
+            )
+        return head.of_tokens(signal, weights, *states, unembedding, tokens)

@@ -9,14 +9,16 @@ from pydantic import BaseModel, ConfigDict
 from otter_cli.core.errors import OtterError
 from otter_cli.core.suggest import closest
 
-ALIASES = {"reward": "value", "toxicity": "classes"}
-KINDS = ("value", "classes", "future")
+ALIASES = {"reward": "value", "action-reward": "vocabulary", "toxicity": "classes"}
+KINDS = ("value", "vocabulary", "classes", "future")
+# Of an action value's low-rank head.
+RANK = 64
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
 
 class SignalConfig(BaseModel):
-    """A named signal. `size`: attributes of a value, classes, or future heads (for t+2 ...
-    t+size+1)."""
+    """A named signal. `size`: attributes of a value, classes, future heads (for t+2 ... t+size+1),
+    or the rank of action values (0: full)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,8 +29,8 @@ class SignalConfig(BaseModel):
 
 
 def parse_signal(text: str) -> SignalConfig:
-    """Reads `reward`, `toxicity`, `future:3`, `classes:a,b,c`, `polite=value`. Raises OtterError on
-    anything else."""
+    """Reads `reward`, `toxicity`, `future:3`, `classes:a,b,c`, `polite=value`,
+    `action-reward:full`. Raises OtterError on anything else."""
     head, _, argument = text.partition(":")
     name, separator, kind = head.partition("=")
     written = kind if separator else name
@@ -54,7 +56,9 @@ def parse_signal(text: str) -> SignalConfig:
 
 def _argument(text: str, kind: str, argument: str) -> tuple[int, tuple[str, ...]]:
     if not argument:
-        return (3, ()) if kind == "future" else (1, ())
+        return {"future": 3, "vocabulary": RANK}.get(kind, 1), ()
+    if kind == "vocabulary" and argument == "full":
+        return 0, ()
     if argument.isdigit():
         if not 1 <= int(argument) <= 4096:
             raise OtterError(
@@ -63,12 +67,13 @@ def _argument(text: str, kind: str, argument: str) -> tuple[int, tuple[str, ...]
         return int(argument), ()
     labels = tuple(label.strip() for label in argument.split(","))
     if (
-        kind == "future"
+        kind in ("future", "vocabulary")
         or not all(_NAME.fullmatch(label) for label in labels)
         or len(set(labels)) < len(labels)
     ):
         raise OtterError(
             f"signal {text!r}: cannot read {argument!r}",
-            hint="a number (future:3), or distinct names (classes:toxicity,insult)",
+            hint="a number (future:3), distinct names (classes:toxicity,insult), or a rank or full "
+            "(vocabulary:full)",
         )
     return len(labels), labels

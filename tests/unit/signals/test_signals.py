@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from otter_cli.core.errors import OtterError
 from otter_cli.signals import HEADS, SignalConfig, parse_signal
@@ -29,6 +30,9 @@ from otter_cli.signals import HEADS, SignalConfig, parse_signal
         ),
         ("future", SignalConfig(name="future", kind="future", size=3)),
         ("draft=future:5", SignalConfig(name="draft", kind="future", size=5)),
+        ("action-reward", SignalConfig(name="action-reward", kind="vocabulary", size=64)),
+        ("q=vocabulary:8", SignalConfig(name="q", kind="vocabulary", size=8)),
+        ("q=action-reward:full", SignalConfig(name="q", kind="vocabulary", size=0)),
     ],
 )
 def test_what_a_signal_may_be_called(text: str, expected: SignalConfig) -> None:
@@ -46,6 +50,8 @@ def test_what_a_signal_may_be_called(text: str, expected: SignalConfig) -> None:
         ("Big=reward", "Big"),
         ("", "kind"),
         ("classes:a,", "a,"),
+        ("vocabulary:wide", "wide"),
+        ("vocabulary:0", "vocabulary:0"),
     ],
 )
 def test_bad_signals_are_named(text: str, names: str) -> None:
@@ -54,18 +60,37 @@ def test_bad_signals_are_named(text: str, names: str) -> None:
     assert names in caught.value.what + caught.value.hint
 
 
+class Rows:
+    """A frozen output matrix [vocab, d] whose logits are its bare product."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix
+
+    def product(self, state: Tensor) -> Tensor:
+        return state @ self.matrix.T
+
+    logits = product
+
+    def rows(self, tokens: Tensor) -> Tensor:
+        return self.matrix[tokens]
+
+
+def random_weights(signal: SignalConfig, *sizes: int) -> dict[str, Tensor]:
+    shapes = HEADS[signal.kind].shapes(signal, *sizes)
+    return {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
+
+
 @pytest.mark.parametrize("inserted", [0, 3])
 @pytest.mark.parametrize("text", ["reward", "value:a,b", "toxicity", "classes:4", "future:2"])
 def test_heads_equal_one_product_of_the_concatenation(text: str, inserted: int) -> None:
     signal, d, vocab = parse_signal(text), 5, 11
     torch.manual_seed(0)
-    shapes = HEADS[signal.kind].shapes(signal, d, inserted)
-    weights = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    weights = random_weights(signal, d, inserted, vocab)
     y = torch.randn(2, 7, d, dtype=torch.float64)
     v = torch.randn(2, 7, inserted, dtype=torch.float64)
     unembedding = torch.randn(vocab, d, dtype=torch.float64)
 
-    got = HEADS[signal.kind].forward(signal, weights, y, v, lambda s: s @ unembedding.T)
+    got = HEADS[signal.kind].forward(signal, weights, y, v, Rows(unembedding))
 
     joint = torch.cat([weights["base"], weights["inserted"]], -1) if inserted else weights["base"]
     linear = torch.cat([y, v], -1) @ joint.T + weights["bias"]
@@ -80,10 +105,8 @@ def test_heads_equal_one_product_of_the_concatenation(text: str, inserted: int) 
 
 def test_an_untrained_future_head_drafts_the_next_token_again() -> None:
     signal = parse_signal("future:2")
-    weights = {n: torch.zeros(s) for n, s in HEADS["future"].shapes(signal, 4, 2).items()}
+    weights = {n: torch.zeros(s) for n, s in HEADS["future"].shapes(signal, 4, 2, 9).items()}
     y, unembedding = torch.randn(1, 3, 4), torch.randn(9, 4)
-    got = HEADS["future"].forward(
-        signal, weights, y, torch.randn(1, 3, 2), lambda s: s @ unembedding.T
-    )
+    got = HEADS["future"].forward(signal, weights, y, torch.randn(1, 3, 2), Rows(unembedding))
     for head in range(2):
         torch.testing.assert_close(got[:, :, head], y @ unembedding.T)
