@@ -1,8 +1,11 @@
-"""`otter doctor`: is this machine fit for the work, and what does it have?"""
+"""`otter doctor`: is this machine fit for the work, and is this folder sound?"""
 
 from dataclasses import dataclass
 from importlib import import_module, metadata
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from otter_cli.cli.app import Outcome, verb, verb_app
 from otter_cli.core.provenance import hardware, versions
@@ -24,9 +27,25 @@ class Requirement:
     fine: bool
 
 
-@verb(app, example="otter doctor")
-def doctor() -> Outcome:
-    """Show versions, hardware and memory, and what is missing: exit code 1 when anything is."""
+@verb(app, example="otter doctor\notter doctor grafted")
+def doctor(
+    path: Annotated[
+        Path | None, typer.Argument(help="a base, a graft or an adapter to examine")
+    ] = None,
+) -> Outcome:
+    """Show versions, hardware and memory, and what is missing; with PATH, examine a folder.
+
+    Of a folder: digests, tensors and shapes against its configuration, dtypes, tied embeddings,
+    NaN and infinity in every tensor. Exit code 1 when anything is wrong.
+    """
+    if path is not None:
+        from otter_cli.cli.doctor_folder import examine
+
+        return examine(path)
+    return _machine()
+
+
+def _machine() -> Outcome:
     import psutil
 
     required = requirements()

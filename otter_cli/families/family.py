@@ -102,6 +102,8 @@ class Family:
     embedding: str = "model.embed_tokens"
     final_norm: str = "model.norm"
     head: str = "lm_head"
+    # The head's name on disk, where that is another.
+    stored_head: str = ""
     positions: Positions | None = None
     attention: Attention = field(default_factory=Attention)
     ffn: FeedForward = field(default_factory=FeedForward)
@@ -131,6 +133,11 @@ class Family:
     def layer(self, index: int, part: str) -> str:
         """Full module name of `part` in decoder layer `index`."""
         return f"{self.layers}.{index}.{part}"
+
+    @property
+    def head_weight(self) -> str:
+        """The head's tensor on disk, where it is not the embedding."""
+        return f"{self.stored_head or self.head}.weight"
 
     def on_disk(self, name: str) -> tuple[str, ...]:
         """The names a tensor may have in a file: some checkpoints leave the first part out."""

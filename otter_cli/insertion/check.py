@@ -3,31 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
 
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
 from otter_cli.families import BaseShape
-from otter_cli.insertion.plan import Plan
 
 Form = tuple[int, ...]
+_BLOCK = 16 * 2**20
 
 
-def check_base(base: Checkpoint, plan: Plan) -> None:
+class Contradiction(NamedTuple):
+    """Where tensors are not what config.json says: of which tensor, what, and what to do."""
+
+    tensor: str
+    what: str
+    hint: str
+
+
+def check_base(base: Checkpoint, shape: BaseShape) -> None:
     """Raises OtterError where config.json and the tensors on disk contradict each other."""
-    shape = plan.shape
+    for tensor, what, hint in contradictions(base, shape):
+        raise OtterError(f"{base.path}: tensor {tensor} {what}", hint=hint)
+
+
+def contradictions(base: Checkpoint, shape: BaseShape) -> Iterator[Contradiction]:
+    """Every tensor that is missing or of another shape, and a head that is tied and yet its own."""
     for name, form in expected_tensors(shape):
         found = next((n for n in shape.family.on_disk(name) if n in base.tensors), None)
         if found is None:
-            raise OtterError(
-                f"{base.path}: tensor {name} is missing",
-                hint=f"config.json says {shape.layers} layers; are all shards there?",
-            )
-        if tuple(base.tensors[found].shape) != form:
-            raise OtterError(
-                f"{base.path}: tensor {found} is {list(base.tensors[found].shape)}, "
-                f"config.json says {list(form)}",
-                hint="the configuration belongs to another checkpoint",
-            )
+            hint = f"config.json says {shape.layers} layers; are all shards there?"
+            yield Contradiction(name, "is missing", hint)
+        elif tuple(base.tensors[found].shape) != form:
+            what = f"is {list(base.tensors[found].shape)}, config.json says {list(form)}"
+            yield Contradiction(found, what, "the configuration belongs to another checkpoint")
+    yield from _head(base, shape)
+
+
+def _head(base: Checkpoint, shape: BaseShape) -> Iterator[Contradiction]:
+    """A loader that ties and one that does not would see two different models."""
+    family = shape.family
+    head = family.head_weight
+    if head not in base.tensors:
+        if not shape.tied:
+            hint = "tie_word_embeddings must be true where the embedding serves as the head"
+            yield Contradiction(head, "is missing, and config.json ties it to nothing", hint)
+        return
+    names = family.on_disk(f"{family.embedding}.weight")
+    table = next((name for name in names if name in base.tensors), None)
+    if shape.tied and table and not _same_bytes(base, head, table):
+        what = f"differs from {table}, to which config.json ties it (tie_word_embeddings)"
+        hint = "set tie_word_embeddings to false to keep both, or leave this tensor out"
+        yield Contradiction(head, what, hint)
+
+
+def _same_bytes(base: Checkpoint, one: str, other: str) -> bool:
+    first, second = base.tensors[one], base.tensors[other]
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    a, b = (np.frombuffer(base.read_raw(name), np.uint8) for name in (one, other))
+    return all(
+        np.array_equal(a[i : i + _BLOCK], b[i : i + _BLOCK]) for i in range(0, len(a), _BLOCK)
+    )
 
 
 def expected_tensors(shape: BaseShape) -> Iterator[tuple[str, Form]]:

@@ -35,7 +35,7 @@ def graft(
 ) -> Manifest:
     """Writes OUT whole or not at all: the base's files, otter.safetensors and otter.json. Raises
     OtterError."""
-    check_base(base, plan)
+    check_base(base, plan.shape)
     slots = {slot.name: slot for slot in plan.slots}
     with staged_folder(out) as staging:
         files = place_base(base.path, base.files, staging, mode=mode)

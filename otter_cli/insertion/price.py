@@ -60,7 +60,7 @@ def price(plan: Plan, base: Checkpoint) -> Price:
 def base_parameters(base: Checkpoint, shape: BaseShape) -> int:
     """Parameters of the base by its files: tied embeddings count once, stored masks not at all."""
     family = shape.family
-    apart = {f"{family.head}.weight"} if shape.tied else set()
+    apart = {family.head_weight} if shape.tied else set()
     for layer in range(shape.layers):
         for buffer in family.buffers:
             apart.update(family.on_disk(family.layer(layer, buffer)))

@@ -30,7 +30,7 @@ class WideValues:
     def head(self) -> Array:
         """[W_U ; 0]: a tied head comes apart from its embedding here."""
         family = self.plan.shape.family
-        name = f"{family.head}.weight"
+        name = family.head_weight
         table = self.base.read(name if name in self.base.tensors else f"{family.embedding}.weight")
         return np.concatenate([table, self._zeros(len(table))], 1)
 

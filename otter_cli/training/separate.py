@@ -79,7 +79,7 @@ def create_separate(source: Path, to: Path, signal: SignalConfig) -> None:
         )
     base = Checkpoint.open(source)
     shape = base_shape(base.config)
-    head = f"{shape.family.head}.weight"
+    head = shape.family.head_weight
     values = {name: base.read(name) for name in base.tensors if name != head}
     values[HEAD] = np.zeros((signal.size, shape.hidden), np.float32)
     with staged_folder(to) as staging:

@@ -72,6 +72,10 @@ def _broken(base: Path, folder: Path, fault: str) -> Path:
         tensors = load_file(weights)
         del tensors["model.norm.weight"]
         save_file(tensors, weights)
+    elif fault == "tied":
+        config.write_text(
+            json.dumps({**json.loads(config.read_text()), "tie_word_embeddings": True})
+        )
     return folder
 
 
@@ -83,6 +87,7 @@ def _broken(base: Path, folder: Path, fault: str) -> Path:
         ("family", "'bert'"),
         ("shape", "model.embed_tokens.weight"),
         ("tensor", "model.norm.weight is missing"),
+        ("tied", "lm_head.weight differs from model.embed_tokens.weight"),
     ],
 )
 def test_bad_bases_are_refused(

@@ -27,6 +27,7 @@ GPT_NEOX = Family(
     layers="gpt_neox.layers",
     embedding="gpt_neox.embed_in",
     final_norm="gpt_neox.final_layer_norm",
+    stored_head="embed_out",
     attention=Attention(
         module="attention",
         query="attention.query_key_value",

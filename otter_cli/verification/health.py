@@ -1,0 +1,145 @@
+"""The health of a folder: a base, a graft, or an adapter, as it lies on disk. No torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from otter_cli.checkpoint.dtypes import FLOATS
+from otter_cli.checkpoint.folder import Checkpoint
+from otter_cli.checkpoint.values import count_not_finite
+from otter_cli.checkpoint.weights import Weights
+from otter_cli.core.console import progress
+from otter_cli.core.errors import OtterError
+from otter_cli.families import FAMILIES, BaseShape, base_shape
+from otter_cli.insertion import MANIFEST, Manifest
+from otter_cli.insertion.check import contradictions, expected_tensors
+from otter_cli.insertion.storage import STEM
+from otter_cli.verification.findings import Finding
+from otter_cli.verification.static import check_graft
+
+Kind = Literal["base", "graft", "adapter"]
+_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
+# What each holds of the others without rounding or overflow.
+_HOLDS = {"F64": {"F32", "F16", "BF16"}, "F32": {"F16", "BF16"}}
+
+
+@dataclass
+class Health:
+    """`problems` make the folder unfit; `notes` are worth knowing. `digests` of files that were
+    compared with otter.json's, `dtypes` parameters by type, `values` elements looked into."""
+
+    path: Path
+    kind: Kind
+    digests: int = 0
+    tensors: int = 0
+    shapes: int = 0
+    values: int = 0
+    tied: bool | None = None
+    dtypes: dict[str, int] = field(default_factory=dict)
+    problems: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def healthy(self) -> bool:
+        return not self.problems
+
+
+def check_health(folder: Path) -> Health:
+    """Looks at every byte of `folder`. Raises OtterError where there is nothing to look at."""
+    if not folder.is_dir():
+        raise OtterError(f"{folder} is not a folder", hint="give the folder of a checkpoint")
+    has_manifest, has_base = ((folder / name).exists() for name in (MANIFEST, "config.json"))
+    if not has_manifest and not has_base:
+        raise OtterError(
+            f"{folder} is no checkpoint: it holds neither config.json nor {MANIFEST}",
+            hint="give the folder of a base, a graft or an adapter",
+        )
+    kind: Kind = "base" if not has_manifest else "graft" if has_base else "adapter"
+    health = Health(folder, kind)
+    parts = [_base] * has_base + [_recorded, _inserted] * has_manifest
+    for part in parts:
+        try:
+            part(folder, health)
+        except OtterError as error:
+            # What stops one part of the examination is what it finds; the others go on.
+            health.problems.append(Finding(error.what, str(folder)))
+    return health
+
+
+def _base(folder: Path, health: Health) -> None:
+    base = Checkpoint.open(folder)
+    health.tensors += len(base.tensors)
+    counts: Counter[str] = Counter()
+    for info in base.tensors.values():
+        counts[info.dtype] += info.count
+    health.dtypes = dict(counts.most_common())
+    _dtype(base, health)
+    if base.config.get("model_type") in FAMILIES:
+        _shapes(base, base_shape(base.config), health)
+    else:
+        health.notes.append(
+            f"shapes were not compared: family {base.config.get('model_type')!r} is not described"
+        )
+    health.problems += _values(base.weights, folder, health)
+
+
+def _dtype(base: Checkpoint, health: Health) -> None:
+    said, is_ = base.config.get("dtype", base.config.get("torch_dtype")), base.dtype
+    wanted = _NAMES.get(str(said), is_)
+    if wanted == is_ or is_ not in FLOATS:
+        return
+    what = f"says {said}, most of the tensors are {is_}"
+    if is_ in _HOLDS.get(wanted, set()):
+        health.notes.append(f"config.json {what}: transformers would take more memory")
+    else:
+        file = str(base.path / "config.json")
+        health.problems.append(Finding(f"{what}: transformers would round them", file))
+
+
+def _shapes(base: Checkpoint, shape: BaseShape, health: Health) -> None:
+    health.tied = shape.tied
+    health.shapes = sum(1 for _ in expected_tensors(shape))
+    for tensor, what, _ in contradictions(base, shape):
+        file = base.file_of.get(tensor, "")
+        health.problems.append(Finding(what, str(base.path / file), tensor))
+    prefix = f"{shape.family.layers}."
+    numbers = {name.removeprefix(prefix).split(".")[0] for name in base.tensors if prefix in name}
+    beyond = sorted(int(n) for n in numbers if n.isdigit() and int(n) >= shape.layers)
+    if beyond:
+        health.notes.append(
+            f"tensors of layer {beyond[0]} are never read: config.json says {shape.layers} layers"
+        )
+
+
+def _values(weights: Weights, folder: Path, health: Health) -> Iterator[Finding]:
+    total = sum(info.nbytes for info in weights.tensors.values())
+    with progress(total, "looking for NaN") as advance:
+        for name, info in weights.tensors.items():
+            nan, infinite = count_not_finite(weights.read_raw(name), info)
+            health.values += info.count
+            if nan or infinite:
+                what = f"holds {nan:,} NaN and {infinite:,} infinite of {info.count:,} values"
+                yield Finding(what, str(folder / weights.file_of[name]), name)
+            advance(info.nbytes)
+
+
+def _recorded(folder: Path, health: Health) -> None:
+    """The digests in otter.json."""
+    if health.kind == "graft":
+        static = check_graft(folder, None)
+        health.digests = static.files + 1
+        health.problems += static.findings
+        health.notes += static.notes
+    else:
+        Manifest.read(folder).check_tensors(folder)
+        health.digests = 1
+
+
+def _inserted(folder: Path, health: Health) -> None:
+    weights = Weights.open(folder, STEM)
+    health.tensors += len(weights.tensors)
+    health.problems += _values(weights, folder, health)
