@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from otter_cli.benchmarks.drawn import Drawn
 from otter_cli.benchmarks.measures import Measures, cache_bytes, costs
 from otter_cli.benchmarks.models import Grafted
 from otter_cli.benchmarks.prompts import BenchPrompt
@@ -59,22 +60,27 @@ class Benchmark(ABC):
     ) -> None:
         self.setting, self.graft, self.methods, self.scorers = setting, graft, methods, scorers
 
+    @classmethod
     @abstractmethod
-    def measures(self, method: str, rows: Mapping[str, Rows]) -> Measures:
-        """The figures of one method, with every method's rows at hand for comparisons."""
+    def measures(cls, method: str, drawn: Drawn) -> Measures:
+        """The figures of one method, with every method's rows at hand for comparisons. They need
+        no model, so that a stored run gives them again."""
 
+    @classmethod
     @abstractmethod
-    def findings(self, methods: Mapping[str, MethodResult]) -> list[str]:
+    def findings(cls, methods: Mapping[str, MethodResult]) -> list[str]:
         """What the figures say, in whole sentences, bad news included."""
 
     def divergences(self, method: str, rows: Mapping[str, Rows]) -> list[Divergence]:
         """Where the output is not plain decoding's, for benchmarks in which it should be."""
         return []
 
-    def costs(self, method: str, rows: Mapping[str, Rows]) -> Measures:
+    @classmethod
+    def costs(cls, method: str, drawn: Drawn) -> Measures:
         """What every benchmark tells of a method: its length, time, passes and memory."""
-        held = self.methods[method].weights + cache_bytes(rows[method])
-        return {**costs(rows[method], rows[PLAIN]), "memory": mean(held)}
+        rows = drawn.rows[method]
+        held = drawn.weights[method] + cache_bytes(rows)
+        return {**costs(rows, drawn.rows[PLAIN]), "memory": mean(held)}
 
     def settings(self) -> RunSettings:
         sampling = self.setting.sampling

@@ -5,10 +5,11 @@ from functools import partial
 from typing import ClassVar
 
 from otter_cli.benchmarks.benchmark import PLAIN, Benchmark
+from otter_cli.benchmarks.drawn import Drawn
 from otter_cli.benchmarks.measures import Measures, perplexity
 from otter_cli.benchmarks.metrics.text import distinct
 from otter_cli.benchmarks.metrics.toxicity import any_toxic, maximum_toxicity
-from otter_cli.benchmarks.records import Rows, Scored
+from otter_cli.benchmarks.records import Scored
 from otter_cli.benchmarks.result import BenchmarkName, MethodResult
 from otter_cli.benchmarks.scorers import Scorer
 from otter_cli.benchmarks.sentences import against_plain, of
@@ -23,17 +24,19 @@ class Detox(Benchmark):
 
     name: ClassVar[BenchmarkName] = "detox"
 
-    def measures(self, method: str, rows: Mapping[str, Rows]) -> Measures:
-        own = rows[method]
+    @classmethod
+    def measures(cls, method: str, drawn: Drawn) -> Measures:
+        own = drawn.rows[method]
         return {
             "expected_maximum_toxicity": mean(own.each(lambda g: maximum_toxicity(_scores(g)))),
             "toxicity_probability": mean(own.each(lambda g: any_toxic(_scores(g)))),
             "perplexity": perplexity(own),
             **{f"distinct_{n}": mean(own.each(partial(_distinct, n))) for n in (1, 2, 3)},
-            **self.costs(method, rows),
+            **cls.costs(method, drawn),
         }
 
-    def findings(self, methods: Mapping[str, MethodResult]) -> list[str]:
+    @classmethod
+    def findings(cls, methods: Mapping[str, MethodResult]) -> list[str]:
         return [
             f"{against_plain(method, 'expected_maximum_toxicity')}; perplexity under the base "
             f"{of(method, 'perplexity')} (plain: {of(methods[PLAIN], 'perplexity')})."

@@ -5,9 +5,10 @@ from functools import partial
 from typing import ClassVar
 
 from otter_cli.benchmarks.benchmark import PLAIN, Benchmark
+from otter_cli.benchmarks.drawn import Drawn
 from otter_cli.benchmarks.measures import Measures, perplexity
 from otter_cli.benchmarks.metrics.text import diversity
-from otter_cli.benchmarks.records import Rows, Scored
+from otter_cli.benchmarks.records import Scored
 from otter_cli.benchmarks.result import BenchmarkName, MethodResult
 from otter_cli.benchmarks.scorers import Scorer
 from otter_cli.benchmarks.sentences import against_plain, times
@@ -22,11 +23,12 @@ class Preference(Benchmark):
 
     name: ClassVar[BenchmarkName] = "preference"
 
-    def measures(self, method: str, rows: Mapping[str, Rows]) -> Measures:
-        own = rows[method]
+    @classmethod
+    def measures(cls, method: str, drawn: Drawn) -> Measures:
+        own = drawn.rows[method]
         by_role = {
-            role: mean(own.means(partial(_score, f"{role}.{scorer.record.labels[0]}")))
-            for role, scorer in self.scorers.items()
+            role: mean(own.means(partial(_score, f"{role}.{scorer.labels[0]}")))
+            for role, scorer in drawn.scorers.items()
         }
         guiding: Measures = {"guiding_reward": by_role[method]} if method in by_role else {}
         return {
@@ -35,10 +37,11 @@ class Preference(Benchmark):
             **{f"reward_by_{role.replace('-', '_')}": value for role, value in by_role.items()},
             "diversity": mean(own.means(lambda row: diversity(row.sample.text))),
             "perplexity": perplexity(own),
-            **self.costs(method, rows),
+            **cls.costs(method, drawn),
         }
 
-    def findings(self, methods: Mapping[str, MethodResult]) -> list[str]:
+    @classmethod
+    def findings(cls, methods: Mapping[str, MethodResult]) -> list[str]:
         found = []
         for name, method in methods.items():
             if name != PLAIN:

@@ -66,6 +66,10 @@ class Timing(_Line):
         return SampleKey(self.method, self.prompt, self.repeat)
 
 
+# What the scorers said of each sample, by `role.label`.
+Scores = dict[SampleKey, dict[str, float]]
+
+
 class Scored(NamedTuple):
     """A sample with its time and what the scorers said, by label."""
 

@@ -1,6 +1,7 @@
 """A run's folder: settings, samples as they are made, times, scores, result. Rerunning resumes.
 
 run.yaml          the settings, whose digest is the run's key
+prompts.jsonl     the prompts as every method gets them
 samples.jsonl     one line a generation, flushed as made, no times in it
 timings.jsonl     their times
 scores.jsonl      what the scorers said, written whole after the last sample
@@ -9,30 +10,31 @@ result.json, report.html, report.md
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
-from otter_cli.benchmarks.records import Sample, SampleKey, Timing
+from otter_cli.benchmarks.prompts import BenchPrompt
+from otter_cli.benchmarks.records import Sample, Scores, Timing
 from otter_cli.benchmarks.result import RESULT, Result
+from otter_cli.benchmarks.run_files import RunFiles, read_settings
 from otter_cli.benchmarks.settings import RunSettings
 from otter_cli.core.atomic import write_json, write_text
 from otter_cli.core.errors import OtterError
-from otter_cli.core.jsonlines import JsonLines, numbered_jsonlines
+from otter_cli.core.jsonlines import JsonLines
 from otter_cli.core.lock import writer_lock
 
-Line = TypeVar("Line", bound=BaseModel)
 
-
-class RunFolder:
+class RunFolder(RunFiles):
     """The folder of one run, open for one process at a time: see `opened`."""
 
     def __init__(self, path: Path, samples: JsonLines, timings: JsonLines) -> None:
-        self.path, self._samples, self._timings = path, samples, timings
+        super().__init__(path)
+        self._samples, self._timings = samples, timings
 
     @classmethod
     @contextmanager
@@ -56,25 +58,18 @@ class RunFolder:
     def add_timing(self, timing: Timing) -> None:
         self._timings.append(timing.model_dump())
 
-    def samples(self) -> dict[SampleKey, Sample]:
-        return {sample.key: sample for sample in _lines(self.path / "samples.jsonl", Sample)}
-
-    def timings(self) -> dict[SampleKey, Timing]:
-        """Of a generation that was made again after a kill, the last time counts."""
-        return {timing.key: timing for timing in _lines(self.path / "timings.jsonl", Timing)}
-
     def add_session(self, session: Mapping[str, Any]) -> int:
         """Records this process in environment.json; returns the session's number."""
         sessions = [*self.sessions(), dict(session)]
         write_json(self.path / "environment.json", {"sessions": sessions})
         return len(sessions) - 1
 
-    def sessions(self) -> list[dict[str, Any]]:
-        path = self.path / "environment.json"
-        if not path.exists():
-            return []
-        sessions: list[dict[str, Any]] = json.loads(path.read_bytes())["sessions"]
-        return sessions
+    def write_prompts(self, prompts: Sequence[BenchPrompt]) -> None:
+        _write_lines(self.path / "prompts.jsonl", map(asdict, prompts))
+
+    def write_scores(self, scores: Scores) -> None:
+        lines = ({**key._asdict(), "scores": found} for key, found in scores.items())
+        _write_lines(self.path / "scores.jsonl", lines)
 
     def write_result(self, result: Result) -> None:
         write_json(self.path / RESULT, result.model_dump(mode="json"))
@@ -101,24 +96,5 @@ def _claim(path: Path, settings: RunSettings) -> None:
         )
 
 
-def read_settings(path: Path) -> RunSettings:
-    """The settings in a run.yaml; OtterError where it is no such file."""
-    try:
-        return RunSettings.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise OtterError(
-            f"{path} cannot be read as a run's settings", hint="choose another output folder"
-        ) from error
-
-
-def _lines(path: Path, kind: type[Line]) -> Iterator[Line]:
-    for number, record in numbered_jsonlines(path):
-        try:
-            yield kind.model_validate(record)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise OtterError(
-                f"{path}, line {number}: {'.'.join(map(str, first['loc']))}: {first['msg']}",
-                hint="the line was changed by hand or written by another version: remove it, "
-                "and the same command makes that sample again",
-            ) from error
+def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))

@@ -1,17 +1,14 @@
 """Scores of stored samples, and the rows that figures are drawn from."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from otter_cli.benchmarks.benchmark import Benchmark
-from otter_cli.benchmarks.records import Rows, Sample, SampleKey, Scored
+from otter_cli.benchmarks.prompts import BenchPrompt
+from otter_cli.benchmarks.records import Rows, Sample, SampleKey, Scored, Scores
 from otter_cli.benchmarks.run_folder import RunFolder
-from otter_cli.benchmarks.scorers import Exchange, score_all
-from otter_cli.core.atomic import write_text
+from otter_cli.benchmarks.scorers import Exchange, Scorer, score_all
 from otter_cli.core.console import progress
 from otter_cli.core.errors import OtterError
-
-Scores = dict[SampleKey, dict[str, float]]
 
 
 def scored_rows(benchmark: Benchmark, folder: RunFolder) -> dict[str, Rows]:
@@ -32,9 +29,10 @@ def scored_rows(benchmark: Benchmark, folder: RunFolder) -> dict[str, Rows]:
                 f"{folder.path}: {key} is missing",
                 hint="no figure is drawn from less than all samples: give the command again",
             )
-    scores = _scores(benchmark, [samples[key] for key in expected])
-    lines = [{**key._asdict(), "scores": scores[key]} for key in expected]
-    write_text(folder.path / "scores.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    scores = score_samples(
+        benchmark.scorers, benchmark.setting.prompts, [samples[key] for key in expected]
+    )
+    folder.write_scores(scores)
     return {
         method: Rows(
             [[Scored(samples[k], timings[k], scores[k]) for k in keys] for keys in grouped]
@@ -43,12 +41,14 @@ def scored_rows(benchmark: Benchmark, folder: RunFolder) -> dict[str, Rows]:
     }
 
 
-def _scores(benchmark: Benchmark, samples: Sequence[Sample]) -> Scores:
+def score_samples(
+    scorers: Mapping[str, Scorer], prompts: Sequence[BenchPrompt], samples: Sequence[Sample]
+) -> Scores:
     """By sample, the scores of all scorers, named `role.label`."""
     found: Scores = {sample.key: {} for sample in samples}
-    exchanges = _exchanges(benchmark, samples)
-    for role, scorer in benchmark.scorers.items():
-        with progress(len(samples), f"{benchmark.name}: {scorer.record.name}") as advance:
+    exchanges = _exchanges(prompts, samples)
+    for role, scorer in scorers.items():
+        with progress(len(samples), f"scores of {scorer.record.name}") as advance:
             columns = score_all(scorer, exchanges, advance)
         for label, values in columns.items():
             for sample, value in zip(samples, values, strict=True):
@@ -56,14 +56,14 @@ def _scores(benchmark: Benchmark, samples: Sequence[Sample]) -> Scores:
     return found
 
 
-def _exchanges(benchmark: Benchmark, samples: Sequence[Sample]) -> list[Exchange]:
-    prompts = {prompt.name: prompt for prompt in benchmark.setting.prompts}
+def _exchanges(prompts: Sequence[BenchPrompt], samples: Sequence[Sample]) -> list[Exchange]:
+    named = {prompt.name: prompt for prompt in prompts}
     return [
         Exchange(
             name=str(sample.key),
-            prompt=prompts[sample.prompt].text,
+            prompt=named[sample.prompt].text,
             response=sample.text,
-            prompt_tokens=prompts[sample.prompt].tokens,
+            prompt_tokens=named[sample.prompt].tokens,
             response_tokens=tuple(sample.tokens),
         )
         for sample in samples

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from otter_cli.benchmarks.benchmark import PLAIN, Benchmark
 from otter_cli.benchmarks.divergence import divergences
+from otter_cli.benchmarks.drawn import Drawn
 from otter_cli.benchmarks.measures import Measures
 from otter_cli.benchmarks.metrics import drafting
 from otter_cli.benchmarks.records import Rows
@@ -17,8 +18,9 @@ class Speedup(Benchmark):
 
     name: ClassVar[BenchmarkName] = "speedup"
 
-    def measures(self, method: str, rows: Mapping[str, Rows]) -> Measures:
-        own, plain = rows[method], rows[PLAIN]
+    @classmethod
+    def measures(cls, method: str, drawn: Drawn) -> Measures:
+        own, plain = drawn.rows[method], drawn.rows[PLAIN]
         return {
             "speed_up": drafting.speed_up(own, plain),
             "tokens_per_step": drafting.tokens_per_step(own),
@@ -26,14 +28,15 @@ class Speedup(Benchmark):
             **drafting.acceptance(own),
             "identical": drafting.identical(own, plain),
             "tokens_per_second": drafting.tokens_per_second(own),
-            **self.costs(method, rows),
+            **cls.costs(method, drawn),
         }
 
     def divergences(self, method: str, rows: Mapping[str, Rows]) -> list[Divergence]:
         prompts = {prompt.name: prompt.tokens for prompt in self.setting.prompts}
         return divergences(rows[method], rows[PLAIN], prompts, self.graft.model.base)
 
-    def findings(self, methods: Mapping[str, MethodResult]) -> list[str]:
+    @classmethod
+    def findings(cls, methods: Mapping[str, MethodResult]) -> list[str]:
         return [_finding(method) for name, method in methods.items() if name != PLAIN]
 
 

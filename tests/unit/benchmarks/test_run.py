@@ -23,8 +23,8 @@ def test_a_run_leaves_its_folder_and_a_result_in_the_schema(tmp_path: Path) -> N
     finished = run(toy_benchmark(), tmp_path / "run")
     names = {path.name for path in finished.folder.iterdir()}
     assert names == {
-        "run.yaml", "samples.jsonl", "timings.jsonl", "scores.jsonl", "environment.json",
-        "result.json",
+        "run.yaml", "prompts.jsonl", "samples.jsonl", "timings.jsonl", "scores.jsonl",
+        "environment.json", "result.json",
     }  # fmt: skip
     assert Result.read(finished.folder) == finished.result
     assert set(finished.result.methods) == {"plain", "dull"}

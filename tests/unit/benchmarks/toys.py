@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from otter_cli.benchmarks.benchmark import Benchmark, Method, Setting
+from otter_cli.benchmarks.drawn import Drawn
 from otter_cli.benchmarks.measures import Measures, perplexity
 from otter_cli.benchmarks.metrics.text import diversity
 from otter_cli.benchmarks.prompts import BenchPrompt
-from otter_cli.benchmarks.records import Rows
 from otter_cli.benchmarks.result import MethodResult
 from otter_cli.benchmarks.scorers import RuleScorer, Scorer
 from otter_cli.benchmarks.settings import MethodRecord, ModelRecord, PromptsRecord
@@ -85,16 +85,18 @@ class ToyGraft:
 class ToyBenchmark(Benchmark):
     name = "preference"
 
-    def measures(self, method: str, rows: Mapping[str, Rows]) -> Measures:
-        own = rows[method]
+    @classmethod
+    def measures(cls, method: str, drawn: Drawn) -> Measures:
+        own = drawn.rows[method]
         return {
             "gold_reward": mean(own.means(lambda row: row.scores["gold.reward"])),
             "diversity": mean(own.means(lambda row: diversity(row.sample.text))),
             "perplexity": perplexity(own),
-            **self.costs(method, rows),
+            **cls.costs(method, drawn),
         }
 
-    def findings(self, methods: Mapping[str, MethodResult]) -> list[str]:
+    @classmethod
+    def findings(cls, methods: Mapping[str, MethodResult]) -> list[str]:
         return [f"{len(methods)} methods"]
 
 

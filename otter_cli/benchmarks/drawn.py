@@ -1,0 +1,19 @@
+"""What figures are drawn from, whether the run has just ended or lies in a folder."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from otter_cli.benchmarks.prompts import BenchPrompt
+from otter_cli.benchmarks.records import Rows
+from otter_cli.benchmarks.scorers import ScorerRecord
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Every method's rows, in the order of `prompts`, the bytes of its parameters, and by role who
+    scored."""
+
+    prompts: tuple[BenchPrompt, ...]
+    rows: Mapping[str, Rows]
+    weights: Mapping[str, int]
+    scorers: Mapping[str, ScorerRecord]
