@@ -7,7 +7,7 @@ from otter_cli.benchmarks import methods
 from otter_cli.benchmarks.benchmark import PLAIN, Method, Setting
 from otter_cli.benchmarks.detox import Detox, require_label
 from otter_cli.benchmarks.models import Grafted, load_pair, load_reward_model
-from otter_cli.benchmarks.preference import GOLD, Preference, require_gold_guides_nothing
+from otter_cli.benchmarks.preference import GOLD, Preference, require_guides_nothing
 from otter_cli.benchmarks.prompts import PromptFile, load_prompts
 from otter_cli.benchmarks.scorers import Scorer
 from otter_cli.benchmarks.speedup import Speedup
@@ -82,7 +82,8 @@ def preference(
         HEAD: SignalScorer(head, signal),
         ARGS: RewardModelScorer(*separate),
     }
-    require_gold_guides_nothing(scorers)
+    guides = {scorer.record.digest: role for role, scorer in scorers.items() if role != GOLD}
+    require_guides_nothing(judge.record.digest, guides)
     compared = {
         **_guided(grafts, guidance),
         ARGS: methods.args(

@@ -10,7 +10,6 @@ from otter_cli.benchmarks.measures import Measures, perplexity
 from otter_cli.benchmarks.metrics.text import diversity
 from otter_cli.benchmarks.records import Scored
 from otter_cli.benchmarks.result import BenchmarkName, MethodResult
-from otter_cli.benchmarks.scorers import Scorer
 from otter_cli.benchmarks.sentences import against_plain, times
 from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import mean
@@ -54,11 +53,11 @@ def _score(name: str, row: Scored) -> float:
     return row.scores[name]
 
 
-def require_gold_guides_nothing(scorers: Mapping[str, Scorer]) -> None:
-    """Raises OtterError where the judge's digest is that of one of the guides."""
-    for role, scorer in scorers.items():
-        if role != GOLD and scorer.record.digest == scorers[GOLD].record.digest:
-            raise OtterError(
-                f"the gold reward model is the one that guides {role}",
-                hint="a guide that judges itself always wins: give --gold a model of its own data",
-            )
+def require_guides_nothing(judge: str, guides: Mapping[str, str]) -> None:
+    """Raises OtterError where the judge's digest is among those of the guides, given with what
+    they guide."""
+    if judge in guides:
+        raise OtterError(
+            f"the gold reward model is the one that guides {guides[judge]}",
+            hint="a guide that judges itself always wins: give --gold a model of its own data",
+        )

@@ -115,3 +115,39 @@ def test_reports_need_no_torch(otter_here: Otter, arguments, tmp_path: Path) -> 
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_runs_are_compared_checked_and_rescored(
+    otter_here: Otter, arguments, contestants, tmp_path: Path
+) -> None:
+    run, other = tmp_path / "preference", tmp_path / "other"
+    assert otter_here(*arguments["preference"]).returncode == 0
+    assert otter_here(*arguments["preference"], "--strength", 3, "--out", other).returncode == 0
+    done = otter_here("bench", "compare", run, other, "--json")
+    assert done.returncode == 0, done.stderr
+    methods = {m["first"]: m["differences"] for m in json.loads(done.stdout)["methods"]}
+    assert methods["plain"]["gold_reward"]["mean"] == 0
+    page = otter_here("bench", "compare", run, other, "--methods", "insertion:args").stdout
+    assert "args against insertion" in page and max(map(len, page.splitlines())) <= 100
+    expect = tmp_path / "expectations.yaml"
+    expect.write_text("expect: {plain: {tokens: {at_least: 1, at_most: 6}}}")
+    assert otter_here("bench", "check", run, "--expect", expect).returncode == 0
+    expect.write_text("expect: {plain: {tokens: {at_least: 100}}}")
+    done = otter_here("bench", "check", run, "--expect", expect)
+    assert done.returncode == 1 and "0 of 1 expectations hold" in done.stdout
+    samples = (run / "samples.jsonl").read_bytes()
+    rescored = otter_here("bench", "rescore", run, "--scorer", f"reward-model:{contestants.gold}")
+    assert rescored.returncode == 0, rescored.stderr
+    assert (run / "samples.jsonl").read_bytes() == samples
+    refused = otter_here(
+        "bench", "rescore", run, "--scorer", f"reward-model:{contestants.reward_model}"
+    )
+    assert refused.returncode == 2 and "the one that guides" in refused.stderr
+
+
+def test_unlike_runs_are_not_compared(otter_here: Otter, arguments, tmp_path: Path) -> None:
+    assert otter_here(*arguments["speedup"]).returncode == 0
+    longer = [*arguments["speedup"], "--max-new-tokens", 9, "--out", tmp_path / "longer"]
+    assert otter_here(*longer).returncode == 0
+    done = otter_here("bench", "compare", tmp_path / "speedup", tmp_path / "longer")
+    assert done.returncode == 2 and "differ in sampling.max_new_tokens" in done.stderr

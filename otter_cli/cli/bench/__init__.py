@@ -1,6 +1,6 @@
 """`otter bench`: methods compared on the same prompts, in a run folder that resumes."""
 
-from otter_cli.cli.bench import detox, preference, report, speedup
+from otter_cli.cli.bench import check, compare, detox, preference, report, rescore, speedup
 from otter_cli.cli.bench.app import app
 
-__all__ = ["app", "detox", "preference", "report", "speedup"]
+__all__ = ["app", "check", "compare", "detox", "preference", "report", "rescore", "speedup"]

@@ -1,0 +1,59 @@
+"""`otter bench compare`: two runs, paired by prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from otter_cli.cli.app import Outcome, verb
+from otter_cli.cli.bench.app import app
+from otter_cli.cli.bench.options import option
+from otter_cli.core.errors import OtterError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from otter_cli.benchmarks.compare import Comparison
+
+
+@verb(
+    app,
+    example="""\
+    otter bench compare runs/detox-0123456789 runs/detox-9876543210
+    otter bench compare runs/old runs/new --methods insertion:insertion""",
+)
+def compare(
+    run1: Annotated[Path, typer.Argument(help="a finished run's folder")],
+    run2: Annotated[Path, typer.Argument(help="another, with the same prompts and sampling")],
+    methods: Annotated[
+        str | None, option("--methods", "ONE:OTHER; if left out, those of the same name", "Methods")
+    ] = None,
+) -> Outcome:
+    """The second run less the first, paired by prompt; refused where their settings are unlike.
+
+    Times were taken in two sessions: what else the machine did then is in their difference.
+    """
+    from otter_cli.benchmarks.compare import compare as compared
+
+    found = compared(run1, run2, _pair(methods))
+    return Outcome(found.model_dump(mode="json"), view=lambda: _view(found))
+
+
+def _pair(methods: str | None) -> tuple[str, str] | None:
+    if methods is None:
+        return None
+    one, colon, other = methods.partition(":")
+    if not (one and colon and other):
+        raise OtterError(
+            f"--methods {methods!r} is no ONE:OTHER", hint="for example insertion:args"
+        )
+    return one, other
+
+
+def _view(found: Comparison) -> RenderableType:
+    from otter_cli.reports import terminal_page
+    from otter_cli.reports.comparison import comparison_report
+
+    return terminal_page(comparison_report(found))
