@@ -61,6 +61,19 @@ def ratio(tops: np.ndarray, bottoms: np.ndarray) -> Statistic:
     return lambda counts: _divide(counts @ tops, counts @ bottoms)
 
 
+def median(values: np.ndarray) -> Statistic:
+    """The middle value, or the mean of the two: what an outlier does not move."""
+    ordered, order = np.sort(np.asarray(values, float)), np.argsort(values, kind="stable")
+
+    def middle(counts: Counts) -> np.ndarray:
+        reached = counts[:, order].cumsum(axis=1)
+        half = reached[:, -1:] / 2
+        below, above = (reached >= half).argmax(axis=1), (reached > half).argmax(axis=1)
+        return (ordered[below] + ordered[above]) / 2
+
+    return middle
+
+
 def difference(one: Statistic, other: Statistic) -> Statistic:
     """`one - other` on the same examples: both see the same counts, which pairs them."""
     return lambda counts: one(counts) - other(counts)

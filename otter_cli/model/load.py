@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,18 +49,31 @@ def load(
     )
     shape = base_shape(Checkpoint.open(base or folder).config)
     tensors = read_inserted(folder, manifest, shape)
+    otter = assemble(cls, model, shape, manifest, tensors, dtype=insertion_dtype or model.dtype)
+    return otter.to(device).eval()
+
+
+def assemble(
+    cls: type[OtterForCausalLM],
+    base: PreTrainedModel,
+    shape: BaseShape,
+    manifest: Manifest,
+    tensors: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype,
+) -> OtterForCausalLM:
+    """A loaded base with its inserted tensors, by their names on disk: all of them, no others."""
     with torch.device("meta"):
-        otter = cls(model, shape, manifest)
-    target = insertion_dtype or model.dtype
+        otter = cls(base, shape, manifest)
     for name, insertion in otter.insertions.items():
         prefix = f"otter.{name}."
         own = {
-            key.removeprefix(prefix): t.to(target)
+            key.removeprefix(prefix): t.to(dtype)
             for key, t in tensors.items()
             if key.startswith(prefix)
         }
         insertion.load_state_dict(own, strict=True, assign=True)
-    return otter.to(device).eval()
+    return otter
 
 
 def load_base(

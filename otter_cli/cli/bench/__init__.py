@@ -1,6 +1,25 @@
 """`otter bench`: methods compared on the same prompts, in a run folder that resumes."""
 
-from otter_cli.cli.bench import check, compare, detox, preference, report, rescore, speedup
+from otter_cli.cli.bench import (
+    check,
+    compare,
+    detox,
+    overhead,
+    preference,
+    report,
+    rescore,
+    speedup,
+)
 from otter_cli.cli.bench.app import app
 
-__all__ = ["app", "check", "compare", "detox", "preference", "report", "rescore", "speedup"]
+__all__ = [
+    "app",
+    "check",
+    "compare",
+    "detox",
+    "overhead",
+    "preference",
+    "report",
+    "rescore",
+    "speedup",
+]

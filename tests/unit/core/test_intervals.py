@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from otter_cli.core.errors import OtterError
-from otter_cli.core.intervals import auroc, difference, f1, interval, mean, ratio
+from otter_cli.core.intervals import auroc, difference, f1, interval, mean, median, ratio
 
 ONE_EACH = np.ones((1, 6))
 SCORES = np.array([0.1, 0.4, 0.4, 0.8, 0.9, 0.2])
@@ -93,3 +93,12 @@ def test_the_same_seed_gives_the_same_interval() -> None:
     values = mean(np.random.default_rng(5).random(50))
     assert interval(values, 50) == interval(values, 50)
     assert interval(values, 50) != interval(values, 50, seed=1)
+
+
+@pytest.mark.parametrize("n", [1, 2, 9, 10])
+def test_the_median_is_numpys_on_every_resample(n: int) -> None:
+    random = np.random.default_rng(n)
+    values = random.normal(size=n)
+    counts = np.stack([np.bincount(random.integers(n, size=n), minlength=n) for _ in range(50)])
+    expected = [np.median(np.repeat(values, row)) for row in counts]
+    np.testing.assert_allclose(median(values)(counts.astype(float)), expected)

@@ -1,0 +1,121 @@
+"""result.json of `otter bench overhead`: rows of figures, with what bounds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from otter_cli.benchmarks.estimates import Estimate, estimate
+from otter_cli.benchmarks.overhead.machine import Rates
+from otter_cli.benchmarks.result import RESULT
+from otter_cli.core.errors import OtterError
+from otter_cli.core.intervals import median
+
+SCHEMA_VERSION = 1
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Settings(Part):
+    """What was measured and how; `context` is the length of the prefill, and of the decoding's
+    prompt."""
+
+    subject: str
+    dtype: str
+    device: str
+    threads: int
+    batch: int
+    context: int
+    repeats: int
+
+
+class Pair(Part):
+    """A figure of the base by itself, and of the graft with its base."""
+
+    base: float
+    graft: float
+
+
+class Bound(Part):
+    """The ratio by counted bytes and operations at this machine's rates. `reached`: the share of
+    its own bound that each reaches, bound over measured time."""
+
+    ratio: float
+    limit: Literal["bytes", "flops"]
+    bytes: Pair
+    flops: Pair
+    milliseconds: Pair
+    reached: Pair
+
+
+class Bounds(Part):
+    decode: Bound
+    prefill: Bound
+
+
+class Saved(Part):
+    """The paper's saved fraction, `1 - inserted / separate`, of a separate reward model of the
+    base's size: time per token, parameters trained and stored, bytes of KV cache."""
+
+    decode_time: Estimate
+    prefill_time: Estimate
+    trainable: float
+    stored: float
+    cache: float
+
+
+class Row(Part):
+    """One insertion beside its base. Ratios are medians over rounds in which base and graft take
+    turns; times in milliseconds a step, memory in bytes."""
+
+    name: str
+    insertion: dict[str, Any]
+    parameter_ratio: float
+    base_parameters: int
+    trainable: int
+    stored_bytes: int
+    file_bytes: int | None
+    base_bytes: int
+    cache_bytes_per_token: Pair
+    peak_bytes: Pair
+    decode_ratio: Estimate
+    prefill_ratio: Estimate
+    decode_ms: Pair
+    prefill_ms: Pair
+    bound: Bounds
+    logits_equal: int = Field(description="passes whose logits were the base's, bit for bit")
+    logits_compared: int
+    saved: Saved | None = None
+
+
+class OverheadResult(Part):
+    """A run's outcome. `rows` starts with the insertion that was asked for."""
+
+    schema_version: int = SCHEMA_VERSION
+    benchmark: Literal["overhead"] = "overhead"
+    settings: Settings
+    machine: str
+    rates: Rates
+    rows: list[Row]
+    provenance: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Raises OtterError where there is none, or it is damaged."""
+        path = folder / RESULT
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise OtterError(
+                f"{path} cannot be read as a result of overhead", hint="measure again"
+            ) from error
+
+
+def median_ratio(tops: np.ndarray, bottoms: np.ndarray, what: str) -> Estimate:
+    """The median of the rounds' ratios: what else ran in a round moved both."""
+    return estimate(median(tops / bottoms), len(tops), what)

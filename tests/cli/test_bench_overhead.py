@@ -1,0 +1,62 @@
+"""`otter bench overhead` as a user types it: a smoke run, and no figure of it is asserted."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Otter
+from tests.support.grafts import graft_for
+
+SMALL = ["--repeats", 6, "--context", 16]
+
+
+def test_a_shape_needs_no_folder_and_every_row_has_its_bound(
+    otter_here: Otter, tmp_path: Path
+) -> None:
+    done = otter_here(
+        "bench", "overhead", "--shape", "tiny", *SMALL, "--out", tmp_path / "run", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)
+    first = data["rows"][0]
+    assert first["name"] == "default" and 0 < first["parameter_ratio"] < 1
+    for ratio in ("decode_ratio", "prefill_ratio"):
+        assert set(first[ratio]) == {"mean", "low", "high", "n"}
+    for kind in ("decode", "prefill"):
+        assert first["bound"][kind]["ratio"] > 1
+    assert first["logits_equal"] == first["logits_compared"] > 0
+    assert first["cache_bytes_per_token"]["graft"] > first["cache_bytes_per_token"]["base"]
+    assert data["provenance"]["hardware"] and data["rates"]["bytes_per_second"] > 0
+    assert {p.name for p in (tmp_path / "run").iterdir()} >= {"result.json", "report.html"}
+
+
+def test_a_grafted_folder_is_measured_as_it_lies(
+    otter_here: Otter, tiny_llama: Path, tmp_path: Path
+) -> None:
+    folder = graft_for(tiny_llama, tmp_path / "graft", signals=("reward",), kv="base")
+    done = otter_here("bench", "overhead", folder, *SMALL, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    row = json.loads((tmp_path / "run" / "result.json").read_text())["rows"][0]
+    assert row["file_bytes"] == (folder / "otter.safetensors").stat().st_size
+    assert row["cache_bytes_per_token"]["graft"] == row["cache_bytes_per_token"]["base"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "a grafted folder or a shape"),
+        (["--shape", "lama-7b"], "did you mean 'llama-7b'"),
+        (["--shape", "tiny", "--dtype", "float31"], "float31"),
+        (["--shape", "tiny", "--context", "600"], "window of 512"),
+        (["--shape", "tiny", "--repeats", "0"], "--repeats 0"),
+        (["somewhere", "--hidden", "8"], "sizes belong to --shape"),
+        (["somewhere"], "somewhere"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(
+    otter_here: Otter, arguments: list[str], words: str
+) -> None:
+    done = otter_here("bench", "overhead", *arguments)
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
