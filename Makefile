@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 CODE := otter_cli tests
 
-.PHONY: setup demo test check format clean
+.PHONY: setup demo test soak check format clean
 
 setup: $(INSTALLED)
 
@@ -20,6 +20,10 @@ demo: setup
 # Two workers of one thread each: more threads than cores would only wait for one another.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+# A hundred thousand random operations on a decoding session, each against recomputing everything.
+soak: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.session_operations 100000 results/decoding/operations.json
 
 check: setup
 	$(BIN)/ruff format --check $(CODE)

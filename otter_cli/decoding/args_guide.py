@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from otter_cli.core.errors import OtterError
-from otter_cli.decoding.cached_steps import State
 from otter_cli.decoding.choosing import Chooser, check_guidance, steered
 from otter_cli.decoding.sampling import Sampler
 from otter_cli.decoding.session import DecodingSession, RewardSession
+from otter_cli.decoding.state import State
 
 
 @dataclass(frozen=True)

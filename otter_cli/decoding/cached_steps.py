@@ -1,4 +1,4 @@
-"""Steps over one KV cache: of one token, of k candidates that share the prefix, of a drafted chain.
+"""Steps over one KV cache: one token a row, a chain, k candidates, or a tree of tokens.
 
 Rows of a batch are padded on the left and may keep different numbers of tokens of a step. A slot
 of the cache that a row does not keep is masked out for it; slots that no row keeps are cropped.
@@ -7,54 +7,45 @@ of the cache that a row does not keep is masked out for it; slots that no row ke
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
 from otter_cli.core.errors import OtterError
-
-
-@dataclass
-class State:
-    """Final states of positions: the base's [rows, n, d], the insertions' [rows, n, D]."""
-
-    base: Tensor
-    inserted: dict[str, Tensor]
-
-    def at(self, index: Tensor) -> State:
-        """One position a row, `index` [rows]: states [rows, 1, ...]."""
-        rows = torch.arange(len(index), device=index.device)
-        inserted = {name: states[rows, index, None] for name, states in self.inserted.items()}
-        return State(self.base[rows, index, None], inserted)
-
-    def last(self) -> State:
-        return State(self.base[:, -1:], {name: v[:, -1:] for name, v in self.inserted.items()})
+from otter_cli.decoding.seen import Tree, masks
+from otter_cli.decoding.slots import Slots, windows_of
+from otter_cli.decoding.state import State
 
 
 class Session(ABC):
     """The cache and its bookkeeping, for any decoder."""
 
-    def __init__(self, cache: DynamicCache, model: PreTrainedModel) -> None:
-        self.cache, self.device = cache, model.device
+    def __init__(self, cache: Cache, model: PreTrainedModel) -> None:
+        self.cache, self.slots, self.device = cache, Slots(cache), model.device
         self.attention: str = model.config._attn_implementation
-        self.valid = torch.zeros(0, 0, dtype=torch.bool)  # what a row sees, [rows, slots]
+        self.windows = windows_of(model.config)
+        self.valid = torch.zeros(0, 0, dtype=torch.bool)  # what a row keeps, [rows, slots]
         self.positions = torch.zeros(0, dtype=torch.long)  # tokens kept so far, [rows]
-        self.passes = self.fed = 0
+        self.tree = Tree((), self.device)  # fed after those slots, and not decided on
+        self.passes = self.fed = self.kept = 0
 
     @abstractmethod
-    def run(self, tokens: Tensor, mask: Tensor, positions: Tensor) -> State:
+    def run(self, tokens: Tensor, mask: Any, positions: Tensor) -> State:
         """One pass over the cache; the states of `tokens` [rows, n]."""
 
     @property
-    def slots(self) -> int:
+    def width(self) -> int:
+        """How many slots of the cache are decided on."""
         return self.valid.shape[1]
 
     def prefill(self, prompts: list[list[int]]) -> State:
         """Feeds the prompts; the states of their last tokens, [rows, 1, ...]."""
         width = max(map(len, prompts))
+        self._require_room(width)
         padded = [[0] * (width - len(prompt)) + prompt for prompt in prompts]
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         self.valid = torch.arange(width, device=self.device) >= width - lengths[:, None]
@@ -66,23 +57,18 @@ class Session(ABC):
     def step(self, tokens: Tensor) -> State:
         """One token a row, [rows]; its states, [rows, 1, ...]."""
         state = self.extend(tokens[:, None])
-        self.keep(torch.ones_like(tokens), of=1)
+        self.keep(torch.ones_like(tokens))
         return state
 
     def extend(self, chain: Tensor) -> State:
         """n tokens a row, [rows, n], each seeing those before it; `keep` must follow."""
-        if chain.shape[1] > 1:
-            self._refuse_windows()
-        steps = torch.arange(chain.shape[1], device=self.device)
-        self.valid = torch.cat([self.valid, torch.ones_like(chain, dtype=torch.bool)], 1)
-        return self._forward(chain, self.valid.long(), self.positions[:, None] + steps)
-
-    def keep(self, counts: Tensor, *, of: int) -> None:
-        """Keeps the first `counts` [rows] of the `of` tokens of the last `extend`."""
-        start = self.slots - of
-        self.valid[:, start:] = torch.arange(of, device=self.device) < counts[:, None]
-        self.positions = self.positions + counts
-        self._crop(start + int(counts.max()))
+        n = chain.shape[1]
+        if self._windowed and (n > 1 or not self._cached_windows):
+            return self.grow(chain, range(-1, n - 1))
+        self._require_room(n)
+        self.tree = Tree(range(-1, n - 1), self.device)
+        seen = torch.cat([self.valid, torch.ones_like(chain, dtype=torch.bool)], 1)
+        return self._forward(chain, seen.long(), self.positions[:, None] + self.tree.depth())
 
     def branch(self, candidates: Tensor) -> State:
         """k candidates a row for one next position, [rows, k]; `choose` must follow.
@@ -90,62 +76,130 @@ class Session(ABC):
         One step of k tokens: each sees the prefix and itself, and all share the prefix's cache
         and one position id (METHOD, 3).
         """
-        self._refuse_windows()
-        if self.attention not in ("eager", "sdpa"):
-            raise OtterError(
-                f"candidates in one step need a mask of their own, which {self.attention} ignores",
-                hint='load the models with attn_implementation="sdpa"',
-            )
-        rows, k = candidates.shape
-        itself = torch.eye(k, dtype=torch.bool, device=self.device)
-        prefix = self.valid[:, None].expand(rows, k, self.slots)
-        seen = torch.cat([prefix, itself.expand(rows, k, k)], -1)[:, None]  # [rows, 1, k, slots]
-        return self._forward(candidates, self._mask(seen), self.positions[:, None].expand(rows, k))
+        return self.grow(candidates, [-1] * candidates.shape[1])
+
+    def grow(self, tokens: Tensor, parents: Sequence[int]) -> State:
+        """Tokens [rows, n] of a tree, each seeing the text and those it follows: `parents` counts
+        all tokens of the tree, those of earlier calls too; -1 is the text. `keep_path` must
+        follow. Raises OtterError where the attention or the cache can't."""
+        self._require_masks()
+        self._require_room(tokens.shape[1])
+        start = len(self.tree)
+        self.tree = Tree([*self.tree.parents, *parents], self.device)
+        rows, n = tokens.shape
+        prefix = self.valid[:, None].expand(rows, n, self.width)
+        among = self.tree.seen[start:].expand(rows, n, len(self.tree))
+        positions = self.positions[:, None] + self.tree.depth(start)
+        mask = masks(
+            self._padded(torch.cat([prefix, among], -1)),
+            positions,
+            self._padded(self._slot_positions()),
+            self.windows,
+            None if self.attention == "sdpa" else self.slots.dtype(),
+        )
+        return self._forward(tokens, mask, positions)
+
+    def keep(self, counts: Tensor) -> None:
+        """Keeps the first `counts` [rows] tokens of the last `extend`."""
+        longest = int(counts.max())
+        self._decide(counts, longest)
 
     def choose(self, index: Tensor) -> None:
         """Keeps candidate `index` [rows] of the last `branch`: its cache entry moves into place."""
-        at, rows = self.slots, torch.arange(len(index), device=self.device)
-        for layer in self._layers():
-            layer.keys[:, :, at] = layer.keys[rows, :, at + index]
-            layer.values[:, :, at] = layer.values[rows, :, at + index]
-        self.valid = torch.cat([self.valid, torch.ones_like(self.valid[:, :1])], 1)
-        self.positions = self.positions + 1
-        self._crop(at + 1)
+        self.keep_path(index[:, None], torch.ones_like(index))
+
+    def keep_path(self, path: Tensor, counts: Tensor) -> None:
+        """Keeps the first `counts` [rows] tokens of the tree's `path` [rows, m], in that order:
+        their cache entries move into place."""
+        longest = int(counts.max())
+        if longest:
+            self.slots.gather(self.width, path[:, :longest])
+        self._decide(counts, longest)
+
+    def crop(self, counts: Tensor) -> None:
+        """Takes the last `counts` [rows] kept tokens back."""
+        if self._cached_windows:
+            raise OtterError("a windowed KV cache takes no tokens back", hint="use masked windows")
+        from_end = self.valid.long().flip(1).cumsum(1).flip(1)
+        self.valid &= from_end > counts[:, None]
+        self.positions = self.positions - counts
+        self.kept -= int(counts.sum())
+        used = self.valid.any(0).nonzero()
+        self.valid = self.valid[:, : int(used[-1]) + 1]
+        self._compact()
+        self.slots.truncate(self.width)
+
+    def reorder(self, rows: Tensor) -> None:
+        """The rows become `rows`, an index that may repeat some and leave others out."""
+        self.slots.select(rows)
+        self.valid, self.positions = self.valid[rows], self.positions[rows]
+
+    def fork(self, copies: int) -> None:
+        """Each row becomes `copies` rows, side by side."""
+        rows = torch.arange(len(self.positions), device=self.device)
+        self.reorder(rows.repeat_interleave(copies))
 
     def cache_bytes(self) -> int:
-        return sum(
-            tensor.numel() * tensor.element_size()
-            for layer in self._layers()
-            for tensor in (layer.keys, layer.values)
-        )
+        return self.slots.bytes()
 
-    def _forward(self, tokens: Tensor, mask: Tensor, positions: Tensor) -> State:
+    @property
+    def _windowed(self) -> bool:
+        return any(self.windows)
+
+    @property
+    def _cached_windows(self) -> bool:
+        return any(self.cache.is_sliding)
+
+    def _decide(self, counts: Tensor, longest: int) -> None:
+        kept = torch.arange(longest, device=self.device) < counts[:, None]
+        self.valid = torch.cat([self.valid, kept], 1)
+        self.positions = self.positions + counts
+        self.kept += int(counts.sum())
+        whole = longest == len(self.tree)
+        self.tree = Tree((), self.device)
+        if self._compact() or not whole:
+            self.slots.truncate(self.width)
+
+    def _compact(self) -> bool:
+        """Rows that keep different numbers leave holes: once they are a third, they are closed."""
+        longest = int(self.positions.max())
+        if self._cached_windows or self.width <= 1.5 * longest + 16:
+            return False
+        order = self.valid.long().argsort(dim=1, stable=True)[:, self.width - longest :]
+        self.slots.gather(0, order)
+        self.valid = self.valid.gather(1, order)
+        return True
+
+    def _forward(self, tokens: Tensor, mask: Any, positions: Tensor) -> State:
         self.passes += 1
         self.fed += tokens.numel()
         with torch.no_grad():
             return self.run(tokens, mask, positions)
 
-    def _crop(self, slots: int) -> None:
-        self.valid = self.valid[:, :slots]
-        for layer in self._layers():
-            if not layer.is_sliding:
-                layer.keys, layer.values = layer.keys[:, :, :slots], layer.values[:, :, :slots]
+    def _slot_positions(self) -> Tensor:
+        kept = self.valid.long().cumsum(-1) - 1
+        return torch.cat([kept, self.positions[:, None] + self.tree.depth()], 1)
 
-    def _layers(self) -> list[Any]:
-        return [layer for layer in self.cache.layers if layer.is_initialized]
+    def _padded(self, slots: Tensor) -> Tensor:
+        """As many slots as the attention will see: all of them, where they are preallocated."""
+        more = (self.slots.capacity or 0) - slots.shape[-1]
+        return torch.nn.functional.pad(slots, (0, more)) if more > 0 else slots
 
-    def _mask(self, seen: Tensor) -> Tensor:
-        """A 4-d mask in the form that the base's attention takes as it is."""
-        if self.attention == "sdpa":
-            return seen
-        dtype = self._layers()[0].keys.dtype
-        return torch.zeros(seen.shape, dtype=dtype, device=self.device).masked_fill(
-            ~seen, torch.finfo(dtype).min
-        )
-
-    def _refuse_windows(self) -> None:
-        if any(self.cache.is_sliding):
+    def _require_room(self, tokens: int) -> None:
+        capacity, wanted = self.slots.capacity, self.width + len(self.tree) + tokens
+        if capacity is not None and wanted > capacity:
             raise OtterError(
-                "candidates and drafts in one step need a full KV cache; this base's has windows",
-                hint="plain decoding, with signals beside it, works: leave --guide and --draft out",
+                f"{wanted} slots, of a KV cache of {capacity}", hint="preallocate a longer one"
+            )
+
+    def _require_masks(self) -> None:
+        if self._cached_windows:
+            raise OtterError(
+                "a step of many tokens needs every slot, and this KV cache keeps windows only",
+                hint='DecodingSession(model, windows="masked")',
+            )
+        if self.attention not in ("eager", "sdpa"):
+            raise OtterError(
+                f"candidates in one step need a mask of their own, which {self.attention} ignores",
+                hint='load the models with attn_implementation="sdpa"',
             )

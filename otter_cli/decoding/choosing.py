@@ -11,8 +11,8 @@ from abc import ABC, abstractmethod
 from torch import Tensor
 
 from otter_cli.core.errors import OtterError
-from otter_cli.decoding.cached_steps import State
 from otter_cli.decoding.sampling import Sampler
+from otter_cli.decoding.state import State
 
 
 class Chooser(ABC):

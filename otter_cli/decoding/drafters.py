@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from otter_cli.core.errors import OtterError
-from otter_cli.decoding.cached_steps import State
 from otter_cli.decoding.session import DecodingSession
+from otter_cli.decoding.state import State
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import torch
 
 from otter_cli.core.errors import OtterError
 from otter_cli.decoding.args_guide import ArgsGuide
-from otter_cli.decoding.cached_steps import State
 from otter_cli.decoding.choosing import Chooser, Plain
 from otter_cli.decoding.drafters import Drafter
 from otter_cli.decoding.rows import Rows
@@ -17,6 +16,7 @@ from otter_cli.decoding.sampling import Sampler
 from otter_cli.decoding.scores import check_scores
 from otter_cli.decoding.session import DecodingSession
 from otter_cli.decoding.signal_guide import SignalGuide
+from otter_cli.decoding.state import State
 from otter_cli.decoding.types import Generation, Sampling
 from otter_cli.decoding.verify_drafts import accept
 from otter_cli.model import OtterForCausalLM
@@ -45,7 +45,8 @@ def generate(
     for name in signals:
         check_scores(model, name)
     stream = bool(signals) or any(part.needs_stream for part in (guide, drafter) if part)
-    session = DecodingSession(model, stream=stream)
+    plain = drafter is None and (guide is None or not guide.strength)
+    session = DecodingSession(model, stream=stream, windows="cached" if plain else "masked")
     chooser = _chooser(guide, session)
     if drafter is not None:
         drafter.check(session)
@@ -96,7 +97,7 @@ def _drafted(rows: Rows, state: State, sampler: Sampler, drafter: Drafter) -> No
         logits = session.logits(states)
         accepted, following = accept(logits, drafts, lengths, sampler)
         # A row that has ended keeps nothing, or it would run on past the window.
-        session.keep((accepted + 1) * rows.going, of=chain.shape[1])
+        session.keep((accepted + 1) * rows.going)
         rows.add(chain, torch.cat([before, logits[:, :-1]], 1), accepted + 1)
         rows.add_signals(states)
         rows.count_drafts(lengths, accepted)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from otter_cli.decoding.cached_steps import State
 from otter_cli.decoding.choosing import Chooser
 from otter_cli.decoding.scores import signal_scores
 from otter_cli.decoding.session import DecodingSession
+from otter_cli.decoding.state import State
 from otter_cli.decoding.types import Counters, Generation, Sampling
 
 

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from otter_cli.core.errors import OtterError
 from otter_cli.core.suggest import closest
-from otter_cli.decoding.cached_steps import State
 from otter_cli.decoding.session import DecodingSession
+from otter_cli.decoding.state import State
 from otter_cli.model import OtterForCausalLM
 
 

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from otter_cli.decoding.cached_steps import Session, State
+from otter_cli.decoding.cached_steps import Session
+from otter_cli.decoding.slots import full_cache
+from otter_cli.decoding.state import State
 from otter_cli.model import OtterForCausalLM
 
 
 class DecodingSession(Session):
-    """Over a graft. `stream=False` runs the plain base: no insertion, no signals."""
+    """Over a graft. `stream=False` runs the plain base: no insertion, no signals.
 
-    def __init__(self, model: OtterForCausalLM, *, stream: bool = True) -> None:
-        super().__init__(model.new_cache(), model.base)
+    `windows`: a windowed base's layers keep their window alone, as transformers does, or all, and
+    masks cut the window out: what steps of many tokens need. `length` preallocates that many slots.
+    """
+
+    def __init__(
+        self,
+        model: OtterForCausalLM,
+        *,
+        stream: bool = True,
+        windows: Literal["cached", "masked"] = "masked",
+        length: int | None = None,
+    ) -> None:
+        kept = windows == "cached" and length is None
+        cache = model.new_cache() if kept else full_cache(model.config, length=length)
+        super().__init__(cache, model.base)
         self.model, self.stream = model, stream
         self.decoder = model.base.get_submodule(model.shape.family.decoder)
 
-    def run(self, tokens: Tensor, mask: Tensor, positions: Tensor) -> State:
+    def run(self, tokens: Tensor, mask: Any, positions: Tensor) -> State:
         arguments = {
             "attention_mask": mask,
             # Rows that have ended, or soon will, are fed beside the others: not past the window.
@@ -46,10 +63,10 @@ class RewardSession(Session):
     """Over a separate reward model (AutoModelForSequenceClassification) with a cache of its own."""
 
     def __init__(self, reward_model: PreTrainedModel) -> None:
-        super().__init__(DynamicCache(config=reward_model.config), reward_model)
+        super().__init__(full_cache(reward_model.config), reward_model)
         self.reward_model = reward_model
 
-    def run(self, tokens: Tensor, mask: Tensor, positions: Tensor) -> State:
+    def run(self, tokens: Tensor, mask: Any, positions: Tensor) -> State:
         out = self.reward_model.base_model(
             input_ids=tokens,
             attention_mask=mask,

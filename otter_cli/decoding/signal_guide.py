@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from otter_cli.decoding.cached_steps import State
 from otter_cli.decoding.choosing import Chooser, check_guidance, steered
 from otter_cli.decoding.sampling import Sampler
 from otter_cli.decoding.scores import score_column, signal_scores
 from otter_cli.decoding.session import DecodingSession
+from otter_cli.decoding.state import State
 
 
 @dataclass(frozen=True)

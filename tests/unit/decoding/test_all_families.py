@@ -1,4 +1,4 @@
-"""Candidates and drafts on every family that takes a full insertion, or a refusal that says why."""
+"""Candidates, drafts and trees on every family that takes a full insertion, windowed ones too."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 
-from otter_cli.core.errors import OtterError
 from otter_cli.decoding import DecodingSession, State
 from otter_cli.model import OtterForCausalLM
 from tests.support.families import FULL, Case
@@ -41,10 +40,6 @@ def test_a_choice_then_a_draft_are_the_text_recomputed(
     session = DecodingSession(model)
     session.prefill(PROMPTS)
     candidates, chain = torch.tensor([[3, 50, 17], [4, 51, 18]]), torch.tensor([[30, 31], [40, 41]])
-    if any(session.cache.is_sliding):
-        with pytest.raises(OtterError, match="windows"):
-            session.branch(candidates)
-        return
     states = session.branch(candidates)
     for row, prompt in enumerate(PROMPTS):
         for k in range(3):
@@ -52,7 +47,19 @@ def test_a_choice_then_a_draft_are_the_text_recomputed(
             _close(session, chosen, row, _alone(model, [*prompt, int(candidates[row, k])]))
     session.choose(torch.tensor([2, 1]))
     session.extend(chain)
-    session.keep(torch.tensor([1, 2]), of=2)
+    session.keep(torch.tensor([1, 2]))
     states = session.step(torch.tensor([60, 61]))
-    for row, text in enumerate(([*PROMPTS[0], 17, 30, 60], [*PROMPTS[1], 51, 40, 41, 61])):
+    texts = [*PROMPTS[0], 17, 30, 60], [*PROMPTS[1], 51, 40, 41, 61]
+    for row, text in enumerate(texts):
+        _close(session, states, row, _alone(model, text))
+    # Past every window: a tree of two levels, of which the second row keeps one token.
+    tree = torch.tensor([[70, 71, 72, 73], [80, 81, 82, 83]])
+    grown = session.grow(tree, [-1, -1, 1, 1])
+    for row, text in enumerate(texts):
+        _close(
+            session, grown.at(torch.tensor([3, 3])), row, _alone(model, [*text, *tree[row, [1, 3]]])
+        )
+    session.keep_path(torch.tensor([[1, 3], [0, 0]]), torch.tensor([2, 1]))
+    states = session.step(torch.tensor([62, 63]))
+    for row, text in enumerate(([*texts[0], 71, 73, 62], [*texts[1], 80, 63])):
         _close(session, states, row, _alone(model, text))

@@ -10,6 +10,7 @@ from otter_cli.core.errors import OtterError
 from otter_cli.decoding import DecodingSession, State
 from otter_cli.model import OtterForCausalLM
 from tests.support.grafts import random_graft
+from tests.support.session_operations import run
 
 FORMS: list[dict[str, Any]] = [{"heads": 2}, {"heads": 4, "kv": "base"}, {"hidden": 0}]
 PROMPTS = [[5, 9, 33, 40, 12], [7, 8], [60, 61, 62, 63, 64, 65, 66]]
@@ -84,7 +85,9 @@ def test_after_a_choice_the_cache_is_as_if_only_the_winner_had_been_fed(folder: 
     plain.step(candidates.gather(1, winners[:, None])[:, 0])
     assert torch.equal(branched.valid, plain.valid)
     assert torch.equal(branched.positions, plain.positions)
-    for ours, theirs, before in zip(branched._layers(), plain._layers(), prefix, strict=True):
+    for ours, theirs, before in zip(
+        branched.slots._layers(), plain.slots._layers(), prefix, strict=True
+    ):
         assert ours.keys.shape == theirs.keys.shape
         assert torch.equal(ours.keys[:, :, : before.shape[2]], before)
         torch.testing.assert_close(ours.keys, theirs.keys, rtol=1e-5, atol=1e-5)
@@ -98,7 +101,7 @@ def test_rows_keep_different_numbers_of_a_chain(folder: Path) -> None:
     session.prefill(PROMPTS)
     chain = torch.tensor([[3, 50, 17], [4, 51, 18], [5, 52, 19]])
     session.extend(chain)
-    session.keep(torch.tensor([1, 3, 2]), of=3)
+    session.keep(torch.tensor([1, 3, 2]))
     state = session.step(torch.tensor([30, 31, 32]))
     for row, (prompt, kept) in enumerate(zip(PROMPTS, (1, 3, 2), strict=True)):
         text = [*prompt, *chain[row, :kept].tolist(), 30 + row]
@@ -118,55 +121,59 @@ def test_a_session_without_the_stream_is_the_base_alone(tiny_llama: Path, tmp_pa
     assert with_stream.cache_bytes() > without.cache_bytes()
 
 
-def test_windows_refuse_candidates(tiny_checkpoint: Any, tmp_path: Path) -> None:
+def test_a_windowed_cache_refuses_what_needs_every_slot(
+    tiny_checkpoint: Any, tmp_path: Path
+) -> None:
     base = tiny_checkpoint("mistral", sliding_window=4)
     model = _load(random_graft(base, tmp_path / "g", hidden=8, heads=2, ffn=16))
-    session = DecodingSession(model)
+    session = DecodingSession(model, windows="cached")
     session.prefill(PROMPTS[:1])
     session.step(torch.tensor([3]))
-    with pytest.raises(OtterError, match="windows"):
-        session.branch(torch.tensor([[3, 4]]))
-    with pytest.raises(OtterError, match="windows"):
-        session.extend(torch.tensor([[3, 4]]))
+    for many in (session.branch, session.extend):
+        with pytest.raises(OtterError, match="windows only"):
+            many(torch.tensor([[3, 4]]))
+    with pytest.raises(OtterError, match="no tokens back"):
+        session.crop(torch.tensor([1]))
 
 
-def test_a_thousand_random_operations_against_recomputing_everything(
-    tiny_llama: Path, tmp_path: Path
-) -> None:
-    """Ragged steps, candidates and chains in any order: the last state is that of the text."""
-    folder = random_graft(tiny_llama, tmp_path / "g", hidden=8, heads=2, ffn=16)
+def test_a_preallocated_cache_says_when_it_is_full(folder: Path) -> None:
+    session = DecodingSession(_load(folder), length=9)
+    session.prefill(PROMPTS)
+    session.step(torch.tensor([3, 4, 5]))
+    with pytest.raises(OtterError, match="10 slots, of a KV cache of 9"):
+        session.branch(torch.tensor([[3, 4]] * 3))
+
+
+def test_a_preallocated_cache_gives_the_same_states(folder: Path) -> None:
+    """Slots that nobody sees add nothing."""
     model = _load(folder)
-    draw = torch.Generator().manual_seed(0)
+    for tokens in ([[3, 50, 17]] * 3, [[4]] * 3):
+        states = []
+        for length in (None, 40):
+            session = DecodingSession(model, length=length)
+            session.prefill(PROMPTS)
+            states.append(session.branch(torch.tensor(tokens)))
+        torch.testing.assert_close(states[0].base, states[1].base, rtol=1e-12, atol=1e-12)
 
-    def pick(low: int, high: int, *shape: int) -> torch.Tensor:
-        return torch.randint(low, high, shape, generator=draw)
 
-    done = 0
-    while done < 1000:
-        session, texts = DecodingSession(model), [list(prompt) for prompt in PROMPTS]
-        state = session.prefill(texts)
-        for _ in range(int(pick(5, 30, 1))):
-            kind, n = int(pick(0, 3, 1)), int(pick(1, 5, 1))
-            tokens = pick(3, 97, 3, n)
-            if kind == 0:
-                state = session.step(tokens[:, 0])
-                kept = torch.ones(3, dtype=torch.long)
-            elif kind == 1:
-                kept = pick(1, n + 1, 3)
-                state = session.extend(tokens).at(kept - 1)
-                session.keep(kept, of=n)
-            else:
-                index = pick(0, n, 3)
-                state = session.branch(tokens).at(index)
-                session.choose(index)
-                tokens, kept = tokens.gather(1, index[:, None]), torch.ones(3, dtype=torch.long)
-            for row, text in enumerate(texts):
-                text += tokens[row, : int(kept[row])].tolist()
-            done += 1
-        for row, text in enumerate(texts):
-            assert int(session.positions[row]) == len(text)
-            got = State(
-                state.base[row : row + 1],
-                {name: v[row : row + 1] for name, v in state.inserted.items()},
-            )
-            _close(session, got, _alone(model, text), 1e-4)
+def test_counters_tell_what_was_fed_and_kept(folder: Path) -> None:
+    session = DecodingSession(_load(folder))
+    session.prefill(PROMPTS)
+    session.grow(torch.tensor([[3, 4, 5]] * 3), [-1, 0, -1])
+    session.keep_path(torch.tensor([[0, 1], [2, 0], [0, 0]]), torch.tensor([2, 1, 0]))
+    assert (session.passes, session.fed, session.kept) == (2, 21 + 9, 3)
+    assert session.positions.tolist() == [7, 3, 7]
+
+
+def test_a_child_before_its_parent_is_a_mistake(folder: Path) -> None:
+    session = DecodingSession(_load(folder))
+    session.prefill(PROMPTS)
+    with pytest.raises(ValueError, match="parent 1"):
+        session.grow(torch.tensor([[3, 4]] * 3), [1, -1])
+
+
+def test_random_operations_against_recomputing_everything(tmp_path: Path) -> None:
+    """Steps, chains, candidates, trees, crops, forks and reordering in any order; a hundred
+    thousand of them by `make soak`."""
+    found = run(tmp_path, 1500)
+    assert found["operations"] == 1500 and len(found["by_kind"]) == 7

@@ -1,0 +1,59 @@
+"""Who sees whom in a step of several tokens: trees of tokens, and 4-d masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Tree:
+    """Tokens fed and not yet decided on, by their parents: -1 is the text so far."""
+
+    def __init__(self, parents: Sequence[int], device: torch.device) -> None:
+        self.parents, self.device = list(parents), device
+        self.depths: list[int] = []
+        seen = torch.eye(len(self.parents), dtype=torch.bool)
+        for node, parent in enumerate(self.parents):
+            if not -1 <= parent < node:
+                raise ValueError(f"token {node} of a tree has parent {parent}")
+            self.depths.append(0 if parent < 0 else self.depths[parent] + 1)
+            if parent >= 0:
+                seen[node] |= seen[parent]
+        self.seen = seen.to(device)  # [n, n]: itself and what it follows
+
+    def __len__(self) -> int:
+        return len(self.parents)
+
+    def depth(self, start: int = 0) -> Tensor:
+        return torch.tensor(self.depths[start:], dtype=torch.long, device=self.device)
+
+
+def masks(
+    seen: Tensor,
+    positions: Tensor,
+    slot_positions: Tensor,
+    windows: Sequence[int | None],
+    dtype: torch.dtype | None,
+) -> Any:
+    """The base's mask argument for queries at `positions` [rows, n] that see `seen` [rows, n,
+    slots]: one 4-d mask, or one for each layer type. Windows count positions, not slots.
+
+    `dtype` writes them as the numbers that eager attention adds.
+    """
+    distance = positions[:, :, None] - slot_positions[:, None]
+
+    def mask(window: int | None) -> Tensor:
+        within = (seen if window is None else seen & (distance < window))[:, None]
+        if dtype is None:
+            return within
+        full = torch.zeros(within.shape, dtype=dtype, device=seen.device)
+        return full.masked_fill(~within, torch.finfo(dtype).min)
+
+    kinds = set(windows)
+    if len(kinds) == 1:
+        return mask(kinds.pop())
+    (window,) = kinds - {None}
+    return {"full_attention": mask(None), "sliding_attention": mask(window)}

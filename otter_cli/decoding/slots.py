@@ -1,0 +1,70 @@
+"""The KV cache as slots, [rows, heads, slots, head_dim] in every layer: grown or preallocated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
+
+
+def windows_of(config: Any) -> list[int | None]:
+    """How many positions each layer sees; None: all."""
+    layers = DynamicCache(config=config).layers
+    return [layer.sliding_window if layer.is_sliding else None for layer in layers]
+
+
+def full_cache(config: Any, *, length: int | None = None) -> Cache:
+    """A cache that remembers every slot, in windowed layers too: what is left of a step of many
+    tokens is known only after it. `length` preallocates that many slots."""
+    cache = DynamicCache(config=config)
+    cache.layers = [DynamicLayer() if length is None else StaticLayer(length) for _ in cache.layers]
+    return cache
+
+
+class Slots:
+    """Moves entries within a cache; the insertions' own layers move along."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+
+    @property
+    def capacity(self) -> int | None:
+        """How many slots there are to fill, where they are preallocated."""
+        lengths = {lay.max_cache_len for lay in self.cache.layers if isinstance(lay, StaticLayer)}
+        return min(lengths, default=None)
+
+    def gather(self, at: int, index: Tensor) -> None:
+        """Slots `at + index` [rows, m] of each row move to `at`, `at + 1`, ..."""
+        rows = torch.arange(len(index), device=index.device)[:, None]
+        stop = at + index.shape[1]
+        for layer in self._layers():
+            for entries in (layer.keys, layer.values):
+                entries[:, :, at:stop] = entries[rows, :, at + index].transpose(1, 2)
+
+    def truncate(self, slots: int) -> None:
+        for layer in self._layers():
+            if isinstance(layer, StaticLayer):
+                layer.cumulative_length.fill_(slots)
+            elif not layer.is_sliding:
+                layer.keys, layer.values = layer.keys[:, :, :slots], layer.values[:, :, :slots]
+
+    def select(self, rows: Tensor) -> None:
+        """The rows become `rows`: reordered, repeated or fewer."""
+        for layer in self._layers():
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+
+    def bytes(self) -> int:
+        return sum(
+            entries.numel() * entries.element_size()
+            for layer in self._layers()
+            for entries in (layer.keys, layer.values)
+        )
+
+    def dtype(self) -> torch.dtype:
+        return self._layers()[0].keys.dtype
+
+    def _layers(self) -> list[Any]:
+        return [layer for layer in self.cache.layers if layer.is_initialized]
