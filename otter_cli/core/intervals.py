@@ -74,6 +74,21 @@ def median(values: np.ndarray) -> Statistic:
     return middle
 
 
+def correlation(one: np.ndarray, other: np.ndarray) -> Statistic:
+    """Pearson's; undefined where one of the two is constant."""
+    one, other = np.asarray(one, float), np.asarray(other, float)
+    # Centred first: the moments of counts are differences of large sums otherwise.
+    one, other = one - one.mean(), other - other.mean()
+
+    def pearson(counts: Counts) -> np.ndarray:
+        n = counts.sum(axis=1)
+        first, second = counts @ one / n, counts @ other / n
+        spread = (counts @ one**2 / n - first**2) * (counts @ other**2 / n - second**2)
+        return _divide(counts @ (one * other) / n - first * second, np.sqrt(spread.clip(0)))
+
+    return pearson
+
+
 def difference(one: Statistic, other: Statistic) -> Statistic:
     """`one - other` on the same examples: both see the same counts, which pairs them."""
     return lambda counts: one(counts) - other(counts)

@@ -20,7 +20,7 @@ class Batch:
     input_ids: Tensor  # [rows, tokens]
     attention_mask: Tensor  # [rows, tokens], 1 where real
     last: Tensor  # [rows]
-    labels: Tensor | None = None  # [rows, labels], fp32
+    labels: Tensor | None = None  # [rows, labels], fp32; of pairs their margins, [pairs, 1]
 
     @property
     def tokens(self) -> int:
@@ -58,11 +58,16 @@ class Pairs:
         self.chosen, self.rejected = chosen.ids, rejected.ids
         self.truncation = chosen.truncation + rejected.truncation
         self.lengths = [max(map(len, two)) for two in zip(chosen.ids, rejected.ids, strict=True)]
+        # All of a file have a margin, or none.
+        self.margins = [pair.margin for pair in pairs if pair.margin is not None]
         self._pad_id = encoder.pad_id
 
     def batch(self, rows: Sequence[int]) -> Batch:
         texts = [self.chosen[row] for row in rows] + [self.rejected[row] for row in rows]
-        return pad(texts, self._pad_id)
+        padded = pad(texts, self._pad_id)
+        if not self.margins:
+            return padded
+        return replace(padded, labels=torch.tensor([[self.margins[row]] for row in rows]))
 
 
 class Labelled:

@@ -1,6 +1,5 @@
 """Labelled text: one text, one number or several."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,26 +56,7 @@ def _labels(
 ) -> list[float]:
     if mapping:
         return _numbers(_mapped(record, column, mapping))
-    label = _number(record, column)
-    if not low <= label <= high:
-        raise record.error(
-            f"{column!r} is {label:g}, outside {low:g} to {high:g}",
-            "classes are read with a mapping of their names to 0 and 1",
-        )
-    return [label]
-
-
-def _number(record: Record, column: str) -> float:
-    value = record.value(column)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if math.isnan(number):
-        raise record.error(
-            f"{column!r} is {value!r}, not a number", "give a mapping for class names"
-        )
-    return number
+    return [record.number(column, low, high)]
 
 
 def _mapped(record: Record, column: str, mapping: Mapped) -> float | Sequence[float]:

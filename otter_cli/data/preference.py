@@ -10,11 +10,13 @@ _ANSWER = "\n\nAssistant:"
 
 @dataclass(frozen=True)
 class Pair:
-    """`chosen` and `rejected` are whole texts; `prompt` is the beginning they share, if marked."""
+    """`chosen` and `rejected` are whole texts; `prompt` is the beginning they share, if marked.
+    `margin`: how much better, where the file says so."""
 
     chosen: str
     rejected: str
     prompt: str = ""
+    margin: float | None = None
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -28,6 +30,7 @@ def read_pairs(
     chosen: str = "chosen",
     rejected: str = "rejected",
     prompt: str | None = None,
+    margin: str | None = None,
     limit: int | None = None,
 ) -> list[Pair]:
     """Pairs from jsonl or csv; with `prompt`, that column is put before both texts.
@@ -42,7 +45,8 @@ def read_pairs(
             raise record.error(
                 f"{chosen!r} and {rejected!r} are equal", "remove the row: it prefers nothing"
             )
-        return Pair(better, worse, start or shared_dialogue(better, worse))
+        apart = record.number(margin, low=0.0) if margin else None
+        return Pair(better, worse, start or shared_dialogue(better, worse), apart)
 
     return read_rows(path, parse, limit=limit)
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,24 @@ class Record:
             hint = "write the file again as UTF-8, without \\u escapes"
             raise self.error(f"{column!r} holds half a surrogate pair", hint) from error
         return value
+
+    def number(self, column: str, low: float = -math.inf, high: float = math.inf) -> float:
+        """A number from `low` to `high`, or text that spells one."""
+        value = self.value(column)
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if math.isnan(number):
+            raise self.error(
+                f"{column!r} is {value!r}, not a number", "give a mapping for class names"
+            )
+        if not low <= number <= high:
+            raise self.error(
+                f"{column!r} is {number:g}, outside {low:g} to {high:g}",
+                "classes are read with a mapping of their names to 0 and 1",
+            )
+        return number
 
     def error(self, what: str, hint: str) -> OtterError:
         return OtterError(f"{self.path}, line {self.line}: {what}", hint=hint)

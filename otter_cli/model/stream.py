@@ -3,6 +3,7 @@ it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -26,6 +27,19 @@ class InsertedLayer(nn.Module):
         self.ffn = InsertedFeedForward(config, shape)
 
 
+class Named(nn.Module):
+    """A ModuleDict whose names may be those of torch's own attributes: `values`, `type`."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self._modules.update(modules)
+
+    def __getitem__(self, name: str) -> nn.Module:
+        module = self._modules[name]
+        assert module is not None
+        return module
+
+
 class Insertion(nn.Module):
     """One insertion: embedding, layers, final norm and signal heads. Its state dict has the names
     of the file."""
@@ -42,7 +56,7 @@ class Insertion(nn.Module):
                 {str(i): InsertedLayer(config, shape) for i in config.layers}
             )
             self.norm = StreamNorm(config, shape)
-        self.signals = nn.ModuleDict(
+        self.signals = Named(
             {
                 signal.name: nn.ParameterDict(
                     {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from otter_cli.core.console import progress, say
@@ -76,7 +75,7 @@ class Run:
         losses, total, tokens = {}, 0.0, 0
         for name, objective in self.recipe.signals.items():
             batch = self.material[name].batch(self.step).to(self.device)
-            loss = objective.loss(partial(self.trainee.read, name), batch)
+            loss = objective.loss(self.trainee.reader(name), batch)
             (objective.weight * loss).backward()
             losses[name] = loss.item()
             total += objective.weight * losses[name]
@@ -103,7 +102,7 @@ class Run:
             name: evaluate(
                 objective,
                 self.trainee.signals[name],
-                partial(self.trainee.read, name),
+                self.trainee.reader(name),
                 test,
                 objective.batch_size or self.recipe.batch_size,
                 self.device,

@@ -19,7 +19,7 @@ from otter_cli.core.errors import OtterError
 from otter_cli.families import base_shape
 from otter_cli.insertion import TrainingRecord
 from otter_cli.signals import SignalConfig
-from otter_cli.training.objectives import Positions
+from otter_cli.training.objectives import Positions, Read
 
 if TYPE_CHECKING:
     from otter_cli.data.datasets import Batch
@@ -50,7 +50,12 @@ class SeparateTrainee:
         self.model: Any = model.to(device)
         self.parameters: Mapping[str, nn.Parameter] = dict(model.named_parameters())
 
-    def read(self, name: str, batch: Batch, at: Positions) -> Tensor:
+    def reader(self, name: str) -> Read:
+        return self._read
+
+    def _read(self, batch: Batch, at: Positions, tokens: Tensor | None = None) -> Tensor:
+        # No signal that a separate model can give is one of tokens.
+        assert tokens is None
         self.model.train(torch.is_grad_enabled())
         out = self.model.base_model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False

@@ -36,9 +36,10 @@ def trained_names(config: InsertionConfig, recipe: Recipe, parameters: Iterable[
     """The stream and the heads of the recipe's signals, but for parts that a loss cannot see."""
     heads = f"otter.{config.name}.signals."
     untouched = {
-        f"{heads}{signal}.{part}"
-        for signal, objective in recipe.signals.items()
-        for part in objective.untouched
+        f"{heads}{signal.name}.{part}"
+        for signal in config.signals
+        if signal.name in recipe.signals
+        for part in recipe.signals[signal.name].untouched(signal)
     }
     return {
         name

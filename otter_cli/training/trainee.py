@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from otter_cli.insertion import Plan, TrainingRecord, update_tensors
-from otter_cli.model import OtterForCausalLM
+from otter_cli.model import OtterForCausalLM, OtterOutput
 from otter_cli.signals import SignalConfig
-from otter_cli.training.objectives import Positions
+from otter_cli.training.objectives import Positions, Read
 from otter_cli.training.targets import graft_signals, trained_names, without_gradient
 
 if TYPE_CHECKING:
@@ -30,11 +30,36 @@ class Trainee(Protocol):
     # Parameters that an initialisation leaves without a gradient.
     gradient_free: frozenset[str]
 
-    def read(self, name: str, batch: Batch, at: Positions) -> Tensor:
-        """Signal `name` at N positions, [N, ...], with a graph where gradients are enabled."""
+    def reader(self, name: str) -> Read:
+        """Reads signal `name`, with a graph where gradients are enabled. One for each batch."""
 
     def write(self, records: Mapping[str, TrainingRecord]) -> None:
         """Makes the folder say what the parameters now are, and how they came about."""
+
+
+class _Reader:
+    """The streams of a batch are run once; with a graph, if the first read demands one."""
+
+    def __init__(self, model: OtterForCausalLM, name: str) -> None:
+        self.model, self.name = model, name
+        self.batch: Batch | None = None
+
+    def __call__(self, batch: Batch, at: Positions, tokens: Tensor | None = None) -> Tensor:
+        if self.batch is not batch:
+            self.batch, self.out = batch, self._run(batch)
+        # Chosen positions first: a vocabulary head on all of them would dwarf the rest.
+        inserted = {insertion: v[at] for insertion, v in self.out.inserted_state.items()}
+        return self.model.read_signal(self.name, self.out.base_state[at], inserted, tokens)
+
+    def _run(self, batch: Batch) -> OtterOutput:
+        out: OtterOutput = self.model(
+            batch.input_ids,
+            attention_mask=batch.attention_mask,
+            signals=(),
+            logits=False,
+            use_cache=False,
+        )
+        return out
 
 
 class GraftTrainee:
@@ -55,17 +80,8 @@ class GraftTrainee:
         }
         self.gradient_free = without_gradient(self.config)
 
-    def read(self, name: str, batch: Batch, at: Positions) -> Tensor:
-        out = self.model(
-            batch.input_ids,
-            attention_mask=batch.attention_mask,
-            signals=(),
-            logits=False,
-            use_cache=False,
-        )
-        # Chosen positions first: a vocabulary head on all of them would dwarf the rest.
-        inserted = {insertion: v[at] for insertion, v in out.inserted_state.items()}
-        return self.model.read_signal(name, out.base_state[at], inserted)
+    def reader(self, name: str) -> Read:
+        return _Reader(self.model, name)
 
     def write(self, records: Mapping[str, TrainingRecord]) -> None:
         manifest = self.model.manifest

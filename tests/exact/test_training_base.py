@@ -87,7 +87,7 @@ def test_the_trained_folder_scores_as_the_trainee_did(
     with torch.no_grad():
         at = last_tokens(batch)
         assert torch.equal(
-            loaded.read("reward", batch, at), runs[0].trainee.read("reward", batch, at)
+            loaded.reader("reward")(batch, at), runs[0].trainee.reader("reward")(batch, at)
         )
 
 

@@ -1,6 +1,7 @@
 """Small runs: data with something to learn, and grafts of a tiny base to learn it."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -68,6 +69,10 @@ def small_recipe(folder: Path, signals: dict[str, Any] | None = None, **settings
 def small_graft(base: Path, out: Path, *signals: str, **options: Any) -> Path:
     sizes = {"hidden": 8, "heads": 2, "ffn": 8, **options}
     return graft_for(base, out, signals=signals or ("reward",), **sizes)
+
+
+def softplus(x: float) -> float:
+    return math.log1p(math.exp(x))
 
 
 @contextmanager

@@ -2,54 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
+from pydantic import NonNegativeFloat
 
 from otter_cli.core.errors import OtterError
-from otter_cli.core.intervals import Interval, interval, mean
-from otter_cli.data.preference import Pair, read_pairs
 from otter_cli.signals import SignalConfig
-from otter_cli.training.objectives.objective import (
-    Objective,
-    Read,
-    Source,
-    growing_weights,
-    last_tokens,
-)
+from otter_cli.training.objectives.objective import Read, growing_weights, last_tokens
+from otter_cli.training.objectives.pairs import PairObjective
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from otter_cli.data.datasets import Batch, Pairs
+    from otter_cli.data.datasets import Batch
 
 
-class PairSource(Source):
-    """Columns of a file of pairs; `prompt`, where given, is put before both texts."""
+class BradleyTerry(PairObjective):
+    """`-log sigmoid(r(chosen) - r(rejected) - margin)` at the last token; or at every prefix, with
+    weights that grow with position, since early prefixes say least of how a text ends.
 
-    chosen: str = "chosen"
-    rejected: str = "rejected"
-    prompt: str | None = None
-
-
-class BradleyTerry(Objective):
-    """`-log sigmoid(r(chosen) - r(rejected))` at the last token; or at every prefix, with weights
-    that grow with position, since early prefixes say least of how a text ends."""
+    `margin` counts times the pair's own where the data has a column of them (Llama 2, arXiv
+    2307.09288, 3.2.2). `centring` is the weight of `(r(chosen) + r(rejected))^2`, which gives
+    scores a zero (arXiv 2312.09244, 4.3).
+    """
 
     kinds: ClassVar[tuple[str, ...]] = ("value",)
-    # It cancels out of every difference, so only rounding would move it.
-    untouched: ClassVar[tuple[str, ...]] = ("bias",)
 
     objective: Literal["bradley-terry"] = "bradley-terry"
     positions: Literal["last", "every"] = "last"
-    train: PairSource
-    test: PairSource | None = None
+    margin: NonNegativeFloat | None = None
+    centring: NonNegativeFloat = 0.0
 
-    @property
-    def sources(self) -> tuple[PairSource, PairSource | None]:
-        return self.train, self.test
+    def untouched(self, signal: SignalConfig) -> tuple[str, ...]:
+        # It cancels out of every difference, so only rounding would move it.
+        return () if self.centring else ("bias",)
 
     def check(self, signal: SignalConfig) -> None:
         super().check(signal)
@@ -59,47 +45,35 @@ class BradleyTerry(Objective):
                 hint="graft one signal for each attribute, with pairs of its own",
             )
 
-    def rows(self, source: PairSource, path: Path, signal: SignalConfig) -> Sequence[Pair]:
-        return read_pairs(
-            path,
-            chosen=source.chosen,
-            rejected=source.rejected,
-            prompt=source.prompt,
-            limit=source.limit,
-        )
-
-    def encode(self, rows: Sequence[Pair], tokenizer: Any, max_length: int) -> Pairs:
-        from otter_cli.data.datasets import Pairs
-        from otter_cli.data.encoding import Encoder
-
-        return Pairs(rows, Encoder(tokenizer, max_length, eos=self.eos))
-
     def loss(self, read: Read, batch: Batch) -> Tensor:
         import torch.nn.functional as F
 
         if self.positions == "last":
-            return -F.logsigmoid(_margin(read(batch, last_tokens(batch)), batch)).mean()
-        columns = _every_column(batch)
+            columns = batch.last[:, None]
+            weights = columns.new_ones(len(columns) // 2, 1)
+        else:
+            columns, weights = _every_column(batch), _weights(batch)
         rows = last_tokens(batch)[0].repeat_interleave(columns.shape[1])
-        each = -F.logsigmoid(_margin(read(batch, (rows, columns.flatten())), batch))
-        return (each * _weights(batch)).sum() / len(each)
+        chosen, rejected = _of_pairs(read(batch, (rows, columns.flatten())), batch)
+        each = -F.logsigmoid(chosen - rejected - self._margin(batch))
+        if self.centring:
+            each = each + self.centring * (chosen + rejected) ** 2
+        return (each * weights).sum() / len(each)
+
+    def _margin(self, batch: Batch) -> Tensor | float:
+        if batch.labels is None:
+            return self.margin or 0.0
+        return batch.labels * (1.0 if self.margin is None else self.margin)
 
     def outcomes(self, read: Read, batch: Batch) -> dict[str, Tensor]:
-        return {"margin": _margin(read(batch, last_tokens(batch)), batch).squeeze(-1)}
-
-    def metrics(
-        self, outcomes: Mapping[str, np.ndarray], signal: SignalConfig
-    ) -> dict[str, Interval]:
-        margin = outcomes["margin"]
-        # Two equal scores order nothing: a signal that is constant is right half the time.
-        right = (margin > 0) + 0.5 * (margin == 0)
-        return {"accuracy": interval(mean(right), len(margin), what="pair accuracy")}
+        chosen, rejected = _of_pairs(read(batch, last_tokens(batch)), batch)
+        return {"margin": (chosen - rejected).squeeze(-1)}
 
 
-def _margin(scores: Tensor, batch: Batch) -> Tensor:
-    """Chosen minus rejected, [pairs, positions], of scores that go text by text."""
+def _of_pairs(scores: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Scores of the chosen and of the rejected texts, [pairs, positions], that go text by text."""
     chosen, rejected = scores.view(len(batch.last), -1).chunk(2)
-    return chosen - rejected
+    return chosen, rejected
 
 
 def _every_column(batch: Batch) -> Tensor:

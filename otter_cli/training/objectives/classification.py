@@ -2,88 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import field_validator
+from pydantic import NonNegativeFloat, model_validator
 
-from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import Interval, auroc, f1, interval, mean
-from otter_cli.data.labelled import LabelledText, read_labelled
 from otter_cli.signals import SignalConfig
+from otter_cli.training.objectives.labelled import LabelledObjective
 from otter_cli.training.objectives.objective import (
-    Objective,
     Read,
-    Source,
-    growing_weights,
     last_tokens,
     real_tokens,
+    weighed_by_text,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from otter_cli.data.datasets import Batch, Labelled
+    from otter_cli.data.datasets import Batch
 
 
-class LabelledSource(Source):
-    """Columns of labelled text: by default the labels are columns named as the signal's are.
-
-    `mapping` turns a column's values into numbers: {"0": 1, "1": 1, "2": 0}.
-    """
-
-    text: str = "text"
-    labels: tuple[str, ...] | None = None
-    mapping: dict[str, float | tuple[float, ...]] | None = None
-
-    @field_validator("mapping", mode="before")
-    @classmethod
-    def _keys_are_texts(cls, mapping: Any) -> Any:
-        # YAML reads `0: 1` as a number; a file's column has the text "0".
-        return {str(key): v for key, v in mapping.items()} if isinstance(mapping, dict) else mapping
-
-
-class Classification(Objective):
+class Classification(LabelledObjective):
     """Binary cross-entropy of each label at the last token; or at every one, with weights that
-    grow with position, and texts that weigh the same whatever their length."""
+    grow with position, and texts that weigh the same whatever their length.
+
+    `consistency`, at every token: the weight of `max(0, p_t - p_t+1)` of a label that is set: what
+    has been said stays said (METHOD, 3, streaming)."""
 
     kinds: ClassVar[tuple[str, ...]] = ("classes",)
 
     objective: Literal["classification"] = "classification"
     positions: Literal["last", "every"] = "last"
-    train: LabelledSource
-    test: LabelledSource | None = None
+    consistency: NonNegativeFloat = 0.0
 
-    @property
-    def sources(self) -> tuple[LabelledSource, LabelledSource | None]:
-        return self.train, self.test
-
-    def rows(
-        self, source: LabelledSource, path: Path, signal: SignalConfig
-    ) -> Sequence[LabelledText]:
-        rows = read_labelled(
-            path,
-            text=source.text,
-            labels=source.labels or signal.labels,
-            mapping=source.mapping,
-            limit=source.limit,
-        )
-        found = len(rows[0].labels)
-        if found != signal.size:
-            raise OtterError(
-                f"{path}: {found} labels a text; signal {signal.name!r} has {signal.size}: "
-                + ", ".join(signal.labels),
-                hint="name as many label columns (or mapped numbers) as the signal has classes",
-            )
-        return rows
-
-    def encode(self, rows: Sequence[LabelledText], tokenizer: Any, max_length: int) -> Labelled:
-        from otter_cli.data.datasets import Labelled
-        from otter_cli.data.encoding import Encoder
-
-        return Labelled(rows, Encoder(tokenizer, max_length, eos=self.eos))
+    @model_validator(mode="after")
+    def _consistent_over_tokens(self) -> Self:
+        if self.consistency and self.positions == "last":
+            raise ValueError("consistency is between tokens: it needs positions: every")
+        return self
 
     def loss(self, read: Read, batch: Batch) -> Tensor:
         import torch.nn.functional as F
@@ -91,11 +49,13 @@ class Classification(Objective):
         assert batch.labels is not None
         if self.positions == "last":
             return F.binary_cross_entropy_with_logits(read(batch, last_tokens(batch)), batch.labels)
-        rows, columns = real_tokens(batch)
-        each = F.binary_cross_entropy_with_logits(
-            read(batch, (rows, columns)), batch.labels[rows], reduction="none"
-        ).mean(-1)
-        return (each * growing_weights(columns, batch.last[rows])).sum() / len(batch.last)
+        at = real_tokens(batch)
+        logits, labels = read(batch, at), batch.labels[at[0]]
+        each = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
+        loss = weighed_by_text(each, at, batch.last)
+        if self.consistency:
+            loss = loss + self.consistency * _falls(logits.sigmoid(), labels, at[0])
+        return loss
 
     def outcomes(self, read: Read, batch: Batch) -> dict[str, Tensor]:
         assert batch.labels is not None
@@ -117,3 +77,10 @@ class Classification(Objective):
                 what = f"{name} of {signal.name}{suffix}"
                 found[name + suffix] = interval(figure, len(true), what=what)
         return found
+
+
+def _falls(scores: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+    """Mean of max(0, p_t - p_t+1) over neighbouring tokens of one text, where the label is set."""
+    same = (rows[:-1] == rows[1:])[:, None] & (labels[1:] >= 0.5)
+    falls = (scores[:-1] - scores[1:]).clamp_min(0) * same
+    return falls.sum() / same.sum().clamp_min(1)

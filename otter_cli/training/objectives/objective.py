@@ -6,9 +6,9 @@ Torch is imported where tensors are made, so that a recipe is read and refused w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -25,8 +25,13 @@ if TYPE_CHECKING:
 
 # Rows and columns of N positions in a batch.
 Positions = tuple["Tensor", "Tensor"]
-# The signal at those positions, [N, ...].
-Read = Callable[["Batch", Positions], "Tensor"]
+
+
+class Read(Protocol):
+    """The signal at N positions, [N, ...]; of action values also of k tokens at each, [N, k]. A
+    batch that is read twice is run once."""
+
+    def __call__(self, batch: Batch, at: Positions, tokens: Tensor | None = None) -> Tensor: ...
 
 
 class Source(Section):
@@ -40,8 +45,6 @@ class Objective(Section, ABC):
     """Section `signals.NAME`. `test` takes from `train` the columns that it does not name."""
 
     kinds: ClassVar[tuple[str, ...]]
-    # Parts of the head that the loss cannot see: they stay what they were.
-    untouched: ClassVar[tuple[str, ...]] = ()
 
     objective: str
     weight: PositiveFloat = 1.0
@@ -59,6 +62,10 @@ class Objective(Section, ABC):
         columns = dict(train) if isinstance(train, dict) else {}
         columns.pop("limit", None)
         return {**values, "test": {**columns, **values["test"]}}
+
+    def untouched(self, signal: SignalConfig) -> tuple[str, ...]:
+        """Parts of the head that the loss cannot see: they stay what they were."""
+        return ()
 
     @property
     @abstractmethod
@@ -106,6 +113,19 @@ def real_tokens(batch: Batch) -> Positions:
     """Every position that is no padding, row by row."""
     rows, columns = batch.attention_mask.nonzero(as_tuple=True)
     return rows, columns
+
+
+def next_tokens(batch: Batch) -> tuple[Positions, Tensor]:
+    """Every position that another real token follows, and that token's id, [N, 1]."""
+    rows, columns = batch.attention_mask[:, 1:].nonzero(as_tuple=True)
+    return (rows, columns), batch.input_ids[rows, columns + 1, None]
+
+
+def weighed_by_text(each: Tensor, at: Positions, last: Tensor) -> Tensor:
+    """The mean over texts of terms at positions up to each text's `last`: later ones weigh more,
+    long texts as much as short ones."""
+    rows, columns = at
+    return (each * growing_weights(columns, last[rows])).sum() / len(last)
 
 
 def growing_weights(columns: Tensor, last: Tensor) -> Tensor:

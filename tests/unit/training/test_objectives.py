@@ -1,6 +1,5 @@
 """Losses against plain re-computations, and which positions they read."""
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +12,7 @@ from otter_cli.core.errors import OtterError
 from otter_cli.data.datasets import Batch, pad
 from otter_cli.signals import parse_signal
 from otter_cli.training.objectives import BradleyTerry, Classification, FutureTokens, Positions
+from tests.support.training import softplus
 
 ROWS = [[5, 6, 7, 8], [5, 9], [5, 6, 3], [4, 4, 4, 4]]
 
@@ -24,7 +24,7 @@ class Table:
         self.values = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
         self.asked: set[tuple[int, int]] = set()
 
-    def __call__(self, batch: Batch, at: Positions) -> Tensor:
+    def __call__(self, batch: Batch, at: Positions, tokens: Tensor | None = None) -> Tensor:
         self.asked = {(int(r), int(c)) for r, c in zip(*at, strict=True)}
         return self.values[at]
 
@@ -39,10 +39,6 @@ def classification(**more: Any) -> Classification:
 
 def future(**more: Any) -> FutureTokens:
     return FutureTokens.model_validate({"train": {"path": "texts.jsonl"}, **more})
-
-
-def softplus(x: float) -> float:
-    return math.log1p(math.exp(x))
 
 
 def test_bradley_terry_reads_the_last_tokens_only() -> None:

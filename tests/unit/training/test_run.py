@@ -41,7 +41,7 @@ def test_a_reward_is_learnt_and_the_folder_reproduces_its_figure(
     again = evaluate(
         recipe.signals["reward"],
         trainee.signals["reward"],
-        lambda batch, at: trainee.read("reward", batch, at),
+        trainee.reader("reward"),
         material.test,
         recipe.batch_size,
     )

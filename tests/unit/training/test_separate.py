@@ -31,7 +31,7 @@ def test_the_stock_class_gives_the_scores_that_were_trained(
     with torch.no_grad():
         trainee.parameters[HEAD].normal_(generator=torch.Generator().manual_seed(0))
         trainee.write({})
-        ours = trainee.read(parsed.name, BATCH, last_tokens(BATCH))
+        ours = trainee.reader(parsed.name)(BATCH, last_tokens(BATCH))
         stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "separate")
         theirs = stock(BATCH.input_ids, attention_mask=BATCH.attention_mask).logits
     # Batches end in EOS: a padding id equal to it would make the stock class read elsewhere.
@@ -57,7 +57,7 @@ def test_every_weight_gets_a_gradient(tiny_llama: Path, tmp_path: Path) -> None:
     trainee, _ = _separate(tiny_llama, tmp_path / "separate", "reward")
     with torch.no_grad():
         trainee.parameters[HEAD].fill_(0.1)
-    trainee.read("reward", BATCH, last_tokens(BATCH)).sum().backward()
+    trainee.reader("reward")(BATCH, last_tokens(BATCH)).sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in trainee.parameters.values())
 
 

@@ -1,6 +1,5 @@
 """A graft in training: what gets a gradient, what is read, what is refused."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ BATCH = pad([[1, 5, 6, 7, 2], [1, 5, 2], [1, 8, 8, 2], [1, 9, 5, 6, 2]], 0)
 
 
 def _backward(trainee: GraftTrainee, recipe: Any, signal: str = "reward") -> None:
-    recipe.signals[signal].loss(partial(trainee.read, signal), BATCH).backward()
+    recipe.signals[signal].loss(trainee.reader(signal), BATCH).backward()
 
 
 def test_only_the_insertion_and_trained_heads_require_gradients(
@@ -58,7 +57,7 @@ def test_the_base_runs_without_a_graph(folder: Path, tmp_path: Path) -> None:
                 if isinstance(t, torch.Tensor)
             )
         )  # fmt: skip
-    scores = trainee.read("reward", BATCH, last_tokens(BATCH))
+    scores = trainee.reader("reward")(BATCH, last_tokens(BATCH))
     assert scores.grad_fn is not None
     assert len(outputs) > 20
     assert all(output.grad_fn is None and not output.requires_grad for output in outputs)
@@ -71,7 +70,7 @@ def test_read_gives_what_the_model_gives(folder: Path, tmp_path: Path) -> None:
             parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
         whole = trainee.model(BATCH.input_ids, attention_mask=BATCH.attention_mask)
         for at in (last_tokens(BATCH), real_tokens(BATCH)):
-            chosen = trainee.read("reward", BATCH, at)
+            chosen = trainee.reader("reward")(BATCH, at)
             assert torch.allclose(chosen, whole.signals["reward"][at], atol=1e-6)
 
 
@@ -80,10 +79,10 @@ def test_padding_does_not_change_a_score(folder: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter in trainee.parameters.values():
             parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
-        together = trainee.read("reward", BATCH, last_tokens(BATCH))
+        together = trainee.reader("reward")(BATCH, last_tokens(BATCH))
         for row, last in enumerate(BATCH.last.tolist()):
             alone = pad([BATCH.input_ids[row, : last + 1].tolist()], 0)
-            score = trainee.read("reward", alone, last_tokens(alone))
+            score = trainee.reader("reward")(alone, last_tokens(alone))
             assert score.item() == pytest.approx(together[row].item(), abs=1e-5)
 
 

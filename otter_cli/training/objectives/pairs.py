@@ -1,0 +1,63 @@
+"""What objectives of preference pairs have in common: columns, encoding, accuracy."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from otter_cli.core.intervals import Interval, interval, mean
+from otter_cli.data.preference import Pair, read_pairs
+from otter_cli.signals import SignalConfig
+from otter_cli.training.objectives.objective import Objective, Source
+
+if TYPE_CHECKING:
+    from otter_cli.data.datasets import Pairs
+
+
+class PairSource(Source):
+    """Columns of a file of pairs; `prompt`, where given, is put before both texts. `margin`: how
+    much better the chosen text is, a number."""
+
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+    prompt: str | None = None
+    margin: str | None = None
+
+
+class PairObjective(Objective, ABC):
+    """Reads pairs; `outcomes` give a margin, chosen over rejected."""
+
+    train: PairSource
+    test: PairSource | None = None
+
+    @property
+    def sources(self) -> tuple[PairSource, PairSource | None]:
+        return self.train, self.test
+
+    def rows(self, source: PairSource, path: Path, signal: SignalConfig) -> Sequence[Pair]:
+        return read_pairs(
+            path,
+            chosen=source.chosen,
+            rejected=source.rejected,
+            prompt=source.prompt,
+            margin=source.margin,
+            limit=source.limit,
+        )
+
+    def encode(self, rows: Sequence[Pair], tokenizer: Any, max_length: int) -> Pairs:
+        from otter_cli.data.datasets import Pairs
+        from otter_cli.data.encoding import Encoder
+
+        return Pairs(rows, Encoder(tokenizer, max_length, eos=self.eos))
+
+    def metrics(
+        self, outcomes: Mapping[str, np.ndarray], signal: SignalConfig
+    ) -> dict[str, Interval]:
+        margin = outcomes["margin"]
+        # Two equal scores order nothing: a signal that is constant is right half the time.
+        right = (margin > 0) + 0.5 * (margin == 0)
+        return {"accuracy": interval(mean(right), len(margin), what="pair accuracy")}
