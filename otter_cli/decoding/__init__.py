@@ -1,23 +1,34 @@
 """Decoding: one session for plain, guided and speculative generation."""
 
-from otter_cli.decoding.args_guide import ArgsGuide
 from otter_cli.decoding.drafters import FutureDrafter, PromptLookup
+from otter_cli.decoding.expert_guides import DExpertsGuide, GenArmGuide
+from otter_cli.decoding.gates import Gate, SignalBound
 from otter_cli.decoding.generate import generate
-from otter_cli.decoding.session import DecodingSession, RewardSession
-from otter_cli.decoding.signal_guide import SignalGuide
+from otter_cli.decoding.guide import Guide
+from otter_cli.decoding.reward_guides import ArgsGuide, RadGuide
+from otter_cli.decoding.session import DecodingSession, ExpertSession, RewardSession
+from otter_cli.decoding.signal_guide import SignalGuide, VocabularyGuide
 from otter_cli.decoding.state import State
 from otter_cli.decoding.types import Counters, Generation, Sampling
 
 __all__ = [
     "ArgsGuide",
     "Counters",
+    "DExpertsGuide",
     "DecodingSession",
+    "ExpertSession",
     "FutureDrafter",
+    "Gate",
+    "GenArmGuide",
     "Generation",
+    "Guide",
     "PromptLookup",
+    "RadGuide",
     "RewardSession",
     "Sampling",
+    "SignalBound",
     "SignalGuide",
     "State",
+    "VocabularyGuide",
     "generate",
 ]

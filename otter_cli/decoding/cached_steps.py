@@ -133,6 +133,8 @@ class Session(ABC):
         """The rows become `rows`, an index that may repeat some and leave others out."""
         self.slots.select(rows)
         self.valid, self.positions = self.valid[rows], self.positions[rows]
+        if self._compact():
+            self.slots.truncate(self.width)
 
     def fork(self, copies: int) -> None:
         """Each row becomes `copies` rows, side by side."""

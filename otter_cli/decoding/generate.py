@@ -8,20 +8,20 @@ from collections.abc import Callable, Sequence
 import torch
 
 from otter_cli.core.errors import OtterError
-from otter_cli.decoding.args_guide import ArgsGuide
 from otter_cli.decoding.choosing import Chooser, Plain
 from otter_cli.decoding.drafters import Drafter
+from otter_cli.decoding.gates import Gate
+from otter_cli.decoding.guide import Guide
 from otter_cli.decoding.rows import Rows
 from otter_cli.decoding.sampling import Sampler
 from otter_cli.decoding.scores import check_scores
 from otter_cli.decoding.session import DecodingSession
-from otter_cli.decoding.signal_guide import SignalGuide
 from otter_cli.decoding.state import State
+from otter_cli.decoding.steering import Steered
 from otter_cli.decoding.types import Generation, Sampling
 from otter_cli.decoding.verify_drafts import accept
 from otter_cli.model import OtterForCausalLM
 
-Guide = SignalGuide | ArgsGuide
 OnToken = Callable[[int, int], None]
 
 
@@ -30,7 +30,8 @@ def generate(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     *,
-    guide: Guide | None = None,
+    guide: Guide | Sequence[Guide] | None = None,
+    gate: Gate | None = None,
     drafter: Drafter | None = None,
     signals: Sequence[str] = (),
     on_token: OnToken | None = None,
@@ -41,13 +42,22 @@ def generate(
     Raises OtterError for prompts that leave no room, and for signals the graft lacks.
     """
     texts = [list(prompt) for prompt in prompts]
-    _check(model, texts, sampling, guide, drafter)
+    guides = [guide] if isinstance(guide, Guide) else list(guide or ())
+    _check(model, texts, sampling, guides, drafter)
     for name in signals:
         check_scores(model, name)
-    stream = bool(signals) or any(part.needs_stream for part in (guide, drafter) if part)
-    plain = drafter is None and (guide is None or not guide.strength)
+    # Strength 0 takes the step of one token: k tokens would round differently.
+    steering = [one for one in guides if any(one.strengths)]
+    plain = drafter is None and not steering
+    parts = [drafter, *steering, gate if steering else None]
+    stream = bool(signals) or any(part.needs_stream for part in parts if part is not None)
     session = DecodingSession(model, stream=stream, windows="cached" if plain else "masked")
-    chooser = _chooser(guide, session)
+    for one in guides:
+        if not any(one.strengths):
+            one.scorer(session)  # an impossible request is one, whatever its strength
+    if gate is not None:
+        gate.check(session)
+    chooser = Steered(steering, gate, session, len(texts)) if steering else Plain()
     if drafter is not None:
         drafter.check(session)
     sampler = Sampler(sampling, texts, session.device)
@@ -64,18 +74,10 @@ def generate(
     return rows.generations(chooser)
 
 
-def _chooser(guide: Guide | None, session: DecodingSession) -> Chooser:
-    if guide is None:
-        return Plain()
-    chooser = guide.bind(session)
-    # Strength 0 takes the step of one token: k tokens would round differently.
-    return chooser if guide.strength else Plain()
-
-
 def _one_by_one(rows: Rows, state: State, sampler: Sampler, chooser: Chooser) -> None:
     while not rows.done:
         logits = rows.session.logits(state)[:, 0]
-        tokens, fed = chooser.choose(logits, sampler)
+        tokens, fed = chooser.choose(state, logits, sampler)
         rows.add(tokens[:, None], logits[:, None])
         # The last token is fed only when somebody wants its signals.
         if rows.done and not rows.signals:
@@ -109,10 +111,12 @@ def _check(
     model: OtterForCausalLM,
     texts: list[list[int]],
     sampling: Sampling,
-    guide: Guide | None,
+    guides: Sequence[Guide],
     drafter: Drafter | None,
 ) -> None:
-    if guide is not None and drafter is not None:
+    for guide in guides:
+        guide.check(len(texts), model.shape.vocab)
+    if guides and drafter is not None:
         raise OtterError(
             "guiding and drafting at once is not supported",
             hint="leave one of --guide and --draft out",

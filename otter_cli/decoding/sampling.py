@@ -30,9 +30,13 @@ class Sampler:
 
     def choose(self, logits: Tensor) -> Tensor:
         """Tokens [rows] from logits [rows, vocab]."""
-        if self.greedy:
+        return self.pick(logits, self.uniform())
+
+    def pick(self, logits: Tensor, uniform: Tensor | None) -> Tensor:
+        """The same by numbers [rows] that `uniform` has drawn."""
+        if uniform is None:
             return logits.argmax(-1)
-        return self.draw(self.probabilities(logits))
+        return invert(self.probabilities(logits), uniform)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The distribution that is drawn from: temperature, then top-k, then top-p (nucleus)."""
@@ -41,23 +45,37 @@ class Sampler:
             kept = scaled.topk(min(self.sampling.top_k, scaled.shape[-1])).values[..., -1:]
             scaled = scaled.masked_fill(scaled < kept, -math.inf)
         if self.sampling.top_p < 1:
-            ordered, order = scaled.softmax(-1).sort(-1, descending=True)
-            # The token that crosses the bound stays.
-            dropped = ordered.cumsum(-1) - ordered >= self.sampling.top_p
-            scaled = scaled.masked_fill(dropped.scatter(-1, order, dropped), -math.inf)
+            scaled = scaled.masked_fill(nucleus(scaled, self.sampling.top_p), -math.inf)
         return scaled.softmax(-1)
+
+    def uniform(self) -> Tensor | None:
+        """A number in [0, 1) for each row, [rows]; greedy decoding draws none."""
+        return None if self.greedy else self.numbers()
 
     def draw(self, probabilities: Tensor) -> Tensor:
         """One index a row of [rows, n], by inversion: one uniform number from each generator."""
-        uniform = self.uniform().to(probabilities.dtype)
-        cumulative = probabilities.cumsum(-1)
-        index = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)
-        return index.squeeze(-1).clamp(max=probabilities.shape[-1] - 1)
+        return invert(probabilities, self.numbers())
 
-    def uniform(self) -> Tensor:
-        """A number in [0, 1) for each row, [rows]."""
+    def numbers(self) -> Tensor:
+        """The next of each row's generator, [rows]."""
         drawn = [
             torch.rand((), generator=generator, dtype=torch.float64, device=generator.device)
             for generator in self.generators
         ]
         return torch.stack(drawn)
+
+
+def invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """The index [rows] at which the cumulated `probabilities` [rows, n] pass `uniform` [rows]."""
+    cumulative = probabilities.cumsum(-1)
+    reached = uniform.to(probabilities.dtype) * cumulative[:, -1]
+    index = torch.searchsorted(cumulative, reached[:, None], right=True)
+    return index.squeeze(-1).clamp(max=probabilities.shape[-1] - 1)
+
+
+def nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """Which tokens lie outside the smallest set that holds `top_p`, [..., vocab]."""
+    ordered, order = logits.softmax(-1).sort(-1, descending=True)
+    # The token that crosses the bound stays.
+    dropped = ordered.cumsum(-1) - ordered >= top_p
+    return dropped.scatter(-1, order, dropped)

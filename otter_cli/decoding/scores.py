@@ -9,6 +9,7 @@ from otter_cli.core.suggest import closest
 from otter_cli.decoding.session import DecodingSession
 from otter_cli.decoding.state import State
 from otter_cli.model import OtterForCausalLM
+from otter_cli.signals import SignalConfig
 
 
 def signal_scores(session: DecodingSession, name: str, state: State) -> Tensor:
@@ -20,8 +21,8 @@ def signal_scores(session: DecodingSession, name: str, state: State) -> Tensor:
     return scores[..., None] if config.size == 1 else scores
 
 
-def check_scores(model: OtterForCausalLM, name: str) -> None:
-    """Raises OtterError where `name` is no signal of the graft, or one that scores nothing."""
+def check_signal(model: OtterForCausalLM, name: str) -> SignalConfig:
+    """What the graft says of a signal. Raises OtterError where it has none of that name."""
     known = model.signal_configs
     if name not in known:
         near = closest(name, known)
@@ -30,10 +31,21 @@ def check_scores(model: OtterForCausalLM, name: str) -> None:
             hint=(f"did you mean {near!r}? " if near else "")
             + f"its signals: {', '.join(known) or 'none'}",
         )
-    if known[name].kind == "future":
+    return known[name]
+
+
+def check_scores(model: OtterForCausalLM, name: str) -> None:
+    """Raises OtterError where `name` is no signal of the graft, or one that scores no text."""
+    kind = check_signal(model, name).kind
+    if kind == "future":
         raise OtterError(
             f"signal {name!r} predicts tokens, it does not score them",
             hint=f"use it to draft: --draft {name}",
+        )
+    if kind == "vocabulary":
+        raise OtterError(
+            f"signal {name!r} scores tokens that could come, not the text so far",
+            hint=f"use it to guide: --guide {name}",
         )
 
 

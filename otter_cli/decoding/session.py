@@ -53,10 +53,11 @@ class DecodingSession(Session):
         with torch.no_grad():
             return self.model.lm_head(state.base)
 
-    def read(self, signal: str, state: State) -> Tensor:
-        """A signal at the given positions, [rows, n, ...]."""
+    def read(self, signal: str, state: State, tokens: Tensor | None = None) -> Tensor:
+        """A signal at the given positions, [rows, n, ...]; action values of `tokens` [rows, n, k]
+        alone, where given."""
         with torch.no_grad():
-            return self.model.read_signal(signal, state.base, state.inserted)
+            return self.model.read_signal(signal, state.base, state.inserted, tokens)
 
 
 class RewardSession(Session):
@@ -80,3 +81,24 @@ class RewardSession(Session):
         """The reward of the text up to each position, [rows, n]."""
         with torch.no_grad():
             return self.reward_model.score(state.base).squeeze(-1)
+
+
+class ExpertSession(Session):
+    """Over another language model with a cache of its own; its states are its logits."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(full_cache(model.config), model)
+        self.model = model
+
+    def run(self, tokens: Tensor, mask: Any, positions: Tensor) -> State:
+        # Of a prompt only the last logits are wanted.
+        last = 1 if self.passes == 1 else 0
+        out = self.model(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=last,
+        )
+        return State(out.logits, {})

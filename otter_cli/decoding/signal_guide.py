@@ -1,49 +1,86 @@
-"""Guidance by a signal of the graft, V-style: no pass beside the base's own (METHOD, 3)."""
+"""Guidance by signals of the graft: no pass beside the base's own (METHOD, 3)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from otter_cli.decoding.choosing import Chooser, check_guidance, steered
-from otter_cli.decoding.sampling import Sampler
-from otter_cli.decoding.scores import score_column, signal_scores
+from otter_cli.core.errors import OtterError
+from otter_cli.decoding.guide import Guide, Scorer, Strength
+from otter_cli.decoding.scores import check_signal, score_column, signal_scores
 from otter_cli.decoding.session import DecodingSession
 from otter_cli.decoding.state import State
 
 
 @dataclass(frozen=True)
-class SignalGuide:
-    """`logit + strength * signal` over the top k by logits, then argmax, or a draw from the k.
+class SignalGuide(Guide):
+    """By the value of the text with each candidate (V-style).
 
     Costs one step of k tokens in place of one of 1; the winner's next logits come out of it. A
-    class signal guides by its probability. A negative strength steers away.
+    class signal guides by its probability.
     """
 
     signal: str
-    strength: float
+    strength: Strength
     candidates: int = 10
     label: str | None = None
 
-    @property
-    def needs_stream(self) -> bool:
-        return self.strength != 0
+    name: ClassVar[str] = "value"
+    paper: ClassVar[str] = "Otter, arXiv 2408.10764"
+    needs_stream: ClassVar[bool] = True
 
-    def bind(self, session: DecodingSession) -> Chooser:
-        """Raises OtterError for a signal that scores nothing, an unknown label, k out of range."""
-        check_guidance(self.strength, self.candidates, session.model.shape.vocab)
-        return _BySignal(self, session, score_column(session.model, self.signal, self.label))
+    def scorer(self, session: DecodingSession) -> Scorer:
+        if self.candidates < 1:
+            raise OtterError(
+                f"{self.candidates} candidates of a guide that feeds each", hint="1 or more"
+            )
+        column = score_column(session.model, self.signal, self.label)
+        return _Values(session, self.signal, column)
 
 
-class _BySignal(Chooser):
-    def __init__(self, guide: SignalGuide, session: DecodingSession, column: int) -> None:
-        self.guide, self.session, self.column = guide, session, column
+@dataclass(frozen=True)
+class VocabularyGuide(Guide):
+    """By action values r(v given the text), which the pass before has already given (Q-style).
 
-    def choose(self, logits: Tensor, sampler: Sampler) -> tuple[Tensor, State | None]:
-        top = logits.topk(self.guide.candidates, -1)
-        states = self.session.branch(top.indices)
-        rewards = signal_scores(self.session, self.guide.signal, states)[..., self.column]
-        index = sampler.choose(steered(top.values, self.guide.strength, rewards))
-        self.session.choose(index)
-        return top.indices.gather(1, index[:, None])[:, 0], states.at(index)
+    Costs no pass: a product for each candidate, or over the vocabulary with `candidates` 0.
+    """
+
+    signal: str
+    strength: Strength
+    candidates: int = 10
+
+    name: ClassVar[str] = "vocabulary"
+    paper: ClassVar[str] = "Otter, arXiv 2408.10764; RAD-Q, arXiv 2407.04615"
+    needs_stream: ClassVar[bool] = True
+
+    def scorer(self, session: DecodingSession) -> Scorer:
+        config = check_signal(session.model, self.signal)
+        if config.kind != "vocabulary":
+            raise OtterError(
+                f"signal {self.signal!r} is of kind {config.kind}: it has no action values",
+                hint="guide by it V-style, or graft one with --signal action-reward",
+            )
+        return _ActionValues(session, self.signal)
+
+
+class _Values(Scorer):
+    feeds = True
+
+    def __init__(self, session: DecodingSession, signal: str, column: int) -> None:
+        self.session, self.signal, self.column = session, signal, column
+
+    def scores(self, state: State, fed: State | None, tokens: Tensor | None) -> Tensor:
+        assert fed is not None
+        return signal_scores(self.session, self.signal, fed)[..., self.column]
+
+
+class _ActionValues(Scorer):
+    def __init__(self, session: DecodingSession, signal: str) -> None:
+        self.session, self.signal = session, signal
+
+    def scores(self, state: State, fed: State | None, tokens: Tensor | None) -> Tensor:
+        if tokens is None:
+            return self.session.read(self.signal, state)[:, 0]
+        return self.session.read(self.signal, state, tokens[:, None])[:, 0]

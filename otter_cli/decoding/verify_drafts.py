@@ -32,7 +32,7 @@ def _by_rejection(
     final = sampler.probabilities(logits[:, 0])
     for i in range(drafts.shape[1]):
         probability = final.gather(1, drafts[:, i : i + 1])[:, 0]
-        passed = going & counted[:, i] & (sampler.uniform() < probability)
+        passed = going & counted[:, i] & (sampler.numbers() < probability)
         refused = going & counted[:, i] & ~passed
         without = final.scatter(1, drafts[:, i : i + 1], 0.0)
         final = torch.where(refused[:, None], without, final)

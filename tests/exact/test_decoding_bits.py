@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from otter_cli.decoding import DecodingSession, Sampling, SignalGuide, generate
+from otter_cli.decoding import DecodingSession, Gate, Sampling, SignalGuide, generate
 from otter_cli.model import OtterForCausalLM
 from tests.support.grafts import random_graft
 
@@ -81,14 +81,21 @@ def test_plain_logits_are_transformers_own(
 
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
 @pytest.mark.parametrize("signals", [(), ("reward",)], ids=["alone", "with signals"])
-def test_strength_zero_is_plain_decoding(
+def test_no_strength_and_a_closed_gate_are_plain_decoding(
     folder: Path, monkeypatch: pytest.MonkeyPatch, sampling: Sampling, signals: tuple[str, ...]
 ) -> None:
     model = OtterForCausalLM.from_pretrained(folder)
     runs, logits = [], []
-    for guide in (None, SignalGuide("reward", 0.0), SignalGuide("toxicity", -0.0)):
+    never = Gate(entropy=1e9)
+    weights = (0.0, -0.0, 0.0)
+    for guide, gate in (
+        (None, None),
+        (SignalGuide("reward", 0.0), None),
+        ([SignalGuide("toxicity", -0.0), SignalGuide("reward", weights)], None),
+        (SignalGuide("reward", 5.0), never),
+    ):
         with recorded_logits(monkeypatch) as seen:
-            runs.append(generate(model, PROMPTS, sampling, guide=guide, signals=signals))
+            runs.append(generate(model, PROMPTS, sampling, guide=guide, gate=gate, signals=signals))
         logits.append(torch.stack(seen))
     plain, *zeros = runs
     for zero, theirs in zip(zeros, logits[1:], strict=True):

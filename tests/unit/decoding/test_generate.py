@@ -210,7 +210,7 @@ def _bulk_sampler(rows: int) -> Sampler:
     """One generator for all rows: the same numbers, drawn at once."""
     sampler = Sampler(Sampling(temperature=1.0), [[1]], torch.device("cpu"))
     generator = torch.Generator().manual_seed(9)
-    sampler.uniform = lambda: torch.rand(rows, generator=generator, dtype=torch.float64)  # type: ignore[method-assign]
+    sampler.numbers = lambda: torch.rand(rows, generator=generator, dtype=torch.float64)  # type: ignore[method-assign]
     return sampler
 
 

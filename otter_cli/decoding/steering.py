@@ -1,0 +1,107 @@
+"""Guides at work: one set of candidates, the sum of what every guide says of them, gates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from otter_cli.core.errors import OtterError
+from otter_cli.decoding.choosing import Chooser
+from otter_cli.decoding.gates import Gate
+from otter_cli.decoding.guide import Guide
+from otter_cli.decoding.sampling import Sampler
+from otter_cli.decoding.session import DecodingSession
+from otter_cli.decoding.state import State
+
+
+class Steered(Chooser):
+    """`logit + sum of strength * score`, in the rows whose gate is open; plain in the others.
+
+    Where every gate is closed the step is that of one token, bit for bit plain decoding's. A row
+    draws one number a token, whatever its gate says.
+    """
+
+    def __init__(
+        self, guides: Sequence[Guide], gate: Gate | None, session: DecodingSession, rows: int
+    ) -> None:
+        self.guides, self.gate, self.session = list(guides), gate, session
+        self.scorers = [guide.scorer(session) for guide in guides]
+        self.strengths = [
+            torch.tensor(guide.strengths, device=session.device).expand(rows)[:, None]
+            for guide in guides
+        ]
+        steered = torch.stack(self.strengths).ne(0).any(0)[:, 0]
+        # Asked once: reading it at every step would wait for the device.
+        self.steered, self.all_steered = steered, bool(steered.all())
+        self.feeds = any(scorer.feeds for scorer in self.scorers)
+        self.count = min((guide.candidates for guide in guides if guide.candidates), default=0)
+        if self.feeds and not self.count:
+            raise OtterError(
+                "scoring every token of the vocabulary as a candidate of its own is a step of as "
+                "many tokens",
+                hint="give a number of candidates, such as 10",
+            )
+
+    def prefill(self, prompts: list[list[int]]) -> None:
+        for scorer in self.scorers:
+            scorer.prefill(prompts)
+
+    def choose(self, state: State, logits: Tensor, sampler: Sampler) -> tuple[Tensor, State | None]:
+        drawn = sampler.uniform()
+        opened = self._open(state, logits)
+        some_closed = opened is not None and not bool(opened.all())
+        plain = sampler.pick(logits, drawn) if some_closed else None
+        if opened is not None and plain is not None and not bool(opened.any()):
+            return self._chosen(plain, None), None
+        allowed = logits
+        for guide in self.guides:
+            allowed = guide.within(allowed)
+        if not self.count:
+            index = sampler.pick(self.steer(allowed, state, None, None), drawn)
+            if opened is not None and plain is not None:
+                index = torch.where(opened, index, plain)
+            return self._chosen(index, index), None
+        values, tokens = allowed.topk(self.count, -1)
+        if opened is not None and plain is not None:
+            # A closed row's own choice goes through the step in place of its first candidate.
+            tokens[:, 0] = torch.where(opened, tokens[:, 0], plain)
+        fed = self.session.branch(tokens) if self.feeds else None
+        index = sampler.pick(self.steer(values, state, fed, tokens), drawn)
+        if opened is not None:
+            index = torch.where(opened, index, 0)
+        if fed is not None:
+            self.session.choose(index)
+            fed = fed.at(index)
+        return self._chosen(tokens.gather(1, index[:, None])[:, 0], index), fed
+
+    def steer(
+        self, logits: Tensor, state: State, fed: State | None, tokens: Tensor | None
+    ) -> Tensor:
+        """Logits [rows, k] of `tokens` (None: of all) with what the guides say of them.
+
+        Raises OtterError where a score is no number: an argmax over NaN would choose it.
+        """
+        for scorer, strength in zip(self.scorers, self.strengths, strict=True):
+            scores = scorer.scores(state, fed, tokens)
+            if not scores.isfinite().all():
+                raise OtterError(
+                    "the guide gave a reward that is not finite",
+                    hint="was its training stopped by NaN? look at its metrics, or train it again",
+                )
+            logits = logits + strength * scores
+        return logits
+
+    def _open(self, state: State, logits: Tensor) -> Tensor | None:
+        """Which rows are guided, [rows]; None: all."""
+        if self.gate is None:
+            return None if self.all_steered else self.steered
+        return self.gate.opened(self.session, state, logits) & self.steered
+
+    def _chosen(self, tokens: Tensor, index: Tensor | None) -> Tensor:
+        for scorer in self.scorers:
+            scorer.chose(tokens, index)
+        self.external_passes = sum(scorer.external_passes for scorer in self.scorers)
+        self.external_bytes = sum(scorer.external_bytes for scorer in self.scorers)
+        return tokens
