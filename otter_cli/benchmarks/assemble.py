@@ -1,13 +1,22 @@
 """Benchmarks from folders: models loaded once, checked to be comparable, and made into methods."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from otter_cli.benchmarks import methods
+from otter_cli.benchmarks import detectors, methods
 from otter_cli.benchmarks.benchmark import PLAIN, Method, Setting
+from otter_cli.benchmarks.detection import Detection
 from otter_cli.benchmarks.detox import Detox, require_label
-from otter_cli.benchmarks.models import Grafted, load_pair, load_reward_model
-from otter_cli.benchmarks.preference import GOLD, Preference, require_guides_nothing
+from otter_cli.benchmarks.labelled_texts import Stream, encode_streams
+from otter_cli.benchmarks.models import (
+    Grafted,
+    load_graft,
+    load_pair,
+    load_reward_model,
+    require_same_base,
+)
+from otter_cli.benchmarks.preference import GOLD, SWEPT, Preference, require_guides_nothing
 from otter_cli.benchmarks.prompts import PromptFile, load_prompts
 from otter_cli.benchmarks.scorers import Scorer
 from otter_cli.benchmarks.speedup import Speedup
@@ -19,6 +28,14 @@ INSERTION, HEAD, ARGS, LOOKUP = "insertion", "task-head", "args", "prompt-lookup
 
 
 @dataclass(frozen=True)
+class Texts:
+    """Labelled texts and the file that they are from."""
+
+    file: Path
+    streams: Sequence[Stream]
+
+
+@dataclass(frozen=True)
 class Guidance:
     """How strongly each guide pulls: signals differ in scale, so each may have its own strength."""
 
@@ -27,6 +44,8 @@ class Guidance:
     candidates: int = 10
     head_strength: float | None = None
     args_strength: float | None = None
+    # The insertion at more strengths: what more reward costs in log-probability.
+    sweep: tuple[float, ...] = ()
 
     def of(self, method: str) -> float:
         own = {HEAD: self.head_strength, ARGS: self.args_strength}.get(method)
@@ -64,7 +83,7 @@ def preference(
     reward_model: Path,
     gold: Scorer | Path,
 ) -> Preference:
-    """Greedy, plain and by each guide; `gold` is a reward model's folder or a rule."""
+    """Plain and by each guide; `gold` is a reward model's folder or a rule."""
     from otter_cli.benchmarks.scorers.reward_model import RewardModelScorer
     from otter_cli.benchmarks.scorers.signal import SignalScorer
 
@@ -86,6 +105,7 @@ def preference(
     require_guides_nothing(judge.record.digest, guides)
     compared = {
         **_guided(grafts, guidance),
+        **_swept(graft, guidance),
         ARGS: methods.args(
             graft,
             separate[0],
@@ -95,6 +115,19 @@ def preference(
         ),
     }
     return Preference(setting, graft, compared, scorers)
+
+
+def _swept(graft: Grafted, guidance: Guidance) -> dict[str, Method]:
+    return {
+        f"{INSERTION}{SWEPT}{strength:g}": methods.guided(
+            f"insertion, strength {strength:g}",
+            graft,
+            guidance.signal,
+            strength=strength,
+            candidates=guidance.candidates,
+        )
+        for strength in guidance.sweep
+    }
 
 
 def detox(grafts: Pair, setting: Setting, guidance: Guidance, *, detoxify: Path) -> Detox:
@@ -116,6 +149,36 @@ def speedup(grafts: Pair, setting: Setting, *, signal: str) -> Speedup:
         LOOKUP: methods.prompt_lookup(graft),
     }
     return Speedup(setting, graft, compared, {})
+
+
+def detection(
+    folder: Path,
+    texts: Texts,
+    signal: str,
+    *,
+    limit: int | None = None,
+    monitors: Mapping[str, Path] | None = None,
+    classifier: Path | None = None,
+    device: str = "cpu",
+) -> Detection:
+    """The graft's signal beside other grafts' (task heads, probes) and a separate classifier."""
+    graft = load_graft(folder, signal, device=device)
+    prompts, record = encode_streams(
+        texts.streams, texts.file, graft.tokenizer,
+        positions=graft.model.shape.max_positions, limit=limit,
+    )  # fmt: skip
+    compared = {
+        PLAIN: detectors.base_alone(graft),
+        INSERTION: detectors.by_signal("insertion", graft, signal),
+    }
+    for name, path in (monitors or {}).items():
+        other = load_graft(path, signal, device=device)
+        require_same_base(graft, other, path)
+        compared[name] = detectors.by_signal(name, other, signal)
+    if classifier is not None:
+        separate, _, model = load_reward_model(classifier, device=device)
+        compared["classifier"] = detectors.by_classifier("classifier", graft, separate, model)
+    return Detection(Setting(prompts, record, Sampling(1)), graft, compared, {})
 
 
 def _guided(grafts: Pair, guidance: Guidance) -> dict[str, Method]:

@@ -19,6 +19,11 @@ def perplexity(rows: Rows) -> Statistic:
     return exponential(ratio(surprise, rows.sums(length)))
 
 
+def log_probability(rows: Rows) -> Statistic:
+    """Mean per token under the base, nats. Of a greedy policy this is less its KL to the base."""
+    return ratio(rows.sums(lambda row: sum(row.sample.logprobs)), rows.sums(length))
+
+
 def costs(rows: Rows, plain: Rows) -> Measures:
     """Time per token in ms and of plain's, passes per token."""
     tokens = rows.sums(length)

@@ -46,17 +46,21 @@ def load_pair(
     """The insertion and its control, on one base. Raises OtterError where they are not comparable,
     warns where `signal` was never trained."""
     graft, head = (load_graft(path, signal, device=device) for path in (folder, task_head))
-    if graft.record.base != head.record.base:
-        raise OtterError(
-            f"{folder} and {task_head} are grafts of different bases",
-            hint="methods are compared on one base: graft and train both on the same one",
-        )
+    require_same_base(graft, head, task_head)
     if any(config.hidden for config in head.model.manifest.insertions):
         raise OtterError(
             f"{task_head} is no task head: it has a stream of its own",
             hint="make it by `otter train FOLDER --recipe R --baseline head --to DIR`",
         )
     return graft, head
+
+
+def require_same_base(graft: Grafted, other: Grafted, path: Path) -> None:
+    if graft.record.base != other.record.base:
+        raise OtterError(
+            f"{graft.record.name} and {path} are grafts of different bases",
+            hint="methods are compared on one base: graft and train both on the same one",
+        )
 
 
 def load_graft(folder: Path, signal: str, *, device: str) -> Grafted:

@@ -4,17 +4,21 @@ from collections.abc import Mapping
 from functools import partial
 from typing import ClassVar
 
+import numpy as np
+
 from otter_cli.benchmarks.benchmark import PLAIN, Benchmark
 from otter_cli.benchmarks.drawn import Drawn
-from otter_cli.benchmarks.measures import Measures, perplexity
+from otter_cli.benchmarks.measures import Measures, log_probability, perplexity
 from otter_cli.benchmarks.metrics.text import diversity
-from otter_cli.benchmarks.records import Scored
+from otter_cli.benchmarks.records import Rows, Scored
 from otter_cli.benchmarks.result import BenchmarkName, MethodResult
 from otter_cli.benchmarks.sentences import against_plain, times
 from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import mean
 
 GOLD = "gold"
+# `insertion@0.5` is the method `insertion` at that strength.
+SWEPT = "@"
 
 
 class Preference(Benchmark):
@@ -24,17 +28,21 @@ class Preference(Benchmark):
 
     @classmethod
     def measures(cls, method: str, drawn: Drawn) -> Measures:
-        own = drawn.rows[method]
+        own, plain = drawn.rows[method], drawn.rows[PLAIN]
+        gold = f"{GOLD}.{drawn.scorers[GOLD].labels[0]}"
+        guide = method.partition(SWEPT)[0]
         by_role = {
             role: mean(own.means(partial(_score, f"{role}.{scorer.labels[0]}")))
             for role, scorer in drawn.scorers.items()
         }
-        guiding: Measures = {"guiding_reward": by_role[method]} if method in by_role else {}
+        guiding: Measures = {"guiding_reward": by_role[guide]} if guide in by_role else {}
         return {
             "gold_reward": by_role.pop(GOLD),
+            **_wins(own, plain, gold, shown=method != PLAIN),
             **guiding,
             **{f"reward_by_{role.replace('-', '_')}": value for role, value in by_role.items()},
             "diversity": mean(own.means(lambda row: diversity(row.sample.text))),
+            "log_probability": log_probability(own),
             "perplexity": perplexity(own),
             **cls.costs(method, drawn),
         }
@@ -47,6 +55,21 @@ class Preference(Benchmark):
                 sentence = against_plain(method, "gold_reward")
                 found.append(f"{sentence}; {times(method, 'time_ratio')} the time per token.")
         return found
+
+
+def _wins(own: Rows, plain: Rows, gold: str, *, shown: bool) -> Measures:
+    """How often the judge prefers a response to plain's of the same prompt and repeat; a tie, which
+    equal texts are, counts half."""
+    if not shown:
+        return {}
+    signs = [
+        [np.sign(a.scores[gold] - b.scores[gold]) for a, b in zip(ours, theirs, strict=True)]
+        for ours, theirs in zip(own.groups, plain.groups, strict=True)
+    ]
+    return {
+        "win_rate": mean(np.array([np.mean(np.add(group, 1)) / 2 for group in signs])),
+        "tie_rate": mean(np.array([np.mean(np.equal(group, 0)) for group in signs])),
+    }
 
 
 def _score(name: str, row: Scored) -> float:

@@ -24,12 +24,14 @@ class PromptFile:
 
 @dataclass(frozen=True)
 class BenchPrompt:
-    """`name` is the prompt's line in its file."""
+    """`name` is the prompt's line in its file. `offends_by`: tokens that hold the offending span of
+    a labelled text, 0 where there is none."""
 
     name: str
     text: str
     tokens: tuple[int, ...]
     category: str = ""
+    offends_by: int = 0
 
 
 def load_prompts(

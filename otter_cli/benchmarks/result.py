@@ -13,7 +13,7 @@ from otter_cli.core.errors import OtterError
 SCHEMA_VERSION = 1
 RESULT = "result.json"
 
-BenchmarkName = Literal["preference", "detox", "speedup"]
+BenchmarkName = Literal["preference", "detox", "detection", "speedup"]
 
 
 class _Part(BaseModel):

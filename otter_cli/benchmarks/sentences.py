@@ -14,6 +14,12 @@ def interval_text(figure: Estimate) -> str:
     return f"{figure.mean:.3g} ({figure.low:.3g} to {figure.high:.3g})"
 
 
+def percent(method: MethodResult, metric: str) -> str:
+    """`43.1 % (40.2 to 46.0)`."""
+    figure = method.metrics[metric]
+    return f"{100 * figure.mean:.3g} % ({100 * figure.low:.3g} to {100 * figure.high:.3g})"
+
+
 def times(method: MethodResult, metric: str) -> str:
     """`1.43 times (1.38 to 1.48)`."""
     figure = method.metrics[metric]

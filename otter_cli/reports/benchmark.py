@@ -14,13 +14,19 @@ from otter_cli.reports.page import Cell, Report, Section, Table
 _TITLES = {
     "preference": "Guided by a reward",
     "detox": "Guided away from toxicity",
+    "detection": "Flagged while it is written",
     "speedup": "Drafted tokens",
 }
 _NOTES = {
-    "preference": "Greedy decoding, caches on everywhere. The gold reward guided nothing; each "
-    "guide's own reward is shown beside it, since a guide always pleases itself.",
+    "preference": "Caches on everywhere. The gold reward guided nothing; each "
+    "guide's own reward is shown beside it, since a guide always pleases itself. "
+    "Wins are of the same prompt and repeat; equal rewards are ties and count half.",
     "detox": "Sampled continuations, caches on everywhere. The classifier reads the continuation "
     "alone. Perplexity is under the base, by token, and no token is left out.",
+    "detection": "A text is flagged at the first token whose score reaches a threshold. Shares "
+    "flagged, on time and missed are at the threshold that flags 1 % of the texts that do not "
+    "offend, chosen on these texts. On time: before the offending span ends, or the text where no "
+    "span is known. Tokens saved are of offending texts, lost of the others.",
     "speedup": "Greedy decoding, batch 1, caches on. Speed-up is a ratio of sums, tokens over "
     "seconds against plain's, prompts included. A step is one verification by the base: a token "
     "of its own and what it accepted of the draft.",
@@ -37,6 +43,8 @@ def benchmark_report(result: Result) -> Report:
         f"{len(result.methods)} methods, {prompts.count} prompts of {prompts.file}, "
         f"{result.settings.samples_per_prompt} each, up to {sampling['max_new_tokens']} new tokens."
     )
+    if result.benchmark == "detection":
+        lead = f"{len(result.methods)} monitors, {prompts.count} texts of {prompts.file}."
     sections = list(benchmark_sections(result, alone=True))
     return Report(title, lead, sections, list(_facts(result)), result.model_dump(mode="json"))
 

@@ -16,6 +16,7 @@ def benchmark_plots(result: Result) -> list[Plot]:
         return [
             _intervals(result, "gold_reward"),
             _scatter(result, "time_per_token", "gold_reward"),
+            _scatter(result, "log_probability", "gold_reward"),
             _scatter(result, "diversity", "gold_reward"),
         ]
     if result.benchmark == "detox":
@@ -23,6 +24,12 @@ def benchmark_plots(result: Result) -> list[Plot]:
             _intervals(result, "expected_maximum_toxicity"),
             _scatter(result, "perplexity", "expected_maximum_toxicity"),
             _scatter(result, "time_per_token", "expected_maximum_toxicity"),
+        ]
+    if result.benchmark == "detection":
+        return [
+            _intervals(result, "detected"),
+            _scatter(result, "time_ratio", "detected"),
+            _stopping(result),
         ]
     return [
         _intervals(result, "speed_up", reference=1.0),
@@ -33,8 +40,9 @@ def benchmark_plots(result: Result) -> list[Plot]:
 
 def _intervals(result: Result, name: str, reference: float | None = None) -> IntervalPlot:
     metric = describe(name)
-    points = [point(m.label, m.metrics[name], metric) for m in result.methods.values()]
-    if reference is None and "plain" in result.methods:
+    measured = [m for m in result.methods.values() if name in m.metrics]
+    points = [point(m.label, m.metrics[name], metric) for m in measured]
+    if reference is None and "plain" in result.methods and name in result.methods["plain"].metrics:
         reference = point("", result.methods["plain"].metrics[name], metric).mean
     return IntervalPlot(_title(metric.label), name_with_unit(metric), points, reference)
 
@@ -44,9 +52,29 @@ def _scatter(result: Result, x: str, y: str) -> ScatterPlot:
     points = [
         (point(m.label, m.metrics[x], across), point(m.label, m.metrics[y], up))
         for m in result.methods.values()
+        if x in m.metrics and y in m.metrics
     ]
     title = _title(f"{up.label} against {across.label}")
     return ScatterPlot(title, name_with_unit(across), name_with_unit(up), points)
+
+
+def _stopping(result: Result) -> LinePlot:
+    """What early stopping saves of offending texts, by threshold: one line a monitor."""
+    series = []
+    for method in result.methods.values():
+        saved = {
+            float(name.removeprefix("saved_")): point("", figure, describe(name))
+            for name, figure in method.metrics.items()
+            if name.startswith("saved_")
+        }
+        if saved:
+            at = sorted(saved)
+            mean, low, high = (
+                [getattr(saved[threshold], bound) for threshold in at]
+                for bound in ("mean", "low", "high")
+            )
+            series.append(Series(method.label, at, mean, low, high))
+    return LinePlot("Tokens saved by stopping", "threshold", "of offending texts, %", series)
 
 
 def _acceptance(result: Result) -> list[LinePlot]:

@@ -54,6 +54,11 @@ def load_material(name: str, recipe: Recipe, signal: SignalConfig, tokenizer: An
     return Material(train, test, order, record)
 
 
+def held_out_rows(objective: Objective, signal: SignalConfig, folder: Path | None) -> Sequence[Any]:
+    """The rows that training with this objective leaves aside."""
+    return _read(objective, signal, folder)[1]
+
+
 def _read(
     objective: Objective, signal: SignalConfig, folder: Path | None
 ) -> tuple[Sequence[Any], Sequence[Any], list[dict[str, Any]]]:

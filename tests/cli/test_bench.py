@@ -151,3 +151,30 @@ def test_unlike_runs_are_not_compared(otter_here: Otter, arguments, tmp_path: Pa
     assert otter_here(*longer).returncode == 0
     done = otter_here("bench", "compare", tmp_path / "speedup", tmp_path / "longer")
     assert done.returncode == 2 and "differ in sampling.max_new_tokens" in done.stderr
+
+
+def test_monitors_read_pairs_and_held_out_rows(
+    otter_here: Otter, contestants: Contestants, tmp_path: Path
+) -> None:
+    rows = [(f"you are a friend {i}", f"you are a bastard {i}") for i in range(20)]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps({"chosen": a, "rejected": b}) + "\n" for a, b in rows))
+    command = ["bench", "detection", contestants.graft, "--monitor", f"head={contestants.head}"]
+    done = otter_here(*command, "--pairs", pairs, "--limit", 6, "--out", tmp_path / "pairs")
+    assert done.returncode == 0, done.stderr
+    assert "AUROC" in done.stdout and max(map(len, done.stdout.splitlines())) <= 100
+    labelled = [{"text": text, "toxicity": i} for row in rows for i, text in enumerate(row)]
+    (tmp_path / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "steps: 1\nsignals:\n  toxicity:\n    objective: classification\n    held_out: 0.5\n"
+        "    train: {path: labelled.jsonl}\n"
+    )
+    done = otter_here(*command, "--recipe", recipe, "--out", tmp_path / "rows", "--json")
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)
+    assert data["benchmark"] == "detection" and 0 < data["settings"]["prompts"]["count"] < 40
+    neither = otter_here(*command)
+    assert neither.returncode == 2 and "either --recipe or --pairs" in neither.stderr
+    unnamed = otter_here(*command, "--pairs", pairs, "--monitor", "head")
+    assert unnamed.returncode == 2 and "no NAME=FOLDER" in unnamed.stderr

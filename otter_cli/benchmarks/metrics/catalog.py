@@ -22,17 +22,27 @@ class Metric:
 
 METRICS: dict[str, Metric] = {
     "gold_reward": Metric("gold reward", "higher"),
+    "win_rate": Metric("wins over plain by gold, ties half", "higher", "share", relative=True),
+    "tie_rate": Metric("of them ties", unit="share", relative=True),
     "guiding_reward": Metric("reward by its own guide"),
     "reward_by_insertion": Metric("reward by the insertion"),
     "reward_by_task_head": Metric("reward by the task head"),
     "reward_by_args": Metric("reward by the reward model"),
     "diversity": Metric("diversity", "higher"),
+    "log_probability": Metric("log-probability, nats", "higher"),
     "perplexity": Metric("perplexity under the base", "lower"),
     "expected_maximum_toxicity": Metric("expected maximum toxicity", "lower"),
     "toxicity_probability": Metric("toxicity probability", "lower"),
     "distinct_1": Metric("dist-1", "higher"),
     "distinct_2": Metric("dist-2", "higher"),
     "distinct_3": Metric("dist-3", "higher"),
+    "auroc": Metric("AUROC, highest score", "higher"),
+    "auroc_end": Metric("AUROC, last score", "higher"),
+    "f1": Metric("F1 at 0.5", "higher"),
+    "detected": Metric("flagged at 1 % false alarms", "higher", "share"),
+    "on_time": Metric("of them on time", "higher", "share"),
+    "missed": Metric("missed", "lower", "share"),
+    "tokens_seen": Metric("tokens read until then", "lower", "share"),
     "speed_up": Metric("speed-up", "higher", relative=True),
     "tokens_per_step": Metric("tokens per step", "higher"),
     "drafted_per_step": Metric("of them drafted", "higher"),
@@ -46,6 +56,7 @@ METRICS: dict[str, Metric] = {
     "memory": Metric("memory, counted", "lower", "bytes"),
 }
 
+_STOPPING = re.compile(r"(saved|lost)_(0\.\d+)")
 _ACCEPTANCE = re.compile(r"acceptance_(\d+)")
 
 
@@ -53,6 +64,9 @@ def describe(name: str) -> Metric:
     """Raises OtterError for a name that no benchmark of this version gives."""
     if name in METRICS:
         return METRICS[name]
+    if found := _STOPPING.fullmatch(name):
+        better: Better = "higher" if found[1] == "saved" else "lower"
+        return Metric(f"tokens {found[1]}, stop at {found[2]}", better, "share")
     if found := _ACCEPTANCE.fullmatch(name):
         return Metric(f"accepted at position {found[1]}", "higher", "share")
     raise OtterError(f"there is no metric {name!r}", hint="was the run made by a later otter?")

@@ -3,11 +3,13 @@
 from otter_cli.cli.bench import (
     check,
     compare,
+    detection,
     detox,
     overhead,
     preference,
     report,
     rescore,
+    show_overhead,
     speedup,
 )
 from otter_cli.cli.bench.app import app
@@ -16,10 +18,12 @@ __all__ = [
     "app",
     "check",
     "compare",
+    "detection",
     "detox",
     "overhead",
     "preference",
     "report",
     "rescore",
+    "show_overhead",
     "speedup",
 ]

@@ -6,6 +6,7 @@ from typing import Annotated
 from otter_cli.cli.app import Outcome, verb
 from otter_cli.cli.bench.app import app
 from otter_cli.cli.bench.options import (
+    Batch,
     Candidates,
     Column,
     Device,
@@ -15,10 +16,12 @@ from otter_cli.cli.bench.options import (
     NewTokens,
     Out,
     Prompts,
+    Samples,
     Seed,
     Signal,
     Strength,
     TaskHead,
+    Temperature,
     Template,
     option,
 )
@@ -44,9 +47,9 @@ def detox(
     strength: Strength = -4.0,
     head_strength: HeadStrength = None,
     candidates: Candidates = 20,
-    samples: Annotated[int, option("--samples", "continuations a prompt", "Decoding")] = 25,
-    batch: Annotated[int, option("--batch", "continuations at a time", "Decoding")] = 25,
-    temperature: Annotated[float, option("--temperature", "of all methods", "Decoding")] = 1.0,
+    samples: Samples = 25,
+    batch: Batch = 25,
+    temperature: Temperature = 1.0,
     top_p: Annotated[float, option("--top-p", "nucleus, of all methods", "Decoding")] = 0.9,
     max_new_tokens: NewTokens = 20,
     seed: Seed = 0,

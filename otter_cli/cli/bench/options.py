@@ -24,6 +24,9 @@ HeadStrength = Annotated[
     float | None, option("--head-strength", "the task head's, if another", "Methods")
 ]
 Candidates = Annotated[int, option("--candidates", "tokens that the guide scores", "Methods")]
+Samples = Annotated[int, option("--samples", "responses a prompt", "Decoding")]
+Batch = Annotated[int, option("--batch", "responses to one prompt at a time", "Decoding")]
+Temperature = Annotated[float, option("--temperature", "of all methods; 0: greedy", "Decoding")]
 NewTokens = Annotated[int, option("--max-new-tokens", "length of a response", "Decoding")]
 Seed = Annotated[int, option("--seed", "of sampling, for every method the same", "Decoding")]
 Device = Annotated[str, option("--device", "cpu, cuda, cuda:1", "Decoding")]

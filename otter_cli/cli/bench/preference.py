@@ -6,6 +6,7 @@ from typing import Annotated
 from otter_cli.cli.app import Outcome, verb
 from otter_cli.cli.bench.app import app
 from otter_cli.cli.bench.options import (
+    Batch,
     Candidates,
     Column,
     Device,
@@ -15,10 +16,12 @@ from otter_cli.cli.bench.options import (
     NewTokens,
     Out,
     Prompts,
+    Samples,
     Seed,
     Signal,
     Strength,
     TaskHead,
+    Temperature,
     Template,
     option,
 )
@@ -48,24 +51,37 @@ def preference(
         float | None, option("--args-strength", "the reward model's, if another", "Methods")
     ] = None,
     candidates: Candidates = 10,
+    sweep: Annotated[
+        list[float] | None, option("--sweep", "another strength, again for more", "Methods")
+    ] = None,
+    samples: Samples = 1,
+    batch: Batch = 8,
+    temperature: Temperature = 0.0,
     max_new_tokens: NewTokens = 64,
     seed: Seed = 0,
     device: Device = "cpu",
     out: Out = None,
 ) -> Outcome:
-    """Greedy responses, plain and guided by the insertion, a task head and ARGS.
+    """Responses, plain and guided by the insertion, a task head and ARGS; greedy by default.
 
-    Judged by a gold reward that guided nothing; diversity, time per token, passes and memory.
+    Judged by a gold reward that guided nothing: its mean, and wins over plain. Diversity,
+    log-probability under the base, time per token, passes and memory.
     """
     from otter_cli.benchmarks import assemble
     from otter_cli.benchmarks.prompts import PromptFile
     from otter_cli.decoding import Sampling
 
     file = PromptFile(prompts, column, template, limit)
+    # Plain decoding draws from as many candidates as a guide does.
+    top_k = candidates if temperature else 0
+    sampling = Sampling(max_new_tokens, temperature, top_k=top_k)
+    shared = {"repeats": samples, "batch": batch, "seed": seed}
     grafts, setting = assemble.prepare(
-        folder, task_head, signal, file, Sampling(max_new_tokens), seed=seed, device=device
+        folder, task_head, signal, file, sampling, **shared, device=device
     )
-    guidance = assemble.Guidance(signal, strength, candidates, head_strength, args_strength)
+    guidance = assemble.Guidance(
+        signal, strength, candidates, head_strength, args_strength, tuple(sweep or ())
+    )
     return run_and_show(
         assemble.preference(grafts, setting, guidance, reward_model=reward_model, gold=gold), out
     )

@@ -20,7 +20,7 @@ from otter_cli.reports.figures import difference_cell, figure_cell, name_with_un
 
 OF = {
     "preference": ["gold_reward", "guiding_reward", "reward_by_task_head", "diversity",
-                   "perplexity", "time_per_token", "time_ratio", "memory"],
+                   "log_probability", "perplexity", "time_per_token", "time_ratio", "memory"],
     "detox": ["expected_maximum_toxicity", "toxicity_probability", "perplexity", "distinct_2",
               "time_per_token", "memory"],
     "speedup": ["speed_up", "tokens_per_step", "drafted_per_step", "acceptance_1", "acceptance_2",
@@ -99,7 +99,7 @@ def test_sections_on_a_page_of_many_say_whose_they_are(result: Result) -> None:
 
 def test_plots_take_their_numbers_from_the_result(result: Result) -> None:
     plots = benchmark_plots(result)
-    assert len(plots) == 3
+    assert len(plots) == (4 if result.benchmark == "preference" else 3)
     for plot in plots:
         labels = [row[0] for row in plot.data()[1:]]
         assert set(labels) <= {"plain", "insertion", "task head", "args"}

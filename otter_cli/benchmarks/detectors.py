@@ -1,0 +1,79 @@
+"""Detectors: what reads a text token by token and says at each how likely it offends.
+
+They stand where methods of generating stand, and continue a text by nothing: so a run of them
+resumes, is timed and is compared as any other.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from otter_cli.benchmarks.benchmark import Method
+from otter_cli.benchmarks.models import Grafted, bytes_of
+from otter_cli.benchmarks.settings import MethodRecord, ModelRecord
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from otter_cli.decoding import Generation, Sampling
+
+SCORE = "score"
+
+# A text's tokens [1, n] to probabilities at each, [n].
+Read = Callable[["Tensor"], "Tensor"]
+
+
+def base_alone(graft: Grafted) -> Method:
+    """The base reads, and nobody watches: what the others' time is held against."""
+    decoder = graft.model.base.get_submodule(graft.model.shape.family.decoder)
+
+    def read(tokens: "Tensor") -> "Tensor":
+        decoder(input_ids=tokens)
+        return tokens.new_zeros(0)
+
+    return _detector("base alone", [graft.record], {}, graft.base_bytes, read, graft.model)
+
+
+def by_signal(label: str, graft: Grafted, signal: str) -> Method:
+    """A class signal of a graft: the base's own pass, with the probability beside each token."""
+
+    def read(tokens: "Tensor") -> "Tensor":
+        out = graft.model(tokens, signals=(signal,), logits=False)
+        return out.signals[signal][0, :, 0].sigmoid()
+
+    steering = {"detector": "signal", "signal": signal}
+    return _detector(label, [graft.record], steering, graft.bytes, read, graft.model)
+
+
+def by_classifier(label: str, graft: Grafted, classifier: Any, record: ModelRecord) -> Method:
+    """A separate classifier of every prefix: a second model, in one more pass over the text."""
+
+    def read(tokens: "Tensor") -> "Tensor":
+        state = classifier.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        return classifier.score(state)[0, :, 0].sigmoid()
+
+    held = graft.base_bytes + bytes_of(classifier.parameters())
+    steering = {"detector": "classifier"}
+    return _detector(label, [graft.record, record], steering, held, read, classifier)
+
+
+def _detector(
+    label: str, models: list[ModelRecord], steering: dict[str, Any], weights: int, read: Read,
+    on: Any,
+) -> Method:  # fmt: skip
+    def call(texts: list[list[int]], sampling: "Sampling") -> "list[Generation]":
+        return [_read(read, text, len(models) > 1, on.device) for text in texts]
+
+    return Method(label, MethodRecord(label=label, models=models, steering=steering), call, weights)
+
+
+def _read(read: Read, text: list[int], separate: bool, device: Any) -> "Generation":
+    import torch
+
+    from otter_cli.decoding import Counters, Generation
+
+    with torch.inference_mode():
+        scores = read(torch.tensor([text], device=device)).tolist()
+    passes = Counters(
+        base_passes=int(not separate), external_passes=int(separate), tokens_fed=len(text)
+    )
+    return Generation([], [], {SCORE: scores}, "length", passes)

@@ -1,0 +1,98 @@
+"""Monitors on tiny grafts: scores are the models' own; what is wrong with them stops the run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from otter_cli.benchmarks import assemble
+from otter_cli.benchmarks.detection import Detection, streams
+from otter_cli.benchmarks.labelled_texts import of_pairs
+from otter_cli.benchmarks.run import run
+from otter_cli.benchmarks.stored import read_run
+from otter_cli.core.errors import OtterError
+from otter_cli.data.preference import Pair
+from otter_cli.decoding import Generation
+from tests.support.contestants import write_reward_model
+from tests.support.grafts import random_graft
+
+PAIRS = [Pair(f"you are a friend {i}", f"you are a bastard {i}") for i in range(4)]
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("monitors")
+    return {
+        "graft": random_graft(tiny_llama, folder / "graft", scale=0.2, signals=("toxicity",)),
+        "head": random_graft(tiny_llama, folder / "head", hidden=0, seed=1, signals=("toxicity",)),
+        "classifier": write_reward_model(tiny_llama, folder / "classifier", seed=1),
+    }
+
+
+def made(folders: dict[str, Path], **options) -> Detection:
+    texts = assemble.Texts(Path("pairs.jsonl"), of_pairs(PAIRS))
+    return assemble.detection(
+        folders["graft"], texts, "toxicity", monitors={"head": folders["head"]},
+        classifier=folders["classifier"], **options,
+    )  # fmt: skip
+
+
+def test_every_monitor_scores_every_token_as_its_model_does(folders, tmp_path: Path) -> None:
+    benchmark = made(folders)
+    finished = run(benchmark, tmp_path / "run")
+    drawn = read_run(finished.folder).drawn
+    classifier = AutoModelForSequenceClassification.from_pretrained(folders["classifier"]).eval()
+    scores = streams(drawn.rows["classifier"], drawn)
+    for prompt, found in zip(drawn.prompts, scores.scores, strict=True):
+        # The stock class reads the last token: the text up to each token is asked for by itself.
+        for n in (1, len(found)):
+            with torch.no_grad():
+                logit = classifier(torch.tensor([prompt.tokens[:n]])).logits[0, 0]
+            assert found[n - 1] == pytest.approx(logit.sigmoid().item(), abs=1e-5)
+    for name in ("insertion", "head", "classifier"):
+        own = streams(drawn.rows[name], drawn)
+        highest, offends = own.highest, own.offending
+        wins = [
+            (a > b) + 0.5 * (a == b) for a in highest[offends] for b in highest[~offends]
+        ]  # fmt: skip
+        figures = finished.result.methods[name].metrics
+        assert figures["auroc"].mean == pytest.approx(np.mean(wins))
+        assert figures["detected"].mean + figures["missed"].mean == pytest.approx(1)
+        assert figures["on_time"].mean <= figures["detected"].mean
+    assert "auroc" not in finished.result.methods["plain"].metrics
+    assert len(finished.result.findings) == 3
+
+
+def test_a_monitor_that_loses_a_token_stops_the_run(folders, tmp_path: Path) -> None:
+    benchmark = made(folders)
+    honest = benchmark.methods["head"].generate
+
+    def lossy(texts, sampling) -> list[Generation]:
+        found = honest(texts, sampling)
+        found[0].signals["score"].pop()
+        return found
+
+    object.__setattr__(benchmark.methods["head"], "generate", lossy)
+    with pytest.raises(OtterError, match="head gave .* scores for the .* tokens"):
+        run(benchmark, tmp_path / "run")
+
+
+def test_a_score_that_is_no_number_stops_the_run(folders, tmp_path: Path) -> None:
+    benchmark = made(folders)
+    honest = benchmark.methods["head"].generate
+
+    def lying(texts, sampling) -> list[Generation]:
+        found = honest(texts, sampling)
+        found[0].signals["score"][0] = float("nan")
+        return found
+
+    object.__setattr__(benchmark.methods["head"], "generate", lying)
+    with pytest.raises(OtterError, match="not finite|nan"):
+        run(benchmark, tmp_path / "run")
+
+
+def test_texts_of_one_kind_are_refused(folders) -> None:
+    with pytest.raises(OtterError, match="all of its 1 texts offend, or none does"):
+        made(folders, limit=1)
