@@ -9,6 +9,7 @@ app = verb_app(
     otter bench preference grafted --prompts p.jsonl --task-head head --reward-model rm --gold gold
     otter bench detox grafted --prompts p.jsonl --task-head head --detoxify detoxify-mini
     otter bench speedup grafted --prompts p.jsonl --task-head head
+    otter bench lm-eval grafted --tasks blimp_anaphor --include-path my-tasks
     otter bench overhead --shape llama-134m --threads 2
     otter bench report runs/speedup-0123456789
     otter bench compare runs/speedup-0123456789 runs/speedup-9876543210

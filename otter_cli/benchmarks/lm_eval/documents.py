@@ -1,0 +1,132 @@
+"""What the harness's own code gives for each document of its tasks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from otter_cli.benchmarks.lm_eval.result import Identity
+from otter_cli.core.digests import sha256_json
+from otter_cli.core.errors import OtterError
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
+
+
+@dataclass(frozen=True)
+class Document:
+    """`digest`: of the document and its prompts. `responses`: one a request, (log-likelihood,
+    greedy) or a text; `metrics`: those of this document that are numbers."""
+
+    task: str
+    document: int
+    digest: str
+    responses: list[Any]
+    metrics: dict[str, float]
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Documents in the tasks' order; `definitions`: digest of each task's configuration."""
+
+    documents: list[Document]
+    definitions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Which tasks: names that the harness finds in `include`, or where there is none among those
+    that ship with it. `limit`: only the first so many documents of each."""
+
+    names: tuple[str, ...]
+    include: Path | None = None
+    limit: int | None = None
+    seed: int = 0
+
+
+def evaluate(model: LM, tasks: Tasks) -> Evaluation:
+    """Runs `simple_evaluate`. Raises OtterError for a task that it does not know."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(
+        include_path=str(tasks.include) if tasks.include else None,
+        include_defaults=tasks.include is None,
+    )
+    unknown = [name for name in tasks.names if not manager.match_tasks([name])]
+    if unknown:
+        place = f"in {tasks.include}" if tasks.include else "among those that ship with lm-eval"
+        raise OtterError(
+            f"no task {unknown[0]!r} {place}",
+            hint="--include-path takes a folder of task files; `lm-eval ls tasks` lists the others",
+        )
+    found = simple_evaluate(
+        model,
+        tasks=list(tasks.names),
+        task_manager=manager,
+        limit=tasks.limit,
+        # Intervals are ours, from the documents.
+        bootstrap_iters=0,
+        random_seed=tasks.seed,
+        numpy_random_seed=tasks.seed,
+        torch_random_seed=tasks.seed,
+        fewshot_random_seed=tasks.seed,
+    )
+    documents = [document for task in found["samples"] for document in _documents(found, task)]
+    definitions = {task: sha256_json(_plain(found["configs"][task])) for task in found["samples"]}
+    return Evaluation(documents, definitions)
+
+
+def _documents(found: dict[str, Any], task: str) -> Iterator[Document]:
+    for sample in found["samples"][task]:
+        metrics = {name: sample[name] for name in sample["metrics"]}
+        yield Document(
+            task=task,
+            document=int(sample["doc_id"]),
+            digest=sha256_json([sample["doc_hash"], sample["prompt_hash"], sample["target_hash"]]),
+            responses=[list(once) for request in sample["resps"] for once in map(_tuple, request)],
+            metrics={n: float(v) for n, v in metrics.items() if isinstance(v, bool | int | float)},
+        )
+
+
+def _tuple(response: Any) -> tuple[Any, ...]:
+    return tuple(response) if isinstance(response, list | tuple) else (response,)
+
+
+def compare(base: Iterable[Document], graft: Iterable[Document]) -> dict[str, Identity]:
+    """By task, how many documents of `graft` have the base's responses to the last bit."""
+    found: dict[str, Identity] = {}
+    for ours, theirs in zip(graft, base, strict=True):
+        one = found.setdefault(ours.task, Identity())
+        pairs = zip(ours.responses, theirs.responses, strict=True)
+        same = [_bits(mine) == _bits(other) for mine, other in pairs]
+        whole = ours.digest == theirs.digest and all(same)
+        one.documents += 1
+        one.equal += whole
+        one.responses += len(same)
+        one.responses_equal += sum(same)
+        if not whole and one.first is None:
+            one.first = ours.document
+    return found
+
+
+def _bits(response: Any) -> str:
+    """Every finite float has a shortest text of its own, -0.0 and 0.0 included."""
+    return json.dumps(response)
+
+
+def _plain(configuration: dict[str, Any]) -> dict[str, Any]:
+    """A task's configuration without where its data lie on this machine."""
+    told = {k: v for k, v in configuration.items() if k not in ("dataset_kwargs", "metadata")}
+    plain: dict[str, Any] = json.loads(json.dumps(told, default=_name))
+    return plain
+
+
+def _name(value: Any) -> str:
+    return getattr(value, "__qualname__", type(value).__qualname__)
