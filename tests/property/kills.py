@@ -1,0 +1,68 @@
+"""SIGKILL at random moments of a graft, from a process that has everything imported already."""
+
+import os
+import shutil
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+from otter_cli.checkpoint.folder import Checkpoint
+from otter_cli.checkpoint.place import Mode
+from otter_cli.families import base_shape
+from otter_cli.insertion import Manifest, Plan, graft, resolve
+from otter_cli.insertion.storage import open_stored
+from otter_cli.signals import parse_signal
+
+
+class Killer:
+    """Grafts `base` into `work` again and again, and kills every one somewhere on its way."""
+
+    def __init__(self, base: Path, work: Path, seed: int) -> None:
+        self.base, self.out, self.random = Checkpoint.open(base), work / "out", Random(seed)
+        shape = base_shape(self.base.config)
+        signals = (parse_signal("reward"),)
+        self.plan = Plan(resolve(shape, hidden=8, heads=2, ffn=16, signals=signals), shape)
+        start = time.perf_counter()
+        self._graft("copy")
+        self.seconds = time.perf_counter() - start
+        shutil.rmtree(self.out)
+
+    def kill(self, count: int) -> Counter[str]:
+        """Of `count` grafts that a SIGKILL ended, how many had left nothing, and how many all;
+        AssertionError for anything between, and for a next run that does not succeed."""
+        found: Counter[str] = Counter()
+        while found.total() < count:
+            mode: Mode = self.random.choice(["link", "copy"])
+            if self._killed(mode, self.random.uniform(0, 1.2 * self.seconds)):
+                found["whole" if self.out.exists() else "nothing"] += 1
+            if not self.out.exists():
+                self._graft(mode)
+            self._check_whole()
+            shutil.rmtree(self.out)
+        return found
+
+    def _killed(self, mode: Mode, seconds: float) -> bool:
+        """Whether the signal came before the end."""
+        child = os.fork()
+        if not child:
+            try:
+                self._graft(mode)
+            finally:
+                os._exit(0)
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+        return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+    def _graft(self, mode: Mode) -> None:
+        graft(self.base, self.out, self.plan, mode=mode)
+
+    def _check_whole(self) -> None:
+        manifest = Manifest.read(self.out)
+        manifest.check_tensors(self.out)
+        open_stored(self.out, [self.plan])
+        names = {path.name for path in self.out.iterdir()}
+        assert names == {*self.base.files, "otter.json", "otter.safetensors"}
+        for name in self.base.files:
+            assert (self.out / name).read_bytes() == (self.base.path / name).read_bytes()
