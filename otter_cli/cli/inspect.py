@@ -49,11 +49,16 @@ def inspect(
 
 def _families() -> Outcome:
     from otter_cli.families import FAMILIES, REFUSED
+    from otter_cli.families.wide import WIDE, why_not_wide
 
     reasons = {name: family.ffn_only for name, family in sorted(FAMILIES.items())}
     data: dict[str, Any] = {
         "full": [name for name, reason in reasons.items() if not reason],
         "ffn_only": [name for name, reason in reasons.items() if reason],
+        "wide": sorted(WIDE),
+        "not_wide": {
+            name: why for name, family in sorted(FAMILIES.items()) if (why := why_not_wide(family))
+        },
         "refused": {
             name: {"reason": why, "instead": instead} for name, (why, instead) in REFUSED.items()
         },
@@ -64,6 +69,10 @@ def _families() -> Outcome:
         table.add_row("full insertion", ", ".join(data["full"]))
         for name in data["ffn_only"]:
             table.add_row(f"FFN only: {name}", reasons[name])
+        table.add_row("export --to wide", ", ".join(data["wide"]))
+        for why in dict.fromkeys(data["not_wide"].values()):
+            names = [name for name, reason in data["not_wide"].items() if reason == why]
+            table.add_row("", f"not {', '.join(names)}: {why}")
         for name, refusal in data["refused"].items():
             table.add_row(f"refused: {name}", f"{refusal['reason']}; try {refusal['instead']}")
         return table

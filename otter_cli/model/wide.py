@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
+from otter_cli.families.wide import WIDE
 
 if TYPE_CHECKING:
     import torch
@@ -18,9 +19,6 @@ AUTO_MAP = {
     "AutoConfig": "modeling_otter_wide.OtterWideConfig",
     "AutoModelForCausalLM": "modeling_otter_wide.OtterWideForCausalLM",
 }
-# Families whose blocks are what the modelling file widens (RMS norms before separate projections),
-# by the names of their classes.
-FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"}
 _PREFIX = "otter_wide_"
 
 
@@ -31,7 +29,7 @@ def is_wide(config: dict[str, Any]) -> bool:
 def modelling_file(family: str) -> bytes:
     """The code that transformers runs to load a wide export; it imports nothing of otter."""
     text = resources.files("otter_cli.model").joinpath(f"{MODELLING}.txt").read_text("utf-8")
-    return text.replace("Llama", FAMILIES[family]).replace("llama", family).encode()
+    return text.replace("Llama", WIDE[family]).replace("llama", family).encode()
 
 
 def load_wide(folder: Path, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -47,7 +45,7 @@ def refuse_foreign_code(folder: Path, config: dict[str, Any]) -> None:
     """Raises OtterError unless the configuration names our modelling file and nothing else, and
     that file is ours."""
     family = str(config.get("model_type")).removeprefix(_PREFIX)
-    if not is_wide(config) or family not in FAMILIES:
+    if not is_wide(config) or family not in WIDE:
         raise OtterError(
             f"{folder} is no wide export of otter",
             hint="`otter export GRAFTED DIR --to wide` writes one",

@@ -14,13 +14,17 @@ from otter_cli.checkpoint.place import place_files
 from otter_cli.checkpoint.writer import TensorSpec, write_sharded
 from otter_cli.core.atomic import staged_folder, write_bytes, write_json
 from otter_cli.core.errors import OtterError
-from otter_cli.families import base_shape
+from otter_cli.families import Family, base_shape
+from otter_cli.families.wide import WIDE, why_not_wide
 from otter_cli.insertion import Manifest, Plan
 from otter_cli.insertion.storage import open_stored
-from otter_cli.model.wide import AUTO_MAP, FAMILIES, MODELLING, modelling_file
+from otter_cli.model.wide import AUTO_MAP, MODELLING, modelling_file
 from otter_cli.serving.layouts import Export, Word
 from otter_cli.serving.wide_plan import WidePlan
 from otter_cli.serving.wide_values import WideValues
+
+# What the modelling file knows how to read.
+_KINDS = ("value", "classes", "future")
 
 
 def export_wide(folder: Path, to: Path) -> Export:
@@ -48,7 +52,7 @@ def write_wide(folder: Path, to: Path) -> WidePlan:
     manifest, base = Manifest.read(folder), Checkpoint.open(folder)
     manifest.check_tensors(folder)
     shape = base_shape(base.config)
-    _check(manifest, shape.family.model_type)
+    _check(manifest, shape.family)
     plan = Plan(manifest.insertions[0], shape)
     wide = WidePlan(WideValues(base, open_stored(folder, [plan]), plan))
     make = {slot.name: slot.make for slot in wide.slots}
@@ -86,14 +90,22 @@ def _config(base: Checkpoint, wide: WidePlan) -> dict[str, Any]:
     }
 
 
-def _check(manifest: Manifest, family: str) -> None:
-    if family not in FAMILIES:
+def _check(manifest: Manifest, family: Family) -> None:
+    if why := why_not_wide(family):
         raise OtterError(
-            f"the wide layout is not described for {family}",
-            hint=f"it is for {', '.join(FAMILIES)}; the additive layout serves every family",
+            f"the wide layout cannot hold {family.model_type}: {why}",
+            hint="the nearest that works: the graft itself, or export --to adapter; wide is for "
+            + ", ".join(WIDE),
         )
     if len(manifest.insertions) != 1 or not manifest.insertions[0].hidden:
         raise OtterError(
             "the wide layout holds exactly one insertion with hidden units",
             hint="export --to adapter keeps any number of insertions",
         )
+    for signal in manifest.insertions[0].signals:
+        if signal.kind not in _KINDS:
+            raise OtterError(
+                f"the wide layout cannot hold signal {signal.name!r}: its modelling file reads "
+                f"{', '.join(_KINDS)}, not {signal.kind}",
+                hint="the nearest that works: the graft itself, or export --to adapter",
+            )

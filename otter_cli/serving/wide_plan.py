@@ -98,6 +98,9 @@ class WidePlan:
         yield from self._input(at(block.query), f"{here}.query", queries, self.heads * c, bias)
         yield from self._input(at(block.key), f"{here}.key", keys, self.kv_heads * c, bias)
         yield from self._input(at(block.value), f"{here}.value", keys, self.kv_heads * c, bias)
+        if block.query_norm:
+            yield self._head_norm(at(block.query_norm), f"{here}.query_norm", queries, shape.heads)
+            yield self._head_norm(at(block.key_norm), f"{here}.key_norm", keys, shape.kv_heads)
         yield from self._output(
             at(block.out), f"{here}.out", queries, self.heads * c, shape.out_bias
         )
@@ -113,6 +116,12 @@ class WidePlan:
 
     def _norm(self, source: str, mine: str) -> WideSlot:
         return WideSlot(source, (self.width,), partial(self.values.norm, source, mine))
+
+    def _head_norm(self, source: str, mine: str, rows: Array, heads: int) -> WideSlot:
+        """One row of weights a head, where the base has one for all of its heads."""
+        c, name = self.plan.shape.head_dim, f"{source}.weight"
+        make = partial(self.values.head_norm, name, mine, rows.reshape(-1, c)[:, 0] >= 0, heads)
+        return WideSlot(name, (heads + len(rows) // c, c), make)
 
     def _input(
         self, source: str, mine: str, rows: Array, total: int, bias: bool

@@ -23,7 +23,7 @@ class WideValues:
 
     def embedding(self) -> Array:
         """[E E_z]."""
-        own = self._own("embedding.weight")
+        own = self._own("embedding.weight", 1.0 / self.plan.shape.embedding_scale)
         table = self.base.read(f"{self.plan.shape.family.embedding}.weight")
         return np.concatenate([table, self._zeros(len(table)) if own is None else own], 1)
 
@@ -39,8 +39,14 @@ class WideValues:
         ones = np.ones(self.plan.config.hidden, np.float32)
         return np.concatenate([self.base.read(source), ones if own is None else own])
 
+    def head_norm(self, source: str, mine: str, live: Array, heads: int) -> Array:
+        """The base's weights for each of its `heads`, then the insertion's where a head lives."""
+        weight, own = self.base.read(source), self._own(f"{mine}.weight")
+        mixed = weight if own is None else own
+        return np.concatenate([np.tile(weight, (heads, 1)), np.where(live[:, None], mixed, 1.0)])
+
     def out_bias(self, source: str, mine: str) -> Array:
-        own = self._own(mine)
+        own = self._own(mine, 1.0 / self.plan.shape.residual_scale)
         zeros = np.zeros(self.plan.config.hidden, np.float32)
         return np.concatenate([self.base.read(source), zeros if own is None else own])
 
@@ -74,7 +80,9 @@ class WideValues:
         rows, wide = weight.shape
         out = np.zeros((rows + self.plan.config.hidden, wide + len(columns)), np.float32)
         out[:rows, :wide] = weight
-        of_base, of_stream = self._own(f"{mine}.h.weight"), self._own(f"{mine}.z.weight")
+        # The base multiplies what every branch gives; in the graft that is in the weights.
+        undo = 1.0 / self.plan.shape.residual_scale
+        of_base, of_stream = (self._own(f"{mine}.{part}.weight", undo) for part in "hz")
         if of_base is not None:
             out[rows:, :wide] = of_base
         if of_stream is not None:
@@ -89,9 +97,12 @@ class WideValues:
         _, layer, _, name = mine.split(".")
         return config.kv == "base" and name in ("key", "value") and int(layer) in config.layers
 
-    def _own(self, name: str) -> Array | None:
+    def _own(self, name: str, scale: float = 1.0) -> Array | None:
         full = f"otter.{self.plan.config.name}.{name}"
-        return self.inserted.read(full) if full in self.inserted.tensors else None
+        if full not in self.inserted.tensors:
+            return None
+        values = self.inserted.read(full)
+        return values if scale == 1.0 else values * np.float32(scale)
 
     def _zeros(self, rows: int) -> Array:
         return np.zeros((rows, self.plan.config.hidden), np.float32)

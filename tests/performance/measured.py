@@ -14,10 +14,12 @@ _EVERY_SECONDS = 0.005
 
 @dataclass(frozen=True)
 class Measured:
-    """`anonymous_bytes`: the peak of what is the process's own, file pages apart, seen every 5 ms;
-    `resident_bytes`: the kernel's own peak of all, mapped files too, as last seen."""
+    """`cpu_seconds`: user and system, of all its threads; `anonymous_bytes`: the peak of what is
+    the process's own, file pages apart, seen every 5 ms; `resident_bytes`: the kernel's own peak
+    of all, mapped files too, as last seen."""
 
     seconds: float
+    cpu_seconds: float
     anonymous_bytes: int
     resident_bytes: int
     output: str
@@ -32,7 +34,7 @@ def measure(
         child = subprocess.Popen(command, stdout=told, stderr=subprocess.STDOUT, env=environment)
         anonymous = resident = 0
         while True:
-            ended, status = os.waitpid(child.pid, os.WNOHANG)
+            ended, status, usage = os.wait4(child.pid, os.WNOHANG)
             if ended:
                 break
             memory = _memory(child.pid)
@@ -45,7 +47,7 @@ def measure(
         text = told.read()
     if child.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {child.returncode}:\n{text[-2000:]}")
-    return Measured(seconds, anonymous, resident, text)
+    return Measured(seconds, usage.ru_utime + usage.ru_stime, anonymous, resident, text)
 
 
 def forget(folder: Path) -> None:

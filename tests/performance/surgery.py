@@ -108,6 +108,7 @@ def _row(found: list[Measured]) -> dict[str, Any]:
     return {
         "seconds": [round(one.seconds, 2) for one in found],
         "median_seconds": round(statistics.median(one.seconds for one in found), 2),
+        "cpu_seconds": [round(one.cpu_seconds, 2) for one in found],
         "peak_anonymous_bytes": max(one.anonymous_bytes for one in found),
         "peak_resident_bytes": max(one.resident_bytes for one in found),
     }
@@ -139,7 +140,8 @@ def page(record: dict[str, Any]) -> str:
     for name, row in record["rows"].items():
         rate = record["base_bytes"] / row["median_seconds"] / 1e9
         memory = (bytes_text(row[f"peak_{kind}_bytes"]) for kind in ("anonymous", "resident"))
-        rows.append(f"| {name} | {row['median_seconds']:.1f} | {rate:.3f} | {' | '.join(memory)} |")
+        times = f"{row['median_seconds']:.1f} | {statistics.median(row['cpu_seconds']):.1f}"
+        rows.append(f"| {name} | {times} | {rate:.3f} | {' | '.join(memory)} |")
     tools = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     return f"""# Grafting {bytes_text(record["base_bytes"])}: time and memory
 
@@ -147,8 +149,8 @@ One Llama-7B-shaped checkpoint of random bf16 values in {record["shards"]} shard
 disk by each command in turn ({record["rounds"]} round(s); medians, peaks over all rounds). The
 graft's sizes are the default, a sixteenth of the base's.
 
-| command | seconds | GB/s | peak anonymous memory | peak resident memory |
-|---|---|---|---|---|
+| command | seconds | of the CPU | GB/s | peak anonymous memory | peak resident memory |
+|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
 - `--copy` against the slower of `cp -r` and `sha256sum`, round by round: {speeds} (goal 0.9). A

@@ -25,8 +25,9 @@ class Killer:
         signals = (parse_signal("reward"),)
         self.plan = Plan(resolve(shape, hidden=8, heads=2, ffn=16, signals=signals), shape)
         start = time.perf_counter()
-        self._graft("copy")
+        os.waitpid(self._begin("copy"), 0)
         self.seconds = time.perf_counter() - start
+        self._check_whole()
         shutil.rmtree(self.out)
 
     def kill(self, count: int) -> Counter[str]:
@@ -35,7 +36,7 @@ class Killer:
         found: Counter[str] = Counter()
         while found.total() < count:
             mode: Mode = self.random.choice(["link", "copy"])
-            if self._killed(mode, self.random.uniform(0, 1.2 * self.seconds)):
+            if self._killed(mode, self.random.uniform(0, 1.5 * self.seconds)):
                 found["whole" if self.out.exists() else "nothing"] += 1
             if not self.out.exists():
                 self._graft(mode)
@@ -45,15 +46,19 @@ class Killer:
 
     def _killed(self, mode: Mode, seconds: float) -> bool:
         """Whether the signal came before the end."""
+        child = self._begin(mode)
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+        return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+    def _begin(self, mode: Mode) -> int:
         child = os.fork()
         if not child:
             try:
                 self._graft(mode)
             finally:
                 os._exit(0)
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-        return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        return child
 
     def _graft(self, mode: Mode) -> None:
         graft(self.base, self.out, self.plan, mode=mode)

@@ -8,11 +8,15 @@ import torch
 
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
+from otter_cli.families import FAMILIES
+from otter_cli.families.wide import WIDE, why_not_wide
 from otter_cli.model import OtterForCausalLM
 from otter_cli.model.wide import load_wide
 from otter_cli.serving.wide import write_wide
+from tests.support.families import CASES, Case
 from tests.support.grafts import random_graft
 
+BY_NAME = {case.family: case for case in CASES}
 FORMS: list[dict[str, Any]] = [
     {"heads": 1},
     {"heads": 2},
@@ -32,11 +36,11 @@ def _load(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize("family", WIDE)
 def test_stock_transformers_reads_the_same_logits_and_signals(
     tiny_checkpoint: Any, tmp_path: Path, family: str, form: dict[str, Any]
 ) -> None:
-    base = tiny_checkpoint(family, tied=family != "mistral")
+    base = BY_NAME[family].write(tiny_checkpoint, tied=family != "mistral")
     graft = random_graft(base, tmp_path / "graft", **{"hidden": 8, "ffn": 16, **form})
     write_wide(graft, tmp_path / "wide")
     additive = OtterForCausalLM.from_pretrained(graft, dtype=torch.float64)
@@ -93,13 +97,47 @@ def test_bfloat16_stays_bfloat16_and_the_base_s_part_is_copied(
     assert (part == plain.read(name)).all()
 
 
-def test_what_the_layout_cannot_hold_is_refused(
-    tiny_qwen3: Path, tiny_llama: Path, tmp_path: Path
+# Words of the reason, for every family that the layout does not hold.
+REASONS = {
+    "cohere2": "take away a mean",
+    "deepseek_v3": "latent",
+    "gemma2": "norms what a branch gives",
+    "gemma3_text": "norms what a branch gives",
+    "gpt2": "take away a mean",
+    "gpt_neox": "take away a mean",
+    "gpt_oss": "experts",
+    "llama4_text": "scaled by position",
+    "mixtral": "experts",
+    "olmo2": "jointly",
+    "olmo3": "jointly",
+    "opt": "take away a mean",
+    "phi": "take away a mean",
+    "phi3": "fused",
+    "qwen3_moe": "experts",
+    "qwen3_next": "linear attention",
+}
+
+
+def test_every_family_is_held_or_has_its_reason() -> None:
+    assert {*WIDE} | {*REASONS} == {*FAMILIES} and not {*WIDE} & {*REASONS}
+    assert [name for name in FAMILIES if not why_not_wide(FAMILIES[name])] == [*WIDE]
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.family in REASONS], ids=str)
+def test_other_families_are_refused_by_name_with_the_reason(
+    tiny_checkpoint: Any, tmp_path: Path, case: Case
 ) -> None:
-    other = random_graft(tiny_qwen3, tmp_path / "a", hidden=8, heads=2, ffn=16)
-    with pytest.raises(OtterError, match="qwen3"):
-        write_wide(other, tmp_path / "wide")
-    probe = random_graft(tiny_llama, tmp_path / "b", hidden=0)
+    graft = random_graft(case.write(tiny_checkpoint), tmp_path / "graft", hidden=8)
+    with pytest.raises(OtterError, match=f"cannot hold {case}: .*{REASONS[case.family]}") as caught:
+        write_wide(graft, tmp_path / "wide")
+    assert "export --to adapter" in caught.value.hint and not (tmp_path / "wide").exists()
+
+
+def test_what_the_layout_cannot_hold_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    probe = random_graft(tiny_llama, tmp_path / "a", hidden=0)
     with pytest.raises(OtterError, match="hidden units"):
         write_wide(probe, tmp_path / "wide")
+    other = random_graft(tiny_llama, tmp_path / "b", hidden=8, signals=("action-reward",))
+    with pytest.raises(OtterError, match="'action-reward'.* not vocabulary"):
+        write_wide(other, tmp_path / "wide")
     assert not (tmp_path / "wide").exists()

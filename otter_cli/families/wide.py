@@ -1,0 +1,34 @@
+"""Which families the wide layout can hold, and why not the others (METHOD, 2)."""
+
+from __future__ import annotations
+
+from otter_cli.families.family import Family
+
+# By the names of their classes in transformers: RMS norms before each of two branches in turn, and
+# projections apart, which is what the modelling file widens.
+WIDE = {
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "smollm3": "SmolLM3",
+    "granite": "Granite",
+}
+
+
+def why_not_wide(family: Family) -> str:
+    """Empty where the layout holds it."""
+    attention, ffn = family.attention, family.ffn
+    if family.model_type in WIDE:
+        return ""
+    if family.ffn_only:
+        return family.ffn_only
+    if ffn.tap == "output":
+        return "its experts would all be widened for units that stand beside their mixture"
+    if attention.joint_norm:
+        return "it norms all queries and keys jointly, and inserted ones must stay out of that"
+    if attention.post_norm:
+        return "it norms what a branch gives, after the sum that a wide matrix makes at once"
+    if family.norm == "layer":
+        return "its norms take away a mean, and the modelling file splits RMS norms alone"
+    return "its projections lie fused in one matrix, and the modelling file widens them apart"
