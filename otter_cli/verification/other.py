@@ -11,6 +11,7 @@ from otter_cli.checkpoint.strict_json import read_object
 from otter_cli.core.console import progress
 from otter_cli.verification.findings import Digests, Finding, Static
 from otter_cli.verification.tensors import compare_tensors
+from otter_cli.verification.wide import compare_wide, is_wide
 
 # Saving a model again writes these anew, and changes nothing by it.
 _BOOKKEEPING = {"transformers_version", "_name_or_path"}
@@ -20,17 +21,23 @@ _STEERING = ("generation_config.json", "tokenizer.json", "tokenizer_config.json"
 def check_other(folder: Path, base: Path) -> Static:
     """Any folder against `base`: its tensors, in whatever files, and what steers a model.
 
-    A changed config.json is only noted: what comes of it is what the grid measures. Raises
-    OtterError for a folder that is no safetensors checkpoint.
+    Of a wide export, block by block. A changed config.json is only noted: what comes of it is what
+    the grid measures. Raises OtterError for a folder that is no safetensors checkpoint.
     """
     ours, theirs = Checkpoint.open(folder), Checkpoint.open(base)
     found = Static(tensors=len(theirs.tensors))
-    for tensor, file, what in compare_tensors(ours, theirs):
+    wide = is_wide(ours.config)
+    compare = compare_wide if wide else compare_tensors
+    for tensor, file, what in compare(ours, theirs):
         found.findings.append(Finding(what, str(folder / file), tensor))
     extra = sorted(ours.tensors.keys() - theirs.tensors.keys())
-    if extra:
+    if wide:
+        found.notes.append(
+            "a wide export: blocks are compared, zero ones must be zero by their bits"
+        )
+    elif extra:
         found.notes.append(f"{len(extra)} tensors are new, the first is {extra[0]}")
-    for key in _changed_keys(folder / "config.json", base / "config.json"):
+    for key in () if wide else _changed_keys(folder / "config.json", base / "config.json"):
         found.notes.append(f"config.json: {key} is not the base's")
     for file in _STEERING:
         if (base / file).exists():

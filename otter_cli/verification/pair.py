@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
 from otter_cli.insertion import MANIFEST
 from otter_cli.model import OtterForCausalLM, load_base
+from otter_cli.model.wide import load_wide
 from otter_cli.verification.request import Request
 from otter_cli.verification.run import Subject
+from otter_cli.verification.wide import is_wide
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -77,6 +80,8 @@ def load_other(folder: Path, dtype: torch.dtype, *, trust: bool) -> PreTrainedMo
     """
     from transformers import AutoModelForCausalLM
 
+    if is_wide(Checkpoint.open(folder).config):
+        return load_wide(folder, dtype=dtype)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, output_loading_info=True, trust_remote_code=trust

@@ -31,7 +31,7 @@ def verify(request: Request) -> Report:
     if request.static_only:
         return report
     if not (folder / MANIFEST).exists():
-        report.untraced = "the folder is no graft of otter's, so nothing tells inserted values"
+        report.untraced = "no graft with tensors of its own, so nothing tells inserted values apart"
     try:
         _run_models(report)
     except OtterError as error:
@@ -61,8 +61,13 @@ def _run_models(report: Report) -> None:
     cases = request.grid.cases(window)
     shared = report.static.holds and not request.independent
     for (device, dtype), group in groupby(cases, lambda case: (case.device, case.dtype)):
-        pair = open_pair(request, dtype=dtype, device=device, shared=shared)
-        _run_levels(report, pair, list(group), window)
+        # Not kept in a name: it would be in memory still while the next dtype loads.
+        _run_levels(
+            report,
+            open_pair(request, dtype=dtype, device=device, shared=shared),
+            list(group),
+            window,
+        )
 
 
 def _run_levels(report: Report, pair: Pair, cases: list[Case], window: int) -> None:
