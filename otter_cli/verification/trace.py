@@ -30,6 +30,8 @@ _UNSEEN = {
     torch.Tensor.__dlpack__,
     torch.Tensor.data_ptr,
 }
+# Those that share its memory: what is written there is no operation either.
+_OPENS = {torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__}
 _SEEDED = torch.Tag.nondeterministic_seeded
 _VALUE_DEPENDENT = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
@@ -108,6 +110,11 @@ class Tracer(TorchDispatchMode):
         """A value that leaves by other ways than an operation's tensors."""
         if not self._tainted.isdisjoint(map(self._identity, tensors)):
             self._leak(what, f"turns an inserted value into {how}")
+
+    def open(self, what: str, tensors: Iterable[Tensor]) -> None:
+        """Memory that the insertion gets its hands on past all operations."""
+        if self._inside() and not self._names.keys().isdisjoint(map(self._identity, tensors)):
+            self._leak(what, "opens the memory of a tensor of the base's")
 
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: Any = (), named: Any = None
@@ -192,6 +199,8 @@ class _Unseen(TorchFunctionMode):
     ) -> Any:
         if function in _UNSEEN:
             self._tracer.escape(f"Tensor.{function.__name__}", tensors_in(arguments), "raw memory")
+        if function in _OPENS:
+            self._tracer.open(f"Tensor.{function.__name__}", tensors_in(arguments))
         return function(*arguments, **(named or {}))
 
 
