@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from otter_cli.families.family import Family
 
-# By the names of their classes in transformers: RMS norms before each of two branches in turn, and
-# projections apart, which is what the modelling file widens.
+# By the names of their classes in transformers: RMS norms before each of two branches in turn,
+# which is what the modelling file splits.
 WIDE = {
     "llama": "Llama",
     "mistral": "Mistral",
@@ -13,6 +13,7 @@ WIDE = {
     "qwen3": "Qwen3",
     "smollm3": "SmolLM3",
     "granite": "Granite",
+    "phi3": "Phi3",
 }
 
 
@@ -29,6 +30,4 @@ def why_not_wide(family: Family) -> str:
         return "it norms all queries and keys jointly, and inserted ones must stay out of that"
     if attention.post_norm:
         return "it norms what a branch gives, after the sum that a wide matrix makes at once"
-    if family.norm == "layer":
-        return "its norms take away a mean, and the modelling file splits RMS norms alone"
-    return "its projections lie fused in one matrix, and the modelling file widens them apart"
+    return "its norms take away a mean, and the modelling file splits RMS norms alone"

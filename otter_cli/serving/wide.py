@@ -36,7 +36,7 @@ def export_wide(folder: Path, to: Path) -> Export:
     files = sorted(path.relative_to(to).as_posix() for path in to.rglob("*") if path.is_file())
     statement = "mathematically non-disruptive, not bit for bit: wider sums are rounded otherwise"
     if plan.zero_heads:
-        statement += f"; {plan.zero_heads} zero heads a layer keep the family's ratio of heads"
+        statement += f"; zero heads ({plan.zero_heads} a layer) keep the family's ratio of heads"
     if differences and not any(difference.moved for difference in differences):
         statement += "; no logit moved on this batch, which promises nothing for another"
     within = all(difference.within for difference in differences)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
 
 from otter_cli.checkpoint.dtypes import Array
 from otter_cli.insertion import Plan
-from otter_cli.serving.wide_values import WideValues
+from otter_cli.serving.wide_values import Part, WideValues
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,10 @@ class WidePlan:
         start = self.plan.config.kv_start if self.values.reads_base(f"{here}.key") else 0
         keys = self._rows([kv + start for kv, _ in self.groups])
         yield self._norm(f"{at(block.norm)}.weight", f"{here}.norm.weight")
-        yield from self._input(at(block.query), f"{here}.query", queries, self.heads * c, bias)
-        yield from self._input(at(block.key), f"{here}.key", keys, self.kv_heads * c, bias)
-        yield from self._input(at(block.value), f"{here}.value", keys, self.kv_heads * c, bias)
+        parts = [Part(f"{here}.query", queries, 0, shape.heads * c)]
+        for name in ("key", "value"):
+            parts.append(Part(f"{here}.{name}", keys, parts[-1].stop, shape.kv_heads * c))
+        yield from self._inputs((block.query, block.key, block.value), layer, parts, bias)
         if block.query_norm:
             yield self._head_norm(at(block.query_norm), f"{here}.query_norm", queries, shape.heads)
             yield self._head_norm(at(block.key_norm), f"{here}.key_norm", keys, shape.kv_heads)
@@ -110,8 +111,9 @@ class WidePlan:
         here, at = f"layers.{layer}.ffn", partial(shape.family.layer, layer)
         units, bias = np.arange(self.plan.config.ffn), shape.ffn_bias
         yield self._norm(f"{at(block.norm)}.weight", f"{here}.norm.weight")
-        yield from self._input(at(block.gate), f"{here}.gate", units, self.ffn, bias)
-        yield from self._input(at(block.up), f"{here}.up", units, self.ffn, bias)
+        gate = Part(f"{here}.gate", units, 0, shape.ffn)
+        parts = [gate, Part(f"{here}.up", units, gate.stop, shape.ffn)]
+        yield from self._inputs((block.gate, block.up), layer, parts, bias)
         yield from self._output(at(block.down), f"{here}.down", units, self.ffn, bias)
 
     def _norm(self, source: str, mine: str) -> WideSlot:
@@ -123,14 +125,23 @@ class WidePlan:
         make = partial(self.values.head_norm, name, mine, rows.reshape(-1, c)[:, 0] >= 0, heads)
         return WideSlot(name, (heads + len(rows) // c, c), make)
 
-    def _input(
-        self, source: str, mine: str, rows: Array, total: int, bias: bool
+    def _inputs(
+        self, modules: tuple[str, ...], layer: int, parts: list[Part], bias: bool
     ) -> Iterator[WideSlot]:
-        make = partial(self.values.input, source, mine, rows)
+        """One product for each part, or one for all where the base has them fused."""
+        if len(set(modules)) == 1:
+            yield from self._input(modules[0], layer, parts, bias)
+            return
+        for module, part in zip(modules, parts, strict=True):
+            yield from self._input(module, layer, [replace(part, start=0)], bias)
+
+    def _input(self, module: str, layer: int, parts: list[Part], bias: bool) -> Iterator[WideSlot]:
+        source = self.plan.shape.family.layer(layer, module)
+        total = sum(part.count + len(part.rows) for part in parts)
+        make = partial(self.values.input, source, parts)
         yield WideSlot(f"{source}.weight", (total, self.width), make)
         if bias:
-            make = partial(self.values.bias, source, mine, rows)
-            yield WideSlot(f"{source}.bias", (total,), make)
+            yield WideSlot(f"{source}.bias", (total,), partial(self.values.bias, source, parts))
 
     def _output(
         self, source: str, mine: str, columns: Array, total: int, bias: bool

@@ -13,6 +13,21 @@ from otter_cli.insertion import Plan
 
 
 @dataclass(frozen=True)
+class Part:
+    """`count` rows of a product of the base, from row `start` of what it is fused into on, and
+    those of the insertion's tensor `mine` that come after them."""
+
+    mine: str
+    rows: Array
+    start: int
+    count: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.count
+
+
+@dataclass(frozen=True)
 class WideValues:
     """Makes one wide tensor at a time. `source` is the base's module, `mine` the insertion's; the
     rows or columns that are added are indices into the insertion's, -1 for zeros."""
@@ -50,28 +65,35 @@ class WideValues:
         zeros = np.zeros(self.plan.config.hidden, np.float32)
         return np.concatenate([self.base.read(source), zeros if own is None else own])
 
-    def input(self, source: str, mine: str, rows: Array) -> Array:
-        """[[W, 0], [W^h, W^z]] as [out, in]."""
-        weight, live = self.base.read(f"{source}.weight"), rows >= 0
-        kept, width = weight.shape
-        out = np.zeros((kept + len(rows), width + self.plan.config.hidden), np.float32)
+    def input(self, source: str, parts: list[Part]) -> Array:
+        """[[W, 0], [W^h, W^z]] as [out, in], one part after the other."""
+        weight = self.base.read(f"{source}.weight")
+        return np.concatenate([self._input(weight[p.start : p.stop], p) for p in parts])
+
+    def _input(self, weight: Array, part: Part) -> Array:
+        live, (kept, width) = part.rows >= 0, weight.shape
+        out = np.zeros((kept + len(part.rows), width + self.plan.config.hidden), np.float32)
         out[:kept, :width] = weight
         added = out[kept:]
-        of_base, of_stream = self._own(f"{mine}.h.weight"), self._own(f"{mine}.z.weight")
+        of_base, of_stream = (self._own(f"{part.mine}.{name}.weight") for name in "hz")
         if of_base is not None and of_stream is not None:
-            added[live, :width] = of_base[rows[live]]
-            added[live, width:] = of_stream[rows[live]]
-        elif self.reads_base(mine):
-            added[live, :width] = weight[rows[live]]
+            added[live, :width] = of_base[part.rows[live]]
+            added[live, width:] = of_stream[part.rows[live]]
+        elif self.reads_base(part.mine):
+            added[live, :width] = weight[part.rows[live]]
         return out
 
-    def bias(self, source: str, mine: str, rows: Array) -> Array:
-        bias, own, live = self.base.read(f"{source}.bias"), self._own(f"{mine}.bias"), rows >= 0
-        added = np.zeros(len(rows), np.float32)
+    def bias(self, source: str, parts: list[Part]) -> Array:
+        bias = self.base.read(f"{source}.bias")
+        return np.concatenate([self._bias(bias[p.start : p.stop], p) for p in parts])
+
+    def _bias(self, bias: Array, part: Part) -> Array:
+        own, live = self._own(f"{part.mine}.bias"), part.rows >= 0
+        added = np.zeros(len(part.rows), np.float32)
         if own is not None:
-            added[live] = own[rows[live]]
-        elif self.reads_base(mine):
-            added[live] = bias[rows[live]]
+            added[live] = own[part.rows[live]]
+        elif self.reads_base(part.mine):
+            added[live] = bias[part.rows[live]]
         return np.concatenate([bias, added])
 
     def output(self, source: str, mine: str, columns: Array) -> Array:

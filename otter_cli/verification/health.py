@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +29,7 @@ _HOLDS = {"F64": {"F32", "F16", "BF16"}, "F32": {"F16", "BF16"}}
 @dataclass
 class Health:
     """`problems` make the folder unfit; `notes` are worth knowing. `digests` of files that were
-    compared with otter.json's, `dtypes` parameters by type, `values` elements looked into."""
+    compared with otter.json's, `dtypes` elements by type, `values` elements looked into."""
 
     path: Path
     kind: Kind
@@ -73,10 +72,6 @@ def check_health(folder: Path) -> Health:
 def _base(folder: Path, health: Health) -> None:
     base = Checkpoint.open(folder)
     health.tensors += len(base.tensors)
-    counts: Counter[str] = Counter()
-    for info in base.tensors.values():
-        counts[info.dtype] += info.count
-    health.dtypes = dict(counts.most_common())
     _dtype(base, health)
     if base.config.get("model_type") in FAMILIES:
         _shapes(base, base_shape(base.config), health)
@@ -121,6 +116,7 @@ def _values(weights: Weights, folder: Path, health: Health) -> Iterator[Finding]
         for name, info in weights.tensors.items():
             nan, infinite = count_not_finite(weights.read_raw(name), info)
             health.values += info.count
+            health.dtypes[info.dtype] = health.dtypes.get(info.dtype, 0) + info.count
             if nan or infinite:
                 what = f"holds {nan:,} NaN and {infinite:,} infinite of {info.count:,} values"
                 yield Finding(what, str(folder / weights.file_of[name]), name)

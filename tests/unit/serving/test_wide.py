@@ -112,7 +112,6 @@ REASONS = {
     "olmo3": "jointly",
     "opt": "take away a mean",
     "phi": "take away a mean",
-    "phi3": "fused",
     "qwen3_moe": "experts",
     "qwen3_next": "linear attention",
 }
