@@ -23,6 +23,7 @@ class Layout(StrEnum):
     adapter = "adapter"
     wide = "wide"
     base = "base"
+    vllm = "vllm"
 
 
 @verb(
@@ -37,7 +38,7 @@ def export(
         typer.Option(
             "--to",
             help="adapter: the inserted tensors alone; wide: one checkpoint for stock "
-            "transformers; base: the base again",
+            "transformers; base: the base again; vllm: a folder that vLLM serves with the plugin",
         ),
     ],
 ) -> Outcome:
@@ -46,14 +47,7 @@ def export(
     An adapter loads on its base and on no other; a base is the base byte for byte. Wide is not
     exact: its difference is measured, and the exit code is 1 where signals are too far off.
     """
-    from otter_cli.serving.layouts import export_adapter, export_base
-
-    if to is Layout.wide:
-        from otter_cli.serving.wide import export_wide
-
-        done = export_wide(folder, out)
-    else:
-        done = export_adapter(folder, out) if to is Layout.adapter else export_base(folder, out)
+    done = _export(folder, out, to)
     data = {
         "out": out,
         "layout": to.value,
@@ -64,6 +58,20 @@ def export(
         "unmeasured": done.unmeasured,
     }
     return Outcome(data, lambda: _view(out, done), exit_code=int(done.verdict == "different"))
+
+
+def _export(folder: Path, out: Path, to: Layout) -> Export:
+    if to is Layout.wide:
+        from otter_cli.serving.wide import export_wide
+
+        return export_wide(folder, out)
+    if to is Layout.vllm:
+        from otter_cli.serving.vllm.export import export_vllm
+
+        return export_vllm(folder, out)
+    from otter_cli.serving.layouts import export_adapter, export_base
+
+    return export_adapter(folder, out) if to is Layout.adapter else export_base(folder, out)
 
 
 def _view(out: Path, done: Export) -> RenderableType:

@@ -1,0 +1,129 @@
+"""For clients of a served graft: what to ask for, and the answer's signals by name.
+
+    reader = SignalReader.from_folder("served")
+    answer = client.completions.create(model=..., prompt=..., **reader.completion(["reward"]))
+    reader.read(answer.choices[0])["reward"]     # one number for each token
+
+Imports neither torch nor vLLM.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from otter_cli.checkpoint.strict_json import read_object
+from otter_cli.core.errors import OtterError
+from otter_cli.insertion import InsertionConfig
+from otter_cli.serving.vllm.numbers import VIRTUAL, Numbers
+from otter_cli.signals import parse_signal
+
+Scores = list[float] | list[list[float]]
+_AS_ID = "token_id:"
+
+
+class SignalReader:
+    """Knows a graft's signals: from its exported folder, or as they were written when grafting."""
+
+    def __init__(self, numbers: Numbers) -> None:
+        self.numbers = numbers
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Self:
+        """Raises OtterError where `folder` is no export for vLLM."""
+        described = read_object(Path(folder) / "config.json").get("otter")
+        if not isinstance(described, dict):
+            raise OtterError(
+                f"{folder} is no export for vLLM", hint="otter export OUT DIR --to vllm writes one"
+            )
+        insertions = [InsertionConfig.model_validate(one) for one in described["insertions"]]
+        return cls(Numbers(signal for one in insertions for signal in one.signals))
+
+    @classmethod
+    def from_signals(cls, *signals: str) -> Self:
+        """For a client that has no folder: all signals of the graft, in order, `classes:a,b`."""
+        return cls(Numbers(parse_signal(text) for text in signals))
+
+    def completion(
+        self, signals: Iterable[str] = (), *, logprobs: int = 0, **guidance: Any
+    ) -> dict[str, Any]:
+        """Keywords for `client.completions.create`; `logprobs` counts log-probabilities wanted
+        besides. Guidance: guide, strength, candidates, entropy_above, top_below."""
+        names, count = self._wanted(signals)
+        return {"logprobs": count + logprobs, "extra_body": _body(names, guidance)}
+
+    def chat(
+        self, signals: Iterable[str] = (), *, logprobs: int = 0, **guidance: Any
+    ) -> dict[str, Any]:
+        """Keywords for `client.chat.completions.create`: see `completion`."""
+        names, count = self._wanted(signals)
+        # The chosen token itself takes one of the places.
+        room = {"logprobs": True, "top_logprobs": count + logprobs + 1}
+        return {**room, "extra_body": _body(names, guidance)}
+
+    def sampling(
+        self, signals: Iterable[str] = (), *, logprobs: int = 0, **guidance: Any
+    ) -> dict[str, Any]:
+        """Keywords for vLLM's SamplingParams, offline: see `completion`."""
+        names, count = self._wanted(signals)
+        return {"logprobs": count + logprobs, "extra_args": _arguments(names, guidance)}
+
+    def read(self, choice: Any) -> dict[str, Scores]:
+        """Signals by name, one entry a token: of a choice of the server's answer, streamed or
+        whole, or of an offline CompletionOutput. Class signals are probabilities."""
+        found: dict[str, list[dict[int, float]]] = {}
+        for token in _tokens(choice):
+            for place, value in token:
+                number = self.numbers.all[place]
+                rows = found.setdefault(number.signal, [])
+                if number.index == 0:
+                    rows.append({})
+                rows[-1][number.index] = value
+        return {name: self._scores(name, rows) for name, rows in found.items()}
+
+    def _wanted(self, signals: Iterable[str]) -> tuple[list[str], int]:
+        names = list(signals)
+        return names, len(self.numbers.of(names))
+
+    def _scores(self, name: str, rows: list[dict[int, float]]) -> Scores:
+        if self.numbers.signals[name].kind == "classes":
+            return [[_sigmoid(row[i]) for i in sorted(row)] for row in rows]
+        if all(len(row) == 1 for row in rows):
+            return [row[0] for row in rows]
+        return [[row[i] for i in sorted(row)] for row in rows]
+
+
+def _body(names: list[str], guidance: dict[str, Any]) -> dict[str, Any]:
+    return {"return_tokens_as_token_ids": True, "vllm_xargs": _arguments(names, guidance)}
+
+
+def _arguments(names: list[str], guidance: dict[str, Any]) -> dict[str, Any]:
+    signals = {"otter_signals": ",".join(names)} if names else {}
+    return {**signals, **{f"otter_{key}": value for key, value in guidance.items()}}
+
+
+def _tokens(choice: Any) -> Iterator[list[tuple[int, float]]]:
+    """For each token the (place in Numbers.all, value) pairs of its answer, in order."""
+    found = choice.logprobs
+    if found is None:
+        return
+    if isinstance(found, list):  # offline: a table from token id for each token
+        steps = [[(i, one.logprob) for i, one in step.items()] for step in found]
+    elif getattr(found, "content", None) is not None:  # chat
+        steps = [
+            [(_id(top.token), top.logprob) for top in token.top_logprobs] for token in found.content
+        ]
+    else:
+        steps = [[(_id(t), p) for t, p in step.items()] for step in found.top_logprobs]
+    for step in steps:
+        yield sorted((i - VIRTUAL, value) for i, value in step if i >= VIRTUAL)
+
+
+def _id(token: str) -> int:
+    return int(token.removeprefix(_AS_ID)) if token.startswith(_AS_ID) else -1
+
+
+def _sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value)) if value > -700 else 0.0

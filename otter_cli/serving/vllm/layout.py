@@ -1,0 +1,98 @@
+"""Which inserted heads and units one rank of a tensor-parallel engine holds, and where.
+
+The engine's attention wants the same number of query heads on every key/value head, and every rank
+the same number of both: places without an inserted head are zero heads, which add nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from otter_cli.families import BaseShape
+from otter_cli.insertion import InsertionConfig
+
+NONE = -1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Of one insertion, for rank `rank` of `ranks`."""
+
+    config: InsertionConfig
+    shape: BaseShape
+    ranks: int = 1
+    rank: int = 0
+
+    @cached_property
+    def all_heads(self) -> list[int]:
+        """The inserted query head at each place, NONE for a zero head, grouped by key/value
+        head."""
+        config = self.config
+        if not config.heads:
+            return []
+        share = config.heads // config.kv_heads
+        if config.kv == "own":
+            first, count = 0, _up(config.kv_heads, self.ranks)
+            group = share
+        else:
+            first, count = config.kv_start, self.shape.kv_heads
+            # Ranks that share a key/value head split its query heads.
+            group = _up(share, max(1, self.ranks // count))
+        return [
+            (kv - first) * share + query
+            if first <= kv < first + config.kv_heads and query < share
+            else NONE
+            for kv in range(count)
+            for query in range(group)
+        ]
+
+    @property
+    def zero_heads(self) -> int:
+        return self.all_heads.count(NONE)
+
+    @cached_property
+    def heads(self) -> list[int]:
+        return self._mine(self.all_heads)
+
+    @cached_property
+    def kv_heads(self) -> list[int]:
+        """Inserted key/value heads of this rank, with `kv: own`."""
+        own = self.config.kv_heads if self.config.kv == "own" and self.config.heads else 0
+        return self._mine(_filled(own, self.ranks))
+
+    @cached_property
+    def units(self) -> list[int]:
+        return self._mine(_filled(self.config.ffn, self.ranks))
+
+    def base_columns(self, width: int) -> list[int]:
+        """This rank's part of a base activation of `width` columns: attention output or m."""
+        return self._mine(list(range(width)))
+
+    def of_heads(self, heads: list[int]) -> list[int]:
+        """Rows of the given heads."""
+        c = self.shape.head_dim
+        return [NONE if head == NONE else head * c + i for head in heads for i in range(c)]
+
+    def _mine(self, places: list[int]) -> list[int]:
+        share = len(places) // self.ranks
+        return places[self.rank * share : (self.rank + 1) * share]
+
+
+def pick(tensor: Tensor, places: list[int], dim: int = 0) -> Tensor:
+    """Rows (columns) at `places`; zeros at NONE."""
+    zero = torch.zeros_like(tensor.narrow(dim, 0, 1))
+    padded = torch.cat([tensor, zero], dim)
+    index = torch.tensor([p if p != NONE else tensor.shape[dim] for p in places])
+    return padded.index_select(dim, index)
+
+
+def _filled(count: int, ranks: int) -> list[int]:
+    return [i if i < count else NONE for i in range(_up(count, ranks))]
+
+
+def _up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple

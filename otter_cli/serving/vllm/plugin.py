@@ -1,0 +1,72 @@
+"""The entry point: what vLLM calls in each of its processes before it looks at a model."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+from otter_cli.core.errors import OtterError
+
+# Architecture of the base, by the family's name.
+STOCK = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+_MODULE = "otter_cli.serving.vllm.model"
+
+
+def grafted(family: str) -> str:
+    """Our architecture for a family."""
+    return f"Otter{STOCK[family]}"
+
+
+def register() -> None:
+    """Names the grafted architectures, and adds signals to what the sampler gives back."""
+    from vllm import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+
+    from otter_cli.serving.vllm.served import ANNOUNCED, numbers_of
+
+    class Announce(VerifyAndUpdateConfig):
+        """Tells the process that answers clients which signals there are."""
+
+        @staticmethod
+        def verify_and_update_model_config(model_config: Any) -> None:
+            ANNOUNCED["graft"] = numbers_of(model_config.hf_config)
+
+    for family in STOCK:
+        name = grafted(family)
+        ModelRegistry.register_model(name, f"{_MODULE}:{name}")
+        MODELS_CONFIG_MAP[name] = Announce
+    _extend_sampler()
+
+
+def _extend_sampler() -> None:
+    """vLLM has no interface for a number beside a token, so its sampler's answer is extended."""
+    from vllm.v1.sample.sampler import Sampler
+
+    stock = Sampler.forward
+    if hasattr(stock, "__wrapped__"):
+        return
+    if list(inspect.signature(stock).parameters)[:3] != ["self", "logits", "sampling_metadata"]:
+        raise OtterError(
+            "this vLLM's sampler is not the one that the plugin extends",
+            hint="it was made for vLLM 0.32",
+        )
+
+    @functools.wraps(stock)
+    def forward(self: Any, logits: Any, sampling_metadata: Any, *rest: Any, **named: Any) -> Any:
+        from otter_cli.serving.vllm.processor import OtterProcessor
+
+        out = stock(self, logits, sampling_metadata, *rest, **named)
+        for processor in sampling_metadata.logitsprocs.non_argmax_invariant:
+            if isinstance(processor, OtterProcessor) and out.logprobs_tensors is not None:
+                out.logprobs_tensors = processor.add_numbers(
+                    out.logprobs_tensors, out.sampled_token_ids[:, 0]
+                )
+        return out
+
+    Sampler.forward = forward

@@ -1,0 +1,111 @@
+"""Requests inside the engine: which row of the batch wants which numbers, and guidance.
+
+vLLM gives a logits processor the logits alone; this one finds the states they were made of in the
+model, which runs in the same process and step.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from vllm.exceptions import VLLMValidationError
+from vllm.v1.sample.logits_processor import LogitsProcessor
+from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+
+from otter_cli.core.errors import OtterError
+from otter_cli.serving.vllm.guiding import guide_row
+from otter_cli.serving.vllm.numbers import VIRTUAL, Numbers
+from otter_cli.serving.vllm.request import PREFIX, Request, read_request
+from otter_cli.serving.vllm.served import ANNOUNCED, find_model, numbers_of
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.outputs import LogprobsTensors
+    from vllm.v1.sample.logits_processor import BatchUpdate
+
+
+class OtterProcessor(LogitsProcessor):
+    """Does nothing for models that are no grafts, and for requests that ask for nothing."""
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
+        self.vllm_config = vllm_config
+        config = vllm_config.model_config.hf_config
+        self.numbers = numbers_of(config) if hasattr(config, "otter") else Numbers(())
+        self.rows: dict[int, Request] = {}
+
+    @classmethod
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
+        """Runs where clients are answered: what is wrong becomes their error, status 400."""
+        arguments = sampling_params.extra_args
+        if not any(key.startswith(PREFIX) for key in arguments or {}):
+            return
+        numbers = ANNOUNCED.get("graft", Numbers(()))
+        try:
+            asked = read_request(arguments, numbers)
+            _check_room(len(asked.numbers) if asked else 0, sampling_params.logprobs)
+        except OtterError as error:
+            raise VLLMValidationError(f"{error.what}; {error.hint}") from None
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        process_dict_updates(self.rows, batch_update, self._new)
+
+    def _new(self, params: SamplingParams, *_: Any) -> Request | None:
+        return read_request(params.extra_args, self.numbers)
+
+    def apply(self, logits: Tensor) -> Tensor:
+        guided = {row: r.guide for row, r in self.rows.items() if r.guide is not None}
+        if guided:
+            model = find_model(self.vllm_config)
+            assert model.step is not None and len(model.step.base_state) == len(logits)
+            for row, guide in guided.items():
+                logits[row] = guide_row(logits[row], guide, model, row)
+        return logits
+
+    def add_numbers(self, found: LogprobsTensors, sampled: Tensor) -> LogprobsTensors:
+        """Numbers go right behind the sampled token, before the best others, which make room.
+
+        `found`: [rows, 1 + n] ids and log-probabilities. Every row keeps its own n.
+        """
+        asking = {row: r.numbers for row, r in self.rows.items() if r.numbers}
+        if not asking:
+            return found
+        model = find_model(self.vllm_config)
+        step, ids, values = model.step, found.logprob_token_ids.clone(), found.logprobs.clone()
+        assert step is not None and len(step.base_state) == len(ids)
+        rows = torch.tensor(list(asking), device=values.device)
+        names = {self.numbers.all[i].signal for wanted in asking.values() for i in wanted}
+        scores = {
+            name: self._of_sampled(name, model.read_signal(name, step, rows), sampled[rows])
+            for name in sorted(names)
+        }
+        for place, (row, wanted) in enumerate(asking.items()):
+            end = 1 + len(wanted)
+            ids[row, end:] = found.logprob_token_ids[row, 1 : ids.shape[1] - len(wanted)]
+            values[row, end:] = found.logprobs[row, 1 : ids.shape[1] - len(wanted)]
+            for at, index in enumerate(wanted, 1):
+                number = self.numbers.all[index]
+                ids[row, at] = VIRTUAL + index
+                values[row, at] = scores[number.signal][place, number.index]
+        return found._replace(logprob_token_ids=ids, logprobs=values)
+
+    def _of_sampled(self, name: str, scores: Tensor, sampled: Tensor) -> Tensor:
+        """[rows, numbers]; of action values, the one of the token that was chosen."""
+        if self.numbers.signals[name].kind == "vocabulary":
+            return scores.gather(-1, sampled[:, None].long())
+        return scores[:, None] if scores.ndim == 1 else scores
+
+
+def _check_room(wanted: int, logprobs: int | None) -> None:
+    if wanted and (logprobs is None or logprobs < wanted):
+        raise OtterError(
+            f"{wanted} numbers travel as log-probabilities, and the request asks for "
+            f"{logprobs or 0} of those",
+            hint=f"logprobs={wanted} (chat: logprobs=true, top_logprobs={wanted + 1}), or use "
+            "otter_cli.serving.vllm.client",
+        )

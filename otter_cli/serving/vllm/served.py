@@ -1,0 +1,65 @@
+"""What this process serves: grafts by engine, and the signals that requests may name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+from otter_cli.core.errors import OtterError
+from otter_cli.insertion import InsertionConfig
+from otter_cli.serving.vllm.numbers import Numbers
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+# In the process that answers clients the engine's configuration is all that is known of a model.
+ANNOUNCED: dict[str, Numbers] = {}
+_MODELS: WeakValueDictionary[str, Any] = WeakValueDictionary()
+
+
+def read_insertions(hf_config: Any) -> list[InsertionConfig]:
+    """The insertions that an export's config.json describes. Raises OtterError."""
+    described = getattr(hf_config, "otter", None)
+    if described is None:
+        raise OtterError(
+            "config.json describes no insertion",
+            hint="otter export OUT DIR --to vllm writes a folder that vLLM loads",
+        )
+    return [InsertionConfig.model_validate(one) for one in described["insertions"]]
+
+
+def numbers_of(hf_config: Any) -> Numbers:
+    return Numbers(s for one in read_insertions(hf_config) for s in one.signals)
+
+
+def register_model(vllm_config: VllmConfig, model: Any) -> None:
+    _MODELS[vllm_config.instance_id] = model
+
+
+def find_model(vllm_config: VllmConfig) -> Any:
+    """The grafted model of this engine, in the process that runs it."""
+    return _MODELS[vllm_config.instance_id]
+
+
+def check_engine(vllm_config: VllmConfig) -> None:
+    """Raises OtterError for what the plugin does not do."""
+    if vllm_config.parallel_config.pipeline_parallel_size > 1:
+        raise OtterError(
+            "a graft is not split over pipeline stages: its stream would have to pass between them",
+            hint="use tensor parallelism: --tensor-parallel-size",
+        )
+    if vllm_config.use_v2_model_runner:
+        raise OtterError(
+            "vLLM's second model runner samples elsewhere, where signals cannot be added",
+            hint="set VLLM_USE_V2_MODEL_RUNNER=0",
+        )
+    if vllm_config.lora_config is not None:
+        raise OtterError(
+            "LoRA adapters change what the insertion was trained on",
+            hint="serve the graft without --enable-lora",
+        )
+    if vllm_config.model_config.enable_prompt_embeds:
+        raise OtterError(
+            "the inserted stream starts from token ids; prompt embeddings have none",
+            hint="serve the graft without --enable-prompt-embeds",
+        )
