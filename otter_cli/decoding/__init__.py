@@ -1,6 +1,7 @@
 """Decoding: one session for plain, guided and speculative generation."""
 
-from otter_cli.decoding.drafters import FutureDrafter, PromptLookup
+from otter_cli.decoding.draft_trees import TreeShape
+from otter_cli.decoding.drafters import DraftModel, FutureDrafter, PromptLookup
 from otter_cli.decoding.expert_guides import DExpertsGuide, GenArmGuide
 from otter_cli.decoding.gates import Gate, SignalBound
 from otter_cli.decoding.generate import generate
@@ -9,6 +10,7 @@ from otter_cli.decoding.reward_guides import ArgsGuide, RadGuide
 from otter_cli.decoding.session import DecodingSession, ExpertSession, RewardSession
 from otter_cli.decoding.signal_guide import SignalGuide, VocabularyGuide
 from otter_cli.decoding.state import State
+from otter_cli.decoding.stops import Stops
 from otter_cli.decoding.types import Counters, Generation, Sampling
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "Counters",
     "DExpertsGuide",
     "DecodingSession",
+    "DraftModel",
     "ExpertSession",
     "FutureDrafter",
     "Gate",
@@ -29,6 +32,8 @@ __all__ = [
     "SignalBound",
     "SignalGuide",
     "State",
+    "Stops",
+    "TreeShape",
     "VocabularyGuide",
     "generate",
 ]

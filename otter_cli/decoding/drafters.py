@@ -4,25 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from otter_cli.core.errors import OtterError
-from otter_cli.decoding.session import DecodingSession
+from otter_cli.decoding.draft_trees import TreeShape
+from otter_cli.decoding.drafts import Draft, Drafter, Drafting
+from otter_cli.decoding.session import DecodingSession, ExpertSession
 from otter_cli.decoding.state import State
 
 
 @dataclass(frozen=True)
-class FutureDrafter:
-    """Each future head's best token, as a chain: head j at t guesses t+1+j (METHOD, 3)."""
+class FutureDrafter(Drafter):
+    """Head j at t guesses t+1+j (METHOD, 3), as a chain of best tokens or a `tree` of better ones.
+    On a graft with `--hidden 0` these are Medusa-1 heads.
+
+    Costs no pass: a product over the vocabulary for each head.
+    """
 
     signal: str = "future"
+    tree: TreeShape | None = None
 
-    needs_stream = True
+    name: ClassVar[str] = "future"
+    paper: ClassVar[str] = "Otter, arXiv 2408.10764; Medusa, arXiv 2401.10774"
+    needs_stream: ClassVar[bool] = True
 
-    def check(self, session: DecodingSession) -> None:
-        """Raises OtterError where the signal predicts no tokens."""
+    def start(self, session: DecodingSession) -> Drafting:
         config = session.model.signal_configs.get(self.signal)
         if config is None or config.kind != "future":
             known = session.model.signal_configs.values()
@@ -33,36 +42,39 @@ class FutureDrafter:
                 if drafting
                 else "graft one with --signal future:3, and train it",
             )
+        tree = self.tree or TreeShape.of_widths([1] * config.size)
+        if tree.depth > config.size:
+            raise OtterError(
+                f"a tree of depth {tree.depth}, and signal {self.signal!r} has {config.size} heads",
+                hint="one width for each head at most",
+            )
+        return _ByHeads(session, self.signal, tree)
 
-    def draft(
-        self, session: DecodingSession, state: State, texts: Sequence[Sequence[int]]
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens [rows, n] after the pending one, and how many of them count, [rows]."""
-        drafts = session.read(self.signal, state)[:, 0].argmax(-1)
-        return drafts, torch.full_like(drafts[:, 0], drafts.shape[1])
+
+class _ByHeads(Drafting):
+    def __init__(self, session: DecodingSession, signal: str, tree: TreeShape) -> None:
+        self.session, self.signal, self.tree = session, signal, tree
+        self.heads = torch.tensor(tree.depths, device=session.device) - 1
+        self.ranks = torch.tensor([path[-1] for path in tree.paths], device=session.device)
+
+    def draft(self, state: State, texts: Sequence[Sequence[int]]) -> Draft:
+        best = self.session.read(self.signal, state)[:, 0].topk(self.tree.width, -1).indices
+        tokens = best[:, self.heads, self.ranks]
+        return Draft(tokens, self.tree.parents, torch.ones_like(tokens, dtype=torch.bool))
 
 
 @dataclass(frozen=True)
-class PromptLookup:
-    """What followed the last n-gram when it last occurred in the text (Saxena 2023)."""
+class PromptLookup(Drafter):
+    """What followed the last n-gram when it last occurred in the text. Costs nothing."""
 
     ngram: int = 3
     length: int = 4
 
-    needs_stream = False
+    name: ClassVar[str] = "prompt-lookup"
+    paper: ClassVar[str] = "Saxena 2023, prompt lookup decoding"
 
-    def check(self, session: DecodingSession) -> None:
-        """Works with every graft."""
-
-    def draft(
-        self, session: DecodingSession, state: State, texts: Sequence[Sequence[int]]
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens [rows, n] after the pending one, and how many of them count, [rows]."""
-        found = [self.continuation(list(text)) for text in texts]
-        width = max(map(len, found))
-        padded = [tokens + [0] * (width - len(tokens)) for tokens in found]
-        lengths = torch.tensor([len(tokens) for tokens in found], device=session.device)
-        return torch.tensor(padded, dtype=torch.long, device=session.device), lengths
+    def start(self, session: DecodingSession) -> Drafting:
+        return _ByLookup(self, session.device)
 
     def continuation(self, text: list[int]) -> list[int]:
         """The longest n-gram that recurs wins; of its occurrences the last."""
@@ -74,4 +86,70 @@ class PromptLookup:
         return []
 
 
-Drafter = FutureDrafter | PromptLookup
+class _ByLookup(Drafting):
+    def __init__(self, drafter: PromptLookup, device: torch.device) -> None:
+        self.drafter, self.device = drafter, device
+
+    def draft(self, state: State, texts: Sequence[Sequence[int]]) -> Draft:
+        found = [self.drafter.continuation(list(text)) for text in texts]
+        width = max(map(len, found))
+        padded = [tokens + [0] * (width - len(tokens)) for tokens in found]
+        lengths = torch.tensor([len(tokens) for tokens in found], device=self.device)
+        return Draft.chain(torch.tensor(padded, dtype=torch.long, device=self.device), lengths)
+
+
+@dataclass(frozen=True)
+class DraftModel(Drafter):
+    """A smaller language model's own greedy continuation, `length` tokens.
+
+    Costs `length` passes of it for each step, and its cache.
+    """
+
+    model: Any
+    length: int = 4
+
+    name: ClassVar[str] = "draft-model"
+    paper: ClassVar[str] = "Leviathan et al., arXiv 2211.17192"
+
+    def start(self, session: DecodingSession) -> Drafting:
+        vocab = session.model.shape.vocab
+        if self.model.config.vocab_size != vocab:
+            raise OtterError(
+                f"the draft model's vocabulary has {self.model.config.vocab_size} tokens, the "
+                f"base's {vocab}",
+                hint="its tokens go to the base as they are: use one with the same tokenizer",
+            )
+        return _ByModel(self)
+
+
+class _ByModel(Drafting):
+    def __init__(self, drafter: DraftModel) -> None:
+        self.drafter, self.session = drafter, ExpertSession(drafter.model)
+        self.fed: list[int] = []
+
+    def prefill(self, prompts: list[list[int]]) -> None:
+        self.session.prefill(prompts)
+        self.fed = [len(prompt) for prompt in prompts]
+
+    def draft(self, state: State, texts: Sequence[Sequence[int]]) -> Draft:
+        logits = self._catch_up(texts)
+        tokens = [logits.argmax(-1)]
+        for _ in range(self.drafter.length - 1):
+            tokens.append(self.session.step(tokens[-1]).base[:, 0].argmax(-1))
+        self.session.crop(torch.full_like(tokens[0], self.drafter.length - 1))
+        self.external_passes = self.session.passes
+        self.external_bytes = self.session.cache_bytes()
+        drafts = torch.stack(tokens, 1)
+        return Draft.chain(drafts, torch.full_like(tokens[0], drafts.shape[1]))
+
+    def _catch_up(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """Feeds what the rows have gained, which differs; logits [rows, vocab] at their ends."""
+        gained = [list(text[n:]) for text, n in zip(texts, self.fed, strict=True)]
+        width = max(map(len, gained))
+        chain = [row + [0] * (width - len(row)) for row in gained]
+        counts = torch.tensor([len(row) for row in gained], device=self.session.device)
+        states = self.session.extend(torch.tensor(chain, device=self.session.device))
+        self.session.keep(counts)
+        self.fed = [len(text) for text in texts]
+        # A row that has ended gains nothing; what is drafted for it is not looked at.
+        return states.at((counts - 1).clamp(min=0)).base[:, 0]

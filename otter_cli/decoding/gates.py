@@ -22,10 +22,14 @@ class SignalBound:
     above: bool = True
     label: str | None = None
 
-    def crossed(self, session: DecodingSession, state: State) -> Tensor:
-        """[rows], by states [rows, 1, d]. Raises OtterError for a signal that scores nothing."""
+    def check(self, session: DecodingSession) -> None:
+        """Raises OtterError for a signal that scores nothing, and for an unknown label."""
+        score_column(session.model, self.signal, self.label)
+
+    def crossed(self, session: DecodingSession, states: State) -> Tensor:
+        """[rows, n], by states [rows, n, d]."""
         column = score_column(session.model, self.signal, self.label)
-        scores = signal_scores(session, self.signal, state)[:, 0, column]
+        scores = signal_scores(session, self.signal, states)[..., column]
         return scores > self.bound if self.above else scores < self.bound
 
     def __str__(self) -> str:
@@ -51,11 +55,6 @@ class Gate:
     def needs_stream(self) -> bool:
         return self.signal is not None
 
-    def check(self, session: DecodingSession) -> None:
-        """Raises OtterError for a signal that scores nothing."""
-        if self.signal is not None:
-            score_column(session.model, self.signal.signal, self.signal.label)
-
     def opened(self, session: DecodingSession, state: State, logits: Tensor) -> Tensor:
         """[rows], by the base's logits [rows, vocab] and the states [rows, 1, d] they come from."""
         log_p = logits.float().log_softmax(-1)
@@ -67,7 +66,7 @@ class Gate:
         if self.top_probability is not None:
             opened = opened & (log_p.amax(-1).exp() < self.top_probability)
         if self.signal is not None:
-            opened = opened & self.signal.crossed(session, state)
+            opened = opened & self.signal.crossed(session, state)[:, 0]
         return opened
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-import torch
-
 from otter_cli.core.errors import OtterError
 from otter_cli.decoding.choosing import Chooser, Plain
-from otter_cli.decoding.drafters import Drafter
+from otter_cli.decoding.drafted import Drafted, check_over_trees
+from otter_cli.decoding.drafts import Drafter
 from otter_cli.decoding.gates import Gate
 from otter_cli.decoding.guide import Guide
 from otter_cli.decoding.rows import Rows
@@ -18,8 +17,9 @@ from otter_cli.decoding.scores import check_scores
 from otter_cli.decoding.session import DecodingSession
 from otter_cli.decoding.state import State
 from otter_cli.decoding.steering import Steered
+from otter_cli.decoding.stops import NO_STOPS, Stops
 from otter_cli.decoding.types import Generation, Sampling
-from otter_cli.decoding.verify_drafts import accept
+from otter_cli.decoding.verify_drafts import Acceptance
 from otter_cli.model import OtterForCausalLM
 
 OnToken = Callable[[int, int], None]
@@ -33,11 +33,14 @@ def generate(
     guide: Guide | Sequence[Guide] | None = None,
     gate: Gate | None = None,
     drafter: Drafter | None = None,
+    acceptance: Acceptance = "lossless",
     signals: Sequence[str] = (),
+    stops: Stops = NO_STOPS,
     on_token: OnToken | None = None,
 ) -> list[Generation]:
     """Continues each prompt. `signals` are read at every new token; `on_token(row, token)` sees
-    tokens as they come. A guide of strength 0 is plain decoding, bit for bit.
+    tokens as they come. A guide of strength 0 is plain decoding, bit for bit. Drafts lose nothing
+    unless `acceptance` is typical.
 
     Raises OtterError for prompts that leave no room, and for signals the graft lacks.
     """
@@ -49,62 +52,48 @@ def generate(
     # Strength 0 takes the step of one token: k tokens would round differently.
     steering = [one for one in guides if any(one.strengths)]
     plain = drafter is None and not steering
-    parts = [drafter, *steering, gate if steering else None]
+    parts = [drafter, *steering, gate if steering else None, stops]
     stream = bool(signals) or any(part.needs_stream for part in parts if part is not None)
     session = DecodingSession(model, stream=stream, windows="cached" if plain else "masked")
     for one in guides:
         if not any(one.strengths):
             one.scorer(session)  # an impossible request is one, whatever its strength
-    if gate is not None:
-        gate.check(session)
+    for bound in (*([gate.signal] if gate and gate.signal else []), *stops.signals):
+        bound.check(session)
     chooser = Steered(steering, gate, session, len(texts)) if steering else Plain()
-    if drafter is not None:
-        drafter.check(session)
+    drafting = None if drafter is None else drafter.start(session)
     sampler = Sampler(sampling, texts, session.device)
-    rows = Rows(session, texts, sampling, list(signals), on_token)
+    rows = Rows(session, texts, sampling, list(signals), stops, on_token)
     started = time.perf_counter()
     chooser.prefill(texts)
+    if drafting is not None:
+        drafting.prefill(texts)
     state = session.prefill(texts)
     rows.prefill_seconds = time.perf_counter() - started
-    if drafter is not None:
-        _drafted(rows, state, sampler, drafter)
+    if drafting is not None:
+        check_over_trees(chooser)
+        Drafted(rows, sampler, drafting, chooser, acceptance).run(state)
     else:
-        _one_by_one(rows, state, sampler, chooser)
+        one_by_one(rows, state, sampler, chooser)
     rows.seconds = time.perf_counter() - started - rows.prefill_seconds
-    return rows.generations(chooser)
+    return rows.generations(chooser, drafting)
 
 
-def _one_by_one(rows: Rows, state: State, sampler: Sampler, chooser: Chooser) -> None:
-    while not rows.done:
+def one_by_one(
+    rows: Rows, state: State, sampler: Sampler, chooser: Chooser, limit: int | None = None
+) -> State:
+    """A token at a time, `limit` of them at most; the states of the last that was fed."""
+    while not rows.done and limit != 0:
+        limit = None if limit is None else limit - 1
         logits = rows.session.logits(state)[:, 0]
         tokens, fed = chooser.choose(state, logits, sampler)
         rows.add(tokens[:, None], logits[:, None])
         # The last token is fed only when somebody wants its signals.
-        if rows.done and not rows.signals:
-            return
+        if rows.done and not rows.reads:
+            return state
         state = rows.session.step(tokens) if fed is None else fed
         rows.add_signals(state)
-
-
-def _drafted(rows: Rows, state: State, sampler: Sampler, drafter: Drafter) -> None:
-    session = rows.session
-    before = session.logits(state)  # [rows, 1, vocab]
-    pending = sampler.choose(before[:, 0])
-    while not rows.done:
-        drafts, lengths = drafter.draft(session, state, rows.texts(pending))
-        drafts = drafts[:, : rows.room - 1]
-        lengths = lengths.clamp(max=drafts.shape[1])
-        chain = torch.cat([pending[:, None], drafts], 1)
-        states = session.extend(chain)
-        logits = session.logits(states)
-        accepted, following = accept(logits, drafts, lengths, sampler)
-        # A row that has ended keeps nothing, or it would run on past the window.
-        session.keep((accepted + 1) * rows.going)
-        rows.add(chain, torch.cat([before, logits[:, :-1]], 1), accepted + 1)
-        rows.add_signals(states)
-        rows.count_drafts(lengths, accepted)
-        state, pending = states.at(accepted), following
-        before = logits.gather(1, accepted[:, None, None].expand(-1, 1, logits.shape[-1]))
+    return state
 
 
 def _check(
@@ -116,11 +105,6 @@ def _check(
 ) -> None:
     for guide in guides:
         guide.check(len(texts), model.shape.vocab)
-    if guides and drafter is not None:
-        raise OtterError(
-            "guiding and drafting at once is not supported",
-            hint="leave one of --guide and --draft out",
-        )
     if not texts or not all(texts):
         raise OtterError("an empty prompt has nothing to go on from", hint="give it a word or BOS")
     longest = max(map(len, texts))

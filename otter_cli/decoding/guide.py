@@ -21,6 +21,7 @@ class Scorer(ABC):
     """Scores of candidates [rows, k] at work on one batch; what it runs beside the base counts."""
 
     feeds: ClassVar[bool] = False  # whether the base has to feed the candidates first
+    over_trees: ClassVar[bool] = False  # whether it can score after tokens of a draft
     external_passes: int = 0
     external_bytes: int = 0
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 
 import torch
 from torch import Tensor
 
 from otter_cli.decoding.choosing import Chooser
+from otter_cli.decoding.drafts import Drafting
 from otter_cli.decoding.scores import signal_scores
 from otter_cli.decoding.session import DecodingSession
 from otter_cli.decoding.state import State
+from otter_cli.decoding.stops import Stops
 from otter_cli.decoding.types import Counters, Generation, Sampling
 
 
@@ -23,10 +26,11 @@ class Rows:
         prompts: list[list[int]],
         sampling: Sampling,
         signals: list[str],
+        stops: Stops,
         on_token: Callable[[int, int], None] | None,
     ) -> None:
         self.session, self.prompts, self.sampling = session, prompts, sampling
-        self.signals, self.on_token = signals, on_token
+        self.signals, self.stops, self.on_token = signals, stops, on_token
         self.eos = set() if sampling.ignore_eos else end_tokens(session)
         self.rows = [
             Generation([], [], {s: [] for s in signals}, "length", Counters()) for _ in prompts
@@ -38,6 +42,11 @@ class Rows:
     @property
     def done(self) -> bool:
         return not any(self.open)
+
+    @property
+    def reads(self) -> bool:
+        """Whether somebody wants signals of every token, the last one too."""
+        return bool(self.signals or self.stops.signals)
 
     @property
     def going(self) -> Tensor:
@@ -78,6 +87,9 @@ class Rows:
             self.on_token(row, token)
         if token in self.eos:
             generation.finish, self.open[row] = "eos", False
+        elif found := self.stops.found(generation.tokens):
+            generation.finish, self.open[row] = "stop", False
+            generation.message = f"stop string {found!r}"
         elif len(generation.tokens) == self.sampling.max_new_tokens:
             self.open[row] = False
 
@@ -88,6 +100,27 @@ class Rows:
             for row, generation in enumerate(self.rows):
                 for score in scores[row][: self.taken[row]]:
                     generation.signals[name].append(score[0] if len(score) == 1 else score)
+        for bound in self.stops.signals:
+            crossed = bound.crossed(self.session, states).tolist()
+            for row, flags in enumerate(crossed):
+                if True in flags[: self.taken[row]]:
+                    self._reject(row, self.taken[row] - 1 - flags.index(True), str(bound))
+
+    def _reject(self, row: int, after: int, bound: str) -> None:
+        """Ends a row at the token that crossed the bound, `after` tokens before its last."""
+        generation, count = self.rows[row], len(self.rows[row].tokens) - after
+        del generation.tokens[count:], generation.logprobs[count:]
+        for scores in generation.signals.values():
+            del scores[count:]
+        self.taken[row] -= after
+        self.open[row] = False
+        generation.finish = "rejected"
+        generation.message = f"{bound} at token {count}"
+
+    def select(self, rows: list[int]) -> None:
+        """The rows become `rows`, which may repeat."""
+        self.rows = [deepcopy(self.rows[row]) for row in rows]
+        self.open = [self.open[row] for row in rows]
 
     def count_drafts(self, lengths: Tensor, accepted: Tensor) -> None:
         """Counts the drafts of rows that took part."""
@@ -99,15 +132,17 @@ class Rows:
                 _count(counters.drafted, drafted)
                 _count(counters.accepted, min(kept, self.taken[row] - 1), width=drafted)
 
-    def generations(self, chooser: Chooser) -> list[Generation]:
-        """The rows with their counters; `chooser` tells what it spent."""
+    def generations(self, *spent: Chooser | Drafting | None) -> list[Generation]:
+        """The rows with their counters, and what those beside the base have `spent`."""
+        beside = [one for one in spent if one is not None]
         for row in self.rows:
             counters = row.counters
             counters.base_passes, counters.tokens_fed = self.session.passes, self.session.fed
-            counters.external_passes = chooser.external_passes
+            counters.external_passes = sum(one.external_passes for one in beside)
             counters.tokens_kept = len(row.tokens)
             counters.seconds, counters.prefill_seconds = self.seconds, self.prefill_seconds
-            counters.cache_bytes = self.session.cache_bytes() + chooser.external_bytes
+            held = sum(one.external_bytes for one in beside)
+            counters.cache_bytes = self.session.cache_bytes() + held
         return self.rows
 
 

@@ -56,13 +56,16 @@ class Sampler:
         """One index a row of [rows, n], by inversion: one uniform number from each generator."""
         return invert(probabilities, self.numbers())
 
-    def numbers(self) -> Tensor:
-        """The next of each row's generator, [rows]."""
-        drawn = [
-            torch.rand((), generator=generator, dtype=torch.float64, device=generator.device)
-            for generator in self.generators
-        ]
-        return torch.stack(drawn)
+    def numbers(self, rows: Tensor | None = None) -> Tensor:
+        """The next of each row's generator, [rows]; only of the `rows` [rows] that hold, where
+        given: how much a row draws depends on nobody else."""
+        drawn = torch.zeros(len(self.generators), dtype=torch.float64)
+        for row, generator in enumerate(self.generators):
+            if rows is None or rows[row]:
+                drawn[row] = torch.rand(
+                    (), generator=generator, dtype=torch.float64, device=generator.device
+                )
+        return drawn.to(self.generators[0].device)
 
 
 def invert(probabilities: Tensor, uniform: Tensor) -> Tensor:

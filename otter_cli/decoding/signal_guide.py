@@ -66,7 +66,7 @@ class VocabularyGuide(Guide):
 
 
 class _Values(Scorer):
-    feeds = True
+    feeds, over_trees = True, True
 
     def __init__(self, session: DecodingSession, signal: str, column: int) -> None:
         self.session, self.signal, self.column = session, signal, column
@@ -77,6 +77,8 @@ class _Values(Scorer):
 
 
 class _ActionValues(Scorer):
+    over_trees = True
+
     def __init__(self, session: DecodingSession, signal: str) -> None:
         self.session, self.signal = session, signal
 

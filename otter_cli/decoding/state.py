@@ -18,8 +18,12 @@ class State:
 
     def at(self, index: Tensor) -> State:
         """One position a row, `index` [rows]: states [rows, 1, ...]."""
-        rows = torch.arange(len(index), device=index.device)
-        return self._each(lambda states: states[rows, index, None])
+        return self.along(index[:, None])
+
+    def along(self, nodes: Tensor) -> State:
+        """Positions `nodes` [rows, m] of each row: states [rows, m, ...]."""
+        rows = torch.arange(len(nodes), device=nodes.device)[:, None]
+        return self._each(lambda states: states[rows, nodes])
 
     def last(self) -> State:
         return self._each(lambda states: states[:, -1:])
@@ -28,11 +32,13 @@ class State:
         """The states of the rows `index`, which may repeat."""
         return self._each(lambda states: states[index])
 
-    def where(self, condition: Tensor, other: State) -> State:
-        """This state in the rows where `condition` [rows] holds, the other's elsewhere."""
-        chosen = condition[:, None, None]
-        inserted = {n: torch.where(chosen, v, other.inserted[n]) for n, v in self.inserted.items()}
-        return State(torch.where(chosen, self.base, other.base), inserted)
+    def each_alone(self) -> State:
+        """Every position as a row of its own: states [rows * n, 1, ...]."""
+        return self._each(lambda states: states.flatten(0, 1)[:, None])
+
+    def split(self, parts: int) -> State:
+        """The positions of each row in equal parts: states [rows * parts, n / parts, ...]."""
+        return self._each(lambda states: states.unflatten(1, (parts, -1)).flatten(0, 1))
 
     def then(self, other: State) -> State:
         """The positions of this state, then the other's."""

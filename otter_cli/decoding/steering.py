@@ -76,6 +76,35 @@ class Steered(Chooser):
             fed = fed.at(index)
         return self._chosen(tokens.gather(1, index[:, None])[:, 0], index), fed
 
+    def over_nodes(self, states: State, logits: Tensor) -> Tensor:
+        """Guided logits [rows, m, vocab] at the last m tokens of the session's tree, by their
+        states and logits: minus infinity for all but candidates. A guide that feeds candidates
+        takes a pass for those of all m tokens."""
+        rows, m = logits.shape[:2]
+        flat, base = states.each_alone(), logits.flatten(0, 1)
+        allowed = base
+        for guide in self.guides:
+            allowed = guide.within(allowed)
+        if self.count:
+            values, tokens = allowed.topk(self.count, -1)
+            fed = self._fed(tokens.unflatten(0, (rows, m))) if self.feeds else None
+            chosen = self.steer(values, flat, fed, tokens)
+            steered = torch.full_like(base, -torch.inf).scatter(-1, tokens, chosen.to(base.dtype))
+        else:
+            steered = self.steer(allowed, flat, None, None)
+        opened = self.steered.repeat_interleave(m)
+        if self.gate is not None:
+            opened = opened & self.gate.opened(self.session, flat, base)
+        return torch.where(opened[:, None], steered, base).unflatten(0, (rows, m))
+
+    def _fed(self, tokens: Tensor) -> State:
+        """States [rows * m, k, ...] of candidates [rows, m, k] after the tree's last m tokens."""
+        m, k = tokens.shape[1:]
+        # Before there is a tree, the one node is the text itself: -1.
+        first = len(self.session.tree) - m
+        parents = [first + node for node in range(m) for _ in range(k)]
+        return self.session.grow(tokens.flatten(1), parents).split(m)
+
     def steer(
         self, logits: Tensor, state: State, fed: State | None, tokens: Tensor | None
     ) -> Tensor:
@@ -90,7 +119,9 @@ class Steered(Chooser):
                     "the guide gave a reward that is not finite",
                     hint="was its training stopped by NaN? look at its metrics, or train it again",
                 )
-            logits = logits + strength * scores
+            # Of a tree's tokens there are several to a row.
+            own = strength.repeat_interleave(len(logits) // len(strength), 0)
+            logits = logits + own * scores
         return logits
 
     def _open(self, state: State, logits: Tensor) -> Tensor | None:

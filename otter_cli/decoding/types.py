@@ -55,6 +55,21 @@ class Counters:
     cache_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class NearTie:
+    """A greedy choice out of a step of many tokens that a step of one might round the other way.
+
+    `position` in the generated tokens; the two best tokens and the gap between their logits;
+    what the step of one token chose, where it was asked.
+    """
+
+    position: int
+    best: int
+    second: int
+    gap: float
+    one_token: int | None = None
+
+
 @dataclass
 class Generation:
     """One row: tokens (EOS included), the base's log-probability of each, its signals by name."""
@@ -62,5 +77,7 @@ class Generation:
     tokens: list[int]
     logprobs: list[float]
     signals: dict[str, Scores]
-    finish: Literal["eos", "length"]
+    finish: Literal["eos", "length", "stop", "rejected"]
     counters: Counters
+    message: str = ""  # why it was stopped, where a stop string or a signal did
+    near_ties: list[NearTie] = field(default_factory=list)

@@ -13,14 +13,15 @@ from otter_cli.decoding import (
     PromptLookup,
     Sampling,
     SignalGuide,
+    TreeShape,
     generate,
 )
 from otter_cli.decoding.sampling import Sampler
-from otter_cli.decoding.verify_drafts import accept
 from otter_cli.model import OtterForCausalLM
 from tests.support.grafts import random_graft
 
 PROMPTS = [[5, 9, 33, 40, 12], [7, 8], [60, 61, 62, 63, 64, 65, 66]]
+DRAFTERS = [FutureDrafter(), FutureDrafter(tree=TreeShape.of_widths([3, 2])), PromptLookup(2, 3)]
 GREEDY = Sampling(max_new_tokens=20, ignore_eos=True)
 DRAWN = Sampling(max_new_tokens=20, temperature=0.9, top_k=40, top_p=0.95, seed=4, ignore_eos=True)
 
@@ -137,7 +138,7 @@ def test_args_is_the_naive_loop_s(model: Any, reward_model: Any) -> None:
     assert got[0].counters.external_passes == 21 and got[0].counters.base_passes == 20
 
 
-@pytest.mark.parametrize("drafter", [FutureDrafter(), PromptLookup(2, 3)], ids=str)
+@pytest.mark.parametrize("drafter", DRAFTERS, ids=str)
 def test_drafts_change_nothing_when_greedy(model: Any, drafter: Any) -> None:
     plain = generate(model, PROMPTS, GREEDY)
     drafted = generate(model, PROMPTS, GREEDY, drafter=drafter)
@@ -185,33 +186,6 @@ def test_what_else_is_in_the_batch_does_not_matter(model: Any) -> None:
     assert together[0].tokens == alone[0].tokens
     assert together[2].tokens == alone[1].tokens
     assert together[0].tokens != together[1].tokens
-
-
-@pytest.mark.parametrize("drafts", [[[1, 4]], [[0, 0]], [[3, 2]]])
-def test_rejection_sampling_keeps_the_distribution(drafts: list[list[int]]) -> None:
-    """200,000 draws on a vocabulary of five: the first token's distribution is the base's."""
-    rows = 200_000
-    torch.manual_seed(0)
-    logits = torch.randn(1, 3, 5).expand(rows, 3, 5)
-    sampler = _bulk_sampler(rows)
-    lengths = torch.full((rows,), 2)
-    chain = torch.tensor(drafts).expand(rows, 2)
-    kept, following = accept(logits, chain, lengths, sampler)
-    first = torch.where(kept > 0, chain[:, 0], following)
-    got = torch.bincount(first, minlength=5) / rows
-    expected = logits[0, 0].double().softmax(-1)
-    assert 0.5 * (got - expected).abs().sum() < 0.005
-    second = torch.where(kept > 1, chain[:, 1], following)[kept > 0]
-    got = torch.bincount(second, minlength=5) / len(second)
-    assert 0.5 * (got - logits[0, 1].double().softmax(-1)).abs().sum() < 0.01
-
-
-def _bulk_sampler(rows: int) -> Sampler:
-    """One generator for all rows: the same numbers, drawn at once."""
-    sampler = Sampler(Sampling(temperature=1.0), [[1]], torch.device("cpu"))
-    generator = torch.Generator().manual_seed(9)
-    sampler.numbers = lambda: torch.rand(rows, generator=generator, dtype=torch.float64)  # type: ignore[method-assign]
-    return sampler
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (5, 1.0), (0, 0.7), (7, 0.8)])

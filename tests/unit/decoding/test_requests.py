@@ -62,7 +62,6 @@ def test_sampling_without_meaning(name: str, value: float) -> None:
         ({"guide": SignalGuide("reward", float("nan"))}, "strength is nan"),
         ({"drafter": FutureDrafter("reward")}, "no future signal"),
         ({"drafter": FutureDrafter("futur")}, "no future signal"),
-        ({"drafter": PromptLookup(), "guide": SignalGuide("reward", 1.0)}, "at once"),
         ({"signals": ("future",)}, "predicts tokens"),
         ({"signals": ("toxcity",)}, "'toxcity'"),
     ],

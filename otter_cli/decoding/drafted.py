@@ -1,0 +1,86 @@
+"""Drafted decoding: the base, guided or not, verifies a tree of drafts in one pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from otter_cli.core.errors import OtterError
+from otter_cli.decoding.choosing import Chooser
+from otter_cli.decoding.drafts import Drafting
+from otter_cli.decoding.near_ties import NearTies
+from otter_cli.decoding.rows import Rows
+from otter_cli.decoding.sampling import Sampler
+from otter_cli.decoding.state import State
+from otter_cli.decoding.steering import Steered
+from otter_cli.decoding.verify_drafts import Acceptance, accept
+
+
+class Drafted:
+    """Drafts come from the base's states; what stays is decided by the distribution that plain or
+    guided decoding draws from."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        sampler: Sampler,
+        drafting: Drafting,
+        chooser: Chooser,
+        acceptance: Acceptance,
+    ) -> None:
+        self.rows, self.session, self.sampler = rows, rows.session, sampler
+        self.drafting, self.acceptance = drafting, acceptance
+        self.steered = chooser if isinstance(chooser, Steered) else None
+        self.ties = NearTies(rows) if sampler.greedy and self.steered is None else None
+
+    def run(self, state: State) -> None:
+        """`state`: of the prompts' last tokens, [rows, 1, ...]."""
+        before = self.session.logits(state)  # [rows, 1, vocab]
+        pending = self.sampler.choose(self._wanted(state, before)[:, 0])
+        self._forget()
+        while not self.rows.done:
+            state, before, pending = self._step(state, before, pending)
+
+    def _step(self, state: State, before: Tensor, pending: Tensor) -> tuple[State, Tensor, Tensor]:
+        draft = self.drafting.draft(state, self.rows.texts(pending)).within(self.rows.room - 1)
+        fed = torch.cat([pending[:, None], draft.tokens], 1)
+        parents = [-1, *(parent + 1 for parent in draft.parents)]
+        states = self.session.extend(fed) if draft.is_chain else self.session.grow(fed, parents)
+        logits = self.session.logits(states)
+        wanted = self._wanted(states, logits)
+        path, accepted, following = accept(wanted, draft, self.sampler, self.acceptance)
+        nodes = torch.nn.functional.pad(path + 1, (1, 0))  # 0: the pending token
+        # A row that has ended keeps nothing, or it would run on past the window.
+        self.session.keep_path(nodes, (accepted + 1) * self.rows.going)
+        taken = _along(logits, nodes)
+        self.rows.add(fed.gather(1, nodes), torch.cat([before, taken[:, :-1]], 1), accepted + 1)
+        self.rows.add_signals(states.along(nodes))
+        self.rows.count_drafts(draft.lengths(), accepted)
+        if self.ties is not None:
+            self.ties.note(taken, accepted)
+        last = nodes.gather(1, accepted[:, None])
+        return states.along(last), _along(logits, last), following
+
+    def _wanted(self, states: State, logits: Tensor) -> Tensor:
+        """What is decided by, [rows, m, vocab]."""
+        return logits if self.steered is None else self.steered.over_nodes(states, logits)
+
+    def _forget(self) -> None:
+        """Candidates of the first token, where a guide had them fed."""
+        if len(self.session.tree):
+            self.session.keep(torch.zeros_like(self.session.positions))
+
+
+def check_over_trees(chooser: Chooser) -> None:
+    """Raises OtterError where a guide can't score after tokens of a draft."""
+    if isinstance(chooser, Steered):
+        for guide, scorer in zip(chooser.guides, chooser.scorers, strict=True):
+            if not scorer.over_trees:
+                raise OtterError(
+                    f"the guide {guide.name} follows one text, and drafts are many",
+                    hint="draft with signals of the graft as guides, or leave --draft out",
+                )
+
+
+def _along(logits: Tensor, nodes: Tensor) -> Tensor:
+    return logits.gather(1, nodes[..., None].expand(-1, -1, logits.shape[-1]))
