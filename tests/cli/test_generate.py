@@ -113,7 +113,6 @@ def test_several_labels_are_named(otter_here: Otter, tiny_llama: Path, tmp_path:
         (("x", "--signal", "nothing"), "'nothing'"),
         (("x", "--draft", "reward"), "no future signal"),
         (("x" * 120,), "window of 128"),
-        (("x", "--guide", "reward", "--draft", "future"), "at once"),
         (("x", "--file", "nowhere.txt"), "not both"),
         (("--file", "nowhere.txt"), "nowhere.txt"),
         (("x", "--temperature", "-1"), "temperature is -1"),
