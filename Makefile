@@ -40,6 +40,11 @@ test-vllm: .venv-vllm/.installed
 	$(VLLM)/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 
+# Drafted greedy text against plain greedy text, over all prompts of Spec-Bench that fit.
+identity: setup
+	$(BIN)/python -m tests.support.greedy_identity $(OTTER_SHARED)/models/chat-7m \
+		$(OTTER_SHARED)/data/prompts/spec-bench.jsonl results/decoding/greedy-identity.json
+
 check: setup
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)

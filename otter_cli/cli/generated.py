@@ -39,6 +39,8 @@ def record_of(
         "signals": row.signals,
         "labels": labels,
         "finish": row.finish,
+        "message": row.message,
+        "near_ties": [asdict(tie) for tie in row.near_ties],
         "counters": asdict(row.counters),
     }
 

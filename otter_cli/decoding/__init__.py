@@ -1,5 +1,6 @@
 """Decoding: one session for plain, guided and speculative generation."""
 
+from otter_cli.decoding.best_of import BestOf, best_of
 from otter_cli.decoding.draft_trees import TreeShape
 from otter_cli.decoding.drafters import DraftModel, FutureDrafter, PromptLookup
 from otter_cli.decoding.expert_guides import DExpertsGuide, GenArmGuide
@@ -15,6 +16,7 @@ from otter_cli.decoding.types import Counters, Generation, Sampling
 
 __all__ = [
     "ArgsGuide",
+    "BestOf",
     "Counters",
     "DExpertsGuide",
     "DecodingSession",
@@ -35,5 +37,6 @@ __all__ = [
     "Stops",
     "TreeShape",
     "VocabularyGuide",
+    "best_of",
     "generate",
 ]

@@ -46,7 +46,9 @@ def generate(
     """
     texts = [list(prompt) for prompt in prompts]
     guides = [guide] if isinstance(guide, Guide) else list(guide or ())
-    _check(model, texts, sampling, guides, drafter)
+    check_request(model, texts, sampling)
+    for one in guides:
+        one.check(len(texts), model.shape.vocab)
     for name in signals:
         check_scores(model, name)
     # Strength 0 takes the step of one token: k tokens would round differently.
@@ -96,15 +98,8 @@ def one_by_one(
     return state
 
 
-def _check(
-    model: OtterForCausalLM,
-    texts: list[list[int]],
-    sampling: Sampling,
-    guides: Sequence[Guide],
-    drafter: Drafter | None,
-) -> None:
-    for guide in guides:
-        guide.check(len(texts), model.shape.vocab)
+def check_request(model: OtterForCausalLM, texts: list[list[int]], sampling: Sampling) -> None:
+    """Raises OtterError for prompts that leave no room."""
     if not texts or not all(texts):
         raise OtterError("an empty prompt has nothing to go on from", hint="give it a word or BOS")
     longest = max(map(len, texts))

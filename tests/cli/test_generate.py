@@ -125,3 +125,38 @@ def test_refusals(otter_here: Otter, folder: str, arguments: tuple[str, ...], wo
     run = otter_here("generate", folder, *arguments)
     assert run.returncode == 2 and run.stdout == ""
     assert words in run.stderr and "hint:" in run.stderr and "Traceback" not in run.stderr
+
+
+def test_guides_gates_trees_and_stops(otter_here: Otter, folder: str) -> None:
+    def data(*options: str) -> dict[str, object]:
+        run = otter_here("generate", folder, "hello", "--max-new-tokens", "16", "--json", *options)
+        assert run.returncode == 0, run.stderr
+        found: dict[str, object] = json.loads(run.stdout)
+        return found
+
+    plain = data()
+    assert data("--guide", "reward:9", "--gate", "entropy>99")["tokens"] == plain["tokens"]
+    assert data("--guide", "reward:9", "--guide", "toxicity:-3")["text"] != plain["text"]
+    assert data("--draft", "future", "--tree", "3,2")["text"] == plain["text"]
+    text = str(plain["text"])
+    stopped = data("--stop", text[3:5])
+    assert stopped["finish"] == "stop" and text.startswith(str(stopped["text"]))
+    rejected = data("--reject", "toxicity>-1")
+    assert rejected["finish"] == "rejected" and "toxicity>-1" in str(rejected["message"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--tree", "3,2"), "--tree needs --draft"),
+        (("--draft", "future", "--tree", "a"), "list of widths"),
+        (("--guide", "reward:x"), "no number"),
+        (("--gate", "entropy"), "is no bound"),
+        (("--chat",), "no chat template"),
+    ],
+)
+def test_options_without_meaning(
+    otter_here: Otter, folder: str, options: tuple[str, ...], words: str
+) -> None:
+    run = otter_here("generate", folder, "x", *options)
+    assert run.returncode == 2 and words in run.stderr and "hint:" in run.stderr

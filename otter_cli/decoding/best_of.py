@@ -1,0 +1,124 @@
+"""Best of n: whole sequences, or block by block (controlled decoding), judged by a signal that was
+read on the way or by a separate reward model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from otter_cli.core.errors import OtterError
+from otter_cli.decoding.choosing import Plain
+from otter_cli.decoding.generate import check_request, one_by_one
+from otter_cli.decoding.reward_guides import check_reward_model
+from otter_cli.decoding.rows import Rows
+from otter_cli.decoding.sampling import Sampler
+from otter_cli.decoding.scores import score_column
+from otter_cli.decoding.session import DecodingSession, RewardSession
+from otter_cli.decoding.stops import NO_STOPS
+from otter_cli.decoding.types import Generation, Sampling
+from otter_cli.model import OtterForCausalLM
+
+
+@dataclass(frozen=True)
+class BestOf:
+    """`n` samples a prompt; the one with the highest score stays. After every `block` tokens, where
+    given, the best so far is forked into n again (Mudgal et al., arXiv 2310.17022, section 3.2).
+
+    Costs n rows a step over one prefill. A `signal` costs no pass more; a `reward_model` one over
+    prompt and response for each choice.
+    """
+
+    n: int = 8
+    signal: str | None = None
+    label: str | None = None
+    reward_model: Any = None
+    block: int | None = None
+
+    name: ClassVar[str] = "best-of-n"
+    paper: ClassVar[str] = "Mudgal et al., arXiv 2310.17022"
+
+
+def best_of(
+    model: OtterForCausalLM,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    request: BestOf,
+    *,
+    signals: Sequence[str] = (),
+) -> list[Generation]:
+    """The best continuation of each prompt. Raises OtterError for requests without meaning."""
+    texts = [list(prompt) for prompt in prompts]
+    check_request(model, texts, sampling)
+    _check(request, sampling)
+    read = [request.signal] if request.signal is not None else []
+    names = list(dict.fromkeys([*signals, *read]))
+    session = DecodingSession(model, stream=bool(names))
+    judge = _Judge(request, session)
+    copies = [text for text in texts for _ in range(request.n)]
+    sampler = Sampler(sampling, copies, session.device)
+    rows = Rows(session, copies, sampling, names, NO_STOPS, None)
+    started = time.perf_counter()
+    state = session.prefill(texts)
+    session.fork(request.n)
+    state = state.rows(torch.arange(len(texts), device=session.device).repeat_interleave(request.n))
+    rows.prefill_seconds = time.perf_counter() - started
+    plain = Plain()
+    while not rows.done:
+        state = one_by_one(rows, state, sampler, plain, request.block)
+        best = judge.best(rows)
+        if rows.done:
+            break
+        again = [row for row in best for _ in range(request.n)]
+        index = torch.tensor(again, device=session.device)
+        session.reorder(index)
+        rows.select(again)
+        state = state.rows(index)
+    plain.external_passes, plain.external_bytes = judge.passes, judge.bytes
+    rows.seconds = time.perf_counter() - started - rows.prefill_seconds
+    found = rows.generations(plain)
+    return [found[row] for row in best]
+
+
+class _Judge:
+    def __init__(self, request: BestOf, session: DecodingSession) -> None:
+        self.request, self.passes, self.bytes = request, 0, 0
+        if request.signal is not None:
+            self.column = score_column(session.model, request.signal, request.label)
+        else:
+            check_reward_model(request.reward_model, session, "best of n")
+
+    def best(self, rows: Rows) -> list[int]:
+        """The row with the highest score among the copies of each prompt."""
+        scores = torch.tensor(self._scores(rows)).unflatten(0, (-1, self.request.n))
+        if not scores.isfinite().all():
+            raise OtterError("a score is not finite", hint="was the judge trained to NaN?")
+        first = torch.arange(len(scores)) * self.request.n
+        return [int(row) for row in first + scores.argmax(-1)]
+
+    def _scores(self, rows: Rows) -> list[float]:
+        signal = self.request.signal
+        if signal is None:
+            session = RewardSession(self.request.reward_model)
+            rewards = session.rewards(session.prefill(rows.texts()))[:, 0]
+            self.passes += session.passes
+            self.bytes = max(self.bytes, session.cache_bytes())
+            return [float(reward) for reward in rewards]
+        last = [generation.signals[signal][-1] for generation in rows.rows]
+        return [score[self.column] if isinstance(score, list) else score for score in last]
+
+
+def _check(request: BestOf, sampling: Sampling) -> None:
+    if (request.signal is None) == (request.reward_model is None):
+        raise OtterError(
+            "best of n wants one judge", hint="a signal of the graft, or a reward model"
+        )
+    if request.n < 1 or (request.block is not None and request.block < 1):
+        raise OtterError(
+            f"best of {request.n} in blocks of {request.block}", hint="both at least 1"
+        )
+    if sampling.temperature == 0 and request.n > 1:
+        raise OtterError("the best of equal texts", hint="give a temperature, such as 0.8")
