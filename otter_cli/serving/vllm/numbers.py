@@ -62,5 +62,5 @@ class Numbers:
         if self.signals[name].kind == "future":
             raise OtterError(
                 f"signal {name!r} predicts tokens, it does not score them",
-                hint="`otter export --to vllm --draft` says what an engine can do with it",
+                hint="transformers drafts with it: otter generate --draft",
             )

@@ -53,6 +53,11 @@ def check_engine(vllm_config: VllmConfig) -> None:
             "vLLM's second model runner samples elsewhere, where signals cannot be added",
             hint="set VLLM_USE_V2_MODEL_RUNNER=0",
         )
+    if vllm_config.speculative_config is not None:
+        raise OtterError(
+            "with speculative decoding vLLM loads no logits processors: no signals, no guidance",
+            hint="serve the graft without --speculative-config",
+        )
     if vllm_config.lora_config is not None:
         raise OtterError(
             "LoRA adapters change what the insertion was trained on",

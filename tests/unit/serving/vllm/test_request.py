@@ -47,7 +47,7 @@ def test_guides_have_one_strength_together_or_one_each() -> None:
     ("arguments", "message", "hint"),
     [
         ({"otter_signals": "rewart"}, "no signal 'rewart'", "did you mean 'reward'"),
-        ({"otter_signals": "future"}, "predicts tokens", "--draft"),
+        ({"otter_signals": "future"}, "predicts tokens", "otter generate"),
         ({"otter_signal": "reward"}, "no argument 'otter_signal'", "did you mean 'otter_signals'"),
         ({"otter_guide": "reward", "otter_strength": 1}, "cannot guide in this engine", "vLLM"),
         ({"otter_guide": "q", "otter_strength": "much"}, "otter_strength is 'much'", "a number"),

@@ -1,0 +1,44 @@
+"""Engines that the plugin cannot serve are refused as the model loads, by name."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from otter_cli.core.errors import OtterError
+from otter_cli.serving.vllm.served import check_engine, read_insertions
+
+
+def engine(**changes: Any) -> Any:
+    usual: dict[str, Any] = {
+        "parallel_config": SimpleNamespace(pipeline_parallel_size=1),
+        "use_v2_model_runner": False,
+        "speculative_config": None,
+        "lora_config": None,
+        "model_config": SimpleNamespace(enable_prompt_embeds=False),
+    }
+    return SimpleNamespace(**{**usual, **changes})
+
+
+def test_a_usual_engine_is_accepted() -> None:
+    check_engine(engine())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"parallel_config": SimpleNamespace(pipeline_parallel_size=2)}, "pipeline stages"),
+        ({"use_v2_model_runner": True}, "second model runner"),
+        ({"speculative_config": object()}, "speculative decoding"),
+        ({"lora_config": object()}, "LoRA"),
+        ({"model_config": SimpleNamespace(enable_prompt_embeds=True)}, "prompt embeddings"),
+    ],
+)
+def test_what_the_plugin_does_not_do_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(OtterError, match=message):
+        check_engine(engine(**changes))
+
+
+def test_a_configuration_that_is_no_export_is_refused() -> None:
+    with pytest.raises(OtterError, match="describes no insertion"):
+        read_insertions(SimpleNamespace())
