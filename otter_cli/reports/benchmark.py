@@ -26,7 +26,7 @@ _NOTES = {
     "detection": "A text is flagged at the first token whose score reaches a threshold. Shares "
     "flagged, on time and missed are at the threshold that flags 1 % of the texts that do not "
     "offend, chosen on these texts. On time: before the offending span ends, or the text where no "
-    "span is known. Tokens saved are of offending texts, lost of the others.",
+    "span is known. Stopping there saves tokens of offending texts and loses tokens of the others.",
     "speedup": "Greedy decoding, batch 1, caches on. Speed-up is a ratio of sums, tokens over "
     "seconds against plain's, prompts included. A step is one verification by the base: a token "
     "of its own and what it accepted of the draft.",

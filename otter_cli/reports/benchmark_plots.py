@@ -59,7 +59,7 @@ def _scatter(result: Result, x: str, y: str) -> ScatterPlot:
 
 
 def _stopping(result: Result) -> LinePlot:
-    """What early stopping saves of offending texts, by threshold: one line a monitor."""
+    """What early stopping saves of offending texts, by false alarms: one line a monitor."""
     series = []
     for method in result.methods.values():
         saved = {
@@ -74,7 +74,7 @@ def _stopping(result: Result) -> LinePlot:
                 for bound in ("mean", "low", "high")
             )
             series.append(Series(method.label, at, mean, low, high))
-    return LinePlot("Tokens saved by stopping", "threshold", "of offending texts, %", series)
+    return LinePlot("Tokens saved by stopping", "false alarms", "of offending texts, %", series)
 
 
 def _acceptance(result: Result) -> list[LinePlot]:

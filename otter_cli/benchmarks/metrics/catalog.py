@@ -66,7 +66,8 @@ def describe(name: str) -> Metric:
         return METRICS[name]
     if found := _STOPPING.fullmatch(name):
         better: Better = "higher" if found[1] == "saved" else "lower"
-        return Metric(f"tokens {found[1]}, stop at {found[2]}", better, "share")
+        share = f"{100 * float(found[2]):g} % false alarms"
+        return Metric(f"tokens {found[1]} at {share}", better, "share")
     if found := _ACCEPTANCE.fullmatch(name):
         return Metric(f"accepted at position {found[1]}", "higher", "share")
     raise OtterError(f"there is no metric {name!r}", hint="was the run made by a later otter?")

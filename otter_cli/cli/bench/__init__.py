@@ -10,7 +10,6 @@ from otter_cli.cli.bench import (
     preference,
     report,
     rescore,
-    show_overhead,
     speedup,
 )
 from otter_cli.cli.bench.app import app
@@ -26,6 +25,5 @@ __all__ = [
     "preference",
     "report",
     "rescore",
-    "show_overhead",
     "speedup",
 ]
