@@ -1,6 +1,7 @@
 """Copying a file and hashing it in one reading, each at its own speed."""
 
 import hashlib
+import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import FileIO
@@ -20,7 +21,9 @@ def copy_file(source: Path, target: Path, advance: Advance | None = None) -> str
 def _copy_content(reader: FileIO, writer: FileIO, advance: Advance | None) -> str:
     """Hash each chunk in a second thread while the first writes it and reads the next."""
     digest = hashlib.sha256()
-    buffers = [memoryview(bytearray(CHUNK_BYTES)) for _ in range(2)]
+    # Most files of a base are small: what they need not is not cleared for them either.
+    size = min(CHUNK_BYTES, os.fstat(reader.fileno()).st_size) or 1
+    buffers = [memoryview(bytearray(size)) for _ in range(2)]
     hashing: Future[None] | None = None
     with ThreadPoolExecutor(1) as pool:
         while count := reader.readinto(buffers[0]):

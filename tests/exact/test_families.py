@@ -1,4 +1,8 @@
-"""Every family of the table: logits, poison and stripped bytes. torch.equal only."""
+"""Every family of the table: logits, poison and stripped bytes. torch.equal only.
+
+Over the same table to a tolerance, in tests/unit: the mirror, gradients and cached signals in
+families/, the wide layout in serving/.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -1,8 +1,14 @@
-"""SIGKILL at random moments of a graft, from a process that has everything imported already."""
+"""SIGKILL at random moments of a graft, from a process that has everything imported already.
 
+python -m tests.property.kills BASE COUNT SEED
+"""
+
+import json
 import os
 import shutil
 import signal
+import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -10,6 +16,7 @@ from random import Random
 
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.checkpoint.place import Mode
+from otter_cli.core.console import set_quiet
 from otter_cli.families import base_shape
 from otter_cli.insertion import Manifest, Plan, graft, resolve
 from otter_cli.insertion.storage import open_stored
@@ -21,6 +28,7 @@ class Killer:
 
     def __init__(self, base: Path, work: Path, seed: int) -> None:
         self.base, self.out, self.random = Checkpoint.open(base), work / "out", Random(seed)
+        set_quiet(True)  # every child would import what draws the progress bar
         shape = base_shape(self.base.config)
         signals = (parse_signal("reward"),)
         self.plan = Plan(resolve(shape, hidden=8, heads=2, ffn=16, signals=signals), shape)
@@ -75,3 +83,19 @@ class Killer:
         assert names == {*self.base.files, "otter.json", "otter.safetensors"}
         for name in self.base.files:
             assert (self.out / name).read_bytes() == (self.base.path / name).read_bytes()
+
+
+def main(base: str, count: str, seed: str) -> None:
+    # In memory where that is to be had: every graft waits for its disk some dozen times.
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
+        root = Path(name)
+        found = Killer(shutil.copytree(base, root / "base"), root, int(seed)).kill(int(count))
+        assert [path.name for path in root.iterdir()] == ["base"]
+    print(
+        json.dumps({"kills": found.total(), "nothing": found["nothing"], "whole": found["whole"]})
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

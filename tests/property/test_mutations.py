@@ -1,14 +1,11 @@
 """Spoilt files are refused, or read as the safetensors library reads them; killed grafts leave all
 or nothing. Nothing else happens, and the counts are printed."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.property.robustness import FILES, GRAFTS, KILLS, mutated_files, mutated_grafts
+from tests.property.robustness import FILES, GRAFTS, KILLS, kills, mutated_files, mutated_grafts
 
 Capture = pytest.CaptureFixture[str]
 
@@ -29,22 +26,12 @@ def test_mutated_bases_of_a_graft(tmp_path: Path, tiny_llama: Path, capsys: Capt
     assert GRAFTS >= 2000 and min(found["refused"], found["sound"]) > GRAFTS // 20
 
 
-KILL = """
-import json, sys
-from pathlib import Path
-from tests.property.robustness import kills
-print(json.dumps(kills(Path(sys.argv[1]), int(sys.argv[2]))))
-"""
-
-
 @pytest.mark.timeout(300)
-def test_killed_grafts(tiny_llama: Path, repository: Path, capsys: Capture) -> None:
-    """In a process of its own: forking one that has threads is asking for trouble."""
-    command = [sys.executable, "-c", KILL, str(tiny_llama), str(KILLS)]
-    child = subprocess.run(command, capture_output=True, text=True, check=False, cwd=repository)
-    assert child.returncode == 0, child.stderr
-    found = json.loads(child.stdout)
+def test_killed_grafts(tiny_llama: Path, capsys: Capture) -> None:
+    found = kills(tiny_llama, KILLS)
     with capsys.disabled():
-        print(f"\n{found['kills']} killed grafts: {found['nothing']} left nothing, "
-              f"{found['whole']} were whole, and every next run succeeded")  # fmt: skip
+        print(
+            f"\n{found['kills']} killed grafts: {found['nothing']} left nothing, "
+            f"{found['whole']} were whole, and every next run succeeded"
+        )
     assert found["kills"] >= 100 and found["nothing"] > KILLS // 20
