@@ -40,7 +40,7 @@ METRICS: dict[str, Metric] = {
     "auroc_end": Metric("AUROC, last score", "higher"),
     "f1": Metric("F1 at 0.5", "higher"),
     "detected": Metric("flagged at 1 % false alarms", "higher", "share"),
-    "on_time": Metric("of them on time", "higher", "share"),
+    "on_time": Metric("flagged on time", "higher", "share"),
     "missed": Metric("missed", "lower", "share"),
     "tokens_seen": Metric("tokens read until then", "lower", "share"),
     "speed_up": Metric("speed-up", "higher", relative=True),
