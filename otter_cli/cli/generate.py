@@ -87,6 +87,9 @@ def generate(
     typical: Annotated[
         bool, _option("Speed", "--typical", "accept what is likely enough: faster, and lossy")
     ] = False,
+    exact: Annotated[
+        bool, _option("Speed", "--exact", "decide near-ties of drafts by steps of one token")
+    ] = False,
     batch: Annotated[int, _option("Speed", "--batch", "prompts that run side by side")] = 8,
     device: Annotated[str, _option("Speed", "--device", "cpu, cuda, cuda:1")] = "cpu",
 ) -> Outcome:
@@ -108,7 +111,7 @@ def generate(
     opened, rejected = parse_gate(gate or []), tuple(map(parse_signal_bound, reject or ()))
     if batch < 1:
         raise OtterError(f"--batch is {batch}", hint="at least 1")
-    prompts = _prompts(prompt, file)
+    prompts, batch = _prompts(prompt, file), 1 if exact else batch
     model = OtterForCausalLM.from_pretrained(folder, base=base, device=device)
     tokenizer = AutoTokenizer.from_pretrained(base or folder, local_files_only=True)
     shown = _shown(model, signal)
@@ -127,6 +130,7 @@ def generate(
                 guide=steered,
                 gate=opened,
                 drafter=_drafter(draft, tree),
+                exact=exact and draft is not None,
                 acceptance="typical" if typical else "lossless",
                 signals=shown,
                 stops=stops,

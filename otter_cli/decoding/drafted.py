@@ -7,7 +7,8 @@ from torch import Tensor
 
 from otter_cli.core.errors import OtterError
 from otter_cli.decoding.choosing import Chooser
-from otter_cli.decoding.drafts import Drafting
+from otter_cli.decoding.drafts import Draft, Drafting
+from otter_cli.decoding.exactly import OneTokenSteps
 from otter_cli.decoding.near_ties import NearTies
 from otter_cli.decoding.rows import Rows
 from otter_cli.decoding.sampling import Sampler
@@ -27,10 +28,12 @@ class Drafted:
         drafting: Drafting,
         chooser: Chooser,
         acceptance: Acceptance,
+        exact: OneTokenSteps | None = None,
     ) -> None:
         self.rows, self.session, self.sampler = rows, rows.session, sampler
         self.drafting, self.acceptance = drafting, acceptance
         self.steered = chooser if isinstance(chooser, Steered) else None
+        self.exact = exact
         self.ties = NearTies(rows) if sampler.greedy and self.steered is None else None
 
     def run(self, state: State) -> None:
@@ -49,6 +52,8 @@ class Drafted:
         logits = self.session.logits(states)
         wanted = self._wanted(states, logits)
         path, accepted, following = accept(wanted, draft, self.sampler, self.acceptance)
+        if self.exact is not None:
+            accepted, following = self._settled(pending, draft, logits, path, accepted, following)
         nodes = torch.nn.functional.pad(path + 1, (1, 0))  # 0: the pending token
         # A row that has ended keeps nothing, or it would run on past the window.
         self.session.keep_path(nodes, (accepted + 1) * self.rows.going)
@@ -60,6 +65,26 @@ class Drafted:
             self.ties.note(taken, accepted)
         last = nodes.gather(1, accepted[:, None])
         return states.along(last), _along(logits, last), following
+
+    def _settled(
+        self,
+        pending: Tensor,
+        draft: Draft,
+        logits: Tensor,
+        path: Tensor,
+        accepted: Tensor,
+        following: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """What of the one row's accepted path plain decoding writes too, [1] each."""
+        assert self.exact is not None
+        drafts = path[0, : int(accepted[0])]
+        kept, token = self.exact.settle(
+            self.rows.texts(pending)[0],
+            torch.cat([logits[0, :1], logits[0, drafts + 1]]),
+            draft.tokens[0, drafts].tolist(),
+            int(following[0]),
+        )
+        return torch.full_like(accepted, kept), torch.full_like(following, token)
 
     def _wanted(self, states: State, logits: Tensor) -> Tensor:
         """What is decided by, [rows, m, vocab]."""

@@ -9,6 +9,7 @@ from otter_cli.core.errors import OtterError
 from otter_cli.decoding.choosing import Chooser, Plain
 from otter_cli.decoding.drafted import Drafted, check_over_trees
 from otter_cli.decoding.drafts import Drafter
+from otter_cli.decoding.exactly import OneTokenSteps
 from otter_cli.decoding.gates import Gate
 from otter_cli.decoding.guide import Guide
 from otter_cli.decoding.rows import Rows
@@ -34,13 +35,15 @@ def generate(
     gate: Gate | None = None,
     drafter: Drafter | None = None,
     acceptance: Acceptance = "lossless",
+    exact: bool = False,
     signals: Sequence[str] = (),
     stops: Stops = NO_STOPS,
     on_token: OnToken | None = None,
 ) -> list[Generation]:
     """Continues each prompt. `signals` are read at every new token; `on_token(row, token)` sees
     tokens as they come. A guide of strength 0 is plain decoding, bit for bit. Drafts lose nothing
-    unless `acceptance` is typical.
+    unless `acceptance` is typical; `exact` decides near-ties of one greedy prompt by steps of one
+    token, so that the text is plain decoding's whatever the steps round to.
 
     Raises OtterError for prompts that leave no room, and for signals the graft lacks.
     """
@@ -51,6 +54,11 @@ def generate(
         one.check(len(texts), model.shape.vocab)
     for name in signals:
         check_scores(model, name)
+    if exact and (len(texts) != 1 or sampling.temperature or guides or acceptance != "lossless"):
+        raise OtterError(
+            "exact drafting is for one prompt, greedy and unguided",
+            hint="one prompt at a time, temperature 0, no guide",
+        )
     # Strength 0 takes the step of one token: k tokens would round differently.
     steering = [one for one in guides if any(one.strengths)]
     plain = drafter is None and not steering
@@ -74,7 +82,9 @@ def generate(
     rows.prefill_seconds = time.perf_counter() - started
     if drafting is not None:
         check_over_trees(chooser)
-        Drafted(rows, sampler, drafting, chooser, acceptance).run(state)
+        single = OneTokenSteps(model, texts[0]) if exact else None
+        Drafted(rows, sampler, drafting, chooser, acceptance, single).run(state)
+        rows.rescoring_passes = single.passes if single else 0
     else:
         one_by_one(rows, state, sampler, chooser)
     rows.seconds = time.perf_counter() - started - rows.prefill_seconds

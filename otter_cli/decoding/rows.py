@@ -38,6 +38,7 @@ class Rows:
         self.open = [sampling.max_new_tokens > 0] * len(prompts)
         self.taken = [0] * len(prompts)  # of the last pass, by row
         self.seconds = self.prefill_seconds = 0.0
+        self.rescoring_passes = 0
 
     @property
     def done(self) -> bool:
@@ -139,6 +140,7 @@ class Rows:
             counters = row.counters
             counters.base_passes, counters.tokens_fed = self.session.passes, self.session.fed
             counters.external_passes = sum(one.external_passes for one in beside)
+            counters.rescoring_passes = self.rescoring_passes
             counters.tokens_kept = len(row.tokens)
             counters.seconds, counters.prefill_seconds = self.seconds, self.prefill_seconds
             held = sum(one.external_bytes for one in beside)

@@ -45,6 +45,7 @@ class Counters:
 
     base_passes: int = 0
     external_passes: int = 0
+    rescoring_passes: int = 0  # of the base, one token each, to decide near-ties
     tokens_fed: int = 0
     tokens_kept: int = 0
     # By position of the draft: how often one was proposed there, and how often it was kept.

@@ -209,3 +209,27 @@ def test_what_cannot_be_drafted(model: Any, tiny_checkpoint: Any) -> None:
             generate(model, PROMPTS, GREEDY, **options)
     with pytest.raises(OtterError, match="widths"):
         TreeShape.of_widths([2, 0])
+
+
+@pytest.mark.parametrize("drafter", [FutureDrafter(tree=TREE), PromptLookup(2, 3)], ids=str)
+def test_near_ties_are_decided_as_plain_decoding_does(
+    model: Any, monkeypatch: pytest.MonkeyPatch, drafter: Any
+) -> None:
+    """Every choice counts as a near-tie, and every step of many tokens says something wrong."""
+    import otter_cli.decoding.exactly as exactly
+    from otter_cli.decoding.session import DecodingSession
+
+    plain = [generate(model, [prompt], GREEDY)[0] for prompt in PROMPTS]
+    read = DecodingSession.logits
+
+    def wrong(self: DecodingSession, state: Any) -> Tensor:
+        logits = read(self, state)
+        return logits if logits.shape[1] == 1 else logits.roll(1, -1)
+
+    monkeypatch.setattr(exactly, "bound", lambda logits: torch.full(logits.shape[:-1], torch.inf))
+    monkeypatch.setattr(DecodingSession, "logits", wrong)
+    for prompt, row in zip(PROMPTS, plain, strict=True):
+        (exact,) = generate(model, [prompt], GREEDY, drafter=drafter, exact=True)
+        assert exact.tokens == row.tokens and exact.counters.rescoring_passes > 0
+    with pytest.raises(OtterError, match="one prompt"):
+        generate(model, PROMPTS, GREEDY, drafter=drafter, exact=True)
