@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from otter_cli.core.errors import OtterError
 from otter_cli.families import BaseShape
 from otter_cli.insertion.config import InsertionConfig
-from otter_cli.model.branch import BranchTap, InsertedBranch, TwoInputs, read_of
+from otter_cli.model.branch import AttentionCall, AttentionTap, InsertedBranch, read_of, rows
+from otter_cli.model.joint import TwoInputs
 from otter_cli.model.norms import head_norm
+from otter_cli.model.rotary import Rotate
+
+# Stores keys and values in the insertion's own cache layer and gives back all of them.
+Remember = Callable[[Cache, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class InsertedAttention(InsertedBranch):
@@ -21,34 +28,67 @@ class InsertedAttention(InsertedBranch):
     def __init__(self, config: InsertionConfig, shape: BaseShape) -> None:
         block, c = shape.family.attention, shape.head_dim
         super().__init__(config, shape, block, config.heads)
-        d, D = shape.hidden, config.hidden
+        d, D, own = shape.hidden, config.hidden, config.kv == "own"
         self.config, self.head_dim = config, c
         wide, bias = read_of(block, shape.heads * c, d, shape.out_bias)
         self.out = TwoInputs(wide, config.heads * c, D, bias)
+        self._out = self.joint(self.out)
         if not config.heads:
             return
         self.query = TwoInputs(d, D, config.heads * c, shape.attention_bias)
         self.query_norm = head_norm(block.query_norm, config.heads, shape)
         self.sinks = nn.Parameter(torch.empty(config.heads)) if block.sinks else None
-        if config.kv == "own":
+        if own:
             self.key = TwoInputs(d, D, config.kv_heads * c, shape.attention_bias)
             self.value = TwoInputs(d, D, config.kv_heads * c, shape.attention_bias)
-            self.key_norm = head_norm(block.key_norm, config.kv_heads, shape)
+        self.key_norm = head_norm(block.key_norm, config.kv_heads, shape) if own else None
+        self._inputs = self.joint(self.query, *((self.key, self.value) if own else ()))
+        self._parts = [config.heads, *([config.kv_heads] * 2 if own else [])]
 
-    def forward(self, name: str, z: Tensor, tap: BranchTap) -> Tensor:
-        return self.land(self.out, name, z, tap)
+    def forward(
+        self, z: Tensor, entry: Tensor, tap: AttentionTap, rotate: Rotate, remember: Remember
+    ) -> Tensor:
+        """z after the branch; `entry` is z where the branch begins."""
+        mine = self.heads(entry, tap, rotate, remember) if self.thin else None
+        return self.land(self._out, z, tap, mine)
 
-    def inserted(self, name: str, tap: BranchTap) -> Tensor:
-        """[batch, tokens, A * c]."""
+    def heads(self, z: Tensor, tap: AttentionTap, rotate: Rotate, remember: Remember) -> Tensor:
+        """a', [n, A * c]."""
         if tap.call is None:
             raise OtterError(
                 "the base's attention runs through no registered attention function",
                 hint='load it with attn_implementation="sdpa"',
             )
-        u = self.norm(tap.entry[name], tap.residual)
-        query = tap.rotate(self._split(self.query_norm(self.query(tap.normed, u))))
-        key, value = self._keys_and_values(tap, u, query.dtype)
-        call, mask = tap.call, tap.call.mask
+        inputs = self._inputs(rows(tap.normed), self.normed(z, tap))
+        query, key, value = self._split(inputs, tap, rotate)
+        if key is None or value is None:  # kv: base
+            read = slice(self.config.kv_start, self.config.kv_start + self.config.kv_heads)
+            key, value = tap.call.key[:, read], tap.call.value[:, read]
+            key, value = key.to(query.dtype), value.to(query.dtype)
+        elif tap.cache is not None:
+            key, value = remember(tap.cache, key, value)
+        return rows(self._attend(tap.call, query, key, value).flatten(-2))
+
+    def _split(
+        self, inputs: Tensor, tap: AttentionTap, rotate: Rotate
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """q, k and v, [batch, heads, tokens, c]; keys turn with the queries."""
+        if self.query_norm is not None:
+            flat = inputs.split([heads * self.head_dim for heads in self._parts], -1)
+            parts = [self.query_norm(flat[0])]
+            if self.key_norm is not None:
+                parts += [self.key_norm(flat[1]), flat[2]]
+            inputs = torch.cat(parts, -1)
+        heads = inputs.view(*tap.normed.shape[:2], -1, self.head_dim)
+        if self.config.kv == "base":
+            return rotate(heads).transpose(1, 2), None, None
+        turning, value = heads.split([sum(self._parts[:2]), self._parts[2]], 2)
+        query, key = rotate(turning).transpose(1, 2).split(self._parts[:2], 1)
+        return query, key, value.transpose(1, 2)
+
+    def _attend(self, call: AttentionCall, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The base's own call with other heads: [batch, tokens, A, c]."""
+        mask = call.mask
         if mask is not None and mask.is_floating_point():
             mask = mask.to(query.dtype)
         groups = self.config.heads // self.config.kv_heads
@@ -60,22 +100,8 @@ class InsertedAttention(InsertedBranch):
         sinks = {} if self.sinks is None else {"s_aux": self.sinks}
         # No dropout, even where the base trains: its next random numbers would be others.
         arguments = {**call.arguments, "dropout": 0.0, **sinks}
-        heads, _ = call.function(module, query, key, value, mask, **arguments)
-        return heads.flatten(-2)
-
-    def _keys_and_values(
-        self, tap: BranchTap, u: Tensor, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
-        assert tap.call is not None
-        if self.config.kv == "base":
-            read = slice(self.config.kv_start, self.config.kv_start + self.config.kv_heads)
-            return tap.call.key[:, read].to(dtype), tap.call.value[:, read].to(dtype)
-        assert tap.remember is not None
-        key = tap.rotate(self._split(self.key_norm(self.key(tap.normed, u))))
-        return tap.remember(self.config.name, key, self._split(self.value(tap.normed, u)))
-
-    def _split(self, flat: Tensor) -> Tensor:
-        return flat.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [batch, heads, tokens, c]
+        attended: Tensor = call.function(module, query, key, value, mask, **arguments)[0]
+        return attended
 
 
 class Grouped:

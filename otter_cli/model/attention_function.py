@@ -33,8 +33,8 @@ def tap_attention_functions() -> None:
             mask: Tensor | None,
             **arguments: Any,
         ) -> tuple[Tensor, Any]:
-            if record.branch is not None and module in record.taps.attention:
-                record.branch.call = AttentionCall(function, module, key, value, mask, arguments)
+            if record.attention is not None and module in record.taps.attention:
+                record.attention.call = AttentionCall(function, module, key, value, mask, arguments)
             return function(module, query, key, value, mask, **arguments)
 
         return tapped

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 
 from otter_cli.families import Attention, BaseShape, FeedForward
 from otter_cli.insertion.config import InsertionConfig
+from otter_cli.model.joint import Joint
 from otter_cli.model.norms import PostNorm, StreamNorm
 
 
-@dataclass
+@dataclass(slots=True)
 class AttentionCall:
     """What the base's own attention call was given, so that inserted heads repeat it and no mask is
     rebuilt."""
@@ -27,39 +27,26 @@ class AttentionCall:
     arguments: dict[str, Any]
 
 
-@dataclass
+@dataclass(slots=True)
 class BranchTap:
-    """What the hooks of one branch hand over, all [batch, tokens, ...]."""
+    """What the hooks of one branch hand over: [batch, tokens, ...], or flattened to rows."""
 
-    residual: Tensor  # h before the norm
     normed: Tensor  # x
-    # z where the branch begins: in a parallel layer, where the layer does.
-    entry: dict[str, Tensor]
+    residual: Tensor | None  # h before the norm, where a norm of the stream reads it
     part: Tensor | None = None  # a or m, or the whole branch's output
     branch: Tensor | None = None  # what the norm after the branch is given
-    rotate: Callable[[Tensor], Tensor] = field(default=lambda heads: heads)
+
+
+@dataclass(slots=True)
+class AttentionTap(BranchTap):
+    embeddings: tuple[Tensor, Tensor] | None = None  # cosines and sines of the positions
+    cache: Any = None
     call: AttentionCall | None = None
-    # Stores keys and values in the insertion's own cache layer and gives back all of them.
-    remember: Callable[[str, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
-
-
-class TwoInputs(nn.Module):
-    """`x W^h + u W^z (+ b)`; without inserted units only the first product."""
-
-    def __init__(self, base: int, inserted: int, out: int, bias: bool) -> None:
-        super().__init__()
-        self.h = nn.Linear(base, out, bias=False)
-        self.z = nn.Linear(inserted, out, bias=False) if inserted else None
-        self.bias = nn.Parameter(torch.empty(out)) if bias else None
-
-    def forward(self, x: Tensor, u: Tensor | None) -> Tensor:
-        out = nn.functional.linear(x.to(self.h.weight.dtype), self.h.weight, self.bias)
-        return out if self.z is None or u is None else out + self.z(u)
 
 
 class InsertedBranch(nn.Module):
     """`z += P(t W^h + t' W^z)`: t the base's part, t' the inserted one, P the norm after the branch
-    in families that have one."""
+    in families that have one. z and all that reads it are rows [batch * tokens, ...]."""
 
     def __init__(
         self,
@@ -73,18 +60,35 @@ class InsertedBranch(nn.Module):
         if thin:
             self.norm = StreamNorm(config, shape)
         self.post_norm = PostNorm(config, shape) if block.post_norm else None
+        self.joints: list[Joint] = []
 
-    def land(self, product: TwoInputs, name: str, z: Tensor, tap: BranchTap) -> Tensor:
+    def joint(self, *parts: Any) -> Joint:
+        made = Joint(*parts)
+        self.joints.append(made)
+        return made
+
+    def land(self, product: Joint, z: Tensor, tap: BranchTap, mine: Tensor | None) -> Tensor:
         assert tap.part is not None
-        mine = self.inserted(name, tap) if self.thin else None
-        addition: Tensor = product(tap.part, mine)
+        part = rows(tap.part)
         if self.post_norm is None:
-            return z + addition
+            return product.add(z, part, mine)
         assert tap.branch is not None
-        return z + self.post_norm(addition, tap.branch)
+        return z + self.post_norm(product(part, mine), rows(tap.branch))
 
-    def inserted(self, name: str, tap: BranchTap) -> Tensor:
-        raise NotImplementedError
+    def normed(self, z: Tensor, tap: BranchTap) -> Tensor:
+        """u."""
+        return self.norm(z, None if tap.residual is None else rows(tap.residual))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        for joint in self.joints:
+            joint.forget()
+        return self
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """[batch * tokens, ...]; some modelling files flatten what they hand on themselves."""
+    return tensor if tensor.ndim == 2 else tensor.reshape(-1, tensor.shape[-1])
 
 
 def read_of(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import cast
-
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.activations import ACT2FN
 
 from otter_cli.families import BaseShape
 from otter_cli.insertion.config import InsertionConfig
-from otter_cli.model.branch import BranchTap, InsertedBranch, TwoInputs, read_of
+from otter_cli.model.branch import BranchTap, InsertedBranch, read_of, rows
+from otter_cli.model.joint import TwoInputs
 
 
 class InsertedFeedForward(InsertedBranch):
@@ -21,18 +20,21 @@ class InsertedFeedForward(InsertedBranch):
         d, D = shape.hidden, config.hidden
         wide, bias = read_of(block, shape.ffn, d, shape.ffn_bias)
         self.down = TwoInputs(wide, f, D, bias)
+        self._down = self.joint(self.down)
         if f:
             self.gate = None if block.plain else TwoInputs(d, D, f, shape.ffn_bias)
             self.up = TwoInputs(d, D, f, shape.ffn_bias)
-            self.activation: nn.Module = ACT2FN[shape.activation]
+            self._inputs = self.joint(*([self.gate] if self.gate else []), self.up)
+            self.activation = ACT2FN[shape.activation]
 
-    def forward(self, name: str, z: Tensor, tap: BranchTap) -> Tensor:
-        return self.land(self.down, name, z, tap)
+    def forward(self, z: Tensor, entry: Tensor, tap: BranchTap) -> Tensor:
+        """z after the branch; `entry` is z where the branch begins."""
+        return self.land(self._down, z, tap, self.units(entry, tap) if self.thin else None)
 
-    def inserted(self, name: str, tap: BranchTap) -> Tensor:
-        """[batch, tokens, f]."""
-        u = self.norm(tap.entry[name], tap.residual)
-        up: Tensor = self.up(tap.normed, u)
+    def units(self, z: Tensor, tap: BranchTap) -> Tensor:
+        """m', [n, f]."""
+        inputs = self._inputs(rows(tap.normed), self.normed(z, tap))
         if self.gate is None:
-            return cast(Tensor, self.activation(up))
-        return cast(Tensor, self.activation(self.gate(tap.normed, u)) * up)
+            return self.activation(inputs)
+        gate, up = inputs.split(self.thin, -1)
+        return self.activation(gate) * up

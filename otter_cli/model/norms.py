@@ -17,16 +17,16 @@ class StreamNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.hidden))
         self.bias = nn.Parameter(torch.empty(config.hidden)) if shape.family.norm_bias else None
-        self.eps, self.own = shape.norm_eps, config.norm == "own"
+        self.rms, self.own = RMS(shape.norm_eps), config.norm == "own"
         self.centred = shape.family.norm == "layer" and not self.own
 
-    def forward(self, z: Tensor, h: Tensor) -> Tensor:
-        wide = torch.promote_types(z.dtype, torch.float32)
-        u, measured = z.to(wide), (z if self.own else h).to(wide)
+    def forward(self, z: Tensor, h: Tensor | None) -> Tensor:
+        u, measured = z, z if self.own or h is None else h
         if self.centred:
+            measured = measured.to(_wide(measured))
             mean = measured.mean(-1, keepdim=True)
             u, measured = u - mean, measured - mean
-        out = (u * inverse_rms(measured, self.eps)).to(z.dtype) * self.weight
+        out = (u / self.rms(measured)).to(z.dtype) * self.weight
         return out if self.bias is None else out + self.bias
 
 
@@ -36,12 +36,10 @@ class PostNorm(nn.Module):
     def __init__(self, config: InsertionConfig, shape: BaseShape) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.hidden))
-        self.eps = shape.norm_eps
+        self.rms = RMS(shape.norm_eps)
 
     def forward(self, addition: Tensor, branch: Tensor) -> Tensor:
-        wide = torch.promote_types(addition.dtype, torch.float32)
-        scale = inverse_rms(branch.to(wide), self.eps)
-        return (addition.to(wide) * scale).to(addition.dtype) * self.weight
+        return (addition / self.rms(branch)).to(addition.dtype) * self.weight
 
 
 class HeadNorm(nn.Module):
@@ -50,20 +48,32 @@ class HeadNorm(nn.Module):
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.empty(width)), eps
+        self.weight, self.rms = nn.Parameter(torch.empty(width)), RMS(eps)
 
     def forward(self, flat: Tensor) -> Tensor:
         heads = flat.unflatten(-1, (-1, len(self.weight)))
-        wide = heads.to(torch.promote_types(heads.dtype, torch.float32))
-        return ((wide * inverse_rms(wide, self.eps)).to(heads.dtype) * self.weight).flatten(-2)
+        return ((heads / self.rms(heads)).to(heads.dtype) * self.weight).flatten(-2)
 
 
-def inverse_rms(measured: Tensor, eps: float) -> Tensor:
-    return measured.pow(2).mean(-1, keepdim=True).add(eps).rsqrt()
+class RMS:
+    """sqrt(mean x^2 + eps), [..., 1], in float32 at least: the hypotenuse of |x| / sqrt(n) and
+    sqrt(eps), which takes three operations and squares no large number."""
+
+    def __init__(self, eps: float) -> None:
+        # A tensor without dimensions, on any device and of any dtype as good as a number.
+        self.root = torch.tensor(eps, dtype=torch.float64, device="cpu").sqrt()
+
+    def __call__(self, measured: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(measured, dim=-1, keepdim=True, dtype=_wide(measured))
+        return torch.hypot(length * measured.shape[-1] ** -0.5, self.root)
 
 
-def head_norm(norm: str, heads: int, shape: BaseShape) -> nn.Module:
+def _wide(tensor: Tensor) -> torch.dtype:
+    return tensor.dtype if tensor.dtype == torch.float64 else torch.float32
+
+
+def head_norm(norm: str, heads: int, shape: BaseShape) -> HeadNorm | None:
     if not norm:
-        return nn.Identity()
+        return None
     joint = heads if shape.family.attention.joint_norm else 1
     return HeadNorm(joint * shape.head_dim, shape.norm_eps)

@@ -10,21 +10,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from otter_cli.model.branch import BranchTap
+from otter_cli.model.branch import AttentionTap, BranchTap
+from otter_cli.model.rotary import Rotations
 
 if TYPE_CHECKING:
     from otter_cli.model.taps import Taps
 
 
-@dataclass
+@dataclass(slots=True)
 class Record:
     """One forward of the base with its inserted streams; `grad`: whether they build a graph."""
 
     taps: Taps
     grad: bool
     streams: dict[str, Tensor] = field(default_factory=dict)  # z, [batch, tokens, D]
-    branch: BranchTap | None = None
+    # Of the layer that runs now.
+    attention: AttentionTap | None = None
+    ffn: BranchTap | None = None
     residual: Tensor | None = None
+    rotations: Rotations = field(default_factory=Rotations)
     base_state: Tensor | None = None  # y, [batch, tokens, d]
     inserted_state: dict[str, Tensor] = field(default_factory=dict)  # v, [batch, tokens, D]
 
@@ -41,17 +45,25 @@ def inside_insertion() -> bool:
 
 def hook(taps: Taps, handler: Callable[..., None]) -> Callable[..., None]:
     """A hook that calls `handler(record, module, ...)` while `taps` are recording, and returns
-    None, so that torch passes the base's own tensors on."""
+    None, so that torch passes the base's own tensors on. The handler remembers and computes
+    nothing: what does goes through `compute`."""
 
     def run(module: nn.Module, *arguments: Any) -> None:
         record = ACTIVE.get()
-        if record is None or record.taps is not taps:
-            return
-        token = INSIDE.set(True)
-        try:
-            with torch.set_grad_enabled(record.grad):
-                handler(record, module, *arguments)
-        finally:
-            INSIDE.reset(token)
+        if record is not None and record.taps is taps:
+            handler(record, module, *arguments)
 
     return run
+
+
+def compute(work: Callable[..., None], record: Record, *arguments: Any) -> None:
+    """`work(record, ...)`, whose operations are the insertion's."""
+    token = INSIDE.set(True)
+    try:
+        if torch.is_grad_enabled() == record.grad:
+            work(record, *arguments)
+        else:
+            with torch.set_grad_enabled(record.grad):
+                work(record, *arguments)
+    finally:
+        INSIDE.reset(token)

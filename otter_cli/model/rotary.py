@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,21 +15,60 @@ from otter_cli.families import Attention
 Rotate = Callable[[Tensor], Tensor]
 
 
-def rotation(
-    module: nn.Module, embeddings: tuple[Tensor, Tensor] | None, block: Attention
-) -> Rotate:
-    """Rotates one tensor [batch, heads, tokens, head_dim] as the attention `module` does its own,
-    by its cosines and sines; not at all in layers and families without a rotation."""
+def rotary_function(module: nn.Module, block: Attention) -> Callable[..., Any] | None:
+    """What the attention `module` rotates its queries and keys by; None in layers and families
+    without a rotation."""
     turns = block.tap == "input" and (not block.rotary_if or getattr(module, block.rotary_if))
-    if embeddings is None or not turns:
-        return lambda heads: heads
-    apply = sys.modules[type(module).__module__].apply_rotary_pos_emb
-    cos, sin = embeddings
+    found = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
+    return found if turns else None
 
-    def rotate(heads: Tensor) -> Tensor:
-        # A part of each head only, in some families.
-        width = getattr(module, "rotary_ndims", heads.shape[-1])
-        turned = apply(heads[..., :width], heads[:, :1, :, :width], cos, sin)[0].to(heads.dtype)
-        return torch.cat([turned, heads[..., width:]], -1) if width < heads.shape[-1] else turned
 
-    return rotate
+class Rotations:
+    """Rotations of heads [batch, tokens, heads, head_dim] in one forward, where most layers share
+    their cosines and sines."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Tensor, Rotate]] = {}
+
+    def rotate(
+        self,
+        heads: Tensor,
+        apply: Callable[..., Any] | None,
+        width: int,
+        embeddings: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """Rotates the first `width` numbers of each head as `apply` does; not at all without it."""
+        if apply is None or embeddings is None:
+            return heads
+        cos, sin = embeddings
+        if not (width == heads.shape[-1] == cos.shape[-1] and _turns_halves(apply)):
+            return _applied(heads, apply, width, cos, sin)
+        known = self._known.get(id(cos))
+        if known is None or known[0] is not cos:
+            known = self._known[id(cos)] = cos, _halves(cos, sin)
+        return known[1](heads).to(heads.dtype)
+
+
+def _halves(cos: Tensor, sin: Tensor) -> Rotate:
+    """`x cos + (-x2, x1) sin`, the sign with the sine."""
+    half = cos.shape[-1] // 2
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
+    sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
+    return lambda heads: torch.addcmul(heads * cos, heads.roll(half, -1), sin)
+
+
+def _applied(
+    heads: Tensor, apply: Callable[..., Any], width: int, cos: Tensor, sin: Tensor
+) -> Tensor:
+    turned = heads.transpose(1, 2)[..., :width]
+    turned = apply(turned, turned[:, :1], cos, sin)[0].to(heads.dtype).transpose(1, 2)
+    return torch.cat([turned, heads[..., width:]], -1) if width < heads.shape[-1] else turned
+
+
+@cache
+def _turns_halves(apply: Callable[..., Any]) -> bool:
+    """Whether a modelling file's function is the usual one, which is then done in fewer steps."""
+    numbers = torch.arange(1, 13, dtype=torch.float64, device="cpu").view(3, 4)
+    heads, cos, sin = numbers[:1], numbers[1:2], numbers[2:]
+    got = apply(heads[None, None], heads[None, None], cos[None], sin[None])[0]
+    return torch.equal(got[0, 0], _halves(cos, sin)(heads[:, None])[:, 0])

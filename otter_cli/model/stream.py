@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from otter_cli.core.errors import OtterError
 from otter_cli.families import BaseShape
 from otter_cli.insertion.config import InsertionConfig
-from otter_cli.model.attention import InsertedAttention
+from otter_cli.model.attention import InsertedAttention, Remember
+from otter_cli.model.branch import AttentionTap, BranchTap, rows
 from otter_cli.model.feed_forward import InsertedFeedForward
 from otter_cli.model.norms import StreamNorm
+from otter_cli.model.rotary import Rotate
 from otter_cli.signals import HEADS, Unembedding, Vocabulary
 
 
@@ -25,6 +27,16 @@ class InsertedLayer(nn.Module):
         super().__init__()
         self.attention = InsertedAttention(config, shape)
         self.ffn = InsertedFeedForward(config, shape)
+        self.parallel = shape.parallel
+
+    def forward(
+        self, z: Tensor, attention: AttentionTap, ffn: BranchTap, rotate: Rotate, remember: Remember
+    ) -> Tensor:
+        """z after the layer, [batch, tokens, D]."""
+        entry = rows(z)
+        middle = self.attention(entry, entry, attention, rotate, remember)
+        after: Tensor = self.ffn(middle, entry if self.parallel else middle, ffn)
+        return after.view(z.shape)
 
 
 class Named(nn.Module):

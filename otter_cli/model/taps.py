@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from otter_cli.core.errors import OtterError
 from otter_cli.families import Family
 from otter_cli.model.attention_function import tap_attention_functions
-from otter_cli.model.branch_hooks import BranchHooks, keep_residual
-from otter_cli.model.record import ACTIVE, Record, hook
+from otter_cli.model.layer_hooks import LayerHooks, keep_residual
+from otter_cli.model.record import ACTIVE, Record, compute, hook
+from otter_cli.model.rotary import Rotations
 from otter_cli.model.stream import Insertion
 
 
@@ -22,12 +23,12 @@ class Taps:
     """The hooks of one base. They do nothing until `recording`."""
 
     def __init__(
-        self, base: nn.Module, family: Family, parallel: bool, insertions: nn.ModuleDict
+        self, base: nn.Module, family: Family, head_dim: int, insertions: nn.ModuleDict
     ) -> None:
         self.insertions = {
             name: module for name, module in insertions.items() if isinstance(module, Insertion)
         }
-        self.family, self.parallel = family, parallel
+        self.family, self.head_dim = family, head_dim
         self.layers = cast(nn.ModuleList, base.get_submodule(family.layers))
         self.depth = len(self.layers)
         self.attention: set[nn.Module] = set()
@@ -46,18 +47,16 @@ class Taps:
     def _install(self, base: nn.Module) -> None:
         at, on, family = base.get_submodule, partial(hook, self), self.family
         at(family.decoder).register_forward_pre_hook(on(self._begin))
-        at(family.embedding).register_forward_hook(on(self._start))
+        at(family.embedding).register_forward_hook(on(partial(compute, self._start)))
         if family.positions:
-            place = on(partial(self._place, family.positions.offset))
+            place = on(partial(compute, partial(self._place, family.positions.offset)))
             at(family.positions.module).register_forward_pre_hook(place, with_kwargs=True)
         norm = at(family.final_norm)
         norm.register_forward_pre_hook(on(keep_residual))
-        norm.register_forward_hook(on(self._finish))
+        norm.register_forward_hook(on(partial(compute, self._finish)))
         chosen = {index for one in self.insertions.values() for index in one.config.layers}
         for index in sorted(chosen):
-            attention = BranchHooks(self, index, self.layers[index], "attention")
-            self.attention.add(attention.module)
-            BranchHooks(self, index, self.layers[index], "ffn")
+            self.attention.add(LayerHooks(self, index).attention)
 
     def require_streams(self, record: Record) -> None:
         """Raises OtterError where the base was called without token ids."""
@@ -72,6 +71,7 @@ class Taps:
 
     def _begin(self, record: Record, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         record.streams.clear()
+        record.rotations = Rotations()
 
     def _start(
         self, record: Record, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor

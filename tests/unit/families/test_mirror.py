@@ -1,21 +1,18 @@
 """Copied first values mirror the base, family by family: z, inserted heads, inserted units, u."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from otter_cli.insertion import Plan
 from otter_cli.model import OtterForCausalLM
 from tests.support.families import CASES, FULL, Case
 from tests.support.grafts import graft_for
+from tests.support.joints import products
 
 TOKENS = torch.arange(3, 23)[None]
-Pairs = list[tuple[Tensor, Tensor]]
 
 
 def _model(case: Case, tiny_checkpoint: Any, out: Path, **form: Any) -> OtterForCausalLM:
@@ -31,16 +28,6 @@ def _model(case: Case, tiny_checkpoint: Any, out: Path, **form: Any) -> OtterFor
 
 def _plan(model: OtterForCausalLM) -> Plan:
     return Plan(model.manifest.insertions[0], model.shape)
-
-
-@contextmanager
-def _inputs(*modules: nn.Module) -> Iterator[Pairs]:
-    """What these modules are called with, in order."""
-    seen: Pairs = []
-    hooks = [m.register_forward_pre_hook(lambda _, given: seen.append(given)) for m in modules]
-    yield seen
-    for hook in hooks:
-        hook.remove()
 
 
 def _layers(model: OtterForCausalLM) -> list[Any]:
@@ -75,15 +62,15 @@ def test_copied_heads_say_what_the_base_s_say(
     """Their rotation, scale, norms, biases, sinks, and place in fused projections, all at once."""
     heads = {"heads": 4, "kv_heads": 2} if case.jointly_normed else {"heads": 2}
     model = _model(case, tiny_checkpoint, tmp_path / "g", kv=kv, **heads)
-    with torch.no_grad(), _inputs(*(layer.attention.out for layer in _layers(model))) as seen:
+    with torch.no_grad(), products(*(layer.attention.out for layer in _layers(model))) as seen:
         model(TOKENS)
     assert len(seen) == model.shape.layers
-    for a, mine in seen:
-        by_head = a.unflatten(-1, (model.shape.heads, -1))
-        assert (by_head[:, :, 0] - by_head[:, :, 1]).abs().max() > 0.1
+    for out in seen:
+        by_head = out.x.unflatten(-1, (model.shape.heads, -1))  # [n, heads, head_dim]
+        assert (by_head[:, 0] - by_head[:, 1]).abs().max() > 0.1
         # Attention functions take their softmax in float32, some rotations too.
         of_base = by_head[..., _plan(model).head_units, :].flatten(-2)
-        torch.testing.assert_close(mine, of_base, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(out.u, of_base, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", [c for c in FULL if "experts" not in repr(c.config)], ids=str)
@@ -91,10 +78,12 @@ def test_copied_units_say_what_the_base_s_say(
     tiny_checkpoint: Any, tmp_path: Path, case: Case
 ) -> None:
     model = _model(case, tiny_checkpoint, tmp_path / "g")
-    with torch.no_grad(), _inputs(*(layer.ffn.down for layer in _layers(model))) as seen:
+    with torch.no_grad(), products(*(layer.ffn.down for layer in _layers(model))) as seen:
         model(TOKENS)
-    for m, mine in seen:
-        torch.testing.assert_close(mine, m[..., _plan(model).ffn_units], rtol=1e-10, atol=1e-10)
+    assert len(seen) == model.shape.layers
+    for down in seen:
+        of_base = down.x[..., _plan(model).ffn_units]
+        torch.testing.assert_close(down.u, of_base, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.mirror < 1e-9], ids=str)
@@ -102,9 +91,10 @@ def test_under_the_base_s_norm_u_is_x(tiny_checkpoint: Any, tmp_path: Path, case
     """METHOD, 1: the norm's statistics, weights and biases, as the family has them."""
     model = _model(case, tiny_checkpoint, tmp_path / "g", norm="base")
     units = torch.from_numpy(_plan(model).units)
-    with torch.no_grad(), _inputs(*(layer.ffn.up for layer in _layers(model))) as seen:
+    with torch.no_grad(), products(*(layer.ffn.up for layer in _layers(model))) as seen:
         out = model(TOKENS)
     assert len(seen) == model.shape.layers
     # The base's norms round to float32 in any dtype.
-    for x, u in [*seen, (out.base_state, out.inserted_state["main"])]:
+    inputs = [(product.x, product.u) for product in seen]
+    for x, u in [*inputs, (out.base_state, out.inserted_state["main"])]:
         torch.testing.assert_close(u, x[..., units], rtol=1e-5, atol=1e-5)

@@ -10,6 +10,7 @@ from torch import Tensor
 from otter_cli.model import OtterForCausalLM
 from tests.support.families import CASES
 from tests.support.grafts import random_graft
+from tests.support.joints import products
 
 BY_NAME = {case.family: case for case in CASES}
 TOKENS = torch.arange(3, 15)[None]
@@ -62,10 +63,11 @@ def test_a_norm_after_the_branch_is_applied_to_all_that_it_adds(
         module.register_forward_pre_hook(
             lambda _, given, name=name: seen.update({name: given[0]}), prepend=True
         )
-    layers["1"].ffn.down.register_forward_hook(lambda _, __, out: seen.update(added=out))
-    with torch.no_grad():
+    with torch.no_grad(), products(layers["1"].ffn.down) as down:
         model(TOKENS)
-    rms = (seen["branch"].square().mean(-1, keepdim=True) + model.shape.norm_eps).sqrt()
-    expected = seen["before"] + seen["added"] / rms * layers["1"].ffn.post_norm.weight
+    (added,) = (product.out for product in down)
+    branch = seen["branch"].flatten(0, 1)  # rows, as the stream's own
+    rms = (branch.square().mean(-1, keepdim=True) + model.shape.norm_eps).sqrt()
+    expected = seen["before"] + added / rms * layers["1"].ffn.post_norm.weight
     assert (seen["after"] - seen["before"]).abs().max() > 1e-3
     torch.testing.assert_close(seen["after"], expected)

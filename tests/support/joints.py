@@ -1,0 +1,40 @@
+"""What a joint product of the stream is given, and what it gives: its parts are not called."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from unittest.mock import patch
+
+from torch import Tensor
+
+from otter_cli.model.joint import Joint, TwoInputs
+
+
+@dataclass
+class Product:
+    """[n, ...]: rows of all positions. `out`: with `add`, what it was added to included."""
+
+    x: Tensor
+    u: Tensor | None
+    out: Tensor
+
+
+@contextmanager
+def products(*parts: TwoInputs) -> Iterator[list[Product]]:
+    """Every product in which one of `parts` has a share, in order."""
+    seen: list[Product] = []
+    call, add = Joint.__call__, Joint.add
+
+    def watch(joint: Joint, x: Tensor, u: Tensor | None, out: Tensor) -> Tensor:
+        if any(part is own for part in parts for own in joint.parts):
+            seen.append(Product(x, u, out))
+        return out
+
+    def watched_call(joint: Joint, x: Tensor, u: Tensor | None) -> Tensor:
+        return watch(joint, x, u, call(joint, x, u))
+
+    def watched_add(joint: Joint, z: Tensor, x: Tensor, u: Tensor | None) -> Tensor:
+        return watch(joint, x, u, add(joint, z, x, u))
+
+    with patch.object(Joint, "__call__", watched_call), patch.object(Joint, "add", watched_add):
+        yield seen
