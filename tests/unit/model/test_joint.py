@@ -97,7 +97,8 @@ def test_gradients_reach_every_named_tensor_after_packing() -> None:
         joint(X, U)
     named = [p for part in parts for p in part.parameters()]
     got = torch.autograd.grad(joint(X, U).square().sum(), named)
-    torch.testing.assert_close(got, torch.autograd.grad(_expected(parts).square().sum(), named))
+    expected = torch.autograd.grad(_expected(parts).square().sum(), named)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("way", ["deepcopy", "pickle"])
