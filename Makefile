@@ -7,7 +7,9 @@ CODE := otter_cli tests
 # vLLM pins what it runs with, so it has an environment of its own: a CPU build, for tests.
 VLLM := .venv-vllm/bin
 
-.PHONY: setup demo test soak test-vllm check format clean
+.PHONY: setup demo test soak test-vllm test-kill check format clean
+
+.PHONY: setup demo test soak test-kill test-kill check format clean
 
 setup: $(INSTALLED)
 
@@ -44,6 +46,10 @@ test-vllm: .venv-vllm/.installed
 identity: setup
 	$(BIN)/python -m tests.support.greedy_identity $(OTTER_SHARED)/models/chat-7m \
 		$(OTTER_SHARED)/data/prompts/spec-bench.jsonl results/decoding/greedy-identity.json
+
+# SIGKILL at fifty random moments of training runs, and the bits they end in.
+test-kill: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.kills 50 results/training/kills.json
 
 check: setup
 	$(BIN)/ruff format --check $(CODE)
