@@ -9,8 +9,6 @@ VLLM := .venv-vllm/bin
 
 .PHONY: setup demo test soak test-vllm test-kill check format clean
 
-.PHONY: setup demo test soak test-kill test-kill check format clean
-
 setup: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
