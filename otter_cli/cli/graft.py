@@ -12,6 +12,7 @@ from otter_cli.cli.app import Outcome, verb, verb_app
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from otter_cli.checkpoint.place import Mode
     from otter_cli.insertion import Plan
     from otter_cli.insertion.price import Price
 
@@ -62,6 +63,9 @@ def graft(
     init: Annotated[str, _form("--init", "copy | normal | random | zero-output")] = "copy",
     seed: Annotated[int, _form("--seed", "of every random first value")] = 0,
     dtype: Annotated[str, _form("--dtype", "of the stored tensors: F32 | BF16 | F16")] = "F32",
+    name: Annotated[
+        str | None, typer.Option("--name", help="of the insertion. Default: main, then main-2")
+    ] = None,
     copy: Annotated[
         bool, typer.Option("--copy", help="copy the base's files, rather than hard-link them")
     ] = False,
@@ -69,21 +73,25 @@ def graft(
 ) -> Outcome:
     """Graft an insertion onto a base: its files stay byte for byte, otter.* comes beside them.
 
-    Left out, every size is a sixteenth of the base's.
+    Left out, every size is a sixteenth of the base's. BASE may be a grafted folder: OUT then holds
+    its insertions too, as they are.
     """
     from otter_cli.checkpoint.folder import Checkpoint
     from otter_cli.checkpoint.source import find_base
     from otter_cli.core.errors import OtterError
     from otter_cli.families import base_shape
-    from otter_cli.insertion import InsertionConfig, Plan, parse_layers, resolve
+    from otter_cli.insertion import MANIFEST, InsertionConfig, Plan, parse_layers, resolve
     from otter_cli.insertion import graft as write
+    from otter_cli.insertion.compose import graft_onto
     from otter_cli.insertion.price import price
     from otter_cli.signals import parse_signal
 
     if out.exists() and not dry_run:
         raise OtterError(f"{out} exists already", hint="choose another OUT, or remove it")
     source = find_base(base)
-    checkpoint = Checkpoint.open(source.path, allow_otter=False)
+    # An adapter has a manifest too, but no base beside it.
+    grafted = all((source.path / name).is_file() for name in (MANIFEST, "config.json"))
+    checkpoint = Checkpoint.open(source.path, allow_otter=grafted)
     shape = base_shape(checkpoint.config)
     config: InsertionConfig = resolve(
         shape,
@@ -100,18 +108,15 @@ def graft(
         seed=seed,
         dtype=dtype,
         signals=tuple(parse_signal(text) for text in signal or ["reward"]),
+        name=name or _next_name(source.path if grafted else None),
     )
     plan = Plan(config, shape)
     cost = price(plan, checkpoint)
-    if not dry_run:
-        write(
-            checkpoint,
-            out,
-            plan,
-            source=source.name,
-            revision=source.revision,
-            mode="copy" if copy else "link",
-        )
+    mode: Mode = "copy" if copy else "link"
+    if grafted and not dry_run:
+        graft_onto(source.path, out, plan, mode=mode)
+    elif not dry_run:
+        write(checkpoint, out, plan, source=source.name, revision=source.revision, mode=mode)
     data = {
         "out": None if dry_run else out,
         "base": source.name,
@@ -122,6 +127,14 @@ def graft(
         **cost.record(),
     }
     return Outcome(data, view=lambda: _view(plan, cost, None if dry_run else out))
+
+
+def _next_name(grafted: Path | None) -> str:
+    """What an insertion is called that nobody named: by how many there are."""
+    from otter_cli.insertion import Manifest
+
+    others = len(Manifest.read(grafted).insertions) if grafted else 0
+    return f"main-{others + 1}" if others else "main"
 
 
 def _view(plan: Plan, cost: Price, out: Path | None) -> RenderableType:

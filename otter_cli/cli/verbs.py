@@ -15,6 +15,7 @@ VERBS = {
     "graft": Verb("otter_cli.cli.graft", "Checkpoints", "insert tensors beside a base's own"),
     "attach": Verb("otter_cli.cli.attach", "Checkpoints", "put an adapter beside its base again"),
     "strip": Verb("otter_cli.cli.strip", "Checkpoints", "give the base back, byte for byte"),
+    "compose": Verb("otter_cli.cli.compose", "Checkpoints", "join two insertions on one base"),
     "verify": Verb("otter_cli.cli.verify", "Checkpoints", "prove that the base is not disturbed"),
     "export": Verb("otter_cli.cli.export", "Checkpoints", "adapter, wide or base, with a verdict"),
     "train": Verb("otter_cli.cli.train", "Training", "train inserted tensors, or a baseline"),

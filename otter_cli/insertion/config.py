@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from otter_cli.core.errors import OtterError
 from otter_cli.families import BaseShape
@@ -19,7 +19,8 @@ class InsertionConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = "main"
+    # Part of the tensors' names: `otter.main.norm.weight`.
+    name: str = Field(default="main", pattern=r"^[a-z][a-z0-9_-]{0,31}$")
     hidden: int
     heads: int
     ffn: int

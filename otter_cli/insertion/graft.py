@@ -45,7 +45,7 @@ def graft(
                 advance(slots[name].count)
                 return initial_value(slots[name], plan, base)
 
-            stored = write_stored(staging, plan, produce, max_shard_bytes=max_shard_bytes)
+            stored = write_stored(staging, [plan], produce, max_shard_bytes=max_shard_bytes)
         manifest = Manifest(
             base=BaseRecord(
                 source=source or base.path.resolve().name,

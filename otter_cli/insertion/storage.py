@@ -6,7 +6,7 @@ The index holds the digest of every shard, so that one digest in otter.json cove
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,14 +40,18 @@ class Stored:
 
 def write_stored(
     folder: Path,
-    plan: Plan,
+    plans: Sequence[Plan],
     produce: Callable[[str], Array],
     *,
     stem: str = STEM,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Stored:
-    specs = {slot.name: TensorSpec(plan.config.dtype, slot.shape) for slot in plan.slots}
-    metadata = {"format": "pt", "otter": plan.config.name}
+    specs = {
+        slot.name: TensorSpec(plan.config.dtype, slot.shape)
+        for plan in plans
+        for slot in plan.slots
+    }
+    metadata = {"format": "pt", "otter": ",".join(plan.config.name for plan in plans)}
     records = write_sharded(folder, stem, specs, produce, metadata, max_shard_bytes=max_shard_bytes)
     entry = list(records)[-1]
     return Stored(entry, records[entry]["sha256"])

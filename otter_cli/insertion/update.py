@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +22,13 @@ from otter_cli.insertion.storage import (
 
 def update_tensors(
     folder: Path,
-    plan: Plan,
+    plans: Sequence[Plan],
     manifest: Manifest,
     tensors: Mapping[str, np.ndarray],
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Manifest:
-    """Replaces the inserted tensors (float32 arrays, one for each of the plan's) and their record.
+    """Replaces the inserted tensors (float32 arrays, one for each of the plans') and their record.
 
     Two files cannot be replaced at one instant. So otter.json first accepts both digests, then the
     tensors are put into place, then only the new ones count: a folder is whole whenever the
@@ -36,7 +36,7 @@ def update_tensors(
     """
     new = write_stored(
         folder,
-        plan,
+        plans,
         tensors.__getitem__,
         stem=spare_stem(folder),
         max_shard_bytes=max_shard_bytes,

@@ -33,8 +33,10 @@ def graft_signals(folder: Path, recipe: Recipe) -> dict[str, SignalConfig]:
 
 
 def trained_names(config: InsertionConfig, recipe: Recipe, parameters: Iterable[str]) -> set[str]:
-    """The stream and the heads of the recipe's signals, but for parts that a loss cannot see."""
-    heads = f"otter.{config.name}.signals."
+    """The stream of one insertion and the heads of the recipe's signals, but for parts that a loss
+    cannot see."""
+    own = f"otter.{config.name}."
+    heads = f"{own}signals."
     untouched = {
         f"{heads}{signal.name}.{part}"
         for signal in config.signals
@@ -44,7 +46,8 @@ def trained_names(config: InsertionConfig, recipe: Recipe, parameters: Iterable[
     return {
         name
         for name in parameters
-        if name not in untouched
+        if name.startswith(own)
+        and name not in untouched
         and (
             not name.startswith(heads)
             or name.removeprefix(heads).partition(".")[0] in recipe.signals

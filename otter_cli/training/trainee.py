@@ -71,14 +71,19 @@ class GraftTrainee:
             folder, insertion_dtype=torch.float32, device=device
         )
         self.signals: Mapping[str, SignalConfig] = graft_signals(folder, recipe)
-        (self.config,) = self.model.manifest.insertions
-        trained = trained_names(self.config, recipe, dict(self.model.inserted_parameters()))
-        for name, parameter in self.model.inserted_parameters():
+        self.plans = [Plan(c, self.model.shape) for c in self.model.manifest.insertions]
+        # Another insertion, which the recipe trains nothing of, stays as it is.
+        ours = [
+            p.config for p in self.plans if any(s.name in self.signals for s in p.config.signals)
+        ]
+        inserted = dict(self.model.inserted_parameters())
+        trained = {name for config in ours for name in trained_names(config, recipe, inserted)}
+        for name, parameter in inserted.items():
             parameter.requires_grad_(name in trained)
         self.parameters: Mapping[str, nn.Parameter] = {
-            name: p for name, p in self.model.inserted_parameters() if p.requires_grad
+            name: parameter for name, parameter in inserted.items() if parameter.requires_grad
         }
-        self.gradient_free = without_gradient(self.config)
+        self.gradient_free = frozenset().union(*map(without_gradient, ours))
 
     def reader(self, name: str) -> Read:
         return _Reader(self.model, name)
@@ -90,5 +95,4 @@ class GraftTrainee:
             name: tensor.float().cpu().numpy()
             for name, tensor in self.model.inserted_state_dict().items()
         }
-        plan = Plan(self.config, self.model.shape)
-        self.model.manifest = update_tensors(self.folder, plan, manifest, tensors)
+        self.model.manifest = update_tensors(self.folder, self.plans, manifest, tensors)

@@ -105,7 +105,7 @@ def test_bad_folders_are_refused(otter: Otter, tiny_llama: Path, tmp_path: Path)
     for arguments, words in (
         (("graft", str(tiny_llama), str(out)), "exists"),
         (("graft", str(tmp_path / "nowhere"), str(tmp_path / "x")), "nowhere"),
-        (("graft", str(out), str(tmp_path / "x")), "grafted"),
+        (("graft", str(out), str(tmp_path / "x")), "two signals would be called 'reward'"),
         (("inspect", str(tmp_path)), "config.json"),
         (("strip", str(tiny_llama), str(tmp_path / "x")), "otter.json"),
         (("graft", str(tiny_llama), str(tmp_path / "x"), "--signal", "rewrd"), "rewrd"),

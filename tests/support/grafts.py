@@ -36,5 +36,5 @@ def random_graft(
         slot.name: (random.normal(0, scale, slot.shape) + (slot.role == "norm")).astype(np.float32)
         for slot in plan.slots
     }
-    update_tensors(out, plan, Manifest.read(out), values)
+    update_tensors(out, [plan], Manifest.read(out), values)
     return out

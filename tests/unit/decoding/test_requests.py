@@ -104,7 +104,7 @@ def test_a_reward_that_is_no_number_is_an_error(tiny_llama: Path, tmp_path: Path
     model = OtterForCausalLM.from_pretrained(folder)
     values = {name: t.numpy().copy() for name, t in model.inserted_state_dict().items()}
     values["otter.main.signals.reward.bias"][:] = np.nan
-    update_tensors(folder, plan, Manifest.read(folder), values)
+    update_tensors(folder, [plan], Manifest.read(folder), values)
     poisoned = OtterForCausalLM.from_pretrained(folder)
     with pytest.raises(OtterError, match="not finite"):
         generate(poisoned, PROMPT, SHORT, guide=SignalGuide("reward", 1.0))

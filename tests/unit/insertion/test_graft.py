@@ -123,7 +123,7 @@ def test_updated_tensors_are_whole_whenever_the_writer_dies(
 
     monkeypatch.setattr(Manifest, "write", dying)
     with pytest.raises(KeyboardInterrupt) if survived < 2 else nullcontext():
-        update_tensors(out, plan, Manifest.read(out), values)
+        update_tensors(out, [plan], Manifest.read(out), values)
     Manifest.read(out).check_tensors(out)
     stored = load_file(out / TENSORS)["otter.main.embedding.weight"]
     assert bool((stored == 0.5).all()) is (survived > 0)

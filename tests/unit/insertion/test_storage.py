@@ -33,7 +33,7 @@ def sharded(tiny_llama: Path, tmp_path: Path, plan: Plan) -> Path:
 
 def _update(folder: Path, plan: Plan, value: float, limit: int = SHARD_BYTES) -> None:
     values = {slot.name: np.full(slot.shape, value, np.float32) for slot in plan.slots}
-    update_tensors(folder, plan, Manifest.read(folder), values, max_shard_bytes=limit)
+    update_tensors(folder, [plan], Manifest.read(folder), values, max_shard_bytes=limit)
 
 
 def _value(folder: Path, plan: Plan) -> float:
