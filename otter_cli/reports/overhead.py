@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from otter_cli.benchmarks.estimates import Estimate
-from otter_cli.benchmarks.overhead.result import Bound, OverheadResult, Pair, Row
+from otter_cli.benchmarks.overhead.result import Bound, Group, OverheadResult, Pair, Row
 from otter_cli.core.units import bytes_text, count_text, percent_text
 from otter_cli.reports.figures import number_text
 from otter_cli.reports.page import Cell, Report, Section, Table
-from otter_cli.reports.plots import IntervalPlot, Point
+from otter_cli.reports.plots import IntervalPlot, LinePlot, Plot, Point, Series
 
 
 def overhead_report(result: OverheadResult) -> Report:
@@ -33,39 +33,54 @@ def _sections(result: OverheadResult) -> Iterator[Section]:
     yield _space(result.rows)
     if any(row.saved for row in result.rows):
         yield _saved(result.rows)
+    for group in result.groups:
+        yield _group(group)
 
 
 def _time(result: OverheadResult) -> Section:
     rows: list[list[Cell | str]] = []
+    points = []
     for row in result.rows:
         for kind, ratio, ms, bound in (
             ("decode", row.decode_ratio, row.decode_ms, row.bound.decode),
             ("prefill", row.prefill_ratio, row.prefill_ms, row.bound.prefill),
         ):
-            rows.append([f"{row.name}, {kind}", *_figures(row, ratio, ms, bound)])
-    head = ["n = rounds", "of the base", "ratio", "bound", "base, ms", "graft, ms", "share reached"]
+            name = f"{row.name}, {kind}"
+            rows.append([name, *_figures(row, ratio, ms, bound)])
+            points.append(Point(name, ratio.mean, ratio.low, ratio.high))
+    head = ["", "of the base", "ratio", "bound", "ms", "bound over time"]
     equal = sum(row.logits_equal for row in result.rows)
     compared = sum(row.logits_compared for row in result.rows)
     rates = result.rates
-    text = [
-        f"Logits equal to the base's bit for bit in {equal} of {compared} passes.",
-        (
-            "The bound is the ratio of the least times for the bytes and operations counted, at "
-            f"{rates.bytes_per_second / 1e9:.1f} GB/s and "
-            f"{rates.flops_per_second / 1e9:.0f} GFLOP/s, "
-            "the best measured in this run. Share reached: that least time over the time taken, by "
-            "base and graft."
-        ),
-    ]
-    points = [
-        Point(str(line[0]), ratio.mean, ratio.low, ratio.high)
-        for line, ratio in zip(
-            rows, [r for row in result.rows for r in (row.decode_ratio, row.prefill_ratio)],
-            strict=True,
-        )
-    ]  # fmt: skip
-    plot = IntervalPlot("Time over the base's", "graft / base", points, 1.0)
-    return Section("Time", text, [Table(head, rows)], [plot])
+    bounded = (
+        "The bound is the ratio of the least times for the bytes and operations counted, at "
+        f"{rates.bytes_per_second / 1e9:.1f} GB/s and {rates.flops_per_second / 1e9:.0f} GFLOP/s, "
+        "the best measured in this run; bound over time: the share of it that was reached."
+    )
+    text = [f"Logits equal to the base's bit for bit in {equal} of {compared} passes.", bounded]
+    plots: list[Plot] = [IntervalPlot("Time over the base's", "graft / base", points[:2], 1.0)]
+    plots += _growth(result.rows[1:]) if len(result.rows) > 1 else []
+    return Section("Time", text, [Table(head, rows)], plots)
+
+
+def _growth(rows: Sequence[Row]) -> list[LinePlot]:
+    """A sweep's ratios over the share inserted, what it was spent on apart, beside their bound."""
+    plots = []
+    for kind in ("decode", "prefill"):
+        series = []
+        for spent in dict.fromkeys(row.name.partition(",")[0] for row in rows):
+            own = [row for row in rows if row.name.partition(",")[0] == spent]
+            at = [100 * row.parameter_ratio for row in own]
+            ratios = [row.decode_ratio if kind == "decode" else row.prefill_ratio for row in own]
+            means, lows, highs = (
+                [getattr(ratio, name) for ratio in ratios] for name in ("mean", "low", "high")
+            )
+            series.append(Series(spent, at, means, lows, highs))
+            least = [getattr(row.bound, kind).ratio for row in own]
+            series.append(Series(f"{spent}, bound", at, least))
+        title = f"{kind.capitalize()} as the insertion grows"
+        plots.append(LinePlot(title, "inserted, % of the base", "time over the base's", series))
+    return plots
 
 
 def _figures(row: Row, ratio: Estimate, ms: Pair, bound: Bound) -> list[Cell | str]:
@@ -73,12 +88,8 @@ def _figures(row: Row, ratio: Estimate, ms: Pair, bound: Bound) -> list[Cell | s
         Cell(percent_text(row.parameter_ratio), "parameters"),
         ratio_cell(ratio),
         Cell(f"{bound.ratio:.3f}", f"by {bound.limit}"),
-        number_text(ms.base),
-        number_text(ms.graft),
-        Cell(
-            f"{percent_text(bound.reached.base)}, {percent_text(bound.reached.graft)}",
-            "base, graft",
-        ),
+        Cell(number_text(ms.graft), f"base {number_text(ms.base)}"),
+        Cell(percent_text(bound.reached.graft), f"base {percent_text(bound.reached.base)}"),
     ]
 
 
@@ -137,6 +148,49 @@ def _share(figure: Estimate) -> Cell:
     return Cell(
         percent_text(figure.mean), f"{percent_text(figure.low)} to {percent_text(figure.high)}"
     )
+
+
+def _group(group: Group) -> Section:
+    """Contestants with their ratio, floor and figures; only columns that somebody has."""
+    names = list(dict.fromkeys(name for line in group.lines for name in line.figures))
+    timed = any(line.ratio for line in group.lines)
+    bounded = any(line.floor is not None for line in group.lines)
+    head = [
+        f"a {group.per}",
+        "ms",
+        *(["ratio"] * timed),
+        *(["floor"] * bounded),
+        *map(_bare, names),
+    ]
+    body: list[list[Cell | str]] = []
+    for line in group.lines:
+        cells: list[Cell | str] = [line.name, number_text(line.milliseconds)]
+        if timed:
+            cells.append(ratio_cell(line.ratio) if line.ratio else "-")
+        if bounded:
+            cells.append("-" if line.floor is None else f"{line.floor:.3f}")
+        cells += [_figure(name, line.figures.get(name)) for name in names]
+        body.append(cells)
+    plots = []
+    if timed:
+        points = [Point(line.name, line.ratio.mean, line.ratio.low, line.ratio.high)
+                  for line in group.lines if line.ratio]  # fmt: skip
+        plots = [IntervalPlot(group.title, f"time over {group.reference}'s", points, 1.0)]
+    return Section(group.title, group.notes, [Table(head, body)], plots)
+
+
+def _bare(name: str) -> str:
+    return name.removesuffix(", bytes").removesuffix(", share")
+
+
+def _figure(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if name.endswith(", bytes"):
+        return bytes_text(value)
+    if name.endswith(", share"):
+        return percent_text(value)
+    return count_text(value) if abs(value) >= 10_000 else number_text(value)
 
 
 def _facts(result: OverheadResult) -> Iterator[tuple[str, str]]:

@@ -43,6 +43,33 @@ def test_a_grafted_folder_is_measured_as_it_lies(
     assert row["cache_bytes_per_token"]["graft"] == row["cache_bytes_per_token"]["base"]
 
 
+@pytest.mark.slow
+def test_every_group_has_its_lines_and_the_page_fits(otter_here: Otter, tmp_path: Path) -> None:
+    done = otter_here(
+        "bench", "overhead", "--shape", "tiny", *SMALL, "--all", "--out", tmp_path / "run"
+    )
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    groups = {group["title"]: group for group in result["groups"]}
+    assert groups.keys() >= {
+        "Peers", "Decoding, batch 1", "Decoding, batch 8", "Speculative", "Training", "Surgery",
+        "Start-up", "Profile of a decoding step",
+    }  # fmt: skip
+    for group in groups.values():
+        if group["title"].startswith("Profile"):
+            assert "aten::addmm" in {line["name"] for line in group["lines"]}
+            continue
+        reference = next(line for line in group["lines"] if line["name"] == group["reference"])
+        assert reference["ratio"]["mean"] == 1 and len(group["lines"]) > 2
+        assert all(line["milliseconds"] > 0 for line in group["lines"])
+    passes = {line["name"]: line["figures"] for line in groups["Decoding, batch 1"]["lines"]}
+    assert passes["plain"]["other passes a token"] == 0
+    assert passes["ARGS k = 10"]["other passes a token"] > 1
+    assert {row["name"].partition(",")[0] for row in result["rows"]} >= {"FFN", "attention"}
+    assert all(row["logits_equal"] == row["logits_compared"] for row in result["rows"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

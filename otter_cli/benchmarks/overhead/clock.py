@@ -21,6 +21,7 @@ def interleaved(
     *,
     synchronise: Callable[[], None],
     seen: Callable[[Mapping[str, Any]], None] = lambda outputs: None,
+    warm_up: int = WARM_UP,
 ) -> Times:
     """Every step once a round, each round begun by another one; warm-up rounds are left out.
 
@@ -28,7 +29,7 @@ def interleaved(
     """
     names, rounds = list(steps), []
     with _no_collections():
-        for number in range(WARM_UP + repeats):
+        for number in range(warm_up + repeats):
             first = number % len(names)
             seconds, outputs = {}, {}
             for name in names[first:] + names[:first]:
@@ -38,7 +39,7 @@ def interleaved(
                 synchronise()
                 seconds[name] = time.perf_counter() - started
             seen(outputs)
-            if number >= WARM_UP:
+            if number >= warm_up:
                 rounds.append(seconds)
     return {name: np.array([seconds[name] for seconds in rounds]) for name in names}
 

@@ -69,6 +69,19 @@ def decode(contestant: Contestant, prompt: Tensor, tokens: Tensor) -> Callable[[
     return lambda: contestant.run(next(columns), cache)
 
 
+def again(contestant: Contestant, prompt: Tensor, tokens: Tensor) -> Callable[[], Tensor]:
+    """A step that runs the same `tokens` [batch, n] after the prompt, and takes them back."""
+    cache: Any = contestant.new_cache()
+    contestant.run(prompt, cache)
+
+    def step() -> Tensor:
+        out = contestant.run(tokens, cache)
+        cache.crop(-tokens.shape[1])
+        return out
+
+    return step
+
+
 def _dynamic(model: PreTrainedModel) -> Cache:
     from transformers import DynamicCache
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -93,6 +94,27 @@ class Row(Part):
     saved: Saved | None = None
 
 
+class Line(Part):
+    """One contestant of a group. `ratio`: its time over the reference's, the median over rounds;
+    `floor`: the least that this ratio could be. Keys of `figures` end in their unit."""
+
+    name: str
+    milliseconds: float
+    ratio: Estimate | None = None
+    floor: float | None = None
+    figures: dict[str, float] = Field(default_factory=dict)
+
+
+class Group(Part):
+    """Contestants that took turns; `per` says what their milliseconds are for."""
+
+    title: str
+    reference: str
+    per: str
+    notes: list[str] = Field(default_factory=list)
+    lines: list[Line]
+
+
 class OverheadResult(Part):
     """A run's outcome. `rows` starts with the insertion that was asked for."""
 
@@ -102,6 +124,7 @@ class OverheadResult(Part):
     machine: str
     rates: Rates
     rows: list[Row]
+    groups: list[Group] = Field(default_factory=list)
     provenance: dict[str, Any]
 
     @classmethod
@@ -114,6 +137,26 @@ class OverheadResult(Part):
             raise OtterError(
                 f"{path} cannot be read as a result of overhead", hint="measure again"
             ) from error
+
+
+def lines_of(
+    times: Mapping[str, np.ndarray],
+    reference: str,
+    *,
+    floors: Mapping[str, float] | None = None,
+    figures: Mapping[str, dict[str, float]] | None = None,
+) -> list[Line]:
+    """A line for each contestant, by the seconds of its rounds."""
+    return [
+        Line(
+            name=name,
+            milliseconds=1000 * float(np.median(seconds)),
+            ratio=median_ratio(seconds, times[reference], f"{name} over {reference}"),
+            floor=(floors or {}).get(name),
+            figures=(figures or {}).get(name, {}),
+        )
+        for name, seconds in times.items()
+    ]
 
 
 def median_ratio(tops: np.ndarray, bottoms: np.ndarray, what: str) -> Estimate:

@@ -8,12 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from otter_cli.benchmarks.overhead.bench import Bench
+from otter_cli.benchmarks.overhead.classifier import separate
 from otter_cli.benchmarks.overhead.clock import WARM_UP
-from otter_cli.benchmarks.overhead.costs import measure, row
-from otter_cli.benchmarks.overhead.machine import machine_name, measure_rates
-from otter_cli.benchmarks.overhead.result import OverheadResult, Settings
+from otter_cli.benchmarks.overhead.commands import start_up, surgery
+from otter_cli.benchmarks.overhead.costs import Measured, measure, row
+from otter_cli.benchmarks.overhead.decoding import decoding
+from otter_cli.benchmarks.overhead.drafting import drafting
+from otter_cli.benchmarks.overhead.machine import Rates, machine_name, measure_rates
+from otter_cli.benchmarks.overhead.peers import peers
+from otter_cli.benchmarks.overhead.profile import profile
+from otter_cli.benchmarks.overhead.result import Group, OverheadResult, Settings
 from otter_cli.benchmarks.overhead.shapes import SHAPES
-from otter_cli.benchmarks.overhead.subject import Subject, from_folder, from_shape
+from otter_cli.benchmarks.overhead.sizes import SWEEP, Spent, sized
+from otter_cli.benchmarks.overhead.subject import Subject, from_folder, from_shape, insert
+from otter_cli.benchmarks.overhead.training import training
 from otter_cli.benchmarks.result import RESULT
 from otter_cli.core.atomic import write_json
 from otter_cli.core.console import say
@@ -22,8 +31,17 @@ from otter_cli.core.provenance import provenance
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
 
+# What is measured beside prefill and decode, in the order in which it is shown.
+GROUPS: dict[str, Callable[[Bench], list[Group]]] = {
+    "peers": peers,
+    "decoding": decoding,
+    "speculative": drafting,
+    "training": training,
+    "surgery": surgery,
+    "start-up": start_up,
+    "profile": profile,
+}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -40,7 +58,7 @@ class Asked:
     batch: int
     context: int
     repeats: int
-    reward_model: bool = True
+    groups: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -74,21 +92,44 @@ def run(asked: Asked) -> OverheadResult:
     with _threads(asked.threads) as threads:
         subject = load(asked)
         settings = settings_of(asked, subject, threads)
-        rates = measure_rates(subject.stock.dtype, asked.device, scale=_scale(subject))
+        rates = _rates(subject)
         say(f"{subject.name}: base and graft in turns, {settings.repeats} rounds")
-        separate = reward_model(subject) if asked.reward_model else None
-        measured = measure(subject, settings, separate)
+        measured = {asked.label: (subject, measure(subject, settings, separate(subject.stock)))}
+        if "sweep" in asked.groups:
+            measured |= _sweep(subject, settings)
         # Before and after, since other work on the machine comes and goes.
-        again = measure_rates(subject.stock.dtype, asked.device, scale=_scale(subject))
-        rates = rates.best(again)
-        rows = [row(asked.label, subject, settings, measured, rates)]
+        rates = rates.best(_rates(subject))
+        rows = [row(name, one, settings, found, rates) for name, (one, found) in measured.items()]
+        bench = Bench(subject, settings, rates)
+        groups: list[Group] = []
+        for name in asked.groups:
+            if name != "sweep":
+                say(f"{subject.name}: {name}")
+                groups += GROUPS[name](bench)
         return OverheadResult(
             settings=settings,
             machine=machine_name(),
             rates=rates,
             rows=rows,
+            groups=groups,
             provenance=provenance(),
         )
+
+
+def _sweep(subject: Subject, settings: Settings) -> dict[str, tuple[Subject, Measured]]:
+    """Insertions of growing size on the same base: FFN units alone, heads alone."""
+    found = {}
+    spent: Spent
+    for spent in ("FFN", "attention"):
+        for share in SWEEP:
+            plan = sized(subject.shape, subject.parameters, share, spent)
+            # What it came to: a head cannot be cut into parts.
+            name = f"{spent}, {100 * plan.parameters / subject.parameters:.2g} %"
+            if name not in found:
+                say(f"{subject.name}: {name}")
+                one = insert(subject.name, subject.stock, plan)
+                found[name] = (one, measure(one, settings))
+    return found
 
 
 def load(asked: Asked) -> Subject:
@@ -127,22 +168,10 @@ def write(result: OverheadResult, folder: Path) -> None:
     write_json(folder / RESULT, result.model_dump(mode="json"))
 
 
-def reward_model(subject: Subject) -> PreTrainedModel:
-    """A separate one of the base's shape, with random weights of its own."""
-    import torch
-    from transformers import AutoModelForSequenceClassification
-
-    config = type(subject.stock.config).from_dict(subject.stock.config.to_dict())
-    config.num_labels = 1
-    with torch.device(subject.stock.device):
-        return AutoModelForSequenceClassification.from_config(
-            config, dtype=subject.stock.dtype
-        ).eval()
-
-
-def _scale(subject: Subject) -> float:
-    """A base that fits the processor's caches is a smoke run: so are its rates."""
-    return 1.0 if subject.parameters > 2**24 else 1 / 16
+def _rates(subject: Subject) -> Rates:
+    # A base that fits the processor's caches is a smoke run, and so are its rates.
+    scale = 1.0 if subject.parameters > 2**24 else 1 / 16
+    return measure_rates(subject.stock.dtype, subject.stock.device.type, scale=scale)
 
 
 @contextmanager

@@ -45,6 +45,24 @@ def overhead(
     ] = 128,
     repeats: Annotated[int, option("--repeats", "decoding steps of each, in turns", "How")] = 100,
     device: Annotated[str, option("--device", "cpu, cuda, cuda:1", "How")] = "cpu",
+    peers: Annotated[
+        bool, option("--peers", "LoRA and separate reward models, Medusa-1 heads", "Beside")
+    ] = False,
+    decoding: Annotated[
+        bool, option("--decoding", "guided decoding, ARGS, best of n, at batch 1 and 8", "Beside")
+    ] = False,
+    speculative: Annotated[bool, option("--speculative", "passes with drafts", "Beside")] = False,
+    training: Annotated[
+        bool, option("--training", "steps: insertion, LoRA, full fine-tuning", "Beside")
+    ] = False,
+    surgery: Annotated[
+        bool, option("--surgery", "graft, verify, strip: cp, sha256sum; start-up", "Beside")
+    ] = False,
+    profile: Annotated[bool, option("--profile", "the extra time by operation", "Beside")] = False,
+    sweep: Annotated[
+        bool, option("--sweep", "insertions from 0.1 % to 20 %, FFN and attention", "Beside")
+    ] = False,
+    everything: Annotated[bool, option("--all", "all of these", "Beside")] = False,
     out: Annotated[
         Path | None, option("--out", "folder of the result; else runs/overhead-NAME", "Output")
     ] = None,
@@ -62,5 +80,16 @@ def overhead(
     sizes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if shape is not None:
         sizes["signals"] = tuple(parse_signal(text) for text in signal or ["reward"])
-    asked = Asked(folder, shape, sizes, dtype, device, threads, batch, context, repeats)
+    chosen = {
+        "peers": peers,
+        "decoding": decoding,
+        "speculative": speculative,
+        "training": training,
+        "surgery": surgery,
+        "start-up": surgery,
+        "profile": profile,
+        "sweep": sweep,
+    }
+    groups = tuple(name for name, wanted in chosen.items() if wanted or everything)
+    asked = Asked(folder, shape, sizes, dtype, device, threads, batch, context, repeats, groups)
     return finish(run(asked), out)
