@@ -19,7 +19,6 @@ from vllm.model_executor.layers.attention import Attention
 
 from otter_cli.families import BaseShape
 from otter_cli.insertion import InsertionConfig
-from otter_cli.model.norms import inverse_rms
 from otter_cli.serving.vllm.layout import Layout, pick
 from otter_cli.signals import HEADS
 
@@ -28,6 +27,11 @@ Stored = Mapping[str, Tensor]
 
 def parameter(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape), requires_grad=False)
+
+
+def inverse_rms(measured: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(mean x^2 + eps), in the form that the engine's compiler fuses."""
+    return measured.pow(2).mean(-1, keepdim=True).add(eps).rsqrt()
 
 
 class Norm(nn.Module):
