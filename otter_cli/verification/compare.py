@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from otter_cli.core.console import progress
 from otter_cli.core.errors import OtterError
 from otter_cli.verification.bits import Difference, difference
@@ -71,9 +73,22 @@ def _compare(pair: Pair, case: Case, values: tuple[str, ...]) -> CaseResult | Sk
         poison = _poison(pair, case, values, expected)
     except _REFUSALS as error:
         return CaseResult(case, False, control, {}, Difference(), expected.sha256(), _told(error))
-    moved = difference(expected.logits, found.logits)
+    moved = difference(*_comparable(case, expected, found))
     equal = found.same_bits(expected) if pair.otter else found.says_the_same(expected)
     return CaseResult(case, equal, control, poison, moved, expected.sha256())
+
+
+def _comparable(case: Case, expected: Outputs, found: Outputs) -> tuple[Tensor, Tensor]:
+    """The logits of both for the same tokens before them: of texts that part, up to the step in
+    which they do, for what follows answers other tokens."""
+    if expected.tokens is None or found.tokens is None:
+        return expected.logits, found.logits
+    parted = (expected.tokens != found.tokens).any(0).nonzero()
+    if not len(parted):
+        return expected.logits, found.logits
+    # Which beam gave a step's logits is not told: all of them share the first step alone.
+    steps = 1 if case.path == "beam" else int(parted[0]) - case.length + 1
+    return expected.logits[:, :steps], found.logits[:, :steps]
 
 
 def _told(error: Exception) -> str:

@@ -135,3 +135,18 @@ def test_foreign_code_is_not_run(export: Path, tiny_llama: Path, tmp_path: Path)
         file.write("raise SystemExit\n")
     with pytest.raises(OtterError, match="loading would run it"):
         verify(Request(tmp_path / "other", tiny_llama))
+
+
+def test_of_texts_that_part_only_the_steps_up_to_there_are_compared() -> None:
+    from otter_cli.verification.cases import Case
+    from otter_cli.verification.compare import _comparable
+    from otter_cli.verification.run import Outputs
+
+    case = Case("greedy", 2, steps=3)
+    base = Outputs(torch.zeros(1, 3, 5), torch.tensor([[1, 2, 3, 4, 5]]))
+    other = Outputs(torch.ones(1, 3, 5), torch.tensor([[1, 2, 3, 9, 9]]))
+    # The second new token is another: steps 0 and 1 had the same tokens before them.
+    assert [len(part[0]) for part in _comparable(case, base, other)] == [2, 2]
+    assert [len(part[0]) for part in _comparable(case, base, base)] == [3, 3]
+    beam = Case("beam", 2, steps=3)
+    assert [len(part[0]) for part in _comparable(beam, base, other)] == [1, 1]
