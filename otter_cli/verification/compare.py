@@ -69,13 +69,17 @@ def _compare(pair: Pair, case: Case, values: tuple[str, ...]) -> CaseResult | Sk
         return Skipped(case, _told(error))
     control = run(case, pair.base).same_bits(expected)
     try:
-        found = run(case, pair.other)
+        # Not kept in a name: wide logits would lie beside the poisoned ones.
+        equal, moved = _beside(pair, case, expected, run(case, pair.other))
         poison = _poison(pair, case, values, expected)
     except _REFUSALS as error:
         return CaseResult(case, False, control, {}, Difference(), expected.sha256(), _told(error))
-    moved = difference(*_comparable(case, expected, found))
-    equal = found.same_bits(expected) if pair.otter else found.says_the_same(expected)
     return CaseResult(case, equal, control, poison, moved, expected.sha256())
+
+
+def _beside(pair: Pair, case: Case, expected: Outputs, found: Outputs) -> tuple[bool, Difference]:
+    equal = found.same_bits(expected) if pair.otter else found.says_the_same(expected)
+    return equal, difference(*_comparable(case, expected, found))
 
 
 def _comparable(case: Case, expected: Outputs, found: Outputs) -> tuple[Tensor, Tensor]:
