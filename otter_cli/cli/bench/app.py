@@ -4,7 +4,7 @@ from otter_cli.cli.app import verb_app
 
 app = verb_app(
     help="Compare the insertion with plain decoding and baselines, caches on everywhere. The same "
-    "command again resumes: what is in the run folder is never generated twice.",
+    "command again resumes, lm-eval apart: what is in the run folder is never generated twice.",
     example="""\
     otter bench preference grafted --prompts p.jsonl --task-head head --reward-model rm --gold gold
     otter bench detox grafted --prompts p.jsonl --task-head head --detoxify detoxify-mini
