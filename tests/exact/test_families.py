@@ -4,6 +4,7 @@ Over the same table to a tolerance, in tests/unit: the mirror, gradients and cac
 families/, the wide layout in serving/.
 """
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,28 @@ from otter_cli.model import OtterForCausalLM
 from tests.support.families import CASES, Case
 from tests.support.grafts import random_graft
 
-ONE_FILE: dict[str, Any] = {"dtype": "float32", "tied": False}
 SHARDED: dict[str, Any] = {"dtype": "bfloat16", "tied": True, "max_shard": "20kB"}
-# Every pair of layout, attention and keys; not every triple.
-RUNS = [
-    ("eager", ONE_FILE, "own"),
-    ("eager", SHARDED, "base"),
-    ("sdpa", ONE_FILE, "base"),
-    ("sdpa", SHARDED, "own"),
-]
+
+
+def _form(narrow: int, tied: int, sharded: int) -> tuple[str, dict[str, Any], str]:
+    """Every layout; attentions and keys so that each meets every value of all the others."""
+    layout = {
+        "dtype": ("float32", "bfloat16")[narrow],
+        "tied": bool(tied),
+        **({"max_shard": "20kB"} if sharded else {}),
+    }
+    return ("eager", "sdpa")[narrow ^ tied ^ sharded], layout, ("own", "base")[narrow ^ tied]
+
+
+RUNS = [_form(*bits) for bits in product((0, 1), repeat=3)]
 POISON = (float("nan"), float("inf"), 1e30)
 
 
 def _runs() -> list[Any]:
     return [
-        pytest.param(case, *run, id=f"{case}-{run[0]}-{run[1]['dtype']}-{run[2]}")
+        pytest.param(case, "eager" if case.eager_only else attention, layout, kv)
         for case in CASES
-        for run in RUNS
-        if run[0] == "eager" or not case.eager_only
+        for attention, layout, kv in RUNS
     ]
 
 
