@@ -66,6 +66,11 @@ def test_every_group_has_its_lines_and_the_page_fits(otter_here: Otter, tmp_path
     passes = {line["name"]: line["figures"] for line in groups["Decoding, batch 1"]["lines"]}
     assert passes["plain"]["other passes a token"] == 0
     assert passes["ARGS k = 10"]["other passes a token"] > 1
+    assert passes["DExperts"]["other passes a token"] == 2
+    assert passes["Q-style k = 10"]["base passes a token"] == 1
+    assert passes["best of 8 by a reward model"]["other passes a token"] == 1 / 16
+    decoding = groups["Decoding, batch 8"]["lines"]
+    assert all((line["floor"] is None) == (line["name"] == "plain") for line in decoding)
     assert {row["name"].partition(",")[0] for row in result["rows"]} >= {"FFN", "attention"}
     assert all(row["logits_equal"] == row["logits_compared"] for row in result["rows"])
 

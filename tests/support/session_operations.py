@@ -1,20 +1,25 @@
 """Random operations on a session, each checked against recomputing the whole text without a cache.
 
-A hundred thousand of them: `make soak`, which writes results/decoding/operations.json.
+A hundred thousand of them: `make soak`, which writes results/decoding/operations.json as it goes,
+and goes on from there.
 """
 
+import gc
 import json
 import random
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from otter_cli.core.atomic import write_json
 from otter_cli.decoding import DecodingSession, State
 from otter_cli.model import OtterForCausalLM
 from tests.support.checkpoints import write_checkpoint
@@ -34,7 +39,7 @@ def models(folder: Path) -> list[Any]:
     found = []
     for number, (family, config, options) in enumerate(FORMS):
         base = folder / f"base{number}"
-        write_checkpoint(base, family, **config)
+        write_checkpoint(base, family, num_hidden_layers=2, **config)
         out = random_graft(base, folder / f"g{number}", **{"hidden": 8, "ffn": 16, **options})
         found.append(OtterForCausalLM.from_pretrained(out, dtype=torch.float64))
     return found
@@ -143,7 +148,7 @@ class Episode:
             got, want = one(state)[rows], one(expected)[rows]
             self.largest = max(self.largest, float((got - want).abs().max()))
             # The base's own norms round to float32, in any dtype.
-            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
     def _reader(self, name: str) -> Any:
         return lambda state: self.session.read(name, state)
@@ -155,34 +160,71 @@ class Episode:
         return torch.tensor([self._tokens(width) for _ in self.texts])
 
 
-def run(folder: Path, count: int, seed: int = 0) -> dict[str, Any]:
-    """Raises AssertionError at the first difference; else what was done and seen."""
-    draw, tiny = random.Random(seed), models(folder)
-    done: Counter[str] = Counter()
-    largest, episodes, memory = 0.0, 0, []
-    while done.total() < count:
+@dataclass
+class Soak:
+    """What was done and seen so far. An episode depends on `seed` and its number alone, so a run
+    that was stopped goes on where it was, and one that failed can be had again."""
+
+    seed: int = 0
+    operations: int = 0
+    sessions: int = 0
+    processes: int = 0
+    largest_difference: float = 0.0
+    by_kind: dict[str, int] = field(default_factory=dict)
+    # At every tenth of the way: resident bytes, and how many tensors are alive.
+    memory: list[dict[str, int]] = field(default_factory=list)
+
+    def run(self, folder: Path, count: int, seen: Callable[[], None] = lambda: None) -> Self:
+        """Up to `count` operations; `seen` is called at every fiftieth of the way. Raises
+        AssertionError at the first difference."""
+        tiny, self.processes = models(folder), self.processes + 1
+        done = Counter(self.by_kind)
+        shown = 50 * self.operations // count
+        while self.operations < count:
+            self.operations += self._episode(tiny, done, count)
+            self.sessions += 1
+            self.by_kind = dict(sorted(done.items()))
+            if 10 * self.operations // count > len(self.memory):
+                self._weigh()
+            if (at := 50 * self.operations // count) > shown:
+                shown = at
+                seen()
+        return self
+
+    def _episode(self, tiny: list[Any], done: Counter[str], count: int) -> int:
+        draw = random.Random(f"{self.seed}, {self.sessions}")
         # Preallocated, a third of the time; holes between a row's tokens need some more slots.
         length = 2 * LONGEST + 40 if draw.random() < 1 / 3 else None
-        episode = Episode(tiny[episodes % len(tiny)], draw, length)
-        while not episode.over and done.total() < count and draw.random() > 0.01:
+        episode = Episode(tiny[self.sessions % len(tiny)], draw, length)
+        operations = 0
+        while not episode.over and self.operations + operations < count and draw.random() > 0.01:
             done[episode.operate()] += 1
-        largest, episodes = max(largest, episode.largest), episodes + 1
-        if episodes % 50 == 0:
-            memory.append(psutil.Process().memory_info().rss)
-    return {
-        "operations": done.total(),
-        "by_kind": dict(sorted(done.items())),
-        "sessions": episodes,
-        "seed": seed,
-        "largest_difference": largest,
-        "resident_bytes": memory[:: max(1, len(memory) // 10)],
-    }
+            operations += 1
+        self.largest_difference = max(self.largest_difference, episode.largest)
+        return operations
+
+    def _weigh(self) -> None:
+        gc.collect()
+        alive = sum(type(one) in (Tensor, nn.Parameter) for one in gc.get_objects())
+        resident = psutil.Process().memory_info().rss
+        self.memory.append(
+            {"operations": self.operations, "resident_bytes": resident, "tensors": alive}
+        )
+
+
+def main(count: int, target: Path) -> None:
+    """Goes on from what `target` holds, if it is there, and writes it as it goes."""
+    soak = Soak(**json.loads(target.read_text())) if target.is_file() else Soak()
+
+    def write() -> None:
+        write_json(target, asdict(soak))
+        print(f"{soak.operations} of {count} operations, {soak.sessions} sessions", flush=True)
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        soak.run(Path(temporary), count, write)
+    write()
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as temporary:
-        found = run(Path(temporary), int(sys.argv[1]))
-    target = Path(sys.argv[2])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(found, indent=2) + "\n")
-    print(target.read_text())
+    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""Reward models as other methods have them: a whole model of its own, or LoRA on shared weights."""
+"""Models that other methods have beside the base, whole or LoRA on its weights, at random."""
 
 from __future__ import annotations
 
@@ -11,14 +11,25 @@ if TYPE_CHECKING:
 
 
 def separate(stock: PreTrainedModel) -> PreTrainedModel:
-    """One of the base's shape, with random weights of its own."""
-    import torch
+    """A reward model of the base's shape, with random weights of its own."""
     from transformers import AutoModelForSequenceClassification
 
+    return _random(stock, AutoModelForSequenceClassification)
+
+
+def expert(stock: PreTrainedModel) -> PreTrainedModel:
+    """A language model of the base's shape, with random weights of its own."""
+    from transformers import AutoModelForCausalLM
+
+    return _random(stock, AutoModelForCausalLM)
+
+
+def _random(stock: PreTrainedModel, kind: Any) -> PreTrainedModel:
+    import torch
+
     with torch.device(stock.device):
-        return AutoModelForSequenceClassification.from_config(
-            _config(stock), dtype=stock.dtype
-        ).eval()
+        model: PreTrainedModel = kind.from_config(_config(stock), dtype=stock.dtype).eval()
+    return model
 
 
 def lora(stock: PreTrainedModel, rank: int, targets: str | list[str]) -> PreTrainedModel:

@@ -2,125 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from otter_cli.benchmarks.overhead import passes
 from otter_cli.benchmarks.overhead.bench import Bench
-from otter_cli.benchmarks.overhead.classifier import separate
 from otter_cli.benchmarks.overhead.clock import Times, interleaved
 from otter_cli.benchmarks.overhead.costs import random_tokens
+from otter_cli.benchmarks.overhead.floors import Floors, step_seconds
+from otter_cli.benchmarks.overhead.methods import (
+    ARGS,
+    NEW_TOKENS,
+    PLAIN,
+    READ,
+    Call,
+    Methods,
+    Timed,
+)
 from otter_cli.benchmarks.overhead.result import Group, lines_of
-from otter_cli.benchmarks.overhead.work import Pass, base_work, inserted_work
 
 if TYPE_CHECKING:
     from otter_cli.decoding import Generation
 
-PLAIN, READ, ARGS = "plain", "plain, insertion read", "ARGS k = 10"
-CANDIDATES = (5, 10, 20)
 BATCHES = (1, 8)
-_NEW_TOKENS = 16
-_OF = 8
-
-Call = Callable[[], "list[Generation]"]
+_FLOORS = (
+    "Floors. V-style: plain, and what a step of k tokens of the base takes more than a step of "
+    "one. Q-style, and a signal that is only read: the insertion's bound by bytes and operations; "
+    "of all tokens: with a product over the vocabulary. ARGS, RAD: plain, and a reward model's "
+    "step of k tokens. DExperts, GenARM: plain, and steps of two models, or one. Best of n: a step "
+    "of n rows."
+)
 
 
 def decoding(bench: Bench) -> list[Group]:
     """One group for each batch size; methods take turns, some tokens each."""
-    calls = _Calls(bench)
-    return [_group(bench, batch, calls) for batch in BATCHES]
+    methods = Methods(bench)
+    return [_group(bench, batch, methods) for batch in BATCHES]
 
 
-class _Calls:
-    """The methods of a bench; models are made once."""
-
-    def __init__(self, bench: Bench) -> None:
-        self.bench = bench
-        self.model = bench.with_signals("reward", "action-reward").graft
-        self.reward_model = separate(bench.subject.stock)
-
-    def of(self, batch: int) -> dict[str, Call]:
-        from otter_cli.decoding import ArgsGuide, Sampling, SignalGuide, generate
-
-        prompts = random_tokens(
-            self.bench.subject, batch, self.bench.settings.context, "decoding"
-        ).tolist()
-        greedy = Sampling(_NEW_TOKENS, ignore_eos=True)
-        sampled = Sampling(_NEW_TOKENS, temperature=1.0, ignore_eos=True)
-        many = [prompt for prompt in prompts for _ in range(_OF)]
-
-        def call(texts: list[list[int]] = prompts, how: Any = greedy, **options: Any) -> Call:
-            return lambda: generate(self.model, texts, how, **options)
-
-        return {
-            PLAIN: call(),
-            READ: call(signals=["reward"]),
-            **{f"V-style k = {k}": call(guide=SignalGuide("reward", 1.0, k)) for k in CANDIDATES},
-            ARGS: call(guide=ArgsGuide(self.reward_model, 1.0, 10)),
-            f"best of {_OF} by the insertion": call(many, sampled, signals=["reward"]),
-        }
-
-
-def _group(bench: Bench, batch: int, calls: _Calls) -> Group:
-    methods = calls.of(batch)
-    times, last = rounds(bench, methods, lambda one: one.counters.seconds / len(one.tokens))
+def _group(bench: Bench, batch: int, made: Methods) -> Group:
+    context = bench.settings.context
+    methods = made.of(random_tokens(bench.subject, batch, context, "decoding").tolist())
+    calls = {name: method.call for name, method in methods.items()}
+    times, last = rounds(bench, calls)
+    plain = float(np.median(times[PLAIN]))
+    floors = Floors(bench, batch, plain, step_seconds(bench, batch, made.steps))
+    least = {name: one.floor(floors) for name, one in methods.items() if one.floor is not None}
     figures = {name: _figures(one, times, name) for name, one in last.items()}
-    lines = lines_of(times, PLAIN, figures=figures, floors=_floors(bench, batch, times))
-    tokens, context = _NEW_TOKENS, bench.settings.context
-    how = f"{tokens} tokens after {context}, prefill apart; passes and caches are the batch's."
-    floor = (
-        "Floor of V-style: plain, and what a step of k tokens of the base takes more than a step "
-        "of one. Floor of a signal that is only read: the insertion's bound."
+    how = (
+        f"{NEW_TOKENS} tokens after {context}, timed from the first to the last; passes and caches "
+        "are the batch's."
     )
-    title = f"Decoding, batch {batch}"
-    return Group(title=title, reference=PLAIN, per="token", notes=[how, floor], lines=lines)
+    return Group(
+        title=f"Decoding, batch {batch}",
+        reference=PLAIN,
+        per="token",
+        notes=[how, _FLOORS],
+        lines=lines_of(times, PLAIN, figures=figures, floors=least),
+    )
 
 
-def rounds(
-    bench: Bench, calls: Mapping[str, Call], seconds: Callable[[Generation], float]
-) -> tuple[Times, dict[str, Generation]]:
-    """`seconds` of each call's first row by round, by the session's own clock, and its last
-    generation. A batch's rows share their time; a warm-up round is left out."""
+def rounds(bench: Bench, calls: Mapping[str, Call]) -> tuple[Times, dict[str, Generation]]:
+    """Seconds of each call by round, by its own clock, and its last generation. A warm-up round is
+    left out."""
     spent: dict[str, list[float]] = {name: [] for name in calls}
     last: dict[str, Generation] = {}
 
-    def seen(outputs: Mapping[str, Sequence[Generation]]) -> None:
-        for name, rows in outputs.items():
-            spent[name].append(seconds(rows[0]))
-            last[name] = rows[0]
+    def seen(outputs: Mapping[str, Timed]) -> None:
+        for name, one in outputs.items():
+            spent[name].append(one.seconds)
+            last[name] = one.generation
 
     interleaved(calls, bench.rounds, synchronise=bench.synchronise, seen=seen, warm_up=1)
     return {name: np.array(each[1:]) for name, each in spent.items()}, last
-
-
-def step_seconds(bench: Bench, batch: int, widths: Sequence[int]) -> dict[int, float]:
-    """The base's own steps of so many tokens a row, over the same context, in turns."""
-    import torch
-
-    stock = passes.stock_base(bench.subject.stock)
-    prompt = random_tokens(bench.subject, batch, bench.settings.context, "prompt")
-    with torch.no_grad():
-        steps = {
-            str(width): passes.again(
-                stock, prompt, random_tokens(bench.subject, batch, width, "step")
-            )
-            for width in widths
-        }
-        times = interleaved(steps, bench.settings.repeats, synchronise=bench.synchronise)
-    return {int(width): float(np.median(seconds)) for width, seconds in times.items()}
-
-
-def _floors(bench: Bench, batch: int, times: Times) -> dict[str, float]:
-    step = step_seconds(bench, batch, (1, *CANDIDATES))
-    plain = float(np.median(times[PLAIN]))
-    size = bench.subject.stock.dtype.itemsize
-    one = Pass(batch, 1, bench.settings.context + _NEW_TOKENS // 2, size)
-    base = base_work(bench.subject.shape, bench.subject.layer_weights, one)
-    both = base + inserted_work(bench.subject.plans[0], one)
-    read = bench.rates.seconds(both) / bench.rates.seconds(base)
-    return {READ: read} | {f"V-style k = {k}": 1 + (step[k] - step[1]) / plain for k in CANDIDATES}
 
 
 def _figures(one: Generation, times: Times, name: str) -> dict[str, float]:
@@ -130,6 +85,8 @@ def _figures(one: Generation, times: Times, name: str) -> dict[str, float]:
         "other passes a token": counters.external_passes / tokens,
         "cache, bytes": float(counters.cache_bytes),
     }
+    if name not in (PLAIN, READ):
+        found["over the insertion read"] = float(np.median(times[name] / times[READ]))
     if name not in (PLAIN, ARGS):
         # METHOD, 5: the share that is saved of what the baseline adds.
         saved = 1 - (times[name] - times[PLAIN]) / (times[ARGS] - times[PLAIN])

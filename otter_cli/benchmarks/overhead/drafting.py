@@ -12,7 +12,9 @@ import numpy as np
 
 from otter_cli.benchmarks.overhead.bench import Bench, signals_of
 from otter_cli.benchmarks.overhead.costs import random_tokens
-from otter_cli.benchmarks.overhead.decoding import Call, rounds, step_seconds
+from otter_cli.benchmarks.overhead.decoding import rounds
+from otter_cli.benchmarks.overhead.floors import Step, step_seconds
+from otter_cli.benchmarks.overhead.methods import Call, Timed
 from otter_cli.benchmarks.overhead.result import Group, lines_of
 from otter_cli.benchmarks.overhead.subject import insert
 from otter_cli.insertion import Plan, resolve
@@ -34,7 +36,12 @@ def drafting(bench: Bench) -> list[Group]:
     sampling = Sampling(_NEW_TOKENS, ignore_eos=True)
 
     def call(model: Any, drafter: Any = None) -> Call:
-        return lambda: generate(model, prompts, sampling, drafter=drafter)
+        def timed() -> Timed:
+            (first, *_) = generate(model, prompts, sampling, drafter=drafter)
+            # The prefill is a pass of its own, and not in the seconds.
+            return Timed(first.counters.seconds / max(1, first.counters.base_passes - 1), first)
+
+        return timed
 
     calls = {
         PLAIN: call(future),
@@ -42,12 +49,9 @@ def drafting(bench: Bench) -> list[Group]:
         f"Medusa-1's {_HEADS} heads": call(medusa, FutureDrafter("future")),
         "prompt lookup of 3": call(future, PromptLookup(length=_HEADS)),
     }
-    # The prefill is a pass of its own, and not in the seconds.
-    times, last = rounds(
-        bench, calls, lambda one: one.counters.seconds / max(1, one.counters.base_passes - 1)
-    )
-    step = step_seconds(bench, batch, (1, 1 + _HEADS))
-    least = 1 + (step[1 + _HEADS] - step[1]) / float(np.median(times[PLAIN]))
+    times, last = rounds(bench, calls)
+    one, many = step_seconds(bench, batch, (Step(1), Step(1 + _HEADS))).values()
+    least = 1 + (many - one) / float(np.median(times[PLAIN]))
     figures = {name: {"cache, bytes": float(one.counters.cache_bytes)} for name, one in
                last.items()}  # fmt: skip
     lines = lines_of(

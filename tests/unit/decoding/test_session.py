@@ -1,5 +1,7 @@
 """The session: k candidates in a step are k single steps; what is not kept leaves no trace."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from otter_cli.core.errors import OtterError
 from otter_cli.decoding import DecodingSession, State
 from otter_cli.model import OtterForCausalLM
 from tests.support.grafts import random_graft
-from tests.support.session_operations import run
+from tests.support.session_operations import Soak
 
 FORMS: list[dict[str, Any]] = [{"heads": 2}, {"heads": 4, "kv": "base"}, {"hidden": 0}]
 PROMPTS = [[5, 9, 33, 40, 12], [7, 8], [60, 61, 62, 63, 64, 65, 66]]
@@ -175,5 +177,13 @@ def test_a_child_before_its_parent_is_a_mistake(folder: Path) -> None:
 def test_random_operations_against_recomputing_everything(tmp_path: Path) -> None:
     """Steps, chains, candidates, trees, crops, forks and reordering in any order; a hundred
     thousand of them by `make soak`."""
-    found = run(tmp_path, 1500)
-    assert found["operations"] == 1500 and len(found["by_kind"]) == 7
+    found = Soak().run(tmp_path, 900)
+    assert found.operations == 900 and len(found.by_kind) == 7 and len(found.memory) >= 5
+
+
+def test_a_soak_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    whole, parts = Soak().run(tmp_path / "a", 250), Soak().run(tmp_path / "b", 120)
+    saved = json.loads(json.dumps(asdict(parts)))
+    again = Soak(**saved).run(tmp_path / "c", 250)
+    assert again.processes == 2 and again.operations == whole.operations == 250
+    assert again.sessions > parts.sessions and again.largest_difference < 1e-5

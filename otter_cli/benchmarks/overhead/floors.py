@@ -1,0 +1,76 @@
+"""The least that a method of decoding can take, over plain decoding's time for a token: steps of
+bare models, measured in turns, and the insertion's work by count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from otter_cli.benchmarks.overhead import passes
+from otter_cli.benchmarks.overhead.bench import Bench
+from otter_cli.benchmarks.overhead.clock import interleaved
+from otter_cli.benchmarks.overhead.costs import random_tokens
+from otter_cli.benchmarks.overhead.work import Pass, Work, base_work, inserted_work
+from otter_cli.insertion import Plan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Step:
+    """`width` tokens in `copies` of each row, of the base or of a separate reward `model`."""
+
+    width: int
+    model: PreTrainedModel | None = None
+    copies: int = 1
+
+    def of(self, bench: Bench, batch: int) -> Callable[[], Tensor]:
+        """The same step again and again, over the run's context."""
+        stock, rows = bench.subject.stock, self.copies * batch
+        one = (
+            passes.stock_base(stock)
+            if self.model is None
+            else passes.separate_reward_model(self.model)
+        )
+        prompt = random_tokens(bench.subject, rows, bench.settings.context, "prompt")
+        return passes.again(one, prompt, random_tokens(bench.subject, rows, self.width, "step"))
+
+
+@dataclass(frozen=True)
+class Floors:
+    """`plain`: seconds of plain decoding for a token of each of `batch` rows; `steps`: of each."""
+
+    bench: Bench
+    batch: int
+    plain: float
+    steps: Mapping[Step, float]
+
+    def step(self, width: int, model: PreTrainedModel | None = None, copies: int = 1) -> float:
+        return self.steps[Step(width, model, copies)] / self.plain
+
+    def inserted(self, plan: Plan, *, products: int = 0) -> float:
+        """By work: a pass with the insertion, and `products` more over the vocabulary."""
+        shape, size = self.bench.subject.shape, self.bench.subject.stock.dtype.itemsize
+        one = Pass(self.batch, 1, self.bench.settings.context, size)
+        base = base_work(shape, self.bench.subject.layer_weights, one)
+        head = products * shape.vocab * shape.hidden
+        whole = base + inserted_work(plan, one) + Work(2 * head * self.batch, head * size)
+        return self.bench.rates.seconds(whole) / self.bench.rates.seconds(base)
+
+
+def step_seconds(bench: Bench, batch: int, steps: Collection[Step]) -> dict[Step, float]:
+    """Medians over rounds in which they take turns."""
+    import torch
+
+    few = max(5, bench.settings.repeats // 5)
+    with torch.no_grad():
+        runs = {str(number): one.of(bench, batch) for number, one in enumerate(steps)}
+        times = interleaved(runs, few, synchronise=bench.synchronise)
+    return {
+        one: float(np.median(seconds)) for one, seconds in zip(steps, times.values(), strict=True)
+    }
