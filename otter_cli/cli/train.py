@@ -45,7 +45,12 @@ def train(
     data: Annotated[
         Path | None, typer.Option("--data", help="folder of its data files; default: the recipe's")
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1")] = "cpu",
+    device: Annotated[
+        str, typer.Option("--device", help="cpu, cuda (of each process its own), cuda:1")
+    ] = "cpu",
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="also into FOLDER/training/tensorboard")
+    ] = False,
     baseline: Annotated[
         str | None,
         _control("--baseline", "head: heads on the frozen final state | separate: a full copy"),
@@ -57,11 +62,16 @@ def train(
 ) -> Outcome:
     """Train the recipe's signals: the base stays frozen, the folder is usable at any time.
 
-    Metrics go to FOLDER/training/metrics.jsonl; Ctrl-C saves, and --resume goes on.
+    Metrics go to FOLDER/training/metrics.jsonl; Ctrl-C saves, and --resume goes on. Several
+    processes share each batch: torchrun --nproc-per-node 2 -m otter_cli train ...
     """
     from otter_cli.cli.recipe_files import find_recipe
+    from otter_cli.core.console import set_quiet
     from otter_cli.core.errors import OtterError
+    from otter_cli.training.group import is_first
 
+    if not is_first():
+        set_quiet(True)
     if baseline not in (None, "head", "separate"):
         raise OtterError(f"there is no baseline {baseline!r}", hint="head or separate")
     path = Path(recipe) if Path(recipe).is_file() else find_recipe(recipe).path
@@ -77,7 +87,11 @@ def train(
         baseline=baseline,  # type: ignore[arg-type]
         to=to,
         device=device,
+        tensorboard=tensorboard,
     )
+    if not is_first():
+        # The first process speaks for all.
+        raise typer.Exit
     return Outcome(
         {**vars(result), "baseline": baseline, "recipe": path}, view=lambda: _view(result)
     )

@@ -10,6 +10,7 @@ import torch
 from otter_cli.core.intervals import Interval
 from otter_cli.data.batches import by_length
 from otter_cli.signals import SignalConfig
+from otter_cli.training.group import Group
 from otter_cli.training.objectives import Objective, Read
 
 if TYPE_CHECKING:
@@ -17,15 +18,27 @@ if TYPE_CHECKING:
 
 
 def outcomes(
-    objective: Objective, read: Read, dataset: Dataset, batch_size: int, device: str = "cpu"
+    objective: Objective,
+    read: Read,
+    dataset: Dataset,
+    batch_size: int,
+    device: str = "cpu",
+    group: Group | None = None,
 ) -> dict[str, np.ndarray]:
     """What the objective notes of each row, in the data's order: two methods can be paired."""
+    group = group or Group()
     batches = by_length(dataset.lengths, batch_size)
-    found = []
+    # Each process takes every so-manieth; one that has none left repeats the last, since all must
+    # run the base equally often where they hold shards of it.
+    rounds = -(-len(batches) // group.size)
+    mine = [batches[min(i * group.size + group.rank, len(batches) - 1)] for i in range(rounds)]
+    own = []
     with torch.no_grad():
-        for rows in batches:
+        for rows in mine:
             of_rows = objective.outcomes(read, dataset.batch(rows).to(device))
-            found.append({name: tensor.cpu().numpy() for name, tensor in of_rows.items()})
+            own.append({name: tensor.cpu().numpy() for name, tensor in of_rows.items()})
+    everyones = zip(*group.gather(own), strict=True)
+    found = [part for of_round in everyones for part in of_round][: len(batches)]
     order = np.argsort(np.concatenate([np.asarray(rows) for rows in batches]))
     return {name: np.concatenate([part[name] for part in found])[order] for name in found[0]}
 
@@ -37,5 +50,7 @@ def evaluate(
     dataset: Dataset,
     batch_size: int,
     device: str = "cpu",
+    group: Group | None = None,
 ) -> dict[str, Interval]:
-    return objective.metrics(outcomes(objective, read, dataset, batch_size, device), signal)
+    found = outcomes(objective, read, dataset, batch_size, device, group)
+    return objective.metrics(found, signal)

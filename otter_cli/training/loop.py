@@ -7,13 +7,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from otter_cli.core.console import progress, say
 from otter_cli.core.intervals import Interval
-from otter_cli.core.jsonlines import JsonLines
 from otter_cli.core.seeds import derive_seed, seed_everything
+from otter_cli.training.choice import Choice
 from otter_cli.training.evaluate import evaluate
+from otter_cli.training.group import Group
 from otter_cli.training.guards import Guard, clip
 from otter_cli.training.interrupt import interruptible
+from otter_cli.training.journal import Journal
 from otter_cli.training.material import Material
 from otter_cli.training.recipe import Recipe
 from otter_cli.training.schedule import make_optimiser, rate_at, set_rate
@@ -35,6 +39,7 @@ class Run:
     states: StateFolder
     identity: dict[str, Any]
     device: str = "cpu"
+    group: Group = field(default_factory=Group)
     step: int = 0
     seconds: float = 0.0
     metrics: Metrics = field(default_factory=dict)
@@ -42,44 +47,46 @@ class Run:
     def __post_init__(self) -> None:
         self.optimiser = make_optimiser(self.trainee.parameters, self.recipe)
         self.guard = Guard(self.trainee.parameters, self.trainee.gradient_free)
+        self.choice = Choice(self.recipe)
 
-    def go(self, log: JsonLines, write: Write) -> None:
+    def go(self, journal: Journal, write: Write) -> None:
         """Trains to the last step. KeyboardInterrupt after Ctrl-C, with everything saved."""
         steps, every = self.recipe.steps, self.recipe.evaluate_every
+        if self.choice.wanted and self.step == 0:
+            self._choose(journal)
         with interruptible() as interrupted, progress(steps - self.step, "training") as advance:
-            while self.step < steps:
-                log.append(self.take_step())
+            while self.step < steps and not self.choice.stopped:
+                journal.append(self.take_step())
                 advance(1)
-                if interrupted():
+                if any(self.group.gather(interrupted())):
                     self.save()
                     write(self.step, {})
                     say(f"stopped after step {self.step} of {steps}: --resume goes on")
                     raise KeyboardInterrupt
-                last = self.step == steps
+                last, due = self.step == steps, self._due(every)
+                if due and self.choice.wanted:
+                    self._choose(journal)
                 # Before the folder is written, so that no tensor there is ahead of the state.
-                if last or self._due(self.recipe.save_every) or self._due(every):
+                if last or due or self._due(self.recipe.save_every):
                     self.save()
-                if self._due(every) and not last:
-                    self.evaluate(log)
+                if due and not last:
+                    if not self.choice.wanted:
+                        self.evaluate(journal)
                     write(self.step, self.metrics)
-        self.evaluate(log)
-        write(self.step, self.metrics)
+        self._finish(journal, write)
 
-    def take_step(self) -> dict[str, Any]:
-        """A batch of every signal, then one move of the parameters."""
+    def take_step(self, rate: float | None = None) -> dict[str, Any]:
+        """A batch of every signal, then one move of the parameters; `rate` instead of the
+        schedule's."""
         began = time.monotonic()
-        # Nothing random is carried from step to step, so a resumed run has nothing to restore.
-        seed_everything(derive_seed("step", self.recipe.seed, self.step))
-        rate = rate_at(self.step, self.recipe)
+        rate = rate_at(self.step, self.recipe) if rate is None else rate
         set_rate(self.optimiser, rate)
-        losses, total, tokens = {}, 0.0, 0
-        for name, objective in self.recipe.signals.items():
-            batch = self.material[name].batch(self.step).to(self.device)
-            loss = objective.loss(self.trainee.reader(name), batch)
-            (objective.weight * loss).backward()
-            losses[name] = loss.item()
-            total += objective.weight * losses[name]
-            tokens += batch.tokens
+        losses, tokens = {}, 0
+        for name in self.recipe.signals:
+            losses[name], seen = self._backward(name)
+            tokens += seen
+        self._exchange(losses)
+        total = sum(self.recipe.signals[name].weight * loss for name, loss in losses.items())
         gradients, norm = self.guard.check(self.step, total)
         clip(gradients, norm, self.recipe.clip)
         self.optimiser.step()
@@ -95,25 +102,77 @@ class Run:
             "seconds": self.seconds,
         }
 
-    def evaluate(self, log: JsonLines) -> None:
-        """Held-out figures of every signal that has test data."""
-        began = time.monotonic()
-        self.metrics = {
-            name: evaluate(
-                objective,
-                self.trainee.signals[name],
-                self.trainee.reader(name),
-                test,
-                objective.batch_size or self.recipe.batch_size,
-                self.device,
+    def _backward(self, name: str) -> tuple[float, int]:
+        """Loss of this process's rows of the step's batch, their gradients left in the parameters,
+        and their tokens."""
+        objective, material = self.recipe.signals[name], self.material[name]
+        total, tokens = 0.0, 0
+        parts = self.group.parts(material.order.rows(self.step), self.recipe.accumulate)
+        for number, (rows, share) in enumerate(parts, self.group.rank * len(parts)):
+            # Nothing random is carried from step to step, so a resumed run has nothing to restore;
+            # what an objective draws differs from part to part.
+            seed_everything(derive_seed("step", self.recipe.seed, self.step, number))
+            batch = material.train.batch(rows).to(self.device)
+            loss = objective.loss(self.trainee.reader(name), batch)
+            (objective.weight * share * loss).backward()
+            total += share * loss.item()
+            tokens += batch.tokens if share else 0
+        return total, tokens
+
+    def _exchange(self, losses: dict[str, float]) -> None:
+        """Losses and gradients become those of the whole batch."""
+        if self.group.size == 1:
+            return
+        for parameter in self.trainee.parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [p.grad for p in self.trainee.parameters.values() if p.grad is not None]
+        told = torch.tensor(list(losses.values()), device=self.device)
+        self.group.add([*gradients, told])
+        losses.update(zip(losses, told.tolist(), strict=True))
+
+    def _choose(self, journal: Journal) -> None:
+        """Evaluates on validation rows; the best step's parameters are kept."""
+        self.evaluate(journal)
+        if self.choice.see(self.step, self.metrics) and self.group.first:
+            self.states.keep(self.step, pack(self.trainee.parameters))
+
+    def _finish(self, journal: Journal, write: Write) -> None:
+        """The parameters of the best step, or of the last; their figures on test data."""
+        at = self.step
+        if self.choice.step is not None:
+            at = self.choice.step
+            unpack(self.states.kept(at), self.trainee.parameters)
+            stopped = " (no better one since)" if self.choice.stopped else ""
+            say(
+                f"of {self.step} steps the best is {at}{stopped}: {self.recipe.best} "
+                f"{self.choice.figure:.4f} on validation rows"
             )
-            for name, objective in self.recipe.signals.items()
-            if (test := self.material[name].test) is not None
-        }
+        self.evaluate(journal, last=True)
+        write(at, self.metrics)
+
+    def evaluate(self, journal: Journal, *, last: bool = False) -> None:
+        """Held-out figures of every signal that has such data: test data; but validation rows,
+        where there are any, as long as training goes on."""
+        began = time.monotonic()
+        self.metrics = {}
+        for name, objective in self.recipe.signals.items():
+            material = self.material[name]
+            held_out = material.test if last else material.validation or material.test
+            if held_out is not None:
+                self.metrics[name] = evaluate(
+                    objective,
+                    self.trainee.signals[name],
+                    self.trainee.reader(name),
+                    held_out,
+                    objective.batch_size or self.recipe.batch_size,
+                    self.device,
+                    self.group,
+                )
         for name, figures in self.metrics.items():
             told = ", ".join(f"{what} {value.mean:.3f}" for what, value in figures.items())
             say(f"step {self.step}: {name} {told}")
-        log.append(
+        journal.append(
             {
                 "step": self.step,
                 "evaluation": {
@@ -128,9 +187,13 @@ class Run:
             "step": self.step,
             "seconds": self.seconds,
             "guard": self.guard.notes(),
+            "choice": self.choice.notes(),
+            "done": self.step == self.recipe.steps or self.choice.stopped,
             "identity": self.identity,
         }
-        self.states.save(self.step, pack(self.trainee.parameters, self.optimiser), notes)
+        if self.group.first:
+            tensors = pack(self.trainee.parameters, self.optimiser)
+            self.states.save(self.step, tensors, notes, self.choice.step)
 
     def resume(self) -> None:
         """Goes on from the newest state; a run that was killed before its first one begins."""
@@ -139,6 +202,7 @@ class Run:
             return
         unpack(state.tensors, self.trainee.parameters, self.optimiser)
         self.guard.recall(state.notes["guard"])
+        self.choice.recall(state.notes["choice"])
         self.step, self.seconds = state.step, state.notes["seconds"]
 
     def _due(self, every: int) -> bool:

@@ -30,6 +30,8 @@ class Material:
     test: Dataset | None
     order: LengthBuckets
     record: dict[str, Any]
+    # Training rows set aside to choose the best step by.
+    validation: Dataset | None = None
 
     def batch(self, step: int) -> Batch:
         return self.train.batch(self.order.rows(step))
@@ -39,6 +41,10 @@ def load_material(name: str, recipe: Recipe, signal: SignalConfig, tokenizer: An
     """Reads and encodes a signal's data. Raises OtterError for bad rows and too much truncation."""
     objective = recipe.signals[name]
     rows, test_rows, files = _read(objective, signal, recipe.data_folder)
+    aside: Sequence[Any] = ()
+    if objective.validation is not None:
+        path = files[0]["path"]
+        rows, aside = _set_aside(rows, objective.validation, path, "validation")
     train = objective.encode(rows, tokenizer, recipe.max_length)
     train.truncation.check(recipe.allow_truncation)
     test = objective.encode(test_rows, tokenizer, recipe.max_length) if test_rows else None
@@ -46,12 +52,15 @@ def load_material(name: str, recipe: Recipe, signal: SignalConfig, tokenizer: An
     if test is not None:
         record["test"] = {**files[-1], "rows": len(test_rows), "cut": test.truncation.cut}
         record["shared"] = _shared(name, rows, test_rows)
+    validation = objective.encode(aside, tokenizer, recipe.max_length) if aside else None
+    if validation is not None:
+        record["validation"] = {"rows": len(aside), "cut": validation.truncation.cut}
     order = LengthBuckets(
         train.lengths,
         objective.batch_size or recipe.batch_size,
         derive_seed("order", recipe.seed, name),
     )
-    return Material(train, test, order, record)
+    return Material(train, test, order, record, validation)
 
 
 def held_out_rows(objective: Objective, signal: SignalConfig, folder: Path | None) -> Sequence[Any]:
@@ -70,16 +79,25 @@ def _read(
         return rows, test_rows, [record, test_record]
     if objective.held_out is None:
         return rows, [], [record]
-    aside = [_text(row) for row in rows]
-    test_rows = [r for r, text in zip(rows, aside, strict=True) if _held(text, objective.held_out)]
-    kept = [r for r, text in zip(rows, aside, strict=True) if not _held(text, objective.held_out)]
-    if not kept or not test_rows:
+    rows, test_rows = _set_aside(rows, objective.held_out, train.path, "held out")
+    return rows, test_rows, [record]
+
+
+def _set_aside(
+    rows: Sequence[Any], share: float, file: str, why: str
+) -> tuple[Sequence[Any], Sequence[Any]]:
+    """The rows that stay, and a share of them by their texts: another one for another reason."""
+    kept: list[Any] = []
+    aside: list[Any] = []
+    for row in rows:
+        (aside if _held(why, _text(row), share) else kept).append(row)
+    if not kept or not aside:
         raise OtterError(
-            f"{train.path}: held_out {objective.held_out} of {len(rows)} rows leaves "
-            f"{len(kept)} to train on and {len(test_rows)} to test",
+            f"{file}: {why.replace(' ', '_')} {share} of {len(rows)} rows leaves "
+            f"{len(kept)} to train on and {len(aside)} to test",
             hint="give more rows, or a test file",
         )
-    return kept, test_rows, [record]
+    return kept, aside
 
 
 def _file(
@@ -90,9 +108,9 @@ def _file(
     return rows, {"path": source.path, "sha256": sha256_file(path)}
 
 
-def _held(text: str, share: float) -> bool:
+def _held(why: str, text: str, share: float) -> bool:
     """By the text's digest: equal texts fall on the same side, whatever else is in the file."""
-    return derive_seed("held out", text) % 10_000 < 10_000 * share
+    return derive_seed(why, text) % 10_000 < 10_000 * share
 
 
 def _text(row: Any) -> str:

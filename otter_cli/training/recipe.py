@@ -39,7 +39,8 @@ class Baselines(Section):
 
 
 class Recipe(Section):
-    """Each step takes `batch_size` pairs, texts or blocks of every signal.
+    """Each step takes `batch_size` pairs, texts or blocks of every signal, all processes together,
+    in `accumulate` passes where memory is short.
 
     Lengths are in tokens; `clip` bounds the norm of the whole gradient.
     """
@@ -48,6 +49,7 @@ class Recipe(Section):
     signals: dict[str, AnyObjective] = Field(min_length=1)
     seed: NonNegativeInt = 0
     batch_size: PositiveInt = 32
+    accumulate: PositiveInt = 1
     max_length: int = Field(default=512, ge=8)
     allow_truncation: float = Field(default=0.05, ge=0, le=1)
     learning_rate: PositiveFloat = 1e-3
@@ -58,6 +60,10 @@ class Recipe(Section):
     # 0: at the end only.
     evaluate_every: NonNegativeInt = 0
     save_every: PositiveInt = 50
+    # SIGNAL/METRIC: the parameters of the evaluation that was best by it are kept, and training
+    # stops after `patience` evaluations without a better one.
+    best: str | None = None
+    patience: PositiveInt | None = None
     baselines: Baselines = Baselines()
     # Where its data files are looked for first. No part of what is asked for.
     _data_folder: Path | None = PrivateAttr(default=None)

@@ -13,12 +13,14 @@ from otter_cli.training.recipe import Recipe
 from otter_cli.training.state import StateFolder
 
 # What may change between a run and its resumption: it moves no parameter.
-_FREE = {"evaluate_every", "save_every", "allow_truncation", "baselines"}
+_FREE = {"save_every", "allow_truncation", "baselines"}
 
 
 def identity_of(recipe: Recipe, data: Mapping[str, Any]) -> dict[str, Any]:
     """What two runs must share to end in the same bits."""
-    return {"recipe": recipe.model_dump(mode="json", exclude=_FREE), "data": dict(data)}
+    # Unless an evaluation chooses the step that is kept.
+    free = _FREE if recipe.best else {*_FREE, "evaluate_every"}
+    return {"recipe": recipe.model_dump(mode="json", exclude=free), "data": dict(data)}
 
 
 def refuse_unfinished(states: StateFolder) -> None:
@@ -27,7 +29,7 @@ def refuse_unfinished(states: StateFolder) -> None:
     if notes is None:
         return
     done, steps = notes["step"], notes["identity"]["recipe"]["steps"]
-    if done < steps:
+    if not notes["done"]:
         raise OtterError(
             f"{states.path} holds an unfinished run, at step {done} of {steps}",
             hint="--resume goes on with it; --restart drops it and trains the tensors as they are",

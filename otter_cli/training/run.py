@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otter_cli.core.console import say
 from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import Interval
-from otter_cli.core.jsonlines import JsonLines
 from otter_cli.core.lock import writer_lock
 from otter_cli.insertion import TrainingRecord
-from otter_cli.training.material import load_material
+from otter_cli.training.choice import check_choice
+from otter_cli.training.group import Group, check_divides, joined, launched
+from otter_cli.training.journal import Journal, check_tensorboard
+from otter_cli.training.material import Material, load_material
 from otter_cli.training.recipe import Baseline, Recipe
 from otter_cli.training.resume import (
     check_same_run,
-    forget_after,
     identity_of,
     refuse_unfinished,
 )
@@ -25,8 +29,7 @@ from otter_cli.training.targets import graft_signals
 
 if TYPE_CHECKING:
     from otter_cli.training.loop import Metrics
-
-METRICS = "metrics.jsonl"
+    from otter_cli.training.trainee import Trainee
 
 
 @dataclass(frozen=True)
@@ -41,54 +44,85 @@ class TrainResult:
     data: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Options:
+    """How a run is carried out; none of it moves a parameter. `resume` goes on from the last saved
+    state, if any; `restart` drops an unfinished run."""
+
+    resume: bool = False
+    restart: bool = False
+    device: str = "cpu"
+    tensorboard: bool = False
+
+
 def train(
     folder: Path,
     recipe: Recipe,
+    options: Options | None = None,
     *,
-    resume: bool = False,
-    restart: bool = False,
     baseline: Baseline | None = None,
     to: Path | None = None,
-    device: str = "cpu",
+    **changed: Any,
 ) -> TrainResult:
-    """Trains the recipe's signals of a grafted folder, or a baseline for it into `to`.
+    """Trains the recipe's signals of a grafted folder, or a baseline for it into `to`; `changed`
+    are single options. Under torchrun its processes share the batches.
 
-    `resume` goes on from the last saved state, if any; `restart` drops an unfinished run. Raises
-    OtterError for bad input, CheckFailed when a guard stops it, KeyboardInterrupt after Ctrl-C.
+    Raises OtterError for bad input, CheckFailed when a guard stops it, KeyboardInterrupt after
+    Ctrl-C.
     """
-    target = _target(folder, baseline, to, resume)
+    options = replace(options or Options(), **changed)
+    target = _target(folder, baseline, to, options.resume)
     recipe = recipe.for_baseline(baseline)
+    check_choice(recipe)
+    check_divides(recipe, launched())
+    if options.tensorboard:
+        check_tensorboard()
     states = StateFolder(target)
-    if not (resume or restart):
+    if not (options.resume or options.restart):
         refuse_unfinished(states)
     # Data first: a bad row is told before anything is made or loaded.
     signals = graft_signals(folder, recipe)
-    tokenizer = _tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     material = {name: load_material(name, recipe, signals[name], tokenizer) for name in signals}
-    data = {name: found.record for name, found in material.items()}
+    with joined(options.device) as (group, device):
+        from otter_cli.training.baselines import make_trainee
 
+        make = partial(make_trainee, folder, recipe, baseline, to, device)
+        return _run(make, target, recipe, material, replace(options, device=device), group)
+
+
+def _run(
+    make: Callable[[], Trainee],
+    target: Path,
+    recipe: Recipe,
+    material: dict[str, Material],
+    options: Options,
+    group: Group,
+) -> TrainResult:
     # Torch from here on: recipes and rows are refused without it.
-    from otter_cli.training.baselines import make_trainee
     from otter_cli.training.loop import Run
 
-    trainee = make_trainee(folder, recipe, baseline, to, device)
+    data = {name: found.record for name, found in material.items()}
+    trainee = group.in_turn(make)
+    states, identity = StateFolder(target), identity_of(recipe, data)
 
     def write(step: int, metrics: Metrics) -> None:
-        trainee.write({n: _record(n, recipe, step, data[n], metrics) for n in recipe.signals})
+        if group.first:
+            trainee.write({n: _record(n, recipe, step, data[n], metrics) for n in recipe.signals})
 
     states.path.mkdir(exist_ok=True)
-    with writer_lock(states.path):
-        identity = identity_of(recipe, data)
-        run = Run(trainee, recipe, material, states, identity, device)
-        if resume:
+    with writer_lock(states.path) if group.first else nullcontext():
+        run = Run(trainee, recipe, material, states, identity, options.device, group)
+        if options.resume:
             check_same_run(states, identity)
             run.resume()
             say(f"going on after step {run.step}")
-        else:
+        group.wait()
+        if group.first and not options.resume:
             states.clear()
-        forget_after(states.path / METRICS, run.step)
-        with JsonLines(states.path / METRICS) as log:
-            run.go(log, write)
+        log = states.path if group.first else None
+        with Journal(log, run.step, tensorboard=options.tensorboard) as journal:
+            run.go(journal, write)
     count = sum(parameter.numel() for parameter in trainee.parameters.values())
     return TrainResult(target, run.metrics, run.step, run.seconds, count, data)
 
@@ -121,7 +155,7 @@ def _record(
     )
 
 
-def _tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder)

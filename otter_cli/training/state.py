@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _KEPT = 2
 _FILE = re.compile(r"state-(\d{8})\.safetensors")
+_BEST = "best-{}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -52,39 +53,66 @@ class StateFolder:
             return None
         return State(_step(newest), load_file(newest), _notes(newest))
 
-    def save(self, step: int, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
-        self.path.mkdir(exist_ok=True)
-        write_tensors(
-            self.path / f"state-{step:08d}.safetensors",
-            {name: TensorSpec("F32", tuple(t.shape)) for name, t in tensors.items()},
-            lambda name: tensors[name].detach().cpu().numpy(),
-            {"notes": json.dumps(notes, sort_keys=True)},
-        )
+    def save(
+        self,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        notes: Mapping[str, Any],
+        best: int | None = None,
+    ) -> None:
+        """`best`: the step whose parameters are kept beside; those of others may go now."""
+        self._write(f"state-{step:08d}.safetensors", tensors, notes)
         for old in sorted(self._files())[:-_KEPT]:
             old.unlink()
+        for file in self.path.glob(_BEST.format("*")):
+            if best is None or file.name != _best(best):
+                file.unlink()
+
+    def keep(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """The parameters of a step that was the best so far. A state that says so comes after."""
+        self._write(_best(step), tensors, {})
+
+    def kept(self, step: int) -> dict[str, Tensor]:
+        from safetensors.torch import load_file
+
+        return load_file(self.path / _best(step))
 
     def clear(self) -> None:
         """Oldest first: whenever this is cut short, the newest still stands for the run."""
         for file in sorted(self._files()):
             file.unlink()
+        for file in self.path.glob(_BEST.format("*")):
+            file.unlink()
+
+    def _write(self, file: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+        self.path.mkdir(exist_ok=True)
+        write_tensors(
+            self.path / file,
+            {name: TensorSpec("F32", tuple(t.shape)) for name, t in tensors.items()},
+            lambda name: tensors[name].detach().cpu().numpy(),
+            {"notes": json.dumps(notes, sort_keys=True)},
+        )
 
     def _files(self) -> list[Path]:
         return [p for p in self.path.glob("state-*") if _FILE.fullmatch(p.name)]
 
 
-def pack(parameters: Mapping[str, nn.Parameter], optimiser: Optimizer) -> dict[str, Tensor]:
+def pack(
+    parameters: Mapping[str, nn.Parameter], optimiser: Optimizer | None = None
+) -> dict[str, Tensor]:
     """Parameters and what the optimiser remembers of each, by flat names."""
     packed = {f"value/{name}": parameter.detach() for name, parameter in parameters.items()}
-    for name, parameter in parameters.items():
-        for key, tensor in optimiser.state[parameter].items():
-            packed[f"{key}/{name}"] = tensor
+    if optimiser is not None:
+        for name, parameter in parameters.items():
+            for key, tensor in optimiser.state[parameter].items():
+                packed[f"{key}/{name}"] = tensor
     return packed
 
 
 def unpack(
     tensors: Mapping[str, Tensor],
     parameters: Mapping[str, nn.Parameter],
-    optimiser: Optimizer,
+    optimiser: Optimizer | None = None,
 ) -> None:
     """The inverse of `pack`, in place."""
     for flat, tensor in tensors.items():
@@ -92,10 +120,14 @@ def unpack(
         parameter = parameters[name]
         if key == "value":
             parameter.detach().copy_(tensor)
-        else:
+        elif optimiser is not None:
             # AdamW counts its steps on the CPU, wherever the parameter is.
             place = "cpu" if key == "step" else parameter.device
             optimiser.state[parameter][key] = tensor.to(place)
+
+
+def _best(step: int) -> str:
+    return _BEST.format(f"{step:08d}")
 
 
 def _step(path: Path) -> int:

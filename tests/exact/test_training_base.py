@@ -79,7 +79,9 @@ def test_the_trained_folder_scores_as_the_trainee_did(
 ) -> None:
     runs: list[Run] = []
     evaluate = Run.evaluate
-    monkeypatch.setattr(Run, "evaluate", lambda run, log: (runs.append(run), evaluate(run, log)))
+    monkeypatch.setattr(
+        Run, "evaluate", lambda run, log, **how: (runs.append(run), evaluate(run, log, **how))
+    )
     recipe = small_recipe(tmp_path)
     train(folder, recipe)
     loaded = GraftTrainee(folder, recipe)

@@ -12,6 +12,7 @@ from otter_cli.core.intervals import Interval, auroc, f1, interval, mean
 from otter_cli.signals import SignalConfig
 from otter_cli.training.objectives.labelled import LabelledObjective
 from otter_cli.training.objectives.objective import (
+    Positions,
     Read,
     last_tokens,
     real_tokens,
@@ -54,7 +55,7 @@ class Classification(LabelledObjective):
         each = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
         loss = weighed_by_text(each, at, batch.last)
         if self.consistency:
-            loss = loss + self.consistency * _falls(logits.sigmoid(), labels, at[0])
+            loss = loss + self.consistency * _falls(logits.sigmoid(), labels, at, len(batch.last))
         return loss
 
     def outcomes(self, read: Read, batch: Batch) -> dict[str, Tensor]:
@@ -79,8 +80,10 @@ class Classification(LabelledObjective):
         return found
 
 
-def _falls(scores: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
-    """Mean of max(0, p_t - p_t+1) over neighbouring tokens of one text, where the label is set."""
-    same = (rows[:-1] == rows[1:])[:, None] & (labels[1:] >= 0.5)
-    falls = (scores[:-1] - scores[1:]).clamp_min(0) * same
-    return falls.sum() / same.sum().clamp_min(1)
+def _falls(scores: Tensor, labels: Tensor, at: Positions, texts: int) -> Tensor:
+    """Mean over texts of a text's mean max(0, p_t - p_t+1), where the label is set."""
+    rows = at[0]
+    inside = rows[:-1] == rows[1:]
+    falls = (scores[:-1] - scores[1:]).clamp_min(0) * (labels[1:] >= 0.5)
+    steps = inside.new_zeros(texts, dtype=scores.dtype).index_add(0, rows[1:], inside.to(scores))
+    return (falls.mean(-1) * inside / steps[rows[1:]].clamp_min(1)).sum() / texts

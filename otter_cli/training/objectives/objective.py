@@ -52,6 +52,8 @@ class Objective(Section, ABC):
     eos: bool = True
     # Instead of a test file: this share of the training rows, chosen by their text.
     held_out: float | None = Field(default=None, gt=0, lt=1)
+    # The share of the training rows that choose the best step: what is tested must not.
+    validation: float | None = Field(default=None, gt=0, lt=1)
 
     @model_validator(mode="before")
     @classmethod

@@ -12,7 +12,7 @@ from otter_cli.insertion import MANIFEST, TENSORS, Manifest
 from otter_cli.training import train
 from otter_cli.training.loop import Run
 from otter_cli.training.material import load_material
-from otter_cli.training.run import _tokenizer
+from otter_cli.training.run import load_tokenizer
 from otter_cli.training.trainee import GraftTrainee
 from tests.support.training import (
     FUTURE,
@@ -34,7 +34,7 @@ def test_a_reward_is_learnt_and_the_folder_reproduces_its_figure(
     accuracy = result.signals["reward"]["accuracy"]
     assert accuracy.mean == 1.0 and accuracy.n == result.data["reward"]["test"]["rows"]
     trainee = GraftTrainee(folder, recipe)
-    material = load_material("reward", recipe, trainee.signals["reward"], _tokenizer(folder))
+    material = load_material("reward", recipe, trainee.signals["reward"], load_tokenizer(folder))
     from otter_cli.training.evaluate import evaluate
 
     assert material.test is not None
