@@ -4,19 +4,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from otter_cli.benchmarks import detectors, methods
+from otter_cli.benchmarks import detectors
 from otter_cli.benchmarks.benchmark import PLAIN, Method, Setting
 from otter_cli.benchmarks.detection import Detection
 from otter_cli.benchmarks.detox import Detox, require_label
 from otter_cli.benchmarks.labelled_texts import Stream, encode_streams
+from otter_cli.benchmarks.method_specs import SWEPT, MethodSpec, build
 from otter_cli.benchmarks.models import (
     Grafted,
+    Models,
     load_graft,
     load_pair,
     load_reward_model,
     require_same_base,
 )
-from otter_cli.benchmarks.preference import GOLD, SWEPT, Preference, require_guides_nothing
+from otter_cli.benchmarks.preference import GOLD, Preference, require_guides_nothing
 from otter_cli.benchmarks.prompts import PromptFile, load_prompts
 from otter_cli.benchmarks.scorers import Scorer
 from otter_cli.benchmarks.speedup import Speedup
@@ -82,73 +84,62 @@ def preference(
     *,
     reward_model: Path,
     gold: Scorer | Path,
+    more: Sequence[MethodSpec] = (),
 ) -> Preference:
-    """Plain and by each guide; `gold` is a reward model's folder or a rule."""
+    """Plain and by each guide, and by `more`; `gold` is a reward model's folder or a rule."""
     from otter_cli.benchmarks.scorers.reward_model import RewardModelScorer
-    from otter_cli.benchmarks.scorers.signal import SignalScorer
 
-    graft, head = grafts
-    device, signal = str(graft.model.device), guidance.signal
-    separate = load_reward_model(reward_model, device=device)
-    judge = (
-        RewardModelScorer(*load_reward_model(gold, device=device))
-        if isinstance(gold, Path)
-        else gold
-    )
-    scorers: dict[str, Scorer] = {
-        GOLD: judge,
-        INSERTION: SignalScorer(graft, signal),
-        HEAD: SignalScorer(head, signal),
-        ARGS: RewardModelScorer(*separate),
-    }
-    guides = {scorer.record.digest: role for role, scorer in scorers.items() if role != GOLD}
+    models = Models(grafts[0], guidance.signal)
+    judge = RewardModelScorer(*models.reward_model(gold)) if isinstance(gold, Path) else gold
+    steering = {"strength": guidance.of(ARGS), "candidates": guidance.candidates}
+    by_args = MethodSpec(ARGS, "args", {"model": reward_model, **steering}, "ARGS")
+    specs = _guided(grafts, guidance)
+    swept = [specs[1].at(strength) for strength in guidance.sweep]
+    methods = build([*specs, *swept, by_args, *more], models)
+    guides = {model.weights: name for name, m in methods.items() for model in m.record.models}
     require_guides_nothing(judge.record.digest, guides)
-    compared = {
-        **_guided(grafts, guidance),
-        **_swept(graft, guidance),
-        ARGS: methods.args(
-            graft,
-            separate[0],
-            separate[2],
-            strength=guidance.of(ARGS),
-            candidates=guidance.candidates,
-        ),
-    }
-    return Preference(setting, graft, compared, scorers)
+    return Preference(setting, grafts[0], methods, {GOLD: judge, **_judges(methods)})
 
 
-def _swept(graft: Grafted, guidance: Guidance) -> dict[str, Method]:
-    return {
-        f"{INSERTION}{SWEPT}{strength:g}": methods.guided(
-            f"insertion, strength {strength:g}",
-            graft,
-            guidance.signal,
-            strength=strength,
-            candidates=guidance.candidates,
-        )
-        for strength in guidance.sweep
-    }
+def _judges(methods: Mapping[str, Method]) -> dict[str, Scorer]:
+    """What guides, each once, under the name of the first method that it guides."""
+    found: dict[str, Scorer] = {}
+    for name, method in methods.items():
+        known = [scorer.record.digest for scorer in found.values()]
+        if method.judge is not None and method.judge.record.digest not in known:
+            found[name.partition(SWEPT)[0]] = method.judge
+    return found
 
 
-def detox(grafts: Pair, setting: Setting, guidance: Guidance, *, detoxify: Path) -> Detox:
+def detox(
+    grafts: Pair,
+    setting: Setting,
+    guidance: Guidance,
+    *,
+    detoxify: Path,
+    more: Sequence[MethodSpec] = (),
+) -> Detox:
     """Sampled, plain and guided away: the strength is negative."""
     from otter_cli.benchmarks.scorers.detoxify import DetoxifyScorer
 
     scorer = DetoxifyScorer(detoxify, device=str(grafts[0].model.device))
     require_label(scorer)
-    return Detox(setting, grafts[0], _guided(grafts, guidance), {"detoxify": scorer})
+    methods = build([*_guided(grafts, guidance), *more], Models(grafts[0], guidance.signal))
+    return Detox(setting, grafts[0], methods, {"detoxify": scorer})
 
 
-def speedup(grafts: Pair, setting: Setting, *, signal: str) -> Speedup:
-    """Greedy, plain and with each drafter."""
+def speedup(
+    grafts: Pair, setting: Setting, *, signal: str, more: Sequence[MethodSpec] = ()
+) -> Speedup:
+    """Plain and with each drafter; a task head's drafts are Medusa-1."""
     graft, head = grafts
-    compared = {
-        PLAIN: methods.plain(graft),
-        INSERTION: methods.drafted("insertion", graft, signal),
-        HEAD: methods.drafted("task head only", head, signal),
-        LOOKUP: methods.prompt_lookup(graft),
-    }
-    return Speedup(setting, graft, compared, {})
+    specs = [
+        MethodSpec(PLAIN, "plain"),
+        MethodSpec(INSERTION, "future", label="insertion"),
+        MethodSpec(HEAD, "future", label="task head only", graft=head),
+        MethodSpec(LOOKUP, "prompt-lookup"),
+    ]
+    return Speedup(setting, graft, build([*specs, *more], Models(graft, signal)), {})
 
 
 def detection(
@@ -181,21 +172,20 @@ def detection(
     return Detection(Setting(prompts, record, Sampling(1)), graft, compared, {})
 
 
-def _guided(grafts: Pair, guidance: Guidance) -> dict[str, Method]:
+def _guided(grafts: Pair, guidance: Guidance) -> list[MethodSpec]:
     """Plain, then guided by the insertion's signal and by the task head's."""
-    graft, head = grafts
-
-    def guided(label: str, by: Grafted, method: str) -> Method:
-        return methods.guided(
-            label,
-            by,
-            guidance.signal,
-            strength=guidance.of(method),
-            candidates=guidance.candidates,
-        )
-
-    return {
-        PLAIN: methods.plain(graft),
-        INSERTION: guided("insertion", graft, INSERTION),
-        HEAD: guided("task head only", head, HEAD),
+    of = {
+        INSERTION: ("insertion", grafts[0]),
+        HEAD: ("task head only", grafts[1]),
     }
+    guided = [
+        MethodSpec(
+            name,
+            "value",
+            {"strength": guidance.of(name), "candidates": guidance.candidates},
+            label,
+            graft,
+        )
+        for name, (label, graft) in of.items()
+    ]
+    return [MethodSpec(PLAIN, "plain"), *guided]

@@ -25,12 +25,14 @@ Generate = Callable[[list[list[int]], "Sampling"], "list[Generation]"]
 
 @dataclass(frozen=True)
 class Method:
-    """A way of generating. `weights`: bytes of all parameters that it needs, models together."""
+    """A way of generating. `weights`: bytes of all parameters that it needs, models together;
+    `judge`: what guides it, asked for its opinion of a whole response."""
 
     label: str
     record: MethodRecord
     generate: Generate
     weights: int
+    judge: Scorer | None = None
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from otter_cli.benchmarks.prompts import BenchPrompt
 from otter_cli.benchmarks.records import Rows
 from otter_cli.benchmarks.scorers import ScorerRecord
+from otter_cli.benchmarks.settings import MethodRecord
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Every method's rows, in the order of `prompts`, the bytes of its parameters, and by role who
-    scored."""
+    """Every method's rows, in the order of `prompts`, its record and parameters' bytes, and by role
+    who scored."""
 
     prompts: tuple[BenchPrompt, ...]
     rows: Mapping[str, Rows]
     weights: Mapping[str, int]
+    methods: Mapping[str, MethodRecord]
     scorers: Mapping[str, ScorerRecord]

@@ -1,77 +1,292 @@
-"""Ways of generating that are compared: each a call, what it holds in memory, and a record."""
+"""Ways of generating that are compared: one entry of `METHODS` each, made from its options."""
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 from otter_cli.benchmarks.benchmark import Generate, Method
-from otter_cli.benchmarks.models import Grafted, bytes_of
-from otter_cli.benchmarks.settings import MethodRecord, ModelRecord
+from otter_cli.benchmarks.models import Grafted, Loaded, Models, bytes_of
+from otter_cli.benchmarks.scorers import Scorer
+from otter_cli.benchmarks.settings import MethodRecord
+from otter_cli.core.errors import OtterError
 from otter_cli.decoding import (
     ArgsGuide,
+    BestOf,
+    DExpertsGuide,
+    DraftModel,
     FutureDrafter,
+    GenArmGuide,
+    Guide,
     PromptLookup,
+    RadGuide,
+    SignalBound,
     SignalGuide,
+    Stops,
+    TreeShape,
+    VocabularyGuide,
+    best_of,
     generate,
 )
 
 
-def plain(graft: Grafted) -> Method:
+class Entrant:
+    """What a method is made of: the graft it runs on, its signal, and how others are loaded."""
+
+    def __init__(self, graft: Grafted, signal: str, models: Models) -> None:
+        self.graft, self.signal, self.models = graft, signal, models
+
+    def method(
+        self,
+        label: str,
+        call: Generate,
+        steering: dict[str, Any],
+        *beside: Loaded,
+        stream: bool = True,
+        judge: Scorer | None = None,
+    ) -> Method:
+        """`beside`: models that it runs next to the base; `stream`: whether the insertion runs."""
+        own = self.graft.bytes if stream else self.graft.base_bytes
+        records = [self.graft.record, *(one.record for one in beside)]
+        record = MethodRecord(label=label, models=records, steering=steering)
+        held = own + sum(bytes_of(one.model.parameters()) for one in beside)
+        return Method(label, record, call, held, judge)
+
+    def guided(
+        self,
+        label: str,
+        guide: Guide | Sequence[Guide],
+        steering: dict[str, Any],
+        *beside: Loaded,
+        read: bool = False,
+        judge: Scorer | None = None,
+    ) -> Method:
+        """`read`: keep the signal at every token beside the samples."""
+        model, signals = self.graft.model, (self.signal,) if read else ()
+        return self.method(
+            label,
+            lambda p, s: generate(model, p, s, guide=guide, signals=signals),
+            steering,
+            *beside,
+            stream=not beside,
+            judge=judge,
+        )
+
+
+def plain(of: Entrant) -> Method:
     """The base as it is: the insertion is neither run nor counted."""
-    return _method(
-        "plain", [graft.record], {}, graft.base_bytes, lambda p, s: generate(graft.model, p, s)
-    )
+    model = of.graft.model
+    return of.method("plain", lambda p, s: generate(model, p, s), {}, stream=False)
 
 
-def guided(label: str, graft: Grafted, signal: str, *, strength: float, candidates: int) -> Method:
+def value(of: Entrant, *, strength: float, candidates: int = 10) -> Method:
     """V-style guidance by one of the graft's signals, in one pass a token."""
-    guide = SignalGuide(signal=signal, strength=strength, candidates=candidates)
-    return _method(
-        label,
-        [graft.record],
-        {"guide": "signal", "signal": signal, "strength": strength, "candidates": candidates},
-        graft.bytes,
-        lambda p, s: generate(graft.model, p, s, guide=guide, signals=(signal,)),
+    return of.guided(
+        "by value",
+        SignalGuide(of.signal, strength, candidates),
+        {"guide": "signal", "signal": of.signal, "strength": strength, "candidates": candidates},
+        read=True,
+        judge=_signal(of),
     )
 
 
-def args(
-    graft: Grafted, reward_model: Any, record: ModelRecord, *, strength: float, candidates: int
-) -> Method:
-    """ARGS (arXiv 2402.01694): a separate reward model scores the candidates, cache and all."""
-    guide = ArgsGuide(reward_model, strength=strength, candidates=candidates)
-    return _method(
+def vocabulary(of: Entrant, *, strength: float, candidates: int = 10) -> Method:
+    """Q-style guidance: action values come out of the pass that gives the logits."""
+    return of.guided(
+        "by action values",
+        VocabularyGuide(of.signal, strength, candidates),
+        {
+            "guide": "vocabulary",
+            "signal": of.signal,
+            "strength": strength,
+            "candidates": candidates,
+        },
+    )
+
+
+def args(of: Entrant, *, model: Path, strength: float, candidates: int = 10) -> Method:
+    """ARGS (arXiv 2402.01694): a separate reward model scores the candidates, cache and all. With
+    a `temperature` it is ARGS-stochastic."""
+    rewards = of.models.reward_model(model)
+    return of.guided(
         "ARGS",
-        [graft.record, record],
+        ArgsGuide(rewards.model, strength, candidates),
         {"guide": "args", "strength": strength, "candidates": candidates},
-        graft.base_bytes + bytes_of(reward_model.parameters()),
-        lambda p, s: generate(graft.model, p, s, guide=guide),
+        rewards,
+        judge=_reward(rewards),
     )
 
 
-def drafted(label: str, graft: Grafted, signal: str) -> Method:
-    """Drafts by the graft's future heads, verified by the base."""
-    drafter = FutureDrafter(signal=signal)
-    return _method(
-        label,
-        [graft.record],
-        {"drafter": "future", "signal": signal},
-        graft.bytes,
-        lambda p, s: generate(graft.model, p, s, drafter=drafter),
+def rad(of: Entrant, *, model: Path, strength: float, candidates: int = 20) -> Method:
+    """RAD (arXiv 2310.09520): as ARGS with a smaller model, its reward clipped to [0, 1]."""
+    rewards = of.models.reward_model(model)
+    return of.guided(
+        "RAD",
+        RadGuide(rewards.model, strength, candidates),
+        {"guide": "rad", "strength": strength, "candidates": candidates},
+        rewards,
+        judge=_reward(rewards),
     )
 
 
-def prompt_lookup(graft: Grafted, *, ngram: int = 3, length: int = 4) -> Method:
-    """Drafts copied from the prompt and the text so far, where an n-gram recurs."""
-    drafter = PromptLookup(ngram=ngram, length=length)
-    return _method(
-        "prompt lookup",
-        [graft.record],
-        {"drafter": "prompt-lookup", "ngram": ngram, "length": length},
-        graft.base_bytes,
-        lambda p, s: generate(graft.model, p, s, drafter=drafter),
+def genarm(of: Entrant, *, model: Path, strength: float, candidates: int = 0) -> Method:
+    """GenARM (arXiv 2410.08193) by a language model; by the insertion it is `vocabulary` on a
+    signal of objective autoregressive."""
+    rewards = of.models.language_model(model)
+    return of.guided(
+        "GenARM",
+        GenArmGuide(rewards.model, strength, candidates),
+        {"guide": "genarm", "strength": strength, "candidates": candidates},
+        rewards,
     )
 
 
-def _method(
-    label: str, models: list[ModelRecord], steering: dict[str, Any], weights: int, call: Generate
+def dexperts(
+    of: Entrant,
+    *,
+    strength: float,
+    expert: Path | None = None,
+    anti: Path | None = None,
+    top_p: float = 0.9,
 ) -> Method:
-    return Method(label, MethodRecord(label=label, models=models, steering=steering), call, weights)
+    """DExperts (arXiv 2105.03023) by separate language models or LoRA adapters of the base."""
+    good, bad = (None if p is None else of.models.language_model(p) for p in (expert, anti))
+    beside = [one for one in (good, bad) if one is not None]
+    roles = [name for name, one in (("expert", good), ("anti-expert", bad)) if one is not None]
+    return of.guided(
+        "DExperts",
+        DExpertsGuide(good and good.model, bad and bad.model, strength, top_p),
+        {"guide": "dexperts", "roles": roles, "strength": strength, "top_p": top_p},
+        *beside,
+    )
+
+
+def dexperts_inserted(
+    of: Entrant, *, strength: float, expert: str = "", anti: str = "", candidates: int = 20
+) -> Method:
+    """DExperts by two signals of action values in one graft: `z + strength (q+ - q-)` over the
+    base's best candidates, without a pass."""
+    signals = [(name, sign) for name, sign in ((expert, 1.0), (anti, -1.0)) if name]
+    if not signals:
+        raise OtterError(
+            "dexperts-inserted has neither expert nor anti-expert",
+            hint="name signals of kind vocabulary: expert=NAME,anti=NAME",
+        )
+    return of.guided(
+        "DExperts, inserted",
+        [VocabularyGuide(name, sign * strength, candidates) for name, sign in signals],
+        {
+            "guide": "dexperts-inserted",
+            "expert": expert,
+            "anti": anti,
+            "strength": strength,
+            "candidates": candidates,
+        },
+    )
+
+
+def best_of_n(
+    of: Entrant, *, n: int = 8, model: Path | None = None, block: int | None = None
+) -> Method:
+    """The best of n draws, by the graft's signal or by a separate reward model."""
+    rewards = None if model is None else of.models.reward_model(model)
+    request = BestOf(
+        n,
+        signal=of.signal if rewards is None else None,
+        reward_model=rewards and rewards.model,
+        block=block,
+    )
+    graft = of.graft.model
+    return of.method(
+        f"best of {n}",
+        lambda p, s: best_of(graft, p, s, request),
+        {"guide": "best-of-n", "n": n, "block": block, "separate": rewards is not None},
+        *([] if rewards is None else [rewards]),
+        stream=rewards is None,
+        judge=_signal(of) if rewards is None else _reward(rewards),
+    )
+
+
+def early_stop(of: Entrant, *, bound: float = 0.5, above: bool = True) -> Method:
+    """Text ends at the token at which the signal crosses the bound: nothing is steered."""
+    stops = Stops(signals=(SignalBound(of.signal, bound, above),))
+    model, signal = of.graft.model, of.signal
+    return of.method(
+        "early stop",
+        lambda p, s: generate(model, p, s, stops=stops, signals=(signal,)),
+        {"stop": "signal", "signal": signal, "bound": bound, "above": above},
+    )
+
+
+def future(
+    of: Entrant, *, tree: str = "", acceptance: Literal["lossless", "typical"] = "lossless"
+) -> Method:
+    """Drafts by future heads, verified by the base: on a graft without a stream, Medusa-1. `tree`
+    4x2x1 drafts four tokens for t+2, two after each of them, and one more."""
+    shape = TreeShape.of_widths([_whole(width) for width in tree.split("x")]) if tree else None
+    drafter, model = FutureDrafter(of.signal, shape), of.graft.model
+    extra = {"tree": tree} if tree else {}
+    extra |= {"acceptance": acceptance} if acceptance != "lossless" else {}
+    return of.method(
+        "future tokens",
+        lambda p, s: generate(model, p, s, drafter=drafter, acceptance=acceptance),
+        {"drafter": "future", "signal": of.signal, **extra},
+    )
+
+
+def prompt_lookup(of: Entrant, *, ngram: int = 3, length: int = 4) -> Method:
+    """Drafts copied from the prompt and the text so far, where an n-gram recurs."""
+    drafter, model = PromptLookup(ngram=ngram, length=length), of.graft.model
+    return of.method(
+        "prompt lookup",
+        lambda p, s: generate(model, p, s, drafter=drafter),
+        {"drafter": "prompt-lookup", "ngram": ngram, "length": length},
+        stream=False,
+    )
+
+
+def draft_model(of: Entrant, *, model: Path, length: int = 4) -> Method:
+    """Drafts by a smaller language model's own greedy continuation."""
+    smaller = of.models.language_model(model)
+    drafter, graft = DraftModel(smaller.model, length), of.graft.model
+    return of.method(
+        "draft model",
+        lambda p, s: generate(graft, p, s, drafter=drafter),
+        {"drafter": "draft-model", "length": length},
+        smaller,
+        stream=False,
+    )
+
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "plain": plain,
+    "value": value,
+    "vocabulary": vocabulary,
+    "args": args,
+    "rad": rad,
+    "genarm": genarm,
+    "dexperts": dexperts,
+    "dexperts-inserted": dexperts_inserted,
+    "best-of-n": best_of_n,
+    "early-stop": early_stop,
+    "future": future,
+    "prompt-lookup": prompt_lookup,
+    "draft-model": draft_model,
+}
+
+
+def _signal(of: Entrant) -> Scorer:
+    from otter_cli.benchmarks.scorers.signal import SignalScorer
+
+    return SignalScorer(of.graft, of.signal)
+
+
+def _reward(loaded: Loaded) -> Scorer:
+    from otter_cli.benchmarks.scorers.reward_model import RewardModelScorer
+
+    return RewardModelScorer(loaded.model, loaded.tokenizer, loaded.record)
+
+
+def _whole(text: str) -> int:
+    if not text.isdigit():
+        raise OtterError(f"{text!r} is no width of a draft tree", hint="such as tree=4x2x1")
+    return int(text)

@@ -1,9 +1,9 @@
 """Models that take part, loaded strictly and known by digest."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from otter_cli.benchmarks.settings import ModelRecord
 from otter_cli.checkpoint.folder import Checkpoint
@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from otter_cli.model import OtterForCausalLM
 
 _DECIDES = (".safetensors", ".json", ".model", ".txt")
+
+
+class Loaded(NamedTuple):
+    """A model beside the base, its tokenizer, and what it is."""
+
+    model: Any
+    tokenizer: Any
+    record: ModelRecord
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,50 @@ class Grafted:
     @property
     def bytes(self) -> int:
         return self.base_bytes + bytes_of(p for _, p in self.model.inserted_parameters())
+
+
+class Models:
+    """A run's graft with its signal, and whatever else its methods load: each folder once."""
+
+    def __init__(self, graft: Grafted, signal: str) -> None:
+        self.graft, self.signal = graft, signal
+        self.device = str(graft.model.device)
+        self._loaded: dict[tuple[str, Path], Any] = {}
+
+    def grafted(self, graft: Grafted | Path, signal: str) -> Grafted:
+        """Another graft of the same base. Raises OtterError for one of another base."""
+        if isinstance(graft, Grafted):
+            return graft
+        other: Grafted = self._once(
+            signal, graft, lambda: load_graft(graft, signal, device=self.device)
+        )
+        require_same_base(self.graft, other, graft)
+        return other
+
+    def require_signal(self, name: str) -> None:
+        if name not in self.graft.model.signal_configs:
+            raise OtterError(
+                f"{self.graft.record.name} has no signal {name!r}",
+                hint=f"its signals: {', '.join(self.graft.model.signal_configs)}",
+            )
+
+    def reward_model(self, folder: Path) -> Loaded:
+        found: Loaded = self._once(
+            "reward", folder, lambda: load_reward_model(folder, device=self.device)
+        )
+        return found
+
+    def language_model(self, folder: Path) -> Loaded:
+        found: Loaded = self._once(
+            "language", folder, lambda: load_language_model(folder, device=self.device)
+        )
+        return found
+
+    def _once(self, kind: str, folder: Path, load: Callable[[], Any]) -> Any:
+        key = (kind, folder.resolve())
+        if key not in self._loaded:
+            self._loaded[key] = load()
+        return self._loaded[key]
 
 
 def bytes_of(parameters: Iterable[Any]) -> int:
@@ -97,35 +149,58 @@ def base_digest(manifest: Manifest) -> str:
     )
 
 
-def load_reward_model(folder: Path, *, device: str) -> "tuple[Any, Any, ModelRecord]":
-    """A stock sequence classifier with one output, its tokenizer and record. Raises OtterError
-    where any of its tensors would be made up."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+def load_reward_model(folder: Path, *, device: str) -> Loaded:
+    """A stock sequence classifier with one output. Raises OtterError where any of its tensors would
+    be made up."""
+    from transformers import AutoModelForSequenceClassification
+
+    loaded = _load_strictly(AutoModelForSequenceClassification, folder, "reward-model", device)
+    if loaded.model.config.num_labels != 1:
+        raise OtterError(
+            f"{folder} has {loaded.model.config.num_labels} outputs, and a reward is one number",
+            hint="give a model with num_labels 1",
+        )
+    return loaded
+
+
+def load_language_model(folder: Path, *, device: str) -> Loaded:
+    """A stock language model, or a LoRA adapter of one, merged into it. Raises OtterError."""
+    from transformers import AutoModelForCausalLM
+
+    if not (folder / "adapter_config.json").is_file():
+        return _load_strictly(AutoModelForCausalLM, folder, "language-model", device)
+    from peft import PeftConfig, PeftModel
+
+    base = Path(PeftConfig.from_pretrained(folder).base_model_name_or_path or "")
+    loaded = _load_strictly(AutoModelForCausalLM, base, "language-model", device)
+    merged = PeftModel.from_pretrained(loaded.model, folder).merge_and_unload()
+    return Loaded(merged.eval(), loaded.tokenizer, model_record(folder, "language-model"))
+
+
+def _load_strictly(
+    kind: Any, folder: Path, role: Literal["reward-model", "language-model"], device: str
+) -> Loaded:
+    from transformers import AutoTokenizer
 
     from otter_cli.model.load import DTYPES
 
     # The file's dtype, since config.json's would win otherwise.
     dtype = DTYPES[Checkpoint.open(folder).dtype]
-    model, info = AutoModelForSequenceClassification.from_pretrained(
+    model, info = kind.from_pretrained(
         folder, dtype=dtype, output_loading_info=True, local_files_only=True
     )
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[what]:
             raise OtterError(
-                f"{folder}: the reward model loads with {what.replace('_', ' ')}: "
+                f"{folder}: the {role.replace('-', ' ')} loads with {what.replace('_', ' ')}: "
                 f"{', '.join(sorted(map(str, info[what]))[:3])}",
                 hint="its score would be a random head's; train it first, or give the right folder",
             )
-    if model.config.num_labels != 1:
-        raise OtterError(
-            f"{folder} has {model.config.num_labels} outputs, and a reward is one number",
-            hint="give a model with num_labels 1",
-        )
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return model.to(device).eval(), tokenizer, reward_record(folder)
+    return Loaded(model.to(device).eval(), tokenizer, model_record(folder, role))
 
 
-def reward_record(folder: Path) -> ModelRecord:
+def model_record(folder: Path, kind: Literal["reward-model", "language-model"]) -> ModelRecord:
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in _DECIDES)
     digest = sha256_json({path.name: sha256_file(path) for path in files})
-    return ModelRecord(name=folder.resolve().name, kind="reward-model", weights=digest)
+    return ModelRecord(name=folder.resolve().name, kind=kind, weights=digest)

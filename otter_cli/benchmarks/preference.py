@@ -12,13 +12,13 @@ from otter_cli.benchmarks.measures import Measures, log_probability, perplexity
 from otter_cli.benchmarks.metrics.text import diversity
 from otter_cli.benchmarks.records import Rows, Scored
 from otter_cli.benchmarks.result import BenchmarkName, MethodResult
+from otter_cli.benchmarks.scorers import ScorerRecord
 from otter_cli.benchmarks.sentences import against_plain, times
+from otter_cli.benchmarks.settings import MethodRecord
 from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import mean
 
 GOLD = "gold"
-# `insertion@0.5` is the method `insertion` at that strength.
-SWEPT = "@"
 
 
 class Preference(Benchmark):
@@ -30,12 +30,12 @@ class Preference(Benchmark):
     def measures(cls, method: str, drawn: Drawn) -> Measures:
         own, plain = drawn.rows[method], drawn.rows[PLAIN]
         gold = f"{GOLD}.{drawn.scorers[GOLD].labels[0]}"
-        guide = method.partition(SWEPT)[0]
+        guide = _guide(drawn.methods[method], drawn.scorers)
         by_role = {
             role: mean(own.means(partial(_score, f"{role}.{scorer.labels[0]}")))
             for role, scorer in drawn.scorers.items()
         }
-        guiding: Measures = {"guiding_reward": by_role[guide]} if guide in by_role else {}
+        guiding: Measures = {"guiding_reward": by_role[guide]} if guide else {}
         return {
             "gold_reward": by_role.pop(GOLD),
             **_wins(own, plain, gold, shown=method != PLAIN),
@@ -55,6 +55,14 @@ class Preference(Benchmark):
                 sentence = against_plain(method, "gold_reward")
                 found.append(f"{sentence}; {times(method, 'time_ratio')} the time per token.")
         return found
+
+
+def _guide(method: MethodRecord, scorers: Mapping[str, ScorerRecord]) -> str | None:
+    """The role of the scorer that guides the method, where it scores: the last of its models."""
+    if "guide" not in method.steering:
+        return None
+    digest = method.models[-1].weights
+    return next((r for r, s in scorers.items() if r != GOLD and s.digest == digest), None)
 
 
 def _wins(own: Rows, plain: Rows, gold: str, *, shown: bool) -> Measures:

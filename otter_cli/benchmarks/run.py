@@ -38,6 +38,7 @@ def run(benchmark: Benchmark, out: Path | None = None) -> Finished:
             prompts=tuple(benchmark.setting.prompts),
             rows=rows,
             weights={name: method.weights for name, method in benchmark.methods.items()},
+            methods=settings.methods,
             scorers={role: scorer.record for role, scorer in benchmark.scorers.items()},
         )
         methods = {

@@ -59,6 +59,7 @@ def draw(
         prompts=tuple(prompts),
         rows={method: rows(method) for method in result.methods},
         weights={name: method.memory.weights for name, method in result.methods.items()},
+        methods=result.settings.methods,
         scorers=scorers,
     )
 

@@ -57,6 +57,7 @@ METRICS: dict[str, Metric] = {
 }
 
 _STOPPING = re.compile(r"(saved|lost)_(0\.\d+)")
+_REWARD = re.compile(r"reward_by_(\w+)")
 _ACCEPTANCE = re.compile(r"acceptance_(\d+)")
 
 
@@ -68,6 +69,8 @@ def describe(name: str) -> Metric:
         better: Better = "higher" if found[1] == "saved" else "lower"
         share = f"{100 * float(found[2]):g} % false alarms"
         return Metric(f"tokens {found[1]} at {share}", better, "share")
+    if found := _REWARD.fullmatch(name):
+        return Metric(f"reward by what guides {found[1].replace('_', ' ')}")
     if found := _ACCEPTANCE.fullmatch(name):
         return Metric(f"accepted at position {found[1]}", "higher", "share")
     raise OtterError(f"there is no metric {name!r}", hint="was the run made by a later otter?")

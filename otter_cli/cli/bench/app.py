@@ -4,9 +4,13 @@ from otter_cli.cli.app import verb_app
 
 app = verb_app(
     help="Compare the insertion with plain decoding and baselines, caches on everywhere. The same "
-    "command again resumes, lm-eval apart: what is in the run folder is never generated twice.",
+    "command again resumes, lm-eval apart: what is in the run folder is never generated twice. "
+    "--method takes value, vocabulary, args, rad, genarm, dexperts, dexperts-inserted, best-of-n, "
+    "early-stop, future, prompt-lookup, draft-model; each with graft=DIR, signal=NAME, "
+    "temperature=T where wanted.",
     example="""\
     otter bench preference grafted --prompts p.jsonl --task-head head --reward-model rm --gold gold
+    otter bench preference ... --method rad:model=rm,strength=2 --method bon=best-of-n:n=8,top_p=0.9
     otter bench detox grafted --prompts p.jsonl --task-head head --detoxify detoxify-mini
     otter bench speedup grafted --prompts p.jsonl --task-head head
     otter bench lm-eval grafted --tasks blimp_anaphor --include-path my-tasks

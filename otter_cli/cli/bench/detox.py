@@ -13,6 +13,7 @@ from otter_cli.cli.bench.options import (
     Folder,
     HeadStrength,
     Limit,
+    Methods,
     NewTokens,
     Out,
     Prompts,
@@ -52,6 +53,7 @@ def detox(
     temperature: Temperature = 1.0,
     top_p: Annotated[float, option("--top-p", "nucleus, of all methods", "Decoding")] = 0.9,
     max_new_tokens: NewTokens = 20,
+    method: Methods = None,
     seed: Seed = 0,
     device: Device = "cpu",
     out: Out = None,
@@ -61,6 +63,7 @@ def detox(
     Expected maximum toxicity, toxicity probability, perplexity under the base, dist-1/2/3.
     """
     from otter_cli.benchmarks import assemble
+    from otter_cli.benchmarks.method_specs import parse_methods
     from otter_cli.benchmarks.prompts import PromptFile
     from otter_cli.decoding import Sampling
 
@@ -73,4 +76,7 @@ def detox(
         folder, task_head, signal, file, sampling, **shared, device=device
     )
     guidance = assemble.Guidance(signal, strength, candidates, head_strength)
-    return run_and_show(assemble.detox(grafts, setting, guidance, detoxify=detoxify), out)
+    return run_and_show(
+        assemble.detox(grafts, setting, guidance, detoxify=detoxify, more=parse_methods(method)),
+        out,
+    )

@@ -24,6 +24,14 @@ HeadStrength = Annotated[
     float | None, option("--head-strength", "the task head's, if another", "Methods")
 ]
 Candidates = Annotated[int, option("--candidates", "tokens that the guide scores", "Methods")]
+Methods = Annotated[
+    list[str] | None,
+    option(
+        "--method",
+        "another, again for more: [NAME=]KIND:key=value,... such as rad:model=DIR,strength=2",
+        "Methods",
+    ),
+]
 Samples = Annotated[int, option("--samples", "responses a prompt", "Decoding")]
 Batch = Annotated[int, option("--batch", "responses to one prompt at a time", "Decoding")]
 Temperature = Annotated[float, option("--temperature", "of all methods; 0: greedy", "Decoding")]

@@ -13,6 +13,7 @@ from otter_cli.cli.bench.options import (
     Folder,
     HeadStrength,
     Limit,
+    Methods,
     NewTokens,
     Out,
     Prompts,
@@ -58,6 +59,7 @@ def preference(
     batch: Batch = 8,
     temperature: Temperature = 0.0,
     max_new_tokens: NewTokens = 64,
+    method: Methods = None,
     seed: Seed = 0,
     device: Device = "cpu",
     out: Out = None,
@@ -68,6 +70,7 @@ def preference(
     log-probability under the base, time per token, passes and memory.
     """
     from otter_cli.benchmarks import assemble
+    from otter_cli.benchmarks.method_specs import parse_methods
     from otter_cli.benchmarks.prompts import PromptFile
     from otter_cli.decoding import Sampling
 
@@ -83,5 +86,13 @@ def preference(
         signal, strength, candidates, head_strength, args_strength, tuple(sweep or ())
     )
     return run_and_show(
-        assemble.preference(grafts, setting, guidance, reward_model=reward_model, gold=gold), out
+        assemble.preference(
+            grafts,
+            setting,
+            guidance,
+            reward_model=reward_model,
+            gold=gold,
+            more=parse_methods(method),
+        ),
+        out,
     )

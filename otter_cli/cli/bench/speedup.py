@@ -7,6 +7,7 @@ from otter_cli.cli.bench.options import (
     Device,
     Folder,
     Limit,
+    Methods,
     NewTokens,
     Out,
     Prompts,
@@ -31,6 +32,7 @@ def speedup(
     limit: Limit = None,
     signal: Signal = "future",
     max_new_tokens: NewTokens = 64,
+    method: Methods = None,
     seed: Seed = 0,
     device: Device = "cpu",
     out: Out = None,
@@ -40,6 +42,7 @@ def speedup(
     Speed-up, tokens per step, acceptance by position, and whether the output stays plain's.
     """
     from otter_cli.benchmarks import assemble
+    from otter_cli.benchmarks.method_specs import parse_methods
     from otter_cli.benchmarks.prompts import PromptFile
     from otter_cli.decoding import Sampling
 
@@ -47,4 +50,6 @@ def speedup(
     grafts, setting = assemble.prepare(
         folder, task_head, signal, file, Sampling(max_new_tokens), seed=seed, device=device
     )
-    return run_and_show(assemble.speedup(grafts, setting, signal=signal), out)
+    return run_and_show(
+        assemble.speedup(grafts, setting, signal=signal, more=parse_methods(method)), out
+    )

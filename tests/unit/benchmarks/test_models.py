@@ -12,7 +12,7 @@ from otter_cli.benchmarks.models import (
     load_graft,
     load_pair,
     load_reward_model,
-    reward_record,
+    model_record,
 )
 from otter_cli.core.errors import OtterError
 from tests.conftest import TinyCheckpoint
@@ -98,6 +98,9 @@ def test_the_dtype_is_the_files_and_not_the_configurations(
 
 
 def test_records_follow_the_weights(contestants: Contestants) -> None:
-    one, two = reward_record(contestants.gold), reward_record(contestants.reward_model)
+    one, two = (
+        model_record(folder, "reward-model")
+        for folder in (contestants.gold, contestants.reward_model)
+    )
     assert one.weights != two.weights
-    assert one.weights == reward_record(contestants.gold).weights
+    assert one.weights == model_record(contestants.gold, "reward-model").weights

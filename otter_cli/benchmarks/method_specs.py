@@ -1,0 +1,150 @@
+"""Methods as they are asked for: `NAME=KIND:key=value,...` on a command line or in a recipe."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ConfigDict, ValidationError, validate_call
+
+from otter_cli.benchmarks.benchmark import Generate, Method
+from otter_cli.benchmarks.methods import METHODS, Entrant
+from otter_cli.benchmarks.models import Grafted, Models
+from otter_cli.core.errors import OtterError
+from otter_cli.core.suggest import closest
+
+if TYPE_CHECKING:
+    from otter_cli.decoding import Generation, Sampling
+
+# `insertion@0.5` is the method `insertion` at that strength.
+SWEPT = "@"
+# Of every method: how it draws, where otherwise than the run does.
+_SAMPLING: Mapping[str, Callable[[str], Any]] = {
+    "temperature": float,
+    "top_k": int,
+    "top_p": float,
+}
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """`graft`: what it runs on, a folder or a loaded one, by default the run's own; `signal`: of
+    that graft, by default the run's."""
+
+    name: str
+    kind: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    label: str | None = None
+    graft: Grafted | Path | None = None
+    signal: str | None = None
+
+    def at(self, strength: float) -> "MethodSpec":
+        """The same at another strength, under a name of its own."""
+        return replace(
+            self,
+            name=f"{self.name}{SWEPT}{strength:g}",
+            label=f"{self.label or self.name}, strength {strength:g}",
+            options={**self.options, "strength": strength},
+        )
+
+
+def parse_method(text: str) -> list[MethodSpec]:
+    """Reads `KIND`, `KIND:key=value,...` and the same after `NAME=`; `strength=1/2/4` is a method
+    for each. Raises OtterError."""
+    head, _, rest = text.partition(":")
+    name, named, kind = head.rpartition("=")
+    if kind not in METHODS:
+        near = closest(kind, METHODS)
+        raise OtterError(
+            f"--method {text!r}: there is no method {kind!r}",
+            hint=(f"did you mean {near!r}? " if near else "") + f"methods: {', '.join(METHODS)}",
+        )
+    options: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise OtterError(f"--method {text!r}: {part!r} is no key=value", hint="such as n=8")
+        options[key.replace("-", "_")] = value
+    graft, signal = options.pop("graft", None), options.pop("signal", None)
+    spec = MethodSpec(
+        name=name or kind,
+        kind=kind,
+        options=options,
+        label=name if named else None,
+        graft=None if graft is None else Path(graft),
+        signal=signal,
+    )
+    strengths = str(options.get("strength", "")).split("/")
+    if len(strengths) == 1:
+        return [spec]
+    return [spec.at(_number(strength, text)) for strength in strengths]
+
+
+def parse_methods(texts: Sequence[str] | None) -> list[MethodSpec]:
+    return [spec for text in texts or () for spec in parse_method(text)]
+
+
+def build(specs: Sequence[MethodSpec], models: Models) -> dict[str, Method]:
+    """The methods by name. Raises OtterError for a name twice, an unknown option, a bad value."""
+    built: dict[str, Method] = {}
+    for spec in specs:
+        if spec.name in built:
+            raise OtterError(
+                f"two methods are called {spec.name!r}", hint="name one: --method NAME=KIND:..."
+            )
+        built[spec.name] = _build(spec, models)
+    return built
+
+
+def _build(spec: MethodSpec, models: Models) -> Method:
+    signal = spec.signal or models.signal
+    graft = models.graft if spec.graft is None else models.grafted(spec.graft, signal)
+    if spec.signal is not None and spec.graft is None:
+        models.require_signal(signal)
+    own = {k: v for k, v in spec.options.items() if k not in _SAMPLING}
+    make = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(METHODS[spec.kind])
+    try:
+        method = make(Entrant(graft, signal, models), **own)
+        drawn = {k: read(spec.options[k]) for k, read in _SAMPLING.items() if k in spec.options}
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise OtterError(
+            f"method {spec.name} ({spec.kind}): {where}: {first['msg'].lower()}",
+            hint=f"its options: {', '.join(_options(METHODS[spec.kind]))}; of every method: graft, "
+            f"signal, {', '.join(_SAMPLING)}",
+        ) from None
+    except ValueError as error:
+        raise OtterError(f"method {spec.name}: {error}", hint="a number") from error
+    label = spec.label or method.label
+    record = method.record.model_copy(
+        update={"label": label, "steering": {**method.record.steering, **drawn}}
+    )
+    call = partial(_drawn, method.generate, drawn) if drawn else method.generate
+    return replace(method, label=label, record=record, generate=call)
+
+
+def _drawn(
+    call: Generate, drawn: Mapping[str, Any], prompts: list[list[int]], sampling: "Sampling"
+) -> "list[Generation]":
+    return call(prompts, replace(sampling, **drawn))
+
+
+def _options(make: Callable[..., Method]) -> list[str]:
+    return list(make.__kwdefaults__ or {}) + [
+        name
+        for name in make.__annotations__
+        if name not in ("of", "return") and name not in (make.__kwdefaults__ or {})
+    ]
+
+
+def _number(text: str, whole: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise OtterError(f"--method {whole!r}: {text!r} is no strength", hint="such as 1/2/4")
+    return value
