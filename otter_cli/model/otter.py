@@ -18,6 +18,7 @@ from otter_cli.core.errors import OtterError
 from otter_cli.core.suggest import closest
 from otter_cli.families import BaseShape
 from otter_cli.insertion.manifest import Manifest
+from otter_cli.model.generating import Generating
 from otter_cli.model.last_product import keep_stock_product
 from otter_cli.model.record import Record
 from otter_cli.model.stream import Insertion
@@ -40,7 +41,7 @@ class OtterOutput:
     past_key_values: Cache | None = field(default=None, repr=False)
 
 
-class OtterForCausalLM(nn.Module):
+class OtterForCausalLM(Generating, nn.Module):
     """`base(...)` called by itself is the plain base; called through this module, or inside
     `streaming()`, it
     carries the inserted streams. The base stays in eval mode and never gets a gradient."""
