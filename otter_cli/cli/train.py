@@ -12,7 +12,7 @@ from otter_cli.cli.app import Outcome, verb, verb_app
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from otter_cli.training import TrainResult
+    from otter_cli.training import Recipe
 
 app = verb_app()
 
@@ -48,6 +48,14 @@ def train(
     device: Annotated[
         str, typer.Option("--device", help="cpu, cuda (of each process its own), cuda:1")
     ] = "cpu",
+    find_lr: Annotated[
+        bool,
+        typer.Option("--find-lr", help="try rates from 1e-6 to 1 and suggest one; writes none"),
+    ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="afterwards prove, over a grid, that the base is itself"),
+    ] = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="also into FOLDER/training/tensorboard")
     ] = False,
@@ -79,6 +87,8 @@ def train(
     from otter_cli.training import train as run
 
     loaded = load_recipe(path, set or (), data=data).only(signal or None)
+    if find_lr:
+        return _find_rate(folder, loaded, baseline, device)
     result = run(
         folder,
         loaded,
@@ -92,28 +102,29 @@ def train(
     if not is_first():
         # The first process speaks for all.
         raise typer.Exit
+    from otter_cli.cli.trained import verdict_of, view, write_card
+
+    verdict = verdict_of(result.folder, static=not verify)
+    card = write_card(result, loaded, verdict)
+    told = {"verdict": verdict.name, "sentence": verdict.sentence} if verdict else None
     return Outcome(
-        {**vars(result), "baseline": baseline, "recipe": path}, view=lambda: _view(result)
+        {**vars(result), "baseline": baseline, "recipe": path, "card": card, "verify": told},
+        view=lambda: view(result, card, verdict),
+        exit_code=0 if verdict is None or verdict.passes("grid") else 1,
     )
 
 
-def _view(result: TrainResult) -> RenderableType:
-    from rich.console import Group
-    from rich.table import Table
+def _find_rate(folder: Path, recipe: Recipe, baseline: str | None, device: str) -> Outcome:
+    from otter_cli.core.errors import OtterError
+    from otter_cli.training.find_rate import find_rate
 
-    from otter_cli.core.units import count_text, seconds_text
+    if baseline:
+        raise OtterError("--find-lr is of the graft's own rate", hint="leave --baseline out")
+    found = find_rate(folder, recipe, device=device)
 
-    table = Table(
-        "signal", "held out", "mean", "95 % interval", "n", box=None, header_style="bold",
-        pad_edge=False,
-    )  # fmt: skip
-    for name, figures in result.signals.items():
-        for what, value in figures.items():
-            low_high = f"{value.low:.4f} to {value.high:.4f}"
-            table.add_row(name, what, f"{value.mean:.4f}", low_high, f"{value.n:,}")
-    trained = count_text(result.trained_parameters)
-    return Group(
-        f"{result.folder}: {result.steps} steps, {seconds_text(result.seconds)}, "
-        f"{trained} parameters trained",
-        *([table] if result.signals else []),
-    )
+    def view() -> RenderableType:
+        from otter_cli.cli.trained import rates_view
+
+        return rates_view(found)
+
+    return Outcome(vars(found), view)

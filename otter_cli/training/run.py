@@ -13,6 +13,7 @@ from otter_cli.core.console import say
 from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import Interval
 from otter_cli.core.lock import writer_lock
+from otter_cli.core.units import bytes_text
 from otter_cli.insertion import TrainingRecord
 from otter_cli.training.choice import check_choice
 from otter_cli.training.group import Group, check_divides, joined, launched
@@ -26,6 +27,7 @@ from otter_cli.training.resume import (
 )
 from otter_cli.training.state import StateFolder
 from otter_cli.training.targets import graft_signals
+from otter_cli.training.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from otter_cli.training.loop import Metrics
@@ -42,6 +44,8 @@ class TrainResult:
     seconds: float
     trained_parameters: int
     data: dict[str, Any]
+    # Bytes: `activations` of a step's graph, and `peak` above the weights.
+    memory: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ def _run(
 ) -> TrainResult:
     # Torch from here on: recipes and rows are refused without it.
     from otter_cli.training.loop import Run
+    from otter_cli.training.memory import Peak, graph_bytes
 
     data = {name: found.record for name, found in material.items()}
     trainee = group.in_turn(make)
@@ -120,11 +125,17 @@ def _run(
         group.wait()
         if group.first and not options.resume:
             states.clear()
+        kept, peak = graph_bytes(run), Peak(options.device)
+        say(
+            f"a step keeps {bytes_text(kept)} of activations for its gradients, on the longest rows"
+        )
         log = states.path if group.first else None
         with Journal(log, run.step, tensorboard=options.tensorboard) as journal:
             run.go(journal, write)
     count = sum(parameter.numel() for parameter in trainee.parameters.values())
-    return TrainResult(target, run.metrics, run.step, run.seconds, count, data)
+    memory = {"activations": kept, "peak": peak.bytes()}
+    say(f"peak memory above the weights: {bytes_text(memory['peak'])}")
+    return TrainResult(target, run.metrics, run.step, run.seconds, count, data, memory)
 
 
 def _target(folder: Path, baseline: Baseline | None, to: Path | None, resume: bool) -> Path:
@@ -153,9 +164,3 @@ def _record(
         data=data,
         metrics={what: vars(value) for what, value in metrics.get(name, {}).items()},
     )
-
-
-def load_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder)

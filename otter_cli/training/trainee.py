@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ class Trainee(Protocol):
     """Something in a folder that gives signals, with parameters in fp32 to train."""
 
     folder: Path
+    model: Any
     signals: Mapping[str, SignalConfig]
     # Names as on disk; nothing else gets a gradient.
     parameters: Mapping[str, nn.Parameter]
@@ -67,7 +68,7 @@ class GraftTrainee:
 
     def __init__(self, folder: Path, recipe: Recipe, device: str = "cpu") -> None:
         self.folder = folder
-        self.model = OtterForCausalLM.from_pretrained(
+        self.model: OtterForCausalLM = OtterForCausalLM.from_pretrained(
             folder, insertion_dtype=torch.float32, device=device
         )
         self.signals: Mapping[str, SignalConfig] = graft_signals(folder, recipe)

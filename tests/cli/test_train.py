@@ -28,6 +28,8 @@ def test_json_is_one_object_and_nothing_else(otter, graft: Path, tmp_path: Path)
     assert set(data["signals"]) == {"reward", "toxicity"}
     assert set(data["signals"]["reward"]["accuracy"]) == {"mean", "low", "high", "n"}
     assert data["seconds"] > 0 and data["trained_parameters"] > 0
+    assert data["memory"]["activations"] > 0
+    assert data["verify"]["verdict"] == "identical on disk"
 
 
 def test_people_get_a_table(otter, graft: Path, tmp_path: Path) -> None:
@@ -36,6 +38,55 @@ def test_people_get_a_table(otter, graft: Path, tmp_path: Path) -> None:
     assert "3 steps" in done.stdout and "accuracy" in done.stdout
     assert "95 % interval" in done.stdout
     assert "training" not in done.stderr and "step" not in done.stderr
+
+
+def test_the_model_card_says_data_figures_and_verdict(
+    otter_here, graft: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, {"reward": {**REWARD, "validation": 0.1, "positions": "every"}})
+    done = otter_here("train", graft, "--recipe", recipe, "--verify", "--json")
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)
+    assert data["verify"]["verdict"] == "exact by construction"
+    card = Path(data["card"]).read_text()
+    figure = data["signals"]["reward"]["accuracy"]
+    assert f"| reward | accuracy | {figure['mean']:.4f} | {figure['low']:.4f} to " in card
+    for part in ("train", "validation", "test"):
+        assert (
+            f"| reward | {part} | {data['data']['reward'][part]['rows']} | 0 | pairs.jsonl" in card
+        )
+    assert "| reward | bradley-terry | " in card and "positions: every" in card
+    assert "Verdict: exact by construction." in card
+
+
+def test_a_base_that_changed_while_training_fails(
+    otter_here, graft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from otter_cli.training.loop import Run
+
+    evaluate = Run.evaluate
+
+    def damaging(run: Run, *arguments, **named) -> None:
+        evaluate(run, *arguments, **named)
+        weights = graft / "model.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.unlink()  # a hard link of the base's
+        weights.write_bytes(content)
+
+    monkeypatch.setattr(Run, "evaluate", damaging)
+    done = otter_here("train", graft, "--recipe", write_recipe(tmp_path), "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["verify"]["verdict"] == "different"
+
+
+def test_find_lr_suggests_and_trains_nothing(otter_here, graft: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    done = otter_here("train", graft, "--recipe", recipe, "--find-lr")
+    assert done.returncode == 0 and "steepest at learning_rate: " in done.stdout
+    assert not (graft / "training").exists()
+    done = otter_here("train", graft, "--recipe", recipe, "--find-lr", "--baseline", "head")
+    assert done.returncode == 2 and "leave --baseline out" in done.stderr
 
 
 def test_a_baseline(otter, graft: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from otter_cli.insertion import MANIFEST, TENSORS, Manifest
 from otter_cli.training import train
 from otter_cli.training.loop import Run
 from otter_cli.training.material import load_material
-from otter_cli.training.run import load_tokenizer
+from otter_cli.training.tokenizer import load_tokenizer
 from otter_cli.training.trainee import GraftTrainee
 from tests.support.training import (
     FUTURE,
