@@ -30,7 +30,8 @@ class Session(ABC):
         self.windows = windows_of(model.config)
         self.valid = torch.zeros(0, 0, dtype=torch.bool)  # what a row keeps, [rows, slots]
         self.positions = torch.zeros(0, dtype=torch.long)  # tokens kept so far, [rows]
-        self.tree = Tree((), self.device)  # fed after those slots, and not decided on
+        self._no_tree = Tree((), self.device)
+        self.tree = self._no_tree  # fed after those slots, and not decided on
         self.passes = self.fed = self.kept = 0
 
     @abstractmethod
@@ -90,13 +91,11 @@ class Session(ABC):
         prefix = self.valid[:, None].expand(rows, n, self.width)
         among = self.tree.seen[start:].expand(rows, n, len(self.tree))
         positions = self.positions[:, None] + self.tree.depth(start)
-        mask = masks(
-            self._padded(torch.cat([prefix, among], -1)),
-            positions,
-            self._padded(self._slot_positions()),
-            self.windows,
-            None if self.attention == "sdpa" else self.slots.dtype(),
-        )
+        seen = self._padded(torch.cat([prefix, among], -1))
+        distance = None
+        if self._windowed:
+            distance = positions[:, :, None] - self._padded(self._slot_positions())[:, None]
+        mask = masks(seen, distance, self.windows, self.slots.dtype())
         return self._forward(tokens, mask, positions)
 
     def keep(self, counts: Tensor) -> None:
@@ -158,7 +157,7 @@ class Session(ABC):
         self.positions = self.positions + counts
         self.kept += int(counts.sum())
         whole = longest == len(self.tree)
-        self.tree = Tree((), self.device)
+        self.tree = self._no_tree
         if self._compact() or not whole:
             self.slots.truncate(self.width)
 

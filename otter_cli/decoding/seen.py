@@ -32,25 +32,23 @@ class Tree:
 
 
 def masks(
-    seen: Tensor,
-    positions: Tensor,
-    slot_positions: Tensor,
-    windows: Sequence[int | None],
-    dtype: torch.dtype | None,
+    seen: Tensor, distance: Tensor | None, windows: Sequence[int | None], dtype: torch.dtype
 ) -> Any:
-    """The base's mask argument for queries at `positions` [rows, n] that see `seen` [rows, n,
-    slots]: one 4-d mask, or one for each layer type. Windows count positions, not slots.
+    """The base's mask argument for queries that see `seen` [rows, n, slots]: one 4-d mask, or one
+    for each layer type. Windows count positions, not slots: `distance` [rows, n, slots], which
+    only they need.
 
-    `dtype` writes them as the numbers that eager attention adds.
+    Numbers of `dtype` that attention adds: of booleans sdpa would make them in every layer again.
     """
-    distance = positions[:, :, None] - slot_positions[:, None]
 
     def mask(window: int | None) -> Tensor:
-        within = (seen if window is None else seen & (distance < window))[:, None]
-        if dtype is None:
-            return within
+        if window is None:
+            within = seen
+        else:
+            assert distance is not None
+            within = seen & (distance < window)
         full = torch.zeros(within.shape, dtype=dtype, device=seen.device)
-        return full.masked_fill(~within, torch.finfo(dtype).min)
+        return full.masked_fill_(~within, torch.finfo(dtype).min)[:, None]
 
     kinds = set(windows)
     if len(kinds) == 1:

@@ -38,11 +38,10 @@ class Slots:
 
     def gather(self, at: int, index: Tensor) -> None:
         """Slots `at + index` [rows, m] of each row move to `at`, `at + 1`, ..."""
-        rows = torch.arange(len(index), device=index.device)[:, None]
-        stop = at + index.shape[1]
-        for layer in self._layers():
-            for entries in (layer.keys, layer.values):
-                entries[:, :, at:stop] = entries[rows, :, at + index].transpose(1, 2)
+        stop, slots = at + index.shape[1], (at + index)[:, None, :, None]
+        for entries in self._entries():
+            heads, width = entries.shape[1], entries.shape[3]
+            entries[:, :, at:stop] = entries.gather(2, slots.expand(-1, heads, -1, width))
 
     def truncate(self, slots: int) -> None:
         for layer in self._layers():
@@ -57,14 +56,13 @@ class Slots:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
 
     def bytes(self) -> int:
-        return sum(
-            entries.numel() * entries.element_size()
-            for layer in self._layers()
-            for entries in (layer.keys, layer.values)
-        )
+        return sum(entries.numel() * entries.element_size() for entries in self._entries())
 
     def dtype(self) -> torch.dtype:
         return self._layers()[0].keys.dtype
+
+    def _entries(self) -> list[Tensor]:
+        return [entries for layer in self._layers() for entries in (layer.keys, layer.values)]
 
     def _layers(self) -> list[Any]:
         return [layer for layer in self.cache.layers if layer.is_initialized]
