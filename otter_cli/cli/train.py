@@ -56,6 +56,9 @@ def train(
         bool,
         typer.Option("--verify", help="afterwards prove, over a grid, that the base is itself"),
     ] = False,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="each process of torchrun holds a part of the base")
+    ] = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="also into FOLDER/training/tensorboard")
     ] = False,
@@ -98,6 +101,7 @@ def train(
         to=to,
         device=device,
         tensorboard=tensorboard,
+        shard=shard,
     )
     if not is_first():
         # The first process speaks for all.

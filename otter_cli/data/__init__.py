@@ -1,5 +1,6 @@
 """From files to batches.
 
+Tables (no torch): `records` (jsonl, csv), `parquet`, `hub` (a dataset's id), `chat` (messages).
 Readers (no torch): `preference`, `labelled`, `plain`, `prompts` give typed rows or an error with
 file and line; `overlap` compares two files' rows; `paths` finds the files that a recipe names.
 Batches (torch): `encoding` makes tokens and counts what it cuts, `datasets` holds them and pads

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from otter_cli.core.errors import OtterError
 from otter_cli.core.suggest import closest
-from otter_cli.data.records import Record, read_rows
+from otter_cli.data.records import Place, Record, read_rows
 
 Mapped = Mapping[str, float | Sequence[float]]
 
@@ -23,7 +22,7 @@ class LabelledText:
 
 
 def read_labelled(
-    path: str | Path,
+    path: str | Place,
     *,
     text: str,
     labels: Sequence[str],
@@ -32,7 +31,7 @@ def read_labelled(
     high: float = 1.0,
     limit: int | None = None,
 ) -> list[LabelledText]:
-    """Texts with their labels, from jsonl or csv.
+    """Texts with their labels, from a table.
 
     Each column of `labels` is a number from `low` to `high`; or, with `mapping`, one of its keys,
     that stands for a number or for several: {"0": 1, "1": 1, "2": 0} reads three classes as two,

@@ -4,14 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from otter_cli.data.lines import format_of, numbered_lines
-from otter_cli.data.records import read_rows, require_rows
+from otter_cli.data.records import Place, read_rows, require_rows
 
 
-def read_texts(path: str | Path, *, column: str = "text", limit: int | None = None) -> list[str]:
-    """The paragraphs of a txt file (blank lines part them), or a column of jsonl or csv rows."""
-    if format_of(Path(path)) != "txt":
+def read_texts(path: str | Place, *, column: str = "text", limit: int | None = None) -> list[str]:
+    """The paragraphs of a txt file (blank lines part them), or a column of a table."""
+    path = Path(path) if isinstance(path, str) else path
+    if not isinstance(path, Path) or format_of(path) != "txt":
         return read_rows(path, lambda record: record.text(column), limit=limit)
-    paragraphs = list(_paragraphs(Path(path)))[:limit]
+    paragraphs = list(_paragraphs(path))[:limit]
     require_rows(path, len(paragraphs), at_least=1)
     return paragraphs
 

@@ -1,9 +1,8 @@
 """Preference pairs: two texts, one of them better."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from otter_cli.data.records import Record, read_rows
+from otter_cli.data.records import Place, Record, read_rows
 
 _ANSWER = "\n\nAssistant:"
 
@@ -25,7 +24,7 @@ class Pair:
 
 
 def read_pairs(
-    path: str | Path,
+    path: str | Place,
     *,
     chosen: str = "chosen",
     rejected: str = "rejected",
@@ -33,7 +32,7 @@ def read_pairs(
     margin: str | None = None,
     limit: int | None = None,
 ) -> list[Pair]:
-    """Pairs from jsonl or csv; with `prompt`, that column is put before both texts.
+    """Pairs of a table; with `prompt`, that column is put before both texts.
 
     OtterError, with file and line, for missing or empty columns and for two equal texts.
     """

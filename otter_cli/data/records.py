@@ -1,12 +1,12 @@
-"""Rows of jsonl and csv files, with columns asked for by name."""
+"""Rows of files and other tables, with columns asked for by name."""
 
 import csv
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from otter_cli.core.errors import OtterError
 from otter_cli.core.suggest import closest
@@ -15,13 +15,24 @@ from otter_cli.data.lines import format_of, numbered_lines
 Row = TypeVar("Row")
 
 
+class Table(Protocol):
+    """Rows that are no file of their own; as text it says where they are from."""
+
+    def records(self) -> Iterator["Record"]: ...
+
+
+Place = Path | Table
+
+
 @dataclass(frozen=True)
 class Record:
     """One row: where it stands, and its values by column."""
 
-    path: Path
+    path: Place
     line: int
     values: Mapping[str, Any]
+    # What `line` counts: lines of a text, or rows of a table.
+    unit: str = "line"
 
     def value(self, column: str) -> Any:
         """`a.b` also reaches into an object under `a`, `a.0` into a list; plain names go first."""
@@ -32,7 +43,7 @@ class Record:
         if isinstance(nested, list):
             nested = {str(i): value for i, value in enumerate(nested)}
         if dot and isinstance(nested, Mapping):
-            return Record(self.path, self.line, nested).value(inner)
+            return replace(self, values=nested).value(inner)
         near = closest(column, self.values)
         raise self.error(
             f"no column {column!r}",
@@ -74,24 +85,31 @@ class Record:
         return number
 
     def error(self, what: str, hint: str) -> OtterError:
-        return OtterError(f"{self.path}, line {self.line}: {what}", hint=hint)
+        return OtterError(f"{self.path}, {self.unit} {self.line}: {what}", hint=hint)
 
 
-def read_records(path: Path) -> Iterator[Record]:
-    """The rows of a jsonl, csv or tsv file (or one of these with .gz), blank lines left out."""
+def read_records(path: Place) -> Iterator[Record]:
+    """The rows of a table, or of a jsonl, csv or tsv (or one of these with .gz) or parquet file;
+    blank lines are left out."""
+    if not isinstance(path, Path):
+        return path.records()
     kind = format_of(path)
+    if kind == "parquet":
+        from otter_cli.data.parquet import parquet_records
+
+        return parquet_records(path)
     if kind in ("jsonl", "ndjson"):
         return _json_records(path)
     if kind in ("csv", "tsv"):
         return _csv_records(path, delimiter="," if kind == "csv" else "\t")
     raise OtterError(
-        f"{path}: its name says neither .jsonl nor .csv nor .tsv (plain or .gz)",
+        f"{path}: its name says neither .jsonl nor .csv nor .tsv (plain or .gz) nor .parquet",
         hint="convert the file, or rename it if only its name is wrong",
     )
 
 
 def read_rows(
-    path: str | Path,
+    path: str | Place,
     parse: Callable[[Record], Row],
     *,
     limit: int | None = None,
@@ -99,7 +117,7 @@ def read_rows(
 ) -> list[Row]:
     """Every row parsed, or the first `limit`; OtterError when fewer than `at_least` are there."""
     rows: list[Row] = []
-    for record in read_records(Path(path)):
+    for record in read_records(Path(path) if isinstance(path, str) else path):
         if limit is not None and len(rows) >= limit:
             break
         rows.append(parse(record))
@@ -107,7 +125,7 @@ def read_rows(
     return rows
 
 
-def require_rows(path: str | Path, count: int, at_least: int) -> None:
+def require_rows(path: str | Place, count: int, at_least: int) -> None:
     if count < at_least:
         raise OtterError(
             f"{path}: {count or 'no'} example{'s' * (count != 1)}, at least {at_least} are needed",

@@ -85,7 +85,7 @@ class Run:
         for name in self.recipe.signals:
             losses[name], seen = self._backward(name)
             tokens += seen
-        self._exchange(losses)
+        tokens = self._exchange(losses, tokens)
         total = sum(self.recipe.signals[name].weight * loss for name, loss in losses.items())
         gradients, norm = self.guard.check(self.step, total)
         clip(gradients, norm, self.recipe.clip)
@@ -119,17 +119,19 @@ class Run:
             tokens += batch.tokens if share else 0
         return total, tokens
 
-    def _exchange(self, losses: dict[str, float]) -> None:
-        """Losses and gradients become those of the whole batch."""
+    def _exchange(self, losses: dict[str, float], tokens: int) -> int:
+        """Losses and gradients become those of the whole batch, whose tokens it returns."""
         if self.group.size == 1:
-            return
+            return tokens
         for parameter in self.trainee.parameters.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [p.grad for p in self.trainee.parameters.values() if p.grad is not None]
-        told = torch.tensor(list(losses.values()), device=self.device)
+        told = torch.tensor([*losses.values(), tokens], device=self.device)
         self.group.add([*gradients, told])
-        losses.update(zip(losses, told.tolist(), strict=True))
+        *summed, tokens_summed = told.tolist()
+        losses.update(zip(losses, summed, strict=True))
+        return round(tokens_summed)
 
     def _choose(self, journal: Journal) -> None:
         """Evaluates on validation rows; the best step's parameters are kept."""
@@ -142,6 +144,7 @@ class Run:
         at = self.step
         if self.choice.step is not None:
             at = self.choice.step
+            self.group.wait()  # until the first has written it
             unpack(self.states.kept(at), self.trainee.parameters)
             stopped = " (no better one since)" if self.choice.stopped else ""
             say(

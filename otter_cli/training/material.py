@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otter_cli.core.console import warn
-from otter_cli.core.digests import sha256_file
+from otter_cli.core.digests import sha256_file, sha256_json
 from otter_cli.core.errors import OtterError
 from otter_cli.core.seeds import derive_seed
 from otter_cli.data.batches import LengthBuckets
@@ -40,7 +40,7 @@ class Material:
 def load_material(name: str, recipe: Recipe, signal: SignalConfig, tokenizer: Any) -> Material:
     """Reads and encodes a signal's data. Raises OtterError for bad rows and too much truncation."""
     objective = recipe.signals[name]
-    rows, test_rows, files = _read(objective, signal, recipe.data_folder)
+    rows, test_rows, files = _read(objective, signal, recipe.data_folder, tokenizer)
     aside: Sequence[Any] = ()
     if objective.validation is not None:
         path = files[0]["path"]
@@ -64,22 +64,22 @@ def load_material(name: str, recipe: Recipe, signal: SignalConfig, tokenizer: An
 
 
 def held_out_rows(objective: Objective, signal: SignalConfig, folder: Path | None) -> Sequence[Any]:
-    """The rows that training with this objective leaves aside."""
-    return _read(objective, signal, folder)[1]
+    """The rows that training with this objective leaves aside, of texts that need no template."""
+    return _read(objective, signal, folder, None)[1]
 
 
 def _read(
-    objective: Objective, signal: SignalConfig, folder: Path | None
+    objective: Objective, signal: SignalConfig, folder: Path | None, tokenizer: Any
 ) -> tuple[Sequence[Any], Sequence[Any], list[dict[str, Any]]]:
-    """Training rows, test rows, and the one or two files that they are from."""
+    """Training rows, test rows, and the one or two tables that they are from."""
     train, test = objective.sources
-    rows, record = _file(objective, signal, train, folder)
+    rows, record = _table(objective, signal, train, folder, tokenizer)
     if test is not None:
-        test_rows, test_record = _file(objective, signal, test, folder)
+        test_rows, test_record = _table(objective, signal, test, folder, tokenizer)
         return rows, test_rows, [record, test_record]
     if objective.held_out is None:
         return rows, [], [record]
-    rows, test_rows = _set_aside(rows, objective.held_out, train.path, "held out")
+    rows, test_rows = _set_aside(rows, objective.held_out, train.name, "held out")
     return rows, test_rows, [record]
 
 
@@ -100,12 +100,16 @@ def _set_aside(
     return kept, aside
 
 
-def _file(
-    objective: Objective, signal: SignalConfig, source: Source, folder: Path | None
+def _table(
+    objective: Objective, signal: SignalConfig, source: Source, folder: Path | None, tokenizer: Any
 ) -> tuple[Sequence[Any], dict[str, Any]]:
-    path = find_data(source.path, folder)
-    rows = objective.rows(source, path, signal)
-    return rows, {"path": source.path, "sha256": sha256_file(path)}
+    rows = objective.rows(source, source.place(folder, tokenizer), signal)
+    if source.path is not None:
+        return rows, {"path": source.path, "sha256": sha256_file(find_data(source.path, folder))}
+    # Of a dataset the rows themselves: its files and their order are the hub's affair.
+    digest = sha256_json([row if isinstance(row, str) else asdict(row) for row in rows])
+    of = {"subset": source.subset, "split": source.split, "revision": source.revision}
+    return rows, {"path": source.name, **of, "sha256": digest}
 
 
 def _held(why: str, text: str, share: float) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from otter_cli.core.seeds import seed_everything
+from otter_cli.training.sharding import held
 
 if TYPE_CHECKING:
     from otter_cli.training.loop import Run
@@ -24,7 +25,7 @@ def _kept(run: Run, name: str) -> int:
     rows = (objective.batch_size or run.recipe.batch_size) // run.recipe.accumulate
     longest = sorted(range(len(data.lengths)), key=lambda row: -data.lengths[row])
     batch = data.batch(longest[: max(1, rows // run.group.size)]).to(run.device)
-    weights = {p.untyped_storage().data_ptr() for p in run.trainee.model.parameters()}
+    weights = {held(p).untyped_storage().data_ptr() for p in run.trainee.model.parameters()}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:

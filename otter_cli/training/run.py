@@ -51,12 +51,14 @@ class TrainResult:
 @dataclass(frozen=True)
 class Options:
     """How a run is carried out; none of it moves a parameter. `resume` goes on from the last saved
-    state, if any; `restart` drops an unfinished run."""
+    state, if any; `restart` drops an unfinished run. `shard`: each process holds a part of the
+    frozen base."""
 
     resume: bool = False
     restart: bool = False
     device: str = "cpu"
     tensorboard: bool = False
+    shard: bool = False
 
 
 def train(
@@ -109,6 +111,10 @@ def _run(
 
     data = {name: found.record for name, found in material.items()}
     trainee = group.in_turn(make)
+    if options.shard:
+        from otter_cli.training.sharding import shard_base
+
+        shard_base(trainee, group, options.device)
     states, identity = StateFolder(target), identity_of(recipe, data)
 
     def write(step: int, metrics: Metrics) -> None:

@@ -35,7 +35,8 @@ def section_error(error: ValidationError, source: str, values: Any) -> OtterErro
     """The first complaint of a validation of `values`, with its place in `source`."""
     first = error.errors()[0]
     where = _place(values, first["loc"], missing=first["type"] == "missing")
-    what = first["msg"][:1].lower() + first["msg"][1:]
+    what = first["msg"].removeprefix("Value error, ")
+    what = what[:1].lower() + what[1:]
     hint = first.get("ctx", {}).get("hint", "`otter recipes show` has examples")
     return OtterError(f"{source}: {where + ': ' if where else ''}{what}", hint=hint)
 

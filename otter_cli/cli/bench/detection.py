@@ -91,4 +91,4 @@ def _texts(recipe: str | None, pairs: Path | None, data: Path | None, signal: st
     rows = held_out_rows(loaded.signals[signal], config, loaded.data_folder)
     if not rows:
         raise OtterError(f"{path} holds no rows aside", hint="give it a test file, or held_out")
-    return Texts(Path(loaded.signals[signal].sources[0].path), of_labelled(rows))
+    return Texts(Path(loaded.signals[signal].sources[0].name), of_labelled(rows))

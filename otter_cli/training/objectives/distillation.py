@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import NonNegativeFloat
 
 from otter_cli.data.paths import find_data
+from otter_cli.data.records import Place
 from otter_cli.signals import SignalConfig
 from otter_cli.training.objectives.action_values import TakenTokens, last_actions, other_tokens
 from otter_cli.training.objectives.labelled import LabelledSource
@@ -41,7 +41,7 @@ class Distillation(TakenTokens):
         find_data(self.teacher)
 
     def rows(
-        self, source: LabelledSource, path: Path, signal: SignalConfig
+        self, source: LabelledSource, path: Place, signal: SignalConfig
     ) -> Sequence[LabelledText]:
         """Texts alone: the teacher has the labels."""
         from otter_cli.data.labelled import LabelledText

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -12,6 +11,7 @@ from pydantic import Field
 from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import Interval, interval, ratio
 from otter_cli.data.plain import read_texts
+from otter_cli.data.records import Place
 from otter_cli.signals import SignalConfig
 from otter_cli.training.objectives.objective import Objective, Positions, Read, Source
 
@@ -28,6 +28,10 @@ class TextSource(Source):
     """Plain text: the paragraphs of a .txt file, or a column of rows."""
 
     column: str = "text"
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.column,)
 
 
 class FutureTokens(Objective):
@@ -54,7 +58,7 @@ class FutureTokens(Objective):
                 hint="give one for each head, or head_decay instead",
             )
 
-    def rows(self, source: TextSource, path: Path, signal: SignalConfig) -> Sequence[str]:
+    def rows(self, source: TextSource, path: Place, signal: SignalConfig) -> Sequence[str]:
         return read_texts(path, column=source.column, limit=source.limit)
 
     def encode(self, rows: Sequence[str], tokenizer: Any, max_length: int) -> Blocks:

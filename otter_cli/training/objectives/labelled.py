@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import field_validator
 
 from otter_cli.core.errors import OtterError
 from otter_cli.data.labelled import LabelledText, read_labelled
+from otter_cli.data.records import Place
 from otter_cli.signals import SignalConfig
 from otter_cli.training.objectives.objective import Objective, Source
 
@@ -27,6 +27,10 @@ class LabelledSource(Source):
     text: str = "text"
     labels: tuple[str, ...] | None = None
     mapping: dict[str, float | tuple[float, ...]] | None = None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.text,)
 
     @field_validator("mapping", mode="before")
     @classmethod
@@ -50,7 +54,7 @@ class LabelledObjective(Objective, ABC):
         return signal.size
 
     def rows(
-        self, source: LabelledSource, path: Path, signal: SignalConfig
+        self, source: LabelledSource, path: Place, signal: SignalConfig
     ) -> Sequence[LabelledText]:
         rows = read_labelled(
             path,

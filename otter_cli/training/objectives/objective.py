@@ -8,13 +8,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import Interval
+from otter_cli.data.chat import Chat
+from otter_cli.data.hub import HubTable
+from otter_cli.data.paths import find_data
+from otter_cli.data.records import Place
 from otter_cli.signals import SignalConfig
 from otter_cli.training.section import Section
 
@@ -35,10 +39,46 @@ class Read(Protocol):
 
 
 class Source(Section):
-    """A data file; what its columns are called, an objective's own source says."""
+    """A data file (`path`), or a `dataset` of the hub by its id, split and revision; what its
+    columns are called, an objective's own source says. With `chat` they hold messages, which
+    the tokenizer's template makes a text of."""
 
-    path: str
+    path: str | None = None
+    dataset: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
     limit: PositiveInt | None = None
+    chat: bool = False
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("give path (a file) or dataset (an id of the hub), one of them")
+        return self
+
+    @property
+    def name(self) -> str:
+        return self.path or str(self.dataset)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The columns that are texts, or messages."""
+        return ()
+
+    @property
+    def context(self) -> str | None:
+        """The column that is put before each of these."""
+        return None
+
+    def place(self, folder: Path | None, tokenizer: Any) -> Place:
+        """Where the rows are. Raises OtterError for a file that is not there."""
+        place: Place
+        if self.path is not None:
+            place = find_data(self.path, folder)
+        else:
+            place = HubTable(str(self.dataset), self.split, self.revision, self.subset)
+        return Chat(place, tokenizer, self.texts, self.context) if self.chat else place
 
 
 class Objective(Section, ABC):
@@ -62,7 +102,12 @@ class Objective(Section, ABC):
             return values
         train = values.get("train")
         columns = dict(train) if isinstance(train, dict) else {}
-        columns.pop("limit", None)
+        elsewhere = {"dataset", "subset", "split", "revision"}
+        dropped = elsewhere if "path" in values["test"] else {"path"}
+        if "path" in columns and not elsewhere & values["test"].keys():
+            dropped = elsewhere
+        for key in {"limit", *dropped}:
+            columns.pop(key, None)
         return {**values, "test": {**columns, **values["test"]}}
 
     def untouched(self, signal: SignalConfig) -> tuple[str, ...]:
@@ -75,8 +120,8 @@ class Objective(Section, ABC):
         """Training and test data."""
 
     @abstractmethod
-    def rows(self, source: Any, path: Path, signal: SignalConfig) -> Sequence[Any]:
-        """The rows of a file. Raises OtterError, with file and line, for what cannot be used."""
+    def rows(self, source: Any, path: Place, signal: SignalConfig) -> Sequence[Any]:
+        """The rows of a table. Raises OtterError, with file and line, for what cannot be used."""
 
     @abstractmethod
     def encode(self, rows: Sequence[Any], tokenizer: Any, max_length: int) -> Dataset: ...

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from otter_cli.core.intervals import Interval, interval, mean
 from otter_cli.data.preference import Pair, read_pairs
+from otter_cli.data.records import Place
 from otter_cli.signals import SignalConfig
 from otter_cli.training.objectives.objective import Objective, Source
 
@@ -27,6 +27,14 @@ class PairSource(Source):
     prompt: str | None = None
     margin: str | None = None
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.chosen, self.rejected)
+
+    @property
+    def context(self) -> str | None:
+        return self.prompt
+
 
 class PairObjective(Objective, ABC):
     """Reads pairs; `outcomes` give a margin, chosen over rejected."""
@@ -38,7 +46,7 @@ class PairObjective(Objective, ABC):
     def sources(self) -> tuple[PairSource, PairSource | None]:
         return self.train, self.test
 
-    def rows(self, source: PairSource, path: Path, signal: SignalConfig) -> Sequence[Pair]:
+    def rows(self, source: PairSource, path: Place, signal: SignalConfig) -> Sequence[Pair]:
         return read_pairs(
             path,
             chosen=source.chosen,

@@ -127,8 +127,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert "No such file" in refusal(tmp_path / "missing.jsonl").what
     (tmp_path / "folder.jsonl").mkdir()
     assert "is a folder" in refusal(tmp_path / "folder.jsonl").what
-    (tmp_path / "rows.parquet").write_bytes(b"PAR1")
-    assert "neither .jsonl nor .csv" in refusal(tmp_path / "rows.parquet").what
+    (tmp_path / "rows.arrow").write_bytes(b"ARROW1")
+    assert "neither .jsonl nor .csv" in refusal(tmp_path / "rows.arrow").what
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,8 @@ def test_a_gzip_of_nothing_is_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["preference", "labelled", "plain", "prompts", "overlap", "paths"]
+    "module",
+    ["preference", "labelled", "plain", "prompts", "overlap", "paths", "parquet", "hub", "chat"],
 )
 def test_readers_need_no_torch(module: str) -> None:
     check = f"import sys, otter_cli.data.{module}; sys.exit('torch' in sys.modules)"

@@ -50,7 +50,7 @@ def test_an_unknown_key_is_placed_and_the_closest_named(
         ("schedule=cosin", "schedule: input should be 'constant', 'linear' or 'cosine'"),
         ("signals={}", "signals: dictionary should have at least 1 item"),
         ("signals.reward.objective=bradly", "signals.reward: input tag 'bradly'"),
-        ("signals.reward.train={}", "signals.reward.train.path: field required"),
+        ("signals.reward.train={}", "signals.reward.train: give path (a file)"),
         ("signals.reward.held_out=1.5", "signals.reward.held_out: input should be less than 1"),
     ],
 )

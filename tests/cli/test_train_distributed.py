@@ -1,0 +1,111 @@
+"""`torchrun ... otter train`: two processes say what one says, and one of them writes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from otter_cli.core.jsonlines import read_jsonlines
+from otter_cli.insertion import TENSORS, Manifest
+from tests.support.training import (
+    FUTURE,
+    REWARD,
+    TOXICITY,
+    small_graft,
+    write_data,
+    write_recipe,
+)
+
+pytestmark = pytest.mark.slow
+SIGNALS = {
+    "reward": {**REWARD, "positions": "every", "validation": 0.2},
+    "toxicity": TOXICITY,
+    "future": FUTURE,
+}
+SETTINGS = {"steps": 12, "batch_size": 6, "evaluate_every": 4, "best": "reward/accuracy"}
+
+
+def _train(*arguments: object, processes: int) -> subprocess.CompletedProcess[str]:
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, *launch, "-m", "otter_cli", "train", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ}, check=False
+    )
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    write_data(tmp_path)
+    return write_recipe(tmp_path, SIGNALS, **SETTINGS)
+
+
+@pytest.fixture
+def alone(otter_here, tiny_llama: Path, tmp_path: Path, recipe: Path) -> Path:
+    """The same run by one process."""
+    folder = small_graft(tiny_llama, tmp_path / "alone", "reward", "toxicity", "future:2")
+    assert otter_here("train", folder, "--recipe", recipe).returncode == 0
+    return folder
+
+
+def _numbers(folder: Path) -> list[list[float]]:
+    """Losses, gradient norm, tokens, and held-out figures, by line of the log."""
+    found = []
+    for record in read_jsonlines(folder / "training" / "metrics.jsonl"):
+        figures = record.get("evaluation", {}).values()
+        means = [value["mean"] for figure in figures for value in figure.values()]
+        losses = record.get("loss", {}).values()
+        found.append([*losses, record.get("gradient", 0), record.get("tokens", 0), *means])
+    return found
+
+
+@pytest.mark.parametrize("options", [[], ["--shard"]], ids=["data parallel", "base in shards"])
+def test_two_processes_train_as_one(
+    alone: Path, tiny_llama: Path, tmp_path: Path, recipe: Path, options: list[str]
+) -> None:
+    folder = small_graft(tiny_llama, tmp_path / "two", "reward", "toxicity", "future:2")
+    done = _train(folder, "--recipe", recipe, "--json", *options, processes=2)
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert outcome["steps"] == 12 and outcome["verify"]["verdict"] == "identical on disk"
+    one, two = _numbers(alone), _numbers(folder)
+    assert len(one) == len(two) and len(one[0]) > 4
+    for theirs, ours in zip(one, two, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5, rel=1e-4)
+    assert Manifest.read(folder).training.keys() == SIGNALS.keys()
+    if options:
+        assert "each of 2 processes holds" in done.stderr
+    # Every line of talk once, every file once.
+    assert done.stderr.count("step 4: reward accuracy") == 1
+    files = [{p.relative_to(f).as_posix() for p in f.rglob("*")} for f in (alone, folder)]
+    assert files[0] == files[1]
+
+
+def test_a_run_of_two_is_resumed_by_one(
+    otter_here, alone: Path, tiny_llama: Path, tmp_path: Path, recipe: Path
+) -> None:
+    from safetensors.torch import load_file
+    from torch.testing import assert_close
+
+    folder = small_graft(tiny_llama, tmp_path / "two", "reward", "toxicity", "future:2")
+    baseline = ["--baseline", "head", "--to", tmp_path / "head"]
+    done = _train(folder, "--recipe", recipe, *baseline, processes=2)
+    assert done.returncode == 0 and (tmp_path / "head" / TENSORS).is_file(), done.stderr
+    assert _train(folder, "--recipe", recipe, processes=2).returncode == 0
+    again = otter_here("train", folder, "--recipe", recipe, "--resume", "--json")
+    assert json.loads(again.stdout)["steps"] == 12
+    assert_close(load_file(folder / TENSORS), load_file(alone / TENSORS), atol=1e-4, rtol=1e-3)
+
+
+def test_what_does_not_divide_or_shard_is_refused(
+    otter_here, tiny_llama: Path, tmp_path: Path, recipe: Path
+) -> None:
+    folder = small_graft(tiny_llama, tmp_path / "graft", "reward", "toxicity", "future:2")
+    done = _train(folder, "--recipe", recipe, "--set", "batch_size=5", processes=2)
+    assert done.returncode != 0
+    assert "batch_size is 5, which 2 processes" in done.stderr and "4 or 6 would do" in done.stderr
+    assert not (folder / "training").exists()
+    done = otter_here("train", folder, "--recipe", recipe, "--shard")
+    assert done.returncode == 2 and "--shard needs several processes" in done.stderr
