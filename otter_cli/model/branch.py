@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from otter_cli.families import Attention, BaseShape, FeedForward
 from otter_cli.insertion.config import InsertionConfig
@@ -39,9 +40,17 @@ class BranchTap:
 
 @dataclass(slots=True)
 class AttentionTap(BranchTap):
-    embeddings: tuple[Tensor, Tensor] | None = None  # cosines and sines of the positions
-    cache: Any = None
+    named: dict[str, Any] = field(default_factory=dict)  # what the attention module was called with
     call: AttentionCall | None = None
+
+    @property
+    def embeddings(self) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines of the positions."""
+        return self.named.get("position_embeddings")
+
+    @property
+    def cache(self) -> Cache | None:
+        return next((value for value in self.named.values() if isinstance(value, Cache)), None)
 
 
 class InsertedBranch(nn.Module):

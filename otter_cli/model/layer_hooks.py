@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache
 from otter_cli.families import Attention, FeedForward
 from otter_cli.model.branch import AttentionTap, BranchTap
 from otter_cli.model.cache import own_layer
-from otter_cli.model.record import Record, compute, hook
+from otter_cli.model.record import Record, hook
 from otter_cli.model.rotary import rotary_function
 
 if TYPE_CHECKING:
@@ -60,13 +60,13 @@ class LayerHooks:
     def _enter_attention(
         self, record: Record, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
     ) -> None:
-        self.taps.require_streams(record)
+        if self.index == self.taps.first:
+            self.taps.require_streams(record)
         normed = named["hidden_states"] if "hidden_states" in named else inputs[0]
         record.attention = AttentionTap(
             normed,
             self._residual(record, self.taps.family.attention, normed),
-            embeddings=named.get("position_embeddings"),
-            cache=next((value for value in named.values() if isinstance(value, Cache)), None),
+            named=named,
         )
 
     def _enter_ffn(
@@ -93,19 +93,23 @@ class LayerHooks:
         part = inputs[0] if output is None else output
         getattr(record, kind).part = part[0] if isinstance(part, tuple) else part
         if last:
-            compute(self._step, record)
+            self._leave(record)
 
     def _read_branch(
         self, kind: str, last: bool, record: Record, module: nn.Module, inputs: tuple[Tensor, ...]
     ) -> None:
         getattr(record, kind).branch = inputs[0]
         if last:
-            compute(self._step, record)
+            self._leave(record)
 
-    def _step(self, record: Record) -> None:
-        """The layer of every stream, once the base's has handed over all that they read."""
+    def _leave(self, record: Record) -> None:
         attention, ffn = record.attention, record.ffn
         assert attention is not None and ffn is not None
+        record.attention = record.ffn = None
+        record.take(partial(self._step, attention, ffn))
+
+    def _step(self, attention: AttentionTap, ffn: BranchTap, record: Record) -> None:
+        """The layer of every stream."""
         rotate = partial(
             record.rotations.rotate,
             apply=self.apply_rotary,
@@ -113,8 +117,7 @@ class LayerHooks:
             embeddings=attention.embeddings,
         )
         for name, layer, remember in self.parts:
-            record.streams[name] = layer(record.streams[name], attention, ffn, rotate, remember)
-        record.attention = record.ffn = None
+            record.computed[name] = layer(record.computed[name], attention, ffn, rotate, remember)
 
     def _remember(
         self, start: int, cache: Cache, key: Tensor, value: Tensor

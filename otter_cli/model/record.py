@@ -16,6 +16,8 @@ from otter_cli.model.rotary import Rotations
 if TYPE_CHECKING:
     from otter_cli.model.taps import Taps
 
+Step = Callable[["Record"], None]
+
 
 @dataclass(slots=True)
 class Record:
@@ -23,7 +25,9 @@ class Record:
 
     taps: Taps
     grad: bool
-    streams: dict[str, Tensor] = field(default_factory=dict)  # z, [batch, tokens, D]
+    computed: dict[str, Tensor] = field(default_factory=dict)  # z, but for what is pending
+    pending: list[Step] = field(default_factory=list)
+    lazy: bool = False  # layers of the streams wait until someone reads them
     # Of the layer that runs now.
     attention: AttentionTap | None = None
     ffn: BranchTap | None = None
@@ -31,6 +35,26 @@ class Record:
     rotations: Rotations = field(default_factory=Rotations)
     base_state: Tensor | None = None  # y, [batch, tokens, d]
     inserted_state: dict[str, Tensor] = field(default_factory=dict)  # v, [batch, tokens, D]
+
+    @property
+    def streams(self) -> dict[str, Tensor]:
+        """z of every insertion, [batch, tokens, D], after the layers that the base has run."""
+        if self.pending:
+            compute(_catch_up, self)
+        return self.computed
+
+    def take(self, step: Step) -> None:
+        """A layer of the streams whose base has handed over all that it reads."""
+        if self.lazy:
+            self.pending.append(step)
+        else:
+            compute(step, self)
+
+
+def _catch_up(record: Record) -> None:
+    pending, record.pending = record.pending, []
+    for step in pending:
+        step(record)
 
 
 ACTIVE: ContextVar[Record | None] = ContextVar("otter_record", default=None)

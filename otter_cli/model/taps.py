@@ -18,6 +18,8 @@ from otter_cli.model.record import ACTIVE, Record, compute, hook
 from otter_cli.model.rotary import Rotations
 from otter_cli.model.stream import Insertion
 
+_FEW = 64
+
 
 class Taps:
     """The hooks of one base. They do nothing until `recording`."""
@@ -29,6 +31,11 @@ class Taps:
             name: module for name, module in insertions.items() if isinstance(module, Insertion)
         }
         self.family, self.head_dim = family, head_dim
+        # Where a stream reads h itself, not what a norm made of it, a base that adds to h in place
+        # would have changed it by the time that the stream gets there.
+        self.may_wait = bool(family.attention.norm and family.ffn.norm) and all(
+            one.config.norm == "own" for one in self.insertions.values()
+        )
         self.layers = cast(nn.ModuleList, base.get_submodule(family.layers))
         self.depth = len(self.layers)
         self.attention: set[nn.Module] = set()
@@ -55,13 +62,14 @@ class Taps:
         norm.register_forward_pre_hook(on(keep_residual))
         norm.register_forward_hook(on(partial(compute, self._finish)))
         chosen = {index for one in self.insertions.values() for index in one.config.layers}
+        self.first = min(chosen, default=0)
         for index in sorted(chosen):
             self.attention.add(LayerHooks(self, index).attention)
 
     def require_streams(self, record: Record) -> None:
         """Raises OtterError where the base was called without token ids."""
         missing = [
-            n for n, i in self.insertions.items() if i.config.hidden and n not in record.streams
+            n for n, i in self.insertions.items() if i.config.hidden and n not in record.computed
         ]
         if missing:
             raise OtterError(
@@ -70,15 +78,18 @@ class Taps:
             )
 
     def _begin(self, record: Record, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        record.streams.clear()
+        record.pending.clear()
+        record.computed.clear()
         record.rotations = Rotations()
 
     def _start(
         self, record: Record, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
     ) -> None:
+        tokens = inputs[0]
+        record.lazy = self.may_wait and not record.grad and _waits(tokens)
         for name, insertion in self.insertions.items():
             if insertion.config.hidden:
-                record.streams[name] = insertion.start(inputs[0])
+                record.computed[name] = insertion.start(tokens)
 
     def _place(
         self,
@@ -89,9 +100,9 @@ class Taps:
         named: dict[str, Any],
     ) -> None:
         positions = named["position_ids"] if "position_ids" in named else inputs[0]
-        for name in record.streams:
+        for name, z in record.computed.items():
             if (table := self.insertions[name].positions) is not None:
-                record.streams[name] = record.streams[name] + table(positions + offset)
+                record.computed[name] = z + table(positions + offset)
 
     def _finish(
         self, record: Record, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
@@ -99,6 +110,13 @@ class Taps:
         record.base_state = output
         for name, z in record.streams.items():
             record.inserted_state[name] = self.insertions[name].norm(z, record.residual)
+
+
+def _waits(tokens: Tensor) -> bool:
+    """Whether the streams run in one go after the base: on a CPU its weights have passed through
+    the caches by then, so that each of their small operations runs several times as fast. What the
+    taps hold meanwhile grows with the rows."""
+    return tokens.device.type == "cpu" and tokens.numel() <= _FEW
 
 
 tap_attention_functions()

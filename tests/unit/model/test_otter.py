@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import StaticCache
 
 from otter_cli.core.digests import sha256_file
 from otter_cli.core.errors import OtterError
@@ -182,3 +183,45 @@ def test_chosen_signals_and_states(folder: Path) -> None:
 def test_training_mode_leaves_the_base_in_eval(folder: Path) -> None:
     model = OtterForCausalLM.from_pretrained(folder).train()
     assert model.training and not any(module.training for module in model.base.modules())
+
+
+@pytest.mark.parametrize("kv", ["own", "base"])
+@pytest.mark.parametrize("static", [False, True])
+def test_a_stream_that_waits_for_the_base_is_the_stream_beside_it(
+    tiny_llama: Path, tmp_path: Path, kv: str, static: bool
+) -> None:
+    """Few rows wait, many do not: what is cached and what is given is the same to the last bit."""
+    model = OtterForCausalLM.from_pretrained(
+        random_graft(tiny_llama, tmp_path / kv, hidden=8, heads=2, ffn=16, kv=kv)
+    )
+    states = {}
+    for waits in (True, False):
+        model.taps.may_wait = waits
+        cache = StaticCache(model.config, max_cache_len=12) if static else model.new_cache()
+        with torch.no_grad(), model.streaming() as record:
+            steps = []
+            for tokens in (_tokens(1, 6), _tokens(1, 1), _tokens(1, 3)):
+                model.base(tokens, past_key_values=cache, use_cache=True)
+                assert record.lazy is waits
+                steps.append(record.inserted_state["main"])
+        states[waits] = steps
+    assert all(map(torch.equal, states[True], states[False]))
+
+
+def test_streams_are_up_to_date_whenever_they_are_read(folder: Path) -> None:
+    model = OtterForCausalLM.from_pretrained(folder)
+    seen: dict[bool, list[torch.Tensor]] = {True: [], False: []}
+    with model.streaming() as record, torch.no_grad():
+        model.taps.layers[0].register_forward_hook(
+            lambda *_: seen[record.lazy].append(record.streams["main"])
+        )
+        for model.taps.may_wait in (True, False):
+            model.base(_tokens(1, 5))
+    assert torch.equal(*seen[True], *seen[False])
+
+
+def test_many_rows_do_not_wait(folder: Path) -> None:
+    model = OtterForCausalLM.from_pretrained(folder)
+    with model.streaming() as record, torch.no_grad():
+        model.base(_tokens(2, 40))
+    assert not record.lazy
