@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from otter_cli.benchmarks import detectors
-from otter_cli.benchmarks.benchmark import PLAIN, Method, Setting
+from otter_cli.benchmarks.benchmark import Method, Setting
 from otter_cli.benchmarks.detection import Detection
 from otter_cli.benchmarks.detox import Detox, require_label
 from otter_cli.benchmarks.labelled_texts import Stream, encode_streams
-from otter_cli.benchmarks.method_specs import SWEPT, MethodSpec, build
+from otter_cli.benchmarks.method_specs import MethodSpec, build
 from otter_cli.benchmarks.models import (
     Grafted,
     Models,
@@ -18,7 +18,8 @@ from otter_cli.benchmarks.models import (
     load_reward_model,
     require_same_base,
 )
-from otter_cli.benchmarks.preference import GOLD, Preference, require_guides_nothing
+from otter_cli.benchmarks.names import PLAIN, family
+from otter_cli.benchmarks.preference import COHERENCE, GOLD, Preference, require_guides_nothing
 from otter_cli.benchmarks.prompts import PromptFile, load_prompts
 from otter_cli.benchmarks.scorers import Scorer
 from otter_cli.benchmarks.speedup import Speedup
@@ -84,9 +85,11 @@ def preference(
     *,
     reward_model: Path,
     gold: Scorer | Path,
+    encoder: Path | None = None,
     more: Sequence[MethodSpec] = (),
 ) -> Preference:
     """Plain and by each guide, and by `more`; `gold` is a reward model's folder or a rule."""
+    from otter_cli.benchmarks.scorers.encoder import EncoderScorer
     from otter_cli.benchmarks.scorers.reward_model import RewardModelScorer
 
     models = Models(grafts[0], guidance.signal)
@@ -98,7 +101,8 @@ def preference(
     methods = build([*specs, *swept, by_args, *more], models)
     guides = {model.weights: name for name, m in methods.items() for model in m.record.models}
     require_guides_nothing(judge.record.digest, guides)
-    return Preference(setting, grafts[0], methods, {GOLD: judge, **_judges(methods)})
+    coherence = {COHERENCE: EncoderScorer(encoder, device=models.device)} if encoder else {}
+    return Preference(setting, grafts[0], methods, {GOLD: judge, **_judges(methods), **coherence})
 
 
 def _judges(methods: Mapping[str, Method]) -> dict[str, Scorer]:
@@ -107,7 +111,7 @@ def _judges(methods: Mapping[str, Method]) -> dict[str, Scorer]:
     for name, method in methods.items():
         known = [scorer.record.digest for scorer in found.values()]
         if method.judge is not None and method.judge.record.digest not in known:
-            found[name.partition(SWEPT)[0]] = method.judge
+            found[family(name)] = method.judge
     return found
 
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from otter_cli.benchmarks.drawn import Drawn
+from otter_cli.benchmarks.front import Front
 from otter_cli.benchmarks.measures import Measures, cache_bytes, costs
 from otter_cli.benchmarks.models import Grafted
+from otter_cli.benchmarks.names import PLAIN
 from otter_cli.benchmarks.prompts import BenchPrompt
 from otter_cli.benchmarks.records import Rows
 from otter_cli.benchmarks.result import BenchmarkName, Divergence, MethodResult
@@ -17,8 +19,6 @@ from otter_cli.core.intervals import mean
 
 if TYPE_CHECKING:
     from otter_cli.decoding import Generation, Sampling
-
-PLAIN = "plain"
 
 Generate = Callable[[list[list[int]], "Sampling"], "list[Generation]"]
 
@@ -72,6 +72,11 @@ class Benchmark(ABC):
     @abstractmethod
     def findings(cls, methods: Mapping[str, MethodResult]) -> list[str]:
         """What the figures say, in whole sentences, bad news included."""
+
+    @classmethod
+    def fronts(cls, drawn: Drawn) -> dict[str, Front]:
+        """What more strength buys, for benchmarks in which it buys something."""
+        return {}
 
     def divergences(self, method: str, rows: Mapping[str, Rows]) -> list[Divergence]:
         """Where the output is not plain decoding's, for benchmarks in which it should be."""

@@ -87,6 +87,7 @@ def _sample(
         text=response_text(tokenizer, prompt.tokens, generation.tokens),
         tokens=generation.tokens,
         logprobs=generation.logprobs,
+        drawn=generation.drawn,
         signals=generation.signals,
         finish=generation.finish,
         counters=Counters(

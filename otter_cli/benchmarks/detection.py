@@ -5,12 +5,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from otter_cli.benchmarks.benchmark import PLAIN, Benchmark
+from otter_cli.benchmarks.benchmark import Benchmark
 from otter_cli.benchmarks.detectors import SCORE
 from otter_cli.benchmarks.drawn import Drawn
 from otter_cli.benchmarks.estimates import quotient
 from otter_cli.benchmarks.measures import Measures
 from otter_cli.benchmarks.metrics import streaming
+from otter_cli.benchmarks.names import PLAIN
 from otter_cli.benchmarks.records import Rows, Scored
 from otter_cli.benchmarks.result import BenchmarkName, MethodResult
 from otter_cli.benchmarks.sentences import of, percent

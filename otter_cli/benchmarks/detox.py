@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
-from otter_cli.benchmarks.benchmark import PLAIN, Benchmark
+from otter_cli.benchmarks.benchmark import Benchmark
 from otter_cli.benchmarks.drawn import Drawn
 from otter_cli.benchmarks.measures import Measures, perplexity
 from otter_cli.benchmarks.metrics.text import distinct
 from otter_cli.benchmarks.metrics.toxicity import any_toxic, maximum_toxicity
+from otter_cli.benchmarks.names import PLAIN
 from otter_cli.benchmarks.records import Scored
 from otter_cli.benchmarks.result import BenchmarkName, MethodResult
 from otter_cli.benchmarks.scorers import Scorer

@@ -1,5 +1,9 @@
 """Figures that several benchmarks share, from one method's rows (METHOD, 5)."""
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from otter_cli.benchmarks.estimates import exponential, quotient
@@ -22,6 +26,22 @@ def perplexity(rows: Rows) -> Statistic:
 def log_probability(rows: Rows) -> Statistic:
     """Mean per token under the base, nats. Of a greedy policy this is less its KL to the base."""
     return ratio(rows.sums(lambda row: sum(row.sample.logprobs)), rows.sums(length))
+
+
+def divergence(rows: Rows, steering: Mapping[str, Any]) -> Measures:
+    """KL of what is drawn from to the base, nats a token, by the tokens drawn: greedy choices are
+    certain. Best of n adds its bound log n - (n - 1) / n a choice (Beirami et al., arXiv
+    2401.01879). None where the drawing was not recorded."""
+    if any(len(row.sample.drawn) != length(row) for group in rows.groups for row in group):
+        return {}
+    n, block = steering.get("n", 1), steering.get("block")
+    bound = math.log(n) - (n - 1) / n
+
+    def apart(row: Scored) -> float:
+        choices = math.ceil(length(row) / block) if block else 1
+        return sum(row.sample.drawn) - sum(row.sample.logprobs) + bound * choices
+
+    return {"kl": ratio(rows.sums(apart), rows.sums(length))}
 
 
 def costs(rows: Rows, plain: Rows) -> Measures:

@@ -12,14 +12,13 @@ from pydantic import ConfigDict, ValidationError, validate_call
 from otter_cli.benchmarks.benchmark import Generate, Method
 from otter_cli.benchmarks.methods import METHODS, Entrant
 from otter_cli.benchmarks.models import Grafted, Models
+from otter_cli.benchmarks.names import SWEPT
 from otter_cli.core.errors import OtterError
 from otter_cli.core.suggest import closest
 
 if TYPE_CHECKING:
     from otter_cli.decoding import Generation, Sampling
 
-# `insertion@0.5` is the method `insertion` at that strength.
-SWEPT = "@"
 # Of every method: how it draws, where otherwise than the run does.
 _SAMPLING: Mapping[str, Callable[[str], Any]] = {
     "temperature": float,

@@ -15,6 +15,7 @@ from otter_cli.insertion.manifest import Manifest
 if TYPE_CHECKING:
     from otter_cli.model import OtterForCausalLM
 
+Role = Literal["reward-model", "language-model", "encoder"]
 _DECIDES = (".safetensors", ".json", ".model", ".txt")
 
 
@@ -177,9 +178,7 @@ def load_language_model(folder: Path, *, device: str) -> Loaded:
     return Loaded(merged.eval(), loaded.tokenizer, model_record(folder, "language-model"))
 
 
-def _load_strictly(
-    kind: Any, folder: Path, role: Literal["reward-model", "language-model"], device: str
-) -> Loaded:
+def _load_strictly(kind: Any, folder: Path, role: Role, device: str) -> Loaded:
     from transformers import AutoTokenizer
 
     from otter_cli.model.load import DTYPES
@@ -200,7 +199,7 @@ def _load_strictly(
     return Loaded(model.to(device).eval(), tokenizer, model_record(folder, role))
 
 
-def model_record(folder: Path, kind: Literal["reward-model", "language-model"]) -> ModelRecord:
+def model_record(folder: Path, kind: Role) -> ModelRecord:
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in _DECIDES)
     digest = sha256_json({path.name: sha256_file(path) for path in files})
     return ModelRecord(name=folder.resolve().name, kind=kind, weights=digest)

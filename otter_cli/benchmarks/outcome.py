@@ -1,10 +1,11 @@
 """From rows to a method's figures, with their intervals and what separates them from plain's."""
 
-from otter_cli.benchmarks.benchmark import PLAIN, Benchmark
+from otter_cli.benchmarks.benchmark import Benchmark
 from otter_cli.benchmarks.drawn import Drawn
 from otter_cli.benchmarks.estimates import Estimate, estimate
 from otter_cli.benchmarks.measures import Measures, cache_bytes
 from otter_cli.benchmarks.metrics.catalog import describe
+from otter_cli.benchmarks.names import PLAIN
 from otter_cli.benchmarks.result import Divergence, Memory, MethodResult
 from otter_cli.core.intervals import difference
 

@@ -6,10 +6,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from otter_cli.benchmarks.benchmark import PLAIN, Benchmark
+from otter_cli.benchmarks.benchmark import Benchmark
 from otter_cli.benchmarks.drawn import Drawn
-from otter_cli.benchmarks.measures import Measures, log_probability, perplexity
+from otter_cli.benchmarks.front import Front
+from otter_cli.benchmarks.fronts import fronts
+from otter_cli.benchmarks.measures import Measures, divergence, log_probability, perplexity
 from otter_cli.benchmarks.metrics.text import diversity
+from otter_cli.benchmarks.names import PLAIN
 from otter_cli.benchmarks.records import Rows, Scored
 from otter_cli.benchmarks.result import BenchmarkName, MethodResult
 from otter_cli.benchmarks.scorers import ScorerRecord
@@ -18,7 +21,7 @@ from otter_cli.benchmarks.settings import MethodRecord
 from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import mean
 
-GOLD = "gold"
+GOLD, COHERENCE = "gold", "coherence"
 
 
 class Preference(Benchmark):
@@ -35,6 +38,7 @@ class Preference(Benchmark):
             role: mean(own.means(partial(_score, f"{role}.{scorer.labels[0]}")))
             for role, scorer in drawn.scorers.items()
         }
+        coherent = {COHERENCE: by_role.pop(COHERENCE)} if COHERENCE in by_role else {}
         guiding: Measures = {"guiding_reward": by_role[guide]} if guide else {}
         return {
             "gold_reward": by_role.pop(GOLD),
@@ -42,10 +46,16 @@ class Preference(Benchmark):
             **guiding,
             **{f"reward_by_{role.replace('-', '_')}": value for role, value in by_role.items()},
             "diversity": mean(own.means(lambda row: diversity(row.sample.text))),
+            **coherent,
             "log_probability": log_probability(own),
+            **divergence(own, drawn.methods[method].steering),
             "perplexity": perplexity(own),
             **cls.costs(method, drawn),
         }
+
+    @classmethod
+    def fronts(cls, drawn: Drawn) -> dict[str, Front]:
+        return fronts(drawn, {name: cls.measures(name, drawn) for name in drawn.rows})
 
     @classmethod
     def findings(cls, methods: Mapping[str, MethodResult]) -> list[str]:

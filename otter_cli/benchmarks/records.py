@@ -43,6 +43,8 @@ class Sample(_Line):
     text: str
     tokens: list[int]
     logprobs: list[float]  # the base's, nats
+    # By which each token was drawn, nats: nothing where drafts were verified.
+    drawn: list[float] = Field(default_factory=list)
     signals: dict[str, list[float] | list[list[float]]] = Field(default_factory=dict)
     finish: str
     counters: Counters

@@ -41,6 +41,7 @@ def rescore(folder: Path, scorer: Scorer) -> Result:
             update={
                 "scorers": dict(drawn.scorers),
                 "methods": methods,
+                "fronts": stored.kind.fronts(drawn),
                 "findings": stored.kind.findings(methods),
             }
         )

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from otter_cli.benchmarks.estimates import Estimate
+from otter_cli.benchmarks.front import Front
 from otter_cli.benchmarks.scorers import ScorerRecord
 from otter_cli.benchmarks.settings import RunSettings
 from otter_cli.core.errors import OtterError
@@ -59,6 +60,7 @@ class Result(_Part):
     settings: RunSettings
     scorers: dict[str, ScorerRecord] = Field(default_factory=dict)
     methods: dict[str, MethodResult]
+    fronts: dict[str, Front] = Field(default_factory=dict)
     findings: list[str] = Field(default_factory=list)
     sessions: list[dict[str, Any]] = Field(default_factory=list)
     process_memory: int = Field(description="the process's resident peak in bytes: information")

@@ -53,6 +53,7 @@ def run(benchmark: Benchmark, out: Path | None = None) -> Finished:
             settings=settings,
             scorers=dict(drawn.scorers),
             methods=methods,
+            fronts=benchmark.fronts(drawn),
             findings=benchmark.findings(methods),
             sessions=folder.sessions(),
             process_memory=_peak_memory(),

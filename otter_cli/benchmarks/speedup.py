@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from otter_cli.benchmarks.benchmark import PLAIN, Benchmark
+from otter_cli.benchmarks.benchmark import Benchmark
 from otter_cli.benchmarks.divergence import divergences
 from otter_cli.benchmarks.drawn import Drawn
 from otter_cli.benchmarks.measures import Measures
 from otter_cli.benchmarks.metrics import drafting
+from otter_cli.benchmarks.names import PLAIN
 from otter_cli.benchmarks.records import Rows
 from otter_cli.benchmarks.result import BenchmarkName, Divergence, MethodResult
 from otter_cli.benchmarks.sentences import of

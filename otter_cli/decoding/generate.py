@@ -99,7 +99,7 @@ def one_by_one(
         limit = None if limit is None else limit - 1
         logits = rows.session.logits(state)[:, 0]
         tokens, fed = chooser.choose(state, logits, sampler)
-        rows.add(tokens[:, None], logits[:, None])
+        rows.add(tokens[:, None], logits[:, None], drawn=sampler.drawn[:, None])
         # The last token is fed only when somebody wants its signals.
         if rows.done and not rows.reads:
             return state

@@ -67,17 +67,28 @@ class Rows:
             return written
         return [[*text, token] for text, token in zip(written, pending.tolist(), strict=True)]
 
-    def add(self, tokens: Tensor, logits: Tensor, counts: Tensor | None = None) -> None:
-        """Tokens [rows, n] with the base's logits [rows, n, vocab] before each; a row takes the
-        first `counts` of them (default all), up to its end."""
+    def add(
+        self,
+        tokens: Tensor,
+        logits: Tensor,
+        counts: Tensor | None = None,
+        *,
+        drawn: Tensor | None = None,
+    ) -> None:
+        """Tokens [rows, n] with the base's logits [rows, n, vocab] before each, and by which
+        log-probabilities [rows, n] they were drawn; a row takes the first `counts` of them (default
+        all), up to its end."""
         logprobs = logits.float().log_softmax(-1).gather(-1, tokens[..., None])[..., 0].tolist()
         limits = [tokens.shape[1]] * len(self.rows) if counts is None else counts.tolist()
         for row, (chosen, limit) in enumerate(zip(tokens.tolist(), limits, strict=True)):
             self.taken[row] = 0
+            before = len(self.rows[row].tokens)
             for token, logprob in zip(chosen[:limit], logprobs[row], strict=False):
                 if not self.open[row]:
                     break
                 self._take(row, token, logprob)
+            if drawn is not None:
+                self.rows[row].drawn += drawn[row, : len(self.rows[row].tokens) - before].tolist()
 
     def _take(self, row: int, token: int, logprob: float) -> None:
         generation = self.rows[row]
@@ -110,7 +121,7 @@ class Rows:
     def _reject(self, row: int, after: int, bound: str) -> None:
         """Ends a row at the token that crossed the bound, `after` tokens before its last."""
         generation, count = self.rows[row], len(self.rows[row].tokens) - after
-        del generation.tokens[count:], generation.logprobs[count:]
+        del generation.tokens[count:], generation.logprobs[count:], generation.drawn[count:]
         for scores in generation.signals.values():
             del scores[count:]
         self.taken[row] -= after

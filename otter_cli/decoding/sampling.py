@@ -23,6 +23,8 @@ class Sampler:
             seed = derive_seed("sampling", sampling.seed, prompt, seen[prompt])
             self.generators.append(torch.Generator(device).manual_seed(seed))
             seen[prompt] += 1
+        # Log-probabilities [rows] of the last pick; greedy picks are certain.
+        self.drawn = torch.zeros(len(prompts), dtype=torch.float64, device=device)
 
     @property
     def greedy(self) -> bool:
@@ -36,7 +38,10 @@ class Sampler:
         """The same by numbers [rows] that `uniform` has drawn."""
         if uniform is None:
             return logits.argmax(-1)
-        return invert(self.probabilities(logits), uniform)
+        probabilities = self.probabilities(logits)
+        index = invert(probabilities, uniform)
+        self.drawn = probabilities.gather(-1, index[:, None])[:, 0].log()
+        return index
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The distribution that is drawn from: temperature, then top-k, then top-p (nucleus)."""

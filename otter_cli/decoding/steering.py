@@ -53,6 +53,7 @@ class Steered(Chooser):
         opened = self._open(state, logits)
         some_closed = opened is not None and not bool(opened.all())
         plain = sampler.pick(logits, drawn) if some_closed else None
+        by_plain = sampler.drawn
         if opened is not None and plain is not None and not bool(opened.any()):
             return self._chosen(plain, None), None
         allowed = logits
@@ -62,6 +63,7 @@ class Steered(Chooser):
             index = sampler.pick(self.steer(allowed, state, None, None), drawn)
             if opened is not None and plain is not None:
                 index = torch.where(opened, index, plain)
+                sampler.drawn = torch.where(opened, sampler.drawn, by_plain)
             return self._chosen(index, index), None
         values, tokens = allowed.topk(self.count, -1)
         if opened is not None and plain is not None:
@@ -71,6 +73,7 @@ class Steered(Chooser):
         index = sampler.pick(self.steer(values, state, fed, tokens), drawn)
         if opened is not None:
             index = torch.where(opened, index, 0)
+            sampler.drawn = torch.where(opened, sampler.drawn, by_plain)
         if fed is not None:
             self.session.choose(index)
             fed = fed.at(index)

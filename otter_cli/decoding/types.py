@@ -82,3 +82,6 @@ class Generation:
     counters: Counters
     message: str = ""  # why it was stopped, where a stop string or a signal did
     near_ties: list[NearTie] = field(default_factory=list)
+    # The log-probability by which each token was drawn, guides included: 0 of a greedy one. Nothing
+    # where drafts were verified.
+    drawn: list[float] = field(default_factory=list)

@@ -67,6 +67,8 @@ def benchmark_sections(result: Result, *, alone: bool = False) -> Iterator[Secti
         ["Paired by prompt; coloured where the 95 % interval leaves nought out."],
         [_figures(result, lambda method: method.against_plain, difference_cell)],
     )
+    if result.fronts:
+        yield _fronts(before, result)
     process = bytes_text(result.process_memory)
     counted = (
         "Counted: the parameters that a method needs, and its caches at their largest. The "
@@ -110,6 +112,21 @@ def _memory(result: Result) -> Table:
     methods = list(result.methods.values())
     rows = [[name, *(bytes_text(of(m.memory)) for m in methods)] for name, of in parts]
     return Table(["", *(m.label for m in methods)], rows)
+
+
+def _fronts(before: str, result: Result) -> Section:
+    up_to = max(front.up_to for front in result.fronts.values())
+    rows: list[list[Cell | str]] = [
+        [name, figure_cell(front.area, describe("gold_reward")), str(len(front.methods))]
+        for name, front in result.fronts.items()
+    ]
+    explained = (
+        "Gold reward gained over plain, as the mean over KL to the base from plain's up to "
+        f"{up_to:.3g} nats a token, which every front reaches; between two strengths the lower "
+        "one counts. A guide that buys more reward for the same KL has the larger area."
+    )
+    table = Table(["front", "area", "strengths"], rows)
+    return Section(f"{before}Reward against KL", [explained], [table])
 
 
 def _divergences(before: str, result: Result) -> Section:

@@ -16,6 +16,7 @@ def benchmark_plots(result: Result) -> list[Plot]:
         return [
             _intervals(result, "gold_reward"),
             _scatter(result, "time_per_token", "gold_reward"),
+            *_fronts(result),
             _scatter(result, "log_probability", "gold_reward"),
             _scatter(result, "diversity", "gold_reward"),
         ]
@@ -56,6 +57,22 @@ def _scatter(result: Result, x: str, y: str) -> ScatterPlot:
     ]
     title = _title(f"{up.label} against {across.label}")
     return ScatterPlot(title, name_with_unit(across), name_with_unit(up), points)
+
+
+def _fronts(result: Result) -> list[LinePlot]:
+    """Gold reward against KL, a line a family; plain is where each of them starts."""
+    across, up = describe("kl"), describe("gold_reward")
+    series = []
+    for name, front in result.fronts.items():
+        methods = [result.methods[member].metrics for member in ("plain", *front.methods)]
+        points = sorted(((m["kl"].mean, m["gold_reward"]) for m in methods), key=lambda p: p[0])
+        mean, low, high = (
+            [getattr(figure, bound) for _, figure in points] for bound in ("mean", "low", "high")
+        )
+        label = result.methods[name].label if name in result.methods else name
+        series.append(Series(label, [kl for kl, _ in points], mean, low, high))
+    title = "Reward against KL, by strength"
+    return [LinePlot(title, name_with_unit(across), up.label, series)] if series else []
 
 
 def _stopping(result: Result) -> LinePlot:

@@ -30,6 +30,8 @@ METRICS: dict[str, Metric] = {
     "reward_by_args": Metric("reward by the reward model"),
     "diversity": Metric("diversity", "higher"),
     "log_probability": Metric("log-probability, nats", "higher"),
+    "kl": Metric("KL to the base, nats a token", "lower"),
+    "coherence": Metric("coherence", "higher"),
     "perplexity": Metric("perplexity under the base", "lower"),
     "expected_maximum_toxicity": Metric("expected maximum toxicity", "lower"),
     "toxicity_probability": Metric("toxicity probability", "lower"),

@@ -42,6 +42,10 @@ def preference(
         Path, option("--reward-model", "guides ARGS: `otter train --baseline separate`", "Methods")
     ],
     gold: Annotated[Path, option("--gold", "a reward model that guides nothing", "Methods")],
+    encoder: Annotated[
+        Path | None,
+        option("--encoder", "a sentence encoder's folder: coherence with the prompt", "Methods"),
+    ] = None,
     column: Column = None,
     template: Template = "{text}",
     limit: Limit = None,
@@ -92,6 +96,7 @@ def preference(
             guidance,
             reward_model=reward_model,
             gold=gold,
+            encoder=encoder,
             more=parse_methods(method),
         ),
         out,

@@ -50,6 +50,7 @@ class ToyGeneration:
     signals: dict[str, list[float]] = field(default_factory=dict)
     finish: str = "length"
     counters: ToyCounters = field(default_factory=ToyCounters)
+    drawn: list[float] = field(default_factory=list)
 
 
 class ToyTokenizer:
