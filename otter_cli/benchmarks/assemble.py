@@ -24,6 +24,7 @@ from otter_cli.benchmarks.prompts import PromptFile, load_prompts
 from otter_cli.benchmarks.scorers import Scorer
 from otter_cli.benchmarks.speedup import Speedup
 from otter_cli.decoding import Sampling
+from otter_cli.insertion.manifest import MANIFEST
 
 Pair = tuple[Grafted, Grafted]
 
@@ -103,6 +104,21 @@ def preference(
     require_guides_nothing(judge.record.digest, guides)
     coherence = {COHERENCE: EncoderScorer(encoder, device=models.device)} if encoder else {}
     return Preference(setting, grafts[0], methods, {GOLD: judge, **_judges(methods), **coherence})
+
+
+def judges(graft: Grafted, signal: str, others: Mapping[str, Path]) -> dict[str, Scorer]:
+    """The graft's signal, and other folders: grafts by theirs, reward models. Raises OtterError."""
+    from otter_cli.benchmarks.scorers.reward_model import RewardModelScorer
+    from otter_cli.benchmarks.scorers.signal import SignalScorer
+
+    models = Models(graft, signal)
+    found: dict[str, Scorer] = {INSERTION: SignalScorer(graft, signal)}
+    for name, folder in others.items():
+        if (folder / MANIFEST).is_file():
+            found[name] = SignalScorer(models.grafted(folder, signal), signal)
+        else:
+            found[name] = RewardModelScorer(*models.reward_model(folder))
+    return found
 
 
 def _judges(methods: Mapping[str, Method]) -> dict[str, Scorer]:

@@ -20,7 +20,7 @@ import yaml
 
 from otter_cli.benchmarks.prompts import BenchPrompt
 from otter_cli.benchmarks.records import Sample, Scores, Timing
-from otter_cli.benchmarks.result import RESULT, Result
+from otter_cli.benchmarks.result import Result
 from otter_cli.benchmarks.run_files import RunFiles, read_settings
 from otter_cli.benchmarks.settings import RunSettings
 from otter_cli.core.atomic import write_json, write_text
@@ -72,7 +72,7 @@ class RunFolder(RunFiles):
         _write_lines(self.path / "scores.jsonl", lines)
 
     def write_result(self, result: Result) -> None:
-        write_json(self.path / RESULT, result.model_dump(mode="json"))
+        result.write(self.path)
 
 
 def _claim(path: Path, settings: RunSettings) -> None:

@@ -3,22 +3,14 @@ every document what its base says."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal, Self
-
-from pydantic import BaseModel, ConfigDict, ValidationError
+from typing import Any, Literal
 
 from otter_cli.benchmarks.estimates import Estimate
-from otter_cli.benchmarks.result import RESULT
+from otter_cli.benchmarks.result_file import Part, ResultFile
 from otter_cli.core.digests import sha256_json
-from otter_cli.core.errors import OtterError
 
 SCHEMA_VERSION = 1
 BASE, GRAFT, GUIDED = "base", "graft", "guided"
-
-
-class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Guidance(Part):
@@ -59,7 +51,7 @@ class Identity(Part):
     first: int | None = None
 
 
-class LmEvalResult(Part):
+class LmEvalResult(ResultFile):
     """`metrics`: by method, task and metric, resampled by document."""
 
     schema_version: int = SCHEMA_VERSION
@@ -73,14 +65,3 @@ class LmEvalResult(Part):
     @property
     def holds(self) -> bool:
         return all(one.equal == one.documents for one in self.identity.values())
-
-    @classmethod
-    def read(cls, folder: Path) -> Self:
-        """Raises OtterError where there is none, or it is damaged."""
-        path = folder / RESULT
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
-            raise OtterError(
-                f"{path} cannot be read as a result of lm-eval", hint="run it again"
-            ) from error

@@ -27,8 +27,7 @@ from otter_cli.benchmarks.lm_eval.result import (
     Settings,
 )
 from otter_cli.benchmarks.models import base_digest
-from otter_cli.benchmarks.result import RESULT
-from otter_cli.core.atomic import write_json, write_text
+from otter_cli.core.atomic import write_text
 from otter_cli.core.console import say
 from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import mean
@@ -145,7 +144,7 @@ def write(result: LmEvalResult, documents: list[tuple[str, Document]], folder: P
     with JsonLines(folder / SAMPLES) as lines:
         for method, document in documents:
             lines.append({"method": method, **document.record()})
-    write_json(folder / RESULT, result.model_dump(mode="json"))
+    result.write(folder)
 
 
 def _metrics(documents: list[Document]) -> dict[str, dict[str, Estimate]]:

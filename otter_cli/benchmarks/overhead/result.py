@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from otter_cli.benchmarks.estimates import Estimate, estimate
 from otter_cli.benchmarks.overhead.machine import Rates
-from otter_cli.benchmarks.result import RESULT
-from otter_cli.core.errors import OtterError
+from otter_cli.benchmarks.result_file import Part, ResultFile
 from otter_cli.core.intervals import median
 
 SCHEMA_VERSION = 1
-
-
-class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Settings(Part):
@@ -115,7 +109,7 @@ class Group(Part):
     lines: list[Line]
 
 
-class OverheadResult(Part):
+class OverheadResult(ResultFile):
     """A run's outcome. `rows` starts with the insertion that was asked for."""
 
     schema_version: int = SCHEMA_VERSION
@@ -126,17 +120,6 @@ class OverheadResult(Part):
     rows: list[Row]
     groups: list[Group] = Field(default_factory=list)
     provenance: dict[str, Any]
-
-    @classmethod
-    def read(cls, folder: Path) -> Self:
-        """Raises OtterError where there is none, or it is damaged."""
-        path = folder / RESULT
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
-            raise OtterError(
-                f"{path} cannot be read as a result of overhead", hint="measure again"
-            ) from error
 
 
 def lines_of(

@@ -23,8 +23,6 @@ from otter_cli.benchmarks.overhead.shapes import SHAPES
 from otter_cli.benchmarks.overhead.sizes import SWEEP, Spent, sized
 from otter_cli.benchmarks.overhead.subject import Subject, from_folder, from_shape, insert
 from otter_cli.benchmarks.overhead.training import training
-from otter_cli.benchmarks.result import RESULT
-from otter_cli.core.atomic import write_json
 from otter_cli.core.console import say
 from otter_cli.core.errors import OtterError
 from otter_cli.core.provenance import provenance
@@ -161,11 +159,6 @@ def settings_of(asked: Asked, subject: Subject, threads: int) -> Settings:
         context=asked.context,
         repeats=asked.repeats,
     )
-
-
-def write(result: OverheadResult, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / RESULT, result.model_dump(mode="json"))
 
 
 def _rates(subject: Subject) -> Rates:

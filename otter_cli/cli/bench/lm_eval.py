@@ -77,14 +77,10 @@ def lm_eval(
 
 def _finish(asked: Asked, out: Path | None) -> Outcome:
     from otter_cli.benchmarks.lm_eval.run import run, write
-    from otter_cli.reports import terminal_page
-    from otter_cli.reports.files import write_report
+    from otter_cli.cli.bench.show import shown
     from otter_cli.reports.lm_eval import lm_eval_report
 
     result, documents = run(asked)
     folder = out or Path("runs") / f"lm-eval-{result.key[:10]}"
     write(result, documents, folder)
-    drawn = lm_eval_report(result)
-    path = write_report(drawn, folder)
-    data = {**result.model_dump(mode="json"), "run": folder, "report": path}
-    return Outcome(data, lambda: terminal_page(drawn), exit_code=0 if result.holds else 1)
+    return shown(result, lm_eval_report(result), folder, failed=not result.holds)

@@ -73,7 +73,8 @@ def overhead(
     the bound stands beside each ratio: bytes and operations by count, at rates measured here.
     """
     from otter_cli.benchmarks.overhead.run import Asked, run
-    from otter_cli.cli.bench.show_overhead import finish
+    from otter_cli.cli.bench.show import shown
+    from otter_cli.reports.overhead import overhead_report
     from otter_cli.signals import parse_signal
 
     given = {"hidden": hidden, "heads": heads, "ffn": ffn, "kv": kv}
@@ -92,4 +93,7 @@ def overhead(
     }
     groups = tuple(name for name, wanted in chosen.items() if wanted or everything)
     asked = Asked(folder, shape, sizes, dtype, device, threads, batch, context, repeats, groups)
-    return finish(run(asked), out)
+    result = run(asked)
+    where = out or Path("runs") / f"overhead-{result.settings.subject}"
+    result.write(where)
+    return shown(result, overhead_report(result), where)

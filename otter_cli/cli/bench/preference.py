@@ -16,32 +16,43 @@ from otter_cli.cli.bench.options import (
     Methods,
     NewTokens,
     Out,
-    Prompts,
     Samples,
     Seed,
     Signal,
     Strength,
-    TaskHead,
     Temperature,
     Template,
     option,
 )
-from otter_cli.cli.bench.show import run_and_show
+from otter_cli.cli.bench.show import run_and_show, shown
+from otter_cli.core.errors import OtterError
 
 
 @verb(
     app,
-    example="otter bench preference grafted --prompts prompts.jsonl --task-head head-only "
-    "--reward-model separate --gold gold",
+    example="""\
+    otter bench preference grafted --prompts p.jsonl --task-head head --reward-model rm --gold g
+    otter bench preference grafted --pairs reward-bench.jsonl --task-head head --reward-model rm""",
 )
 def preference(
     folder: Folder,
-    prompts: Prompts,
-    task_head: TaskHead,
+    prompts: Annotated[
+        Path | None, option("--prompts", "jsonl, csv or txt, plain or .gz", "Prompts")
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        option("--pairs", "accuracy on pairs instead: RewardBench's or HH's columns", "Prompts"),
+    ] = None,
+    task_head: Annotated[
+        Path | None, option("--task-head", "the control: `otter train --baseline head`", "Methods")
+    ] = None,
     reward_model: Annotated[
-        Path, option("--reward-model", "guides ARGS: `otter train --baseline separate`", "Methods")
-    ],
-    gold: Annotated[Path, option("--gold", "a reward model that guides nothing", "Methods")],
+        Path | None,
+        option("--reward-model", "guides ARGS: `otter train --baseline separate`", "Methods"),
+    ] = None,
+    gold: Annotated[
+        Path | None, option("--gold", "a reward model that guides nothing", "Methods")
+    ] = None,
     encoder: Annotated[
         Path | None,
         option("--encoder", "a sentence encoder's folder: coherence with the prompt", "Methods"),
@@ -70,9 +81,18 @@ def preference(
 ) -> Outcome:
     """Responses, plain and guided by the insertion, a task head and ARGS; greedy by default.
 
-    Judged by a gold reward that guided nothing: its mean, and wins over plain. Diversity,
-    log-probability under the base, time per token, passes and memory.
+    Judged by a gold reward that guided nothing: its mean, wins over plain, KL to the base,
+    coherence, diversity, time, passes and memory. With --pairs, no text is written: which of two
+    answers do insertion, task head and reward models prefer?
     """
+    if pairs is not None:
+        folders = {"task head": task_head, "reward model": reward_model, "gold": gold}
+        return _judge(folder, pairs, signal, template, limit, folders, device, out)
+    if prompts is None or task_head is None or reward_model is None or gold is None:
+        raise OtterError(
+            "a run needs --prompts, --task-head, --reward-model and --gold",
+            hint="or --pairs FILE alone",
+        )
     from otter_cli.benchmarks import assemble
     from otter_cli.benchmarks.method_specs import parse_methods
     from otter_cli.benchmarks.prompts import PromptFile
@@ -89,15 +109,30 @@ def preference(
     guidance = assemble.Guidance(
         signal, strength, candidates, head_strength, args_strength, tuple(sweep or ())
     )
-    return run_and_show(
-        assemble.preference(
-            grafts,
-            setting,
-            guidance,
-            reward_model=reward_model,
-            gold=gold,
-            encoder=encoder,
-            more=parse_methods(method),
-        ),
-        out,
-    )
+    models = {"reward_model": reward_model, "gold": gold, "encoder": encoder}
+    benchmark = assemble.preference(grafts, setting, guidance, **models, more=parse_methods(method))
+    return run_and_show(benchmark, out)
+
+
+def _judge(
+    folder: Path,
+    pairs: Path,
+    signal: str,
+    template: str,
+    limit: int | None,
+    others: dict[str, Path | None],
+    device: str,
+    out: Path | None,
+) -> Outcome:
+    from otter_cli.benchmarks.assemble import judges
+    from otter_cli.benchmarks.models import load_graft
+    from otter_cli.benchmarks.pairs import judge_pairs, write_pairs
+    from otter_cli.reports.pairs import pairs_report
+
+    graft = load_graft(folder, signal, device=device)
+    known = {name: path for name, path in others.items() if path is not None}
+    asked = judges(graft, signal, known)
+    result, records = judge_pairs(pairs, graft, asked, template=template, limit=limit)
+    where = out or Path("runs") / f"pairs-{result.key[:10]}"
+    write_pairs(result, records, where)
+    return shown(result, pairs_report(result), where)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from otter_cli.benchmarks.benchmark import Benchmark
     from otter_cli.benchmarks.result import Result
+    from otter_cli.benchmarks.result_file import ResultFile
     from otter_cli.reports import Report
 
 
@@ -23,14 +24,19 @@ def run_and_show(benchmark: Benchmark, out: Path | None) -> Outcome:
 
 
 def report_and_show(result: Result, folder: Path) -> Outcome:
-    """Writes the report beside the result, and shows it."""
+    """Draws a run's report again."""
     from otter_cli.reports.benchmark import benchmark_report
+
+    return shown(result, benchmark_report(result), folder)
+
+
+def shown(result: ResultFile, drawn: Report, folder: Path, *, failed: bool = False) -> Outcome:
+    """Writes the report beside the result, and shows it."""
     from otter_cli.reports.files import write_report
 
-    drawn = benchmark_report(result)
     path = write_report(drawn, folder)
     data = {**result.model_dump(mode="json"), "run": folder, "report": path}
-    return Outcome(data, view=lambda: _view(drawn, path))
+    return Outcome(data, view=lambda: _view(drawn, path), exit_code=int(failed))
 
 
 def _view(report: Report, path: Path) -> RenderableType:

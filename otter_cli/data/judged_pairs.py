@@ -1,0 +1,49 @@
+"""Pairs to judge a reward by: prompt, the better and the worse answer, and a section."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from otter_cli.data.preference import shared_dialogue
+from otter_cli.data.records import Record, read_rows
+
+# Subsets of RewardBench by its own sections (arXiv 2403.13787, table 1).
+_SECTIONS = {
+    "Chat": "alpacaeval-easy alpacaeval-length alpacaeval-hard mt-bench-easy mt-bench-med",
+    "Chat Hard": "mt-bench-hard llmbar-natural llmbar-adver-neighbor llmbar-adver-GPTInst "
+    "llmbar-adver-GPTOut llmbar-adver-manual",
+    "Safety": "refusals-dangerous refusals-offensive xstest-should-refuse xstest-should-respond "
+    "donotanswer",
+    "Reasoning": "math-prm hep-cpp hep-go hep-java hep-js hep-python hep-rust",
+}
+_SECTION_OF = {subset: name for name, subsets in _SECTIONS.items() for subset in subsets.split()}
+
+
+@dataclass(frozen=True)
+class JudgedPair:
+    """`name` is its line; both texts go on from `prompt`."""
+
+    name: str
+    prompt: str
+    chosen: str
+    rejected: str
+    section: str
+
+
+def read_judged_pairs(
+    path: str | Path, *, template: str = "{text}", limit: int | None = None
+) -> list[JudgedPair]:
+    """RewardBench (`prompt`, `chosen`, `rejected`, `subset`) and HH (`chosen`, `rejected`, whole
+    dialogues), from jsonl or csv. `template` holds {text} for a prompt that has a column."""
+
+    def parse(record: Record) -> JudgedPair:
+        better, worse = record.text("chosen"), record.text("rejected")
+        subset = str(record.values.get("subset", record.values.get("section", "")))
+        if "prompt" in record.values:
+            prompt = template.replace("{text}", record.text("prompt"))
+        else:
+            prompt = shared_dialogue(better, worse)
+            better, worse = better[len(prompt) :], worse[len(prompt) :]
+        section = _SECTION_OF.get(subset, subset) or "all"
+        return JudgedPair(str(record.line), prompt, better, worse, section)
+
+    return read_rows(path, parse, limit=limit, at_least=1)

@@ -1,0 +1,87 @@
+"""Which of two answers is better: formats, sections, ties, and judges that are asked fairly."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from otter_cli.benchmarks.pairs import PairsResult, judge_pairs
+from otter_cli.benchmarks.scorers import RuleScorer
+from otter_cli.data.judged_pairs import read_judged_pairs
+from tests.conftest import Otter
+from tests.support.contestants import Contestants
+
+LETTERS = RuleScorer("letters", lambda _, text: float(text.count("a")), digest="1")
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows as RewardBench has them: two win, one loses, one ties."""
+    rows = [
+        ("alpacaeval-easy", "aaa", "b"),
+        ("hep-python", "b", "aa"),
+        ("hep-rust", "ab", "ba"),
+        ("my-own", "a", "bb"),
+    ]
+    path = tmp_path_factory.mktemp("pairs") / "bench.jsonl"
+    lines = [
+        {"prompt": "who?", "chosen": good, "rejected": bad, "subset": subset, "id": i}
+        for i, (subset, good, bad) in enumerate(rows)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_sections_are_reward_bench_s_and_a_tie_is_half_a_hit(bench: Path, grafts) -> None:
+    result, records = judge_pairs(bench, grafts[0], {"rule": LETTERS})
+    found = {
+        name: (judged.accuracy.mean, judged.ties.mean, judged.accuracy.n)
+        for name, judged in result.figures["rule"].items()
+    }
+    assert found == {
+        "Chat": (1.0, 0.0, 1),
+        "Reasoning": (0.25, 0.5, 2),
+        "my-own": (1.0, 0.0, 1),
+        "all": (2.5 / 4, 0.25, 4),
+    }
+    assert records[2] == {"pair": "3", "section": "Reasoning", "scores": {"rule": [1.0, 1.0]}}
+
+
+def test_dialogues_of_hh_are_cut_where_they_part(tmp_path: Path) -> None:
+    shared = "\n\nHuman: hi\n\nAssistant:"
+    (tmp_path / "hh.jsonl").write_text(
+        json.dumps({"chosen": shared + " hello", "rejected": shared + " go away"}) + "\n"
+    )
+    (pair,) = read_judged_pairs(tmp_path / "hh.jsonl")
+    assert (pair.prompt, pair.chosen, pair.rejected) == (shared, " hello", " go away")
+    assert pair.section == "all"
+
+
+def test_each_judge_reads_the_text_that_transformers_would(
+    otter_here: Otter, contestants: Contestants, bench: Path, tmp_path: Path
+) -> None:
+    ran = otter_here(
+        "bench", "preference", contestants.graft, "--pairs", bench, "--task-head", contestants.head,
+        "--reward-model", contestants.reward_model, "--out", tmp_path / "run", "--json",
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    out = json.loads(ran.stdout)
+    assert list(out["figures"]) == ["insertion", "task head", "reward model"]
+    assert PairsResult.read(tmp_path / "run").figures["insertion"]["all"].accuracy.n == 4
+    model = AutoModelForSequenceClassification.from_pretrained(contestants.reward_model).eval()
+    tokenizer = AutoTokenizer.from_pretrained(contestants.reward_model)
+    ids = [*tokenizer("who?aaa").input_ids, tokenizer.eos_token_id]
+    with torch.no_grad():
+        expected = model(torch.tensor([ids])).logits.item()
+    first = json.loads((tmp_path / "run" / "scores.jsonl").read_text().splitlines()[0])
+    assert first["scores"]["reward model"][0] == pytest.approx(expected, abs=1e-5)
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_run_without_prompts_or_pairs_says_what_it_needs(
+    otter_here: Otter, contestants: Contestants
+) -> None:
+    ran = otter_here("bench", "preference", contestants.graft)
+    assert ran.returncode == 2 and "--prompts" in ran.stderr and "--pairs FILE" in ran.stderr
