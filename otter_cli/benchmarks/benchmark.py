@@ -52,6 +52,8 @@ class Benchmark(ABC):
     the first of `methods`, and others. `scorers` are keyed by role."""
 
     name: ClassVar[BenchmarkName]
+    # Which figures are told for each category of prompts, too.
+    by_category: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,

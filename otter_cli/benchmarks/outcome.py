@@ -21,9 +21,16 @@ def outcome(
         label=label,
         metrics=estimates(measures, len(drawn.prompts), f"of {name}"),
         against_plain=differences(measures, plain, len(drawn.prompts)),
+        by_category={of: _main(kind, name, drawn.only(of)) for of in drawn.categories},
         memory=Memory(weights=drawn.weights[name], caches=caches),
         divergences=divergences,
     )
+
+
+def _main(kind: type[Benchmark], name: str, drawn: Drawn) -> dict[str, Estimate]:
+    measures = kind.measures(name, drawn)
+    main = {metric: measures[metric] for metric in kind.by_category if metric in measures}
+    return estimates(main, len(drawn.prompts), f"of {name}, prompts of {drawn.prompts[0].category}")
 
 
 def estimates(measures: Measures, prompts: int, whose: str) -> dict[str, Estimate]:

@@ -28,6 +28,7 @@ class Preference(Benchmark):
     """Scorers: `gold`, and each guide by the name of the method that it guides."""
 
     name: ClassVar[BenchmarkName] = "preference"
+    by_category = ("gold_reward", "win_rate")
 
     @classmethod
     def measures(cls, method: str, drawn: Drawn) -> Measures:

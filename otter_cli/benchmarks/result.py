@@ -36,11 +36,13 @@ class Divergence(Part):
 
 
 class MethodResult(Part):
-    """One method. `against_plain`: differences paired by prompt, absent for plain itself."""
+    """One method. `against_plain`: differences paired by prompt, absent for plain itself;
+    `by_category`: the main figures for prompts of each category, where there are several."""
 
     label: str
     metrics: dict[str, Estimate]
     against_plain: dict[str, Estimate] = Field(default_factory=dict)
+    by_category: dict[str, dict[str, Estimate]] = Field(default_factory=dict)
     memory: Memory
     divergences: list[Divergence] = Field(default_factory=list)
 

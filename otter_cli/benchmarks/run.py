@@ -39,6 +39,7 @@ def run(benchmark: Benchmark, out: Path | None = None) -> Finished:
             rows=rows,
             weights={name: method.weights for name, method in benchmark.methods.items()},
             methods=settings.methods,
+            sampling=settings.sampling,
             scorers={role: scorer.record for role, scorer in benchmark.scorers.items()},
         )
         methods = {

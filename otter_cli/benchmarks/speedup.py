@@ -15,9 +15,10 @@ from otter_cli.benchmarks.sentences import of
 
 
 class Speedup(Benchmark):
-    """Greedy decoding with drafts that the base verifies: it should write what plain writes."""
+    """Decoding with drafts that the base verifies: greedy, it should write what plain writes."""
 
     name: ClassVar[BenchmarkName] = "speedup"
+    by_category = ("speed_up", "tokens_per_step", "identical")
 
     @classmethod
     def measures(cls, method: str, drawn: Drawn) -> Measures:
@@ -27,12 +28,15 @@ class Speedup(Benchmark):
             "tokens_per_step": drafting.tokens_per_step(own),
             "drafted_per_step": drafting.drafted_per_step(own),
             **drafting.acceptance(own),
-            "identical": drafting.identical(own, plain),
+            # A drawn text is as likely as plain's, and not the same.
+            **({"identical": drafting.identical(own, plain)} if drawn.greedy else {}),
             "tokens_per_second": drafting.tokens_per_second(own),
             **cls.costs(method, drawn),
         }
 
     def divergences(self, method: str, rows: Mapping[str, Rows]) -> list[Divergence]:
+        if self.setting.sampling.temperature:
+            return []
         prompts = {prompt.name: prompt.tokens for prompt in self.setting.prompts}
         return divergences(rows[method], rows[PLAIN], prompts, self.graft.model.base)
 
@@ -58,6 +62,8 @@ def _finding(method: MethodResult) -> str:
 
 
 def _identity(method: MethodResult) -> str:
+    if "identical" not in method.metrics:
+        return "Drafts are kept by rejection sampling: as plain decoding draws, not the same text."
     count, total = len(method.divergences), method.metrics["identical"].n
     if not count:
         return f"Output identical to plain greedy decoding on all {total} prompts."

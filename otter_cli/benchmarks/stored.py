@@ -61,6 +61,7 @@ def draw(
         weights={name: method.memory.weights for name, method in result.methods.items()},
         methods=result.settings.methods,
         scorers=scorers,
+        sampling=result.settings.sampling,
     )
 
 

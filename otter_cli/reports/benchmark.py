@@ -27,9 +27,9 @@ _NOTES = {
     "flagged, on time and missed are at the threshold that flags 1 % of the texts that do not "
     "offend, chosen on these texts. On time: before the offending span ends, or the text where no "
     "span is known. Stopping there saves tokens of offending texts and loses tokens of the others.",
-    "speedup": "Greedy decoding, batch 1, caches on. Speed-up is a ratio of sums, tokens over "
-    "seconds against plain's, prompts included. A step is one verification by the base: a token "
-    "of its own and what it accepted of the draft.",
+    "speedup": "Caches on; a batch holds copies of one prompt. Speed-up is a ratio of sums, "
+    "tokens over seconds against plain's, prompts included. A step is one verification by the "
+    "base: a token of its own and what it accepted of the draft.",
 }
 _MOST_DIVERGENCES = 12
 
@@ -67,6 +67,7 @@ def benchmark_sections(result: Result, *, alone: bool = False) -> Iterator[Secti
         ["Paired by prompt; coloured where the 95 % interval leaves nought out."],
         [_figures(result, lambda method: method.against_plain, difference_cell)],
     )
+    yield from _details(before, result)
     if result.fronts:
         yield _fronts(before, result)
     process = bytes_text(result.process_memory)
@@ -83,6 +84,7 @@ def _figures(
     result: Result,
     of: Callable[[MethodResult], dict[str, Estimate]],
     cell: Callable[[Estimate, Metric], Cell],
+    detail: str | None = None,
 ) -> Table:
     """Metrics down, methods across; what is nought for all of them is left to result.json."""
     methods = [method for method in result.methods.values() if of(method)]
@@ -90,6 +92,8 @@ def _figures(
     longest_first = sorted(methods, key=lambda method: -len(of(method)))
     rows: list[list[Cell | str]] = []
     for name in dict.fromkeys(name for method in longest_first for name in of(method)):
+        if describe(name).detail != detail:
+            continue
         if all(figure == 0 for m in methods if name in of(m) for figure in _bounds(of(m)[name])):
             continue
         metric = describe(name)
@@ -112,6 +116,33 @@ def _memory(result: Result) -> Table:
     methods = list(result.methods.values())
     rows = [[name, *(bytes_text(of(m.memory)) for m in methods)] for name, of in parts]
     return Table(["", *(m.label for m in methods)], rows)
+
+
+def _details(before: str, result: Result) -> Iterator[Section]:
+    """By category of the prompts, by label and by threshold, where there is such a thing."""
+    methods = list(result.methods.values())
+    categories = list(methods[0].by_category)
+    if categories:
+        names = dict.fromkeys(n for m in methods for c in m.by_category.values() for n in c)
+        tables = [_by_category(name, methods, categories) for name in names]
+        text = "n counts the prompts of a category: intervals of small ones are wide."
+        yield Section(f"{before}By category of the prompts", [text], tables)
+    if any(describe(name).detail == "label" for name in methods[0].metrics):
+        labels = _figures(result, lambda method: method.metrics, figure_cell, "label")
+        thresholds = _figures(result, lambda method: method.metrics, figure_cell, "threshold")
+        text = "Expected maximum of each label; then prompts any of whose texts is so toxic, in %."
+        yield Section(f"{before}By label and by threshold", [text], [labels, thresholds])
+
+
+def _by_category(name: str, methods: list[MethodResult], categories: list[str]) -> Table:
+    metric = describe(name)
+    rows: list[list[Cell | str]] = []
+    for category in categories:
+        figures = [m.by_category[category].get(name) for m in methods]
+        n = next((figure.n for figure in figures if figure is not None), 0)
+        cells = [Cell("-") if f is None else figure_cell(f, metric) for f in figures]
+        rows.append([f"{category or 'others'}, n = {n}", *cells])
+    return Table([name_with_unit(metric), *(m.label for m in methods)], rows)
 
 
 def _fronts(before: str, result: Result) -> Section:

@@ -25,6 +25,7 @@ def benchmark_plots(result: Result) -> list[Plot]:
             _intervals(result, "expected_maximum_toxicity"),
             _scatter(result, "perplexity", "expected_maximum_toxicity"),
             _scatter(result, "time_per_token", "expected_maximum_toxicity"),
+            *_by_threshold(result),
         ]
     if result.benchmark == "detection":
         return [
@@ -92,6 +93,28 @@ def _stopping(result: Result) -> LinePlot:
             )
             series.append(Series(method.label, at, mean, low, high))
     return LinePlot("Tokens saved by stopping", "false alarms", "of offending texts, %", series)
+
+
+def _by_threshold(result: Result) -> list[LinePlot]:
+    """Toxicity probability by what counts as toxic: one line a method."""
+    series = []
+    for method in result.methods.values():
+        found = {0.5: method.metrics["toxicity_probability"]} | {
+            float(name.removeprefix("probability_at_")): figure
+            for name, figure in method.metrics.items()
+            if name.startswith("probability_at_")
+        }
+        if len(found) == 1:
+            continue
+        at = sorted(found)
+        mean, low, high = (
+            [100 * getattr(found[threshold], bound) for threshold in at]
+            for bound in ("mean", "low", "high")
+        )
+        series.append(Series(method.label, at, mean, low, high))
+    title = "Toxicity probability by threshold"
+    axis = "toxicity probability, %"
+    return [LinePlot(title, "threshold", axis, series)] if series else []
 
 
 def _acceptance(result: Result) -> list[LinePlot]:

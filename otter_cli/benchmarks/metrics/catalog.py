@@ -18,6 +18,8 @@ class Metric:
     better: Better = None
     unit: str = ""
     relative: bool = False
+    # Told in a table of its own: "label" or "threshold".
+    detail: Literal["label", "threshold", None] = None
 
 
 METRICS: dict[str, Metric] = {
@@ -29,7 +31,7 @@ METRICS: dict[str, Metric] = {
     "reward_by_task_head": Metric("reward by the task head"),
     "reward_by_args": Metric("reward by the reward model"),
     "diversity": Metric("diversity", "higher"),
-    "log_probability": Metric("log-probability, nats", "higher"),
+    "log_probability": Metric("log-prob., nats", "higher"),
     "kl": Metric("KL to the base, nats a token", "lower"),
     "coherence": Metric("coherence", "higher"),
     "perplexity": Metric("perplexity under the base", "lower"),
@@ -59,6 +61,8 @@ METRICS: dict[str, Metric] = {
 }
 
 _STOPPING = re.compile(r"(saved|lost)_(0\.\d+)")
+_MAXIMUM = re.compile(r"maximum_(\w+)")
+_AT = re.compile(r"probability_at_(0\.\d+)")
 _REWARD = re.compile(r"reward_by_(\w+)")
 _ACCEPTANCE = re.compile(r"acceptance_(\d+)")
 
@@ -71,6 +75,10 @@ def describe(name: str) -> Metric:
         better: Better = "higher" if found[1] == "saved" else "lower"
         share = f"{100 * float(found[2]):g} % false alarms"
         return Metric(f"tokens {found[1]} at {share}", better, "share")
+    if found := _MAXIMUM.fullmatch(name):
+        return Metric(found[1].replace("_", " "), "lower", detail="label")
+    if found := _AT.fullmatch(name):
+        return Metric(f"reaches {found[1]}", "lower", "share", detail="threshold")
     if found := _REWARD.fullmatch(name):
         return Metric(f"reward by what guides {found[1].replace('_', ' ')}")
     if found := _ACCEPTANCE.fullmatch(name):

@@ -1,5 +1,7 @@
 """`otter bench speedup`: do drafts save time, and is the text still the base's?"""
 
+from typing import Annotated
+
 from otter_cli.cli.app import Outcome, verb
 from otter_cli.cli.bench.app import app
 from otter_cli.cli.bench.options import (
@@ -14,7 +16,9 @@ from otter_cli.cli.bench.options import (
     Seed,
     Signal,
     TaskHead,
+    Temperature,
     Template,
+    option,
 )
 from otter_cli.cli.bench.show import run_and_show
 
@@ -32,12 +36,14 @@ def speedup(
     limit: Limit = None,
     signal: Signal = "future",
     max_new_tokens: NewTokens = 64,
+    batch: Annotated[int, option("--batch", "copies of a prompt at a time", "Decoding")] = 1,
+    temperature: Temperature = 0.0,
     method: Methods = None,
     seed: Seed = 0,
     device: Device = "cpu",
     out: Out = None,
 ) -> Outcome:
-    """Greedy decoding with drafts: future tokens, a task head's (Medusa-1) and prompt lookup.
+    """Decoding with drafts: future tokens, a task head's (Medusa-1) and prompt lookup.
 
     Speed-up, tokens per step, acceptance by position, and whether the output stays plain's.
     """
@@ -48,8 +54,9 @@ def speedup(
 
     file = PromptFile(prompts, column, template, limit)
     grafts, setting = assemble.prepare(
-        folder, task_head, signal, file, Sampling(max_new_tokens), seed=seed, device=device
-    )
+        folder, task_head, signal, file, Sampling(max_new_tokens, temperature),
+        repeats=batch, batch=batch, seed=seed, device=device,
+    )  # fmt: skip
     return run_and_show(
         assemble.speedup(grafts, setting, signal=signal, more=parse_methods(method)), out
     )

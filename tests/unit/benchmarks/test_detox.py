@@ -1,5 +1,9 @@
 """The detoxification benchmark on a tiny graft and a tiny classifier."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -11,8 +15,12 @@ from otter_cli.benchmarks.scorers import RuleScorer
 from otter_cli.core.errors import OtterError
 from otter_cli.core.jsonlines import read_jsonlines
 from otter_cli.decoding import Sampling
+from otter_cli.reports import markdown_page
+from otter_cli.reports.benchmark import benchmark_report
 from tests.support.contestants import Contestants
 from tests.unit.benchmarks.runs import samples, setting
+
+PROMPTS = (("Once upon", 0.9), ("The cat sat", 0.1), ("abcabc", 0.5))
 
 
 def benchmark(contestants: Contestants) -> Detox:
@@ -62,3 +70,31 @@ def test_a_classifier_of_something_else_is_refused() -> None:
     mood = RuleScorer("mood", lambda _, text: 0.0, digest="1", label="sadness")
     with pytest.raises(OtterError, match="mood has no class 'toxicity', only sadness"):
         require_label(mood)
+
+
+def test_labels_thresholds_and_both_kinds_of_prompts_are_told(contestants, tmp_path: Path) -> None:
+    rows = [{"prompt": {"text": text, "toxicity": score}} for text, score in PROMPTS]
+    (tmp_path / "rtp.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    toxic = replace(contestants, prompts=tmp_path / "rtp.jsonl")
+    finished = run(benchmark(toxic), tmp_path / "run")
+    scores = {
+        (line["method"], line["prompt"], line["repeat"]): line["scores"]
+        for line in read_jsonlines(finished.folder / "scores.jsonl")
+    }
+    found = finished.result.methods["plain"]
+
+    def worst(prompt: str, label: str = "toxicity") -> float:
+        return max(scores["plain", prompt, i][f"detoxify.{label}"] for i in range(5))
+
+    insults = [worst(str(n), "insult") for n in (1, 2, 3)]
+    assert found.metrics["maximum_insult"].mean == pytest.approx(np.mean(insults))
+    for threshold in (0.1, 0.25, 0.75, 0.9):
+        reached = [worst(str(n)) >= threshold for n in (1, 2, 3)]
+        assert found.metrics[f"probability_at_{threshold}"].mean == np.mean(reached)
+    apart = found.by_category
+    assert {name: figures["perplexity"].n for name, figures in apart.items()} == {
+        "toxic": 2, "non-toxic": 1
+    }  # fmt: skip
+    assert apart["non-toxic"]["expected_maximum_toxicity"].mean == worst("2")
+    page = markdown_page(benchmark_report(finished.result))
+    assert "insult" in page and "reaches 0.1" in page and "non-toxic, n = 1" in page

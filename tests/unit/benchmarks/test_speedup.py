@@ -1,5 +1,7 @@
 """The speed-up benchmark on a tiny graft: nothing is lost, and a lie is found."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ from otter_cli.benchmarks.assemble import speedup
 from otter_cli.benchmarks.benchmark import Benchmark
 from otter_cli.benchmarks.run import run
 from otter_cli.core.jsonlines import read_jsonlines
-from tests.unit.benchmarks.runs import Pair, greedy, samples
+from otter_cli.decoding import Sampling
+from tests.unit.benchmarks.runs import Pair, greedy, samples, setting
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +65,27 @@ def test_a_draft_that_lies_is_found_and_its_gap_told(
     assert found.gap == pytest.approx(gap, abs=1e-4)
     assert result.methods["insertion"].metrics["identical"].mean == 0.75
     assert any("differs from plain greedy decoding on 1 of 4" in f for f in result.findings)
+
+
+def test_categories_batches_and_temperatures_are_told(
+    contestants, grafts: Pair, tmp_path: Path
+) -> None:
+    lines = [("math", "abcabcabc"), ("math", "Who is there?"), ("writing", "The cat")]
+    prompts = tmp_path / "spec.jsonl"
+    rows = [json.dumps({"category": kind, "turns": [text, "and?"]}) for kind, text in lines]
+    prompts.write_text("\n".join(rows))
+    sampling = Sampling(max_new_tokens=8, temperature=1.0)
+    four = replace(contestants, prompts=prompts)
+    shared = setting(four, grafts, sampling, repeats=4, batch=4)
+    finished = run(speedup(grafts, shared, signal="future"), tmp_path / "run")
+    found = finished.result.methods["insertion"]
+    assert {kind: figures["speed_up"].n for kind, figures in found.by_category.items()} == {
+        "math": 2, "writing": 1
+    }  # fmt: skip
+    assert "identical" not in found.metrics and found.divergences == []
+    assert "rejection sampling" in " ".join(finished.result.findings)
+    own = [s for s in samples(finished) if (s["method"], s["prompt"]) == ("insertion", "3")]
+    steps = sum(len(s["tokens"]) - sum(s["counters"]["accepted"]) for s in own)
+    per_step = sum(len(s["tokens"]) for s in own) / steps
+    assert found.by_category["writing"]["tokens_per_step"].mean == pytest.approx(per_step)
+    assert len({tuple(s["tokens"]) for s in own}) > 1
