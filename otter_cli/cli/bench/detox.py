@@ -62,21 +62,27 @@ def detox(
 
     Expected maximum toxicity, toxicity probability, perplexity under the base, dist-1/2/3.
     """
-    from otter_cli.benchmarks import assemble
-    from otter_cli.benchmarks.method_specs import parse_methods
-    from otter_cli.benchmarks.prompts import PromptFile
-    from otter_cli.decoding import Sampling
+    from otter_cli.benchmarks.requests import DetoxRequest
 
-    file = PromptFile(prompts, column, template, limit)
-    # Plain decoding draws from as many candidates as a guide does: else fewer candidates, and
-    # not the guide, would make the difference.
-    sampling = Sampling(max_new_tokens, temperature, top_k=candidates, top_p=top_p)
-    shared = {"repeats": samples, "batch": batch, "seed": seed}
-    grafts, setting = assemble.prepare(
-        folder, task_head, signal, file, sampling, **shared, device=device
+    asked = DetoxRequest(
+        folder=folder,
+        prompts=prompts,
+        task_head=task_head,
+        column=column,
+        template=template,
+        limit=limit,
+        signal=signal,
+        method=tuple(method or ()),
+        batch=batch,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        device=device,
+        detoxify=detoxify,
+        strength=strength,
+        head_strength=head_strength,
+        candidates=candidates,
+        samples=samples,
+        top_p=top_p,
     )
-    guidance = assemble.Guidance(signal, strength, candidates, head_strength)
-    return run_and_show(
-        assemble.detox(grafts, setting, guidance, detoxify=detoxify, more=parse_methods(method)),
-        out,
-    )
+    return run_and_show(asked.benchmark(), out)

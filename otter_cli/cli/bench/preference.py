@@ -93,25 +93,33 @@ def preference(
             "a run needs --prompts, --task-head, --reward-model and --gold",
             hint="or --pairs FILE alone",
         )
-    from otter_cli.benchmarks import assemble
-    from otter_cli.benchmarks.method_specs import parse_methods
-    from otter_cli.benchmarks.prompts import PromptFile
-    from otter_cli.decoding import Sampling
+    from otter_cli.benchmarks.requests import PreferenceRequest
 
-    file = PromptFile(prompts, column, template, limit)
-    # Plain decoding draws from as many candidates as a guide does.
-    top_k = candidates if temperature else 0
-    sampling = Sampling(max_new_tokens, temperature, top_k=top_k)
-    shared = {"repeats": samples, "batch": batch, "seed": seed}
-    grafts, setting = assemble.prepare(
-        folder, task_head, signal, file, sampling, **shared, device=device
+    asked = PreferenceRequest(
+        folder=folder,
+        prompts=prompts,
+        task_head=task_head,
+        column=column,
+        template=template,
+        limit=limit,
+        signal=signal,
+        method=tuple(method or ()),
+        batch=batch,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        device=device,
+        reward_model=reward_model,
+        gold=gold,
+        encoder=encoder,
+        strength=strength,
+        head_strength=head_strength,
+        args_strength=args_strength,
+        candidates=candidates,
+        sweep=tuple(sweep or ()),
+        samples=samples,
     )
-    guidance = assemble.Guidance(
-        signal, strength, candidates, head_strength, args_strength, tuple(sweep or ())
-    )
-    models = {"reward_model": reward_model, "gold": gold, "encoder": encoder}
-    benchmark = assemble.preference(grafts, setting, guidance, **models, more=parse_methods(method))
-    return run_and_show(benchmark, out)
+    return run_and_show(asked.benchmark(), out)
 
 
 def _judge(

@@ -47,16 +47,21 @@ def speedup(
 
     Speed-up, tokens per step, acceptance by position, and whether the output stays plain's.
     """
-    from otter_cli.benchmarks import assemble
-    from otter_cli.benchmarks.method_specs import parse_methods
-    from otter_cli.benchmarks.prompts import PromptFile
-    from otter_cli.decoding import Sampling
+    from otter_cli.benchmarks.requests import SpeedupRequest
 
-    file = PromptFile(prompts, column, template, limit)
-    grafts, setting = assemble.prepare(
-        folder, task_head, signal, file, Sampling(max_new_tokens, temperature),
-        repeats=batch, batch=batch, seed=seed, device=device,
-    )  # fmt: skip
-    return run_and_show(
-        assemble.speedup(grafts, setting, signal=signal, more=parse_methods(method)), out
+    asked = SpeedupRequest(
+        folder=folder,
+        prompts=prompts,
+        task_head=task_head,
+        column=column,
+        template=template,
+        limit=limit,
+        signal=signal,
+        method=tuple(method or ()),
+        batch=batch,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        device=device,
     )
+    return run_and_show(asked.benchmark(), out)

@@ -18,7 +18,7 @@ DIALOGUE = "\n\nHuman: hi\n\nAssistant:"
 @pytest.mark.parametrize(
     ("row", "prompt"),
     [
-        ({"prompt": {"text": "So I", "toxicity": 0.1}}, Prompt("So I", 1)),
+        ({"prompt": {"text": "So I", "toxicity": 0.1}}, Prompt("So I", 1, "non-toxic")),
         ({"category": "math", "turns": ["2 + 2?", "sure?"]}, Prompt("2 + 2?", 1, "math")),
         ({"prompt": "Once"}, Prompt("Once", 1)),
         ({"text": "Once"}, Prompt("Once", 1)),

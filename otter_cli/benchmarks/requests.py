@@ -1,0 +1,150 @@
+"""What a user asks a benchmark for, from a command line or from a cell of a matrix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from otter_cli.training.section import Section
+
+if TYPE_CHECKING:
+    from otter_cli.benchmarks.assemble import Guidance, Pair
+    from otter_cli.benchmarks.benchmark import Benchmark, Setting
+    from otter_cli.benchmarks.method_specs import MethodSpec
+    from otter_cli.decoding import Sampling
+
+
+class Request(Section):
+    """Options that all of them share; `task_head` is the control on the same base."""
+
+    folder: Path
+    prompts: Path
+    task_head: Path
+    signal: str
+    column: str | None = None
+    template: str = "{text}"
+    limit: int | None = None
+    method: tuple[str, ...] = ()
+    samples: int = 1
+    batch: int = 1
+    temperature: float = 0.0
+    max_new_tokens: int = 64
+    seed: int = 0
+    device: str = "cpu"
+
+    def benchmark(self) -> Benchmark:
+        """Loads what it needs. Raises OtterError."""
+        raise NotImplementedError
+
+    def more(self) -> list[MethodSpec]:
+        from otter_cli.benchmarks.method_specs import parse_methods
+
+        return parse_methods(self.method)
+
+    def prepare(self, sampling: Sampling) -> tuple[Pair, Setting]:
+        from otter_cli.benchmarks.assemble import prepare
+        from otter_cli.benchmarks.prompts import PromptFile
+
+        return prepare(
+            self.folder,
+            self.task_head,
+            self.signal,
+            PromptFile(self.prompts, self.column, self.template, self.limit),
+            sampling,
+            repeats=self.samples,
+            batch=self.batch,
+            seed=self.seed,
+            device=self.device,
+        )
+
+
+class GuidedRequest(Request):
+    """Those that steer: each guide may pull with a strength of its own."""
+
+    strength: float
+    head_strength: float | None = None
+    args_strength: float | None = None
+    candidates: int = 10
+    sweep: tuple[float, ...] = ()
+
+    def guidance(self) -> Guidance:
+        from otter_cli.benchmarks.assemble import Guidance
+
+        return Guidance(
+            self.signal,
+            self.strength,
+            self.candidates,
+            self.head_strength,
+            self.args_strength,
+            self.sweep,
+        )
+
+
+class PreferenceRequest(GuidedRequest):
+    signal: str = "reward"
+    strength: float = 1.5
+    batch: int = 8
+    reward_model: Path
+    gold: Path
+    encoder: Path | None = None
+
+    def benchmark(self) -> Benchmark:
+        from otter_cli.benchmarks.assemble import preference
+        from otter_cli.decoding import Sampling
+
+        # Plain decoding draws from as many candidates as a guide does.
+        top_k = self.candidates if self.temperature else 0
+        grafts, setting = self.prepare(Sampling(self.max_new_tokens, self.temperature, top_k=top_k))
+        return preference(
+            grafts,
+            setting,
+            self.guidance(),
+            reward_model=self.reward_model,
+            gold=self.gold,
+            encoder=self.encoder,
+            more=self.more(),
+        )
+
+
+class DetoxRequest(GuidedRequest):
+    signal: str = "toxicity"
+    strength: float = -4.0
+    candidates: int = 20
+    samples: int = 25
+    batch: int = 25
+    temperature: float = 1.0
+    top_p: float = 0.9
+    max_new_tokens: int = 20
+    detoxify: Path
+
+    def benchmark(self) -> Benchmark:
+        from otter_cli.benchmarks.assemble import detox
+        from otter_cli.decoding import Sampling
+
+        # Else fewer candidates, and not the guide, would make the difference to plain decoding.
+        sampling = Sampling(
+            self.max_new_tokens, self.temperature, top_k=self.candidates, top_p=self.top_p
+        )
+        grafts, setting = self.prepare(sampling)
+        return detox(grafts, setting, self.guidance(), detoxify=self.detoxify, more=self.more())
+
+
+class SpeedupRequest(Request):
+    """A batch holds copies of one prompt."""
+
+    signal: str = "future"
+
+    def benchmark(self) -> Benchmark:
+        from otter_cli.benchmarks.assemble import speedup
+        from otter_cli.decoding import Sampling
+
+        whole = self.model_copy(update={"samples": max(self.samples, self.batch)})
+        grafts, setting = whole.prepare(Sampling(self.max_new_tokens, self.temperature))
+        return speedup(grafts, setting, signal=self.signal, more=self.more())
+
+
+REQUESTS: dict[str, type[Request]] = {
+    "preference": PreferenceRequest,
+    "detox": DetoxRequest,
+    "speedup": SpeedupRequest,
+}
