@@ -64,7 +64,7 @@ def train(
     ] = False,
     baseline: Annotated[
         str | None,
-        _control("--baseline", "head: heads on the frozen final state | separate: a full copy"),
+        _control("--baseline", "head | probe | branch | lora | small | separate, see the README"),
     ] = None,
     to: Annotated[Path | None, _control("--to", "folder of the baseline")] = None,
     signal: Annotated[
@@ -80,11 +80,14 @@ def train(
     from otter_cli.core.console import set_quiet
     from otter_cli.core.errors import OtterError
     from otter_cli.training.group import is_first
+    from otter_cli.training.recipe import BASELINES
 
     if not is_first():
         set_quiet(True)
-    if baseline not in (None, "head", "separate"):
-        raise OtterError(f"there is no baseline {baseline!r}", hint="head or separate")
+    if baseline is not None and baseline not in BASELINES:
+        raise OtterError(
+            f"there is no baseline {baseline!r}", hint=f"one of {', '.join(BASELINES)}"
+        )
     path = Path(recipe) if Path(recipe).is_file() else find_recipe(recipe).path
     from otter_cli.training import load_recipe
     from otter_cli.training import train as run

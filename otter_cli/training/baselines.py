@@ -1,7 +1,8 @@
-"""The controls: heads on the frozen final state, and a separate model; same data, same steps."""
+"""The controls, from heads on the frozen final state to a separate model; same data, same steps."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from otter_cli.checkpoint.folder import Checkpoint
@@ -9,8 +10,10 @@ from otter_cli.core.errors import OtterError
 from otter_cli.families import base_shape
 from otter_cli.insertion import Manifest, Plan, graft, resolve
 from otter_cli.signals import SignalConfig
+from otter_cli.training.lora import LoraTrainee
+from otter_cli.training.probe import ProbeTrainee
 from otter_cli.training.recipe import Baseline, Recipe
-from otter_cli.training.separate import SeparateTrainee, create_separate
+from otter_cli.training.separate import HEAD, SeparateTrainee, create_separate
 from otter_cli.training.targets import graft_signals
 from otter_cli.training.trainee import GraftTrainee, Trainee
 
@@ -29,13 +32,29 @@ def make_trainee(
         return GraftTrainee(to, recipe, device)
     if len(signals) != 1:
         raise OtterError(
-            f"a separate model gives one signal; the recipe trains {', '.join(signals)}",
+            f"a {baseline} baseline gives one signal; the recipe trains {', '.join(signals)}",
             hint="choose one with --signal NAME",
         )
     (signal,) = signals.values()
+    if baseline == "probe":
+        untouched = recipe.signals[signal.name].untouched(signal)
+        return ProbeTrainee(folder, to, signal, recipe.baselines.probe.reads, untouched, device)
     if not to.exists():
-        create_separate(folder, to, signal)
-    return SeparateTrainee(to, signal, device)
+        layers = recipe.baselines.small.layers if baseline == "small" else None
+        create_separate(folder, to, signal, layers)
+    if baseline == "lora":
+        rank = recipe.baselines.lora.rank
+        return LoraTrainee(folder, to, signal, rank, recipe.seed, device)
+    trainee = SeparateTrainee(to, signal, device)
+    return trainee.train_only(_of_last_layer(folder)) if baseline == "branch" else trainee
+
+
+def _of_last_layer(folder: Path) -> Callable[[str], bool]:
+    """The names of what follows the last but one layer: the base's own is left as it is, since the
+    classifier is a copy."""
+    shape = base_shape(Checkpoint.open(folder).config)
+    last = f"{shape.family.layers}.{shape.layers - 1}."
+    return lambda name: name.startswith((last, f"{shape.family.final_norm}.", HEAD))
 
 
 def _graft_heads(folder: Path, to: Path, signals: tuple[SignalConfig, ...]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -22,7 +22,8 @@ from otter_cli.core.errors import OtterError, from_os_error
 from otter_cli.training.objectives import AnyObjective
 from otter_cli.training.section import Section, section_error
 
-Baseline = Literal["head", "separate"]
+Baseline = Literal["head", "probe", "branch", "lora", "small", "separate"]
+BASELINES: tuple[str, ...] = get_args(Baseline)
 
 
 class BaselineSettings(Section):
@@ -31,10 +32,34 @@ class BaselineSettings(Section):
     learning_rate: PositiveFloat | None = None
 
 
+class ProbeSettings(BaselineSettings):
+    """`reads`: the states after each layer, or attention outputs and FFN activations within."""
+
+    reads: Literal["states", "branches"] = "states"
+
+
+class LoraSettings(BaselineSettings):
+    """`rank` of every linear layer's update."""
+
+    rank: PositiveInt = 8
+
+
+class SmallSettings(BaselineSettings):
+    """`layers` of the base that the small model begins as, from the first."""
+
+    layers: PositiveInt = 2
+
+
 class Baselines(Section):
-    """`head`: heads on the frozen final state; `separate`: a full copy of the base with a head."""
+    """`head`: heads on the frozen final state; `probe`: gated linear over all layers; `branch`: a
+    copy of the last layer, trained, on the frozen others; `lora`: low-rank updates of a copy;
+    `small`: a copy of the first layers; `separate`: a full copy of the base with a head."""
 
     head: BaselineSettings = BaselineSettings()
+    probe: ProbeSettings = ProbeSettings()
+    branch: BaselineSettings = BaselineSettings()
+    lora: LoraSettings = LoraSettings()
+    small: SmallSettings = SmallSettings()
     separate: BaselineSettings = BaselineSettings()
 
 
@@ -88,7 +113,8 @@ class Recipe(Section):
     def for_baseline(self, baseline: Baseline | None) -> Recipe:
         """The same recipe with what it says of a baseline."""
         settings = getattr(self.baselines, baseline) if baseline else BaselineSettings()
-        return self.model_copy(update=settings.model_dump(exclude_none=True))
+        rate = settings.learning_rate or self.learning_rate
+        return self.model_copy(update={"learning_rate": rate})
 
 
 def load_recipe(

@@ -121,7 +121,7 @@ def _run(
         if group.first:
             trainee.write({n: _record(n, recipe, step, data[n], metrics) for n in recipe.signals})
 
-    states.path.mkdir(exist_ok=True)
+    states.path.mkdir(parents=True, exist_ok=True)
     with writer_lock(states.path) if group.first else nullcontext():
         run = Run(trainee, recipe, material, states, identity, options.device, group)
         if options.resume:

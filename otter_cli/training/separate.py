@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ _BASES_OWN = {"generation_config.json", "config.json"}
 
 
 class SeparateTrainee:
-    """All weights of an AutoModelForSequenceClassification, in fp32."""
+    """All weights of an AutoModelForSequenceClassification, in fp32, or some of them."""
 
     gradient_free: frozenset[str] = frozenset()
 
@@ -50,6 +50,17 @@ class SeparateTrainee:
         self.model: Any = model.to(device)
         self.parameters: Mapping[str, nn.Parameter] = dict(model.named_parameters())
 
+    def train_only(self, trained: Callable[[str], bool]) -> Self:
+        """Freezes the other weights: below the lowest trained one there is no backward pass."""
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(trained(name))
+        self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        return self
+
+    def weights(self) -> dict[str, Tensor]:
+        """All that the folder is to hold."""
+        return {name: p.detach() for name, p in self.model.named_parameters()}
+
     def reader(self, name: str) -> Read:
         return self._read
 
@@ -64,7 +75,7 @@ class SeparateTrainee:
         return scores.squeeze(-1) if self.signal.kind == "value" else scores
 
     def write(self, records: Mapping[str, TrainingRecord]) -> None:
-        values = {n: p.detach().cpu().numpy() for n, p in self.parameters.items()}
+        values = {name: tensor.cpu().numpy() for name, tensor in self.weights().items()}
         _write_weights(self.folder, values)
         write_json(
             self.folder / RECORD,
@@ -72,8 +83,11 @@ class SeparateTrainee:
         )
 
 
-def create_separate(source: Path, to: Path, signal: SignalConfig) -> None:
-    """Writes the copy with a head of zeros: config.json edited, tokenizer files byte for byte.
+def create_separate(
+    source: Path, to: Path, signal: SignalConfig, layers: int | None = None
+) -> None:
+    """Writes the copy with a head of zeros: config.json edited, tokenizer files byte for byte. Of a
+    small one the first `layers` layers.
 
     Raises OtterError where a signal is no number of a text.
     """
@@ -85,12 +99,19 @@ def create_separate(source: Path, to: Path, signal: SignalConfig) -> None:
     base = Checkpoint.open(source)
     shape = base_shape(base.config)
     head = shape.family.head_weight
-    values = {name: base.read(name) for name in base.tensors if name != head}
+    depth = shape.layers if layers is None else min(layers, shape.layers)
+    dropped = tuple(f"{shape.family.layers}.{i}." for i in range(depth, shape.layers))
+    values = {
+        name: base.read(name)
+        for name in base.tensors
+        if name != head and not name.startswith(dropped)
+    }
     values[HEAD] = np.zeros((signal.size, shape.hidden), np.float32)
     with staged_folder(to) as staging:
         kept = [f for f in base.files if f not in _BASES_OWN and ".safetensors" not in f]
         place_files(source, kept, staging, mode="copy")
         config = classifier_config(base.config, shape.family.architecture, signal)
+        config |= _of_depth(config, depth)
         (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         _write_weights(staging, values)
 
@@ -109,6 +130,13 @@ def classifier_config(
         "dtype": "float32",
     }
     return {k: v for k, v in config.items() if k != "torch_dtype"} | changed
+
+
+def _of_depth(config: Mapping[str, Any], depth: int) -> dict[str, Any]:
+    """What a configuration says of its layers, for the first `depth` of them."""
+    counts = {key: depth for key in ("num_hidden_layers", "n_layer") if key in config}
+    kinds = config.get("layer_types")
+    return {**counts, "layer_types": kinds[:depth]} if isinstance(kinds, list) else counts
 
 
 def _pad_id(config: Mapping[str, Any]) -> int | None:

@@ -106,7 +106,7 @@ def test_a_baseline(otter, graft: Path, tmp_path: Path) -> None:
         (["--set", "stesp=3"], "unknown key 'stesp'", "did you mean 'steps'?"),
         (["--set", "signals.reward.train.path=no.jsonl"], "'no.jsonl' not found", "check the path"),
         (["--set", "signals.reward.train.path=$NO_SUCH/a"], "$NO_SUCH is not set", "export"),
-        (["--baseline", "probe"], "no baseline 'probe'", "head or separate"),
+        (["--baseline", "prob"], "no baseline 'prob'", "one of head, probe"),
         (["--baseline", "head"], "--baseline and --to go together", "--to head-only"),
         (["--signal", "tox"], "the recipe has no signal 'tox'", "it has reward"),
     ],

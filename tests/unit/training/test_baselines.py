@@ -53,7 +53,9 @@ def test_an_existing_target_is_only_resumed(folder: Path, tmp_path: Path, baseli
 def test_a_separate_model_gives_one_signal(tiny_llama: Path, tmp_path: Path) -> None:
     folder = small_graft(tiny_llama, tmp_path / "graft", "reward", "toxicity")
     recipe = small_recipe(tmp_path, {"reward": REWARD, "toxicity": TOXICITY})
-    with pytest.raises(OtterError, match="gives one signal; the recipe trains reward, toxicity"):
+    with pytest.raises(
+        OtterError, match="a separate baseline gives one signal; the recipe trains reward, toxicity"
+    ):
         train(folder, recipe, baseline="separate", to=tmp_path / "separate")
     result = train(folder, recipe.only(["toxicity"]), baseline="separate", to=tmp_path / "separate")
     assert set(result.signals) == {"toxicity"}

@@ -1,0 +1,157 @@
+"""Probes, a branch, LoRA and small models: what is trained, what is written, what stays frozen."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from otter_cli.core.errors import OtterError
+from otter_cli.data.datasets import pad
+from otter_cli.training import train
+from otter_cli.training.baselines import make_trainee
+from otter_cli.training.objectives.objective import last_tokens, real_tokens
+from otter_cli.training.probe import PROBE, ProbeTrainee
+from tests.support.kills import same_tensors
+from tests.support.training import FUTURE, ctrl_c_in_step, small_graft, small_recipe
+
+BATCH = pad([[1, 5, 6, 7, 2], [1, 5, 2], [1, 8, 8, 2], [1, 9, 5, 6, 2]], 0)
+STRONG = ["probe", "branch", "lora", "small"]
+
+
+@pytest.mark.parametrize("baseline", STRONG)
+def test_it_learns_resumes_to_the_bit_and_leaves_the_graft_alone(
+    folder: Path, tmp_path: Path, baseline: Any
+) -> None:
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    recipe = small_recipe(tmp_path, steps=40, learning_rate=0.03)
+    result = train(folder, recipe, baseline=baseline, to=tmp_path / "one")
+    assert result.signals["reward"]["accuracy"].mean > 0.8
+    with ctrl_c_in_step(25):
+        train(folder, recipe, baseline=baseline, to=tmp_path / "two")
+    train(folder, recipe, baseline=baseline, to=tmp_path / "two", resume=True)
+    file = PROBE if baseline == "probe" else "model.safetensors"
+    same_tensors(tmp_path / "one" / file, tmp_path / "two" / file)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("baseline", ["branch", "lora", "small"])
+def test_the_folder_is_a_stock_classifier_that_scores_alike(
+    folder: Path, tmp_path: Path, baseline: Any
+) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    recipe, to = small_recipe(tmp_path, steps=5), tmp_path / "to"
+    train(folder, recipe, baseline=baseline, to=to)
+    stock: Any = AutoModelForSequenceClassification.from_pretrained(to)
+    trainee = make_trainee(folder, recipe, "separate", to, "cpu")
+    with torch.no_grad():
+        theirs = stock(BATCH.input_ids, attention_mask=BATCH.attention_mask).logits.squeeze(-1)
+        ours = trainee.reader("reward")(BATCH, last_tokens(BATCH))
+    assert theirs.abs().max() > 1e-4
+    assert torch.allclose(theirs, ours, atol=1e-6)
+
+
+def test_a_branch_moves_the_last_layer_norm_and_head_alone(
+    folder: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    to = tmp_path / "branch"
+    train(folder, small_recipe(tmp_path, steps=25), baseline="branch", to=to)
+    before, after = load_file(tiny_llama / "model.safetensors"), load_file(to / "model.safetensors")
+    moved = {n for n, t in after.items() if n not in before or not torch.equal(t, before[n])}
+    last = max(int(n.split(".")[2]) for n in before if n.startswith("model.layers."))
+    expected = {
+        n for n in after if n.startswith((f"model.layers.{last}.", "model.norm.", "score."))
+    }
+    assert moved == expected
+
+
+def test_lora_updates_are_of_their_rank(folder: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    to = tmp_path / "lora"
+    recipe = small_recipe(tmp_path, steps=25, baselines={"lora": {"rank": 2}})
+    train(folder, recipe, baseline="lora", to=to)
+    before, after = load_file(tiny_llama / "model.safetensors"), load_file(to / "model.safetensors")
+    for name, tensor in before.items():
+        if name not in after:
+            continue
+        change = after[name] - tensor
+        if "_proj" in name:
+            assert torch.linalg.matrix_rank(change, atol=1e-6) == 2
+        else:
+            assert torch.equal(change, torch.zeros_like(change))
+
+
+def test_a_small_model_is_the_first_layers(folder: Path, tmp_path: Path) -> None:
+    to = tmp_path / "small"
+    recipe = small_recipe(tmp_path, steps=1, baselines={"small": {"layers": 1}})
+    train(folder, recipe, baseline="small", to=to)
+    layers = {n.split(".")[2] for n in load_file(to / "model.safetensors") if ".layers." in n}
+    assert layers == {"0"}
+
+
+def _taps(probe: ProbeTrainee, ids: Tensor, reads: str) -> list[Tensor]:
+    """What a stock forward hands over, [tokens, width] each, in order."""
+    taps: list[Tensor] = []
+    hooks = []
+    for layer in probe.model.model.layers:
+        if reads == "states":
+            hooks.append(layer.register_forward_hook(lambda m, i, out: taps.append(out[0])))
+            continue
+        for module in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            hooks.append(module.register_forward_pre_hook(lambda m, inputs: taps.append(inputs[0])))
+    probe.model(ids)
+    for hook in hooks:
+        hook.remove()
+    return [tap.double().view(ids.shape[1], -1) for tap in taps]
+
+
+def _reference(probe: ProbeTrainee, reads: str) -> Tensor:
+    """Scores at every position, text by text."""
+    weights = {name: p.double() for name, p in probe.model.probe.items()}
+    found = torch.zeros(BATCH.input_ids.shape, dtype=torch.double)
+    for row, last in enumerate(BATCH.last.tolist()):
+        taps = _taps(probe, BATCH.input_ids[row : row + 1, : last + 1], reads)
+        features = torch.cat([t / (t.square().mean(-1, True) + 1e-6).sqrt() for t in taps], -1)
+        r = features @ weights["weight"][0] + weights["bias"]
+        g = torch.sigmoid(features @ weights["gate"][0] + weights["gate_bias"])
+        for t in range(last + 1):
+            found[row, t] = (g[: t + 1] * r[: t + 1]).sum() / g[: t + 1].sum()
+    return found
+
+
+@pytest.mark.parametrize("reads", ["states", "branches"])
+def test_a_probe_is_the_gated_mean_of_its_prefix(folder: Path, tmp_path: Path, reads: str) -> None:
+    recipe = small_recipe(tmp_path, baselines={"probe": {"reads": reads}})
+    probe = make_trainee(folder, recipe, "probe", tmp_path / "probe", "cpu")
+    assert isinstance(probe, ProbeTrainee)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in probe.model.probe.values():
+            parameter.normal_(0, 0.1, generator=generator)
+        at = real_tokens(BATCH)
+        scores = probe.reader("reward")(BATCH, at)
+        assert torch.allclose(scores, _reference(probe, reads)[at].float(), atol=1e-5)
+    assert "bias" not in probe.parameters, "it cancels in a pair"
+    assert all(p.grad is None for p in probe.model.parameters())
+
+
+@pytest.mark.parametrize("baseline", STRONG)
+def test_future_tokens_are_no_score_of_a_text(
+    tiny_llama: Path, tmp_path: Path, baseline: Any
+) -> None:
+    folder = small_graft(tiny_llama, tmp_path / "graft", "future:2")
+    recipe = small_recipe(tmp_path, {"future": FUTURE})
+    with pytest.raises(OtterError, match="cannot give signal 'future' of kind future"):
+        train(folder, recipe, baseline=baseline, to=tmp_path / "to")
+    assert not (tmp_path / "to").exists()
+
+
+def test_a_family_whose_branches_hand_nothing_over_is_told(
+    tiny_checkpoint: Any, tmp_path: Path
+) -> None:
+    folder = small_graft(tiny_checkpoint("mixtral"), tmp_path / "graft")
+    recipe = small_recipe(tmp_path, baselines={"probe": {"reads": "branches"}})
+    with pytest.raises(OtterError, match="MixtralForCausalLM hands over no inputs"):
+        train(folder, recipe, baseline="probe", to=tmp_path / "to")
