@@ -25,7 +25,7 @@ OtterError. Several functions in one file become subcommands (`otter recipes ls`
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,9 +41,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a verb hands back: `data` for --json, `view` for people, the process's exit code."""
+    """What a verb hands back: `data` for --json (of a list a line for each), `view` for people, the
+    process's exit code."""
 
-    data: Mapping[str, Any]
+    data: Mapping[str, Any] | Sequence[Mapping[str, Any]]
     view: "Callable[[], RenderableType]"
     exit_code: int = 0
 
@@ -94,7 +95,10 @@ def _command(function: Callable[..., Outcome]) -> Callable[..., None]:
         if as_json:
             with output.stdout_reserved():
                 outcome = function(**arguments)
-            output.print_json(outcome.data)
+            if isinstance(outcome.data, Mapping):
+                output.print_json(outcome.data)
+            else:
+                output.print_json_lines(outcome.data)
         else:
             outcome = function(**arguments)
             output.show(outcome.view())

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from otter_cli.cli.output import console
 from otter_cli.core.units import percent_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from otter_cli.decoding import Generation
+    from otter_cli.decoding import Generation, NearTie
     from otter_cli.model import OtterForCausalLM
 
 
@@ -19,6 +21,28 @@ def labels_of(model: OtterForCausalLM, shown: list[str]) -> dict[str, list[str]]
     """What the several scores of a signal are called."""
     configs = [model.signal_configs[name] for name in shown]
     return {config.name: list(config.labels) for config in configs if config.size > 1}
+
+
+class Told:
+    """Prints the text of one prompt as its tokens come."""
+
+    def __init__(self, tokenizer: Any, prompt: str, ids: Sequence[int]) -> None:
+        from otter_cli.decoding.texts import TextStream
+
+        self.stream, self.special = TextStream(tokenizer, ids), set(tokenizer.all_special_ids)
+        self._print(prompt, style="dim")
+
+    def __call__(self, row: int, token: int) -> None:
+        text = self.stream.add(token)
+        if token not in self.special:
+            self._print(text)
+
+    def end(self) -> None:
+        self._print(self.stream.rest() + "\n")
+
+    def _print(self, text: str, **style: Any) -> None:
+        console().print(text, end="", markup=False, soft_wrap=True, **style)
+        sys.stdout.flush()
 
 
 def record_of(
@@ -40,8 +64,24 @@ def record_of(
         "labels": labels,
         "finish": row.finish,
         "message": row.message,
-        "near_ties": [asdict(tie) for tie in row.near_ties],
+        "near_ties": [_tie(tie, tokenizer) for tie in row.near_ties],
+        "lossy": row.lossy,
         "counters": asdict(row.counters),
+    }
+
+
+def _tie(tie: NearTie, tokenizer: Any) -> dict[str, Any]:
+    """Where two steps may part: what that of many tokens and that of one choose there."""
+
+    def named(token: int | None) -> dict[str, Any] | None:
+        return None if token is None else {"id": token, "text": tokenizer.decode([token])}
+
+    return {
+        "position": tie.position,
+        "gap": tie.gap,
+        "many_tokens": named(tie.best),
+        "one_token": named(tie.one_token),
+        "second": named(tie.second),
     }
 
 
@@ -65,6 +105,14 @@ def _cost(record: dict[str, Any]) -> list[str]:
     counters, count = record["counters"], len(record["tokens"])
     rate = count / max(counters["seconds"], 1e-9)
     lines = [f"{count} tokens in {counters['base_passes']} passes of the base, {rate:.1f} a second"]
+    if record["lossy"]:
+        lines.append("typical acceptance is lossy: not a draw from the base's own distribution")
+    for tie in record["near_ties"]:
+        many, one = tie["many_tokens"]["text"], tie["one_token"]["text"]
+        lines.append(
+            f"near-tie at token {tie['position'] + 1}, {tie['gap']:.1e} apart: a step of many "
+            f"tokens says {many!r}, one of a single token {one!r}"
+        )
     drafted = zip(counters["accepted"], counters["drafted"], strict=True)
     shares = [percent_text(kept / tried) for kept, tried in drafted if tried]
     return [*lines, f"drafts kept, by position: {', '.join(shares)}"] if shares else lines

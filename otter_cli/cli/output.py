@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -49,7 +49,16 @@ def stdout_reserved() -> Iterator[None]:
 
 def print_json(data: Mapping[str, Any]) -> None:
     """One object; raises ValueError for NaN and infinity, which JSON does not have."""
-    indent = 2 if sys.stdout.isatty() else None
+    _write_json(data, indent=2 if sys.stdout.isatty() else None)
+
+
+def print_json_lines(data: Iterable[Mapping[str, Any]]) -> None:
+    """One object a line; raises ValueError as `print_json`."""
+    for one in data:
+        _write_json(one, indent=None)
+
+
+def _write_json(data: Mapping[str, Any], indent: int | None) -> None:
     text = json.dumps(data, default=_plain, ensure_ascii=False, allow_nan=False, indent=indent)
     sys.stdout.write(text + "\n")
     sys.stdout.flush()

@@ -12,7 +12,8 @@ import torch
 
 from otter_cli.core.errors import OtterError
 from otter_cli.decoding.choosing import Plain
-from otter_cli.decoding.generate import check_request, one_by_one
+from otter_cli.decoding.generate import one_by_one
+from otter_cli.decoding.requests import check_request
 from otter_cli.decoding.reward_guides import check_reward_model
 from otter_cli.decoding.rows import Rows
 from otter_cli.decoding.sampling import Sampler

@@ -32,6 +32,12 @@ class TreeShape:
         paths = [path for d in depths for path in product(*(range(w) for w in widths[:d]))]
         return TreeShape(tuple(paths))
 
+    def __str__(self) -> str:
+        """Its leaves, by the places of the guesses that lead to them: `0.0.0 0.1 1`."""
+        inner = {path[:-1] for path in self.paths}
+        leaves = sorted(path for path in self.paths if path not in inner)
+        return " ".join(".".join(map(str, path)) for path in leaves)
+
     @property
     def depths(self) -> list[int]:
         return [len(path) for path in self.paths]
@@ -72,19 +78,26 @@ def best_shape(acceptance: Sequence[Sequence[float]], nodes: int) -> TreeShape:
 
 
 def measured_acceptance(
-    model: OtterForCausalLM, signal: str, texts: Sequence[Sequence[int]], ranks: int
+    model: OtterForCausalLM,
+    signal: str,
+    texts: Sequence[Sequence[int]],
+    ranks: int,
+    *,
+    since: Sequence[int] | None = None,
 ) -> list[list[float]]:
     """How often guess r of head d is the token that the text has there, [heads][ranks]. On text
-    that the base wrote greedily that is its acceptance."""
+    that the base wrote greedily, which begins at `since` (default: at once), that is its
+    acceptance."""
     heads = model.signal_configs[signal].size
     hits, seen = torch.zeros(heads, ranks), torch.zeros(heads, 1)
-    for text in texts:
+    for text, start in zip(texts, since or [1] * len(texts), strict=True):
         tokens = torch.tensor([list(text)], device=model.device)
         with torch.no_grad():
             guesses = model(tokens, signals=(signal,), logits=False).signals[signal][0]
         for head in range(min(heads, len(text) - 2)):
-            best = guesses[: len(text) - 2 - head, head].topk(ranks, -1).indices
-            hits[head] += (best == tokens[0, 2 + head :, None]).sum(0).cpu()
+            # The state before the first new token guesses those after it.
+            best = guesses[start - 1 : len(text) - 2 - head, head].topk(ranks, -1).indices
+            hits[head] += (best == tokens[0, start + 1 + head :, None]).sum(0).cpu()
             seen[head] += len(best)
     if not bool(seen.min()):
         raise OtterError(

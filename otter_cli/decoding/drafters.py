@@ -14,6 +14,8 @@ from otter_cli.decoding.draft_trees import TreeShape
 from otter_cli.decoding.drafts import Draft, Drafter, Drafting
 from otter_cli.decoding.session import DecodingSession, ExpertSession
 from otter_cli.decoding.state import State
+from otter_cli.model import OtterForCausalLM
+from otter_cli.signals import SignalConfig
 
 
 @dataclass(frozen=True)
@@ -32,16 +34,7 @@ class FutureDrafter(Drafter):
     needs_stream: ClassVar[bool] = True
 
     def start(self, session: DecodingSession) -> Drafting:
-        config = session.model.signal_configs.get(self.signal)
-        if config is None or config.kind != "future":
-            known = session.model.signal_configs.values()
-            drafting = [signal.name for signal in known if signal.kind == "future"]
-            raise OtterError(
-                f"signal {self.signal!r} is no future signal of this graft",
-                hint=f"its future signals: {', '.join(drafting)}"
-                if drafting
-                else "graft one with --signal future:3, and train it",
-            )
+        config = future_signal(session.model, self.signal)
         tree = self.tree or TreeShape.of_widths([1] * config.size)
         if tree.depth > config.size:
             raise OtterError(
@@ -49,6 +42,20 @@ class FutureDrafter(Drafter):
                 hint="one width for each head at most",
             )
         return _ByHeads(session, self.signal, tree)
+
+
+def future_signal(model: OtterForCausalLM, name: str) -> SignalConfig:
+    """What the graft says of a signal that predicts tokens. Raises OtterError for any other."""
+    config = model.signal_configs.get(name)
+    if config is None or config.kind != "future":
+        drafting = [one.name for one in model.signal_configs.values() if one.kind == "future"]
+        raise OtterError(
+            f"signal {name!r} is no future signal of this graft",
+            hint=f"its future signals: {', '.join(drafting)}"
+            if drafting
+            else "graft one with --signal future:3, and train it",
+        )
+    return config
 
 
 class _ByHeads(Drafting):

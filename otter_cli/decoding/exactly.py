@@ -1,13 +1,17 @@
-"""Greedy text that is plain decoding's by construction: near-ties are decided by steps of one
-token, in a session of their own."""
+"""Near-ties by steps of one token, in a session of their own: decided by them, so that greedy text
+is plain decoding's by construction, or reported beside them."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from otter_cli.decoding.near_ties import bound
 from otter_cli.decoding.session import DecodingSession
+from otter_cli.decoding.types import Generation
 from otter_cli.model import OtterForCausalLM
 
 
@@ -44,3 +48,16 @@ class OneTokenSteps:
             if tied[place] and (exact := self.choice([*text, *path[:place]])) != token:
                 return place, exact
         return len(path), following
+
+
+def both_paths(model: OtterForCausalLM, prompt: Sequence[int], generation: Generation) -> None:
+    """Notes at each near-tie of a generation what a step of one token chooses after the same text.
+    Costs a prefill and a pass for each token up to the last of them; without any, nothing."""
+    if not generation.near_ties:
+        return
+    single = OneTokenSteps(model, list(prompt))
+    generation.near_ties = [
+        replace(tie, one_token=single.choice([*prompt, *generation.tokens[: tie.position]]))
+        for tie in generation.near_ties
+    ]
+    generation.counters.rescoring_passes += single.passes

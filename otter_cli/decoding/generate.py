@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from otter_cli.core.errors import OtterError
 from otter_cli.decoding.choosing import Chooser, Plain
 from otter_cli.decoding.drafted import Drafted, check_over_trees
 from otter_cli.decoding.drafts import Drafter
 from otter_cli.decoding.exactly import OneTokenSteps
 from otter_cli.decoding.gates import Gate
 from otter_cli.decoding.guide import Guide
+from otter_cli.decoding.requests import check_exact, check_guidance, check_request
 from otter_cli.decoding.rows import Rows
 from otter_cli.decoding.sampling import Sampler
 from otter_cli.decoding.scores import check_scores
@@ -50,26 +50,17 @@ def generate(
     texts = [list(prompt) for prompt in prompts]
     guides = [guide] if isinstance(guide, Guide) else list(guide or ())
     check_request(model, texts, sampling)
-    for one in guides:
-        one.check(len(texts), model.shape.vocab)
     for name in signals:
         check_scores(model, name)
-    if exact and (len(texts) != 1 or sampling.temperature or guides or acceptance != "lossless"):
-        raise OtterError(
-            "exact drafting is for one prompt, greedy and unguided",
-            hint="one prompt at a time, temperature 0, no guide",
-        )
+    if exact:
+        check_exact(texts, sampling, guides, acceptance)
     # Strength 0 takes the step of one token: k tokens would round differently.
     steering = [one for one in guides if any(one.strengths)]
     plain = drafter is None and not steering
     parts = [drafter, *steering, gate if steering else None, stops]
     stream = bool(signals) or any(part.needs_stream for part in parts if part is not None)
     session = DecodingSession(model, stream=stream, windows="cached" if plain else "masked")
-    for one in guides:
-        if not any(one.strengths):
-            one.scorer(session)  # an impossible request is one, whatever its strength
-    for bound in (*([gate.signal] if gate and gate.signal else []), *stops.signals):
-        bound.check(session)
+    check_guidance(session, len(texts), guides, gate, stops)
     chooser = Steered(steering, gate, session, len(texts)) if steering else Plain()
     drafting = None if drafter is None else drafter.start(session)
     sampler = Sampler(sampling, texts, session.device)
@@ -83,6 +74,7 @@ def generate(
     if drafting is not None:
         check_over_trees(chooser)
         single = OneTokenSteps(model, texts[0]) if exact else None
+        rows.lossy = acceptance != "lossless"
         Drafted(rows, sampler, drafting, chooser, acceptance, single).run(state)
         rows.rescoring_passes = single.passes if single else 0
     else:
@@ -106,16 +98,3 @@ def one_by_one(
         state = rows.session.step(tokens) if fed is None else fed
         rows.add_signals(state)
     return state
-
-
-def check_request(model: OtterForCausalLM, texts: list[list[int]], sampling: Sampling) -> None:
-    """Raises OtterError for prompts that leave no room."""
-    if not texts or not all(texts):
-        raise OtterError("an empty prompt has nothing to go on from", hint="give it a word or BOS")
-    longest = max(map(len, texts))
-    if longest + sampling.max_new_tokens > model.shape.max_positions:
-        raise OtterError(
-            f"a prompt of {longest} tokens and {sampling.max_new_tokens} new ones exceed the "
-            f"base's window of {model.shape.max_positions}",
-            hint="shorten the prompt, or lower --max-new-tokens",
-        )

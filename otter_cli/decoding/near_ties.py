@@ -34,8 +34,10 @@ class NearTies:
         for row, generation in enumerate(self.rows.rows):
             # The token after the last accepted one is pending: it comes next.
             first = len(generation.tokens) - self.rows.taken[row] + 1
+            # Of a row that has ended the pending one never does.
+            written = len(generation.tokens) + self.rows.open[row]
             for m in range(min(int(accepted[row]) + 1, self.rows.taken[row])):
-                if tied[row, m]:
+                if tied[row, m] and first + m < written:
                     best, second = top.indices[row, m].tolist()
                     tie = NearTie(first + m, best, second, float(gaps[row, m]))
                     generation.near_ties.append(tie)

@@ -39,6 +39,7 @@ class Rows:
         self.taken = [0] * len(prompts)  # of the last pass, by row
         self.seconds = self.prefill_seconds = 0.0
         self.rescoring_passes = 0
+        self.lossy = False
 
     @property
     def done(self) -> bool:
@@ -89,14 +90,14 @@ class Rows:
                 self._take(row, token, logprob)
             if drawn is not None:
                 self.rows[row].drawn += drawn[row, : len(self.rows[row].tokens) - before].tolist()
+        if not self.stops.signals:
+            self._tell()
 
     def _take(self, row: int, token: int, logprob: float) -> None:
         generation = self.rows[row]
         generation.tokens.append(token)
         generation.logprobs.append(logprob)
         self.taken[row] += 1
-        if self.on_token is not None:
-            self.on_token(row, token)
         if token in self.eos:
             generation.finish, self.open[row] = "eos", False
         elif found := self.stops.found(generation.tokens):
@@ -117,6 +118,17 @@ class Rows:
             for row, flags in enumerate(crossed):
                 if True in flags[: self.taken[row]]:
                     self._reject(row, self.taken[row] - 1 - flags.index(True), str(bound))
+        # What a signal may still take back is told only now.
+        if self.stops.signals:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Passes on the tokens of the last `add` that stay."""
+        if self.on_token is not None:
+            for row, generation in enumerate(self.rows):
+                count = len(generation.tokens)
+                for token in generation.tokens[count - self.taken[row] :]:
+                    self.on_token(row, token)
 
     def _reject(self, row: int, after: int, bound: str) -> None:
         """Ends a row at the token that crossed the bound, `after` tokens before its last."""
@@ -152,7 +164,7 @@ class Rows:
             counters.base_passes, counters.tokens_fed = self.session.passes, self.session.fed
             counters.external_passes = sum(one.external_passes for one in beside)
             counters.rescoring_passes = self.rescoring_passes
-            counters.tokens_kept = len(row.tokens)
+            counters.tokens_kept, row.lossy = len(row.tokens), self.lossy
             counters.seconds, counters.prefill_seconds = self.seconds, self.prefill_seconds
             held = sum(one.external_bytes for one in beside)
             counters.cache_bytes = self.session.cache_bytes() + held

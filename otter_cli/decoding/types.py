@@ -60,8 +60,8 @@ class Counters:
 class NearTie:
     """A greedy choice out of a step of many tokens that a step of one might round the other way.
 
-    `position` in the generated tokens; the two best tokens and the gap between their logits;
-    what the step of one token chose, where it was asked.
+    `position` in the generated tokens; the two best tokens of the step of many and the gap between
+    their logits; what the step of one token chooses, where it was asked (`both_paths`).
     """
 
     position: int
@@ -85,3 +85,4 @@ class Generation:
     # The log-probability by which each token was drawn, guides included: 0 of a greedy one. Nothing
     # where drafts were verified.
     drawn: list[float] = field(default_factory=list)
+    lossy: bool = False  # drafts were accepted by likelihood: not the base's own distribution

@@ -49,7 +49,7 @@ def test_guided_drafted_and_plain(otter_here: Otter, folder: str) -> None:
 def test_many_prompts(otter_here: Otter, folder: str, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
     run = otter_here("generate", folder, "--file", str(tmp_path / "prompts.jsonl"), "--json")
-    assert [g["prompt"] for g in json.loads(run.stdout)["generations"]] == ["one", "two"]
+    assert [json.loads(line)["prompt"] for line in run.stdout.splitlines()] == ["one", "two"]
 
 
 def test_prompts_from_stdin_in_batches_are_the_same_as_one_by_one(
@@ -60,7 +60,7 @@ def test_prompts_from_stdin_in_batches_are_the_same_as_one_by_one(
     def rows(*options: str) -> list[list[int]]:
         monkeypatch.setattr("sys.stdin", io.StringIO("one\n\ntwo words\nthree\n"))
         run = otter_here("generate", folder, "-", "--json", "--max-new-tokens", "6", *options)
-        found = json.loads(run.stdout)["generations"]
+        found = [json.loads(line) for line in run.stdout.splitlines()]
         assert [g["prompt"] for g in found] == ["one", "two words", "three"]
         return [[token["id"] for token in g["tokens"]] for g in found]
 
@@ -153,6 +153,9 @@ def test_guides_gates_trees_and_stops(otter_here: Otter, folder: str) -> None:
         (("--guide", "reward:x"), "no number"),
         (("--gate", "entropy"), "is no bound"),
         (("--chat",), "no chat template"),
+        (("--typical",), "accepts drafts"),
+        (("--draft", "future", "--tree", "learnt:x"), "list of widths"),
+        (("--draft", "reward", "--tree", "learnt:4"), "no future signal"),
     ],
 )
 def test_options_without_meaning(
@@ -160,3 +163,56 @@ def test_options_without_meaning(
 ) -> None:
     run = otter_here("generate", folder, "x", *options)
     assert run.returncode == 2 and words in run.stderr and "hint:" in run.stderr
+
+
+def test_text_that_streams_is_the_text(otter_here: Otter, folder: str) -> None:
+    options = ("generate", folder, "hello", "--max-new-tokens", "16")
+    text = "hello" + json.loads(otter_here(*options, "--json").stdout)["text"]
+    assert otter_here(*options, "--stream").stdout.startswith(text + "\n")
+    # With --json stdout is the data's alone.
+    streamed = otter_here(*options, "--stream", "--json")
+    assert text in streamed.stderr and "hello" + json.loads(streamed.stdout)["text"] == text
+
+
+def test_what_a_signal_rejects_is_never_told(otter_here: Otter, folder: str) -> None:
+    options = ("generate", folder, "hello", "--draft", "prompt-lookup", "--reject", "toxicity>-1")
+    run = otter_here(*options, "--stream")
+    rejected = json.loads(otter_here(*options, "--json").stdout)
+    assert len(rejected["tokens"]) == 1
+    assert run.stdout.startswith("hello" + rejected["text"] + "\n")
+
+
+def test_a_lossy_text_says_so(otter_here: Otter, folder: str) -> None:
+    options = ("generate", folder, "hello", "--draft", "future", "--temperature", "1")
+    typical = otter_here(*options, "--typical", "--json")
+    assert json.loads(typical.stdout)["lossy"] is True
+    assert json.loads(otter_here(*options, "--json").stdout)["lossy"] is False
+    assert "typical acceptance is lossy" in otter_here(*options, "--typical").stdout
+
+
+def test_a_learnt_tree_changes_no_text(otter_here: Otter, folder: str) -> None:
+    options = ("generate", folder, "hello", "--max-new-tokens", "24", "--json")
+    learnt = otter_here(*options, "--draft", "future", "--tree", "learnt:5")
+    assert "draft tree learnt from 1 texts: 0" in learnt.stderr
+    assert json.loads(learnt.stdout)["text"] == json.loads(otter_here(*options).stdout)["text"]
+
+
+def test_near_ties_show_both_paths(
+    otter_here: Otter, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every choice counts as a near-tie: each is reported with what a step of one token says."""
+    from torch import full, inf
+
+    from otter_cli.decoding import near_ties
+
+    monkeypatch.setattr(near_ties, "bound", lambda logits: full(logits.shape[:-1], inf))
+    options = ("generate", folder, "hello", "--max-new-tokens", "8", "--draft", "future")
+    data = json.loads(otter_here(*options, "--json").stdout)
+    # The first token is no draft's: a step of one gives it.
+    assert [tie["position"] for tie in data["near_ties"]] == list(range(1, 8))
+    for tie in data["near_ties"]:
+        assert tie["many_tokens"] == tie["one_token"] != tie["second"] and tie["gap"] > 0
+        assert tie["many_tokens"]["id"] == data["tokens"][tie["position"]]["id"]
+    assert data["counters"]["rescoring_passes"] > 0
+    page = otter_here(*options).stdout
+    assert "near-tie at token 2" in page and max(map(len, page.splitlines())) <= 100

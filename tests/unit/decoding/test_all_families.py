@@ -30,14 +30,15 @@ def _close(session: DecodingSession, states: State, row: int, expected: State) -
     torch.testing.assert_close(session.logits(got), session.logits(expected), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("length", [None, 64], ids=["grown", "preallocated"])
 @pytest.mark.parametrize("case", FULL, ids=str)
 def test_a_choice_then_a_draft_are_the_text_recomputed(
-    tiny_checkpoint: Any, tmp_path: Path, case: Case
+    tiny_checkpoint: Any, tmp_path: Path, case: Case, length: int | None
 ) -> None:
     folder = random_graft(case.write(tiny_checkpoint), tmp_path / "g", hidden=8, heads=2, ffn=16)
     attention = "eager" if case.eager_only else "sdpa"
     model = OtterForCausalLM.from_pretrained(folder, attn_implementation=attention)
-    session = DecodingSession(model)
+    session = DecodingSession(model, length=length)
     session.prefill(PROMPTS)
     candidates, chain = torch.tensor([[3, 50, 17], [4, 51, 18]]), torch.tensor([[30, 31], [40, 41]])
     states = session.branch(candidates)

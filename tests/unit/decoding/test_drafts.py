@@ -19,6 +19,7 @@ from otter_cli.decoding import (
     TreeShape,
     VocabularyGuide,
     generate,
+    learnt_tree,
 )
 from otter_cli.decoding.draft_trees import best_shape, measured_acceptance
 from otter_cli.decoding.drafts import Draft
@@ -173,6 +174,19 @@ def test_acceptance_is_measured_at_the_right_distance(model: Any) -> None:
     got = measured_acceptance(model, "future", [text], 3)
     assert [row[0] for row in got] == pytest.approx(expected)
     assert all(row == sorted(row, reverse=True) for row in got)
+
+
+def test_acceptance_counts_what_was_written_after_the_prompt(model: Any) -> None:
+    (row,) = generate(model, PROMPTS[:1], GREEDY)
+    text, start = [*PROMPTS[0], *row.tokens], len(PROMPTS[0])
+    with torch.no_grad():
+        guesses = model(torch.tensor([text])).signals["future"][0].argmax(-1)
+    places = range(start - 1, len(text) - 2)
+    right = sum(int(guesses[t, 0]) == text[t + 2] for t in places) / len(places)
+    got = measured_acceptance(model, "future", [text], 3, since=[start])
+    assert got[0][0] == pytest.approx(right)
+    shape = learnt_tree(model, "future", PROMPTS, 5, new_tokens=GREEDY.max_new_tokens)
+    assert len(shape.paths) == 5 and shape.depth <= 2
 
 
 @pytest.mark.parametrize("drafter", [None, PromptLookup(2, 3)], ids=str)
