@@ -156,7 +156,7 @@ class Generating:
             return FutureDrafter(draft, TreeShape.of_widths(widths))
         texts = encoded[:_TEXTS_TO_LEARN_FROM]
         shape = learnt_tree(self.model, draft, texts, widths[0], self.asked.sampling.max_new_tokens)
-        say(f"draft tree learnt from {len(texts)} texts: {shape}")
+        say(f"draft tree learnt, texts: {len(texts)}, tree: {shape}")
         return FutureDrafter(draft, shape)
 
     def _warn_untrained(self) -> None:

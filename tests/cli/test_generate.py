@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -193,7 +194,7 @@ def test_a_lossy_text_says_so(otter_here: Otter, folder: str) -> None:
 def test_a_learnt_tree_changes_no_text(otter_here: Otter, folder: str) -> None:
     options = ("generate", folder, "hello", "--max-new-tokens", "24", "--json")
     learnt = otter_here(*options, "--draft", "future", "--tree", "learnt:5")
-    assert "draft tree learnt from 1 texts: 0" in learnt.stderr
+    assert "draft tree learnt, texts: 1, tree: 0" in learnt.stderr
     assert json.loads(learnt.stdout)["text"] == json.loads(otter_here(*options).stdout)["text"]
 
 
@@ -216,3 +217,13 @@ def test_near_ties_show_both_paths(
     assert data["counters"]["rescoring_passes"] > 0
     page = otter_here(*options).stdout
     assert "near-tie at token 2" in page and max(map(len, page.splitlines())) <= 100
+
+
+def test_a_prompt_goes_into_the_base_s_own_template(tiny_tokenizer: Any) -> None:
+    from otter_cli.cli.generate_prompts import encoded_of
+
+    tiny_tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}->"
+    ids = encoded_of(tiny_tokenizer, "hello", chat=True)
+    # The template writes the special tokens itself, where it wants some.
+    assert ids == tiny_tokenizer("hello->", add_special_tokens=False)["input_ids"]
+    assert encoded_of(tiny_tokenizer, "hello", chat=False) == tiny_tokenizer("hello")["input_ids"]

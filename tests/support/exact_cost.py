@@ -1,0 +1,96 @@
+"""What `exact` costs: plain, drafted, and drafted exactly, prompt by prompt in turns.
+
+    python -m tests.support.exact_cost GRAFT PROMPTS results/decoding/exact-cost.json
+
+GRAFT has a trained signal `future`; PROMPTS are spec-bench's, say.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoTokenizer
+
+from otter_cli.core.atomic import write_json
+from otter_cli.core.intervals import interval, ratio
+from otter_cli.core.provenance import provenance
+from otter_cli.data.prompts import read_prompts
+from otter_cli.decoding import FutureDrafter, Generation, PromptLookup, Sampling, generate
+from otter_cli.model import OtterForCausalLM
+
+NEW = 64
+DRAFTERS = {"future": FutureDrafter(), "prompt lookup": PromptLookup()}
+
+
+def contestants(model: Any) -> dict[str, Callable[[list[int]], Generation]]:
+    def one(**options: Any) -> Callable[[list[int]], Generation]:
+        return lambda ids: generate(model, [ids], Sampling(NEW), **options)[0]
+
+    found = {"plain": one()}
+    for name, drafter in DRAFTERS.items():
+        found[name] = one(drafter=drafter)
+        found[f"{name}, exact"] = one(drafter=drafter, exact=True)
+    return found
+
+
+def measure(model: Any, encoded: list[list[int]]) -> dict[str, list[Generation]]:
+    """Each prompt by all of them, begun by another one every time; the first warms up."""
+    runs = contestants(model)
+    names, rows = list(runs), {name: [] for name in runs}
+    for number, ids in enumerate([encoded[0], *encoded]):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            row = runs[name](ids)
+            if number:
+                rows[name].append(row)
+    return rows
+
+
+def figures(rows: dict[str, list[Generation]], name: str, reference: str) -> dict[str, Any]:
+    def seconds(name: str) -> np.ndarray:
+        return np.array([r.counters.seconds + r.counters.prefill_seconds for r in rows[name]])
+
+    own, plain = rows[name], rows["plain"]
+    quotient = ratio(seconds(name), seconds(reference))
+    return {
+        f"time_over_{reference}": asdict(interval(quotient, len(own))),
+        "tokens": sum(len(row.tokens) for row in own),
+        "base_passes": sum(row.counters.base_passes for row in own),
+        "rescoring_passes": sum(row.counters.rescoring_passes for row in own),
+        "near_ties": sum(len(row.near_ties) for row in own),
+        "identical": sum(a.tokens == b.tokens for a, b in zip(own, plain, strict=True)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("graft", "prompts", "to"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--count", type=int, default=100, help="the first so many that fit")
+    asked = parser.parse_args()
+    model = OtterForCausalLM.from_pretrained(asked.graft)
+    tokenizer = AutoTokenizer.from_pretrained(asked.graft)
+    every = [tokenizer(prompt.text)["input_ids"] for prompt in read_prompts(asked.prompts)]
+    fitting = [ids for ids in every if len(ids) <= model.shape.max_positions - NEW]
+    rows = measure(model, fitting[: asked.count])
+    found = {
+        "base": Path(model.manifest.base.source).name,
+        "file": asked.prompts.name,
+        "prompts": len(rows["plain"]),
+        "new_tokens": NEW,
+        "drafters": {
+            name: figures(rows, name, "plain") | {"exact": figures(rows, f"{name}, exact", name)}
+            for name in DRAFTERS
+        },
+        "versions": provenance()["versions"],
+    }
+    write_json(asked.to, found)
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
