@@ -73,7 +73,7 @@ Tree = Annotated[
     _option(
         "Speed",
         "--tree",
-        "guesses of each future head, as a tree: 3,2,1; learnt:16 measures which 16 pay",
+        "guesses of each future head, as a tree: 3,2,1; learnt:16 measures which pay",
     ),
 ]
 Typical = Annotated[

@@ -20,9 +20,9 @@ def learnt_tree(
     nodes: int,
     new_tokens: int = 64,
 ) -> TreeShape:
-    """The tree of `nodes` drafts with the longest expected acceptance, measured on what the base
-    goes on to write greedily: a plain generation of the prompts, and one pass over each text.
-    Raises OtterError where those texts are too short, or the signal predicts no tokens."""
+    """The tree of `nodes` drafts at most, with the longest expected acceptance, measured on what
+    the base goes on to write greedily: a plain generation of the prompts, and one pass over each
+    text. Raises OtterError where those texts are too short, or the signal predicts no tokens."""
     future_signal(model, signal)
     plain = generate(model, prompts, Sampling(new_tokens))
     texts = [[*p, *row.tokens] for p, row in zip(prompts, plain, strict=True)]

@@ -1,6 +1,7 @@
 """`otter generate` as a user types it."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -222,8 +223,9 @@ def test_near_ties_show_both_paths(
 def test_a_prompt_goes_into_the_base_s_own_template(tiny_tokenizer: Any) -> None:
     from otter_cli.cli.generate_prompts import encoded_of
 
-    tiny_tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}->"
-    ids = encoded_of(tiny_tokenizer, "hello", chat=True)
+    tokenizer = deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}->"
+    ids = encoded_of(tokenizer, "hello", chat=True)
     # The template writes the special tokens itself, where it wants some.
     assert ids == tiny_tokenizer("hello->", add_special_tokens=False)["input_ids"]
     assert encoded_of(tiny_tokenizer, "hello", chat=False) == tiny_tokenizer("hello")["input_ids"]

@@ -186,7 +186,8 @@ def test_acceptance_counts_what_was_written_after_the_prompt(model: Any) -> None
     got = measured_acceptance(model, "future", [text], 3, since=[start])
     assert got[0][0] == pytest.approx(right)
     shape = learnt_tree(model, "future", PROMPTS, 5, new_tokens=GREEDY.max_new_tokens)
-    assert len(shape.paths) == 5 and shape.depth <= 2
+    # Guesses that were never right are left out.
+    assert 1 <= len(shape.paths) <= 5 and shape.depth <= 2 and shape.paths[0] == (0,)
 
 
 @pytest.mark.parametrize("drafter", [None, PromptLookup(2, 3)], ids=str)
