@@ -48,8 +48,8 @@ def generate(
 ) -> Outcome:
     """Generate text; every token comes with its signals, from the same pass.
 
-    Without --guide the text is the base's own, bit for bit. With several prompts --json writes a
-    line for each.
+    Without --guide the text is the base's own, bit for bit.
+    With several prompts --json writes a line for each.
     """
     from otter_cli.cli.generate_prompts import prompts_of
     from otter_cli.cli.generating import Asked, Generating

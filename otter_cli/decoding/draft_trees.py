@@ -59,8 +59,8 @@ class TreeShape:
 
 def best_shape(acceptance: Sequence[Sequence[float]], nodes: int) -> TreeShape:
     """The tree of `nodes` drafts with the longest expected acceptance, where guess r of head d is
-    right with probability `acceptance[d][r]`: a path's is their product, taken best first. After a
-    guess that is never right nothing follows, so there may be fewer."""
+    right with probability `acceptance[d][r]`: a path's is their product, taken best first.
+    Beyond a guess of a head that is never right its others are left out: there may be fewer."""
     if nodes < 1:
         raise OtterError(f"a draft tree of {nodes} tokens", hint="at least 1")
     found: list[tuple[int, ...]] = []
