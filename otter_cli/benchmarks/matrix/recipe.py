@@ -1,0 +1,107 @@
+"""A matrix as YAML: axes whose values change how a graft is made, trained or benchmarked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, NonNegativeInt, ValidationError
+
+from otter_cli.core.errors import OtterError, from_os_error
+from otter_cli.training.section import Section, section_error
+
+BenchName = Literal["preference", "detox", "speedup"]
+
+
+class Change(Section):
+    """What a value of an axis sets: options of `graft`, KEY: VALUE of the training recipe, options
+    of the bench."""
+
+    graft: dict[str, Any] = Field(default_factory=dict)
+    train: dict[str, Any] = Field(default_factory=dict)
+    bench: dict[str, Any] = Field(default_factory=dict)
+
+    def over(self, other: Change) -> Change:
+        return Change(
+            graft={**other.graft, **self.graft},
+            train={**other.train, **self.train},
+            bench={**other.bench, **self.bench},
+        )
+
+
+class MatrixRecipe(Section):
+    """`base` and `recipe`: cells train a graft each, and the controls in `baselines`, which the
+    bench then gets as its task head and reward model. Without them the bench's own `folder` is
+    what is measured. Without `benchmark` the figures are those of the held-out rows."""
+
+    base: Path | None = None
+    recipe: str | None = None
+    data: Path | None = None
+    baselines: tuple[Literal["head", "separate"], ...] = ()
+    benchmark: BenchName | None = None
+    seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
+    metrics: tuple[str, ...] = Field(min_length=1)
+    common: Change = Change()
+    axes: dict[str, dict[str, Change]] = Field(default_factory=dict)
+
+    def tried(self, limit: int) -> MatrixRecipe:
+        """The same with so many prompts, steps and held-out rows: does it run?"""
+        bench = {"limit": limit} if self.benchmark else {}
+        train = {"steps": limit, "evaluate_every": 0} if self.trains else {}
+        common = Change(train=train, bench=bench).over(self.common)
+        return self.model_copy(update={"common": common})
+
+    @property
+    def trains(self) -> bool:
+        return self.base is not None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting: its value on each axis, and all that these and the common part set."""
+
+    values: dict[str, str]
+    change: Change
+
+    @property
+    def name(self) -> str:
+        return ", ".join(f"{axis} {value}" for axis, value in self.values.items()) or "all"
+
+
+def cells(recipe: MatrixRecipe) -> Iterator[Cell]:
+    """Every combination; what a later axis sets counts more."""
+    for combination in product(*(values.items() for values in recipe.axes.values())):
+        change = recipe.common
+        for _, one in combination:
+            change = one.over(change)
+        named = zip(recipe.axes, (value for value, _ in combination), strict=True)
+        yield Cell(dict(named), change)
+
+
+def load_matrix(path: Path) -> MatrixRecipe:
+    """Raises OtterError with the place of what is wrong. `$NAME` is read from the environment."""
+    try:
+        values = yaml.safe_load(os.path.expandvars(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise from_os_error(error, f"read the matrix {path}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise OtterError(
+            f"{path} is no YAML: {str(error).partition(chr(10))[0]}",
+            hint="`otter recipes show matrix/ablation` is an example",
+        ) from error
+    try:
+        recipe = MatrixRecipe.model_validate(values)
+    except ValidationError as error:
+        raise section_error(error, str(path), values) from None
+    if (recipe.base is None) != (recipe.recipe is None):
+        raise OtterError(f"{path}: base and recipe go together", hint="cells that train need both")
+    if not recipe.trains and recipe.benchmark is None:
+        raise OtterError(
+            f"{path}: nothing to do", hint="give `base` and `recipe`, `benchmark`, or all three"
+        )
+    return recipe

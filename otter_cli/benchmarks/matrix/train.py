@@ -1,0 +1,100 @@
+"""A cell's graft: made, trained, and found again by what made it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from otter_cli.benchmarks.matrix.recipe import Change, MatrixRecipe
+from otter_cli.checkpoint.folder import Checkpoint
+from otter_cli.core.atomic import write_json
+from otter_cli.core.console import say
+from otter_cli.core.digests import sha256_file, sha256_json
+from otter_cli.families import base_shape
+from otter_cli.insertion import Plan, graft, parse_layers, resolve
+from otter_cli.insertion.config import InsertionConfig
+from otter_cli.signals import parse_signal
+from otter_cli.training import Recipe, load_recipe, train
+
+DONE = "trained.json"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A graft of a cell and seed with its controls; `figures` of its held-out rows, by name."""
+
+    folder: Path
+    controls: Mapping[str, Path]
+    figures: dict[str, dict[str, float]]
+    parameters: int
+
+
+def train_cell(
+    asked: MatrixRecipe, change: Change, seed: int, recipe: Path, out: Path, device: str
+) -> Trained:
+    """Trains what is not there yet, below `out` under its key; an unfinished training goes on."""
+    assert asked.base is not None
+    base = Checkpoint.open(asked.base)
+    overrides = [
+        f"{key}={json.dumps(value)}" for key, value in {**change.train, "seed": seed}.items()
+    ]
+    loaded = load_recipe(recipe, overrides, data=asked.data)
+    config = _config(base, change.graft, seed)
+    key = sha256_json(
+        [config.model_dump(mode="json"), loaded.sha256(), _digests(base), asked.baselines]
+    )
+    place = out / key[:10]
+    place.mkdir(parents=True, exist_ok=True)
+    folder = place / "graft"
+    if not folder.exists():
+        graft(base, folder, Plan(config, base_shape(base.config)), source=str(asked.base))
+    figures = {"insertion": _trained(folder, loaded, folder, None, device)}
+    controls: dict[str, Path] = {}
+    for baseline in asked.baselines:
+        controls[baseline] = place / baseline
+        figures[baseline] = _trained(folder, loaded, controls[baseline], baseline, device)
+    return Trained(
+        folder,
+        controls,
+        {name: found["figures"] for name, found in figures.items()},
+        figures["insertion"]["parameters"],
+    )
+
+
+def _trained(
+    folder: Path, recipe: Recipe, target: Path, baseline: Any, device: str
+) -> dict[str, Any]:
+    done = target / "training" / DONE
+    if done.exists():
+        found: dict[str, Any] = json.loads(done.read_bytes())
+        return found
+    say(f"training {target}")
+    to = None if baseline is None else target
+    result = train(folder, recipe, baseline=baseline, to=to, resume=True, device=device)
+    found = {
+        "figures": {
+            f"{signal} {what}" if len(result.signals) > 1 else what: value.mean
+            for signal, metrics in result.signals.items()
+            for what, value in metrics.items()
+        },
+        "parameters": result.trained_parameters,
+    }
+    write_json(done, found)
+    return found
+
+
+def _config(base: Checkpoint, options: Mapping[str, Any], seed: int) -> InsertionConfig:
+    shape = base_shape(base.config)
+    given = {"seed": seed, **options}
+    signals = given.pop("signal", ["reward"])
+    texts = [signals] if isinstance(signals, str) else signals
+    if "layers" in given:
+        given["layers"] = parse_layers(str(given["layers"]), shape.layers)
+    return resolve(shape, signals=tuple(map(parse_signal, texts)), **given)
+
+
+def _digests(base: Checkpoint) -> Any:
+    return {p.name: sha256_file(p) for p in sorted(base.path.glob("*.safetensors"))}

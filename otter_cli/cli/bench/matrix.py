@@ -1,0 +1,49 @@
+"""`otter bench matrix`: many settings and seeds by one recipe."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from otter_cli.cli.app import Outcome, verb
+from otter_cli.cli.bench.app import app
+from otter_cli.cli.bench.options import Device, option
+from otter_cli.cli.bench.show import shown
+
+
+@verb(
+    app,
+    example="""\
+    otter bench matrix matrix/ablation
+    otter bench matrix my-matrix.yaml --out runs/strengths""",
+)
+def matrix(
+    recipe: Annotated[str, typer.Argument(help="a YAML file, or a matrix that ships")],
+    out: Annotated[
+        Path | None, option("--out", "folder of its runs; else runs/matrix-NAME", "Output")
+    ] = None,
+    limit: Annotated[
+        int | None, option("--limit", "a try: so many prompts, and training steps", "Cells")
+    ] = None,
+    device: Device = "cpu",
+) -> Outcome:
+    """Every combination of a recipe's axes, at every seed: trained where the recipe says so, then
+    benchmarked, a run folder each. The same command again resumes.
+
+    One table and one plot, with intervals over seeds. An ablation is a matrix over insertions.
+    """
+    from otter_cli.benchmarks.matrix.recipe import load_matrix
+    from otter_cli.benchmarks.matrix.run import run_matrix
+    from otter_cli.cli.recipe_files import find_recipe
+    from otter_cli.reports.matrix import matrix_report
+
+    def file_of(name: str) -> Path:
+        return Path(name) if Path(name).is_file() else find_recipe(name).path
+
+    path = file_of(recipe)
+    asked = load_matrix(path)
+    asked = asked if limit is None else asked.tried(limit)
+    training = None if asked.recipe is None else file_of(asked.recipe)
+    where = out or Path("runs") / f"matrix-{path.stem}"
+    result = run_matrix(asked, path.stem, where, training, device)
+    return shown(result, matrix_report(result), where)

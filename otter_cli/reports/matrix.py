@@ -1,0 +1,85 @@
+"""A matrix as a report: one table and one plot, cells down, methods across."""
+
+from otter_cli.benchmarks.matrix.run import CellResult, MatrixResult, OverSeeds
+from otter_cli.benchmarks.metrics.catalog import METRICS, Metric, describe
+from otter_cli.core.units import count_text
+from otter_cli.reports.figures import name_with_unit, number_text
+from otter_cli.reports.page import Cell, Report, Section, Table
+from otter_cli.reports.plots import IntervalPlot, Point
+
+
+def matrix_report(result: MatrixResult) -> Report:
+    seeds = f"{len(result.seeds)} seed{'s' * (len(result.seeds) > 1)}"
+    lead = f"{len(result.cells)} cells, {seeds}: {', '.join(map(str, result.seeds))}."
+    text = [
+        "Mean over seeds with its Student-t 95 % interval."
+        if len(result.seeds) > 1
+        else "One seed: its runs have intervals over prompts, and there is none over seeds."
+    ]
+    sections = [
+        Section(_title(name), text if not i else [], [_table(result, name)], [_plot(result, name)])
+        for i, name in enumerate(result.metrics)
+    ]
+    facts = [(cell.name, ", ".join(cell.runs)) for cell in result.cells]
+    data = result.model_dump(mode="json")
+    return Report(f"Matrix: {result.of}", lead, sections, facts, data)
+
+
+def _table(result: MatrixResult, name: str) -> Table:
+    methods = _methods(result, name)
+    sized = any(cell.parameters for cell in result.cells)
+    rows: list[list[Cell | str]] = []
+    for cell in result.cells:
+        size = [count_text(cell.parameters or 0)] if sized else []
+        figures = [cell.figures.get(method, {}).get(name) for method in methods]
+        rows.append([cell.name, *size, *map(_figure, figures)])
+    columns = ["cell", *(["trained"] if sized else []), *methods]
+    return Table(columns, rows)
+
+
+def _plot(result: MatrixResult, name: str) -> IntervalPlot:
+    methods = _methods(result, name)
+    points = [
+        _point(cell, method, figure, single=len(methods) == 1)
+        for cell in result.cells
+        for method in methods
+        if (figure := cell.figures.get(method, {}).get(name)) is not None
+    ]
+    return IntervalPlot(_title(name), _axis(name), points)
+
+
+def _point(cell: CellResult, method: str, figure: OverSeeds, *, single: bool) -> Point:
+    label = cell.name if single else f"{cell.name}: {method}"
+    low, high = (figure.mean if bound is None else bound for bound in (figure.low, figure.high))
+    return Point(label, figure.mean, low, high)
+
+
+def _methods(result: MatrixResult, name: str) -> list[str]:
+    return list(
+        dict.fromkeys(m for cell in result.cells for m, of in cell.figures.items() if name in of)
+    )
+
+
+def _figure(figure: OverSeeds | None) -> Cell:
+    if figure is None:
+        return Cell("-")
+    if figure.low is None or figure.high is None:
+        return Cell(number_text(figure.mean), "one seed")
+    return Cell(
+        number_text(figure.mean), f"{number_text(figure.low)} to {number_text(figure.high)}"
+    )
+
+
+def _metric(name: str) -> Metric:
+    return describe(name) if name in METRICS else Metric(name)
+
+
+def _axis(name: str) -> str:
+    # Figures over seeds stay in the unit that they are stored in.
+    metric = _metric(name)
+    return metric.label if metric.unit == "share" else name_with_unit(metric)
+
+
+def _title(name: str) -> str:
+    label = _metric(name).label
+    return label[:1].upper() + label[1:]

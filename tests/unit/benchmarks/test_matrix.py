@@ -1,0 +1,179 @@
+"""Many settings and seeds: combinations, training that is found again, one table over seeds."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+from otter_cli.benchmarks.matrix import train as matrix_train
+from otter_cli.benchmarks.matrix.recipe import cells, load_matrix
+from otter_cli.benchmarks.matrix.run import MatrixResult, over_seeds
+from otter_cli.core.errors import OtterError
+from otter_cli.insertion import Manifest
+from tests.conftest import Otter
+from tests.support.contestants import Contestants
+from tests.support.training import write_data, write_recipe
+
+PARTS = {"ffn": {"graft": {"heads": 0}}, "attention": {"graft": {"ffn": 0}}, "both": {}}
+
+
+def write_matrix(folder: Path, **values: object) -> Path:
+    path = folder / "matrix.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="module")
+def ablation(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ablation")
+    write_data(folder)
+    return write_matrix(
+        folder,
+        base=str(tiny_llama),
+        recipe=str(write_recipe(folder)),
+        seeds=[0, 1],
+        metrics=["accuracy"],
+        common={"graft": {"hidden": 8, "heads": 2, "ffn": 8}, "train": {"steps": 2}},
+        axes={"part": PARTS},
+    )
+
+
+def test_an_ablation_trains_each_part_at_each_seed_and_once_only(
+    otter_here: Otter, ablation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    ran = otter_here("bench", "matrix", ablation, "--out", out, "--json")
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)["cells"]
+    assert [cell["values"]["part"] for cell in found] == ["ffn", "attention", "both"]
+    ffn, attention, both = (cell["parameters"] for cell in found)
+    assert ffn != attention and max(ffn, attention) < both
+    for cell, part in zip(found, PARTS, strict=True):
+        assert len(set(cell["runs"])) == 2
+        figure = cell["figures"]["insertion"]["accuracy"]
+        assert figure["n"] == 2 and figure["mean"] == pytest.approx(np.mean(figure["values"]))
+        for folder, seed in zip(cell["runs"], (0, 1), strict=True):
+            manifest = Manifest.read(out / folder)
+            (config,) = manifest.insertions
+            assert (config.heads == 0, config.ffn == 0) == (part == "ffn", part == "attention")
+            assert manifest.training["reward"].seed == config.seed == seed
+            own = manifest.training["reward"].metrics["accuracy"]["mean"]
+            assert own == figure["values"][seed]
+    assert "part attention" in (out / "report.md").read_text()
+
+    def never(*arguments: object, **named: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(matrix_train, "train", never)
+    again = otter_here("bench", "matrix", ablation, "--out", out, "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["cells"] == found
+
+
+def test_a_bench_runs_at_every_value_in_a_folder_of_its_own(
+    otter_here: Otter, contestants: Contestants, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_matrix(
+        tmp_path,
+        benchmark="speedup",
+        metrics=["tokens_per_step", "speed_up"],
+        common={
+            "bench": {
+                "folder": str(contestants.graft),
+                "task_head": str(contestants.head),
+                "prompts": str(contestants.prompts),
+                "max_new_tokens": 4,
+            }
+        },
+        axes={
+            "batch": {"1": {}, "2": {"bench": {"batch": 2}}},
+            "temperature": {"0": {}, "1": {"bench": {"temperature": 1.0}}},
+        },
+    )
+    ran = otter_here("bench", "matrix", path, "--out", tmp_path / "run", "--limit", 2)
+    assert ran.returncode == 0, ran.stderr
+    assert max(map(len, ran.stdout.splitlines())) <= 100 and "one seed" in ran.stdout
+    result = MatrixResult.read(tmp_path / "run")
+    assert len({run for cell in result.cells for run in cell.runs}) == 4
+    assert result.cells[3].values == {"batch": "2", "temperature": "1"}
+    plain = result.cells[0].figures["plain"]["tokens_per_step"]
+    assert (plain.mean, plain.low, plain.n) == (1.0, None, 1)
+    lines = (tmp_path / "run" / result.cells[3].runs[0] / "samples.jsonl").read_text()
+    assert len(lines.splitlines()) == 2 * 2 * 4
+    monkeypatch.setattr("otter_cli.benchmarks.collect._made", None)
+    assert (
+        otter_here("bench", "matrix", path, "--out", tmp_path / "run", "--limit", 2).returncode == 0
+    )
+
+
+def test_intervals_over_seeds_are_student_s() -> None:
+    draw = np.random.default_rng(0)
+    for n in range(2, 32):
+        values = draw.normal(size=n).tolist()
+        found = over_seeds(values)
+        low, high = stats.t.interval(0.95, n - 1, np.mean(values), stats.sem(values))
+        assert found.low is not None and found.high is not None
+        assert found.low == pytest.approx(low, abs=2e-3)
+        assert found.high == pytest.approx(high, abs=2e-3)
+
+
+def test_a_later_axis_counts_more_and_the_common_part_least(tmp_path: Path) -> None:
+    def bench(**options: int) -> dict[str, dict[str, int]]:
+        return {"bench": options}
+
+    path = write_matrix(
+        tmp_path, benchmark="speedup", metrics=["tokens"], common=bench(batch=1, limit=1, seed=1),
+        axes={"a": {"x": bench(batch=2, limit=2)}, "b": {"y": bench(batch=3)}},
+    )  # fmt: skip
+    (cell,) = cells(load_matrix(path))
+    assert cell.change.bench == {"batch": 3, "limit": 2, "seed": 1}
+    assert cell.name == "a x, b y"
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ({"metrics": ["a"]}, "nothing to do"),
+        ({"metrics": ["a"], "base": "x"}, "base and recipe go together"),
+        ({"metrics": ["a"], "benchmark": "speedup", "axis": {}}, "unknown key 'axis'"),
+        ({"metrics": ["a"], "benchmark": "speed"}, "benchmark"),
+        ({"benchmark": "speedup"}, "metrics"),
+    ],
+)
+def test_a_matrix_that_cannot_be_is_refused(tmp_path: Path, values: dict, what: str) -> None:
+    with pytest.raises(OtterError, match=what):
+        load_matrix(write_matrix(tmp_path, **values))
+
+
+def test_an_option_of_no_bench_and_a_figure_of_none_are_told_with_their_cell(
+    otter_here: Otter, contestants: Contestants, tmp_path: Path
+) -> None:
+    bench = {
+        "folder": str(contestants.graft), "task_head": str(contestants.head),
+        "prompts": str(contestants.prompts), "max_new_tokens": 2, "limit": 1,
+    }  # fmt: skip
+    for metrics, extra, what in (
+        (["tokens"], {"batsch": 2}, "the bench of cell 'all': unknown key 'batsch'"),
+        (["tokns"], {}, "cell 'all' has no figure 'tokns'"),
+    ):
+        path = write_matrix(
+            tmp_path, benchmark="speedup", metrics=metrics, common={"bench": {**bench, **extra}}
+        )
+        ran = otter_here("bench", "matrix", path, "--out", tmp_path / "run")
+        assert ran.returncode == 2 and what in ran.stderr
+
+
+def test_every_matrix_that_ships_is_one(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OTTER_SHARED", "OTTER_MODELS", "OTTER_DATA"):
+        monkeypatch.setenv(name, "/somewhere")
+    found = [*repository.glob("recipes/matrix/*.yaml")]
+    found += [repository / "recipes/paper" / f"{name}.yaml" for name in ("preference", "detox")]
+    assert len(found) >= 5
+    for path in found:
+        asked = load_matrix(path)
+        assert asked.recipe is not None
+        assert (repository / "recipes" / f"{asked.recipe}.yaml").is_file()
+        assert len(list(cells(asked))) >= 1
