@@ -51,8 +51,9 @@ def generate(
     Without --guide the text is the base's own, bit for bit.
     With several prompts --json writes a line for each.
     """
+    from otter_cli.cli.generate_asked import Asked
     from otter_cli.cli.generate_prompts import prompts_of
-    from otter_cli.cli.generating import Asked, Generating
+    from otter_cli.cli.generating import Generating
     from otter_cli.decoding import Sampling
     from otter_cli.decoding.gates import parse_gate, parse_signal_bound
 

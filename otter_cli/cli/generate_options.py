@@ -66,7 +66,11 @@ Label = Annotated[
 
 Draft = Annotated[
     str | None,
-    _option("Speed", "--draft", "a future signal, or prompt-lookup: same text, fewer passes"),
+    _option(
+        "Speed",
+        "--draft",
+        "a future signal, prompt-lookup, or a smaller model's folder: same text, fewer passes",
+    ),
 ]
 Tree = Annotated[
     str | None,

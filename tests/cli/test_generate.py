@@ -199,6 +199,17 @@ def test_a_learnt_tree_changes_no_text(otter_here: Otter, folder: str) -> None:
     assert json.loads(learnt.stdout)["text"] == json.loads(otter_here(*options).stdout)["text"]
 
 
+def test_a_smaller_model_drafts(otter_here: Otter, folder: str, tiny_llama: Path) -> None:
+    options = ("generate", folder, "hello", "--max-new-tokens", "16", "--json")
+    plain = json.loads(otter_here(*options).stdout)
+    drafted = json.loads(otter_here(*options, "--draft", tiny_llama).stdout)
+    assert drafted["text"] == plain["text"]
+    # Its own base as a draft model is always right.
+    assert drafted["counters"]["accepted"] == drafted["counters"]["drafted"]
+    assert drafted["counters"]["base_passes"] < plain["counters"]["base_passes"]
+    assert otter_here(*options, "--draft", tiny_llama, "--tree", "2").returncode == 2
+
+
 def test_near_ties_show_both_paths(
     otter_here: Otter, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
