@@ -23,8 +23,8 @@ from otter_cli.benchmarks.preference import COHERENCE, GOLD, Preference, require
 from otter_cli.benchmarks.prompts import PromptFile, load_prompts
 from otter_cli.benchmarks.scorers import Scorer
 from otter_cli.benchmarks.speedup import Speedup
+from otter_cli.checkpoint.listing import MANIFEST
 from otter_cli.decoding import Sampling
-from otter_cli.insertion.manifest import MANIFEST
 
 Pair = tuple[Grafted, Grafted]
 

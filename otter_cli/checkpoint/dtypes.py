@@ -1,10 +1,16 @@
 """Element types of safetensors files, and the three that convert to and from float32."""
 
-from typing import Any
+from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
-Array = np.ndarray[Any, np.dtype[Any]]
+# numpy takes longer to import than typer and rich together, and headers are read without it.
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+else:
+    Array = Any
 
 # Bits per element, as the safetensors format names them.
 BITS = {
@@ -27,6 +33,8 @@ STORED = {
 
 def decode(stored: Array, dtype: str) -> Array:
     """Values of stored elements: BF16, F16 and F32 as float32, BOOL as bool, the rest as it is."""
+    import numpy as np
+
     if dtype == "BF16":
         bits = stored.astype(np.uint32)
         bits <<= 16  # in place: a second temporary of this size is what surgery cannot afford
@@ -42,6 +50,8 @@ def encode(values: Array, dtype: str) -> Array:
     Values beyond float16's range become infinity, as they do in torch. BF16 given as uint16 is
     taken for bits already, so that stored tensors can be passed on unchanged.
     """
+    import numpy as np
+
     if dtype == "BF16" and values.dtype != np.uint16:
         return _to_bfloat16(np.ascontiguousarray(values, np.float32))
     with np.errstate(over="ignore"):
@@ -49,6 +59,8 @@ def encode(values: Array, dtype: str) -> Array:
 
 
 def _to_bfloat16(values: Array) -> Array:
+    import numpy as np
+
     bits = values.view(np.uint32)
     # Adding half a unit, less one where the kept part is even, carries into it as rounding wants.
     rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16

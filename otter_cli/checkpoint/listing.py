@@ -11,6 +11,7 @@ from otter_cli.core.errors import OtterError
 # Left by git and by the hub's downloader: bookkeeping, not the checkpoint.
 _BOOKKEEPING = {".git", ".cache"}
 
+MANIFEST = "otter.json"
 
 # The inserted tensors, whole or in shards, the manifest, and what a killed writer leaves.
 _OURS = re.compile(

@@ -5,8 +5,6 @@ import os
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
 from otter_cli.checkpoint.dtypes import STORED, Array, decode
 from otter_cli.checkpoint.header import read_header
 from otter_cli.core.errors import OtterError, from_os_error
@@ -31,6 +29,8 @@ class TensorFile:
         `rows` index the first axis and `columns` the last; nothing else is copied or converted.
         OtterError for the packed float types that numpy lacks.
         """
+        import numpy as np
+
         info = self.header.tensors[name]
         if info.dtype not in STORED:
             raise OtterError(

@@ -32,7 +32,6 @@ def inspect(
     from otter_cli.checkpoint.folder import Checkpoint
     from otter_cli.core.errors import OtterError
     from otter_cli.families import base_shape
-    from otter_cli.insertion import MANIFEST, Manifest
 
     if families:
         return _families()
@@ -41,9 +40,7 @@ def inspect(
             "inspect what?", hint="`otter inspect PATH`, or `otter inspect --families`"
         )
     checkpoint = Checkpoint.open(path)
-    shape = base_shape(checkpoint.config)
-    manifest = Manifest.read(path) if (path / MANIFEST).exists() else None
-    data = _record(checkpoint, shape, manifest)
+    data = _record(checkpoint, base_shape(checkpoint.config), _manifest(path))
     return Outcome(data, view=lambda: _view(data))
 
 
@@ -80,11 +77,20 @@ def _families() -> Outcome:
     return Outcome(data, view)
 
 
+def _manifest(path: Path) -> Manifest | None:
+    from otter_cli.checkpoint.listing import MANIFEST
+
+    if not (path / MANIFEST).exists():
+        return None
+    from otter_cli.insertion import Manifest
+
+    return Manifest.read(path)
+
+
 def _record(checkpoint: Checkpoint, shape: BaseShape, manifest: Manifest | None) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from otter_cli.insertion import Plan
-    from otter_cli.insertion.price import base_parameters
+    from otter_cli.families.parameters import base_parameters
 
     sizes = {k: v for k, v in asdict(shape).items() if isinstance(v, int | float | str)}
     record: dict[str, Any] = {
@@ -102,6 +108,8 @@ def _record(checkpoint: Checkpoint, shape: BaseShape, manifest: Manifest | None)
         "signals": {},
     }
     if manifest:
+        from otter_cli.insertion import Plan
+
         plans = [Plan(config, shape) for config in manifest.insertions]
         record["insertion"] = [
             {**plan.config.model_dump(mode="json"), "parameters": plan.parameters} for plan in plans

@@ -14,12 +14,12 @@ from otter_cli.checkpoint.writer import MAX_SHARD_BYTES
 from otter_cli.core.atomic import staged_folder
 from otter_cli.core.console import progress
 from otter_cli.core.provenance import provenance
+from otter_cli.families.parameters import base_parameters
 from otter_cli.insertion.check import check_base
 from otter_cli.insertion.initialise import initial_value
 from otter_cli.insertion.manifest import BaseRecord, InsertedRecord, Manifest
 from otter_cli.insertion.placing import place_base
 from otter_cli.insertion.plan import Plan
-from otter_cli.insertion.price import base_parameters
 from otter_cli.insertion.storage import write_stored
 
 

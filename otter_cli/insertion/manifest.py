@@ -7,12 +7,12 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from otter_cli.checkpoint.listing import MANIFEST
 from otter_cli.core.atomic import write_json
 from otter_cli.core.errors import OtterError
 from otter_cli.insertion.config import InsertionConfig
 from otter_cli.insertion.storage import TENSORS, check_stored
 
-MANIFEST = "otter.json"
 SCHEMA_VERSION = 1
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.families import BaseShape
+from otter_cli.families.parameters import base_parameters
 from otter_cli.insertion.plan import Plan
 from otter_cli.signals import HEADS, Vocabulary
 
@@ -55,16 +56,6 @@ def price(plan: Plan, base: Checkpoint) -> Price:
         load_bytes=(count + plan.parameters) * size,
         vocabulary_work=_vocabulary_work(plan),
     )
-
-
-def base_parameters(base: Checkpoint, shape: BaseShape) -> int:
-    """Parameters of the base by its files: tied embeddings count once, stored masks not at all."""
-    family = shape.family
-    apart = {family.head_weight} if shape.tied else set()
-    for layer in range(shape.layers):
-        for buffer in family.buffers:
-            apart.update(family.on_disk(family.layer(layer, buffer)))
-    return sum(info.count for name, info in base.tensors.items() if name not in apart)
 
 
 def _vocabulary_work(plan: Plan) -> dict[str, dict[str, int]]:

@@ -27,7 +27,7 @@ def teacher_values(folder: Path, signal: str, batch: Batch) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _load(folder: Path, signal: str, device: str) -> _Values:
-    from otter_cli.insertion.manifest import MANIFEST
+    from otter_cli.checkpoint.listing import MANIFEST
 
     grafted = (folder / MANIFEST).is_file()
     return _graft(folder, signal, device) if grafted else _reward_model(folder, device)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,15 @@ def test_help_imports_nothing_heavy() -> None:
 def test_light_verbs_import_no_model_library(arguments: list[str]) -> None:
     packages = {module.partition(".")[0] for module in modules_after(*arguments)}
     assert not packages & {"torch", "transformers", "numpy", "safetensors", "matplotlib"}
+
+
+def test_inspecting_a_base_imports_neither_numpy_nor_what_plans_insertions(
+    tiny_llama: Path,
+) -> None:
+    modules = modules_after("inspect", str(tiny_llama))
+    packages = {module.partition(".")[0] for module in modules}
+    assert not packages & {"torch", "transformers", "numpy", "safetensors", "matplotlib"}
+    assert "otter_cli.insertion" not in modules
 
 
 def seconds(command: list[str]) -> float:

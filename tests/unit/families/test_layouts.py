@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
 from otter_cli.families import base_shape
+from otter_cli.families.parameters import base_parameters
 from otter_cli.insertion.initialise import initial_value
-from otter_cli.insertion.price import base_parameters
 from otter_cli.model import OtterForCausalLM
 from tests.support.families import CASES
 from tests.support.grafts import graft_for, plan_for, random_graft

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
 from otter_cli.families import FAMILIES, base_shape
-from otter_cli.insertion.price import base_parameters
+from otter_cli.families.parameters import base_parameters
 from tests.support.families import CASES, Case
 
 

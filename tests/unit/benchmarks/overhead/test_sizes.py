@@ -9,7 +9,7 @@ from otter_cli.benchmarks.overhead.shapes import SHAPES, configuration
 from otter_cli.benchmarks.overhead.sizes import SWEEP, Spent, sized
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.families import base_shape
-from otter_cli.insertion.price import base_parameters
+from otter_cli.families.parameters import base_parameters
 
 PARAMETERS = {"llama-134m": 134_105_856, "qwen3-0.6b": 596_049_920, "llama-7b": 6_738_415_616}
 
