@@ -7,7 +7,7 @@ CODE := otter_cli tests
 # vLLM pins what it runs with, so it has an environment of its own: a CPU build, for tests.
 VLLM := .venv-vllm/bin
 
-.PHONY: setup demo test soak test-vllm test-kill check format clean
+.PHONY: setup demo test soak test-vllm test-kill test-bench-kill check format clean
 
 setup: $(INSTALLED)
 
@@ -48,6 +48,10 @@ identity: setup
 # SIGKILL at fifty random moments of training runs, and the bits they end in.
 test-kill: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.kills 50 results/training/kills.json
+
+# SIGKILL at twenty random moments of benchmark runs, and the bytes of their samples.
+test-bench-kill: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.bench_kills 20 results/robustness/bench-kills.json
 
 check: setup
 	$(BIN)/ruff format --check $(CODE)

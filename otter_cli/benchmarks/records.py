@@ -1,10 +1,10 @@
 """The lines of samples.jsonl and timings.jsonl, and samples grouped as metrics want them."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 
 class _Line(BaseModel):
@@ -42,12 +42,20 @@ class Sample(_Line):
     seed: int
     text: str
     tokens: list[int]
-    logprobs: list[float]  # the base's, nats
+    logprobs: list[FiniteFloat]  # the base's, nats
     # By which each token was drawn, nats: nothing where drafts were verified.
-    drawn: list[float] = Field(default_factory=list)
+    drawn: list[FiniteFloat] = Field(default_factory=list)
     signals: dict[str, list[float] | list[list[float]]] = Field(default_factory=dict)
     finish: str
     counters: Counters
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        """A perplexity over fewer log-probabilities than tokens would be a lie."""
+        for name, values in (("logprobs", self.logprobs), ("drawn", self.drawn)):
+            if len(values) != len(self.tokens) and (values or name == "logprobs"):
+                raise ValueError(f"{len(values)} {name} for {len(self.tokens)} tokens")
+        return self
 
     @property
     def key(self) -> SampleKey:
@@ -60,7 +68,7 @@ class Timing(_Line):
     method: str
     prompt: str
     repeat: int
-    seconds: float
+    seconds: FiniteFloat = Field(ge=0)
     session: int
 
     @property

@@ -10,6 +10,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from safetensors.torch import load_file
 from otter_cli.core.jsonlines import read_jsonlines
 from otter_cli.core.provenance import provenance
 from otter_cli.insertion import TENSORS, Manifest
-from otter_cli.training import Recipe, train
+from otter_cli.training import train
 from otter_cli.training.state import StateFolder
 from tests.support.checkpoints import write_checkpoint
 from tests.support.training import FUTURE, REWARD, TOXICITY, small_graft, small_recipe
@@ -45,14 +47,14 @@ def losses(folder: Path) -> list[Any]:
     return [(record["step"], record["loss"]) for record in records if "loss" in record]
 
 
-def killed_after(seconds: float, folder: Path, recipe: Recipe) -> int:
-    """The exit status of a training process, forked from this warm one, that is killed if it is
+def killed_after(seconds: float, work: Callable[[], object]) -> int:
+    """The exit status of a process at `work`, forked from this warm one, that is killed if it is
     still there by then."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            train(folder, recipe, resume=True)
+            work()
             code = 0
         finally:
             os._exit(code)
@@ -75,8 +77,9 @@ def kill_runs(base: Path, folder: Path, kills: int, draw: random.Random) -> dict
     saved: Counter[int] = Counter()
     while counts["killed"] < kills:
         killed = joint_graft(base, folder / f"run-{counts['runs']}")
+        work = partial(train, killed, recipe, resume=True)
         for _ in range(KILLS_PER_RUN):
-            status = killed_after(draw.uniform(0.1, 0.7) * duration, killed, recipe)
+            status = killed_after(draw.uniform(0.1, 0.7) * duration, work)
             assert status in (0, signal.SIGKILL), status
             counts["killed" if status else "finished before it was"] += 1
             # Usable at any time: what otter.json records is what lies there.
