@@ -2,11 +2,13 @@
 
     python -m tests.support.exact_cost GRAFT PROMPTS results/decoding/exact-cost.json
 
-GRAFT has a trained signal `future`; PROMPTS are spec-bench's, say.
+GRAFT has a trained signal `future`; PROMPTS are spec-bench's, say. Times are the processor's own,
+which other work on the machine moves less than the clock's.
 """
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -26,9 +28,17 @@ NEW = 64
 DRAFTERS = {"future": FutureDrafter(), "prompt lookup": PromptLookup()}
 
 
-def contestants(model: Any) -> dict[str, Callable[[list[int]], Generation]]:
-    def one(**options: Any) -> Callable[[list[int]], Generation]:
-        return lambda ids: generate(model, [ids], Sampling(NEW), **options)[0]
+Timed = tuple[float, Generation]
+
+
+def contestants(model: Any) -> dict[str, Callable[[list[int]], Timed]]:
+    def one(**options: Any) -> Callable[[list[int]], Timed]:
+        def timed(ids: list[int]) -> Timed:
+            started = time.process_time()
+            (row,) = generate(model, [ids], Sampling(NEW), **options)
+            return time.process_time() - started, row
+
+        return timed
 
     found = {"plain": one()}
     for name, drafter in DRAFTERS.items():
@@ -37,24 +47,25 @@ def contestants(model: Any) -> dict[str, Callable[[list[int]], Generation]]:
     return found
 
 
-def measure(model: Any, encoded: list[list[int]]) -> dict[str, list[Generation]]:
+def measure(model: Any, encoded: list[list[int]]) -> dict[str, list[Timed]]:
     """Each prompt by all of them, begun by another one every time; the first warms up."""
     runs = contestants(model)
-    names, rows = list(runs), {name: [] for name in runs}
+    names = list(runs)
+    rows: dict[str, list[Timed]] = {name: [] for name in runs}
     for number, ids in enumerate([encoded[0], *encoded]):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            row = runs[name](ids)
+            timed = runs[name](ids)
             if number:
-                rows[name].append(row)
+                rows[name].append(timed)
     return rows
 
 
-def figures(rows: dict[str, list[Generation]], name: str, reference: str) -> dict[str, Any]:
+def figures(rows: dict[str, list[Timed]], name: str, reference: str) -> dict[str, Any]:
     def seconds(name: str) -> np.ndarray:
-        return np.array([r.counters.seconds + r.counters.prefill_seconds for r in rows[name]])
+        return np.array([spent for spent, _ in rows[name]])
 
-    own, plain = rows[name], rows["plain"]
+    own, plain = ([row for _, row in rows[one]] for one in (name, "plain"))
     quotient = ratio(seconds(name), seconds(reference))
     return {
         f"time_over_{reference}": asdict(interval(quotient, len(own))),
