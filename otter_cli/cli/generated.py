@@ -87,6 +87,7 @@ def _tie(tie: NearTie, tokenizer: Any) -> dict[str, Any]:
 
 def view_of(records: list[dict[str, Any]]) -> RenderableType:
     from rich.console import Group
+    from rich.text import Text
 
     from otter_cli.reports.tokens import sparklines, text_lines, token_table
 
@@ -95,7 +96,8 @@ def view_of(records: list[dict[str, Any]]) -> RenderableType:
         parts += [*text_lines(record), "", *sparklines(record)]
         if len(records) == 1:
             parts += ["", token_table(record), ""]
-        parts += _cost(record)
+        # As it is: a token may hold what rich takes for markup.
+        parts += map(Text, _cost(record))
         parts += [""] if len(records) > 1 else []
     return Group(*parts)
 
