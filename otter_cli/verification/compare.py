@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +14,7 @@ from otter_cli.verification.bits import Difference, difference
 from otter_cli.verification.cases import Case
 from otter_cli.verification.pair import Pair
 from otter_cli.verification.poison import VALUES, poisoned
-from otter_cli.verification.run import Outputs, run
+from otter_cli.verification.run import Digests, Outputs, run
 
 # What transformers raises for ways of running that a model does not know.
 _REFUSALS = (ValueError, TypeError, AttributeError, NotImplementedError, RuntimeError, OtterError)
@@ -23,20 +23,21 @@ _REFUSALS = (ValueError, TypeError, AttributeError, NotImplementedError, Runtime
 @dataclass(frozen=True)
 class CaseResult:
     """`control`: the base equals itself. `poison`: by value, whether the logits stood still.
-    `outputs`: digest of what the base gave. `failure`: what the other model raised."""
+    `outputs`: digests of what the base gave. `failure`: what the other model raised."""
 
     case: Case
     equal: bool
     control: bool
     poison: dict[str, bool]
     difference: Difference
-    outputs: str
+    outputs: Digests
     failure: str = ""
 
     def record(self) -> dict[str, Any]:
         return {
             **vars(self),
             "case": self.case.record(),
+            "outputs": asdict(self.outputs),
             "difference": None if self.equal else self.difference.record(),
         }
 
@@ -64,22 +65,25 @@ def compare(pair: Pair, cases: list[Case], *, every_value: bool) -> Iterator[Cas
 
 def _compare(pair: Pair, case: Case, values: tuple[str, ...]) -> CaseResult | Skipped:
     try:
-        expected = run(case, pair.base)
+        expected = run(case, pair.base).digests()
     except _REFUSALS as error:
         return Skipped(case, _told(error))
-    control = run(case, pair.base).same_bits(expected)
+    control = run(case, pair.base).digests() == expected
     try:
-        # Not kept in a name: wide logits would lie beside the poisoned ones.
-        equal, moved = _beside(pair, case, expected, run(case, pair.other))
+        equal, moved = _beside(pair, case, expected)
         poison = _poison(pair, case, values, expected)
     except _REFUSALS as error:
-        return CaseResult(case, False, control, {}, Difference(), expected.sha256(), _told(error))
-    return CaseResult(case, equal, control, poison, moved, expected.sha256())
+        return CaseResult(case, False, control, {}, Difference(), expected, _told(error))
+    return CaseResult(case, equal, control, poison, moved, expected)
 
 
-def _beside(pair: Pair, case: Case, expected: Outputs, found: Outputs) -> tuple[bool, Difference]:
-    equal = found.same_bits(expected) if pair.otter else found.says_the_same(expected)
-    return equal, difference(*_comparable(case, expected, found))
+def _beside(pair: Pair, case: Case, expected: Digests) -> tuple[bool, Difference]:
+    """Logits of both are in memory for those that differ alone: the base then runs again."""
+    found = run(case, pair.other)
+    digests = found.digests()
+    if digests == expected or (pair.otter is None and digests.said == expected.said):
+        return True, Difference()
+    return False, difference(*_comparable(case, run(case, pair.base), found))
 
 
 def _comparable(case: Case, expected: Outputs, found: Outputs) -> tuple[Tensor, Tensor]:
@@ -99,12 +103,12 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
-def _poison(pair: Pair, case: Case, values: tuple[str, ...], expected: Outputs) -> dict[str, bool]:
+def _poison(pair: Pair, case: Case, values: tuple[str, ...], expected: Digests) -> dict[str, bool]:
     if pair.otter is None:
         return {}
     found = {}
     tensors = [tensor for _, tensor in pair.otter.inserted_parameters()]
     for value in values:
         with poisoned(tensors, value):
-            found[value] = run(case, pair.other).same_bits(expected)
+            found[value] = run(case, pair.other).digests() == expected
     return found

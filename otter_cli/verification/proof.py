@@ -20,7 +20,7 @@ from otter_cli.verification.report import Report
 from otter_cli.verification.request import Request
 from otter_cli.verification.verdict import Verdict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUBLAS_WORKSPACE_CONFIG", "ATEN_CPU_CAPABILITY")
 
 
@@ -68,8 +68,9 @@ def read_proof(path: Path) -> dict[str, Any]:
     version = record.get("schema_version")
     if "verdict" not in record or not isinstance(version, int):
         raise OtterError(f"{path} is no proof", hint="`otter verify OUT --base BASE` writes one")
-    if version > SCHEMA_VERSION:
-        raise OtterError(f"{path} has schema version {version}", hint="update otter")
+    if version != SCHEMA_VERSION:
+        hint = "update otter" if version > SCHEMA_VERSION else "verify anew"
+        raise OtterError(f"{path} has schema version {version}, not {SCHEMA_VERSION}", hint=hint)
     told = {name: value for name, value in record.items() if name != "sha256"}
     if sha256_json(told) != record.get("sha256"):
         raise CheckFailed(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import Cache
 
-from otter_cli.verification.bits import bits, same_bits
+from otter_cli.verification.bits import bits
 from otter_cli.verification.cases import GENERATES, Case
 from otter_cli.verification.modules import tensors_in
 
@@ -31,6 +31,15 @@ class Subject:
     active: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
+@dataclass(frozen=True)
+class Digests:
+    """SHA-256 of bit patterns with dtypes and shapes. said: logits and tokens. cache: the base's
+    own layers, which other models may well keep otherwise."""
+
+    said: str
+    cache: str
+
+
 @dataclass
 class Outputs:
     """What a case gives. logits: [batch, positions, vocab], cached steps one after another; of
@@ -40,25 +49,19 @@ class Outputs:
     tokens: Tensor | None = None
     cache: list[Tensor] = field(default_factory=list)
 
-    def same_bits(self, other: Outputs) -> bool:
-        return self.says_the_same(other) and _all_same(self.cache, other.cache)
-
-    def says_the_same(self, other: Outputs) -> bool:
-        """Whatever lies in the caches: other models may well keep it otherwise."""
-        return _all_same(self._said(), other._said())
-
-    def sha256(self) -> str:
-        digest = hashlib.sha256()
-        for tensor in (*self._said(), *self.cache):
-            digest.update(bits(tensor).cpu().numpy().tobytes())
-        return digest.hexdigest()
-
-    def _said(self) -> list[Tensor]:
-        return [self.logits] if self.tokens is None else [self.logits, self.tokens]
+    def digests(self) -> Digests:
+        """What runs are compared by: two windows of logits over a wide vocabulary would take more
+        memory than the insertion."""
+        said = [self.logits] if self.tokens is None else [self.logits, self.tokens]
+        return Digests(_sha256(said), _sha256(self.cache))
 
 
-def _all_same(mine: list[Tensor], theirs: list[Tensor]) -> bool:
-    return len(mine) == len(theirs) and all(map(same_bits, mine, theirs))
+def _sha256(tensors: Iterable[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype}{[*tensor.shape]}".encode())
+        digest.update(bits(tensor).cpu().numpy().data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,8 @@ def _steps(
         logits.append(out.logits)
     # Layers beyond the base's are the insertion's own.
     own = [vars(layer) for layer in cache.layers[: model.config.num_hidden_layers]]
-    return Outputs(torch.cat(logits, 1), cache=list(tensors_in(own)))
+    whole = logits[0] if len(logits) == 1 else torch.cat(logits, 1)
+    return Outputs(whole, cache=list(tensors_in(own)))
 
 
 def _checkpointing(case: Case, model: PreTrainedModel, inputs: Inputs) -> Outputs:

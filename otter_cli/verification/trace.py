@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from typing import Any, Self
 
 import torch
@@ -32,6 +33,7 @@ _UNSEEN = {
 }
 # Those that share its memory: what is written there is no operation either.
 _OPENS = {torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__}
+_FORGET_EVERY = 16  # storages
 _SEEDED = torch.Tag.nondeterministic_seeded
 _VALUE_DEPENDENT = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
@@ -84,15 +86,16 @@ class Tracer(TorchDispatchMode):
         super().__init__()
         self.trace = Trace()
         self._model, self._inside, self._modules = model, inside, ModulePath()
-        # A weak reference keeps a storage's identity from being used again, not its memory.
-        self._kept: dict[int, StorageWeakRef] = {}
+        # Numbers by address, which a weak reference keeps from being used again.
+        self.seen: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._numbers = count()
         self._names: dict[int, str] = {}
         self._foreign: set[int] = set()
         self._tainted: set[int] = set()
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            self._names.setdefault(self._identity(tensor), name)
+            self._names.setdefault(self.identity(tensor), name)
         for tensor in inserted:
-            self._tainted.add(self._identity(tensor))
+            self._tainted.add(self.identity(tensor))
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -108,12 +111,12 @@ class Tracer(TorchDispatchMode):
 
     def escape(self, what: str, tensors: Iterable[Tensor], how: str) -> None:
         """A value that leaves by other ways than an operation's tensors."""
-        if not self._tainted.isdisjoint(map(self._identity, tensors)):
+        if not self._tainted.isdisjoint(map(self.identity, tensors)):
             self._leak(what, f"turns an inserted value into {how}")
 
     def open(self, what: str, tensors: Iterable[Tensor]) -> None:
         """Memory that the insertion gets its hands on past all operations."""
-        if self._inside() and not self._names.keys().isdisjoint(map(self._identity, tensors)):
+        if self._inside() and not self._names.keys().isdisjoint(map(self.identity, tensors)):
             self._leak(what, "opens the memory of a tensor of the base's")
 
     def __torch_dispatch__(
@@ -121,7 +124,7 @@ class Tracer(TorchDispatchMode):
     ) -> Any:
         named = named or {}
         read = list(tensors_in((arguments, named)))
-        written = [self._identity(tensor) for tensor in _written(function, arguments, named)]
+        written = [self.identity(tensor) for tensor in _written(function, arguments, named)]
         name = str(function)
         generators = _generators() if self._inside() and _SEEDED in function.tags else []
         output = function(*arguments, **named)
@@ -131,7 +134,7 @@ class Tracer(TorchDispatchMode):
             self._leak(name, "draws random numbers from the base's generator")
         if any(tag in function.tags for tag in _VALUE_DEPENDENT):
             self.escape(name, read, "a number or a shape")
-        sources, targets = [*map(self._identity, read)], [*map(self._identity, made)]
+        sources, targets = [*map(self.identity, read)], [*map(self.identity, made)]
         if self._inside():
             self._inserted_operation(name, sources, written, targets)
         else:
@@ -165,22 +168,30 @@ class Tracer(TorchDispatchMode):
         return storage not in self._foreign and storage not in self._tainted
 
     def _watch(self, module: str, side: str, tensors: list[Tensor]) -> None:
-        if not self._inside() and not all(self._is_base(self._identity(t)) for t in tensors):
+        if not self._inside() and not all(self._is_base(self.identity(t)) for t in tensors):
             self._leak(f"the {side}", "is what the insertion made")
 
     def _leak(self, operation: str, what: str) -> None:
         if self.trace.leak is None:
             self.trace.leak = Leak(operation, self._modules.current, what)
 
-    def _identity(self, tensor: Tensor) -> int:
+    def identity(self, tensor: Tensor) -> int:
+        """A number for the tensor's storage that no other one has, before or after."""
         reference = StorageWeakRef(tensor.untyped_storage())
-        return self._kept.setdefault(reference.cdata, reference).cdata
+        if reference.cdata not in self.seen:
+            number = next(self._numbers)
+            if number % _FORGET_EVERY == 0:
+                # What dead references leave between blocks that are free splits the heap.
+                alive = [item for item in self.seen.items() if not item[1][0].expired()]
+                self.seen = dict(alive)
+            self.seen[reference.cdata] = reference, number
+        return self.seen[reference.cdata][1]
 
     def _describe(self, value: Any) -> str:
         if not isinstance(value, Tensor):
             # Generators and the like say where they lie in memory.
             return repr(value) if type(value).__module__ != "torch._C" else type(value).__name__
-        storage = self._identity(value)
+        storage = self.identity(value)
         if self._is_base(storage):
             name = self._names.setdefault(storage, f"input {len(self._names)}")
         else:

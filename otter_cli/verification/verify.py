@@ -3,6 +3,7 @@ bisection where something differs."""
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -12,6 +13,7 @@ from otter_cli.core.errors import OtterError
 from otter_cli.insertion import MANIFEST
 from otter_cli.verification.cases import Case
 from otter_cli.verification.findings import Static
+from otter_cli.verification.heap import return_freed_blocks
 from otter_cli.verification.other import check_other
 from otter_cli.verification.report import Report
 from otter_cli.verification.request import Request
@@ -56,12 +58,15 @@ def _static(folder: Path, base: Path | None) -> Static:
 def _run_models(report: Report) -> None:
     from otter_cli.verification.pair import open_pair, positions
 
+    return_freed_blocks()
     request = report.request
     window = positions(request.against)
     cases = request.grid.cases(window)
     shared = report.static.holds and not request.independent
     for (device, dtype), group in groupby(cases, lambda case: (case.device, case.dtype)):
-        # Not kept in a name: it would be in memory still while the next dtype loads.
+        # Modules refer to one another, and the last dtype's would lie beside this one's: neither
+        # kept in a name nor left to a collector that counts objects and not bytes.
+        gc.collect()
         _run_levels(
             report,
             open_pair(request, dtype=dtype, device=device, shared=shared),

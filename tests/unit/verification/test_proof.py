@@ -25,6 +25,8 @@ from otter_cli.verification.bits import Difference
 from otter_cli.verification.cases import Case
 from otter_cli.verification.compare import CaseResult
 from otter_cli.verification.findings import Static
+from otter_cli.verification.proof import SCHEMA_VERSION
+from otter_cli.verification.run import Digests
 
 REQUEST = Request(
     Path("graft"), Path("base"), Grid("full", 7, 3, ("float32",)), independent=True, trust=True
@@ -33,14 +35,15 @@ REQUEST = Request(
 
 def record(outputs: str = "abc", digest: str = "1", equal: bool = True) -> dict[str, Any]:
     static = Static(1, 2, 3, digests={"folder": {"config.json": digest}})
-    results = [CaseResult(Case("prefill", 7), equal, True, {"nan": True}, Difference(), outputs)]
+    case, digests = Case("prefill", 7), Digests(outputs, "cache")
+    results = [CaseResult(case, equal, True, {"nan": True}, Difference(), digests)]
     report = Report(REQUEST, static, "no graft", results=results)
     return proof_record(report, decide(report))
 
 
 def test_a_proof_says_on_what_and_with_what_it_was_made(tmp_path: Path) -> None:
     proof = record()
-    assert proof["schema_version"] == 1 and proof["verdict"] == "exact on grid"
+    assert proof["schema_version"] == SCHEMA_VERSION and proof["verdict"] == "exact on grid"
     assert (proof["cases"], proof["equal"], proof["control"], proof["poison"]) == (1, 1, 1, 1)
     assert proof["provenance"]["versions"]["torch"] and proof["provenance"]["hardware"]["cpu"]
     assert proof["backend"]["threads"] >= 1 and "cpu_capability" in proof["backend"]
@@ -77,13 +80,15 @@ def test_what_is_no_proof_is_refused(tmp_path: Path, content: str) -> None:
     assert refused.value.exit_code == 2
 
 
-def test_a_later_schema_is_refused(tmp_path: Path) -> None:
-    later = {**record(), "schema_version": 2}
+@pytest.mark.parametrize(("version", "hint"), [(SCHEMA_VERSION + 1, "update"), (1, "verify anew")])
+def test_another_schema_is_refused(tmp_path: Path, version: int, hint: str) -> None:
+    later = {**record(), "schema_version": version}
     later["sha256"] = sha256_json({k: v for k, v in later.items() if k != "sha256"})
     path = tmp_path / "proof.json"
     path.write_text(json.dumps(later))
-    with pytest.raises(OtterError, match="schema version 2"):
+    with pytest.raises(OtterError, match=f"schema version {version}") as refused:
         read_proof(path)
+    assert hint in (refused.value.hint or "")
 
 
 def test_the_same_again_disagrees_in_nothing() -> None:

@@ -189,3 +189,10 @@ def test_the_hooks_are_gone_afterwards_even_after_an_error() -> None:
     with pytest.raises(ValueError, match="on purpose"), Tracer(model):
         model(torch.ones(2, 4))
     assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()] == hooks
+
+
+def test_a_long_trace_neither_mixes_up_storages_nor_remembers_dead_ones() -> None:
+    tracer = Tracer(Base(lambda output: None))
+    numbers = [tracer.identity(torch.empty(4)) for _ in range(1000)]
+    assert len(set(numbers)) == 1000
+    assert len(tracer.seen) < 100

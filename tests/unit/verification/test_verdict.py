@@ -15,16 +15,18 @@ from otter_cli.verification.locality import Locality
 from otter_cli.verification.poison import PoisonResult
 from otter_cli.verification.report import Report
 from otter_cli.verification.request import Request
+from otter_cli.verification.run import Digests
 from otter_cli.verification.structure import PathTrace
 from otter_cli.verification.trace import Leak
 from otter_cli.verification.verdict import decide
 
 CASE = Case("prefill", 7)
+DIGESTS = Digests("0", "0")
 EXACT = {"exact by construction", "exact on grid"}
 
 
 def result(*, equal: bool = True, control: bool = True, **difference: Any) -> CaseResult:
-    return CaseResult(CASE, equal, control, {"nan": True}, Difference(**difference), "0")
+    return CaseResult(CASE, equal, control, {"nan": True}, Difference(**difference), DIGESTS)
 
 
 def path(leak: Leak | None = None) -> PathTrace:
@@ -58,10 +60,12 @@ def test_static_alone_claims_no_more_than_that() -> None:
 REFUTED = {
     "a file": {"static": Static(findings=[Finding("is missing", "graft/config.json")])},
     "a leak": {"paths": [path(), path(Leak("aten.add", "layers.1", "reads z"))]},
-    "poison": {"results": [CaseResult(CASE, True, True, {"nan": False}, Difference(), "0")]},
+    "poison": {"results": [CaseResult(CASE, True, True, {"nan": False}, Difference(), DIGESTS)]},
     "one tensor": {"each": [PoisonResult(CASE, 3, ("nan",), 2, ("otter.main.norm", "nan"))]},
     "locality": {"locality": [Locality("main", CASE, 3, "the stream moved")]},
-    "an error": {"results": [CaseResult(CASE, False, True, {}, Difference(), "0", "ValueError")]},
+    "an error": {
+        "results": [CaseResult(CASE, False, True, {}, Difference(), DIGESTS, "ValueError")]
+    },
     "not run": {"unrun": "the file is truncated"},
 }
 
@@ -83,7 +87,7 @@ def test_a_machine_that_does_not_repeat_itself_is_not_blamed_on_the_graft() -> N
     results = [result(), result(equal=False, control=False, changed=3, compared=9, rows=1)]
     verdict = decide(report(results=results))
     assert verdict.name == "inconclusive" and "in 1 of 2 cases" in verdict.sentence
-    poisoned = CaseResult(CASE, False, False, {"nan": False}, Difference(), "0")
+    poisoned = CaseResult(CASE, False, False, {"nan": False}, Difference(), DIGESTS)
     assert decide(report(results=[poisoned])).name == "inconclusive"
 
 
