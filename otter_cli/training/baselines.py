@@ -11,6 +11,7 @@ from otter_cli.families import base_shape
 from otter_cli.insertion import Manifest, Plan, graft, resolve
 from otter_cli.signals import SignalConfig
 from otter_cli.training.lora import LoraTrainee
+from otter_cli.training.lora_probe import LoraProbeTrainee
 from otter_cli.training.probe import ProbeTrainee
 from otter_cli.training.recipe import Baseline, Recipe
 from otter_cli.training.separate import HEAD, SeparateTrainee, create_separate
@@ -39,6 +40,9 @@ def make_trainee(
     if baseline == "probe":
         untouched = recipe.signals[signal.name].untouched(signal)
         return ProbeTrainee(folder, to, signal, recipe.baselines.probe.reads, untouched, device)
+    if baseline == "lora-probe":
+        settings = recipe.baselines.lora_probe
+        return LoraProbeTrainee(folder, to, signal, settings, recipe.seed, device)
     if not to.exists():
         layers = recipe.baselines.small.layers if baseline == "small" else None
         create_separate(folder, to, signal, layers)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from otter_cli.core.intervals import Interval
+from otter_cli.core.intervals import Interval, interval, mean
 from otter_cli.data.batches import by_length
 from otter_cli.signals import SignalConfig
 from otter_cli.training.group import Group
 from otter_cli.training.objectives import Objective, Read
 
 if TYPE_CHECKING:
-    from otter_cli.data.datasets import Dataset
+    from torch import Tensor
+
+    from otter_cli.data.datasets import Batch, Dataset
+
+Drift = Callable[["Batch"], "Tensor | None"]
+DRIFT = "kl_to_base"
 
 
 def outcomes(
@@ -24,8 +30,10 @@ def outcomes(
     batch_size: int,
     device: str = "cpu",
     group: Group | None = None,
+    drift: Drift = lambda batch: None,
 ) -> dict[str, np.ndarray]:
-    """What the objective notes of each row, in the data's order: two methods can be paired."""
+    """What the objective notes of each row, in the data's order: two methods can be paired; and the
+    drift of its texts, where there can be any."""
     group = group or Group()
     batches = by_length(dataset.lengths, batch_size)
     # Each process takes every so-manieth; one that has none left repeats the last, since all must
@@ -35,7 +43,10 @@ def outcomes(
     own = []
     with torch.no_grad():
         for rows in mine:
-            of_rows = objective.outcomes(read, dataset.batch(rows).to(device))
+            batch = dataset.batch(rows).to(device)
+            of_rows = objective.outcomes(read, batch)
+            if (of_texts := drift(batch)) is not None:
+                of_rows = {**of_rows, DRIFT: of_texts.view(-1, len(rows)).mean(0)}
             own.append({name: tensor.cpu().numpy() for name, tensor in of_rows.items()})
     everyones = zip(*group.gather(own), strict=True)
     found = [part for of_round in everyones for part in of_round][: len(batches)]
@@ -51,6 +62,10 @@ def evaluate(
     batch_size: int,
     device: str = "cpu",
     group: Group | None = None,
+    drift: Drift = lambda batch: None,
 ) -> dict[str, Interval]:
-    found = outcomes(objective, read, dataset, batch_size, device, group)
-    return objective.metrics(found, signal)
+    found = outcomes(objective, read, dataset, batch_size, device, group, drift)
+    metrics = objective.metrics(found, signal)
+    if DRIFT in found:
+        metrics[DRIFT] = interval(mean(found[DRIFT]), len(found[DRIFT]))
+    return metrics

@@ -114,7 +114,9 @@ class Run:
             seed_everything(derive_seed("step", self.recipe.seed, self.step, number))
             batch = material.train.batch(rows).to(self.device)
             loss = objective.loss(self.trainee.reader(name), batch)
-            (objective.weight * share * loss).backward()
+            drift = self.trainee.drift(batch)
+            kept = 0.0 if drift is None else self.trainee.drift_weight * drift.mean()
+            (share * (objective.weight * loss + kept)).backward()
             total += share * loss.item()
             tokens += batch.tokens if share else 0
         return total, tokens
@@ -171,6 +173,7 @@ class Run:
                     objective.batch_size or self.recipe.batch_size,
                     self.device,
                     self.group,
+                    self.trainee.drift,
                 )
         for name, figures in self.metrics.items():
             told = ", ".join(f"{what} {value.mean:.3f}" for what, value in figures.items())

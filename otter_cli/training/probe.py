@@ -20,6 +20,8 @@ from otter_cli.model.load import load_base
 from otter_cli.signals import SignalConfig
 from otter_cli.training.objectives import Positions, Read
 from otter_cli.training.separate import RECORD
+from otter_cli.training.targets import check_scores_texts
+from otter_cli.training.trainee import Driftless
 
 if TYPE_CHECKING:
     from otter_cli.data.datasets import Batch
@@ -28,7 +30,7 @@ Reads = Literal["states", "branches"]
 PROBE = "probe.safetensors"
 
 
-class ProbeTrainee:
+class ProbeTrainee(Driftless):
     """In SWIFT's manner: the score of a prefix is the gated mean of its tokens' own,
     `sum g_s r_s / sum g_s` over s <= t, with `r_s = <w, f_s> + b` and
     `g_s = sigmoid(<w_g, f_s> + b_g)`.
@@ -48,11 +50,7 @@ class ProbeTrainee:
         untouched: Container[str],
         device: str,
     ) -> None:
-        if signal.kind not in ("value", "classes"):
-            raise OtterError(
-                f"a probe cannot give signal {signal.name!r} of kind {signal.kind}",
-                hint="it scores texts; name another with --signal",
-            )
+        check_scores_texts("a probe", signal)
         self.folder, self.signal, self.reads = to, signal, reads
         self.signals: Mapping[str, SignalConfig] = {signal.name: signal}
         self.model: Any = load_base(source).to(device).eval().requires_grad_(False)
@@ -124,12 +122,20 @@ class ProbeTrainee:
                 hook.remove()
 
     def write(self, records: Mapping[str, TrainingRecord]) -> None:
-        self.folder.mkdir(exist_ok=True)
-        values = {name: p.detach().cpu().numpy() for name, p in self.model.probe.items()}
-        specs = {name: TensorSpec("F32", tuple(value.shape)) for name, value in values.items()}
         told = {"reads": self.reads, "signal": self.signal.model_dump_json()}
-        write_tensors(self.folder / PROBE, specs, values.__getitem__, told)
-        write_json(
-            self.folder / RECORD,
-            {name: record.model_dump(mode="json") for name, record in records.items()},
-        )
+        write_probe(self.folder / PROBE, dict(self.model.probe.items()), told, records)
+
+
+def write_probe(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    told: Mapping[str, str],
+    records: Mapping[str, TrainingRecord],
+) -> None:
+    """What a probe is made of, and how it was trained, in a folder that has nothing of the base."""
+    path.parent.mkdir(exist_ok=True)
+    values = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+    specs = {name: TensorSpec("F32", tuple(value.shape)) for name, value in values.items()}
+    write_tensors(path, specs, values.__getitem__, told)
+    told_of = {name: record.model_dump(mode="json") for name, record in records.items()}
+    write_json(path.parent / RECORD, told_of)

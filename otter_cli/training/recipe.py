@@ -22,7 +22,7 @@ from otter_cli.core.errors import OtterError, from_os_error
 from otter_cli.training.objectives import AnyObjective
 from otter_cli.training.section import Section, section_error
 
-Baseline = Literal["head", "probe", "branch", "lora", "small", "separate"]
+Baseline = Literal["head", "probe", "branch", "lora", "lora-probe", "small", "separate"]
 BASELINES: tuple[str, ...] = get_args(Baseline)
 
 
@@ -44,6 +44,12 @@ class LoraSettings(BaselineSettings):
     rank: PositiveInt = 8
 
 
+class LoraProbeSettings(LoraSettings):
+    """`kl`: the weight of the KL to the base's own next tokens, nats a token."""
+
+    kl: NonNegativeFloat = 0.1
+
+
 class SmallSettings(BaselineSettings):
     """`layers` of the base that the small model begins as, from the first."""
 
@@ -53,12 +59,14 @@ class SmallSettings(BaselineSettings):
 class Baselines(Section):
     """`head`: heads on the frozen final state; `probe`: gated linear over all layers; `branch`: a
     copy of the last layer, trained, on the frozen others; `lora`: low-rank updates of a copy;
+    `lora_probe`: of the generator itself, whose text drifts;
     `small`: a copy of the first layers; `separate`: a full copy of the base with a head."""
 
     head: BaselineSettings = BaselineSettings()
     probe: ProbeSettings = ProbeSettings()
     branch: BaselineSettings = BaselineSettings()
     lora: LoraSettings = LoraSettings()
+    lora_probe: LoraProbeSettings = LoraProbeSettings()
     small: SmallSettings = SmallSettings()
     separate: BaselineSettings = BaselineSettings()
 
@@ -112,7 +120,9 @@ class Recipe(Section):
 
     def for_baseline(self, baseline: Baseline | None) -> Recipe:
         """The same recipe with what it says of a baseline."""
-        settings = getattr(self.baselines, baseline) if baseline else BaselineSettings()
+        settings = (
+            getattr(self.baselines, baseline.replace("-", "_")) if baseline else BaselineSettings()
+        )
         rate = settings.learning_rate or self.learning_rate
         return self.model_copy(update={"learning_rate": rate})
 

@@ -20,6 +20,8 @@ from otter_cli.families import base_shape
 from otter_cli.insertion import TrainingRecord
 from otter_cli.signals import SignalConfig
 from otter_cli.training.objectives import Positions, Read
+from otter_cli.training.targets import check_scores_texts
+from otter_cli.training.trainee import Driftless
 
 if TYPE_CHECKING:
     from otter_cli.data.datasets import Batch
@@ -30,7 +32,7 @@ RECORD = "otter.training.json"
 _BASES_OWN = {"generation_config.json", "config.json"}
 
 
-class SeparateTrainee:
+class SeparateTrainee(Driftless):
     """All weights of an AutoModelForSequenceClassification, in fp32, or some of them."""
 
     gradient_free: frozenset[str] = frozenset()
@@ -91,11 +93,7 @@ def create_separate(
 
     Raises OtterError where a signal is no number of a text.
     """
-    if signal.kind not in ("value", "classes"):
-        raise OtterError(
-            f"a separate model cannot give signal {signal.name!r} of kind {signal.kind}",
-            hint="it scores whole texts; name another with --signal",
-        )
+    check_scores_texts("a separate model", signal)
     base = Checkpoint.open(source)
     shape = base_shape(base.config)
     head = shape.family.head_weight

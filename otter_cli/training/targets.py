@@ -62,3 +62,12 @@ def without_gradient(config: InsertionConfig) -> frozenset[str]:
     first = f"otter.{config.name}.layers.{min(config.layers)}.attention"
     inputs = ("query", "key", "value") if config.kv == "own" else ("query",)
     return frozenset([f"{first}.norm.weight", *(f"{first}.{name}.z.weight" for name in inputs)])
+
+
+def check_scores_texts(what: str, signal: SignalConfig) -> None:
+    """Raises OtterError where a signal is no number of a text."""
+    if signal.kind not in ("value", "classes"):
+        raise OtterError(
+            f"{what} cannot give signal {signal.name!r} of kind {signal.kind}",
+            hint="it scores whole texts; name another with --signal",
+        )

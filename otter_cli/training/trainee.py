@@ -37,6 +37,22 @@ class Trainee(Protocol):
     def write(self, records: Mapping[str, TrainingRecord]) -> None:
         """Makes the folder say what the parameters now are, and how they came about."""
 
+    # What the loss adds of a text's drift.
+    drift_weight: float
+
+    def drift(self, batch: Batch) -> Tensor | None:
+        """KL of the base's next tokens to what they have become, nats a token, [texts]; None of a
+        trainee that cannot change them."""
+
+
+class Driftless:
+    """A trainee beside the base, or apart from it."""
+
+    drift_weight = 0.0
+
+    def drift(self, batch: Batch) -> Tensor | None:
+        return None
+
 
 class _Reader:
     """The streams of a batch are run once; with a graph, if the first read demands one."""
@@ -63,7 +79,7 @@ class _Reader:
         return out
 
 
-class GraftTrainee:
+class GraftTrainee(Driftless):
     """A grafted folder: the base frozen in its own dtype, the insertion in fp32."""
 
     def __init__(self, folder: Path, recipe: Recipe, device: str = "cpu") -> None:

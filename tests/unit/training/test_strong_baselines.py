@@ -12,13 +12,15 @@ from otter_cli.core.errors import OtterError
 from otter_cli.data.datasets import pad
 from otter_cli.training import train
 from otter_cli.training.baselines import make_trainee
+from otter_cli.training.lora_probe import LORA_PROBE, LoraProbeTrainee
 from otter_cli.training.objectives.objective import last_tokens, real_tokens
 from otter_cli.training.probe import PROBE, ProbeTrainee
 from tests.support.kills import same_tensors
 from tests.support.training import FUTURE, ctrl_c_in_step, small_graft, small_recipe
 
 BATCH = pad([[1, 5, 6, 7, 2], [1, 5, 2], [1, 8, 8, 2], [1, 9, 5, 6, 2]], 0)
-STRONG = ["probe", "branch", "lora", "small"]
+STRONG = ["probe", "branch", "lora", "lora-probe", "small"]
+FILES = {"probe": PROBE, "lora-probe": LORA_PROBE}
 
 
 @pytest.mark.parametrize("baseline", STRONG)
@@ -32,7 +34,7 @@ def test_it_learns_resumes_to_the_bit_and_leaves_the_graft_alone(
     with ctrl_c_in_step(25):
         train(folder, recipe, baseline=baseline, to=tmp_path / "two")
     train(folder, recipe, baseline=baseline, to=tmp_path / "two", resume=True)
-    file = PROBE if baseline == "probe" else "model.safetensors"
+    file = FILES.get(baseline, "model.safetensors")
     same_tensors(tmp_path / "one" / file, tmp_path / "two" / file)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
@@ -155,3 +157,39 @@ def test_a_family_whose_branches_hand_nothing_over_is_told(
     recipe = small_recipe(tmp_path, baselines={"probe": {"reads": "branches"}})
     with pytest.raises(OtterError, match="MixtralForCausalLM hands over no inputs"):
         train(folder, recipe, baseline="probe", to=tmp_path / "to")
+
+
+def test_the_drift_of_a_lora_probe_is_the_kl_of_what_it_says(
+    folder: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    recipe = small_recipe(tmp_path)
+    probe = make_trainee(folder, recipe, "lora-probe", tmp_path / "to", "cpu")
+    assert isinstance(probe, LoraProbeTrainee)
+    with torch.no_grad():
+        assert probe.drift(BATCH).abs().max() < 1e-6, "an update begins as none"
+        for name, parameter in probe.parameters.items():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
+        probe.reader("reward")
+        drift = probe.drift(BATCH)
+        base = AutoModelForCausalLM.from_pretrained(tiny_llama)
+        for row, last in enumerate(BATCH.last.tolist()):
+            ids = BATCH.input_ids[row : row + 1, : last + 1]
+            p = base(ids).logits.double().softmax(-1)
+            q = probe.model(ids).logits.double().softmax(-1)
+            expected = (p * (p / q).log()).sum(-1).mean()
+            assert drift[row].item() == pytest.approx(expected.item(), rel=1e-3)
+    assert drift.min() > 1e-4
+
+
+def test_a_kl_penalty_keeps_the_text_nearer_to_the_base(folder: Path, tmp_path: Path) -> None:
+    drifts = []
+    for kl in (0.0, 10.0):
+        settings = {"baselines": {"lora_probe": {"kl": kl}}}
+        recipe = small_recipe(tmp_path, steps=25, learning_rate=0.03, **settings)
+        result = train(folder, recipe, baseline="lora-probe", to=tmp_path / f"{kl}")
+        drifts.append(result.signals["reward"]["kl_to_base"])
+    free, kept = drifts
+    assert 0 < kept.mean < free.mean / 2 and kept.n == free.n
