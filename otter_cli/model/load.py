@@ -53,6 +53,24 @@ def load(
     return otter.to(device).eval()
 
 
+def load_beside(
+    other: OtterForCausalLM, folder: Path, *, insertion_dtype: torch.dtype | None
+) -> OtterForCausalLM:
+    """A second graft on the very modules that `other` holds: the taps of each are still unless it
+    is the one that runs."""
+    manifest = Manifest.read(folder)
+    manifest.check_tensors(folder)
+    if manifest.base.identity() != other.manifest.base.identity():
+        raise OtterError(
+            f"{folder} was made for {manifest.base.source}, another base than the one in memory",
+            hint="load it by itself: OtterForCausalLM.from_pretrained",
+        )
+    tensors = read_inserted(folder, manifest, other.shape)
+    dtype = insertion_dtype or other.base.dtype
+    second = assemble(type(other), other.base, other.shape, manifest, tensors, dtype=dtype)
+    return second.to(other.device).eval()
+
+
 def assemble(
     cls: type[OtterForCausalLM],
     base: PreTrainedModel,

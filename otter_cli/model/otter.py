@@ -91,6 +91,15 @@ class OtterForCausalLM(Generating, nn.Module):
             device=torch.device(device),
         )
 
+    def beside(
+        self, folder: str | Path, *, insertion_dtype: torch.dtype | None = None
+    ) -> OtterForCausalLM:
+        """Another graft of the same base, loaded onto this one's: its weights are held once. Raises
+        OtterError where that graft was made for other files."""
+        from otter_cli.model.load import load_beside
+
+        return load_beside(self, Path(folder), insertion_dtype=insertion_dtype)
+
     @property
     def config(self) -> Any:
         return self.base.config
