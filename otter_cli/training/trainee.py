@@ -62,21 +62,27 @@ class _Reader:
         self.batch: Batch | None = None
 
     def __call__(self, batch: Batch, at: Positions, tokens: Tensor | None = None) -> Tensor:
-        if self.batch is not batch:
-            self.batch, self.out = batch, self._run(batch)
+        out = self._once(batch)
         # Chosen positions first: a vocabulary head on all of them would dwarf the rest.
-        inserted = {insertion: v[at] for insertion, v in self.out.inserted_state.items()}
-        return self.model.read_signal(self.name, self.out.base_state[at], inserted, tokens)
+        inserted = {insertion: v[at] for insertion, v in out.inserted_state.items()}
+        return self.model.read_signal(self.name, out.base_state[at], inserted, tokens)
 
-    def _run(self, batch: Batch) -> OtterOutput:
-        out: OtterOutput = self.model(
-            batch.input_ids,
-            attention_mask=batch.attention_mask,
-            signals=(),
-            logits=False,
-            use_cache=False,
-        )
-        return out
+    def base_logits(self, batch: Batch, at: Positions) -> Tensor:
+        """[N, vocab], without a graph."""
+        with torch.no_grad():
+            return self.model.lm_head(self._once(batch).base_state[at])
+
+    def _once(self, batch: Batch) -> OtterOutput:
+        if self.batch is not batch:
+            self.batch = batch
+            self.out: OtterOutput = self.model(
+                batch.input_ids,
+                attention_mask=batch.attention_mask,
+                signals=(),
+                logits=False,
+                use_cache=False,
+            )
+        return self.out
 
 
 class GraftTrainee(Driftless):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
 from pydantic import Field
@@ -13,7 +13,13 @@ from otter_cli.core.intervals import Interval, interval, ratio
 from otter_cli.data.plain import read_texts
 from otter_cli.data.records import Place
 from otter_cli.signals import SignalConfig
-from otter_cli.training.objectives.objective import Objective, Positions, Read, Source
+from otter_cli.training.objectives.objective import (
+    Objective,
+    Positions,
+    Read,
+    ReadBeside,
+    Source,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,13 +41,18 @@ class TextSource(Source):
 
 
 class FutureTokens(Objective):
-    """Cross-entropy of each head, weighted by `head_decay ** k` (Medusa: 0.8) or `head_weights`."""
+    """Cross-entropy of each head, weighted by `head_decay ** k` (Medusa: 0.8) or `head_weights`.
+
+    With `targets: base` the KL of the base's own distribution to the head's, where the base has
+    read the text up to there: drafts are kept for what the base says, not for what was written.
+    """
 
     kinds: ClassVar[tuple[str, ...]] = ("future",)
 
     objective: Literal["future-tokens"] = "future-tokens"
     head_decay: float = Field(default=0.8, gt=0, le=1)
     head_weights: tuple[float, ...] | None = None
+    targets: Literal["text", "base"] = "text"
     train: TextSource
     test: TextSource | None = None
 
@@ -73,8 +84,11 @@ class FutureTokens(Objective):
         logits = read(batch, _positions(batch))  # [N, heads, vocab]
         heads = logits.shape[1]
         weights = self.head_weights or [self.head_decay**k for k in range(heads)]
-        targets = _targets(batch, heads)
-        each = [F.cross_entropy(logits[:, k], targets[:, k]) for k in range(heads)]
+        if self.targets == "base":
+            each = [_kl(cast(ReadBeside, read), batch, logits[:, k], k) for k in range(heads)]
+        else:
+            targets = _targets(batch, heads)
+            each = [F.cross_entropy(logits[:, k], targets[:, k]) for k in range(heads)]
         scale = torch.tensor(weights, device=logits.device) / sum(weights)
         return (torch.stack(each) * scale).sum()
 
@@ -105,6 +119,19 @@ def _positions(batch: Batch) -> Positions:
     rows, columns = batch.input_ids.shape
     every = torch.arange(columns - _FIRST, device=batch.input_ids.device)
     return torch.arange(rows, device=every.device).repeat_interleave(len(every)), every.repeat(rows)
+
+
+def _kl(read: ReadBeside, batch: Batch, logits: Tensor, head: int) -> Tensor:
+    """Mean over positions t of KL(p(. | x <= t+k+1) to head k's at t), in nats, k from 0."""
+    import torch.nn.functional as F
+
+    rows, columns = _positions(batch)
+    # A head that looks past the block's end has a target as long as the base has a place there.
+    inside = columns + head + 1 < batch.input_ids.shape[1]
+    at = rows[inside], columns[inside] + head + 1
+    base = read.base_logits(batch, at).float().log_softmax(-1)
+    said = logits[inside].float().log_softmax(-1)
+    return F.kl_div(said, base, log_target=True, reduction="batchmean")
 
 
 def _targets(batch: Batch, heads: int) -> Tensor:

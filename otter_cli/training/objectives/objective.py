@@ -38,6 +38,13 @@ class Read(Protocol):
     def __call__(self, batch: Batch, at: Positions, tokens: Tensor | None = None) -> Tensor: ...
 
 
+class ReadBeside(Read, Protocol):
+    """Reads a signal of a stream beside the base, and so the base itself too."""
+
+    def base_logits(self, batch: Batch, at: Positions) -> Tensor:
+        """What the base says of the next token at N positions, [N, vocab]."""
+
+
 class Source(Section):
     """A data file (`path`), or a `dataset` of the hub by its id, split and revision; what its
     columns are called, an objective's own source says. With `chat` they hold messages, which

@@ -170,6 +170,43 @@ def test_future_heads_name_the_tokens_from_two_on() -> None:
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+class WithBase(Table):
+    """The same beside a base, whose logits are a table too, [rows, tokens, vocab]."""
+
+    def __init__(self, base: Tensor, *shape: int) -> None:
+        super().__init__(*shape)
+        self.base = base
+
+    def base_logits(self, batch: Batch, at: Positions) -> Tensor:
+        return self.base[at]
+
+
+def test_future_heads_may_learn_what_the_base_would_say() -> None:
+    draw = torch.Generator().manual_seed(1)
+    batch, base = _blocks(), torch.randn(2, 5, 11, generator=draw)
+    read = WithBase(base, 2, 5, 3, 11)
+    loss = future(targets="base", head_weights=[1.0, 0.5, 0.25]).loss(read, batch)
+    p, q = base.double().softmax(-1), read.values.double().softmax(-1)
+    heads = []
+    for k in range(3):
+        terms = [
+            (p[r, t + k + 1] * (p[r, t + k + 1] / q[r, t, k]).log()).sum().item()
+            for r in range(2)
+            for t in range(3)
+            if t + k + 1 < 5
+        ]
+        heads.append(np.mean(terms))
+    assert loss.item() == pytest.approx(np.dot(heads, [1, 0.5, 0.25]) / 1.75, rel=1e-5)
+
+
+def test_heads_that_say_what_the_base_says_have_no_loss() -> None:
+    base = torch.randn(2, 5, 11, generator=torch.Generator().manual_seed(1))
+    read = WithBase(base, 2, 5, 2, 11)
+    for k in range(2):
+        read.values[:, : 4 - k, k] = base[:, 1 + k :]
+    assert future(targets="base").loss(read, _blocks()).item() == pytest.approx(0, abs=1e-6)
+
+
 def test_future_hits_are_counted_by_head() -> None:
     batch = _blocks()
     right = torch.zeros(2, 5, 2, 11)

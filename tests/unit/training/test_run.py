@@ -88,6 +88,15 @@ def test_every_step_is_logged(folder: Path, tmp_path: Path) -> None:
     assert evaluated == [2, 4, 6]
 
 
+def test_future_heads_come_nearer_to_the_base(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = small_graft(tiny_llama, tmp_path / "graft", "future:2")
+    section = {**FUTURE, "targets": "base"}
+    train(folder, small_recipe(tmp_path, {"future": section}, steps=40, learning_rate=0.02))
+    log = read_jsonlines(folder / "training" / "metrics.jsonl")
+    losses = [record["loss"]["future"] for record in log if "loss" in record]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
 def test_ctrl_c_saves_the_whole_step(folder: Path, tmp_path: Path) -> None:
     before = (folder / TENSORS).read_bytes()
     recipe = small_recipe(tmp_path, save_every=100)

@@ -74,6 +74,19 @@ def test_read_gives_what_the_model_gives(folder: Path, tmp_path: Path) -> None:
             assert torch.allclose(chosen, whole.signals["reward"][at], atol=1e-6)
 
 
+def test_the_base_is_read_as_it_is(folder: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    read = GraftTrainee(folder, small_recipe(tmp_path)).reader("reward")
+    at = real_tokens(BATCH)
+    read(BATCH, at)
+    said = read.base_logits(BATCH, at)  # type: ignore[attr-defined]
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    with torch.no_grad():
+        logits = base(BATCH.input_ids, attention_mask=BATCH.attention_mask).logits
+    assert torch.allclose(said, logits[at], atol=1e-5) and not said.requires_grad
+
+
 def test_padding_does_not_change_a_score(folder: Path, tmp_path: Path) -> None:
     trainee = GraftTrainee(folder, small_recipe(tmp_path))
     with torch.no_grad():
