@@ -47,7 +47,7 @@ def _time(result: OverheadResult) -> Section:
         ):
             name = f"{row.name}, {kind}"
             rows.append([name, *_figures(row, ratio, ms, bound)])
-            points.append(Point(name, ratio.mean, ratio.low, ratio.high))
+            points.append(Point(name, ratio.mean, ratio.low, ratio.high, bound.ratio))
     head = ["", "of the base", "ratio", "bound", "ms", "bound over time"]
     equal = sum(row.logits_equal for row in result.rows)
     compared = sum(row.logits_compared for row in result.rows)
@@ -55,7 +55,8 @@ def _time(result: OverheadResult) -> Section:
     bounded = (
         "The bound is the ratio of the least times for the bytes and operations counted, at "
         f"{rates.bytes_per_second / 1e9:.1f} GB/s and {rates.flops_per_second / 1e9:.0f} GFLOP/s, "
-        "the best measured in this run; bound over time: the share of it that was reached."
+        "the best measured in this run, a tick in the plot; bound over time: the share of it that "
+        "was reached."
     )
     text = [f"Logits equal to the base's bit for bit in {equal} of {compared} passes.", bounded]
     plots: list[Plot] = [IntervalPlot("Time over the base's", "graft / base", points[:2], 1.0)]
@@ -173,7 +174,7 @@ def _group(group: Group) -> Section:
         body.append(cells)
     plots = []
     if timed:
-        points = [Point(line.name, line.ratio.mean, line.ratio.low, line.ratio.high)
+        points = [Point(line.name, line.ratio.mean, line.ratio.low, line.ratio.high, line.floor)
                   for line in group.lines if line.ratio]  # fmt: skip
         plots = [IntervalPlot(group.title, f"time over {group.reference}'s", points, 1.0)]
     return Section(group.title, group.notes, [Table(head, body)], plots)

@@ -9,12 +9,13 @@ Rows: TypeAlias = list[list[str]]
 
 @dataclass(frozen=True)
 class Point:
-    """A value with its interval."""
+    """A value with its interval, and the least that it could be where that is known."""
 
     label: str
     mean: float
     low: float
     high: float
+    bound: float | None = None
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,12 @@ class IntervalPlot:
 
     def data(self) -> Rows:
         head = ["", self.axis, "low", "high"]
-        return [head, *([p.label, *map(_number, (p.mean, p.low, p.high))] for p in self.points)]
+        rows = [[p.label, *map(_number, (p.mean, p.low, p.high))] for p in self.points]
+        if any(p.bound is not None for p in self.points):
+            head.append("bound")
+            for row, p in zip(rows, self.points, strict=True):
+                row.append("-" if p.bound is None else _number(p.bound))
+        return [head, *rows]
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def draw(plot: Plot, colours: Colours) -> str:
 def _intervals(plot: IntervalPlot, colours: Colours) -> str:
     height = _ROW * len(plot.points) + _BOTTOM + 4
     known = [v for p in plot.points for v in (p.low, p.high, p.mean)]
-    known += [plot.reference] if plot.reference is not None else []
+    known += [v for v in (plot.reference, *(p.bound for p in plot.points)) if v is not None]
     x = covering(known, 14, WIDTH - _RIGHT)
     base = height - _BOTTOM
     parts = [*_vertical_grid(x, 4, base), _text(WIDTH / 2, height - 6, plot.axis, "axis middle")]
@@ -52,6 +52,9 @@ def _intervals(plot: IntervalPlot, colours: Colours) -> str:
 
 def _interval(x: Scale, y: float, point: Point, colour: str) -> str:
     line = _line(x(point.low), y, x(point.high), y, f"whisker {colour}")
+    if point.bound is not None:
+        at = x(point.bound)
+        line += _line(at, y - 8, at, y + 8, f"bound {colour}", f"bound: {point.bound:.4g}")
     return line + _dot(x(point.mean), y, colour, f"{point.label}: {point.mean:.4g}")
 
 
@@ -124,8 +127,9 @@ def _legend(colours: Colours) -> str:
     return f'<ul class="legend">{items}</ul>'
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    return f'<line class="{kind}" x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}"/>'
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str, title: str = "") -> str:
+    shape = f'<line class="{kind}" x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}"'
+    return f"{shape}><title>{escape(title)}</title></line>" if title else f"{shape}/>"
 
 
 def _dot(x: float, y: float, colour: str, title: str) -> str:

@@ -94,3 +94,11 @@ def test_the_data_of_a_plot_are_its_numbers() -> None:
         ["a", "2", "0.25", "0.2", "0.3"],
         ["b", "1", "3", "", ""],
     ]
+
+
+def test_a_bound_is_drawn_and_told_where_it_is_known() -> None:
+    points = [Point("decode", 1.2, 1.19, 1.21, 1.05), Point("plain", 1.0, 1.0, 1.0)]
+    plot = IntervalPlot("t", "x", points, 1.0)
+    drawn = draw(plot, colours_of([plot]))
+    assert drawn.count("<title>bound: 1.05</title>") == 1
+    assert [row[-1] for row in plot.data()] == ["bound", "1.05", "-"]
