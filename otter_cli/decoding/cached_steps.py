@@ -111,7 +111,8 @@ class Session(ABC):
         """Keeps the first `counts` [rows] tokens of the tree's `path` [rows, m], in that order:
         their cache entries move into place."""
         longest = int(counts.max())
-        if longest:
+        # A chain, and the likeliest of the candidates, lie where they belong.
+        if not bool((path[:, :longest] == torch.arange(longest, device=self.device)).all()):
             self.slots.gather(self.width, path[:, :longest])
         self._decide(counts, longest)
 
