@@ -21,6 +21,7 @@ class Batch:
     attention_mask: Tensor  # [rows, tokens], 1 where real
     last: Tensor  # [rows]
     labels: Tensor | None = None  # [rows, labels], fp32; of pairs their margins, [pairs, 1]
+    since: Tensor | None = None  # [rows], the token from which on labels hold
 
     @property
     def tokens(self) -> int:
@@ -34,6 +35,7 @@ class Batch:
             attention_mask=self.attention_mask.to(device),
             last=self.last.to(device),
             labels=None if self.labels is None else self.labels.to(device),
+            since=None if self.since is None else self.since.to(device),
         )
 
 
@@ -79,11 +81,18 @@ class Labelled:
         self.truncation = encoded.truncation
         self.lengths = [len(ids) for ids in encoded.ids]
         self.labels = torch.tensor([row.labels for row in texts], dtype=torch.float32)
+        self.since = torch.tensor(
+            [
+                0 if row.since is None else encoder.place(row.text, ids, row.since)
+                for row, ids in zip(texts, encoded.ids, strict=True)
+            ]
+        )
         self._pad_id = encoder.pad_id
 
     def batch(self, rows: Sequence[int]) -> Batch:
         padded = pad([self.ids[row] for row in rows], self._pad_id)
-        return replace(padded, labels=self.labels[list(rows)])
+        chosen = list(rows)
+        return replace(padded, labels=self.labels[chosen], since=self.since[chosen])
 
 
 class Blocks:

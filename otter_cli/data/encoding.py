@@ -89,6 +89,22 @@ class Encoder:
             ids.append(fitted)
         return Encoded(ids, Truncation(cut, len(ids), self.max_length))
 
+    def place(self, text: str, ids: Sequence[int], character: int) -> int:
+        """Which of a text's encoded `ids` holds this character; the first of the text where it was
+        cut off. OtterError for a tokenizer that does not say."""
+        if not self.tokenizer.is_fast:
+            raise OtterError(
+                "the tokenizer does not say which characters a token holds",
+                hint="leave `since` out, or use a base with a fast tokenizer",
+            )
+        read = self.tokenizer(text, return_offsets_mapping=True, truncation=False, verbose=False)
+        ends = [end for _, end in read["offset_mapping"]]
+        index = next((i for i, end in enumerate(ends) if end > character), len(ends) - 1)
+        head, body = self._parts(read["input_ids"])
+        lost = len(head) + len(body) + self.eos - len(ids)
+        shifted = index - lost if self.keep == "end" else index
+        return min(max(shifted, len(head)), len(ids) - 1)
+
     def _parts(self, tokens: list[int]) -> tuple[list[int], list[int]]:
         """BOS, and the text; an EOS that some tokenizers add themselves is not to come twice."""
         start = int(tokens[:1] == [self.tokenizer.bos_token_id])

@@ -12,8 +12,11 @@ Mapped = Mapping[str, float | Sequence[float]]
 
 @dataclass(frozen=True)
 class LabelledText:
+    """`since`: the character at which begins what the labels are for, where that is known."""
+
     text: str
     labels: tuple[float, ...]
+    since: int | None = None
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -29,14 +32,15 @@ def read_labelled(
     mapping: Mapped | None = None,
     low: float = 0.0,
     high: float = 1.0,
+    since: str | None = None,
     limit: int | None = None,
 ) -> list[LabelledText]:
     """Texts with their labels, from a table.
 
     Each column of `labels` is a number from `low` to `high`; or, with `mapping`, one of its keys,
     that stands for a number or for several: {"0": 1, "1": 1, "2": 0} reads three classes as two,
-    {"hate": [1, 0], "rude": [0, 1]} one column as two labels. OtterError, with file and line, for
-    anything else.
+    {"hate": [1, 0], "rude": [0, 1]} one column as two labels. `since` is a column of
+    characters, from 0, or of nothing. OtterError, with file and line, for anything else.
     """
     if mapping:
         _check_mapping(mapping, low, high)
@@ -45,9 +49,15 @@ def read_labelled(
         found: list[float] = []
         for column in labels:
             found += _labels(record, column, mapping, low, high)
-        return LabelledText(record.text(text), tuple(found))
+        return LabelledText(record.text(text), tuple(found), _since(record, text, since))
 
     return read_rows(path, parse, limit=limit)
+
+
+def _since(record: Record, text: str, column: str | None) -> int | None:
+    if column is None or record.value(column) in (None, ""):
+        return None
+    return int(record.number(column, 0, len(record.text(text)) - 1))
 
 
 def _labels(

@@ -10,7 +10,7 @@ from pydantic import NonNegativeFloat, model_validator
 
 from otter_cli.core.intervals import Interval, auroc, f1, interval, mean
 from otter_cli.signals import SignalConfig
-from otter_cli.training.objectives.labelled import LabelledObjective
+from otter_cli.training.objectives.labelled import LabelledObjective, LabelledSource
 from otter_cli.training.objectives.objective import (
     Positions,
     Read,
@@ -25,9 +25,20 @@ if TYPE_CHECKING:
     from otter_cli.data.datasets import Batch
 
 
+class SpanSource(LabelledSource):
+    """`since`: a column with the character at which begins what the labels are for, or nothing."""
+
+    since: str | None = None
+
+    @property
+    def beginning(self) -> str | None:
+        return self.since
+
+
 class Classification(LabelledObjective):
     """Binary cross-entropy of each label at the last token; or at every one, with weights that
-    grow with position, and texts that weigh the same whatever their length.
+    grow with position, and texts that weigh the same whatever their length. Where the data say
+    `since` which character a label holds, earlier tokens have none.
 
     `consistency`, at every token: the weight of `max(0, p_t - p_t+1)` of a label that is set: what
     has been said stays said (METHOD, 3, streaming)."""
@@ -35,6 +46,8 @@ class Classification(LabelledObjective):
     kinds: ClassVar[tuple[str, ...]] = ("classes",)
 
     objective: Literal["classification"] = "classification"
+    train: SpanSource
+    test: SpanSource | None = None
     positions: Literal["last", "every"] = "last"
     consistency: NonNegativeFloat = 0.0
 
@@ -52,6 +65,8 @@ class Classification(LabelledObjective):
             return F.binary_cross_entropy_with_logits(read(batch, last_tokens(batch)), batch.labels)
         at = real_tokens(batch)
         logits, labels = read(batch, at), batch.labels[at[0]]
+        if batch.since is not None:
+            labels = labels * (at[1] >= batch.since[at[0]])[:, None]
         each = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
         loss = weighed_by_text(each, at, batch.last)
         if self.consistency:

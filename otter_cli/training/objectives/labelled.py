@@ -29,6 +29,11 @@ class LabelledSource(Source):
     mapping: dict[str, float | tuple[float, ...]] | None = None
 
     @property
+    def beginning(self) -> str | None:
+        """The column that says from which character on the labels hold."""
+        return None
+
+    @property
     def texts(self) -> tuple[str, ...]:
         return (self.text,)
 
@@ -61,6 +66,7 @@ class LabelledObjective(Objective, ABC):
             text=source.text,
             labels=source.labels or signal.labels or (signal.name,),
             mapping=source.mapping,
+            since=source.beginning,
             limit=source.limit,
         )
         found, wanted = len(rows[0].labels), self.numbers(signal)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from otter_cli.core.errors import OtterError
 from otter_cli.data.datasets import Batch, pad
+from otter_cli.data.encoding import Encoder
 from otter_cli.signals import parse_signal
 from otter_cli.training.objectives import (
     ActionConsistency,
@@ -161,6 +162,48 @@ def test_action_values_are_read_of_the_token_that_followed(loss_of: str) -> None
     if loss_of == "cross-entropy":
         expected = [1 / (1 + math.exp(-score)) for score in expected]
     assert value[:, 0].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_label_holds_from_its_span_on() -> None:
+    read, since = Table(4, 4, 1), [2, 0, 2, 1]
+    batch = replace(_batch(), since=torch.tensor(since))
+    loss = _make(Classification, positions="every").loss(read, batch).item()
+    terms = [
+        [
+            y * softplus(-read.of(r, t, 0)) + (1 - y) * softplus(read.of(r, t, 0))
+            for t in range(LAST[r] + 1)
+            for y in [LABELS[r] if t >= since[r] else 0.0]
+        ]
+        for r in range(4)
+    ]
+    assert loss == pytest.approx(_growing(terms), rel=1e-5)
+
+
+def test_spans_are_read_from_their_column(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    rows: list[dict[str, Any]] = [
+        {"text": "fine, you fool", "toxicity": 1, "from": 10},
+        {"text": "fine", "toxicity": 0, "from": None},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    source = {"path": "rows.jsonl", "since": "from"}
+    objective = Classification.model_validate({"positions": "every", "train": source, "eos": False})
+    found = objective.rows(objective.train, path, parse_signal("toxicity"))
+    for length in (32, 8):
+        batch = objective.encode(found, tiny_tokenizer, length).batch([0, 1])
+        assert batch.since is not None and batch.since[1] == 0
+        token = batch.input_ids[0, batch.since[0]]
+        assert tiny_tokenizer.decode(token) == "f", "of fool, wherever the text was cut"
+    path.write_text("\n".join(json.dumps({**row, "from": 14}) for row in rows))
+    with pytest.raises(OtterError, match="line 1: 'from' is 14, outside 0 to 13"):
+        objective.rows(objective.train, path, parse_signal("toxicity"))
+
+
+def test_a_span_that_was_cut_off_begins_the_text(tiny_tokenizer: Any) -> None:
+    encoder = Encoder(tiny_tokenizer, 5)
+    (ids,) = encoder(["abcdefgh"]).ids
+    assert encoder.place("abcdefgh", ids, 0) == 1
+    assert tiny_tokenizer.decode(ids[encoder.place("abcdefgh", ids, 6)]) == "g"
 
 
 def test_action_consistency_takes_the_best_of_the_next_state_as_it_stands() -> None:
