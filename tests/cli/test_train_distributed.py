@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,9 +30,13 @@ SIGNALS = {
 SETTINGS = {"steps": 12, "batch_size": 6, "evaluate_every": 4, "best": "reward/accuracy"}
 
 
-def _train(*arguments: object, processes: int) -> subprocess.CompletedProcess[str]:
+def _command(*arguments: object, processes: int) -> list[str]:
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [sys.executable, *launch, "-m", "otter_cli", "train", *map(str, arguments)]
+    return [sys.executable, *launch, "-m", "otter_cli", "train", *map(str, arguments)]
+
+
+def _train(*arguments: object, processes: int) -> subprocess.CompletedProcess[str]:
+    command = _command(*arguments, processes=processes)
     return subprocess.run(
         command, capture_output=True, text=True, timeout=300, env={**os.environ}, check=False
     )
@@ -109,3 +115,29 @@ def test_what_does_not_divide_or_shard_is_refused(
     assert not (folder / "training").exists()
     done = otter_here("train", folder, "--recipe", recipe, "--shard")
     assert done.returncode == 2 and "--shard needs several processes" in done.stderr
+
+
+def test_ctrl_c_saves_one_state_of_all(
+    otter_here, tiny_llama: Path, tmp_path: Path, recipe: Path
+) -> None:
+    folder = small_graft(tiny_llama, tmp_path / "graft", "reward", "toxicity", "future:2")
+    long = ["--recipe", recipe, "--set", "steps=5000", "--set", "save_every=5000"]
+    command = _command(folder, *long, "--set", "evaluate_every=5000", processes=2)
+    # A group of its own, as a terminal gives: Ctrl-C goes to torchrun and to all that it started.
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
+        log = folder / "training" / "metrics.jsonl"
+        while not (log.exists() and log.read_text().count("\n") > 4):
+            assert run.poll() is None
+            time.sleep(0.05)
+        os.killpg(run.pid, signal.SIGINT)
+        _, told = run.communicate(timeout=60)
+    assert told.count("--resume goes on") == 1
+    (state,) = (folder / "training").glob("state-*.safetensors")
+    stopped = int(state.stem.partition("-")[2])
+    assert Manifest.read(folder).training["reward"].steps == stopped > 3
+    again = ["--set", f"steps={stopped + 2}", "--set", "schedule=constant"]
+    assert otter_here("train", folder, "--recipe", recipe, *again).returncode == 2
+    done = otter_here("train", folder, "--recipe", recipe, *again, "--restart", "--json")
+    assert json.loads(done.stdout)["steps"] == stopped + 2
