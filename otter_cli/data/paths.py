@@ -14,7 +14,7 @@ def find_data(name: str, beside: Path | None = None) -> Path:
 
     Raises OtterError for an unset variable and a missing file.
     """
-    path = Path(_VARIABLE.sub(_value, name)).expanduser()
+    path = Path(expanded(name)).expanduser()
     tried = [folder / path for folder in ([beside] if beside else []) + [Path()]]
     for candidate in tried:
         if candidate.exists():
@@ -23,11 +23,16 @@ def find_data(name: str, beside: Path | None = None) -> Path:
     raise OtterError(f"data file {name!r} not found; looked for {places}", hint="check the path")
 
 
+def expanded(text: str) -> str:
+    """`$NAME` and `${NAME}` from the environment. Raises OtterError for one that is not set."""
+    return _VARIABLE.sub(_value, text)
+
+
 def _value(match: re.Match[str]) -> str:
     variable = match[1] or match[2]
     if variable not in os.environ:
         raise OtterError(
-            f"data file {match.string!r}: ${variable} is not set",
+            f"{match.string!r}: ${variable} is not set",
             hint=f"set it, e.g. `export {variable}=FOLDER`",
         )
     return os.environ[variable]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -13,6 +12,7 @@ import yaml
 from pydantic import Field, NonNegativeInt, ValidationError
 
 from otter_cli.core.errors import OtterError, from_os_error
+from otter_cli.data.paths import expanded
 from otter_cli.training.section import Section, section_error
 
 BenchName = Literal["preference", "detox", "speedup"]
@@ -50,11 +50,11 @@ class MatrixRecipe(Section):
     axes: dict[str, dict[str, Change]] = Field(default_factory=dict)
 
     def tried(self, limit: int) -> MatrixRecipe:
-        """The same with so many prompts, steps and held-out rows: does it run?"""
+        """The same with so many prompts and steps, at its first seed: does it run?"""
         bench = {"limit": limit} if self.benchmark else {}
         train = {"steps": limit, "evaluate_every": 0} if self.trains else {}
         common = Change(train=train, bench=bench).over(self.common)
-        return self.model_copy(update={"common": common})
+        return self.model_copy(update={"common": common, "seeds": self.seeds[:1]})
 
     @property
     def trains(self) -> bool:
@@ -83,10 +83,18 @@ def cells(recipe: MatrixRecipe) -> Iterator[Cell]:
         yield Cell(dict(named), change)
 
 
+def _expanded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _expanded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_expanded(inner) for inner in value]
+    return expanded(value) if isinstance(value, str) else value
+
+
 def load_matrix(path: Path) -> MatrixRecipe:
     """Raises OtterError with the place of what is wrong. `$NAME` is read from the environment."""
     try:
-        values = yaml.safe_load(os.path.expandvars(path.read_text(encoding="utf-8")))
+        values = _expanded(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise from_os_error(error, f"read the matrix {path}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -23,7 +23,8 @@ def matrix(
         Path | None, option("--out", "folder of its runs; else runs/matrix-NAME", "Output")
     ] = None,
     limit: Annotated[
-        int | None, option("--limit", "a try: so many prompts, and training steps", "Cells")
+        int | None,
+        option("--limit", "a try: so many prompts and training steps, one seed", "Cells"),
     ] = None,
     device: Device = "cpu",
 ) -> Outcome:
