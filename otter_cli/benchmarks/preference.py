@@ -12,7 +12,7 @@ from otter_cli.benchmarks.front import Front
 from otter_cli.benchmarks.fronts import fronts
 from otter_cli.benchmarks.measures import Measures, divergence, log_probability, perplexity
 from otter_cli.benchmarks.metrics.text import diversity
-from otter_cli.benchmarks.names import PLAIN
+from otter_cli.benchmarks.names import PLAIN, SWEPT
 from otter_cli.benchmarks.records import Rows, Scored
 from otter_cli.benchmarks.result import BenchmarkName, MethodResult
 from otter_cli.benchmarks.scorers import ScorerRecord
@@ -62,7 +62,7 @@ class Preference(Benchmark):
     def findings(cls, methods: Mapping[str, MethodResult]) -> list[str]:
         found = []
         for name, method in methods.items():
-            if name != PLAIN:
+            if name != PLAIN and SWEPT not in name:
                 sentence = against_plain(method, "gold_reward")
                 found.append(f"{sentence}; {times(method, 'time_ratio')} the time per token.")
         return found

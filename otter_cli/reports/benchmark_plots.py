@@ -3,6 +3,7 @@
 import re
 
 from otter_cli.benchmarks.metrics.catalog import describe
+from otter_cli.benchmarks.names import SWEPT
 from otter_cli.benchmarks.result import Result
 from otter_cli.reports.figures import name_with_unit, point
 from otter_cli.reports.plots import IntervalPlot, LinePlot, Plot, ScatterPlot, Series
@@ -53,8 +54,9 @@ def _scatter(result: Result, x: str, y: str) -> ScatterPlot:
     across, up = describe(x), describe(y)
     points = [
         (point(m.label, m.metrics[x], across), point(m.label, m.metrics[y], up))
-        for m in result.methods.values()
-        if x in m.metrics and y in m.metrics
+        for name, m in result.methods.items()
+        # Other strengths have a plot of their own.
+        if SWEPT not in name and x in m.metrics and y in m.metrics
     ]
     title = _title(f"{up.label} against {across.label}")
     return ScatterPlot(title, name_with_unit(across), name_with_unit(up), points)

@@ -14,14 +14,16 @@ WIDTH = 380
 _ROW = 40
 _SQUARE = 260  # height of the drawings with two axes
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 14, 44
-_COLOURS = 8  # c0 to c7 of the style sheet
+_COLOURS = 12  # c0 to c11 of the style sheet
 
 Colours = Mapping[str, str]  # a label's class
 
 
 def colours_of(plots: Iterable[Plot]) -> dict[str, str]:
-    """One colour a label, in order of appearance, so that plots of the same things agree."""
-    labels = dict.fromkeys(label for plot in plots for label in plot.labels())
+    """One colour a label, so that plots of the same things agree; those in legends come first: in
+    an interval plot the labels are written out."""
+    ordered = sorted(plots, key=lambda plot: isinstance(plot, IntervalPlot))
+    labels = dict.fromkeys(label for plot in ordered for label in plot.labels())
     return {label: f"c{i % _COLOURS}" for i, label in enumerate(labels)}
 
 

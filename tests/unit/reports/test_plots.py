@@ -66,8 +66,9 @@ def test_a_label_has_one_colour_in_all_plots_of_a_section() -> None:
     both = IntervalPlot("t", "x", [Point("plain", 1, 1, 1), Point("head", 2, 2, 2)])
     lines = LinePlot("t", "x", "y", [Series("head", [1], [2])])
     colours = colours_of([both, lines])
-    assert colours == {"plain": "c0", "head": "c1"}
-    assert 'dot c1"' in draw(lines, colours) and "c0" not in draw(lines, colours)
+    # Those in a legend first: an interval plot has its labels beside its lines.
+    assert colours == {"head": "c0", "plain": "c1"}
+    assert 'dot c0"' in draw(lines, colours) and "c1" not in draw(lines, colours)
 
 
 def test_equal_values_are_drawn_without_a_division_by_nothing() -> None:
