@@ -20,7 +20,7 @@ def result(folder: Path, *, accuracy: float, steps: int, toxicity: bool = True) 
     signals = {"reward": {"accuracy": Interval(accuracy, accuracy - 0.01, accuracy + 0.01, 1675)}}
     if toxicity:
         signals["toxicity"] = {"f1": Interval(0.8, 0.7, 0.9, 500)}
-    return TrainResult(folder, signals, steps, 61.0, 1_260_000, {})
+    return TrainResult(folder, signals, steps, 61.0, 1_260_000, {}, {})
 
 
 @pytest.fixture
