@@ -64,7 +64,7 @@ def train(
     ] = False,
     baseline: Annotated[
         str | None,
-        _control("--baseline", "head | probe | branch | lora | small | separate, see the README"),
+        _control("--baseline", "head, probe, branch, lora, lora-probe, small, separate or wide"),
     ] = None,
     to: Annotated[Path | None, _control("--to", "folder of the baseline")] = None,
     signal: Annotated[

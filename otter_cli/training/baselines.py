@@ -17,6 +17,7 @@ from otter_cli.training.recipe import Baseline, Recipe
 from otter_cli.training.separate import HEAD, SeparateTrainee, create_separate
 from otter_cli.training.targets import graft_signals
 from otter_cli.training.trainee import GraftTrainee, Trainee
+from otter_cli.training.wide_heads import WideHeadsTrainee
 
 
 def make_trainee(
@@ -40,6 +41,9 @@ def make_trainee(
     if baseline == "probe":
         untouched = recipe.signals[signal.name].untouched(signal)
         return ProbeTrainee(folder, to, signal, recipe.baselines.probe.reads, untouched, device)
+    if baseline == "wide":
+        width = recipe.baselines.wide.width
+        return WideHeadsTrainee(folder, to, signal, width, recipe.seed, device)
     if baseline == "lora-probe":
         settings = recipe.baselines.lora_probe
         return LoraProbeTrainee(folder, to, signal, settings, recipe.seed, device)

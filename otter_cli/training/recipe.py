@@ -22,7 +22,7 @@ from otter_cli.core.errors import OtterError, from_os_error
 from otter_cli.training.objectives import AnyObjective
 from otter_cli.training.section import Section, section_error
 
-Baseline = Literal["head", "probe", "branch", "lora", "lora-probe", "small", "separate"]
+Baseline = Literal["head", "probe", "branch", "lora", "lora-probe", "small", "separate", "wide"]
 BASELINES: tuple[str, ...] = get_args(Baseline)
 
 
@@ -56,11 +56,18 @@ class SmallSettings(BaselineSettings):
     layers: PositiveInt = 2
 
 
+class WideSettings(BaselineSettings):
+    """`width` of each head; by default as many parameters in all as the graft has."""
+
+    width: PositiveInt | None = None
+
+
 class Baselines(Section):
     """`head`: heads on the frozen final state; `probe`: gated linear over all layers; `branch`: a
     copy of the last layer, trained, on the frozen others; `lora`: low-rank updates of a copy;
     `lora_probe`: of the generator itself, whose text drifts;
-    `small`: a copy of the first layers; `separate`: a full copy of the base with a head."""
+    `small`: a copy of the first layers; `separate`: a full copy of the base with a head; `wide`:
+    wide heads for future tokens."""
 
     head: BaselineSettings = BaselineSettings()
     probe: ProbeSettings = ProbeSettings()
@@ -69,6 +76,7 @@ class Baselines(Section):
     lora_probe: LoraProbeSettings = LoraProbeSettings()
     small: SmallSettings = SmallSettings()
     separate: BaselineSettings = BaselineSettings()
+    wide: WideSettings = WideSettings()
 
 
 class Recipe(Section):

@@ -1,0 +1,68 @@
+"""Wide heads, the control of equal parameters for future tokens."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from otter_cli.core.errors import OtterError
+from otter_cli.data.datasets import pad
+from otter_cli.insertion import Manifest
+from otter_cli.training import train
+from otter_cli.training.baselines import make_trainee
+from otter_cli.training.objectives.objective import real_tokens
+from otter_cli.training.wide_heads import WIDE_HEADS, WideHeadsTrainee
+from tests.support.kills import same_tensors
+from tests.support.training import FUTURE, ctrl_c_in_step, small_graft, small_recipe
+
+BATCH = pad([[1, 5, 6, 7, 2], [1, 5, 2]], 0)
+
+
+@pytest.fixture
+def graft(tiny_llama: Path, tmp_path: Path) -> Path:
+    return small_graft(tiny_llama, tmp_path / "graft", "future:2")
+
+
+def test_they_have_the_parameters_of_the_graft(graft: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path, {"future": FUTURE}, steps=2)
+    wide = train(graft, recipe, baseline="wide", to=tmp_path / "wide")
+    inserted = train(graft, recipe)
+    assert wide.trained_parameters == pytest.approx(inserted.trained_parameters, rel=0.02)
+
+
+def test_each_head_is_a_residual_block_before_the_unembedding(graft: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path, {"future": FUTURE}, baselines={"wide": {"width": 12}})
+    trainee = make_trainee(graft, recipe, "wide", tmp_path / "wide", "cpu")
+    assert isinstance(trainee, WideHeadsTrainee)
+    with torch.no_grad():
+        trainee.parameters["out"].normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
+        at = real_tokens(BATCH)
+        said = trainee.reader("future")(BATCH, at)
+        model = trainee.model
+        out = model(BATCH.input_ids, attention_mask=BATCH.attention_mask, output_hidden_states=True)
+        y = out.hidden_states[-1][at].double()
+        for head in range(2):
+            first, second = (trainee.parameters[part][head].double() for part in ("in", "out"))
+            inner = y @ first.T
+            state = y + (inner * torch.sigmoid(inner)) @ second.T
+            logits = state @ model.lm_head.weight.double().T
+            assert torch.allclose(said[:, head].double(), logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("targets", ["text", "base"])
+def test_they_learn_and_resume_to_the_bit(graft: Path, tmp_path: Path, targets: str) -> None:
+    section = {**FUTURE, "targets": targets}
+    recipe = small_recipe(tmp_path, {"future": section}, steps=30, learning_rate=0.02)
+    result = train(graft, recipe, baseline="wide", to=tmp_path / "one")
+    if targets == "text":
+        assert result.signals["future"]["top1_t+2"].mean > 0.4
+    with ctrl_c_in_step(11):
+        train(graft, recipe, baseline="wide", to=tmp_path / "two")
+    train(graft, recipe, baseline="wide", to=tmp_path / "two", resume=True)
+    same_tensors(tmp_path / "one" / WIDE_HEADS, tmp_path / "two" / WIDE_HEADS)
+    assert not Manifest.read(graft).training
+
+
+def test_a_score_of_texts_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(OtterError, match="wide heads name future tokens; signal 'reward'"):
+        train(folder, small_recipe(tmp_path), baseline="wide", to=tmp_path / "wide")
