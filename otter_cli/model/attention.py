@@ -44,6 +44,7 @@ class InsertedAttention(InsertedBranch):
         self.key_norm = head_norm(block.key_norm, config.kv_heads, shape) if own else None
         self._inputs = self.joint(self.query, *((self.key, self.value) if own else ()))
         self._parts = [config.heads, *([config.kv_heads] * 2 if own else [])]
+        self._turned = [config.heads + config.kv_heads, config.kv_heads]  # queries, keys; values
 
     def forward(
         self, z: Tensor, entry: Tensor, tap: AttentionTap, rotate: Rotate, remember: Remember
@@ -82,8 +83,8 @@ class InsertedAttention(InsertedBranch):
         heads = inputs.view(*tap.normed.shape[:2], -1, self.head_dim)
         if self.config.kv == "base":
             return rotate(heads).transpose(1, 2), None, None
-        turning, value = heads.split([sum(self._parts[:2]), self._parts[2]], 2)
-        query, key = rotate(turning).transpose(1, 2).split(self._parts[:2], 1)
+        turning, value = heads.split_with_sizes(self._turned, 2)
+        query, key = rotate(turning).transpose(1, 2).split_with_sizes(self._parts[:2], 1)
         return query, key, value.transpose(1, 2)
 
     def _attend(self, call: AttentionCall, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -36,5 +36,5 @@ class InsertedFeedForward(InsertedBranch):
         inputs = self._inputs(rows(tap.normed), self.normed(z, tap))
         if self.gate is None:
             return self.activation(inputs)
-        gate, up = inputs.split(self.thin, -1)
+        gate, up = inputs.chunk(2, -1)
         return self.activation(gate) * up

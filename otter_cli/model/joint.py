@@ -33,29 +33,34 @@ class Joint:
     def __call__(self, x: Tensor, u: Tensor | None) -> Tensor:
         """[n, outputs of all parts]."""
         of_x, of_u, bias = self.weights()
-        x = x.to(of_x.dtype)
+        x = x if x.dtype == of_x.dtype else x.to(of_x.dtype)
         out = torch.mm(x, of_x) if bias is None else torch.addmm(bias, x, of_x)
-        return out if of_u is None or u is None else torch.addmm(out, u, of_u)
+        return out if of_u is None or u is None else out.addmm_(u, of_u)
 
     def add(self, z: Tensor, x: Tensor, u: Tensor | None) -> Tensor:
         """`z + x W^h + u W^z (+ b)`, [n, outputs], where each product lands in the sum."""
         of_x, of_u, bias = self.weights()
-        out = torch.addmm(z, x.to(of_x.dtype), of_x)
+        x = x if x.dtype == of_x.dtype else x.to(of_x.dtype)
+        out = torch.addmm(z, x, of_x)
         if of_u is not None and u is not None:
-            out = torch.addmm(out, u, of_u)
+            out = out.addmm_(u, of_u)
         return out if bias is None else out + bias
 
     def weights(self) -> Weights:
         """W^h [d, outputs], W^z [D, outputs] and b [outputs], of all parts."""
         if torch.is_grad_enabled():
             return _transposed(*map(_stacked, self._parameters()))
-        # Loading, sharding and the like put other parameters in place.
-        if self._packed is None or any(
-            owner.get(name) is not parameter for owner, name, parameter in self._known
-        ):
+        if self._packed is None or self._replaced():
             with torch.inference_mode(False), torch.no_grad():
                 self._packed = _transposed(*self._pack())
         return self._packed
+
+    def _replaced(self) -> bool:
+        """Whether loading, sharding or the like put other parameters in place."""
+        for owner, name, parameter in self._known:  # noqa: SIM110 - any() takes twice as long
+            if owner.get(name) is not parameter:
+                return True
+        return False
 
     def forget(self) -> None:
         """The parameters have storages of their own from now on."""

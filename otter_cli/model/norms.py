@@ -26,7 +26,8 @@ class StreamNorm(nn.Module):
             measured = measured.to(_wide(measured))
             mean = measured.mean(-1, keepdim=True)
             u, measured = u - mean, measured - mean
-        out = (u / self.rms(measured)).to(z.dtype) * self.weight
+        u = u / self.rms(measured)
+        out = (u if u.dtype == z.dtype else u.to(z.dtype)) * self.weight
         return out if self.bias is None else out + self.bias
 
 

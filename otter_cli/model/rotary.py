@@ -46,7 +46,8 @@ class Rotations:
         known = self._known.get(id(cos))
         if known is None or known[0] is not cos:
             known = self._known[id(cos)] = cos, _halves(cos, sin)
-        return known[1](heads).to(heads.dtype)
+        turned = known[1](heads)
+        return turned if turned.dtype == heads.dtype else turned.to(heads.dtype)
 
 
 def _halves(cos: Tensor, sin: Tensor) -> Rotate:
