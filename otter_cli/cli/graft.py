@@ -62,6 +62,9 @@ def graft(
     embedding: Annotated[str, _form("--embedding", "table | zeros")] = "table",
     init: Annotated[str, _form("--init", "copy | normal | random | zero-output")] = "copy",
     seed: Annotated[int, _form("--seed", "of every random first value")] = 0,
+    tensor_parallel: Annotated[
+        int, _size("--tensor-parallel", "refuse sizes that so many ranks of vLLM do not share")
+    ] = 1,
     dtype: Annotated[str, _form("--dtype", "of the stored tensors: F32 | BF16 | F16")] = "F32",
     name: Annotated[
         str | None, typer.Option("--name", help="of the insertion. Default: main, then main-2")
@@ -84,6 +87,7 @@ def graft(
     from otter_cli.insertion import graft as write
     from otter_cli.insertion.compose import graft_onto
     from otter_cli.insertion.price import price
+    from otter_cli.insertion.ranks import check_ranks
     from otter_cli.signals import parse_signal
 
     if out.exists() and not dry_run:
@@ -110,6 +114,8 @@ def graft(
         signals=tuple(parse_signal(text) for text in signal or ["reward"]),
         name=name or _next_name(source.path if grafted else None),
     )
+    if tensor_parallel != 1:
+        check_ranks(config, shape, tensor_parallel)
     plan = Plan(config, shape)
     cost = price(plan, checkpoint)
     mode: Mode = "copy" if copy else "link"

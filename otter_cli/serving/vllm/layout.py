@@ -14,6 +14,7 @@ from torch import Tensor
 
 from otter_cli.families import BaseShape
 from otter_cli.insertion import InsertionConfig
+from otter_cli.insertion.ranks import round_up
 
 NONE = -1
 
@@ -36,12 +37,12 @@ class Layout:
             return []
         share = config.heads // config.kv_heads
         if config.kv == "own":
-            first, count = 0, _up(config.kv_heads, self.ranks)
+            first, count = 0, round_up(config.kv_heads, self.ranks)
             group = share
         else:
             first, count = config.kv_start, self.shape.kv_heads
             # Ranks that share a key/value head split its query heads.
-            group = _up(share, max(1, self.ranks // count))
+            group = round_up(share, max(1, self.ranks // count))
         return [
             (kv - first) * share + query
             if first <= kv < first + config.kv_heads and query < share
@@ -91,8 +92,4 @@ def pick(tensor: Tensor, places: list[int], dim: int = 0) -> Tensor:
 
 
 def _filled(count: int, ranks: int) -> list[int]:
-    return [i if i < count else NONE for i in range(_up(count, ranks))]
-
-
-def _up(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple
+    return [i if i < count else NONE for i in range(round_up(count, ranks))]
