@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from otter_cli.benchmarks.lm_eval.result import Identity
 from otter_cli.core.digests import sha256_json
@@ -37,6 +37,11 @@ class Evaluation:
 
     documents: list[Document]
     definitions: dict[str, str]
+
+    @classmethod
+    def restored(cls, written: dict[str, Any]) -> Self:
+        documents = [Document(**document) for document in written["documents"]]
+        return cls(documents, written["definitions"])
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,12 @@ class Guidance(Part):
 
 
 class Settings(Part):
-    """What was run: `base` and `weights` are digests, `definitions` the tasks' own, by name."""
+    """What was run: `base` and `weights` are digests."""
 
     folder: str
     base: str
     weights: str
     tasks: list[str]
-    definitions: dict[str, str]
     limit: int | None
     batch: int
     dtype: str | None
@@ -52,12 +51,14 @@ class Identity(Part):
 
 
 class LmEvalResult(ResultFile):
-    """`metrics`: by method, task and metric, resampled by document."""
+    """`definitions`: digests of the tasks' own, by name. `metrics`: by method, task and
+    metric, resampled by document."""
 
     schema_version: int = SCHEMA_VERSION
     benchmark: Literal["lm-eval"] = "lm-eval"
     key: str
     settings: Settings
+    definitions: dict[str, str]
     metrics: dict[str, dict[str, dict[str, Estimate]]]
     identity: dict[str, Identity]
     provenance: dict[str, Any]

@@ -1,6 +1,7 @@
 """Base, graft and, where asked for, guided decoding through the harness, one model at a time.
 
 run.yaml          the settings, whose digest is the run's key
+methods/          what each method has answered, written as it ends: rerunning resumes
 samples.jsonl     one line a method and document: responses and metrics
 result.json, report.html, report.md
 """
@@ -8,8 +9,9 @@ result.json, report.html, report.md
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,7 @@ from otter_cli.benchmarks.lm_eval.result import (
     Settings,
 )
 from otter_cli.benchmarks.models import base_digest
-from otter_cli.core.atomic import write_text
+from otter_cli.core.atomic import write_json, write_text
 from otter_cli.core.console import say
 from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import mean
@@ -95,22 +97,17 @@ class Asked:
         }
 
 
-def run(asked: Asked) -> tuple[LmEvalResult, list[tuple[str, Document]]]:
-    """The result, and the documents with the method that answered each. Raises OtterError."""
+def run(asked: Asked, out: Path | None = None) -> tuple[LmEvalResult, Path]:
+    """The result and its folder. What a method has answered there is kept: a run that was killed
+    goes on with the method that it was at. Raises OtterError."""
     manifest = Manifest.read(asked.folder)
     if asked.guidance:
         _require_scores(manifest, asked.guidance.signal)
-    evaluations: dict[str, Evaluation] = {}
-    for method, load in asked.models():
-        say(f"lm-eval: {method}")
-        evaluations[method] = evaluate(load(), asked.tasks)
-        gc.collect()  # before the next model is loaded
     settings = Settings(
         folder=str(asked.folder),
         base=base_digest(manifest),
         weights=manifest.inserted.sha256,
         tasks=list(asked.tasks.names),
-        definitions=evaluations[BASE].definitions,
         limit=asked.tasks.limit,
         batch=asked.batch,
         dtype=asked.dtype,
@@ -118,33 +115,71 @@ def run(asked: Asked) -> tuple[LmEvalResult, list[tuple[str, Document]]]:
         seed=asked.tasks.seed,
         guidance=asked.guidance,
     )
+    folder = out or Path("runs") / f"lm-eval-{settings.key[:10]}"
+    _claim(settings, folder)
+    evaluations = {
+        method: _evaluated(method, load, asked, folder) for method, load in asked.models()
+    }
+    _require_same_tasks(evaluations, folder)
     result = LmEvalResult(
         key=settings.key,
         settings=settings,
+        definitions=evaluations[BASE].definitions,
         metrics={method: _metrics(found.documents) for method, found in evaluations.items()},
         identity=compare(evaluations[BASE].documents, evaluations[GRAFT].documents),
         provenance=provenance(),
     )
-    return result, [(name, one) for name, found in evaluations.items() for one in found.documents]
+    _write_samples(evaluations, folder)
+    result.write(folder)
+    return result, folder
 
 
-def write(result: LmEvalResult, documents: list[tuple[str, Document]], folder: Path) -> None:
+def _evaluated(method: str, load: Callable[[], LM], asked: Asked, folder: Path) -> Evaluation:
+    """A method answers whole or not at all: half of its requests would be batched otherwise, and
+    round otherwise than its peer's."""
+    path = folder / "methods" / f"{method}.json"
+    if path.exists():
+        say(f"lm-eval: {method} has answered before")
+        return Evaluation.restored(json.loads(path.read_bytes()))
+    say(f"lm-eval: {method}")
+    found = evaluate(load(), asked.tasks)
+    gc.collect()  # before the next model is loaded
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, asdict(found))
+    return found
+
+
+def _require_same_tasks(evaluations: dict[str, Evaluation], folder: Path) -> None:
+    """A task file that changed between two sittings would compare unlike documents."""
+    for method, found in evaluations.items():
+        if found.definitions != evaluations[BASE].definitions:
+            raise OtterError(
+                f"{folder}: the tasks of {method} are not those of {BASE}: a task file changed",
+                hint="choose another --out, or remove the folder",
+            )
+
+
+def _claim(settings: Settings, folder: Path) -> None:
     """Raises OtterError where the folder holds files, and they are of another run."""
-    settings = folder / "run.yaml"
-    text = yaml.safe_dump(result.settings.model_dump(mode="json"), sort_keys=False)
-    text = f"# key: {result.key}\n{text}"
+    path = folder / "run.yaml"
+    text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+    text = f"# key: {settings.key}\n{text}"
     if folder.exists() and any(folder.iterdir()):
-        if not settings.exists() or settings.read_text(encoding="utf-8") != text:
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
             raise OtterError(
                 f"{folder} holds files that are not of this run", hint="choose another --out"
             )
-        (folder / SAMPLES).unlink(missing_ok=True)
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(settings, text)
+    write_text(path, text)
+
+
+def _write_samples(evaluations: dict[str, Evaluation], folder: Path) -> None:
+    (folder / SAMPLES).unlink(missing_ok=True)
     with JsonLines(folder / SAMPLES) as lines:
-        for method, document in documents:
-            lines.append({"method": method, **document.record()})
-    result.write(folder)
+        for method, found in evaluations.items():
+            for document in found.documents:
+                lines.append({"method": method, **document.record()})
 
 
 def _metrics(documents: list[Document]) -> dict[str, dict[str, Estimate]]:

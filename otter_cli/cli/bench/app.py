@@ -4,7 +4,7 @@ from otter_cli.cli.app import verb_app
 
 app = verb_app(
     help="Compare the insertion with plain decoding and baselines, caches on everywhere. The same "
-    "command again resumes, lm-eval apart: what is in the run folder is never generated twice. "
+    "command again resumes: what is in the run folder is never generated twice. "
     "--method takes value, vocabulary, args, rad, genarm, dexperts, dexperts-inserted, best-of-n, "
     "early-stop, future, prompt-lookup, draft-model; each with graft=DIR, signal=NAME, "
     "temperature=T where wanted.",

@@ -76,11 +76,9 @@ def lm_eval(
 
 
 def _finish(asked: Asked, out: Path | None) -> Outcome:
-    from otter_cli.benchmarks.lm_eval.run import run, write
+    from otter_cli.benchmarks.lm_eval.run import run
     from otter_cli.cli.bench.show import shown
     from otter_cli.reports.lm_eval import lm_eval_report
 
-    result, documents = run(asked)
-    folder = out or Path("runs") / f"lm-eval-{result.key[:10]}"
-    write(result, documents, folder)
+    result, folder = run(asked, out)
     return shown(result, lm_eval_report(result), folder, failed=not result.holds)

@@ -87,6 +87,45 @@ def test_every_document_is_the_base_s(
     assert again.returncode == 2 and "not of this run" in again.stderr
 
 
+def test_a_run_that_was_stopped_goes_on_with_the_method_that_it_was_at(
+    otter_here: Otter,
+    contestants: Contestants,
+    tasks: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked, out = [], tmp_path / "run"
+
+    def counted(model: Any, tasks: Tasks) -> Any:
+        asked.append(type(model).__name__)
+        if asked == ["HFLM", "OtterLM"]:
+            raise KeyboardInterrupt
+        return evaluate(model, tasks)
+
+    monkeypatch.setattr("otter_cli.benchmarks.lm_eval.run.evaluate", counted)
+    assert bench(otter_here, contestants.graft, tasks, "tiny_choice", out).returncode == 130
+    assert not (out / "result.json").exists()
+    resumed = bench(otter_here, contestants.graft, tasks, "tiny_choice", out)
+    assert resumed.returncode == 0, resumed.stderr
+    assert asked == ["HFLM", "OtterLM", "OtterLM"]
+    whole = bench(otter_here, contestants.graft, tasks, "tiny_choice", tmp_path / "whole")
+    assert json.loads(whole.stdout)["metrics"] == json.loads(resumed.stdout)["metrics"]
+    samples = [(folder / "samples.jsonl").read_bytes() for folder in (out, tmp_path / "whole")]
+    assert samples[0] == samples[1]
+
+
+def test_a_task_that_changed_between_two_sittings_is_refused(
+    otter_here: Otter, contestants: Contestants, tasks: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert bench(otter_here, contestants.graft, tasks, "tiny_choice", out).returncode == 0
+    kept = json.loads((out / "methods" / "graft.json").read_text())
+    kept["definitions"]["tiny_choice"] = "another"
+    (out / "methods" / "graft.json").write_text(json.dumps(kept))
+    again = bench(otter_here, contestants.graft, tasks, "tiny_choice", out)
+    assert again.returncode == 2 and "a task file changed" in again.stderr
+
+
 def test_a_leak_at_late_positions_is_seen_in_the_long_documents_alone(
     otter_here: Otter,
     contestants: Contestants,
