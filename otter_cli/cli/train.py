@@ -79,8 +79,8 @@ def train(
     from otter_cli.cli.recipe_files import find_recipe
     from otter_cli.core.console import set_quiet
     from otter_cli.core.errors import OtterError
+    from otter_cli.training.controls import BASELINES
     from otter_cli.training.group import is_first
-    from otter_cli.training.recipe import BASELINES
 
     if not is_first():
         set_quiet(True)

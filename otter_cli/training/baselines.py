@@ -10,10 +10,11 @@ from otter_cli.core.errors import OtterError
 from otter_cli.families import base_shape
 from otter_cli.insertion import Manifest, Plan, graft, resolve
 from otter_cli.signals import SignalConfig
+from otter_cli.training.controls import Baseline
 from otter_cli.training.lora import LoraTrainee
 from otter_cli.training.lora_probe import LoraProbeTrainee
 from otter_cli.training.probe import ProbeTrainee
-from otter_cli.training.recipe import Baseline, Recipe
+from otter_cli.training.recipe import Recipe
 from otter_cli.training.separate import HEAD, SeparateTrainee, create_separate
 from otter_cli.training.targets import graft_signals
 from otter_cli.training.trainee import GraftTrainee, Trainee

@@ -7,13 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from otter_cli.core.console import progress, say
 from otter_cli.core.intervals import Interval
-from otter_cli.core.seeds import derive_seed, seed_everything
 from otter_cli.training.choice import Choice
 from otter_cli.training.evaluate import evaluate
+from otter_cli.training.gradients import backward
 from otter_cli.training.group import Group
 from otter_cli.training.guards import Guard, clip
 from otter_cli.training.interrupt import interruptible
@@ -81,11 +79,7 @@ class Run:
         began = time.monotonic()
         rate = rate_at(self.step, self.recipe) if rate is None else rate
         set_rate(self.optimiser, rate)
-        losses, tokens = {}, 0
-        for name in self.recipe.signals:
-            losses[name], seen = self._backward(name)
-            tokens += seen
-        tokens = self._exchange(losses, tokens)
+        losses, tokens = backward(self)
         total = sum(self.recipe.signals[name].weight * loss for name, loss in losses.items())
         gradients, norm = self.guard.check(self.step, total)
         clip(gradients, norm, self.recipe.clip)
@@ -101,39 +95,6 @@ class Run:
             "tokens": tokens,
             "seconds": self.seconds,
         }
-
-    def _backward(self, name: str) -> tuple[float, int]:
-        """Loss of this process's rows of the step's batch, their gradients left in the parameters,
-        and their tokens."""
-        objective, material = self.recipe.signals[name], self.material[name]
-        total, tokens = 0.0, 0
-        parts = self.group.parts(material.order.rows(self.step), self.recipe.accumulate)
-        for number, (rows, share) in enumerate(parts, self.group.rank * len(parts)):
-            # Nothing random is carried from step to step, so a resumed run has nothing to restore;
-            # what an objective draws differs from part to part.
-            seed_everything(derive_seed("step", self.recipe.seed, self.step, number))
-            batch = material.train.batch(rows).to(self.device)
-            loss = objective.loss(self.trainee.reader(name), batch)
-            drift = self.trainee.drift(batch)
-            kept = 0.0 if drift is None else self.trainee.drift_weight * drift.mean()
-            (share * (objective.weight * loss + kept)).backward()
-            total += share * loss.item()
-            tokens += batch.tokens if share else 0
-        return total, tokens
-
-    def _exchange(self, losses: dict[str, float], tokens: int) -> int:
-        """Losses and gradients become those of the whole batch, whose tokens it returns."""
-        if self.group.size == 1:
-            return tokens
-        for parameter in self.trainee.parameters.values():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [p.grad for p in self.trainee.parameters.values() if p.grad is not None]
-        told = torch.tensor([*losses.values(), tokens], device=self.device)
-        self.group.add([*gradients, told])
-        *summed, tokens_summed = told.tolist()
-        losses.update(zip(losses, summed, strict=True))
-        return round(tokens_summed)
 
     def _choose(self, journal: Journal) -> None:
         """Evaluates on validation rows; the best step's parameters are kept."""

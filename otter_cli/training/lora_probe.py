@@ -23,7 +23,7 @@ from otter_cli.training.targets import check_scores_texts
 
 if TYPE_CHECKING:
     from otter_cli.data.datasets import Batch
-    from otter_cli.training.recipe import LoraProbeSettings
+    from otter_cli.training.controls import LoraProbeSettings
 
 LORA_PROBE = "lora-probe.safetensors"
 

@@ -16,10 +16,11 @@ from otter_cli.core.lock import writer_lock
 from otter_cli.core.units import bytes_text
 from otter_cli.insertion import TrainingRecord
 from otter_cli.training.choice import check_choice
+from otter_cli.training.controls import Baseline
 from otter_cli.training.group import Group, check_divides, joined, launched
 from otter_cli.training.journal import Journal, check_tensorboard
 from otter_cli.training.material import Material, load_material
-from otter_cli.training.recipe import Baseline, Recipe
+from otter_cli.training.recipe import Recipe
 from otter_cli.training.resume import (
     check_same_run,
     identity_of,
