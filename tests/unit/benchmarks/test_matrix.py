@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import yaml
 from scipy import stats
+from transformers import LlamaConfig
 
 from otter_cli.benchmarks.matrix import train as matrix_train
 from otter_cli.benchmarks.matrix.recipe import cells, load_matrix
 from otter_cli.benchmarks.matrix.run import MatrixResult, over_seeds
 from otter_cli.core.errors import OtterError
-from otter_cli.insertion import Manifest
+from otter_cli.families import base_shape
+from otter_cli.insertion import Manifest, parse_layers, resolve
+from otter_cli.signals import parse_signal
 from tests.conftest import Otter
 from tests.support.contestants import Contestants
 from tests.support.training import write_data, write_recipe
@@ -169,6 +172,12 @@ def test_an_option_of_no_bench_and_a_figure_of_none_are_told_with_their_cell(
 def test_every_matrix_that_ships_is_one(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OTTER_SHARED", "OTTER_MODELS", "OTTER_DATA"):
         monkeypatch.setenv(name, "/somewhere")
+    shape = base_shape(
+        LlamaConfig(
+            hidden_size=256, num_attention_heads=8, num_key_value_heads=4, intermediate_size=1376
+        ).to_dict()
+        | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    )
     found = [*repository.glob("recipes/matrix/*.yaml")]
     found += [repository / "recipes/paper" / f"{name}.yaml" for name in ("preference", "detox")]
     assert len(found) >= 5
@@ -176,4 +185,8 @@ def test_every_matrix_that_ships_is_one(repository: Path, monkeypatch: pytest.Mo
         asked = load_matrix(path)
         assert asked.recipe is not None
         assert (repository / "recipes" / f"{asked.recipe}.yaml").is_file()
-        assert len(list(cells(asked))) >= 1
+        for cell in cells(asked):
+            given = dict(cell.change.graft)
+            assert parse_layers(str(given.pop("layers", "all")), 8)
+            signals = given.pop("signal", "reward")
+            assert resolve(shape, signals=(parse_signal(signals),), **given).signals
