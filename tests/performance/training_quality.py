@@ -1,0 +1,121 @@
+"""Held-out figures of insertions, ablations and baselines by one recipe, over seeds, as a table:
+
+    python -m tests.performance.training_quality BASE --recipe detox/davidson --signal toxicity
+        --steps 100 --seeds 3 --to results/training/davidson.json
+
+Goes on where it was stopped: each run's outcome lies in --work.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+WHOLE = "--hidden 32 --heads 1 --ffn 68"
+RATE = "--set learning_rate=5e-3"  # below where --find-lr sees the loss fall steepest
+# Name, options of graft, options of train.
+METHODS = [
+    ("insertion, 13.5 %", WHOLE, RATE),
+    ("task head only", WHOLE, "--baseline head --set baselines.head.learning_rate=1e-2"),
+    ("probe over layers", WHOLE, "--baseline probe --set baselines.probe.learning_rate=1e-2"),
+    ("separate, all weights", WHOLE, "--baseline separate"),
+    ("separate, LoRA", WHOLE, "--baseline lora --set baselines.lora.learning_rate=3e-3"),
+    ("copied last layer", WHOLE, "--baseline branch --set baselines.branch.learning_rate=1e-3"),
+    ("insertion, 5 %", "--hidden 8 --heads 1 --ffn 16", RATE),
+    ("insertion, 2 %", "--hidden 8 --heads 1 --ffn 8 --layers last:3", RATE),
+    ("FFN only", "--hidden 32 --heads 0 --ffn 68", RATE),
+    ("attention only", "--hidden 32 --heads 1 --ffn 0", RATE),
+    ("norm by the base", f"{WHOLE} --norm base", "--set learning_rate=1e-4"),
+]
+
+
+def main() -> None:
+    asked = _arguments()
+    asked.work.mkdir(parents=True, exist_ok=True)
+    for seed in range(asked.seeds):
+        for number in range(len(METHODS)):
+            _run(asked, number, seed)
+            asked.to.write_text(json.dumps(_table(asked), indent=2) + "\n")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("base", type=Path)
+    parser.add_argument("--recipe", required=True)
+    parser.add_argument("--signal", required=True)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=Path("training-quality"))
+    parser.add_argument("--to", type=Path, required=True)
+    return parser.parse_args()
+
+
+def _run(asked: argparse.Namespace, number: int, seed: int) -> None:
+    """One method with one seed; a run that a guard stops is an outcome too."""
+    kept, folders = _kept(asked, number, seed), [asked.work / "graft", asked.work / "baseline"]
+    if kept.exists():
+        return
+    name, graft, train = METHODS[number]
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    made = ["--signal", asked.signal, "--seed", seed]
+    _otter("graft", asked.base, folders[0], *graft.split(), *made)
+    to = ["--to", folders[1]] if "--baseline" in train else []
+    rest = ["--set", f"steps={asked.steps}", "--set", f"seed={seed}", *train.split(), *to]
+    outcome = _otter("train", folders[0], "--recipe", asked.recipe, *rest)
+    kept.write_text(json.dumps(outcome))
+    print(name, seed, outcome.get("signals", outcome), flush=True)
+
+
+def _otter(*arguments: object) -> dict[str, Any]:
+    command = [sys.executable, "-m", "otter_cli", *map(str, arguments), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 1:
+        return {"stopped": done.stderr.strip().splitlines()[-2:]}
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return dict(json.loads(done.stdout))
+
+
+def _kept(asked: argparse.Namespace, number: int, seed: int) -> Path:
+    return Path(asked.work / f"{number}-{seed}.json")
+
+
+def _table(asked: argparse.Namespace) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = []
+    data: Any = None
+    for number, (name, graft, train) in enumerate(METHODS):
+        files = [_kept(asked, number, seed) for seed in range(asked.seeds)]
+        found = [json.loads(file.read_text()) for file in files if file.exists()]
+        whole = [outcome for outcome in found if "stopped" not in outcome]
+        row: dict[str, Any] = {"method": name, "graft": graft, "train": train}
+        row["stopped"] = [outcome["stopped"] for outcome in found if "stopped" in outcome]
+        if whole:
+            (signal,) = whole[0]["signals"]
+            data = whole[0]["data"][signal]
+            row["trained_parameters"] = whole[0]["trained_parameters"]
+            for metric in whole[0]["signals"][signal]:
+                row[metric] = _over_seeds([o["signals"][signal][metric] for o in whole])
+        rows.append(row)
+    told = {"recipe": asked.recipe, "base": asked.base.name, "steps": asked.steps}
+    return {**told, "command": " ".join(["BASE", *sys.argv[2:]]), "data": data, "rows": rows}
+
+
+def _over_seeds(figures: list[dict[str, float]]) -> dict[str, Any]:
+    """Mean and Student's interval over seeds, with each seed's own bootstrap interval."""
+    means = np.array([figure["mean"] for figure in figures])
+    summary: dict[str, Any] = {"mean": float(means.mean()), "n": len(means), "seeds": figures}
+    if len(means) > 1:
+        half = stats.t.ppf(0.975, len(means) - 1) * means.std(ddof=1) / len(means) ** 0.5
+        summary |= {"low": float(means.mean() - half), "high": float(means.mean() + half)}
+    return summary
+
+
+if __name__ == "__main__":
+    main()
