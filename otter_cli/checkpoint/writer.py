@@ -8,8 +8,6 @@ from math import prod
 from pathlib import Path
 from typing import Any, TypedDict
 
-import numpy as np
-
 from otter_cli.checkpoint.dtypes import BITS, Array, encode
 from otter_cli.core.atomic import staged_file, write_json
 from otter_cli.core.digests import sha256_file
@@ -131,6 +129,8 @@ def _stored(name: str, spec: TensorSpec, values: Array) -> Iterator[memoryview]:
         raise OtterError(
             f"tensor {name}: made with shape {list(values.shape)}, planned as {list(spec.shape)}"
         )
+    import numpy as np
+
     flat = values.reshape(-1)
     for start in range(0, flat.size, _CHUNK_ELEMENTS):
         piece = encode(flat[start : start + _CHUNK_ELEMENTS], spec.dtype)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
-
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
 from otter_cli.families import BaseShape
@@ -63,6 +61,8 @@ def _same_bytes(base: Checkpoint, one: str, other: str) -> bool:
     first, second = base.tensors[one], base.tensors[other]
     if (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
+    import numpy as np
+
     a, b = (np.frombuffer(base.read_raw(name), np.uint8) for name in (one, other))
     return all(
         np.array_equal(a[i : i + _BLOCK], b[i : i + _BLOCK]) for i in range(0, len(a), _BLOCK)

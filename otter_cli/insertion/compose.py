@@ -18,7 +18,6 @@ from otter_cli.core.errors import OtterError
 from otter_cli.core.provenance import provenance
 from otter_cli.families import base_shape
 from otter_cli.insertion.check import check_base
-from otter_cli.insertion.initialise import initial_value
 from otter_cli.insertion.manifest import InsertedRecord, Manifest, TrainingRecord
 from otter_cli.insertion.placing import place_base
 from otter_cli.insertion.plan import Plan
@@ -36,6 +35,8 @@ class Part:
 
 def graft_onto(folder: Path, out: Path, plan: Plan, *, mode: Mode = "link") -> Manifest:
     """Writes OUT: a grafted folder's base and insertions, and one more. Raises OtterError."""
+    from otter_cli.insertion.initialise import initial_value
+
     manifest, base = Manifest.read(folder), Checkpoint.open(folder)
     check_base(base, plan.shape)
     slots = {slot.name: slot for slot in plan.slots}

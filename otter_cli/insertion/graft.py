@@ -16,7 +16,6 @@ from otter_cli.core.console import progress
 from otter_cli.core.provenance import provenance
 from otter_cli.families.parameters import base_parameters
 from otter_cli.insertion.check import check_base
-from otter_cli.insertion.initialise import initial_value
 from otter_cli.insertion.manifest import BaseRecord, InsertedRecord, Manifest
 from otter_cli.insertion.placing import place_base
 from otter_cli.insertion.plan import Plan
@@ -35,6 +34,9 @@ def graft(
 ) -> Manifest:
     """Writes OUT whole or not at all: the base's files, otter.safetensors and otter.json. Raises
     OtterError."""
+    # With numpy, for which a plan's price alone should not wait.
+    from otter_cli.insertion.initialise import initial_value
+
     check_base(base, plan.shape)
     slots = {slot.name: slot for slot in plan.slots}
     with staged_folder(out) as staging:

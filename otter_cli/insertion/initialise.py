@@ -45,7 +45,9 @@ def _copy(slot: Slot, plan: Plan, base: Checkpoint, random: np.random.Generator)
         return _normal(slot, random)
     if slot.fill == "units":
         picked = np.zeros(slot.shape, np.float32)
-        picked[np.arange(len(plan.units)), plan.units] = plan.shape.residual_scale
+        picked[np.arange(len(plan.units)), np.array(plan.units, np.int64)] = (
+            plan.shape.residual_scale
+        )
         return picked
     return np.full(slot.shape, slot.fill == "ones", np.float32)
 

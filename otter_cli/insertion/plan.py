@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
-
 from otter_cli.families import BaseShape
 from otter_cli.insertion.config import InsertionConfig
 from otter_cli.insertion.slots import Slot, Slots
@@ -34,7 +32,7 @@ class Plan:
     def kv_units(self) -> Index:
         """The base's key/value head behind each inserted key/value head."""
         if self.config.kv == "base":
-            return np.arange(self.config.kv_start, self.config.kv_start + self.config.kv_heads)
+            return range(self.config.kv_start, self.config.kv_start + self.config.kv_heads)
         return spread(self.config.kv_heads, self.shape.kv_heads)
 
     @cached_property
@@ -42,10 +40,10 @@ class Plan:
         """The base's query head behind each inserted query head: one that reads the same key/value
         head."""
         if not self.config.heads:
-            return np.zeros(0, np.int64)
+            return []
         share = self.config.heads // self.config.kv_heads
-        within = np.arange(share) % self.shape.group
-        return (self.kv_units[:, None] * self.shape.group + within).reshape(-1)
+        group = self.shape.group
+        return [unit * group + head % group for unit in self.kv_units for head in range(share)]
 
     @cached_property
     def ffn_units(self) -> Index:
@@ -68,4 +66,4 @@ class Plan:
 
 def spread(count: int, total: int) -> Index:
     """`count` of `total` indices, evenly spaced and distinct where count <= total."""
-    return np.arange(count, dtype=np.int64) * total // max(count, 1)
+    return [index * total // count for index in range(count)]

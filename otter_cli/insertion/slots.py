@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
 
 from otter_cli.families import Attention, FeedForward
 from otter_cli.insertion.sources import Index, Source, head_rows, projection_rows
@@ -38,7 +37,7 @@ class Slot:
 
     @property
     def count(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        return prod(self.shape)
 
 
 class Slots:
@@ -97,7 +96,7 @@ class Slots:
         parts = {"query": block.query_norm, "key": block.key_norm}
         for name, _, heads in self._projections():
             if part := parts.get(name):
-                rows = head_rows(heads, c) if block.joint_norm else np.arange(c)
+                rows = head_rows(heads, c) if block.joint_norm else range(c)
                 place, offset = self._at(layer, part), self.family.norm_offset
                 source = self._source(place, rows, offset=offset)
                 yield Slot(f"{base}.{name}_norm.weight", (len(rows),), "norm", source)
@@ -110,7 +109,8 @@ class Slots:
             for which, name in enumerate(("gate", "up")):
                 if name == "gate" and block.plain:
                     continue
-                rows = self.plan.ffn_units + shape.ffn * which * block.fused
+                before = shape.ffn * which * block.fused
+                rows = [unit + before for unit in self.plan.ffn_units]
                 places = tuple(self._at(layer, pair[which]) for pair in pairs if pair[which])
                 yield from self._input(f"{base}.{name}", places, rows, shape.ffn_bias)
         yield from self._output(f"{base}.down", layer, block, shape.ffn, config.ffn, shape.ffn_bias)

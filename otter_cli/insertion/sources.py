@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-
-from otter_cli.checkpoint.dtypes import FLOATS
+from otter_cli.checkpoint.dtypes import FLOATS, Array
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
 from otter_cli.families import BaseShape
 
-Index = np.ndarray[Any, np.dtype[np.int64]]
+Index = Sequence[int]  # and no array: a plan is made without numpy, whose import takes longer
 
 
 @dataclass(frozen=True)
@@ -32,17 +30,22 @@ class Source:
         """The name under which the base has it."""
         return next((name for name in self.names if name in base.tensors), None)
 
-    def read(self, name: str, base: Checkpoint) -> np.ndarray[Any, Any]:
+    def read(self, name: str, base: Checkpoint) -> Array:
         """Values in float32. Raises OtterError for a tensor that is quantised in the file."""
         if base.tensors[name].dtype not in FLOATS:
             raise OtterError(
                 f"{base.path}: {name} is stored as {base.tensors[name].dtype}: no copy of it fits",
                 hint="graft with --init normal, or onto an unquantised checkpoint",
             )
+        import numpy as np
+
+        rows, columns = (
+            None if i is None else np.array(i, np.int64) for i in (self.rows, self.columns)
+        )
         if self.transposed:
-            values = base.read(name, rows=self.columns, columns=self.rows).T
+            values = base.read(name, rows=columns, columns=rows).T
         else:
-            values = base.read(name, rows=self.rows, columns=self.columns)
+            values = base.read(name, rows=rows, columns=columns)
         if self.scale != 1.0 or self.offset:
             values = values * np.float32(self.scale) + np.float32(self.offset)
         return np.ascontiguousarray(values, np.float32)
@@ -53,11 +56,11 @@ def projection_rows(shape: BaseShape, name: str, heads: Index) -> Index:
     c, fused = shape.head_dim, shape.family.attention.fused
     place = ("query", "key", "value").index(name)
     if fused == "by head":
-        return head_rows(3 * heads + place, c)
+        return head_rows([3 * head + place for head in heads], c)
     before = (0, shape.heads, shape.heads + shape.kv_heads)[place] if fused == "stacked" else 0
-    return head_rows(heads + before, c)
+    return head_rows([head + before for head in heads], c)
 
 
 def head_rows(heads: Index, head_dim: int) -> Index:
     """Rows of a projection that belong to `heads`."""
-    return (heads[:, None] * head_dim + np.arange(head_dim)).reshape(-1)
+    return [head * head_dim + row for head in heads for row in range(head_dim)]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
+from otter_cli.checkpoint.dtypes import Array
 from otter_cli.checkpoint.writer import MAX_SHARD_BYTES
 from otter_cli.core.digests import sha256_file
 from otter_cli.insertion.manifest import InsertedRecord, Manifest
@@ -24,7 +23,7 @@ def update_tensors(
     folder: Path,
     plans: Sequence[Plan],
     manifest: Manifest,
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, Array],
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Manifest:

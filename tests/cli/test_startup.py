@@ -55,6 +55,12 @@ def test_inspecting_a_base_imports_neither_numpy_nor_what_plans_insertions(
     assert "otter_cli.insertion" not in modules
 
 
+def test_pricing_a_graft_imports_no_numpy(tiny_llama: Path, tmp_path: Path) -> None:
+    modules = modules_after("graft", str(tiny_llama), str(tmp_path / "out"), "--dry-run")
+    packages = {module.partition(".")[0] for module in modules}
+    assert not packages & {"torch", "transformers", "numpy", "safetensors", "matplotlib"}
+
+
 def seconds(command: list[str]) -> float:
     started = time.perf_counter()
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True)

@@ -1,9 +1,10 @@
 """The memory of a verification of a large base, beyond that of a base of next to nothing.
 
-    python -m tests.performance.verify_memory --work DIR --out FILE.json
+    python -m tests.performance.verify_memory --shape llama-134m --work DIR --out FILE.json
 
 Both run the quick grid in processes of their own. What a process takes for Python, torch and its
-kernels is the same for both; the rest is to be at most base + insertion + 20 %.
+kernels is the same for both; the rest is to be at most base + insertion + 20 %. A shape's row is
+added to those in FILE.
 """
 
 from __future__ import annotations
@@ -35,13 +36,22 @@ CONFIG: dict[str, Any] = {
     "hidden_act": "silu", "rope_theta": 1e4, "dtype": "float32", "tie_word_embeddings": False,
     "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 512,
 }  # fmt: skip
+INSERTION = {"hidden": 64, "heads": 2, "ffn": 128}
 SMALL = {
     "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 12,
     "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 256,
 }  # fmt: skip
-LARGE = {
-    "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,
-    "num_attention_heads": 12, "num_key_value_heads": 12, "vocab_size": 32000,
+SHAPES = {
+    "llama-134m": {
+        "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,
+        "num_attention_heads": 12, "num_key_value_heads": 12, "vocab_size": 32000,
+    },
+    # A large base's proportions: a window's logits and cache are little beside its weights.
+    "llama-317m-window-128": {
+        "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 6,
+        "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": 2048,
+        "max_position_embeddings": 128,
+    },
 }  # fmt: skip
 
 
@@ -72,46 +82,45 @@ def verification(base: Path, graft: Path) -> Measured:
     return measure([*command, "--proof", str(proof)], graft.parent / "log", dict(os.environ))
 
 
-def measured(work: Path) -> dict[str, Any]:
-    rows = {}
-    for name, config, insertion in (
-        ("small", SMALL, {"hidden": 8, "heads": 1, "ffn": 8}),
-        ("large", LARGE, {"hidden": 64, "heads": 2, "ffn": 128}),
-    ):
-        base = write_base(work / name, {**CONFIG, **config})
-        graft = random_graft(base, work / f"{name}-graft", signals=("reward",), **insertion)
-        run = verification(base, graft)
-        rows[name] = {
-            "shape": config,
-            "insertion": insertion,
-            "tensor_bytes": stored(base, graft),
-            "anonymous_bytes": run.anonymous_bytes,
-            "resident_bytes": run.resident_bytes,
-            "seconds": run.seconds,
-            "verdict": next(line for line in run.output.splitlines() if "exact" in line).strip(),
-        }
-    large, small = rows["large"], rows["small"]
-    beyond = large["resident_bytes"] - small["resident_bytes"]
-    return {
-        **rows,
-        "resident_beyond_small": beyond,
-        "over_base_and_insertion": beyond / large["tensor_bytes"],
-        "allowed": ALLOWED,
+def measured(work: Path, config: dict[str, Any], insertion: dict[str, int]) -> dict[str, Any]:
+    base = write_base(work / "base", {**CONFIG, **config})
+    graft = random_graft(base, work / "graft", signals=("reward",), **insertion)
+    run = verification(base, graft)
+    row = {
+        "shape": config,
+        "insertion": insertion,
+        "tensor_bytes": stored(base, graft),
+        "anonymous_bytes": run.anonymous_bytes,
+        "resident_bytes": run.resident_bytes,
+        "verdict": next(line for line in run.output.splitlines() if "exact" in line).strip(),
     }
+    shutil.rmtree(work)
+    return row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="a folder to fill, and empty")
+    parser.add_argument("--shape", choices=SHAPES, required=True)
+    parser.add_argument("--work", type=Path, required=True, help="a folder to fill, and remove")
     parser.add_argument("--out", type=Path, required=True, help="where the JSON goes")
     options = parser.parse_args()
-    try:
-        record = measured(options.work)
-    finally:
-        shutil.rmtree(options.work, ignore_errors=True)
-    record["provenance"] = provenance(["tests.performance.verify_memory"])
-    options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    print(f"{record['over_base_and_insertion']:.3f} of base and insertion, {ALLOWED} allowed")
+    small = measured(options.work, SMALL, {"hidden": 8, "heads": 1, "ffn": 8})
+    large = measured(options.work, SHAPES[options.shape], INSERTION)
+    beyond = {kind: large[kind] - small[kind] for kind in ("anonymous_bytes", "resident_bytes")}
+    row = {
+        "large": large,
+        "small": small,
+        "beyond_small": beyond,
+        "over_base_and_insertion": {
+            kind: value / large["tensor_bytes"] for kind, value in beyond.items()
+        },
+        "allowed": ALLOWED,
+        "provenance": provenance(["tests.performance.verify_memory"]),
+    }
+    rows = json.loads(options.out.read_text("utf-8")) if options.out.exists() else {}
+    rows[options.shape] = row
+    options.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    print(f"{options.shape}: {row['over_base_and_insertion']}, {ALLOWED} allowed")
 
 
 if __name__ == "__main__":

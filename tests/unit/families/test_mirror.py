@@ -41,7 +41,7 @@ def test_copy_begins_as_a_mirror_of_the_base(
 ) -> None:
     """METHOD, 1: z = h[S] after every layer."""
     model, seen = _model(case, tiny_checkpoint, tmp_path / "g"), []
-    units = torch.from_numpy(_plan(model).units)
+    units = _plan(model).units
     with torch.no_grad(), model.streaming() as record:
         for layer in model.taps.layers:
             layer.register_forward_hook(
@@ -90,7 +90,7 @@ def test_copied_units_say_what_the_base_s_say(
 def test_under_the_base_s_norm_u_is_x(tiny_checkpoint: Any, tmp_path: Path, case: Case) -> None:
     """METHOD, 1: the norm's statistics, weights and biases, as the family has them."""
     model = _model(case, tiny_checkpoint, tmp_path / "g", norm="base")
-    units = torch.from_numpy(_plan(model).units)
+    units = _plan(model).units
     with torch.no_grad(), products(*(layer.ffn.up for layer in _layers(model))) as seen:
         out = model(TOKENS)
     assert len(seen) == model.shape.layers

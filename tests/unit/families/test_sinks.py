@@ -30,6 +30,7 @@ def test_every_kernel_gets_a_sink_for_every_head(tiny_checkpoint: Any, tmp_path:
     model.base.set_attn_implementation("otter_test_sinks")
     with torch.no_grad():
         model(torch.arange(3, 23)[None])
-    assert [heads for heads, _, _ in seen] == [4, 2] * model.shape.layers
+    # The stream may wait for the base to end.
+    assert sorted(heads for heads, _, _ in seen) == sorted([4, 2] * model.shape.layers)
     assert all(len(of_module) == len(s_aux) == heads for heads, of_module, s_aux in seen)
     assert all(torch.equal(of_module, s_aux) for _, of_module, s_aux in seen)
