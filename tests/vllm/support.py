@@ -5,10 +5,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from otter_cli.model import OtterForCausalLM
 from otter_cli.serving.vllm.client import SignalReader
+from otter_cli.serving.vllm.numbers import VIRTUAL
 
 # Signals of a row, as the client reads them, and the numbers that travel for them.
 ASKED = ("reward", "toxicity", "tone", "value")
@@ -32,12 +34,31 @@ def mixed_prompts(shared: Path, tokenizer: Any, count: int) -> list[list[int]]:
     return prompts
 
 
+def random_prompts(vocabulary: int, count: int, longest: int) -> list[list[int]]:
+    """For a base that knows no language; every fifth continues the one before."""
+    random = np.random.default_rng(0)
+    lengths = random.integers(3, longest // 2, count)
+    found = [random.integers(3, vocabulary, length).tolist() for length in lengths]
+    return [found[i - 1] + one if i % 5 == 4 else one for i, one in enumerate(found)]
+
+
 def requests(prompts: list[list[int]], **sampling: Any) -> list[dict[str, Any]]:
     """A seed for each, so that what else is in the batch does not decide."""
     seeds = [{"seed": i} for i in range(len(prompts))] if sampling.get("temperature") else None
     return [
         {"prompt": prompt, "sampling": {**sampling, **(seeds[i] if seeds else {})}}
         for i, prompt in enumerate(prompts)
+    ]
+
+
+def without_signals(row: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As it would be had nothing been asked: the chosen token, and the best others."""
+    return [
+        {
+            "tokens": choice["tokens"],
+            "logprobs": [[one for one in step if one[0] < VIRTUAL] for step in choice["logprobs"]],
+        }
+        for choice in row
     ]
 
 
@@ -76,12 +97,13 @@ def expected(folder: Path, prompt: list[int], tokens: list[int]) -> dict[str, to
 def differences(
     folder: Path, served: Path, asked: list[dict[str, Any]], rows: list[Any]
 ) -> list[dict[str, float]]:
-    """For each token of each row: its place in the text, and the largest difference of any number
-    from transformers'."""
+    """For each token of each choice: its place in the text, and the largest difference of any
+    number from transformers'."""
     reader = SignalReader.from_folder(served)
+    pairs = [(request, choice) for request, row in zip(asked, rows, strict=True) for choice in row]
     found = []
-    for request, row in zip(asked, rows, strict=True):
-        answer = Answer(row[0])
+    for request, choice in pairs:
+        answer = Answer(choice)
         read, wanted = reader.read(answer), expected(folder, request["prompt"], answer.tokens)
         gaps = torch.cat(
             [(torch.tensor(read[n]).reshape(w.shape) - w).abs() for n, w in wanted.items()], -1

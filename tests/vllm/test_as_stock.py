@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from tests.vllm.conftest import SIGNALS, Ask
-from tests.vllm.support import NUMBERS, mixed_prompts, requests
+from tests.vllm.conftest import Ask
+from tests.vllm.support import NUMBERS, mixed_prompts, requests, without_signals
 
-assert SIGNALS
 PROMPTS, TOKENS = 200, 16
 WAYS = {
     "greedy": {"temperature": 0.0},
@@ -51,15 +50,4 @@ def test_an_engine_with_the_insertion_says_what_stock_says(
     assert found[:count] == stock
     assert found[2 * count :] == stock
     for mine, theirs in zip(found[count : 2 * count], stock, strict=True):
-        assert [_without_signals(row) for row in mine] == theirs
-
-
-def _without_signals(row: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """As it would be had nothing been asked: the chosen token, and the best three."""
-    return [
-        {
-            "tokens": choice["tokens"],
-            "logprobs": [[one for one in step if one[0] < 1 << 30] for step in choice["logprobs"]],
-        }
-        for choice in row
-    ]
+        assert [without_signals(row) for row in mine] == theirs

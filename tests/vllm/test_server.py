@@ -1,61 +1,29 @@
 """`vllm serve` with ten clients at once: each has its own signals and its own strength."""
 
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from otter_cli.serving.vllm.client import SignalReader
-from tests.vllm.conftest import ENVIRONMENT
+from tests.vllm.serving import serve
 from tests.vllm.support import expected
 
 CLIENTS = 10
+# The base has none of its own.
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 
 
 @pytest.fixture(scope="module")
 def server(served: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        # What `vllm serve` runs; the command itself asks for the version of a package called vllm,
-        # which the CPU build is not.
-        *[sys.executable, "-m", "vllm.entrypoints.openai.api_server"],
-        *["--model", str(served["base"])],
-        *["--served-model-name", "graft", "--host", "127.0.0.1", "--port", str(port)],
-        *["--dtype", "float32", "--max-model-len", "512", "--enforce-eager"],
-    ]
-    log = tmp_path_factory.mktemp("server") / "log"
-    with log.open("w") as talk:
-        process = subprocess.Popen(
-            command, stdout=talk, stderr=subprocess.STDOUT, env={**os.environ, **ENVIRONMENT}
-        )
-    try:
-        _wait(process, f"http://127.0.0.1:{port}/health", log)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    for _ in range(1200):
-        assert process.poll() is None, log.read_text()[-6000:]
-        try:
-            urllib.request.urlopen(url, timeout=5)
-            return
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            time.sleep(0.5)
-    pytest.fail(log.read_text()[-6000:])
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "template").write_text(TEMPLATE)
+    more = ["--chat-template", str(folder / "template")]
+    with serve(served["base"], folder / "log", *more) as address:
+        yield f"{address}/v1"
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +80,30 @@ def test_streamed_pieces_carry_their_signals(client: Any, reader: SignalReader) 
     )
     streamed = [s for piece in pieces for s in reader.read(piece.choices[0]).get("reward", [])]
     assert streamed == pytest.approx(whole, abs=1e-5)
+
+
+def test_a_dialogue_carries_signals_and_is_stock_without(
+    client: Any, reader: SignalReader, grafts: dict[str, Path], base: Path
+) -> None:
+    messages = [{"role": "user", "content": "What is a good name for a cat?"}]
+
+    def chat(**keywords: Any) -> Any:
+        return client.chat.completions.create(
+            model="graft", messages=messages, temperature=0, max_tokens=12, **keywords
+        )
+
+    plain, asked = chat().choices[0], chat(**reader.chat(["reward", "tone"])).choices[0]
+    assert plain.logprobs is None and plain.message.content == asked.message.content
+    tokens = [int(one.token.removeprefix("token_id:")) for one in asked.logprobs.content]
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    prompt = tokenizer.apply_chat_template(messages, chat_template=TEMPLATE, return_dict=True)
+    wanted, read = expected(grafts["base"], prompt.input_ids, tokens), reader.read(asked)
+    assert read["reward"] == pytest.approx(wanted["reward"].flatten().tolist(), abs=1e-4)
+    tones = [x for scores in read["tone"] for x in scores]
+    assert tones == pytest.approx(wanted["tone"].flatten().tolist(), abs=1e-4)
+    pieces = chat(stream=True, **reader.chat(["reward"]))
+    streamed = [s for piece in pieces for s in reader.read(piece.choices[0]).get("reward", [])]
+    assert streamed == pytest.approx(read["reward"], abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,14 @@ from tests.vllm.support import ASKED, NUMBERS, differences, mixed_prompts, refer
 TOLERANCE = 1e-4
 WITH_SIGNALS = {"logprobs": NUMBERS, "extra_args": {"otter_signals": ",".join(ASKED)}}
 CHUNKED = {"enable_chunked_prefill": True, "max_num_batched_tokens": 64, "max_num_seqs": 8}
+WHOLE = {"enable_chunked_prefill": False, "enable_prefix_caching": False}
 WAYS: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     "in-process": ("base", EAGER, INSIDE),
     "own-keys-and-values": ("own", EAGER, INSIDE),
     "zero-heads": ("uneven", EAGER, INSIDE),
     "chunked-prefill": ("base", {**EAGER, **CHUNKED}, INSIDE),
+    "own-and-chunked": ("own", {**EAGER, **CHUNKED}, INSIDE),
+    "prompts-whole-and-uncached": ("base", {**EAGER, **WHOLE}, INSIDE),
     "compiled": ("base", {**ENGINE, "distributed_executor_backend": "uni"}, INSIDE),
     "separate-processes": ("base", {**ENGINE, "enforce_eager": True}, {}),
     "two-ranks": (
@@ -43,7 +46,7 @@ def test_signals_are_those_of_transformers(
 ) -> None:
     graft, settings, environment = WAYS[way]
     # On a CPU stock vLLM 0.32 stops at a request that has a seed and a prompt in chunks.
-    temperature = 0.0 if way == "chunked-prefill" else 0.8
+    temperature = 0.0 if CHUNKED.items() <= settings.items() else 0.8
     asked = requests(prompts, max_tokens=24, temperature=temperature, **WITH_SIGNALS)
     answer = engine(served[graft], [asked], settings, environment)
     found = differences(grafts[graft], served[graft], asked, answer["passes"][0]["rows"])

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from vllm.v1.outputs import LogprobsTensors
     from vllm.v1.sample.logits_processor import BatchUpdate
 
+    from otter_cli.serving.vllm.model import Step
+
 
 class OtterProcessor(LogitsProcessor):
     """Does nothing for models that are no grafts, and for requests that ask for nothing."""
@@ -72,27 +74,34 @@ class OtterProcessor(LogitsProcessor):
 
         `found`: [rows, 1 + n] ids and log-probabilities. Every row keeps its own n.
         """
-        asking = {row: r.numbers for row, r in self.rows.items() if r.numbers}
-        if not asking:
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for row, request in self.rows.items():
+            if request.numbers:
+                groups.setdefault(request.numbers, []).append(row)
+        if not groups:
             return found
-        model = find_model(self.vllm_config)
-        step, ids, values = model.step, found.logprob_token_ids.clone(), found.logprobs.clone()
+        step = find_model(self.vllm_config).step
+        ids, values = found.logprob_token_ids.clone(), found.logprobs.clone()
         assert step is not None and len(step.base_state) == len(ids)
-        rows = torch.tensor(list(asking), device=values.device)
-        names = {self.numbers.all[i].signal for wanted in asking.values() for i in wanted}
-        scores = {
-            name: self._of_sampled(name, model.read_signal(name, step, rows), sampled[rows])
-            for name in sorted(names)
-        }
-        for place, (row, wanted) in enumerate(asking.items()):
-            end = 1 + len(wanted)
-            ids[row, end:] = found.logprob_token_ids[row, 1 : ids.shape[1] - len(wanted)]
-            values[row, end:] = found.logprobs[row, 1 : ids.shape[1] - len(wanted)]
-            for at, index in enumerate(wanted, 1):
-                number = self.numbers.all[index]
-                ids[row, at] = VIRTUAL + index
-                values[row, at] = scores[number.signal][place, number.index]
+        # By what they ask for, not row by row: a step is short, and every operation shows in it.
+        for wanted, rows in groups.items():
+            at, end = torch.tensor(rows, device=ids.device), 1 + len(wanted)
+            virtual = torch.tensor(wanted, device=ids.device, dtype=ids.dtype) + VIRTUAL
+            kept = ids.shape[1] - len(wanted)
+            ids[at, end:] = found.logprob_token_ids[at, 1:kept]
+            values[at, end:] = found.logprobs[at, 1:kept]
+            ids[at, 1:end] = virtual.expand(len(rows), -1)
+            values[at, 1:end] = self._read(wanted, step, at, sampled[at])
         return found._replace(logprob_token_ids=ids, logprobs=values)
+
+    def _read(self, wanted: tuple[int, ...], step: Step, rows: Tensor, sampled: Tensor) -> Tensor:
+        """The wanted numbers of rows that ask for the same, [rows, numbers]."""
+        model, numbers = find_model(self.vllm_config), [self.numbers.all[i] for i in wanted]
+        scores = {
+            name: self._of_sampled(name, model.read_signal(name, step, rows), sampled)
+            for name in dict.fromkeys(number.signal for number in numbers)
+        }
+        return torch.stack([scores[n.signal][:, n.index] for n in numbers], -1)
 
     def _of_sampled(self, name: str, scores: Tensor, sampled: Tensor) -> Tensor:
         """[rows, numbers]; of action values, the one of the token that was chosen."""
