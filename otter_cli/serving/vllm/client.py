@@ -10,7 +10,7 @@ Imports neither torch nor vLLM.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -82,6 +82,14 @@ class SignalReader:
                     rows.append({})
                 rows[-1][number.index] = value
         return {name: self._scores(name, rows) for name, rows in found.items()}
+
+    def of_text(self, scores: Sequence[float]) -> dict[str, float | list[float]]:
+        """Signals by name of a text or one of its tokens: `probs` of an answer of `/classify`, a
+        row of `data` of `/pooling`. Class signals are probabilities."""
+        found: dict[str, dict[int, float]] = {}
+        for number, value in zip(self.numbers.of_texts, scores, strict=True):
+            found.setdefault(number.signal, {})[number.index] = value
+        return {name: self._scores(name, [row])[0] for name, row in found.items()}
 
     def _wanted(self, signals: Iterable[str]) -> tuple[list[str], int]:
         names = list(signals)

@@ -24,6 +24,8 @@ from otter_cli.families import base_shape
 from otter_cli.insertion import Plan
 from otter_cli.serving.vllm.layer import run_layer
 from otter_cli.serving.vllm.layout import Layout
+from otter_cli.serving.vllm.numbers import Numbers
+from otter_cli.serving.vllm.pooling import make_pooler
 from otter_cli.serving.vllm.served import check_engine, read_insertions, register_model
 from otter_cli.serving.vllm.stream import Stream
 from otter_cli.serving.vllm.weights import check_stored
@@ -129,6 +131,10 @@ class Grafted:
         self.model = GraftedModel(vllm_config=vllm_config, prefix=inner, base=self.model)
         self.step: Step | None = None
         self.signals = {s.name: (one, s) for one in self.model.streams for s in one.config.signals}
+        numbers = Numbers(signal for _, signal in self.signals.values())
+        # vLLM's class for pooling, made of this one, keeps a pooler that is there already.
+        self.pooler = make_pooler(vllm_config, numbers, self.score_texts)
+        self.scoring = list(dict.fromkeys(number.signal for number in numbers.of_texts))
         register_model(vllm_config, self)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
@@ -145,7 +151,13 @@ class Grafted:
             at += width
         return Step(hidden_states[..., :d].contiguous(), inserted)
 
-    def read_signal(self, name: str, step: Step, rows: Tensor) -> Tensor:
+    def score_texts(self, hidden_states: Tensor) -> Tensor:
+        """`Numbers.of_texts` of each row, [rows, numbers]."""
+        step = self.split(hidden_states)
+        found = [self.read_signal(name, step, slice(None)) for name in self.scoring]
+        return torch.cat([scores.reshape(len(scores), -1) for scores in found], -1)
+
+    def read_signal(self, name: str, step: Step, rows: Tensor | slice) -> Tensor:
         """The head of signal `name` over chosen rows of a step, in fp32: [rows, ...]."""
         owner, signal = self.signals[name]
         inserted = step.inserted[owner.config.name]

@@ -42,6 +42,12 @@ class Numbers:
             labels = signal.labels or (None,) * count
             self.all += [Number(signal.name, i, label) for i, label in enumerate(labels)]
 
+    @property
+    def of_texts(self) -> list[Number]:
+        """Those that score a text: an action value has a next token to score, which none is."""
+        kinds = ("value", "classes")
+        return [number for number in self.all if self.signals[number.signal].kind in kinds]
+
     def of(self, names: Iterable[str]) -> tuple[int, ...]:
         """Places in `all` of the numbers of the named signals. Raises OtterError."""
         places: list[int] = []

@@ -46,6 +46,14 @@ def test_an_answer_without_log_probabilities_has_no_signals() -> None:
     assert READER.read(SimpleNamespace(logprobs=None)) == {}
 
 
+def test_scores_of_a_text_go_by_name() -> None:
+    reader = SignalReader.from_signals("reward", "value=vocabulary:8", "tone=classes:a,b")
+    found = reader.of_text([1.25, 0.0, math.log(3)])
+    assert found == {"reward": 1.25, "tone": [0.5, pytest.approx(0.75)]}
+    with pytest.raises(ValueError, match="shorter"):
+        reader.of_text([1.25])
+
+
 def test_what_is_asked_has_room_for_every_number() -> None:
     assert READER.completion(["tone", "reward"], logprobs=2)["logprobs"] == 5
     chat = READER.chat(["tone"], guide="q", strength=2.0)
