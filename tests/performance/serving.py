@@ -1,0 +1,191 @@
+"""What signals cost in vLLM: stock on the base, the plugin, and a reward model beside stock.
+
+    python -m tests.performance.serving SHARED/models/chat-7m SHARED --out results/serving/throughput.json
+
+In the environment of `make test-vllm`. Three engines live side by side, one works at a time; a
+round asks each the same prompts, and who begins moves on. Times are paired within a round.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from otter_cli.core.intervals import interval, ratio
+from otter_cli.core.provenance import provenance
+from otter_cli.insertion import Manifest
+from otter_cli.serving.vllm.export import export_vllm
+from tests.support.grafts import random_graft
+
+# Every layer, one head on the base's keys: zero heads fill up, as vLLM wants.
+GRAFT = {"hidden": 16, "heads": 1, "kv_heads": 1, "kv": "base", "ffn": 16, "signals": ("reward",)}
+ENGINE = {
+    "dtype": "float32", "max_model_len": 512, "max_num_seqs": 16, "seed": 0,
+    "enable_prefix_caching": False, "distributed_executor_backend": "uni",
+}  # fmt: skip
+SIDES: dict[str, tuple[str, dict[str, Any]]] = {
+    "stock": ("stock", {}),
+    "stock, a log-probability": ("stock", {"logprobs": 1}),
+    "plugin, signals off": ("plugin", {}),
+    "plugin, signals on": ("plugin", {"logprobs": 1, "extra_args": {"otter_signals": "reward"}}),
+}
+PAIR = "stock, then a reward model"
+Times = dict[str, list[float]]
+
+
+class Engine:
+    """A process with one engine, which waits between questions; `plugin`: it may load ours."""
+
+    def __init__(self, threads: int, plugin: bool, **keywords: Any) -> None:
+        environment = {
+            "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads),
+            **({} if plugin else {"VLLM_PLUGINS": "none"}),
+        }  # fmt: skip
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.performance.serving_engine"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+        self.start_seconds = self.ask(**keywords)["seconds"]
+
+    def ask(self, **asked: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(asked) + "\n")
+        self.process.stdin.flush()
+        if not (line := self.process.stdout.readline()):
+            raise RuntimeError(f"an engine ended with {self.process.wait()}")
+        return json.loads(line)
+
+    def end(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(60)
+
+
+def write_models(base: Path, work: Path) -> dict[str, dict[str, Any]]:
+    """Keywords of LLM for each engine: the base, the served graft, and a classifier that has the
+    base's weights and a random head, as large as the base and as fast as any."""
+    export_vllm(random_graft(base, work / "graft", **GRAFT), work / "served")
+    judge = work / "judge"
+    shutil.copytree(base, judge, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((base / "config.json").read_text())
+    changed = {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "reward"}}
+    (judge / "config.json").write_text(json.dumps({**config, **changed, "num_labels": 1}))
+    tensors = load_file(base / "model.safetensors")
+    head = np.random.default_rng(0).normal(0, 0.05, (1, config["hidden_size"]))
+    save_file({**tensors, "score.weight": head.astype(np.float32)}, judge / "model.safetensors")
+    return {
+        "stock": {"model": str(base)},
+        "plugin": {"model": str(work / "served")},
+        "judge": {"model": str(judge), "runner": "pooling"},
+    }
+
+
+def one_round(engines: dict[str, Engine], asked: dict[str, Any], first: int) -> dict[str, Any]:
+    """What each side took; checks that all say the same, and that every token has its number."""
+    names, found = list(SIDES), {}
+    for name in names[first % len(names) :] + names[: first % len(names)]:
+        engine, more = SIDES[name]
+        sampling = {**asked["sampling"], **more}
+        found[name] = engines[engine].ask(prompts=asked["prompts"], sampling=sampling)
+    said = found["stock"]["tokens"]
+    assert all(one["tokens"] == said for one in found.values())
+    assert found["plugin, signals on"]["numbers"] == sum(map(len, said))
+    texts = [prompt + tokens for prompt, tokens in zip(asked["prompts"], said, strict=True)]
+    scored = engines["judge"].ask(prompts=texts)
+    assert scored["numbers"] == len(texts)
+    # The pair generates as stock has just done, and then scores.
+    found[PAIR] = {key: found["stock"][key] + scored[key] for key in ("seconds", "cpu")}
+    return found
+
+
+def throughput(rounds: list[dict[str, Any]], clock: str) -> dict[str, Any]:
+    """Of each side over stock's, and of the plugin with signals over the pair's."""
+    times = {name: np.array([one[name][clock] for one in rounds]) for name in rounds[0]}
+    pairs = {f"{name} / stock": ("stock", name) for name in times if name != "stock"}
+    pairs["plugin, signals on / " + PAIR] = (PAIR, "plugin, signals on")
+    pairs["plugin, signals on / stock, a log-probability"] = (
+        "stock, a log-probability",
+        "plugin, signals on",
+    )
+    figures = {}
+    for name, (top, bottom) in pairs.items():
+        figure = interval(ratio(times[top], times[bottom]), len(rounds), what=name)
+        figures[name] = {k: round(getattr(figure, k), 3) for k in ("mean", "low", "high")}
+    return figures
+
+
+def prompts_of(shared: Path, base: Path, count: int) -> list[list[int]]:
+    from transformers import AutoTokenizer
+
+    from tests.vllm.support import mixed_prompts
+
+    return mixed_prompts(shared, AutoTokenizer.from_pretrained(base), count)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("base", type=Path)
+    parser.add_argument("shared", type=Path, help="the folder with data/prompts")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--prompts", type=int, default=48)
+    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--eager", action="store_true", help="without torch.compile")
+    options = parser.parse_args()
+    asked = {
+        "prompts": prompts_of(options.shared, options.base, options.prompts),
+        "sampling": {"temperature": 0.0, "max_tokens": options.tokens, "ignore_eos": True},
+    }
+    settings = {**ENGINE, "enforce_eager": options.eager}
+    load, engines = os.getloadavg(), {}
+    with tempfile.TemporaryDirectory() as work:
+        for name, keywords in write_models(options.base, Path(work)).items():
+            engines[name] = Engine(options.threads, name == "plugin", **settings, **keywords)
+            print(f"{name}: started in {engines[name].start_seconds:.0f} s", flush=True)
+        manifest = Manifest.read(Path(work) / "served")
+        rounds = []
+        for turn in range(options.rounds + 1):
+            found = one_round(engines, asked, turn)
+            print({name: round(one["seconds"], 2) for name, one in found.items()}, flush=True)
+            if turn:  # the first warms up
+                rounds.append(found)
+        for engine in engines.values():
+            engine.end()
+    record = {
+        "command": "python -m tests.performance.serving chat-7m SHARED"
+        f" --rounds {options.rounds} --prompts {options.prompts} --tokens {options.tokens}"
+        f" --threads {options.threads}" + (" --eager" if options.eager else ""),
+        "engine": settings,
+        "insertion": manifest.insertions[0].model_dump(mode="json"),
+        "prompt_tokens": sum(map(len, asked["prompts"])),
+        "rounds": options.rounds,
+        "load": {"before": load[0], "after": os.getloadavg()[0]},
+        "throughput": throughput(rounds, "seconds"),
+        "throughput_by_processor_time": throughput(rounds, "cpu"),
+        "seconds": {name: [round(r[name]["seconds"], 3) for r in rounds] for name in rounds[0]},
+        "tokens_equal_to_stock": True,
+        "provenance": provenance(["tests.performance.serving"]),
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    print(json.dumps(record["throughput"], indent=2))
+
+
+if __name__ == "__main__":
+    main()
