@@ -1,6 +1,7 @@
 """What signals cost in vLLM: stock on the base, the plugin, and a reward model beside stock.
 
     python -m tests.performance.serving SHARED/models/chat-7m SHARED --out results/serving/throughput.json
+    ... --large --rounds 8 --prompts 16 --longest 32 --tokens 24 --out results/serving/throughput-large.json
 
 In the environment of `make test-vllm`. Three engines live side by side, one works at a time; a
 round asks each the same prompts, and who begins moves on. Times are paired within a round.
@@ -21,14 +22,19 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from otter_cli.benchmarks.overhead.shapes import SHAPES
 from otter_cli.core.intervals import interval, ratio
 from otter_cli.core.provenance import provenance
 from otter_cli.insertion import Manifest
 from otter_cli.serving.vllm.export import export_vllm
 from tests.support.grafts import random_graft
 
-# Every layer, one head on the base's keys: zero heads fill up, as vLLM wants.
-GRAFT = {"hidden": 16, "heads": 1, "kv_heads": 1, "kv": "base", "ffn": 16, "signals": ("reward",)}
+# 2 to 5 % of the base, in every layer; where one head is few, zero heads fill up, as vLLM wants.
+FORM = {"kv": "base", "scale": 0.02, "signals": ("reward",)}
+SMALL = {"hidden": 16, "heads": 1, "kv_heads": 1, "ffn": 16}
+LARGE = {"hidden": 24, "heads": 4, "kv_heads": 4, "ffn": 64}
+# At chat-7m's size a step is calls more than arithmetic: this one is 18 times as large.
+LARGE_SHAPE = {**SHAPES["llama-134m"], "num_key_value_heads": 4, "head_dim": 64}
 ENGINE = {
     "dtype": "float32", "max_model_len": 512, "max_num_seqs": 16, "seed": 0,
     "enable_prefix_caching": False, "distributed_executor_backend": "uni",
@@ -76,16 +82,28 @@ class Engine:
         self.process.wait(60)
 
 
-def write_models(base: Path, work: Path) -> dict[str, dict[str, Any]]:
+def write_large(like: Path, folder: Path) -> Path:
+    """A random base of a real model's shape, with the tokenizer of `like`."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(**LARGE_SHAPE, dtype="float32")
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    for path in like.glob("tokenizer*"):
+        shutil.copy(path, folder)
+    return folder
+
+
+def write_models(base: Path, work: Path, sizes: dict[str, int]) -> dict[str, dict[str, Any]]:
     """Keywords of LLM for each engine: the base, the served graft, and a classifier that has the
     base's weights and a random head, as large as the base and as fast as any."""
-    export_vllm(random_graft(base, work / "graft", **GRAFT), work / "served")
+    export_vllm(random_graft(base, work / "graft", **FORM, **sizes), work / "served")
     judge = work / "judge"
     shutil.copytree(base, judge, ignore=shutil.ignore_patterns("*.safetensors"))
     config = json.loads((base / "config.json").read_text())
     changed = {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "reward"}}
     (judge / "config.json").write_text(json.dumps({**config, **changed, "num_labels": 1}))
     tensors = load_file(base / "model.safetensors")
+    tensors.pop("lm_head.weight", None)
     head = np.random.default_rng(0).normal(0, 0.05, (1, config["hidden_size"]))
     save_file({**tensors, "score.weight": head.astype(np.float32)}, judge / "model.safetensors")
     return {
@@ -129,12 +147,45 @@ def throughput(rounds: list[dict[str, Any]], clock: str) -> dict[str, Any]:
     return figures
 
 
-def prompts_of(shared: Path, base: Path, count: int) -> list[list[int]]:
+def prompts_of(shared: Path, base: Path, count: int, longest: int) -> list[list[int]]:
     from transformers import AutoTokenizer
 
     from tests.vllm.support import mixed_prompts
 
-    return mixed_prompts(shared, AutoTokenizer.from_pretrained(base), count)
+    prompts = mixed_prompts(shared, AutoTokenizer.from_pretrained(base), count)
+    return [prompt[:longest] for prompt in prompts]
+
+
+def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    base = write_large(options.base, work / "base") if options.large else options.base
+    prompts = prompts_of(options.shared, options.base, options.prompts, options.longest)
+    asked = {
+        "prompts": prompts,
+        "sampling": {"temperature": 0.0, "max_tokens": options.tokens, "ignore_eos": True},
+    }
+    settings = {**ENGINE, "enforce_eager": options.eager}
+    load, engines, rounds = os.getloadavg()[0], {}, []
+    for name, keywords in write_models(base, work, LARGE if options.large else SMALL).items():
+        engines[name] = Engine(options.threads, name == "plugin", **settings, **keywords)
+        print(f"{name}: started in {engines[name].start_seconds:.0f} s", flush=True)
+    for turn in range(options.rounds + 1):
+        found = one_round(engines, asked, turn)
+        print({name: round(one["seconds"], 2) for name, one in found.items()}, flush=True)
+        rounds.append(found)
+    for engine in engines.values():
+        engine.end()
+    rounds = rounds[1:]  # the first warms up
+    return {
+        "base": LARGE_SHAPE if options.large else options.base.name,
+        "engine": settings,
+        "insertion": Manifest.read(work / "served").insertions[0].model_dump(mode="json"),
+        "prompt_tokens": sum(map(len, prompts)),
+        "load": {"before": load, "after": os.getloadavg()[0]},
+        "throughput": throughput(rounds, "seconds"),
+        "throughput_by_processor_time": throughput(rounds, "cpu"),
+        "seconds": {name: [round(r[name]["seconds"], 3) for r in rounds] for name in rounds[0]},
+        "tokens_equal_to_stock": True,
+    }
 
 
 def main() -> None:
@@ -142,46 +193,21 @@ def main() -> None:
     parser.add_argument("base", type=Path)
     parser.add_argument("shared", type=Path, help="the folder with data/prompts")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--prompts", type=int, default=48)
-    parser.add_argument("--tokens", type=int, default=48)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--large", action="store_true", help="a random base of BASE's tokenizer")
+    sizes = {"rounds": 12, "prompts": 48, "longest": 200, "tokens": 48, "threads": 1}
+    for name, usual in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=usual)
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     options = parser.parse_args()
-    asked = {
-        "prompts": prompts_of(options.shared, options.base, options.prompts),
-        "sampling": {"temperature": 0.0, "max_tokens": options.tokens, "ignore_eos": True},
-    }
-    settings = {**ENGINE, "enforce_eager": options.eager}
-    load, engines = os.getloadavg(), {}
+    flags = [f"--{name} {getattr(options, name)}" for name in sizes]
+    flags += [f"--{name}" for name in ("large", "eager") if getattr(options, name)]
     with tempfile.TemporaryDirectory() as work:
-        for name, keywords in write_models(options.base, Path(work)).items():
-            engines[name] = Engine(options.threads, name == "plugin", **settings, **keywords)
-            print(f"{name}: started in {engines[name].start_seconds:.0f} s", flush=True)
-        manifest = Manifest.read(Path(work) / "served")
-        rounds = []
-        for turn in range(options.rounds + 1):
-            found = one_round(engines, asked, turn)
-            print({name: round(one["seconds"], 2) for name, one in found.items()}, flush=True)
-            if turn:  # the first warms up
-                rounds.append(found)
-        for engine in engines.values():
-            engine.end()
-    record = {
-        "command": "python -m tests.performance.serving chat-7m SHARED"
-        f" --rounds {options.rounds} --prompts {options.prompts} --tokens {options.tokens}"
-        f" --threads {options.threads}" + (" --eager" if options.eager else ""),
-        "engine": settings,
-        "insertion": manifest.insertions[0].model_dump(mode="json"),
-        "prompt_tokens": sum(map(len, asked["prompts"])),
-        "rounds": options.rounds,
-        "load": {"before": load[0], "after": os.getloadavg()[0]},
-        "throughput": throughput(rounds, "seconds"),
-        "throughput_by_processor_time": throughput(rounds, "cpu"),
-        "seconds": {name: [round(r[name]["seconds"], 3) for r in rounds] for name in rounds[0]},
-        "tokens_equal_to_stock": True,
-        "provenance": provenance(["tests.performance.serving"]),
-    }
+        record = {
+            "command": f"python -m tests.performance.serving chat-7m SHARED {' '.join(flags)}",
+            **{name: getattr(options, name) for name in sizes},
+            **measure(options, Path(work)),
+            "provenance": provenance(["tests.performance.serving"]),
+        }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
     print(json.dumps(record["throughput"], indent=2))
