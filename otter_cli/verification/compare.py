@@ -1,19 +1,20 @@
-"""One case of the grid: base against base, against the other model, and against it poisoned."""
+"""The cases of the grid: base against base, against the other model, and against it poisoned."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from otter_cli.core.console import progress
 from otter_cli.core.errors import OtterError
+from otter_cli.model import OtterForCausalLM
 from otter_cli.verification.bits import Difference, difference
 from otter_cli.verification.cases import Case
 from otter_cli.verification.pair import Pair
-from otter_cli.verification.poison import VALUES, poisoned
+from otter_cli.verification.poison import VALUES, fill
 from otter_cli.verification.run import Digests, Outputs, run
 
 # What transformers raises for ways of running that a model does not know.
@@ -53,17 +54,14 @@ class Skipped:
         return {"case": self.case.record(), "reason": self.reason}
 
 
-def compare(pair: Pair, cases: list[Case], *, every_value: bool) -> Iterator[CaseResult | Skipped]:
-    """Runs the cases; NaN poisons each of them, the other values each or, for a quick grid, take
-    turns."""
+def compare(pair: Pair, cases: list[Case]) -> Iterator[CaseResult | Skipped]:
     with progress(len(cases), "comparing logits") as advance:
-        for index, case in enumerate(cases):
-            turn = VALUES[1 + index % (len(VALUES) - 1)]
-            yield _compare(pair, case, VALUES if every_value else (VALUES[0], turn))
+        for case in cases:
+            yield _compare(pair, case)
             advance(1)
 
 
-def _compare(pair: Pair, case: Case, values: tuple[str, ...]) -> CaseResult | Skipped:
+def _compare(pair: Pair, case: Case) -> CaseResult | Skipped:
     try:
         expected = run(case, pair.base).digests()
     except _REFUSALS as error:
@@ -71,10 +69,37 @@ def _compare(pair: Pair, case: Case, values: tuple[str, ...]) -> CaseResult | Sk
     control = run(case, pair.base).digests() == expected
     try:
         equal, moved = _beside(pair, case, expected)
-        poison = _poison(pair, case, values, expected)
     except _REFUSALS as error:
         return CaseResult(case, False, control, {}, Difference(), expected, _told(error))
-    return CaseResult(case, equal, control, poison, moved, expected)
+    return CaseResult(case, equal, control, {}, moved, expected)
+
+
+def poison_cases(
+    pair: Pair, otter: OtterForCausalLM, results: list[CaseResult], *, every_value: bool
+) -> list[CaseResult]:
+    """The same cases poisoned: by NaN each, by the other values each or, for a quick grid, in turn.
+
+    Comes last, for it ruins `otter`: a copy of the inserted tensors to put back would be held all
+    the while.
+    """
+    ran = [index for index, result in enumerate(results) if not result.failure]
+    poisoned = list(results)
+    with progress(len(VALUES), "poisoning all tensors") as advance:
+        for turn, value in enumerate(VALUES):
+            fill((tensor for _, tensor in otter.inserted_parameters()), value)
+            for index in ran:
+                if every_value or turn in (0, 1 + index % (len(VALUES) - 1)):
+                    poisoned[index] = _poisoned(pair, poisoned[index], value)
+            advance(1)
+    return poisoned
+
+
+def _poisoned(pair: Pair, result: CaseResult, value: str) -> CaseResult:
+    try:
+        stood = run(result.case, pair.other).digests() == result.outputs
+    except _REFUSALS as error:
+        return replace(result, failure=_told(error))
+    return replace(result, poison={**result.poison, value: stood})
 
 
 def _beside(pair: Pair, case: Case, expected: Digests) -> tuple[bool, Difference]:
@@ -101,14 +126,3 @@ def _comparable(case: Case, expected: Outputs, found: Outputs) -> tuple[Tensor, 
 
 def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-
-
-def _poison(pair: Pair, case: Case, values: tuple[str, ...], expected: Digests) -> dict[str, bool]:
-    if pair.otter is None:
-        return {}
-    found = {}
-    tensors = [tensor for _, tensor in pair.otter.inserted_parameters()]
-    for value in values:
-        with poisoned(tensors, value):
-            found[value] = run(case, pair.other).digests() == expected
-    return found

@@ -89,8 +89,10 @@ class Grid:
 
 def _quick(window: int) -> Iterator[Case]:
     """Every path that a served model takes, at lengths on both sides of what kernels block by."""
-    for length in (*_LENGTHS, window):
+    for length in _LENGTHS:
         yield Case("prefill", length)
+    # All keys and values are compared; all logits over a wide vocabulary would fill the memory.
+    yield Case("prefill", window, keep=max(window // 4, 1))
     yield Case("prefill", 33, keep=1)
     yield Case("prefill", 40, batch=4, padding="right")
     yield Case("decode", 7, steps=8)
@@ -104,6 +106,7 @@ def _quick(window: int) -> Iterator[Case]:
 
 def _full(window: int) -> Iterator[Case]:
     """What quick leaves out: other batches and caches, other decoding, training mode, threads."""
+    yield Case("prefill", window)
     for batch in (2, 3, 8):
         yield Case("prefill", 33, batch=batch)
         yield Case("prefill", 65, batch=batch, padding="left")

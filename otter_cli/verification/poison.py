@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -39,18 +39,22 @@ class PoisonResult:
         return {**vars(self), "case": self.case.record(), "runs": self.runs, "moved": moved}
 
 
-@contextmanager
-def poisoned(tensors: Sequence[Tensor], value: str) -> Iterator[None]:
-    """Fills `tensors` inside, and puts their own values back."""
-    kept = [tensor.detach().clone() for tensor in tensors]
+def fill(tensors: Iterable[Tensor], value: str) -> None:
     with torch.no_grad():
         for tensor in tensors:
             tensor.fill_(number(value, tensor.dtype))
-        try:
-            yield
-        finally:
-            for tensor, own in zip(tensors, kept, strict=True):
-                tensor.copy_(own)
+
+
+@contextmanager
+def poisoned(tensor: Tensor, value: str) -> Iterator[None]:
+    """Fills `tensor` inside, and puts its own values back."""
+    kept = tensor.detach().clone()
+    fill([tensor], value)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            tensor.copy_(kept)
 
 
 def number(value: str, dtype: torch.dtype) -> float:
@@ -71,7 +75,7 @@ def poison_each(
     with progress(len(named), "poisoning each tensor") as advance:
         for name, tensor in named:
             for value in values:
-                with poisoned([tensor], value):
+                with poisoned(tensor, value):
                     same = run(case, pair.other).digests() == expected
                 equal += same
                 if not same and moved is None:

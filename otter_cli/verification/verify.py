@@ -78,15 +78,14 @@ def _run_models(report: Report) -> None:
 def _run_levels(report: Report, pair: Pair, cases: list[Case], window: int) -> None:
     """All levels that need models, on one loaded pair."""
     from otter_cli.verification.bisect import bisect
-    from otter_cli.verification.compare import CaseResult, Skipped, compare
+    from otter_cli.verification.compare import CaseResult, Skipped, compare, poison_cases
     from otter_cli.verification.locality import check_locality
     from otter_cli.verification.poison import VALUES, poison_each
     from otter_cli.verification.structure import trace_paths, traced_cases
 
     full = report.request.grid.name == "full"
-    compared = list(compare(pair, cases, every_value=full))
+    compared = list(compare(pair, cases))
     results = [result for result in compared if isinstance(result, CaseResult)]
-    report.results += results
     report.skipped += [result for result in compared if isinstance(result, Skipped)]
     ran = [result.case for result in results if not result.failure]
     if pair.otter is not None and ran:
@@ -100,3 +99,6 @@ def _run_levels(report: Report, pair: Pair, cases: list[Case], window: int) -> N
     moved = [case for case in moved if case in ran]
     if moved and report.parting is None:
         report.parting = bisect(pair, min(moved, key=lambda case: case.tokens))
+    if pair.otter is not None:
+        results = poison_cases(pair, pair.otter, results, every_value=full)
+    report.results += results

@@ -9,7 +9,7 @@ import pytest
 
 from otter_cli.verification import Grid, Request, decide, verify
 from otter_cli.verification.cases import FORWARDS, GENERATES, Case
-from otter_cli.verification.compare import CaseResult, compare
+from otter_cli.verification.compare import CaseResult, compare, poison_cases
 from otter_cli.verification.pair import open_pair, positions
 from tests.support.families import CASES
 from tests.support.families import Case as Family
@@ -36,8 +36,11 @@ def test_fifty_random_grids(tiny_llama: Path, tmp_path: Path) -> None:
         folder = random_graft(tiny_llama, tmp_path / kv, hidden=8, heads=2, ffn=16, kv=kv)
         for dtype in DTYPES:
             pair = open_pair(Request(folder), dtype=dtype, device="cpu", shared=True)
-            for result in compare(pair, drawn(tiny_llama, dtype), every_value=False):
-                assert isinstance(result, CaseResult), result
+            assert pair.otter is not None
+            compared = list(compare(pair, drawn(tiny_llama, dtype)))
+            ran = [result for result in compared if isinstance(result, CaseResult)]
+            assert len(ran) == len(compared)
+            for result in poison_cases(pair, pair.otter, ran, every_value=False):
                 assert result.equal and result.control, f"{result.case}: {result.failure}"
                 assert result.poison and all(result.poison.values()), str(result.case)
                 seen.append(result.case)

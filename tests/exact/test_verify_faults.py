@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from otter_cli.verification.cases import Case
-from otter_cli.verification.compare import CaseResult, compare
+from otter_cli.verification.compare import CaseResult, compare, poison_cases
 from otter_cli.verification.pair import Pair, open_pair
 from otter_cli.verification.request import Request
 from otter_cli.verification.structure import PathTrace, trace_path, traced_cases
@@ -73,11 +73,18 @@ def caught(graft: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Change, Wh
     def run(change: Change, when: When = always) -> Caught:
         plant(monkeypatch, leak(change, when))
         pair = open_pair(Request(graft), dtype="float32", device="cpu", shared=True)
-        results = [r for r in compare(pair, CASES, every_value=False) if isinstance(r, CaseResult)]
-        assert len(results) == len(CASES) and all(result.control for result in results)
-        return Caught(results, traces(pair))
+        found = judged(pair, every_value=False)
+        assert len(found.results) == len(CASES) and all(r.control for r in found.results)
+        return found
 
     return run
+
+
+def judged(pair: Pair, *, every_value: bool) -> Caught:
+    assert pair.otter is not None
+    results = [result for result in compare(pair, CASES) if isinstance(result, CaseResult)]
+    paths = traces(pair)
+    return Caught(poison_cases(pair, pair.otter, results, every_value=every_value), paths)
 
 
 def traces(pair: Pair) -> list[PathTrace]:
@@ -94,8 +101,7 @@ TRACED = traced_cases(CASES, window=128)
 
 def test_without_a_fault_nothing_is_caught(graft: Path) -> None:
     pair = open_pair(Request(graft), dtype="float32", device="cpu", shared=True)
-    results = [r for r in compare(pair, CASES, every_value=True) if isinstance(r, CaseResult)]
-    found = Caught(results, traces(pair))
+    found = judged(pair, every_value=True)
     assert not found.unequal() and not found.poison_moves() and not found.leaking()
 
 

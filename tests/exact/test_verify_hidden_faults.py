@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from otter_cli.model import OtterForCausalLM
 from otter_cli.model.record import ACTIVE, INSIDE
 from otter_cli.verification.cases import Case
-from otter_cli.verification.compare import CaseResult, compare
+from otter_cli.verification.compare import CaseResult, compare, poison_cases
 from otter_cli.verification.pair import open_pair
 from otter_cli.verification.request import Request
 from otter_cli.verification.structure import PathTrace, trace_path
@@ -62,8 +62,9 @@ def judge(
 ) -> tuple[list[CaseResult], list[PathTrace]]:
     pair = open_pair(Request(folder), dtype="float32", device="cpu", shared=shared)
     assert pair.otter is not None
-    found = [r for r in compare(pair, cases, every_value=False) if isinstance(r, CaseResult)]
-    return found, [trace_path(pair, pair.otter, case) for case in cases]
+    found = [result for result in compare(pair, cases) if isinstance(result, CaseResult)]
+    paths = [trace_path(pair, pair.otter, case) for case in cases]
+    return poison_cases(pair, pair.otter, found, every_value=False), paths
 
 
 def in_the_cache(model: OtterForCausalLM, named: dict[str, Any], z: Tensor) -> None:

@@ -21,17 +21,17 @@ def test_every_value_is_what_it_is_called(dtype: torch.dtype) -> None:
     assert held["1e30"] == (math.inf if dtype == torch.float16 else pytest.approx(1e30, rel=1e-2))
 
 
-def test_all_tensors_are_filled_and_put_back_after_an_error_too(
+def test_a_tensor_is_filled_and_put_back_after_an_error_too(
     tiny_llama: Path, tmp_path: Path
 ) -> None:
     model = OtterForCausalLM.from_pretrained(random_graft(tiny_llama, tmp_path / "g", hidden=8))
     tensors = [tensor for _, tensor in model.inserted_parameters()]
     before = [tensor.detach().clone() for tensor in tensors]
-    with poisoned(tensors, "nan"):
-        assert all(bool(tensor.isnan().all()) for tensor in tensors)
-    assert all(map(same_bits, tensors, before))
-    with pytest.raises(ZeroDivisionError), poisoned(tensors, "inf"):
-        raise ZeroDivisionError
+    for tensor in tensors:
+        with poisoned(tensor, "nan"):
+            assert [bool(t.isnan().any()) for t in tensors] == [t is tensor for t in tensors]
+        with pytest.raises(ZeroDivisionError), poisoned(tensor, "inf"):
+            raise ZeroDivisionError
     assert all(map(same_bits, tensors, before))
 
 
@@ -42,7 +42,7 @@ def test_poison_shows_in_the_stream_itself(tiny_llama: Path, tmp_path: Path) -> 
     model = OtterForCausalLM.from_pretrained(folder, attn_implementation="eager")
     tokens = torch.arange(3, 9).view(1, 6)
     for name, tensor in model.inserted_parameters():
-        with torch.no_grad(), poisoned([tensor], "nan"):
+        with torch.no_grad(), poisoned(tensor, "nan"):
             out = model(tokens)
         states = [*out.inserted_state.values(), *out.signals.values()]
         assert any(bool(state.isnan().any()) for state in states), name
