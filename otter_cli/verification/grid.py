@@ -49,18 +49,22 @@ class Grid:
         """All cases for a base of so many positions; those that one loaded model serves are
         neighbours."""
         window = min(positions, _WINDOW[self.name])
-        paths = [*_quick(window), *(_full(window) if self.name == "full" else ())]
         dtypes = self.dtypes or DTYPES[self.name]
         named = [
             replace(path, attention=attention, dtype=dtype, device=device)
             for device in self.devices
             for dtype in dtypes
             for attention in self.attentions
-            for path in _fitting(paths, window)
+            for path in _fitting(self._paths(attention, window), window)
         ]
         drawn = [self._draw(index, window, dtypes) for index in range(self.random)]
         seeded = [replace(case, seed=derive_seed(self.seed, case.label)) for case in named]
         return sorted([*seeded, *drawn], key=lambda case: (case.device, dtypes.index(case.dtype)))
+
+    def _paths(self, attention: str, window: int) -> list[Case]:
+        # Eager attention holds every pair of positions, several times.
+        longest = max(window // 2, 1) if attention == "eager" else window
+        return [*_quick(longest), *(_full(window) if self.name == "full" else ())]
 
     def _draw(self, index: int, window: int, dtypes: tuple[str, ...]) -> Case:
         seed = derive_seed("random case", self.seed, index)

@@ -7,7 +7,7 @@ import sys
 
 # From glibc's malloc.h: mallopt's parameters.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_BLOCK = 1 << 20  # bytes
+_BLOCK = 1 << 17  # bytes, the threshold that glibc starts with
 
 
 def return_freed_blocks() -> None:
