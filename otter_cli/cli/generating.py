@@ -52,10 +52,11 @@ class Generating:
         labels, records = labels_of(self.model, self.shown), []
         with progress(0 if streams else len(prompts), "generating") as advance:
             for start in range(0, len(prompts), batch):
-                part = encoded[start : start + batch]
+                here = slice(start, start + batch)
+                part, texts = encoded[here], prompts[here]
                 told = Told(self.tokenizer, prompts[start], part[0]) if streams else None
                 rows = self._generate(part, drafter, told)
-                for text, ids, row in zip(prompts[start:], part, rows, strict=False):
+                for text, ids, row in zip(texts, part, rows, strict=True):
                     records.append(record_of(text, ids, row, self.tokenizer, labels))
                 advance(len(part))
         return records

@@ -84,7 +84,7 @@ class Rows:
         for row, (chosen, limit) in enumerate(zip(tokens.tolist(), limits, strict=True)):
             self.taken[row] = 0
             before = len(self.rows[row].tokens)
-            for token, logprob in zip(chosen[:limit], logprobs[row], strict=False):
+            for token, logprob in zip(chosen[:limit], logprobs[row][:limit], strict=True):
                 if not self.open[row]:
                     break
                 self._take(row, token, logprob)

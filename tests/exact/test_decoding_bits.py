@@ -116,10 +116,12 @@ def test_candidates_do_not_see_each_other_nor_other_rows(folder: Path) -> None:
     states = []
     for session, tokens in zip(sessions, (candidates, other), strict=True):
         session.prefill(PROMPTS)
-        before = [layer.keys.clone() for layer in session.cache.layers if layer.is_initialized]
+        layers = [layer for layer in session.cache.layers if layer.is_initialized]
+        before = [layer.keys.clone() for layer in layers]
+        assert len(layers) >= model.shape.layers
         states.append(session.branch(tokens))
         prefix = max(map(len, PROMPTS))
-        for layer, keys in zip(session.cache.layers, before, strict=False):
+        for layer, keys in zip(layers, before, strict=True):
             assert torch.equal(layer.keys[:, :, :prefix], keys)
     same = torch.ones_like(candidates, dtype=torch.bool)
     same[1, 2] = False

@@ -38,7 +38,7 @@ def reference(folder: Path, text: str) -> list[float]:
     """The classifier by transformers alone, one text at a time."""
     saved = torch.load(folder / "detoxify-mini.ckpt", weights_only=False)["state_dict"]
     bert = BertForSequenceClassification(BertConfig.from_pretrained(folder))
-    bert.load_state_dict(saved, strict=False)
+    assert not bert.load_state_dict(saved, strict=False).missing_keys
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with torch.no_grad():
         return torch.sigmoid(bert.eval()(**tokenizer(text, return_tensors="pt")).logits)[0].tolist()

@@ -101,6 +101,13 @@ def test_other_bits_of_the_base_are_another_machine_not_a_disagreement() -> None
     assert same_outputs(record("abc"), record("def")) == 0
 
 
+def test_a_case_that_one_machine_skips_leaves_the_others_their_partners() -> None:
+    both, rest = record(), record()
+    skipped = {"case": Case("prefill", 9).record(), "outputs": {"said": "x", "cache": "y"}}
+    both["results"] = [skipped, *both["results"]]
+    assert same_outputs(both, rest) == same_outputs(rest, both) == 1
+
+
 def test_other_files_and_other_outcomes_are_told() -> None:
     assert list(disagreements(record(), record(digest="2"))) == [
         "config.json of the folder is not the file that was verified"
