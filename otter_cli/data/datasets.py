@@ -1,7 +1,7 @@
 """Tokenised data in memory, and the padded batches made of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Protocol, Self
 
 import torch
@@ -22,6 +22,7 @@ class Batch:
     last: Tensor  # [rows]
     labels: Tensor | None = None  # [rows, labels], fp32; of pairs their margins, [pairs, 1]
     since: Tensor | None = None  # [rows], the token from which on labels hold
+    places: Tensor | None = None  # [rows, labels], the token that each label is for; -1: none
 
     @property
     def tokens(self) -> int:
@@ -29,14 +30,8 @@ class Batch:
         return int(self.attention_mask.sum())
 
     def to(self, device: torch.device | str) -> Self:
-        return replace(
-            self,
-            input_ids=self.input_ids.to(device),
-            attention_mask=self.attention_mask.to(device),
-            last=self.last.to(device),
-            labels=None if self.labels is None else self.labels.to(device),
-            since=None if self.since is None else self.since.to(device),
-        )
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{n: t.to(device) for n, t in tensors.items() if t is not None})
 
 
 class Dataset(Protocol):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from otter_cli.core.errors import CheckFailed, OtterError
-from otter_cli.training.material import load_material
+from otter_cli.training.material import load_material, prepare
 from otter_cli.training.targets import graft_signals
 from otter_cli.training.tokenizer import load_tokenizer
 
@@ -33,9 +33,10 @@ class RateSearch:
 
 
 def find_rate(folder: Path, recipe: Recipe, *, steps: int = 60, device: str = "cpu") -> RateSearch:
-    """Nothing is written. Raises OtterError where the loss falls at no rate."""
+    """No tensor is written. Raises OtterError where the loss falls at no rate."""
     signals, tokenizer = graft_signals(folder, recipe), load_tokenizer(folder)
     material = {name: load_material(name, recipe, signals[name], tokenizer) for name in signals}
+    prepare(material, recipe, folder, device)
 
     from otter_cli.training.loop import Run
     from otter_cli.training.state import StateFolder

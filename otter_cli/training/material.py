@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,16 @@ def load_material(name: str, recipe: Recipe, signal: SignalConfig, tokenizer: An
         derive_seed("order", recipe.seed, name),
     )
     return Material(train, test, order, record, validation)
+
+
+def prepare(
+    material: Mapping[str, Material], recipe: Recipe, folder: Path, device: str
+) -> Mapping[str, Material]:
+    """The same, with what an objective has to compute of it before it can be trained."""
+    for name, found in material.items():
+        parts = [part for part in (found.train, found.validation, found.test) if part is not None]
+        found.record.update(recipe.signals[name].prepare(parts, folder, device))
+    return material
 
 
 def held_out_rows(objective: Objective, signal: SignalConfig, folder: Path | None) -> Sequence[Any]:

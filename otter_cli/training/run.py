@@ -19,7 +19,7 @@ from otter_cli.training.choice import check_choice
 from otter_cli.training.controls import Baseline
 from otter_cli.training.group import Group, check_divides, joined, launched
 from otter_cli.training.journal import Journal, check_tensorboard
-from otter_cli.training.material import Material, load_material
+from otter_cli.training.material import Material, load_material, prepare
 from otter_cli.training.recipe import Recipe
 from otter_cli.training.resume import (
     check_same_run,
@@ -94,6 +94,7 @@ def train(
     with joined(options.device) as (group, device):
         from otter_cli.training.baselines import make_trainee
 
+        group.in_turn(partial(prepare, material, recipe, folder, device))
         make = partial(make_trainee, folder, recipe, baseline, to, device)
         return _run(make, target, recipe, material, replace(options, device=device), group)
 

@@ -12,6 +12,7 @@ from otter_cli.training.objectives.distillation import Distillation
 from otter_cli.training.objectives.future_tokens import FutureTokens
 from otter_cli.training.objectives.objective import Objective, Positions, Read, Source
 from otter_cli.training.objectives.pointwise import Pointwise
+from otter_cli.training.objectives.rollouts import Rollouts
 
 AnyObjective = Annotated[
     ActionConsistency
@@ -21,7 +22,8 @@ AnyObjective = Annotated[
     | Classification
     | Distillation
     | FutureTokens
-    | Pointwise,
+    | Pointwise
+    | Rollouts,
     Field(discriminator="objective"),
 ]
 
@@ -38,5 +40,6 @@ __all__ = [
     "Pointwise",
     "Positions",
     "Read",
+    "Rollouts",
     "Source",
 ]

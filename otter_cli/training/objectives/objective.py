@@ -133,6 +133,11 @@ class Objective(Section, ABC):
     @abstractmethod
     def encode(self, rows: Sequence[Any], tokenizer: Any, max_length: int) -> Dataset: ...
 
+    def prepare(self, datasets: Sequence[Any], folder: Path, device: str) -> dict[str, Any]:
+        """Computes what encoded data still lack, with the base of a graft; what the record of the
+        data says of it. Begun again, it goes on."""
+        return {}
+
     @abstractmethod
     def loss(self, read: Read, batch: Batch) -> Tensor:
         """A scalar with a graph to whatever `read` trains."""

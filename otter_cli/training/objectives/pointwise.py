@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from otter_cli.core.intervals import Interval, correlation, interval, mean
+from otter_cli.core.intervals import Interval, Statistic, correlation, interval, mean
 from otter_cli.signals import SignalConfig
 from otter_cli.training.objectives.labelled import LabelledObjective
 from otter_cli.training.objectives.objective import (
@@ -65,8 +65,15 @@ def value_metrics(
         got, true = value[:, column].astype(float), label[:, column].astype(float)
         found[f"squared_error{suffix}"] = interval(mean((got - true) ** 2), len(got))
         what = f"the correlation{suffix} of value and label"
-        found[f"correlation{suffix}"] = interval(correlation(got, true), len(got), what=what)
+        found[f"correlation{suffix}"] = interval(agreement(got, true), len(got), what=what)
     return found
+
+
+def agreement(value: np.ndarray, label: np.ndarray) -> Statistic:
+    """Their correlation; of a signal that is constant, as a new one is, none."""
+    if np.ptp(value) > 0:
+        return correlation(value, label)
+    return lambda counts: np.zeros(len(counts))
 
 
 def errors(loss: Loss, scores: Tensor, labels: Tensor) -> Tensor:

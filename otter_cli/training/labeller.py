@@ -1,0 +1,102 @@
+"""A labeller of texts: Detoxify, a classifier, a reward model, or a trained graft's signal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from otter_cli.checkpoint.listing import MANIFEST
+from otter_cli.core.errors import OtterError
+from otter_cli.core.suggest import closest
+from otter_cli.training.detoxify import load_detoxify
+
+# One number a text, in their order.
+Labeller = Callable[[Sequence[str]], list[float]]
+
+
+def load_labeller(folder: Path, label: str | None, *, eos: bool, device: str) -> Labeller:
+    """`label`: which of a classifier's probabilities, by default the first; of a graft the signal,
+    by default `reward`. `eos`: whether what reads tokens is given texts that have ended.
+
+    Raises OtterError where `folder` gives no such number."""
+    if any(folder.glob("*.ckpt")):
+        return _detoxify(folder, label, device)
+    if (folder / MANIFEST).is_file() or _labels_of(folder) == 1:
+        return _values(folder, label or "reward", eos, device)
+    return _classifier(folder, label, device)
+
+
+def _detoxify(folder: Path, label: str | None, device: str) -> Labeller:
+    detoxify = load_detoxify(folder, device)
+    column = detoxify.class_names[_column(folder, label, detoxify.class_names)]
+    # Detoxify gives a bare number for a list of one.
+    return lambda texts: [float(p) for p in _listed(detoxify.predict(list(texts))[column])]
+
+
+def _listed(predicted: float | Sequence[float]) -> Sequence[float]:
+    return predicted if isinstance(predicted, Sequence) else [predicted]
+
+
+def _values(folder: Path, signal: str, eos: bool, device: str) -> Labeller:
+    from transformers import AutoTokenizer
+
+    from otter_cli.data.datasets import pad
+    from otter_cli.data.encoding import Encoder
+    from otter_cli.training.objectives.objective import last_tokens
+    from otter_cli.training.teacher import teacher_values
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    encode = Encoder(tokenizer, _positions(folder), eos=eos)
+
+    def label(texts: Sequence[str]) -> list[float]:
+        batch = pad(encode(texts).ids, encode.pad_id).to(device)
+        found: list[float] = teacher_values(folder, signal, batch)[last_tokens(batch)].tolist()
+        return found
+
+    return label
+
+
+def _classifier(folder: Path, label: str | None, device: str) -> Labeller:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model: Any = AutoModelForSequenceClassification.from_pretrained(folder).to(device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    column = _column(folder, label, names)
+    several = model.config.problem_type == "multi_label_classification"
+
+    def probabilities(texts: Sequence[str]) -> list[float]:
+        inputs = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        with torch.inference_mode():
+            logits = model(**inputs.to(device)).logits.float()
+        shares = logits.sigmoid() if several else logits.softmax(-1)
+        found: list[float] = shares[:, column].tolist()
+        return found
+
+    return probabilities
+
+
+def _column(folder: Path, label: str | None, names: Sequence[str]) -> int:
+    if label is None:
+        return 0
+    if label not in names:
+        near = closest(label, names)
+        raise OtterError(
+            f"the labeller {folder} has no label {label!r}",
+            hint=(f"did you mean {near!r}? " if near else "") + f"its labels: {', '.join(names)}",
+        )
+    return names.index(label)
+
+
+def _labels_of(folder: Path) -> int:
+    from transformers import AutoConfig
+
+    return int(AutoConfig.from_pretrained(folder).num_labels)
+
+
+def _positions(folder: Path) -> int:
+    from transformers import AutoConfig
+
+    return int(getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", 1 << 20))

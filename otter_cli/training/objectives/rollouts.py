@@ -1,0 +1,195 @@
+"""Value by rollouts: what the base's own continuations of a state come to (METHOD, 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
+from otter_cli.core.errors import OtterError
+from otter_cli.core.intervals import Counts, Interval, interval, ratio
+from otter_cli.data.labelled import LabelledText
+from otter_cli.data.paths import find_data
+from otter_cli.data.records import Place
+from otter_cli.signals import SignalConfig
+from otter_cli.training.objectives.objective import Objective, Positions, Read, Source
+from otter_cli.training.objectives.pointwise import Loss, agreement, errors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from otter_cli.data.datasets import Batch
+    from otter_cli.data.states import States
+
+
+class TextSource(Source):
+    """Texts alone: the labeller has the labels."""
+
+    text: str = "text"
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.text,)
+
+
+class Rollouts(Objective):
+    """The target of a state is the mean label of `samples` continuations of `tokens` tokens that
+    are drawn from the base at `temperature`: no token needs a label.
+
+    `labeller`: a folder of Detoxify's, of a classifier or a reward model, or a trained graft;
+    `label` says which of its numbers. It reads the whole text or the continuation alone, with
+    `eos` as texts that have ended. `states` of each text are drawn by `seed`, and so are
+    continuations, each by itself: targets depend on no order, and are computed once.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("value",)
+
+    objective: Literal["rollouts"] = "rollouts"
+    train: TextSource
+    test: TextSource | None = None
+    labeller: str
+    label: str | None = None
+    reads: Literal["text", "continuation"] = "text"
+    states: PositiveInt = 2
+    samples: PositiveInt = 8
+    tokens: PositiveInt = 20
+    temperature: PositiveFloat = 1.0
+    seed: NonNegativeInt = 0
+    loss_of: Loss = "squared"
+
+    @property
+    def sources(self) -> tuple[TextSource, TextSource | None]:
+        return self.train, self.test
+
+    def check(self, signal: SignalConfig) -> None:
+        super().check(signal)
+        find_data(self.labeller)
+        if signal.size != 1:
+            raise OtterError(
+                f"signal {signal.name!r} has {signal.size} attributes; a labeller gives one number",
+                hint="graft one signal for each attribute, with rollouts of its own",
+            )
+
+    def rows(self, source: TextSource, path: Place, signal: SignalConfig) -> Sequence[LabelledText]:
+        from otter_cli.data.plain import read_texts
+
+        texts = read_texts(path, column=source.text, limit=source.limit)
+        return [LabelledText(text, ()) for text in texts]
+
+    def encode(self, rows: Sequence[LabelledText], tokenizer: Any, max_length: int) -> States:
+        from otter_cli.data.encoding import Encoder
+        from otter_cli.data.states import States
+
+        # The beginning of a long text stays: its states are those of texts being written.
+        encoder = Encoder(tokenizer, max_length, eos=False, keep="start")
+        return States([row.text for row in rows], encoder, self.states, self.seed)
+
+    def prepare(self, datasets: Sequence[Any], folder: Path, device: str) -> dict[str, Any]:
+        """Raises OtterError for a labeller that does not fit, and where the base has no room."""
+        from otter_cli.training.labeller import load_labeller
+        from otter_cli.training.rollouts import roll_out
+
+        self._require_room(datasets, folder)
+        labeller = find_data(self.labeller)
+        drawing = self._drawing(folder, labeller)
+        labels = roll_out(
+            [prefix for data in datasets for prefix in data.prefixes()],
+            drawing,
+            folder,
+            folder / "training" / "rollouts",
+            lambda: load_labeller(labeller, self.label, eos=self.eos, device=device),
+            device,
+        )
+        each = np.array(list(labels.values()))
+        if self.loss_of == "cross-entropy" and not (each.min() >= 0 and each.max() <= 1):
+            raise OtterError(
+                f"{self.labeller} gives {each.min():.3g} to {each.max():.3g}, and cross-entropy "
+                "needs 0 to 1",
+                hint="loss_of: squared, or a labeller that gives probabilities",
+            )
+        means = {key: float(np.mean(of)) for key, of in labels.items()}
+        for data in datasets:
+            data.set_targets(means)
+        return {"rollouts": {"name": drawing.name, **_summary(each)}}
+
+    def _drawing(self, folder: Path, labeller: Path) -> Any:
+        from otter_cli.insertion import Manifest
+        from otter_cli.training.detoxify import files_digest
+        from otter_cli.training.rollouts import Drawing
+
+        base = {name: file.sha256 for name, file in Manifest.read(folder).base.identity().items()}
+        return Drawing(
+            base=base,
+            labeller=files_digest(labeller),
+            **self.model_dump(
+                include={"label", "eos", "reads", "samples", "tokens", "temperature", "seed"}
+            ),
+        )
+
+    def _require_room(self, datasets: Sequence[States], folder: Path) -> None:
+        from otter_cli.checkpoint.folder import Checkpoint
+        from otter_cli.families import base_shape
+
+        room = base_shape(Checkpoint.open(folder).config).max_positions
+        longest = max(max(data.lengths) for data in datasets)
+        if longest + self.tokens > room:
+            raise OtterError(
+                f"a state of {longest} tokens with {self.tokens} more is longer than the base's "
+                f"{room} positions",
+                hint=f"max_length: {room - self.tokens}, or fewer tokens",
+            )
+
+    def loss(self, read: Read, batch: Batch) -> Tensor:
+        assert batch.labels is not None
+        at, label = _places(batch), batch.labels[_chosen(batch)]
+        each = errors(self.loss_of, read(batch, at), label)
+        # Texts weigh the same, however many of their places there was room for.
+        return (each / _chosen(batch).sum(1)[at[0]]).sum() / len(batch.last)
+
+    def outcomes(self, read: Read, batch: Batch) -> dict[str, Tensor]:
+        assert batch.labels is not None
+        score = read(batch, _places(batch)).float()
+        value = batch.labels.new_zeros(batch.labels.shape)
+        value[_chosen(batch)] = score if self.loss_of == "squared" else score.sigmoid()
+        return {"value": value, "label": batch.labels, "chosen": _chosen(batch)}
+
+    def metrics(
+        self, outcomes: Mapping[str, np.ndarray], signal: SignalConfig
+    ) -> dict[str, Interval]:
+        """Over states, with intervals over texts: states of one text are no independent ones."""
+        value, label, chosen = (outcomes[name] for name in ("value", "label", "chosen"))
+        texts, squares = len(value), ((value - label) ** 2 * chosen).sum(1)
+        of_states = agreement(value[chosen].astype(float), label[chosen].astype(float))
+        text = chosen.nonzero()[0]
+
+        def over_texts(counts: Counts) -> np.ndarray:
+            return of_states(counts[:, text])
+
+        what = "the correlation of value and label"
+        return {
+            "squared_error": interval(ratio(squares, chosen.sum(1)), texts),
+            "correlation": interval(over_texts, texts, what=what),
+        }
+
+
+def _chosen(batch: Batch) -> Tensor:
+    assert batch.places is not None
+    return batch.places >= 0
+
+
+def _places(batch: Batch) -> Positions:
+    assert batch.places is not None
+    rows, columns = _chosen(batch).nonzero(as_tuple=True)
+    return rows, batch.places[rows, columns]
+
+
+def _summary(each: np.ndarray) -> dict[str, float]:
+    """Of labels [states, samples]: `noise` is the squared error that no value can fall below on
+    average, since a target is a mean of samples."""
+    noise = each.var(1, ddof=1).mean() / each.shape[1] if each.shape[1] > 1 else np.nan
+    told = {"mean": each.mean(), "variance": each.mean(1).var()}
+    found = {name: float(value) for name, value in told.items()}
+    return {"states": len(each), **found, **({"noise": float(noise)} if noise == noise else {})}

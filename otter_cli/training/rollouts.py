@@ -1,0 +1,150 @@
+"""Continuations of states, drawn from the base and labelled: what values by rollouts are trained on
+(METHOD, 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from otter_cli.core.atomic import write_json
+from otter_cli.core.console import progress, say
+from otter_cli.core.digests import sha256_json
+from otter_cli.core.errors import OtterError
+from otter_cli.core.jsonlines import JsonLines, read_jsonlines
+from otter_cli.core.lock import writer_lock
+from otter_cli.core.seeds import derive_seed
+from otter_cli.data.states import state_key
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from otter_cli.training.labeller import Labeller
+
+# Of each state, by its key, one label a continuation.
+Labels = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How continuations are drawn and what is labelled: all that decides the labels, but for the
+    states. `base` and `labeller` are digests."""
+
+    base: Mapping[str, str]
+    labeller: str
+    label: str | None
+    eos: bool
+    reads: str
+    samples: int
+    tokens: int
+    temperature: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"rollouts-{sha256_json(asdict(self))[:16]}"
+
+
+def roll_out(
+    states: Iterable[list[int]],
+    drawing: Drawing,
+    folder: Path,
+    store: Path,
+    make_labeller: Callable[[], Labeller],
+    device: str,
+) -> Labels:
+    """Labels of all states: those that `store` has from before, and the others drawn from the base
+    of `folder`, each written when it is whole. Stopped at any moment, it goes on from there."""
+    wanted = {state_key(prefix): prefix for prefix in states}
+    store.mkdir(parents=True, exist_ok=True)
+    path = store / f"{drawing.name}.jsonl"
+    with writer_lock(path):
+        write_json(path.with_suffix(".json"), asdict(drawing))
+        found = _known(path, drawing)
+        missing = [key for key in wanted if key not in found]
+        if missing:
+            if len(missing) < len(wanted):
+                say(f"{len(wanted) - len(missing)} of {len(wanted)} states are labelled already")
+            worker = _Worker(drawing, folder, make_labeller(), device)
+            with JsonLines(path) as lines, progress(len(missing), "rollouts") as advance:
+                for key in missing:
+                    record = worker.of(wanted[key])
+                    lines.append({"state": key, **record})
+                    found[key] = record["labels"]
+                    advance(1)
+    return {key: found[key] for key in wanted}
+
+
+def _known(path: Path, drawing: Drawing) -> Labels:
+    if not path.exists():
+        return {}
+    found = {record["state"]: record["labels"] for record in read_jsonlines(path)}
+    for key, labels in found.items():
+        if len(labels) != drawing.samples:
+            raise OtterError(
+                f"{path}: state {key[:12]} has {len(labels)} labels, not {drawing.samples}",
+                hint="the file was changed by hand: remove it, and its states are drawn again",
+            )
+    return found
+
+
+class _Worker:
+    """The base and the labeller at work on one state at a time: what else there is to do moves no
+    bit of its numbers."""
+
+    def __init__(self, drawing: Drawing, folder: Path, labeller: Labeller, device: str) -> None:
+        from transformers import AutoTokenizer
+
+        from otter_cli.model.load import load_base
+
+        self.drawing, self.labeller = drawing, labeller
+        self.base: Any = load_base(folder).to(device).eval()
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+
+    def of(self, prefix: list[int]) -> dict[str, Any]:
+        drawing, key = self.drawing, state_key(prefix)
+        drawn = np.stack(
+            [
+                np.random.default_rng(
+                    derive_seed("rollout", drawing.seed, key, sample) % 2**63
+                ).random(drawing.tokens)
+                for sample in range(drawing.samples)
+            ]
+        )
+        ends = self.tokenizer.eos_token_id
+        tokens = continuations(self.base, prefix, drawn, drawing.temperature, ends)
+        before = prefix if drawing.reads == "text" else []
+        texts = [
+            self.tokenizer.decode([*before, *more], skip_special_tokens=True) for more in tokens
+        ]
+        return {"tokens": tokens, "labels": self.labeller(texts)}
+
+
+def continuations(
+    base: Any, prefix: list[int], drawn: np.ndarray, temperature: float, eos: int | None
+) -> list[list[int]]:
+    """A continuation for each row of uniform numbers `drawn` [samples, tokens], by the inverse of
+    the distribution function: up to EOS, which is left out."""
+    import torch
+    from transformers import DynamicCache
+
+    with torch.inference_mode():
+        cache, device = DynamicCache(config=base.config), base.device
+        uniform = torch.from_numpy(drawn).to(device)
+        out = base(torch.tensor([prefix], device=device), past_key_values=cache, logits_to_keep=1)
+        cache.batch_repeat_interleave(len(drawn))
+        logits = out.logits[:, -1].expand(len(drawn), -1)
+        chosen: list[Tensor] = []
+        for step in range(drawn.shape[1]):
+            if step:
+                out = base(chosen[-1], past_key_values=cache, logits_to_keep=1)
+                logits = out.logits[:, -1]
+            reached = (logits.double() / temperature).softmax(-1).cumsum(-1)
+            at = uniform[:, step, None] * reached[:, -1:]
+            token = torch.searchsorted(reached, at, right=True)
+            chosen.append(token.clamp(max=reached.shape[-1] - 1))
+        rows = torch.cat(chosen, 1).tolist()
+    return [row[: row.index(eos)] if eos in row else row for row in rows]
