@@ -6,9 +6,11 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 import torch
+from torch import Tensor
 
 from otter_cli.core.errors import OtterError
 from otter_cli.model import OtterForCausalLM
@@ -16,8 +18,8 @@ from otter_cli.model import OtterForCausalLM
 
 @dataclass(frozen=True)
 class TreeShape:
-    """Nodes by their paths: (0, 2) is head 2's third guess after head 1's first. A node's parent
-    comes before it, and so do its better siblings."""
+    """Nodes by their paths: (0, 2) is head 2's third guess after head 1's first. Level by level: a
+    node's parent comes before it, and so do its better siblings."""
 
     paths: tuple[tuple[int, ...], ...]
 
@@ -56,6 +58,33 @@ class TreeShape:
         place = {path: node for node, path in enumerate(self.paths)}
         return [place.get(path[:-1], -1) for path in self.paths]
 
+    @cached_property
+    def levels(self) -> list[Level]:
+        """From the pending token's own guesses on."""
+        found, above = [], [()]
+        for depth in range(1, self.depth + 1):
+            here = [path for path in self.paths if len(path) == depth]
+            inner = [path for path in above if any(child[:-1] == path for child in here)]
+            found.append(
+                Level(
+                    inner=[above.index(path) for path in inner],
+                    parents=[inner.index(path[:-1]) for path in here],
+                    ranks=[path[-1] for path in here],
+                )
+            )
+            above = here
+        return found
+
+
+@dataclass(frozen=True)
+class Level:
+    """The nodes of one depth: `inner`, those of the level above that have children, by their
+    places there; of each node its parent's place among these, and the rank of its guess."""
+
+    inner: list[int]
+    parents: list[int]
+    ranks: list[int]
+
 
 def best_shape(acceptance: Sequence[Sequence[float]], nodes: int) -> TreeShape:
     """The tree of `nodes` drafts with the longest expected acceptance, where guess r of head d is
@@ -93,8 +122,7 @@ def measured_acceptance(
     hits, seen = torch.zeros(heads, ranks), torch.zeros(heads, 1)
     for text, start in zip(texts, since or [1] * len(texts), strict=True):
         tokens = torch.tensor([list(text)], device=model.device)
-        with torch.no_grad():
-            guesses = model(tokens, signals=(signal,), logits=False).signals[signal][0]
+        guesses = _guesses(model, signal, tokens, heads)
         for head in range(min(heads, len(text) - 2)):
             # The state before the first new token guesses those after it.
             best = guesses[start - 1 : len(text) - 2 - head, head].topk(ranks, -1).indices
@@ -107,3 +135,13 @@ def measured_acceptance(
     rates = (hits / seen).tolist()
     # A guess beyond the first is taken where those before it failed, so rates may only fall.
     return [[min(row[: r + 1], default=math.nan) for r in range(ranks)] for row in rates]
+
+
+def _guesses(model: OtterForCausalLM, signal: str, tokens: Tensor, heads: int) -> Tensor:
+    """Logits [n, heads, vocab] at each of `tokens` [1, n]; of a cell, where its drafts so far are
+    what the text has: those that were not are followed by nothing that counts."""
+    following = torch.nn.functional.pad(tokens[0, 1:], (0, heads)).unfold(0, heads, 1)
+    with torch.no_grad():
+        out = model(tokens, signals=(), logits=False)
+        v = {name: states[0] for name, states in out.inserted_state.items()}
+        return model.read_signal(signal, out.base_state[0], v, following)

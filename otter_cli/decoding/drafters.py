@@ -20,17 +20,17 @@ from otter_cli.signals import SignalConfig
 
 @dataclass(frozen=True)
 class FutureDrafter(Drafter):
-    """Head j at t guesses t+1+j (METHOD, 3), as a chain of best tokens or a `tree` of better ones.
-    On a graft with `--hidden 0` these are Medusa-1 heads.
+    """Head j at t guesses t+1+j (METHOD, 3), as a chain of best tokens or a `tree` of better ones:
+    with a cell after the tokens on its path, else by itself, as Medusa-1 heads do.
 
-    Costs no pass: a product over the vocabulary for each head.
+    Costs no pass: a product over the vocabulary for each head, of a cell for each inner node.
     """
 
     signal: str = "future"
     tree: TreeShape | None = None
 
     name: ClassVar[str] = "future"
-    paper: ClassVar[str] = "Otter, arXiv 2408.10764; Medusa, arXiv 2401.10774"
+    paper: ClassVar[str] = "Otter, arXiv 2408.10764; Medusa, 2401.10774; Hydra, 2402.05109"
     needs_stream: ClassVar[bool] = True
 
     def start(self, session: DecodingSession) -> Drafting:
@@ -41,7 +41,8 @@ class FutureDrafter(Drafter):
                 f"a tree of depth {tree.depth}, and signal {self.signal!r} has {config.size} heads",
                 hint="one width for each head at most",
             )
-        return _ByHeads(session, self.signal, tree)
+        drafting = _ByCell if config.width != 0 else _ByHeads
+        return drafting(session, self.signal, tree)
 
 
 def future_signal(model: OtterForCausalLM, name: str) -> SignalConfig:
@@ -67,6 +68,23 @@ class _ByHeads(Drafting):
     def draft(self, state: State, texts: Sequence[Sequence[int]]) -> Draft:
         best = self.session.read(self.signal, state)[:, 0].topk(self.tree.width, -1).indices
         tokens = best[:, self.heads, self.ranks]
+        return Draft(tokens, self.tree.parents, torch.ones_like(tokens, dtype=torch.bool))
+
+
+class _ByCell(_ByHeads):
+    """The tree grows level by level: each node's guesses come after the tokens on its path."""
+
+    def draft(self, state: State, texts: Sequence[Sequence[int]]) -> Draft:
+        # The pending token is the root, whose state is the base's own.
+        taken = torch.tensor([text[-1:] for text in texts], device=self.session.device)
+        states, levels = state.base, []
+        for level in self.tree.levels:
+            states, taken = states[:, level.inner], taken[:, level.inner]
+            states = self.session.follow(self.signal, states, state.inserted, taken)
+            best = self.session.logits(State(states, {})).topk(self.tree.width, -1).indices
+            taken, states = best[:, level.parents, level.ranks], states[:, level.parents]
+            levels.append(taken)
+        tokens = torch.cat(levels, 1)
         return Draft(tokens, self.tree.parents, torch.ones_like(tokens, dtype=torch.bool))
 
 

@@ -59,6 +59,13 @@ class DecodingSession(Session):
         with torch.no_grad():
             return self.model.read_signal(signal, state.base, state.inserted, tokens)
 
+    def follow(
+        self, signal: str, states: Tensor, inserted: dict[str, Tensor], tokens: Tensor
+    ) -> Tensor:
+        """States [rows, n, d] of a future signal's cell after `tokens` [rows, n], one each."""
+        with torch.no_grad():
+            return self.model.follow_signal(signal, states, inserted, tokens)
+
 
 class RewardSession(Session):
     """Over a separate reward model (AutoModelForSequenceClassification) with a cache of its own."""

@@ -173,11 +173,18 @@ class OtterForCausalLM(Generating, nn.Module):
         forward's.
 
         `tokens` [..., k], for states [..., d]: action values of these alone, [..., k], without a
-        product over the vocabulary."""
-        (name,) = self._known((name,))
-        owner = self._owner[name]
-        insertion = cast(Insertion, self.insertions[owner])
+        product over the vocabulary; or future tokens [..., n, vocab] where these k follow."""
+        insertion, owner = self._of_signal(name)
         return insertion.read(name, base_state, inserted_state.get(owner), self.unembedding, tokens)
+
+    def follow_signal(
+        self, name: str, state: Tensor, inserted_state: Mapping[str, Tensor], tokens: Tensor
+    ) -> Tensor:
+        """The state [..., d] of a future signal's cell after one more of the `tokens` [...]: at
+        first the base's own; `lm_head` says what it guesses next."""
+        insertion, owner = self._of_signal(name)
+        v = inserted_state.get(owner)
+        return insertion.follow(name, state, v, self.unembedding, tokens)
 
     def lm_head(self, base_state: Tensor) -> Tensor:
         """The base's own output product on chosen states, [..., d] -> [..., vocab]."""
@@ -192,6 +199,11 @@ class OtterForCausalLM(Generating, nn.Module):
     def inserted_state_dict(self) -> dict[str, Tensor]:
         """Inserted tensors by their names on disk, detached."""
         return {name: parameter.detach() for name, parameter in self.inserted_parameters()}
+
+    def _of_signal(self, name: str) -> tuple[Insertion, str]:
+        (name,) = self._known((name,))
+        owner = self._owner[name]
+        return cast(Insertion, self.insertions[owner]), owner
 
     def _known(self, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:

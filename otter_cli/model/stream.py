@@ -17,7 +17,7 @@ from otter_cli.model.branch import AttentionTap, BranchTap, rows
 from otter_cli.model.feed_forward import InsertedFeedForward
 from otter_cli.model.norms import StreamNorm
 from otter_cli.model.rotary import Rotate
-from otter_cli.signals import HEADS, Unembedding, Vocabulary
+from otter_cli.signals import HEADS, Future, SignalConfig, Unembedding, Vocabulary
 
 
 class InsertedLayer(nn.Module):
@@ -101,15 +101,38 @@ class Insertion(nn.Module):
         tokens: Tensor | None = None,
     ) -> Tensor:
         """The signal `name` at the positions of the given states; of action values, those of
-        `tokens` alone where given."""
-        signal = next(signal for signal in self.config.signals if signal.name == name)
-        weights = dict(cast(nn.ParameterDict, self.signals[name]).items())
+        `tokens` alone where given, and of future tokens, where `tokens` are what follows."""
+        signal, weights = self._signal(name)
         head, states = HEADS[signal.kind], (base_state, inserted_state)
         if tokens is None:
             return head.forward(signal, weights, *states, unembedding)
-        if not isinstance(head, Vocabulary):
+        if isinstance(head, Vocabulary):
+            return head.of_tokens(signal, weights, *states, unembedding, tokens)
+        if isinstance(head, Future):
+            return head.after(signal, weights, *states, unembedding, tokens)
+        raise OtterError(
+            f"signal {name!r} is of kind {signal.kind}: it reads no tokens",
+            hint="read it without tokens; action values are of kind vocabulary",
+        )
+
+    def follow(
+        self,
+        name: str,
+        state: Tensor,
+        inserted_state: Tensor | None,
+        unembedding: Unembedding,
+        tokens: Tensor,
+    ) -> Tensor:
+        """The state [..., d] of a future signal's cell after one more of the `tokens` [...]."""
+        signal, weights = self._signal(name)
+        head = HEADS[signal.kind]
+        if not isinstance(head, Future) or signal.width == 0:
             raise OtterError(
-                f"signal {name!r} is of kind {signal.kind}: it scores no tokens",
-                hint="read it without tokens; action values are of kind vocabulary",
+                f"signal {name!r} has no cell that could go on",
+                hint="future:N has one; future:N,plain and other kinds are read at once",
             )
-        return head.of_tokens(signal, weights, *states, unembedding, tokens)
+        return head.follow(weights, state, inserted_state, unembedding, tokens)
+
+    def _signal(self, name: str) -> tuple[SignalConfig, dict[str, Tensor]]:
+        signal = next(signal for signal in self.config.signals if signal.name == name)
+        return signal, dict(cast(nn.ParameterDict, self.signals[name]).items())

@@ -103,9 +103,12 @@ def _check(manifest: Manifest, family: Family) -> None:
             hint="export --to adapter keeps any number of insertions",
         )
     for signal in manifest.insertions[0].signals:
-        if signal.kind not in _KINDS:
+        why = f"{', '.join(_KINDS)}, not {signal.kind}" if signal.kind not in _KINDS else ""
+        if signal.kind == "future" and signal.width != 0:
+            why = "heads that guess by themselves (future:N,plain), no cell that follows drafts"
+        if why:
             raise OtterError(
                 f"the wide layout cannot hold signal {signal.name!r}: its modelling file reads "
-                f"{', '.join(_KINDS)}, not {signal.kind}",
+                + why,
                 hint="the nearest that works: the graft itself, or export --to adapter",
             )

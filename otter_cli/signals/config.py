@@ -18,7 +18,9 @@ _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
 class SignalConfig(BaseModel):
     """A named signal. `size`: attributes of a value, classes, future heads (for t+2 ... t+size+1),
-    or the rank of action values (0: full)."""
+    or the rank of action values (0: full). `width`: of a future signal's cell, which reads the
+    tokens already drafted; None: twice the base's hidden units; 0, as in older files: none,
+    each head guesses by itself."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,10 +28,11 @@ class SignalConfig(BaseModel):
     kind: str
     size: int = 1
     labels: tuple[str, ...] = ()
+    width: int | None = 0
 
 
 def parse_signal(text: str) -> SignalConfig:
-    """Reads `reward`, `toxicity`, `future:3`, `classes:a,b,c`, `polite=value`,
+    """Reads `reward`, `toxicity`, `future:3`, `future:3,plain`, `classes:a,b,c`, `polite=value`,
     `action-reward:full`. Raises OtterError on anything else."""
     head, _, argument = text.partition(":")
     name, separator, kind = head.partition("=")
@@ -47,11 +50,29 @@ def parse_signal(text: str) -> SignalConfig:
             f"signal {text!r}: {name!r} is no name",
             hint="small letters, digits, - and _, beginning with a letter",
         )
+    width: int | None = 0
+    if kind == "future":
+        argument, _, form = argument.partition(",")
+        width = _width(text, form)
     size, labels = _argument(text, kind, argument)
     # `toxicity` is one class of that name, `reward` one attribute.
     if kind == "classes" and not labels:
         labels = (name,) if size == 1 else tuple(f"class_{i}" for i in range(size))
-    return SignalConfig(name=name, kind=kind, size=size, labels=labels)
+    return SignalConfig(name=name, kind=kind, size=size, labels=labels, width=width)
+
+
+def _width(text: str, form: str) -> int | None:
+    """Of `future:3,512` the width of its cell; `future:3,plain` has none."""
+    if not form:
+        return None
+    if form.isdigit() and 1 <= int(form) <= 65536:
+        return int(form)
+    if form == "plain":
+        return 0
+    raise OtterError(
+        f"signal {text!r}: cannot read {form!r}",
+        hint="the width of its cell (future:3,512), or plain for Medusa's heads (future:3,plain)",
+    )
 
 
 def _argument(text: str, kind: str, argument: str) -> tuple[int, tuple[str, ...]]:

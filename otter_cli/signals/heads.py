@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from otter_cli.signals.config import SignalConfig
+from otter_cli.signals.future import Future
 from otter_cli.signals.head import Head, Shapes, Unembedding, combine, rows_of
 from otter_cli.signals.vocabulary import Vocabulary
 
@@ -37,29 +38,6 @@ class Classes(Linear):
     """Multi-label logits `[..., classes]`; probabilities are their sigmoid."""
 
     kind: ClassVar[str] = "classes"
-
-
-class Future(Head):
-    """Logits `[..., n, vocab]` of tokens t+2 ... t+n+1: a SiLU residual block each, then the base's
-    frozen unembedding (Medusa, arXiv 2401.10774, section 2.1; there on y alone)."""
-
-    kind: ClassVar[str] = "future"
-
-    def shapes(self, signal: SignalConfig, hidden: int, inserted: int, vocab: int) -> Shapes:
-        return rows_of(signal.size * hidden, hidden, inserted)
-
-    def forward(
-        self,
-        signal: SignalConfig,
-        weights: Mapping[str, Tensor],
-        base_state: Tensor,
-        inserted_state: Tensor | None,
-        unembedding: Unembedding,
-    ) -> Tensor:
-        import torch.nn.functional as F
-
-        block = combine(weights, base_state, inserted_state).unflatten(-1, (signal.size, -1))
-        return unembedding.logits(base_state.unsqueeze(-2).to(block.dtype) + F.silu(block))
 
 
 HEADS: dict[str, Head] = {head.kind: head for head in (Linear(), Classes(), Future(), Vocabulary())}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
 from otter_cli.families import base_shape
 from otter_cli.insertion import Manifest, Plan, graft, resolve
-from otter_cli.signals import SignalConfig
+from otter_cli.signals import HEADS, SignalConfig
 from otter_cli.training.controls import Baseline
 from otter_cli.training.lora import LoraTrainee
 from otter_cli.training.lora_probe import LoraProbeTrainee
@@ -18,7 +19,7 @@ from otter_cli.training.recipe import Recipe
 from otter_cli.training.separate import HEAD, SeparateTrainee, create_separate
 from otter_cli.training.targets import graft_signals
 from otter_cli.training.trainee import GraftTrainee, Trainee
-from otter_cli.training.wide_heads import WideHeadsTrainee
+from otter_cli.training.wide_heads import WideHeadsTrainee, inserted_parameters
 
 
 def make_trainee(
@@ -44,6 +45,10 @@ def make_trainee(
         return ProbeTrainee(folder, to, signal, recipe.baselines.probe.reads, untouched, device)
     if baseline == "wide":
         width = recipe.baselines.wide.width
+        if signal.kind == "future" and signal.width != 0:
+            if not to.exists():
+                _graft_heads(folder, to, (_wider(folder, signal, width),))
+            return GraftTrainee(to, recipe, device)
         return WideHeadsTrainee(folder, to, signal, width, recipe.seed, device)
     if baseline == "lora-probe":
         settings = recipe.baselines.lora_probe
@@ -64,6 +69,20 @@ def _of_last_layer(folder: Path) -> Callable[[str], bool]:
     shape = base_shape(Checkpoint.open(folder).config)
     last = f"{shape.family.layers}.{shape.layers - 1}."
     return lambda name: name.startswith((last, f"{shape.family.final_norm}.", HEAD))
+
+
+def _wider(folder: Path, signal: SignalConfig, width: int | None) -> SignalConfig:
+    """The signal with a cell, on the base's state alone, that has the graft's parameters."""
+    shape = base_shape(Checkpoint.open(folder).config)
+    cells = (
+        HEADS[signal.kind].shapes(
+            signal.model_copy(update={"width": w}), shape.hidden, 0, shape.vocab
+        )
+        for w in (1, 2)
+    )
+    one, two = (sum(prod(form) for form in forms.values()) for forms in cells)
+    equal = max(1, round((inserted_parameters(folder, shape) - one) / (two - one)) + 1)
+    return signal.model_copy(update={"width": width or equal})
 
 
 def _graft_heads(folder: Path, to: Path, signals: tuple[SignalConfig, ...]) -> None:

@@ -53,7 +53,7 @@ class Baselines(Section):
     copy of the last layer, trained, on the frozen others; `lora`: low-rank updates of a copy;
     `lora_probe`: of the generator itself, whose text drifts;
     `small`: a copy of the first layers; `separate`: a full copy of the base with a head; `wide`:
-    wide heads for future tokens."""
+    wide heads for future tokens, or a wider cell."""
 
     head: BaselineSettings = BaselineSettings()
     probe: ProbeSettings = ProbeSettings()

@@ -58,7 +58,7 @@ class _Reader:
     """The streams of a batch are run once; with a graph, if the first read demands one."""
 
     def __init__(self, model: OtterForCausalLM, name: str) -> None:
-        self.model, self.name = model, name
+        self.model, self.name, self.signal = model, name, model.signal_configs[name]
         self.batch: Batch | None = None
 
     def __call__(self, batch: Batch, at: Positions, tokens: Tensor | None = None) -> Tensor:

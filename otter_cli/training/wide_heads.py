@@ -1,4 +1,5 @@
-"""Wide heads for future tokens: the control that has an insertion's parameters and no stream."""
+"""Wide heads for future tokens: the control that has an insertion's parameters and no stream. Of
+heads with a cell it is a wider cell on the base's state: see baselines.py."""
 
 from __future__ import annotations
 
@@ -76,11 +77,11 @@ class _Heads:
     """The base is run once a batch."""
 
     def __init__(self, trainee: WideHeadsTrainee) -> None:
-        self.trainee = trainee
+        self.trainee, self.signal = trainee, trainee.signal
         self.batch: Batch | None = None
 
     def __call__(self, batch: Batch, at: Positions, tokens: Tensor | None = None) -> Tensor:
-        assert tokens is None
+        # Each head guesses by itself, whatever follows.
         heads, y = self.trainee.model.heads, self._states(batch)[at].float()
         inner = F.silu(torch.einsum("nd,kwd->nkw", y, heads["in"]))
         added = torch.einsum("nkw,kdw->nkd", inner, heads["out"])
@@ -104,5 +105,8 @@ class _Heads:
 
 def equal_width(folder: Path, shape: BaseShape, heads: int) -> int:
     """The width at which the heads have as many parameters as the graft, to the nearest."""
-    inserted = sum(Plan(c, shape).parameters for c in Manifest.read(folder).insertions)
-    return max(1, round(inserted / (2 * heads * shape.hidden)))
+    return max(1, round(inserted_parameters(folder, shape) / (2 * heads * shape.hidden)))
+
+
+def inserted_parameters(folder: Path, shape: BaseShape) -> int:
+    return sum(Plan(c, shape).parameters for c in Manifest.read(folder).insertions)

@@ -41,7 +41,8 @@ class TextSource(Source):
 
 
 class FutureTokens(Objective):
-    """Cross-entropy of each head, weighted by `head_decay ** k` (Medusa: 0.8) or `head_weights`.
+    """Cross-entropy of each head, weighted by `head_decay ** k` (Medusa: 0.8) or `head_weights`;
+    of a cell's where the text's own tokens are those drafted before.
 
     With `targets: base` the KL of the base's own distribution to the head's, where the base has
     read the text up to there: drafts are kept for what the base says, not for what was written.
@@ -81,11 +82,12 @@ class FutureTokens(Objective):
         import torch
         import torch.nn.functional as F
 
-        logits = read(batch, _positions(batch))  # [N, heads, vocab]
-        heads = logits.shape[1]
+        beside = cast(ReadBeside, read)
+        heads = beside.signal.size
+        logits = read(batch, _positions(batch), _following(batch, heads))  # [N, heads, vocab]
         weights = self.head_weights or [self.head_decay**k for k in range(heads)]
         if self.targets == "base":
-            each = [_kl(cast(ReadBeside, read), batch, logits[:, k], k) for k in range(heads)]
+            each = [_kl(beside, batch, logits[:, k], k) for k in range(heads)]
         else:
             targets = _targets(batch, heads)
             each = [F.cross_entropy(logits[:, k], targets[:, k]) for k in range(heads)]
@@ -93,23 +95,39 @@ class FutureTokens(Objective):
         return (torch.stack(each) * scale).sum()
 
     def outcomes(self, read: Read, batch: Batch) -> dict[str, Tensor]:
-        guesses = read(batch, _positions(batch)).argmax(-1)  # [N, heads]
-        targets = _targets(batch, guesses.shape[1])
-        each = (len(batch.last), -1, guesses.shape[1])
-        return {
-            "hits": (guesses == targets).view(each).sum(1),
-            "tokens": (targets >= 0).view(each).sum(1),
+        signal = cast(ReadBeside, read).signal
+        at, following = _positions(batch), _following(batch, signal.size)
+        targets = _targets(batch, signal.size)
+        hits = read(batch, at, following).argmax(-1) == targets  # [N, heads]
+        # Where a head's token lies past the block's end nothing can be in a row up to it.
+        whole = (targets >= 0).all(-1)
+        counts = {
+            "hits": hits,
+            "tokens": targets >= 0,
+            "run": hits.cumprod(-1).sum(-1, keepdim=True) * whole[:, None],
+            "whole": whole[:, None],
         }
+        if signal.width != 0:
+            # What is known when it drafts is the next token alone.
+            counts["own"] = read(batch, at, following[:, :1]).argmax(-1) == targets
+        of_rows = (len(batch.last), -1)
+        return {n: one.view(*of_rows, one.shape[-1]).sum(1) for n, one in counts.items()}
 
     def metrics(
         self, outcomes: Mapping[str, np.ndarray], signal: SignalConfig
     ) -> dict[str, Interval]:
-        """Top-1 accuracy of each head. Blocks are resampled: tokens of one text hang together."""
-        hits, tokens = outcomes["hits"], outcomes["tokens"]
-        return {
-            f"top1_t+{k + _FIRST}": interval(ratio(hits[:, k], tokens[:, k]), len(hits))
+        """Top-1 accuracy of each head, a cell's after the text's tokens and (`own`) after its own
+        guesses; `run`: how many drafts of a chain are right before the first that is not. Blocks
+        are resampled: tokens of one text hang together."""
+        tokens, blocks = outcomes["tokens"], len(outcomes["tokens"])
+        found = {
+            f"{name}_t+{k + _FIRST}": interval(ratio(outcomes[what][:, k], tokens[:, k]), blocks)
+            for name, what in (("top1", "hits"), ("own", "own"))
+            if what in outcomes
             for k in range(signal.size)
         }
+        run, whole = outcomes["run"][:, 0], outcomes["whole"][:, 0]
+        return found | {"run": interval(ratio(run, whole), blocks)}
 
 
 def _positions(batch: Batch) -> Positions:
@@ -132,6 +150,15 @@ def _kl(read: ReadBeside, batch: Batch, logits: Tensor, head: int) -> Tensor:
     base = read.base_logits(batch, at).float().log_softmax(-1)
     said = logits[inside].float().log_softmax(-1)
     return F.kl_div(said, base, log_target=True, reduction="batchmean")
+
+
+def _following(batch: Batch, heads: int) -> Tensor:
+    """The tokens t+1 ... t+heads at `_positions` t, [N, heads]; past the block's end token 0, which
+    no target comes after."""
+    import torch.nn.functional as F
+
+    following = F.pad(batch.input_ids, (0, heads - 1))[:, 1:-1]
+    return following.unfold(1, heads, 1).flatten(0, 1)
 
 
 def _targets(batch: Batch, heads: int) -> Tensor:

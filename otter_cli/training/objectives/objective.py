@@ -32,14 +32,16 @@ Positions = tuple["Tensor", "Tensor"]
 
 
 class Read(Protocol):
-    """The signal at N positions, [N, ...]; of action values also of k tokens at each, [N, k]. A
-    batch that is read twice is run once."""
+    """The signal at N positions, [N, ...]; of action values also of k tokens at each, [N, k], and
+    future tokens where k are given that follow. A batch that is read twice is run once."""
 
     def __call__(self, batch: Batch, at: Positions, tokens: Tensor | None = None) -> Tensor: ...
 
 
 class ReadBeside(Read, Protocol):
-    """Reads a signal of a stream beside the base, and so the base itself too."""
+    """Reads `signal` of a stream beside the base, and so the base itself too."""
+
+    signal: SignalConfig
 
     def base_logits(self, batch: Batch, at: Positions) -> Tensor:
         """What the base says of the next token at N positions, [N, vocab]."""

@@ -28,8 +28,10 @@ from otter_cli.signals import HEADS, SignalConfig, parse_signal
             "mod=classes:insult,threat",
             SignalConfig(name="mod", kind="classes", size=2, labels=("insult", "threat")),
         ),
-        ("future", SignalConfig(name="future", kind="future", size=3)),
-        ("draft=future:5", SignalConfig(name="draft", kind="future", size=5)),
+        ("future", SignalConfig(name="future", kind="future", size=3, width=None)),
+        ("draft=future:5", SignalConfig(name="draft", kind="future", size=5, width=None)),
+        ("future:4,512", SignalConfig(name="future", kind="future", size=4, width=512)),
+        ("future:3,plain", SignalConfig(name="future", kind="future", size=3)),
         ("action-reward", SignalConfig(name="action-reward", kind="vocabulary", size=64)),
         ("q=vocabulary:8", SignalConfig(name="q", kind="vocabulary", size=8)),
         ("q=action-reward:full", SignalConfig(name="q", kind="vocabulary", size=0)),
@@ -45,7 +47,10 @@ def test_what_a_signal_may_be_called(text: str, expected: SignalConfig) -> None:
         ("rewrd", "reward"),
         ("x=futur:3", "future"),
         ("future:0", "future:0"),
-        ("future:a,b", "a,b"),
+        ("future:a,b", "'b'"),
+        ("future:a", "'a'"),
+        ("future:3,0", "'0'"),
+        ("future:3,plain,2", "plain,2"),
         ("classes:a,a", "a,a"),
         ("Big=reward", "Big"),
         ("", "kind"),
@@ -81,7 +86,7 @@ def random_weights(signal: SignalConfig, *sizes: int) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("inserted", [0, 3])
-@pytest.mark.parametrize("text", ["reward", "value:a,b", "toxicity", "classes:4", "future:2"])
+@pytest.mark.parametrize("text", ["reward", "value:a,b", "toxicity", "classes:4", "future:2,plain"])
 def test_heads_equal_one_product_of_the_concatenation(text: str, inserted: int) -> None:
     signal, d, vocab = parse_signal(text), 5, 11
     torch.manual_seed(0)
@@ -104,7 +109,7 @@ def test_heads_equal_one_product_of_the_concatenation(text: str, inserted: int) 
 
 
 def test_an_untrained_future_head_drafts_the_next_token_again() -> None:
-    signal = parse_signal("future:2")
+    signal = parse_signal("future:2,plain")
     weights = {n: torch.zeros(s) for n, s in HEADS["future"].shapes(signal, 4, 2, 9).items()}
     y, unembedding = torch.randn(1, 3, 4), torch.randn(9, 4)
     got = HEADS["future"].forward(signal, weights, y, torch.randn(1, 3, 2), Rows(unembedding))

@@ -152,10 +152,14 @@ def _blocks() -> Batch:
 
 
 def test_future_heads_name_the_tokens_from_two_on() -> None:
-    read, batch = Table(2, 5, 3, 11), _blocks()
+    read, batch = Heads(2, 5, 3, 11), _blocks()
     loss = future(head_weights=[1.0, 0.5, 0.25]).loss(read, batch)
     # From the last two positions no head's token is inside: they skip the vocabulary.
-    assert read.asked == {(r, t) for r in range(2) for t in range(3)}
+    places = [(r, t) for r in range(2) for t in range(3)]
+    assert read.asked == set(places)
+    # The text's own tokens are those that a cell follows; 0 where no target comes after.
+    for (r, t), following in zip(places, read.followed, strict=True):
+        assert following == [*batch.input_ids[r, t + 1 :].tolist(), 0][:3]
     logs = read.values.log_softmax(-1)
     heads = []
     for k in range(3):
@@ -170,7 +174,26 @@ def test_future_heads_name_the_tokens_from_two_on() -> None:
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-class WithBase(Table):
+class Heads(Table):
+    """Of future tokens [rows, tokens, heads, vocab]; with a cell, what its own guesses lead to is
+    a table too, `own`."""
+
+    def __init__(self, *shape: int, own: Tensor | None = None) -> None:
+        super().__init__(*shape)
+        form = "plain" if own is None else "4"
+        self.signal, self.own = parse_signal(f"future:{shape[2]},{form}"), own
+
+    def __call__(self, batch: Batch, at: Positions, tokens: Tensor | None = None) -> Tensor:
+        assert tokens is not None
+        self.followed = tokens.tolist()
+        if self.own is not None and tokens.shape[1] == 1:
+            assert torch.equal(tokens[:, 0], batch.input_ids[at[0], at[1] + 1])
+            return self.own[at]
+        assert tokens.shape[1] == self.signal.size
+        return super().__call__(batch, at)
+
+
+class WithBase(Heads):
     """The same beside a base, whose logits are a table too, [rows, tokens, vocab]."""
 
     def __init__(self, base: Tensor, *shape: int) -> None:
@@ -213,13 +236,32 @@ def test_future_hits_are_counted_by_head() -> None:
     for r in range(2):
         for t in range(3):
             right[r, t, 0, batch.input_ids[r, t + 2]] = 1  # the first head knows, the second not
-    outcomes = future().outcomes(lambda _, at: right[at], batch)
+    read = Heads(2, 5, 2, 11)
+    read.values = right
+    outcomes = future().outcomes(read, batch)
     assert outcomes["hits"].tolist() == [[3, 0], [3, 0]]
     assert outcomes["tokens"].tolist() == [[3, 2], [3, 2]]
-    metrics = future().metrics(
-        {name: value.numpy() for name, value in outcomes.items()}, parse_signal("future:2")
-    )
+    metrics = future().metrics({n: o.numpy() for n, o in outcomes.items()}, read.signal)
     assert (metrics["top1_t+2"].mean, metrics["top1_t+3"].mean) == (1, 0)
+    # A chain of two, where both tokens are inside: the first is right, and no more.
+    assert metrics["run"].mean == 1 and "own_t+2" not in metrics
+
+
+def test_a_cell_is_measured_after_the_text_and_after_itself() -> None:
+    batch, own = _blocks(), torch.zeros(2, 5, 2, 11)
+    read = Heads(2, 5, 2, 11, own=own)
+    read.values = torch.zeros(2, 5, 2, 11)
+    for r in range(2):
+        for t in range(3):
+            own[r, t, 0, batch.input_ids[r, t + 2]] = 1
+            read.values[r, t, 0, batch.input_ids[r, t + 2] if t else 0] = 1
+            read.values[r, t, 1, batch.input_ids[r, t + 3] if t < 2 else 0] = 1
+    outcomes = future().outcomes(read, batch)
+    metrics = future().metrics({n: o.numpy() for n, o in outcomes.items()}, read.signal)
+    means = {name: metric.mean for name, metric in metrics.items()}
+    # Of the two places where a chain of two is inside, the first head fails at one: no run there.
+    expected = {"top1_t+2": 2 / 3, "top1_t+3": 1, "own_t+2": 1, "own_t+3": 0, "run": 1}
+    assert means == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ import torch
 
 from otter_cli.core.errors import OtterError
 from otter_cli.data.datasets import pad
+from otter_cli.decoding import FutureDrafter, Sampling, generate
 from otter_cli.insertion import Manifest
+from otter_cli.model import OtterForCausalLM
 from otter_cli.training import train
 from otter_cli.training.baselines import make_trainee
 from otter_cli.training.objectives.objective import real_tokens
@@ -20,14 +22,34 @@ BATCH = pad([[1, 5, 6, 7, 2], [1, 5, 2]], 0)
 
 @pytest.fixture
 def graft(tiny_llama: Path, tmp_path: Path) -> Path:
-    return small_graft(tiny_llama, tmp_path / "graft", "future:2")
+    return small_graft(tiny_llama, tmp_path / "graft", "future:2,plain")
 
 
-def test_they_have_the_parameters_of_the_graft(graft: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("signal", ["future:2,plain", "future:2,24"])
+def test_they_have_the_parameters_of_the_graft(
+    tiny_llama: Path, tmp_path: Path, signal: str
+) -> None:
+    graft = small_graft(tiny_llama, tmp_path / "graft", signal)
     recipe = small_recipe(tmp_path, {"future": FUTURE}, steps=2)
     wide = train(graft, recipe, baseline="wide", to=tmp_path / "wide")
     inserted = train(graft, recipe)
     assert wide.trained_parameters == pytest.approx(inserted.trained_parameters, rel=0.02)
+
+
+def test_a_wider_cell_reads_the_base_alone_and_drafts(tiny_llama: Path, tmp_path: Path) -> None:
+    graft = small_graft(tiny_llama, tmp_path / "graft", "future:2,24")
+    recipe = small_recipe(tmp_path, {"future": FUTURE}, steps=30, learning_rate=0.02)
+    result = train(graft, recipe, baseline="wide", to=tmp_path / "wide")
+    (config,) = Manifest.read(tmp_path / "wide").insertions
+    assert config.hidden == 0 and config.signals[0].width > 24
+    figures = result.signals["future"]
+    assert figures["top1_t+3"].mean > 0.4 and figures["run"].mean > 0.8
+    model = OtterForCausalLM.from_pretrained(tmp_path / "wide")
+    plain, drafted = (
+        generate(model, [[5, 6, 7]], Sampling(12, ignore_eos=True), drafter=drafter)[0]
+        for drafter in (None, FutureDrafter())
+    )
+    assert drafted.tokens == plain.tokens
 
 
 def test_each_head_is_a_residual_block_before_the_unembedding(graft: Path, tmp_path: Path) -> None:
