@@ -2,6 +2,8 @@
 
     python -m tests.performance.training_quality BASE --recipe detox/davidson --signal toxicity
         --steps 100 --seeds 3 --to results/training/davidson.json
+    python -m tests.performance.training_quality BASE --recipe speedup/hh --methods future
+        --steps 150 --set batch_size=8 --seeds 3 --to results/training/future-tokens.json
 
 Goes on where it was stopped: each run's outcome lies in --work.
 """
@@ -20,7 +22,7 @@ from scipy import stats
 WHOLE = "--hidden 32 --heads 1 --ffn 68"
 RATE = "--set learning_rate=5e-3"  # below where --find-lr sees the loss fall steepest
 # Name, options of graft, options of train.
-METHODS = [
+SCORES = [
     ("insertion, 13.5 %", WHOLE, RATE),
     ("task head only", WHOLE, "--baseline head --set baselines.head.learning_rate=1e-2"),
     ("probe over layers", WHOLE, "--baseline probe --set baselines.probe.learning_rate=1e-2"),
@@ -33,13 +35,26 @@ METHODS = [
     ("attention only", "--hidden 32 --heads 1 --ffn 0", RATE),
     ("norm by the base", f"{WHOLE} --norm base", "--set learning_rate=1e-4"),
 ]
+LATE = "--hidden 32 --heads 1 --ffn 88 --layers last:2 --signal future:4"
+TAPS = "--hidden 64 --heads 0 --ffn 0 --embedding zeros --layers last:4 --signal future:4"
+FIRST = "--hidden 32 --heads 1 --ffn 88 --signal future:4,plain"
+FUTURE = [
+    ("insertion in the last 2 layers, cell", LATE, ""),
+    ("cell on the base's state, equal parameters", LATE, "--baseline wide"),
+    ("cell on the base's state, equal width", LATE, "--baseline head"),
+    ("linear insertion in the last 4 layers, cell", TAPS, ""),
+    ("insertion, plain heads", FIRST, ""),
+    ("wide MLP heads, equal parameters", FIRST, "--baseline wide"),
+    ("Medusa-1", FIRST, "--baseline head"),
+]
+METHODS = {"scores": SCORES, "future": FUTURE}
 
 
 def main() -> None:
     asked = _arguments()
     asked.work.mkdir(parents=True, exist_ok=True)
     for seed in range(asked.seeds):
-        for number in range(len(METHODS)):
+        for number in range(len(METHODS[asked.methods])):
             _run(asked, number, seed)
             asked.to.write_text(json.dumps(_table(asked), indent=2) + "\n")
 
@@ -48,7 +63,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("base", type=Path)
     parser.add_argument("--recipe", required=True)
-    parser.add_argument("--signal", required=True)
+    parser.add_argument("--methods", choices=METHODS, default="scores")
+    parser.add_argument("--signal", help="of the grafts that name none themselves")
+    parser.add_argument("--set", action="append", default=[], help="for every run, as train's")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("training-quality"))
@@ -58,16 +75,18 @@ def _arguments() -> argparse.Namespace:
 
 def _run(asked: argparse.Namespace, number: int, seed: int) -> None:
     """One method with one seed; a run that a guard stops is an outcome too."""
-    kept, folders = _kept(asked, number, seed), [asked.work / "graft", asked.work / "baseline"]
+    kept = _kept(asked, number, seed)
+    folders = [asked.work / f"{what}-{number}-{seed}" for what in ("graft", "baseline")]
     if kept.exists():
         return
-    name, graft, train = METHODS[number]
+    name, graft, train = METHODS[asked.methods][number]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-    made = ["--signal", asked.signal, "--seed", seed]
+    made = [*(["--signal", asked.signal] if asked.signal else []), "--seed", seed]
     _otter("graft", asked.base, folders[0], *graft.split(), *made)
     to = ["--to", folders[1]] if "--baseline" in train else []
-    rest = ["--set", f"steps={asked.steps}", "--set", f"seed={seed}", *train.split(), *to]
+    settings = [f"steps={asked.steps}", f"seed={seed}", *asked.set]
+    rest = [part for one in settings for part in ("--set", one)] + [*train.split(), *to]
     outcome = _otter("train", folders[0], "--recipe", asked.recipe, *rest)
     kept.write_text(json.dumps(outcome))
     print(name, seed, outcome.get("signals", outcome), flush=True)
@@ -90,7 +109,7 @@ def _kept(asked: argparse.Namespace, number: int, seed: int) -> Path:
 def _table(asked: argparse.Namespace) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     data: Any = None
-    for number, (name, graft, train) in enumerate(METHODS):
+    for number, (name, graft, train) in enumerate(METHODS[asked.methods]):
         files = [_kept(asked, number, seed) for seed in range(asked.seeds)]
         found = [json.loads(file.read_text()) for file in files if file.exists()]
         whole = [outcome for outcome in found if "stopped" not in outcome]

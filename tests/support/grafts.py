@@ -10,7 +10,7 @@ from otter_cli.families import base_shape
 from otter_cli.insertion import Manifest, Plan, graft, resolve, update_tensors
 from otter_cli.signals import parse_signal
 
-SIGNALS = ("reward", "toxicity", "future:2")
+SIGNALS = ("reward", "toxicity", "future:2,plain")
 
 
 def plan_for(base: Path, *, signals: tuple[str, ...] = SIGNALS, **options: Any) -> Plan:
