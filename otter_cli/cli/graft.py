@@ -44,7 +44,7 @@ def graft(
         typer.Option(
             "--signal",
             help="[NAME=]KIND[:ARG], again for more: reward, action-reward, toxicity, classes:a,b, "
-            "future:3. Default: reward",
+            "future:3 (future:3,512: of that width; future:3,plain: Medusa's). Default: reward",
         ),
     ] = None,
     hidden: Annotated[int | None, _size("--hidden", "inserted hidden units; 0: heads only")] = None,
@@ -167,8 +167,13 @@ def _view(plan: Plan, cost: Price, out: Path | None) -> RenderableType:
         f"{count_text(work['shared'])} + {count_text(work['token'])} for each candidate"
         for name, work in cost.vocabulary_work.items()
     ]
+    drafts = [
+        f"signal {name}: {count_text(work)} multiply-adds a draft"
+        for name, work in cost.draft_work.items()
+    ]
     lines = [
         *vocabulary,
+        *drafts,
         f"stored in {plan.config.dtype}: {bytes_text(cost.inserted_bytes)}",
         f"KV cache: {cache if growth else 'no growth'}",
         f"loaded with the base: {bytes_text(cost.load_bytes)}",

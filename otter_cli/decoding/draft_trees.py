@@ -61,7 +61,8 @@ class TreeShape:
     @cached_property
     def levels(self) -> list[Level]:
         """From the pending token's own guesses on."""
-        found, above = [], [()]
+        found: list[Level] = []
+        above: list[tuple[int, ...]] = [()]
         for depth in range(1, self.depth + 1):
             here = [path for path in self.paths if len(path) == depth]
             inner = [path for path in above if any(child[:-1] == path for child in here)]

@@ -9,7 +9,7 @@ from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.families import BaseShape
 from otter_cli.families.parameters import base_parameters
 from otter_cli.insertion.plan import Plan
-from otter_cli.signals import HEADS, Vocabulary
+from otter_cli.signals import HEADS, Future, Vocabulary
 
 ITEMSIZE = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
@@ -29,6 +29,8 @@ class Price:
     load_bytes: int
     # Of each signal of action values: multiply-adds a position, of all tokens and of each alone.
     vocabulary_work: dict[str, dict[str, int]]
+    # Of each signal of future tokens: multiply-adds of each draft of a chain.
+    draft_work: dict[str, int]
 
     @property
     def ratio(self) -> float:
@@ -55,6 +57,7 @@ def price(plan: Plan, base: Checkpoint) -> Price:
         inserted_cache_bytes_per_token=plan.cache_bytes_per_token(size),
         load_bytes=(count + plan.parameters) * size,
         vocabulary_work=_vocabulary_work(plan),
+        draft_work=_draft_work(plan),
     )
 
 
@@ -66,6 +69,14 @@ def _vocabulary_work(plan: Plan) -> dict[str, dict[str, int]]:
             everything = work.shared + plan.shape.vocab * work.each
             found[signal.name] = {"shared": work.shared, "token": work.each, "all": everything}
     return found
+
+
+def _draft_work(plan: Plan) -> dict[str, int]:
+    return {
+        signal.name: head.work(signal, plan.shape.hidden, plan.config.hidden, plan.shape.vocab)
+        for signal in plan.config.signals
+        if isinstance(head := HEADS[signal.kind], Future)
+    }
 
 
 def _base_cache(shape: BaseShape, size: int) -> int | None:

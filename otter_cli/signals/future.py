@@ -4,6 +4,7 @@ of which guesses by itself (METHOD, 3)."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
 from otter_cli.signals.config import SignalConfig
@@ -38,6 +39,13 @@ class Future(Head):
         if inserted:
             shapes["cell_inserted"] = (2 * width, inserted)
         return shapes | {"cell_bias": (2 * width,), "cell_out": (hidden, width)}
+
+    def work(self, signal: SignalConfig, hidden: int, inserted: int, vocab: int) -> int:
+        """Multiply-adds of each draft of a chain: a step of the cell, or one head's block, and a
+        product over the vocabulary."""
+        matrices = [s for s in self.shapes(signal, hidden, inserted, vocab).values() if len(s) > 1]
+        shared = signal.size if signal.width == 0 else 1
+        return sum(map(prod, matrices)) // shared + vocab * hidden
 
     def forward(
         self,

@@ -31,7 +31,7 @@ def drafting(bench: Bench) -> list[Group]:
     subject, batch = bench.subject, bench.settings.batch
     prompts = random_tokens(subject, batch, bench.settings.context, "drafting").tolist()
     future = bench.with_signals(f"future:{_HEADS}").graft
-    heads = resolve(subject.shape, hidden=0, signals=signals_of([f"future:{_HEADS}"]))
+    heads = resolve(subject.shape, hidden=0, signals=signals_of([f"future:{_HEADS},plain"]))
     medusa = insert(subject.name, subject.stock, Plan(heads, subject.shape)).graft
     sampling = Sampling(_NEW_TOKENS, ignore_eos=True)
 

@@ -37,7 +37,9 @@ def peers(bench: Bench) -> list[Group]:
         "insertion, reward": bench.with_signals("reward"),
         "insertion, its keys and values the base's": _with(bench, kv="base"),
         "insertion, 3 future tokens": bench.with_signals("future:3"),
-        "Medusa-1 heads, 3 future tokens": _with(bench, hidden=0, signals=signals_of(["future:3"])),
+        "Medusa-1 heads, 3 future tokens": _with(
+            bench, hidden=0, signals=signals_of(["future:3,plain"])
+        ),
     }
     seconds: dict[str, Any] = {
         "LoRA reward model, second pass": lora(subject.stock, 8, ["q_proj", "v_proj"]),

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from otter_cli.insertion import Plan
+from otter_cli.insertion import InsertionConfig, Plan
+from otter_cli.signals import Future, SignalConfig
 
 if TYPE_CHECKING:
     from otter_cli.families import BaseShape
@@ -63,12 +64,23 @@ def inserted_work(plan: Plan, one: Pass) -> Work:
     config, shape = plan.config, plan.shape
     matrices = sum(slot.count for slot in plan.slots if slot.role in ("matrix", "output"))
     heads = sum(slot.count for slot in plan.slots if slot.role == "signal" and len(slot.shape) > 1)
-    future = sum(signal.size for signal in config.signals if signal.kind == "future")
-    unembedding = future * shape.vocab * shape.hidden
+    futures = [signal for signal in config.signals if signal.kind == "future"]
+    again = sum(repeated_work(signal, config, shape) for signal in futures)
     # The base's keys and values are read by its own attention anyhow.
     own = config.kv_heads if config.kv == "own" else 0
     cache = 2 * len(config.layers) * own * shape.head_dim * one.cached
-    products = 2 * (matrices * one.rows + (heads + unembedding) * one.batch)
+    products = 2 * (matrices * one.rows + (heads + again) * one.batch)
     attention = 4 * len(config.layers) * config.heads * shape.head_dim * one.pairs
     moved = matrices + heads + config.hidden * one.rows + cache
     return Work(products + attention, one.itemsize * moved)
+
+
+def repeated_work(signal: SignalConfig, config: InsertionConfig, shape: BaseShape) -> int:
+    """Multiply-adds of future tokens read at one position, beyond one use of each weight: products
+    over the vocabulary, and the steps of a cell, which goes on from its own guesses."""
+    product = shape.vocab * shape.hidden
+    if signal.width == 0:
+        return signal.size * product
+    step = Future().work(signal, shape.hidden, config.hidden, shape.vocab) - product
+    # A guess is looked up before the next step, and all are read in the end.
+    return 2 * signal.size * product + (signal.size - 1) * step

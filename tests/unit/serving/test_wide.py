@@ -139,4 +139,7 @@ def test_what_the_layout_cannot_hold_is_refused(tiny_llama: Path, tmp_path: Path
     other = random_graft(tiny_llama, tmp_path / "b", hidden=8, signals=("action-reward",))
     with pytest.raises(OtterError, match="'action-reward'.* not vocabulary"):
         write_wide(other, tmp_path / "wide")
+    cell = random_graft(tiny_llama, tmp_path / "c", hidden=8, signals=("future:2",))
+    with pytest.raises(OtterError, match="'future'.* no cell that follows drafts"):
+        write_wide(cell, tmp_path / "wide")
     assert not (tmp_path / "wide").exists()

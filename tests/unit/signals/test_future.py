@@ -82,3 +82,11 @@ def test_a_cell_is_as_wide_as_asked() -> None:
     )
     assert usual["cell_out"] == (D, 2 * D) and wide["cell_out"] == (D, 7)
     assert wide["cell_inserted"] == (14, 2) and wide["cell_bias"] == (14,)
+
+
+def test_a_draft_costs_a_step_and_a_product_over_the_vocabulary() -> None:
+    head = HEADS["future"]
+    assert isinstance(head, Future)
+    step = 2 * 7 * (D + D + 2) + D * 7
+    assert head.work(parse_signal("future:3,7"), D, 2, VOCAB) == step + VOCAB * D
+    assert head.work(parse_signal("future:3,plain"), D, 2, VOCAB) == D * (D + 2) + VOCAB * D

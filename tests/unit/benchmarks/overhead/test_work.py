@@ -61,7 +61,8 @@ def test_bytes_of_a_decoding_step_by_hand(subject: Subject) -> None:
     table = shape.vocab * config.hidden
     norms = 5 * config.hidden
     cache = 2 * 2 * config.kv_heads * shape.head_dim * 10
-    biases = 1 + 2 * shape.hidden
+    # Of the value, and of the cell's gates and units; its width is twice the base's.
+    biases = 1 + 2 * 2 * shape.hidden
     read = subject.plans[0].parameters - table - norms - biases + config.hidden
     assert more.bytes == 4 * (read + cache)
 
