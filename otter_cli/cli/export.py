@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from otter_cli.cli.app import Outcome, verb, verb_app
+from otter_cli.core.errors import OtterError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -41,13 +42,21 @@ def export(
             "transformers; base: the base again; vllm: a folder that vLLM serves with the plugin",
         ),
     ],
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            "--draft",
+            metavar="<signal>",
+            help="with --to vllm: this future signal becomes DIR/drafter, in Medusa's format",
+        ),
+    ] = None,
 ) -> Outcome:
     """Write another layout of a graft, read it again, and say what holds for it.
 
     An adapter loads on its base and on no other; a base is the base byte for byte. Wide is not
     exact: its difference is measured, and the exit code is 1 where signals are too far off.
     """
-    done = _export(folder, out, to)
+    done = _export(folder, out, to, draft)
     data = {
         "out": out,
         "layout": to.value,
@@ -60,7 +69,12 @@ def export(
     return Outcome(data, lambda: _view(out, done), exit_code=int(done.verdict == "different"))
 
 
-def _export(folder: Path, out: Path, to: Layout) -> Export:
+def _export(folder: Path, out: Path, to: Layout, draft: str | None) -> Export:
+    if draft is not None and to is not Layout.vllm:
+        raise OtterError(
+            f"--draft goes with --to vllm, not with --to {to.value}",
+            hint="otter generate --draft SIGNAL drafts with the graft itself",
+        )
     if to is Layout.wide:
         from otter_cli.serving.wide import export_wide
 
@@ -68,7 +82,7 @@ def _export(folder: Path, out: Path, to: Layout) -> Export:
     if to is Layout.vllm:
         from otter_cli.serving.vllm.export import export_vllm
 
-        return export_vllm(folder, out)
+        return export_vllm(folder, out, draft=draft)
     from otter_cli.serving.layouts import export_adapter, export_base
 
     return export_adapter(folder, out) if to is Layout.adapter else export_base(folder, out)

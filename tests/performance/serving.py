@@ -3,8 +3,9 @@
     python -m tests.performance.serving SHARED/models/chat-7m SHARED --out results/serving/throughput.json
     ... --large --rounds 8 --prompts 16 --longest 32 --tokens 24 --out results/serving/throughput-large.json
 
-In the environment of `make test-vllm`. Three engines live side by side, one works at a time; a
-round asks each the same prompts, and who begins moves on. Times are paired within a round.
+In the environment of `make test-vllm`. Engines live side by side, one works at a time; a round asks
+each the same prompts, and who begins moves on. Times are paired within a round. A second insertion
+has no query heads: of the base it reads attention outputs and activations alone.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from otter_cli.benchmarks.overhead.shapes import SHAPES
+from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.intervals import interval, ratio
 from otter_cli.core.provenance import provenance
-from otter_cli.insertion import Manifest
+from otter_cli.families import base_shape
+from otter_cli.insertion import Manifest, Plan
 from otter_cli.serving.vllm.export import export_vllm
 from tests.support.grafts import random_graft
 
@@ -33,17 +36,21 @@ from tests.support.grafts import random_graft
 FORM = {"kv": "base", "scale": 0.02, "signals": ("reward",)}
 SMALL = {"hidden": 16, "heads": 1, "kv_heads": 1, "ffn": 16}
 LARGE = {"hidden": 24, "heads": 4, "kv_heads": 4, "ffn": 64}
+NO_HEADS = {"heads": 0, "kv_heads": 0}
 # At chat-7m's size a step is calls more than arithmetic: this one is 18 times as large.
 LARGE_SHAPE = {**SHAPES["llama-134m"], "num_key_value_heads": 4, "head_dim": 64}
 ENGINE = {
     "dtype": "float32", "max_model_len": 512, "max_num_seqs": 16, "seed": 0,
     "enable_prefix_caching": False, "distributed_executor_backend": "uni",
 }  # fmt: skip
+ON = {"logprobs": 1, "extra_args": {"otter_signals": "reward"}}
 SIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "stock": ("stock", {}),
     "stock, a log-probability": ("stock", {"logprobs": 1}),
     "plugin, signals off": ("plugin", {}),
-    "plugin, signals on": ("plugin", {"logprobs": 1, "extra_args": {"otter_signals": "reward"}}),
+    "plugin, signals on": ("plugin", ON),
+    "plugin without heads, signals off": ("plugin without heads", {}),
+    "plugin without heads, signals on": ("plugin without heads", ON),
 }
 PAIR = "stock, then a reward model"
 Times = dict[str, list[float]]
@@ -97,6 +104,8 @@ def write_models(base: Path, work: Path, sizes: dict[str, int]) -> dict[str, dic
     """Keywords of LLM for each engine: the base, the served graft, and a classifier that has the
     base's weights and a random head, as large as the base and as fast as any."""
     export_vllm(random_graft(base, work / "graft", **FORM, **sizes), work / "served")
+    fewer = {**FORM, **sizes, **NO_HEADS}
+    export_vllm(random_graft(base, work / "fewer", **fewer), work / "served-without-heads")
     judge = work / "judge"
     shutil.copytree(base, judge, ignore=shutil.ignore_patterns("*.safetensors"))
     config = json.loads((base / "config.json").read_text())
@@ -109,6 +118,7 @@ def write_models(base: Path, work: Path, sizes: dict[str, int]) -> dict[str, dic
     return {
         "stock": {"model": str(base)},
         "plugin": {"model": str(work / "served")},
+        "plugin without heads": {"model": str(work / "served-without-heads")},
         "judge": {"model": str(judge), "runner": "pooling"},
     }
 
@@ -122,7 +132,8 @@ def one_round(engines: dict[str, Engine], asked: dict[str, Any], first: int) -> 
         found[name] = engines[engine].ask(prompts=asked["prompts"], sampling=sampling)
     said = found["stock"]["tokens"]
     assert all(one["tokens"] == said for one in found.values())
-    assert found["plugin, signals on"]["numbers"] == sum(map(len, said))
+    for name in ("plugin, signals on", "plugin without heads, signals on"):
+        assert found[name]["numbers"] == sum(map(len, said))
     texts = [prompt + tokens for prompt, tokens in zip(asked["prompts"], said, strict=True)]
     scored = engines["judge"].ask(prompts=texts)
     assert scored["numbers"] == len(texts)
@@ -156,6 +167,15 @@ def prompts_of(shared: Path, base: Path, count: int, longest: int) -> list[list[
     return [prompt[:longest] for prompt in prompts]
 
 
+def described(graft: Path) -> dict[str, Any]:
+    """An insertion, and how large it is beside its base."""
+    (config,) = Manifest.read(graft).insertions
+    shape = base_shape(Checkpoint.open(graft).config)
+    inserted = sum(slot.count for slot in Plan(config, shape).slots)
+    base = sum(info.count for info in Checkpoint.open(graft).tensors.values())
+    return {**config.model_dump(mode="json"), "parameters_over_base": round(inserted / base, 4)}
+
+
 def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     base = write_large(options.base, work / "base") if options.large else options.base
     prompts = prompts_of(options.shared, options.base, options.prompts, options.longest)
@@ -166,7 +186,7 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     settings = {**ENGINE, "enforce_eager": options.eager}
     load, engines, rounds = os.getloadavg()[0], {}, []
     for name, keywords in write_models(base, work, LARGE if options.large else SMALL).items():
-        engines[name] = Engine(options.threads, name == "plugin", **settings, **keywords)
+        engines[name] = Engine(options.threads, name.startswith("plugin"), **settings, **keywords)
         print(f"{name}: started in {engines[name].start_seconds:.0f} s", flush=True)
     for turn in range(options.rounds + 1):
         found = one_round(engines, asked, turn)
@@ -178,7 +198,10 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     return {
         "base": LARGE_SHAPE if options.large else options.base.name,
         "engine": settings,
-        "insertion": Manifest.read(work / "served").insertions[0].model_dump(mode="json"),
+        "insertions": {
+            name: described(work / folder)
+            for name, folder in {"plugin": "graft", "plugin without heads": "fewer"}.items()
+        },
         "prompt_tokens": sum(map(len, prompts)),
         "load": {"before": load, "after": os.getloadavg()[0]},
         "throughput": throughput(rounds, "seconds"),

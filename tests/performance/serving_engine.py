@@ -1,7 +1,8 @@
 """One vLLM engine in a process of its own, asked line by line: `tests.performance.serving`.
 
 The first line holds the keywords of LLM; each further one {prompts, sampling} to generate, or
-{prompts} for a pooling model to score. Answers are lines too, times of the call alone.
+{prompts} for a pooling model to score, or {counters} of what was drafted so far. Answers are lines
+too, times of the call alone.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ def main() -> None:
         started, cpu = time.perf_counter(), time.process_time()
         if llm is None:
             llm, found = LLM(**asked), {}
+        elif "counters" in asked:
+            found = {"counters": counters(llm)}
         else:
             found = generate(llm, **asked) if "sampling" in asked else score(llm, **asked)
         times = {"seconds": time.perf_counter() - started, "cpu": time.process_time() - cpu}
@@ -40,6 +43,15 @@ def generate(llm: Any, prompts: list[list[int]], sampling: dict[str, Any]) -> di
     return {
         "tokens": [list(choice.token_ids) for choice in choices],
         "numbers": sum(i >= 1 << 30 for c in choices for step in c.logprobs or () for i in step),
+    }
+
+
+def counters(llm: Any) -> dict[str, Any]:
+    prefix = "vllm:spec_decode_"
+    return {
+        m.name.removeprefix(prefix): m.values if hasattr(m, "values") else m.value
+        for m in llm.get_metrics()
+        if m.name.startswith(prefix)
     }
 
 

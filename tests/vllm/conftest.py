@@ -64,14 +64,15 @@ def served(grafts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Ask:
-    """`engine(folder, passes, settings, environment)`: its answer, with the engine's own words
-    where it dies."""
+    """`engine(folder, passes, settings, environment, states)`: its answer, with the engine's own
+    words where it dies."""
 
     def run(
         model: Path,
         passes: list[list[dict[str, Any]]],
         settings: dict[str, Any] = EAGER,
         environment: dict[str, str] = INSIDE,
+        states: list[list[float]] | None = None,
     ) -> dict[str, Any]:
         folder = tmp_path_factory.mktemp("engine")
         spec = {
@@ -79,6 +80,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Ask:
             "engine": settings,
             "environment": {**ENVIRONMENT, **environment},
             "passes": passes,
+            "states": states,
         }
         (folder / "spec.json").write_text(json.dumps(spec))
         command = [sys.executable, "-m", "tests.vllm.engine"]

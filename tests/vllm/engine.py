@@ -1,7 +1,7 @@
 """One engine in a process of its own: `python -m tests.vllm.engine SPEC.json ANSWER.json`.
 
-SPEC: model, engine (keywords of LLM), environment, and passes: each a list of requests
-{prompt, sampling}, which run as one batch.
+SPEC: model, engine (keywords of LLM), environment, passes: each a list of requests
+{prompt, sampling}, which run as one batch; and states, for which the drafter's logits are wanted.
 """
 
 import json
@@ -22,6 +22,8 @@ def main(spec_path: str, answer_path: str) -> None:
     answer: dict[str, Any] = {"start_seconds": time.perf_counter() - started, "passes": []}
     for requests in spec["passes"]:
         answer["passes"].append(run(llm, requests))
+    if states := spec.get("states"):
+        answer["drafts"] = drafts(llm, states)
     Path(answer_path).write_text(json.dumps(answer))
 
 
@@ -34,6 +36,22 @@ def run(llm: Any, requests: list[dict[str, Any]]) -> dict[str, Any]:
     outputs = llm.generate(prompts, sampling, use_tqdm=False)
     seconds = time.perf_counter() - started
     return {"seconds": seconds, "rows": [[row(c) for c in out.outputs] for out in outputs]}
+
+
+def drafts(llm: Any, states: list[list[float]]) -> dict[str, Any]:
+    """What each of the drafter's heads says of the states, [states, n, vocab], and how many drafts
+    of the passes were accepted."""
+    import torch
+
+    executor = llm.llm_engine.engine_core.engine_core.model_executor
+    drafter = executor.driver_worker.worker.model_runner.drafter.model
+    with torch.inference_mode():
+        logits = drafter.compute_logits(drafter(torch.tensor(states)))
+    counts = {m.name: m.value for m in llm.get_metrics() if hasattr(m, "value")}
+    return {
+        "logits": torch.stack(logits, 1).tolist(),
+        "accepted": counts["vllm:spec_decode_num_accepted_tokens"],
+    }
 
 
 def row(choice: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from otter_cli.families import BaseShape, base_shape
 from otter_cli.insertion import MANIFEST, InsertionConfig, Manifest, Plan
 from otter_cli.insertion.storage import open_stored, stored_files
 from otter_cli.serving.layouts import Export
+from otter_cli.serving.vllm.drafter import FILES, FOLDER, Drafter
 from otter_cli.serving.vllm.plugin import STOCK, grafted
 
 CONFIG = "config.json"
@@ -23,10 +24,11 @@ INDEX = "model.safetensors.index.json"
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
-def export_vllm(folder: Path, to: Path, *, mode: Mode = "link") -> Export:
-    """Writes the folder whole or not at all, reads it again, and says what an engine does with it.
+def export_vllm(folder: Path, to: Path, *, draft: str | None = None, mode: Mode = "link") -> Export:
+    """Writes the folder whole or not at all, reads it again, and says what an engine does with it;
+    `draft`: the future signal that becomes its drafter.
 
-    Raises OtterError for families and insertions that the plugin does not run.
+    Raises OtterError for families, insertions and drafters that the plugin does not run.
     """
     manifest, base = Manifest.read(folder), Checkpoint.open(folder)
     manifest.check_tensors(folder)
@@ -34,6 +36,7 @@ def export_vllm(folder: Path, to: Path, *, mode: Mode = "link") -> Export:
     _check(shape)
     plans = [Plan(config, shape) for config in manifest.insertions]
     inserted = open_stored(folder, plans)
+    drafter = None if draft is None else Drafter.of(base, inserted, plans, draft)
     kept = [name for name in base.files if name not in (CONFIG, INDEX)]
     files = [*kept, *stored_files(folder), MANIFEST]
     with staged_folder(to) as staging:
@@ -42,13 +45,19 @@ def export_vllm(folder: Path, to: Path, *, mode: Mode = "link") -> Export:
         # vLLM reads only what an index names, where there is one.
         placed = {**base.file_of, **inserted.file_of}
         write_json(staging / INDEX, {"metadata": {}, "weight_map": placed})
+        if drafter is not None:
+            drafter.write(staging / FOLDER)
         _read_again(staging, base, plans)
     count = sum(len(plan.slots) for plan in plans)
+    drafts = [] if drafter is None else [f"{FOLDER}/{name}" for name in FILES]
+    notes = _notes(manifest, shape)
+    if drafter is not None:
+        notes.append(f"{FOLDER} drafts {len(drafter.heads)} tokens a step, in Medusa's format")
     return Export(
-        sorted([*files, CONFIG, INDEX]),
+        sorted([*files, *drafts, CONFIG, INDEX]),
         "exact",
         f"{len(base.tensors)} tensors of the base and {count} inserted ones, byte for byte; "
-        + "; ".join(_notes(manifest, shape)),
+        + "; ".join(notes),
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from otter_cli.families import BaseShape
@@ -81,6 +82,32 @@ class Layout:
     def _mine(self, places: list[int]) -> list[int]:
         share = len(places) // self.ranks
         return places[self.rank * share : (self.rank + 1) * share]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The heads of one rank that were trained: they stand one behind the other, zero heads before
+    and after them. A rank that has none keeps one zero head, so that no product is empty."""
+
+    heads: list[int]
+    before: int
+    after: int
+
+    @classmethod
+    def of(cls, places: list[int]) -> Trained:
+        real = [i for i, place in enumerate(places) if place != NONE] or [0]
+        first, end = real[0], real[-1] + 1
+        return cls(places[first:end], first, len(places) - end)
+
+    def filled(self, rows: Tensor, size: int) -> Tensor:
+        """[tokens, trained * size] to [tokens, heads * size]: zero heads take their places."""
+        if not self.before and not self.after:
+            return rows
+        return F.pad(rows, (self.before * size, self.after * size))
+
+    def taken(self, rows: Tensor, size: int) -> Tensor:
+        """What `filled` put there."""
+        return rows.narrow(-1, self.before * size, len(self.heads) * size)
 
 
 def pick(tensor: Tensor, places: list[int], dim: int = 0) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from typing import Any
 
 from otter_cli.core.errors import OtterError
+from otter_cli.serving.vllm.numbers import VIRTUAL
 
 # Architecture of the base, by the family's name.
 STOCK = {
@@ -37,11 +39,17 @@ def register() -> None:
         def verify_and_update_model_config(model_config: Any) -> None:
             ANNOUNCED["graft"] = numbers_of(model_config.hf_config)
 
+        @staticmethod
+        def verify_and_update_config(vllm_config: Any) -> None:
+            if vllm_config.speculative_config is not None:
+                ANNOUNCED["graft"] = None
+
     for family in STOCK:
         name = grafted(family)
         ModelRegistry.register_model(name, f"{_MODULE}:{name}")
         MODELS_CONFIG_MAP[name] = Announce
     _extend_sampler()
+    _extend_decoder()
 
 
 def _extend_sampler() -> None:
@@ -59,14 +67,46 @@ def _extend_sampler() -> None:
 
     @functools.wraps(stock)
     def forward(self: Any, logits: Any, sampling_metadata: Any, *rest: Any, **named: Any) -> Any:
-        from otter_cli.serving.vllm.processor import OtterProcessor
-
+        mine = _processor(sampling_metadata)
+        if mine is None or sampling_metadata.max_num_logprobs is None:
+            return stock(self, logits, sampling_metadata, *rest, **named)
+        # The best tokens of a vocabulary are dear to find, and here nobody asked for them.
+        if mine.alone and self.logprobs_mode == "raw_logprobs":
+            logprobs = self.compute_logprobs(logits)
+            asked = dataclasses.replace(sampling_metadata, max_num_logprobs=None)
+            out = stock(self, logits, asked, *rest, **named)
+            out.logprobs_tensors = mine.numbers_alone(logprobs, out.sampled_token_ids[:, 0])
+            return out
         out = stock(self, logits, sampling_metadata, *rest, **named)
-        for processor in sampling_metadata.logitsprocs.non_argmax_invariant:
-            if isinstance(processor, OtterProcessor) and out.logprobs_tensors is not None:
-                out.logprobs_tensors = processor.add_numbers(
-                    out.logprobs_tensors, out.sampled_token_ids[:, 0]
-                )
+        out.logprobs_tensors = mine.add_numbers(out.logprobs_tensors, out.sampled_token_ids[:, 0])
         return out
 
     Sampler.forward = forward
+
+
+def _extend_decoder() -> None:
+    """The id of a number is no token's, so no tokenizer is asked what it reads as."""
+    from vllm.v1.engine import logprobs
+
+    stock = logprobs.convert_ids_list_to_tokens
+    if hasattr(stock, "__wrapped__"):
+        return
+
+    @functools.wraps(stock)
+    def convert(tokenizer: Any, token_ids: list[int]) -> list[str]:
+        tokens = [token for token in token_ids if token < VIRTUAL]
+        if len(tokens) == len(token_ids):
+            return stock(tokenizer, token_ids)
+        read = iter(stock(tokenizer, tokens))
+        return [next(read) if token < VIRTUAL else "" for token in token_ids]
+
+    logprobs.convert_ids_list_to_tokens = convert
+
+
+def _processor(sampling_metadata: Any) -> Any:
+    from otter_cli.serving.vllm.processor import OtterProcessor
+
+    for processor in sampling_metadata.logitsprocs.non_argmax_invariant:
+        if isinstance(processor, OtterProcessor):
+            return processor
+    return None

@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from vllm.exceptions import VLLMValidationError
+from vllm.v1.outputs import LogprobsTensors
 from vllm.v1.sample.logits_processor import LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
@@ -23,7 +25,6 @@ from otter_cli.serving.vllm.served import ANNOUNCED, find_model, numbers_of
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.sampling_params import SamplingParams
-    from vllm.v1.outputs import LogprobsTensors
     from vllm.v1.sample.logits_processor import BatchUpdate
 
     from otter_cli.serving.vllm.model import Step
@@ -37,6 +38,8 @@ class OtterProcessor(LogitsProcessor):
         config = vllm_config.model_config.hf_config
         self.numbers = numbers_of(config) if hasattr(config, "otter") else Numbers(())
         self.rows: dict[int, Request] = {}
+        # Rows that want log-probabilities besides, of the best tokens.
+        self.others: dict[int, bool] = {}
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
@@ -45,6 +48,11 @@ class OtterProcessor(LogitsProcessor):
         if not any(key.startswith(PREFIX) for key in arguments or {}):
             return
         numbers = ANNOUNCED.get("graft", Numbers(()))
+        if numbers is None:
+            raise VLLMValidationError(
+                "this engine drafts, and vLLM loads no logits processors beside a drafter: there "
+                "are neither signals nor guidance; serve the graft without --speculative-config"
+            )
         try:
             asked = read_request(arguments, numbers)
             _check_room(len(asked.numbers) if asked else 0, sampling_params.logprobs)
@@ -56,45 +64,79 @@ class OtterProcessor(LogitsProcessor):
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         process_dict_updates(self.rows, batch_update, self._new)
+        process_dict_updates(self.others, batch_update, self._wants_others)
 
     def _new(self, params: SamplingParams, *_: Any) -> Request | None:
         return read_request(params.extra_args, self.numbers)
+
+    def _wants_others(self, params: SamplingParams, *_: Any) -> bool | None:
+        asked = read_request(params.extra_args, self.numbers)
+        numbers = len(asked.numbers) if asked else 0
+        return True if params.logprobs not in (None, numbers) else None
 
     def apply(self, logits: Tensor) -> Tensor:
         guided = {row: r.guide for row, r in self.rows.items() if r.guide is not None}
         if guided:
             model = find_model(self.vllm_config)
-            assert model.step is not None and len(model.step.base_state) == len(logits)
+            self._step(logits)
             for row, guide in guided.items():
                 logits[row] = guide_row(logits[row], guide, model, row)
         return logits
+
+    @property
+    def alone(self) -> bool:
+        """Whether numbers are all that is asked of the log-probabilities of this step."""
+        return not self.others and any(request.numbers for request in self.rows.values())
+
+    def numbers_alone(self, logprobs: Tensor, sampled: Tensor) -> LogprobsTensors:
+        """What stock gathers, less the best tokens, which nobody asked for; with the numbers."""
+        token = sampled[:, None].long()
+        chosen, groups = logprobs.gather(-1, token), self._groups()
+        ranks = (logprobs >= chosen).sum(-1)
+        (wanted, rows), *others = groups.items()
+        if not others and len(rows) == len(token):
+            ids = torch.cat([token, _virtual(wanted, token).expand(len(token), -1)], -1)
+            read = self._read(wanted, self._step(token), slice(None), sampled)
+            return LogprobsTensors(ids.int(), torch.cat([chosen, read], -1), ranks)
+        room = (0, max(map(len, groups)))
+        found = LogprobsTensors(F.pad(token, room).int(), F.pad(chosen, room), ranks)
+        return self.add_numbers(found, sampled)
 
     def add_numbers(self, found: LogprobsTensors, sampled: Tensor) -> LogprobsTensors:
         """Numbers go right behind the sampled token, before the best others, which make room.
 
         `found`: [rows, 1 + n] ids and log-probabilities. Every row keeps its own n.
         """
+        groups = self._groups()
+        if not groups:
+            return found
+        ids, values = found.logprob_token_ids.clone(), found.logprobs.clone()
+        step = self._step(ids)
+        for wanted, rows in groups.items():
+            at, end = torch.tensor(rows, device=ids.device), 1 + len(wanted)
+            kept = ids.shape[1] - len(wanted)
+            ids[at, end:] = found.logprob_token_ids[at, 1:kept]
+            values[at, end:] = found.logprobs[at, 1:kept]
+            ids[at, 1:end] = _virtual(wanted, ids).expand(len(rows), -1)
+            values[at, 1:end] = self._read(wanted, step, at, sampled[at])
+        return found._replace(logprob_token_ids=ids, logprobs=values)
+
+    def _groups(self) -> dict[tuple[int, ...], list[int]]:
+        """Rows by what they ask for: a step is short, and every operation shows in it."""
         groups: dict[tuple[int, ...], list[int]] = {}
         for row, request in self.rows.items():
             if request.numbers:
                 groups.setdefault(request.numbers, []).append(row)
-        if not groups:
-            return found
-        step = find_model(self.vllm_config).step
-        ids, values = found.logprob_token_ids.clone(), found.logprobs.clone()
-        assert step is not None and len(step.base_state) == len(ids)
-        # By what they ask for, not row by row: a step is short, and every operation shows in it.
-        for wanted, rows in groups.items():
-            at, end = torch.tensor(rows, device=ids.device), 1 + len(wanted)
-            virtual = torch.tensor(wanted, device=ids.device, dtype=ids.dtype) + VIRTUAL
-            kept = ids.shape[1] - len(wanted)
-            ids[at, end:] = found.logprob_token_ids[at, 1:kept]
-            values[at, end:] = found.logprobs[at, 1:kept]
-            ids[at, 1:end] = virtual.expand(len(rows), -1)
-            values[at, 1:end] = self._read(wanted, step, at, sampled[at])
-        return found._replace(logprob_token_ids=ids, logprobs=values)
+        return groups
 
-    def _read(self, wanted: tuple[int, ...], step: Step, rows: Tensor, sampled: Tensor) -> Tensor:
+    def _step(self, rows: Tensor) -> Step:
+        step: Step | None = find_model(self.vllm_config).step
+        assert step is not None and len(step.base_state) == len(rows)
+        return step
+
+    def _read(
+        self, wanted: tuple[int, ...], step: Step, rows: Tensor | slice, sampled: Tensor
+    ) -> Tensor:
         """The wanted numbers of rows that ask for the same, [rows, numbers]."""
         model, numbers = find_model(self.vllm_config), [self.numbers.all[i] for i in wanted]
         scores = {
@@ -108,6 +150,11 @@ class OtterProcessor(LogitsProcessor):
         if self.numbers.signals[name].kind == "vocabulary":
             return scores.gather(-1, sampled[:, None].long())
         return scores[:, None] if scores.ndim == 1 else scores
+
+
+def _virtual(wanted: tuple[int, ...], like: Tensor) -> Tensor:
+    """The ids under which numbers travel."""
+    return torch.tensor(wanted, device=like.device, dtype=like.dtype) + VIRTUAL
 
 
 def _check_room(wanted: int, logprobs: int | None) -> None:

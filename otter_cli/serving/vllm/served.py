@@ -12,8 +12,9 @@ from otter_cli.serving.vllm.numbers import Numbers
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-# In the process that answers clients the engine's configuration is all that is known of a model.
-ANNOUNCED: dict[str, Numbers] = {}
+# In the process that answers clients the engine's configuration is all that is known of a model;
+# None: it drafts, and has no signals to give.
+ANNOUNCED: dict[str, Numbers | None] = {}
 _MODELS: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
 
@@ -53,11 +54,7 @@ def check_engine(vllm_config: VllmConfig) -> None:
             "vLLM's second model runner samples elsewhere, where signals cannot be added",
             hint="set VLLM_USE_V2_MODEL_RUNNER=0",
         )
-    if vllm_config.speculative_config is not None:
-        raise OtterError(
-            "with speculative decoding vLLM loads no logits processors: no signals, no guidance",
-            hint="serve the graft without --speculative-config",
-        )
+    _check_drafter(vllm_config)
     if vllm_config.lora_config is not None:
         raise OtterError(
             "LoRA adapters change what the insertion was trained on",
@@ -67,4 +64,23 @@ def check_engine(vllm_config: VllmConfig) -> None:
         raise OtterError(
             "the inserted stream starts from token ids; prompt embeddings have none",
             hint="serve the graft without --enable-prompt-embeds",
+        )
+
+
+def _check_drafter(vllm_config: VllmConfig) -> None:
+    speculative = vllm_config.speculative_config
+    if speculative is None:
+        return
+    if speculative.method != "medusa":
+        raise OtterError(
+            f"the plugin drafts with a graft's own future heads, not by {speculative.method!r}",
+            hint="otter export OUT DIR --to vllm --draft SIGNAL writes DIR/drafter",
+        )
+    config = vllm_config.model_config.hf_config
+    width = config.hidden_size + sum(one.hidden for one in read_insertions(config))
+    found = speculative.draft_model_config.hf_config.hidden_size
+    if found != width:
+        raise OtterError(
+            f"the drafter reads states of {found} units, this graft's have {width}",
+            hint="a drafter belongs to the graft that it was exported with",
         )

@@ -19,7 +19,7 @@ from vllm.model_executor.layers.attention import Attention
 
 from otter_cli.families import BaseShape
 from otter_cli.insertion import InsertionConfig
-from otter_cli.serving.vllm.layout import Layout, pick
+from otter_cli.serving.vllm.layout import Layout, Trained, pick
 from otter_cli.signals import HEADS
 
 Stored = Mapping[str, Tensor]
@@ -48,46 +48,50 @@ class Norm(nn.Module):
 
 
 class Joined(nn.Module):
-    """`x W^h + u W^z (+ b)` for several projections at once: their rows one after the other."""
+    """`x W^h + u W^z (+ b)` for several projections at once, as `[x ; u] W`: in a small step a
+    product costs mostly that there is one more."""
 
     def __init__(self, base: int, inserted: int, rows: int, bias: bool) -> None:
         super().__init__()
-        self.h, self.z = parameter(rows, base), parameter(rows, inserted)
+        self.weight = parameter(rows, base + inserted)
         self.bias = parameter(rows) if bias else None
 
     def forward(self, x: Tensor, u: Tensor) -> Tensor:
-        return F.linear(x, self.h, self.bias) + F.linear(u, self.z)
+        return F.linear(torch.cat([x, u], -1), self.weight, self.bias)
 
     def load(self, stored: Stored, names: list[str], places: list[list[int]]) -> None:
         parts = list(zip(names, places, strict=True))
-        for own, kind in ((self.h, "h.weight"), (self.z, "z.weight"), (self.bias, "bias")):
-            if own is not None:
-                own.copy_(torch.cat([pick(stored[f"{name}.{kind}"], at) for name, at in parts]))
+        read = [
+            torch.cat([pick(stored[f"{name}.{kind}.weight"], at) for name, at in parts])
+            for kind in ("h", "z")
+        ]
+        self.weight.copy_(torch.cat(read, 1))
+        if self.bias is not None:
+            self.bias.copy_(torch.cat([pick(stored[f"{name}.bias"], at) for name, at in parts]))
 
 
 class Branch(nn.Module):
-    """`z += t W^h + t' W^z (+ b)`, summed over the ranks."""
+    """`z += t W^h + t' W^z (+ b)`, as `[t ; t'] W`, summed over the ranks."""
 
     def __init__(self, layout: Layout, wide: int, thin: int, bias: bool) -> None:
         super().__init__()
         D = layout.config.hidden
-        self.ranks, self.columns = layout.ranks, layout.base_columns(wide)
-        self.h = parameter(D, len(self.columns))
-        self.z = parameter(D, thin) if thin else None
+        self.ranks, self.columns, self.thin = layout.ranks, layout.base_columns(wide), thin
+        self.weight = parameter(D, len(self.columns) + thin)
         self.bias = parameter(D) if bias else None
 
     def forward(self, z: Tensor, wide: Tensor, thin: Tensor | None) -> Tensor:
-        added = F.linear(wide, self.h)
-        if self.z is not None and thin is not None:
-            added = added + F.linear(thin, self.z)
+        read = wide if thin is None else torch.cat([wide, thin], -1)
+        added = F.linear(read, self.weight)
         if self.ranks > 1:
             added = tensor_model_parallel_all_reduce(added)
         return z + added if self.bias is None else z + added + self.bias
 
     def load(self, stored: Stored, name: str, places: list[int]) -> None:
-        self.h.copy_(pick(stored[f"{name}.h.weight"], self.columns, 1))
-        if self.z is not None:
-            self.z.copy_(pick(stored[f"{name}.z.weight"], places, 1))
+        read = [pick(stored[f"{name}.h.weight"], self.columns, 1)]
+        if self.thin:
+            read.append(pick(stored[f"{name}.z.weight"], places, 1))
+        self.weight.copy_(torch.cat(read, 1))
         if self.bias is not None:
             self.bias.copy_(stored[f"{name}.bias"])
 
@@ -99,22 +103,22 @@ class InsertedAttention(nn.Module):
     def __init__(self, layout: Layout, base: Any, prefix: str, **engine: Any) -> None:
         super().__init__()
         config, shape = layout.config, layout.shape
-        self.layout, c = layout, shape.head_dim
-        self.out = Branch(layout, shape.heads * c, len(layout.heads) * c, shape.out_bias)
+        self.layout, self.size = layout, shape.head_dim
+        held = [layout.heads, *([layout.kv_heads] * 2 if config.kv == "own" else [])]
+        self.parts = [Trained.of(places) for places in held] if config.heads else []
+        self.rows = [len(part.heads) * self.size for part in self.parts]
+        thin = self.rows[0] if config.heads else 0
+        self.out = Branch(layout, shape.heads * self.size, thin, shape.out_bias)
         if not config.heads:
             return
         self.norm = Norm(config, shape)
-        self.rows = [len(layout.heads) * c, *[len(layout.kv_heads) * c] * 2]
-        if config.kv == "base":
-            self.rows = self.rows[:1]
         self.project = Joined(shape.hidden, config.hidden, sum(self.rows), shape.attention_bias)
-        normed = bool(shape.family.attention.query_norm)
-        self.query_norm = parameter(c) if normed else None
-        self.key_norm = parameter(c) if normed and config.kv == "own" else None
-        shared = config.kv == "base"
+        normed, shared = bool(shape.family.attention.query_norm), config.kv == "base"
+        self.query_norm = parameter(self.size) if normed else None
+        self.key_norm = parameter(self.size) if normed and not shared else None
         self.attend = Attention(
             len(layout.heads),
-            c,
+            self.size,
             base.scaling,
             num_kv_heads=base.num_kv_heads if shared else len(layout.kv_heads),
             per_layer_sliding_window=base.attn.sliding_window,
@@ -126,16 +130,17 @@ class InsertedAttention(nn.Module):
     def forward(
         self, z: Tensor, x: Tensor, h: Tensor, a: Tensor, positions: Tensor, rotary: Any
     ) -> Tensor:
-        if not self.layout.config.heads:
+        if not self.parts:
             return self.out(z, a, None)
-        parts = self.project(x, self.norm(z, h)).split(self.rows, -1)
-        query = self._normed(parts[0], self.query_norm)
-        if len(parts) == 1:
-            query, _ = rotary(positions, query.contiguous())
-            return self.out(z, a, self.attend(query, None, None))
-        key = self._normed(parts[1], self.key_norm)
-        query, key = rotary(positions, query.contiguous(), key.contiguous())
-        return self.out(z, a, self.attend(query, key, parts[2].contiguous()))
+        query, *own = self.project(x, self.norm(z, h)).split(self.rows, -1)
+        query, key = self._normed(query, self.query_norm).contiguous(), None
+        if own:
+            key = self._normed(own[0], self.key_norm).contiguous()
+        query, key = rotary(positions, query, key)
+        states = [query, key, own[1]] if own else [query]
+        filled = [p.filled(s, self.size) for p, s in zip(self.parts, states, strict=True)]
+        found = self.attend(*filled) if own else self.attend(filled[0], None, None)
+        return self.out(z, a, self.parts[0].taken(found, self.size))
 
     def _normed(self, flat: Tensor, weight: Tensor | None) -> Tensor:
         if weight is None:
@@ -145,17 +150,12 @@ class InsertedAttention(nn.Module):
         return ((heads.float() * scale).to(flat.dtype) * weight).flatten(-2)
 
     def load(self, stored: Stored) -> None:
-        layout = self.layout
-        rows = layout.of_heads(layout.heads)
-        self.out.load(stored, "out", rows)
-        if not layout.config.heads:
+        places = [self.layout.of_heads(part.heads) for part in self.parts]
+        self.out.load(stored, "out", places[0] if places else [])
+        if not places:
             return
         self.norm.weight.copy_(stored["norm.weight"])
-        names, places = ["query"], [rows]
-        if layout.config.kv == "own":
-            own = layout.of_heads(layout.kv_heads)
-            names, places = [*names, "key", "value"], [rows, own, own]
-        self.project.load(stored, names, places)
+        self.project.load(stored, ["query", "key", "value"][: len(places)], places)
         for name in ("query_norm", "key_norm"):
             if (weight := getattr(self, name)) is not None:
                 weight.copy_(stored[f"{name}.weight"])

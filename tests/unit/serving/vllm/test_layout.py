@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from otter_cli.families import BaseShape, base_shape
 from otter_cli.insertion import InsertionConfig, resolve
-from otter_cli.serving.vllm.layout import NONE, Layout, pick
+from otter_cli.serving.vllm.layout import NONE, Layout, Trained, pick
 
 
 def shape(heads: int, kv_heads: int) -> BaseShape:
@@ -64,6 +64,18 @@ def _base_heads(kv_heads: int, ranks: int, rank: int) -> list[int]:
         share = kv_heads // ranks
         return list(range(rank * share, (rank + 1) * share))
     return [rank // (ranks // kv_heads)]
+
+
+@given(places=st.lists(st.sampled_from([NONE, 3, 5]), min_size=1, max_size=6))
+def test_trained_heads_go_to_their_places_and_come_back(places: list[int]) -> None:
+    trained = Trained.of(places)
+    rows = torch.arange(2.0 * 3 * len(trained.heads)).reshape(2, -1) + 1
+    filled = trained.filled(rows, 3)
+    assert filled.shape == (2, 3 * len(places)) and torch.equal(trained.taken(filled, 3), rows)
+    # Whatever was left out is a zero head.
+    kept = [NONE] * trained.before + trained.heads + [NONE] * trained.after
+    assert kept == places
+    assert filled.count_nonzero() == rows.numel()
 
 
 def test_zero_heads_are_counted() -> None:

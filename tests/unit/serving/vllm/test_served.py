@@ -29,7 +29,7 @@ def test_a_usual_engine_is_accepted() -> None:
     [
         ({"parallel_config": SimpleNamespace(pipeline_parallel_size=2)}, "pipeline stages"),
         ({"use_v2_model_runner": True}, "second model runner"),
-        ({"speculative_config": object()}, "speculative decoding"),
+        ({"speculative_config": SimpleNamespace(method="ngram")}, "own future heads, not by"),
         ({"lora_config": object()}, "LoRA"),
         ({"model_config": SimpleNamespace(enable_prompt_embeds=True)}, "prompt embeddings"),
     ],
@@ -42,3 +42,17 @@ def test_what_the_plugin_does_not_do_is_refused(changes: dict[str, Any], message
 def test_a_configuration_that_is_no_export_is_refused() -> None:
     with pytest.raises(OtterError, match="describes no insertion"):
         read_insertions(SimpleNamespace())
+
+
+def drafting(width: int) -> Any:
+    config = SimpleNamespace(hf_config=SimpleNamespace(hidden_size=width))
+    return SimpleNamespace(method="medusa", draft_model_config=config)
+
+
+def test_a_drafter_reads_the_states_of_its_own_graft() -> None:
+    described = {"name": "main", "hidden": 8, "heads": 0, "kv_heads": 0, "ffn": 8, "layers": []}
+    served = SimpleNamespace(hidden_size=64, otter={"insertions": [described]})
+    model = SimpleNamespace(enable_prompt_embeds=False, hf_config=served)
+    check_engine(engine(speculative_config=drafting(72), model_config=model))
+    with pytest.raises(OtterError, match="states of 64 units, this graft's have 72"):
+        check_engine(engine(speculative_config=drafting(64), model_config=model))
