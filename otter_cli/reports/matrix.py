@@ -1,6 +1,11 @@
-"""A matrix as a report: one table and one plot, cells down, methods across."""
+"""A matrix as a report: of several cells a table and a plot for each figure, cells down and methods
+across; of one cell one table, methods down and figures across."""
 
-from otter_cli.benchmarks.matrix.run import CellResult, MatrixResult, OverSeeds
+from dataclasses import replace
+
+from otter_cli.benchmarks.matrix.bench import OVER_PLAIN
+from otter_cli.benchmarks.matrix.over_seeds import OverSeeds
+from otter_cli.benchmarks.matrix.run import CellResult, MatrixResult
 from otter_cli.benchmarks.metrics.catalog import METRICS, Metric, describe
 from otter_cli.core.units import count_text
 from otter_cli.reports.figures import name_with_unit, number_text
@@ -12,17 +17,31 @@ def matrix_report(result: MatrixResult) -> Report:
     seeds = f"{len(result.seeds)} seed{'s' * (len(result.seeds) > 1)}"
     lead = f"{len(result.cells)} cells, {seeds}: {', '.join(map(str, result.seeds))}."
     text = [
-        "Mean over seeds with its Student-t 95 % interval."
+        "Mean over seeds. Its 95 % interval is Student's t over seeds, widened by what a run's own "
+        "interval over prompts reaches."
         if len(result.seeds) > 1
         else "One seed: its runs have intervals over prompts, and there is none over seeds."
     ]
-    sections = [
-        Section(_title(name), text if not i else [], [_table(result, name)], [_plot(result, name)])
-        for i, name in enumerate(result.metrics)
-    ]
+    if len(result.cells) == 1:
+        plots = [_plot(result, name) for name in result.metrics]
+        sections = [Section("Methods", text, [_methods_table(result)], plots)]
+    else:
+        sections = [
+            Section(_title(name), [] if i else text, [_table(result, name)], [_plot(result, name)])
+            for i, name in enumerate(result.metrics)
+        ]
     facts = [(cell.name, ", ".join(cell.runs)) for cell in result.cells]
     data = result.model_dump(mode="json")
     return Report(f"Matrix: {result.of}", lead, sections, facts, data)
+
+
+def _methods_table(result: MatrixResult) -> Table:
+    (cell,) = result.cells
+    rows: list[list[Cell | str]] = [
+        [method, *(_figure(figures.get(name)) for name in result.metrics)]
+        for method, figures in cell.figures.items()
+    ]
+    return Table(["method", *map(_axis, result.metrics)], rows)
 
 
 def _table(result: MatrixResult, name: str) -> Table:
@@ -49,7 +68,8 @@ def _plot(result: MatrixResult, name: str) -> IntervalPlot:
 
 
 def _point(cell: CellResult, method: str, figure: OverSeeds, *, single: bool) -> Point:
-    label = cell.name if single else f"{cell.name}: {method}"
+    named = f"{cell.name}: {method}" if cell.values else method
+    label = cell.name if single else named
     low, high = (figure.mean if bound is None else bound for bound in (figure.low, figure.high))
     return Point(label, figure.mean, low, high)
 
@@ -71,6 +91,9 @@ def _figure(figure: OverSeeds | None) -> Cell:
 
 
 def _metric(name: str) -> Metric:
+    of, over, _ = name.partition(OVER_PLAIN)
+    if over:
+        return replace(_metric(of), label=f"{_metric(of).label} over plain")
     return describe(name) if name in METRICS else Metric(name)
 
 

@@ -34,15 +34,27 @@ class Change(Section):
         )
 
 
+class Beside(Section):
+    """Another graft of the base, trained at each seed by a recipe of its own."""
+
+    recipe: str
+    graft: dict[str, Any] = Field(default_factory=dict)
+    train: dict[str, Any] = Field(default_factory=dict)
+
+
 class MatrixRecipe(Section):
     """`base` and `recipe`: cells train a graft each, and the controls in `baselines`, which the
     bench then gets as its task head and reward model. Without them the bench's own `folder` is
-    what is measured. Without `benchmark` the figures are those of the held-out rows."""
+    what is measured. Without `benchmark` the figures are those of the held-out rows.
+
+    What is trained is named in options of the bench as `{head}`, `{separate}`, and as `{NAME}` of
+    a graft in `beside`."""
 
     base: Path | None = None
     recipe: str | None = None
     data: Path | None = None
     baselines: tuple[Literal["head", "separate"], ...] = ()
+    beside: dict[str, Beside] = Field(default_factory=dict)
     benchmark: BenchName | None = None
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
     metrics: tuple[str, ...] = Field(min_length=1)
@@ -54,7 +66,11 @@ class MatrixRecipe(Section):
         bench = {"limit": limit} if self.benchmark else {}
         train = {"steps": limit, "evaluate_every": 0} if self.trains else {}
         common = Change(train=train, bench=bench).over(self.common)
-        return self.model_copy(update={"common": common, "seeds": self.seeds[:1]})
+        beside = {
+            name: one.model_copy(update={"train": {**one.train, **train}})
+            for name, one in self.beside.items()
+        }
+        return self.model_copy(update={"common": common, "beside": beside, "seeds": self.seeds[:1]})
 
     @property
     def trains(self) -> bool:
@@ -108,6 +124,10 @@ def load_matrix(path: Path) -> MatrixRecipe:
         raise section_error(error, str(path), values) from None
     if (recipe.base is None) != (recipe.recipe is None):
         raise OtterError(f"{path}: base and recipe go together", hint="cells that train need both")
+    if recipe.beside and not recipe.trains:
+        raise OtterError(
+            f"{path}: beside without base and recipe", hint="grafts beside are of the same base"
+        )
     if not recipe.trains and recipe.benchmark is None:
         raise OtterError(
             f"{path}: nothing to do", hint="give `base` and `recipe`, `benchmark`, or all three"

@@ -1,9 +1,9 @@
-"""A cell's graft: made, trained, and found again by what made it."""
+"""A cell's grafts: made, trained, and found again by what made them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,47 +21,71 @@ from otter_cli.training import Recipe, load_recipe, train
 
 DONE = "trained.json"
 
+FindRecipe = Callable[[str], Path]
+
 
 @dataclass(frozen=True)
 class Trained:
-    """A graft of a cell and seed with its controls; `figures` of its held-out rows, by name."""
+    """A graft of a cell and seed with its controls, and grafts beside it; `figures` of its
+    held-out rows, by name."""
 
     folder: Path
     controls: Mapping[str, Path]
+    beside: Mapping[str, Path]
     figures: dict[str, dict[str, float]]
     parameters: int
 
 
 def train_cell(
-    asked: MatrixRecipe, change: Change, seed: int, recipe: Path, out: Path, device: str
+    asked: MatrixRecipe, change: Change, seed: int, find: FindRecipe, out: Path, device: str
 ) -> Trained:
     """Trains what is not there yet, below `out` under its key; an unfinished training goes on."""
+    assert asked.base is not None and asked.recipe is not None
+    place, recipe = _place(asked, asked.recipe, change.graft, change.train, seed, find, out)
+    folder = place / "graft"
+    figures = {"insertion": _trained(folder, recipe, folder, None, device)}
+    controls: dict[str, Path] = {}
+    for baseline in asked.baselines:
+        controls[baseline] = place / baseline
+        figures[baseline] = _trained(folder, recipe, controls[baseline], baseline, device)
+    beside: dict[str, Path] = {}
+    for name, one in asked.beside.items():
+        place, recipe = _place(asked, one.recipe, one.graft, one.train, seed, find, out)
+        beside[name] = place / "graft"
+        figures[name] = _trained(beside[name], recipe, beside[name], None, device)
+    return Trained(
+        folder,
+        controls,
+        beside,
+        {name: found["figures"] for name, found in figures.items()},
+        figures["insertion"]["parameters"],
+    )
+
+
+def _place(
+    asked: MatrixRecipe,
+    recipe: str,
+    options: Mapping[str, Any],
+    training: Mapping[str, Any],
+    seed: int,
+    find: FindRecipe,
+    out: Path,
+) -> tuple[Path, Recipe]:
+    """The folder of a graft, which is made there, by what decides it; and how it is trained."""
     assert asked.base is not None
     base = Checkpoint.open(asked.base)
-    overrides = [
-        f"{key}={json.dumps(value)}" for key, value in {**change.train, "seed": seed}.items()
-    ]
-    loaded = load_recipe(recipe, overrides, data=asked.data)
-    config = _config(base, change.graft, seed)
+    overrides = [f"{key}={json.dumps(value)}" for key, value in {**training, "seed": seed}.items()]
+    loaded = load_recipe(find(recipe), overrides, data=asked.data)
+    config = _config(base, options, seed)
     key = sha256_json(
         [config.model_dump(mode="json"), loaded.sha256(), _digests(base), asked.baselines]
     )
     place = out / key[:10]
     place.mkdir(parents=True, exist_ok=True)
-    folder = place / "graft"
-    if not folder.exists():
-        graft(base, folder, Plan(config, base_shape(base.config)), source=str(asked.base))
-    figures = {"insertion": _trained(folder, loaded, folder, None, device)}
-    controls: dict[str, Path] = {}
-    for baseline in asked.baselines:
-        controls[baseline] = place / baseline
-        figures[baseline] = _trained(folder, loaded, controls[baseline], baseline, device)
-    return Trained(
-        folder,
-        controls,
-        {name: found["figures"] for name, found in figures.items()},
-        figures["insertion"]["parameters"],
-    )
+    if not (place / "graft").exists():
+        plan = Plan(config, base_shape(base.config))
+        graft(base, place / "graft", plan, source=str(asked.base))
+    return place, loaded
 
 
 def _trained(

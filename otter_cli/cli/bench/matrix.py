@@ -44,7 +44,6 @@ def matrix(
     path = file_of(recipe)
     asked = load_matrix(path)
     asked = asked if limit is None else asked.tried(limit)
-    training = None if asked.recipe is None else file_of(asked.recipe)
     where = out or Path("runs") / f"matrix-{path.stem}"
-    result = run_matrix(asked, path.stem, where, training, device)
+    result = run_matrix(asked, path.stem, where, file_of, device)
     return shown(result, matrix_report(result), where)

@@ -10,8 +10,10 @@ from scipy import stats
 from transformers import LlamaConfig
 
 from otter_cli.benchmarks.matrix import train as matrix_train
+from otter_cli.benchmarks.matrix.over_seeds import Seeded, over_seeds
 from otter_cli.benchmarks.matrix.recipe import cells, load_matrix
-from otter_cli.benchmarks.matrix.run import MatrixResult, over_seeds
+from otter_cli.benchmarks.matrix.run import MatrixResult
+from otter_cli.benchmarks.result import Result
 from otter_cli.core.errors import OtterError
 from otter_cli.families import base_shape
 from otter_cli.insertion import Manifest, parse_layers, resolve
@@ -112,15 +114,76 @@ def test_a_bench_runs_at_every_value_in_a_folder_of_its_own(
     )
 
 
+def test_a_graft_beside_is_trained_at_each_seed_and_found_by_its_name(
+    otter_here: Otter, tiny_llama: Path, contestants: Contestants, tmp_path: Path
+) -> None:
+    write_data(tmp_path)
+    recipe = write_recipe(tmp_path)
+    (tmp_path / "q").mkdir()
+    values = {"objective": "autoregressive", "train": {"path": "pairs.jsonl"}, "held_out": 0.2}
+    other = write_recipe(tmp_path / "q", {"q": values})
+    path = write_matrix(
+        tmp_path,
+        base=str(tiny_llama),
+        recipe=str(recipe),
+        data=str(tmp_path),
+        baselines=["head", "separate"],
+        beside={
+            "q": {
+                "recipe": str(other),
+                "graft": {"hidden": 8, "heads": 2, "ffn": 8, "signal": "q=action-reward"},
+                "train": {"steps": 1},
+            }
+        },
+        benchmark="preference",
+        seeds=[0, 1],
+        metrics=["gold_reward", "gold_reward over plain", "win_rate"],
+        common={
+            "graft": {"hidden": 8, "heads": 2, "ffn": 8},
+            "train": {"steps": 1},
+            "bench": {
+                "prompts": str(contestants.prompts),
+                "gold": str(contestants.gold),
+                "max_new_tokens": 2,
+                "limit": 2,
+                "method": ["by-q=vocabulary:graft={q},signal=q,strength=1"],
+            },
+        },
+    )
+    ran = otter_here("bench", "matrix", path, "--out", tmp_path / "run")
+    assert ran.returncode == 0, ran.stderr
+    assert max(map(len, ran.stdout.splitlines())) <= 100
+    assert "gold reward over plain" in (tmp_path / "run" / "report.md").read_text()
+    (cell,) = MatrixResult.read(tmp_path / "run").cells
+    assert list(cell.figures) == ["plain", "insertion", "task-head", "args", "by-q"]
+    guides = set()
+    for run, seed in zip(cell.runs, (0, 1), strict=True):
+        result = Result.read(tmp_path / "run" / run)
+        guides.add(result.settings.methods["by-q"].models[0].weights)
+        own = result.methods["by-q"].against_plain["gold_reward"]
+        over = cell.figures["by-q"]["gold_reward over plain"]
+        assert over.values[seed] == own.mean and over.low is not None and over.low <= own.mean
+    assert len(guides) == 2
+
+
 def test_intervals_over_seeds_are_student_s() -> None:
     draw = np.random.default_rng(0)
     for n in range(2, 32):
         values = draw.normal(size=n).tolist()
-        found = over_seeds(values)
+        found = over_seeds([Seeded(value) for value in values])
         low, high = stats.t.interval(0.95, n - 1, np.mean(values), stats.sem(values))
         assert found.low is not None and found.high is not None
         assert found.low == pytest.approx(low, abs=2e-3)
         assert found.high == pytest.approx(high, abs=2e-3)
+
+
+def test_an_interval_over_seeds_holds_the_prompts_chance_too() -> None:
+    equal = over_seeds([Seeded(0.5, 0.1, 0.2)] * 3)
+    assert equal.low is not None and equal.high is not None
+    # Seeds that agree say nothing of other prompts: the runs' own interval is what is left.
+    assert (equal.low, equal.high) == (pytest.approx(0.4), pytest.approx(0.7))
+    both = over_seeds([Seeded(0.4, 0.3, 0.3), Seeded(0.6, 0.3, 0.3)])
+    assert both.low == pytest.approx(0.5 - np.hypot(12.706 * 0.1, 0.3))
 
 
 def test_a_later_axis_counts_more_and_the_common_part_least(tmp_path: Path) -> None:
@@ -143,6 +206,10 @@ def test_a_later_axis_counts_more_and_the_common_part_least(tmp_path: Path) -> N
         ({"metrics": ["a"], "base": "x"}, "base and recipe go together"),
         ({"metrics": ["a"], "benchmark": "speedup", "axis": {}}, "unknown key 'axis'"),
         ({"metrics": ["a"], "benchmark": "speed"}, "benchmark"),
+        (
+            {"metrics": ["a"], "benchmark": "speedup", "beside": {"q": {"recipe": "r"}}},
+            "beside without base and recipe",
+        ),
         ({"benchmark": "speedup"}, "metrics"),
     ],
 )
@@ -190,3 +257,5 @@ def test_every_matrix_that_ships_is_one(repository: Path, monkeypatch: pytest.Mo
             assert parse_layers(str(given.pop("layers", "all")), 8)
             signals = given.pop("signal", "reward")
             assert resolve(shape, signals=(parse_signal(signals),), **given).signals
+        for one in asked.beside.values():
+            assert (repository / "recipes" / f"{one.recipe}.yaml").is_file()
