@@ -220,7 +220,7 @@ def early_stop(of: Entrant, *, bound: float = 0.5, above: bool = True) -> Method
 def future(
     of: Entrant, *, tree: str = "", acceptance: Literal["lossless", "typical"] = "lossless"
 ) -> Method:
-    """Drafts by future heads, verified by the base: on a graft without a stream, Medusa-1. `tree`
+    """Drafts by future heads, verified by the base; plain ones without a stream: Medusa-1. `tree`
     4x2x1 drafts four tokens for t+2, two after each of them, and one more."""
     shape = TreeShape.of_widths([_whole(width) for width in tree.split("x")]) if tree else None
     drafter, model = FutureDrafter(of.signal, shape), of.graft.model

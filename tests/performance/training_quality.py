@@ -36,13 +36,11 @@ SCORES = [
     ("norm by the base", f"{WHOLE} --norm base", "--set learning_rate=1e-4"),
 ]
 LATE = "--hidden 32 --heads 1 --ffn 88 --layers last:2 --signal future:4"
-TAPS = "--hidden 64 --heads 0 --ffn 0 --embedding zeros --layers last:4 --signal future:4"
 FIRST = "--hidden 32 --heads 1 --ffn 88 --signal future:4,plain"
 FUTURE = [
     ("insertion in the last 2 layers, cell", LATE, ""),
     ("cell on the base's state, equal parameters", LATE, "--baseline wide"),
     ("cell on the base's state, equal width", LATE, "--baseline head"),
-    ("linear insertion in the last 4 layers, cell", TAPS, ""),
     ("insertion, plain heads", FIRST, ""),
     ("wide MLP heads, equal parameters", FIRST, "--baseline wide"),
     ("Medusa-1", FIRST, "--baseline head"),
