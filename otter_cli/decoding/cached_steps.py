@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from otter_cli.core.errors import OtterError
-from otter_cli.decoding.seen import Tree, masks
+from otter_cli.decoding.seen import masks, tree_of
 from otter_cli.decoding.slots import Slots, windows_of
 from otter_cli.decoding.state import State
 
@@ -30,7 +30,7 @@ class Session(ABC):
         self.windows = windows_of(model.config)
         self.valid = torch.zeros(0, 0, dtype=torch.bool)  # what a row keeps, [rows, slots]
         self.positions = torch.zeros(0, dtype=torch.long)  # tokens kept so far, [rows]
-        self._no_tree = Tree((), self.device)
+        self._no_tree = tree_of((), self.device)
         self.tree = self._no_tree  # fed after those slots, and not decided on
         self.passes = self.fed = self.kept = 0
 
@@ -58,7 +58,7 @@ class Session(ABC):
     def step(self, tokens: Tensor) -> State:
         """One token a row, [rows]; its states, [rows, 1, ...]."""
         state = self.extend(tokens[:, None])
-        self.keep(torch.ones_like(tokens))
+        self._keep_one()
         return state
 
     def extend(self, chain: Tensor) -> State:
@@ -67,9 +67,9 @@ class Session(ABC):
         if self._windowed and (n > 1 or not self._cached_windows):
             return self.grow(chain, range(-1, n - 1))
         self._require_room(n)
-        self.tree = Tree(range(-1, n - 1), self.device)
+        self.tree = tree_of(tuple(range(-1, n - 1)), self.device)
         seen = torch.cat([self.valid, torch.ones_like(chain, dtype=torch.bool)], 1)
-        return self._forward(chain, seen.long(), self.positions[:, None] + self.tree.depth())
+        return self._forward(chain, seen.long(), self.positions[:, None] + self.tree.depths)
 
     def branch(self, candidates: Tensor) -> State:
         """k candidates a row for one next position, [rows, k]; `choose` must follow.
@@ -86,11 +86,11 @@ class Session(ABC):
         self._require_masks()
         self._require_room(tokens.shape[1])
         start = len(self.tree)
-        self.tree = Tree([*self.tree.parents, *parents], self.device)
+        self.tree = tree_of((*self.tree.parents, *parents), self.device)
         rows, n = tokens.shape
         prefix = self.valid[:, None].expand(rows, n, self.width)
         among = self.tree.seen[start:].expand(rows, n, len(self.tree))
-        positions = self.positions[:, None] + self.tree.depth(start)
+        positions = self.positions[:, None] + self.tree.depths[start:]
         seen = self._padded(torch.cat([prefix, among], -1))
         distance = None
         if self._windowed:
@@ -105,13 +105,20 @@ class Session(ABC):
 
     def choose(self, index: Tensor) -> None:
         """Keeps candidate `index` [rows] of the last `branch`: its cache entry moves into place."""
-        self.keep_path(index[:, None], torch.ones_like(index))
+        places = index.tolist()
+        # The likeliest candidate lies where it belongs.
+        if any(places):
+            if len(set(places)) == 1:
+                self.slots.move(self.width + places[0], self.width)
+            else:
+                self.slots.gather(self.width, index[:, None])
+        self._keep_one()
 
     def keep_path(self, path: Tensor, counts: Tensor) -> None:
         """Keeps the first `counts` [rows] tokens of the tree's `path` [rows, m], in that order:
         their cache entries move into place."""
         longest = int(counts.max())
-        # A chain, and the likeliest of the candidates, lie where they belong.
+        # A chain lies where it belongs.
         if not bool((path[:, :longest] == torch.arange(longest, device=self.device)).all()):
             self.slots.gather(self.width, path[:, :longest])
         self._decide(counts, longest)
@@ -152,6 +159,15 @@ class Session(ABC):
     def _cached_windows(self) -> bool:
         return any(self.cache.is_sliding)
 
+    def _keep_one(self) -> None:
+        """Every row keeps the first token of the step; no hole comes of it."""
+        self.valid = torch.nn.functional.pad(self.valid, (0, 1), value=True)
+        self.positions = self.positions + 1
+        self.kept += len(self.positions)
+        if len(self.tree) > 1:
+            self.slots.truncate(self.width)
+        self.tree = self._no_tree
+
     def _decide(self, counts: Tensor, longest: int) -> None:
         kept = torch.arange(longest, device=self.device) < counts[:, None]
         self.valid = torch.cat([self.valid, kept], 1)
@@ -180,7 +196,7 @@ class Session(ABC):
 
     def _slot_positions(self) -> Tensor:
         kept = self.valid.long().cumsum(-1) - 1
-        return torch.cat([kept, self.positions[:, None] + self.tree.depth()], 1)
+        return torch.cat([kept, self.positions[:, None] + self.tree.depths], 1)
 
     def _padded(self, slots: Tensor) -> Tensor:
         """As many slots as the attention will see: all of them, where they are preallocated."""

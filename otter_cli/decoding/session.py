@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from otter_cli.decoding.cached_steps import Session
-from otter_cli.decoding.slots import full_cache
+from otter_cli.decoding.slots import full_cache, windows_of
 from otter_cli.decoding.state import State
 from otter_cli.model import OtterForCausalLM
 
@@ -29,7 +29,7 @@ class DecodingSession(Session):
         windows: Literal["cached", "masked"] = "masked",
         length: int | None = None,
     ) -> None:
-        kept = windows == "cached" and length is None
+        kept = windows == "cached" and length is None and any(windows_of(model.config))
         cache = model.new_cache() if kept else full_cache(model.config, length=length)
         super().__init__(cache, model.base)
         self.model, self.stream = model, stream

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
+from transformers.cache_utils import Cache, StaticLayer
+
+from otter_cli.model.growing_cache import GrowingLayer
 
 
 def windows_of(config: Any) -> list[int | None]:
@@ -20,7 +22,7 @@ def full_cache(config: Any, *, length: int | None = None) -> Cache:
     """A cache that remembers every slot, in windowed layers too: what is left of a step of many
     tokens is known only after it. `length` preallocates that many slots."""
     cache = DynamicCache(config=config)
-    cache.layers = [DynamicLayer() if length is None else StaticLayer(length) for _ in cache.layers]
+    cache.layers = [GrowingLayer() if length is None else StaticLayer(length) for _ in cache.layers]
     return cache
 
 
@@ -29,12 +31,14 @@ class Slots:
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
+        lengths = {lay.max_cache_len for lay in cache.layers if isinstance(lay, StaticLayer)}
+        # How many slots there are to fill, where they are preallocated.
+        self.capacity = min(lengths, default=None)
 
-    @property
-    def capacity(self) -> int | None:
-        """How many slots there are to fill, where they are preallocated."""
-        lengths = {lay.max_cache_len for lay in self.cache.layers if isinstance(lay, StaticLayer)}
-        return min(lengths, default=None)
+    def move(self, source: int, target: int) -> None:
+        """One slot of every row."""
+        for entries in self._entries():
+            entries.narrow(2, target, 1).copy_(entries.narrow(2, source, 1))
 
     def gather(self, at: int, index: Tensor) -> None:
         """Slots `at + index` [rows, m] of each row move to `at`, `at + 1`, ..."""
@@ -47,6 +51,8 @@ class Slots:
         for layer in self._layers():
             if isinstance(layer, StaticLayer):
                 layer.cumulative_length.fill_(slots)
+            elif isinstance(layer, GrowingLayer):
+                layer.truncate(slots)
             elif not layer.is_sliding:
                 layer.keys, layer.values = layer.keys[:, :, :slots], layer.values[:, :, :slots]
 
@@ -56,13 +62,21 @@ class Slots:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
 
     def bytes(self) -> int:
-        return sum(entries.numel() * entries.element_size() for entries in self._entries())
+        """What is held, room for more included."""
+        return sum(entries.untyped_storage().nbytes() for entries in self._entries())
 
     def dtype(self) -> torch.dtype:
-        return self._layers()[0].keys.dtype
+        return self._layers()[0].dtype
 
     def _entries(self) -> list[Tensor]:
-        return [entries for layer in self._layers() for entries in (layer.keys, layer.values)]
+        """Of every layer, with what room there is behind them."""
+        return [entries for layer in self._layers() for entries in _entries_of(layer)]
 
     def _layers(self) -> list[Any]:
         return [layer for layer in self.cache.layers if layer.is_initialized]
+
+
+def _entries_of(layer: Any) -> tuple[Tensor, Tensor]:
+    if isinstance(layer, GrowingLayer):
+        return layer.key_room, layer.value_room
+    return layer.keys, layer.values

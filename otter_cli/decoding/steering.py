@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -117,14 +118,15 @@ class Steered(Chooser):
         """
         for scorer, strength in zip(self.scorers, self.strengths, strict=True):
             scores = scorer.scores(state, fed, tokens)
-            if not scores.isfinite().all():
+            # 0 times what is no number is none: two operations, where isfinite takes five.
+            if not math.isfinite((scores * 0).sum()):
                 raise OtterError(
                     "the guide gave a reward that is not finite",
                     hint="was its training stopped by NaN? look at its metrics, or train it again",
                 )
-            # Of a tree's tokens there are several to a row.
-            own = strength.repeat_interleave(len(logits) // len(strength), 0)
-            logits = logits + own * scores
+            if (several := len(logits) // len(strength)) > 1:  # of a tree's tokens, to a row
+                strength = strength.repeat_interleave(several, 0)
+            logits = logits + strength * scores
         return logits
 
     def _open(self, state: State, logits: Tensor) -> Tensor | None:

@@ -11,6 +11,7 @@ from transformers.cache_utils import (
 )
 
 from otter_cli.core.errors import OtterError
+from otter_cli.model.growing_cache import GrowingLayer
 
 
 def own_layer(cache: Cache, at: int, *, depth: int, new_tokens: int) -> None:
@@ -33,6 +34,8 @@ def own_layer(cache: Cache, at: int, *, depth: int, new_tokens: int) -> None:
 
 
 def _empty_like(layer: CacheLayerMixin) -> CacheLayerMixin:
+    if isinstance(layer, GrowingLayer):
+        return GrowingLayer()
     if isinstance(layer, StaticSlidingWindowLayer):
         # It remembers the smaller of window and length alone.
         return StaticSlidingWindowLayer(layer.max_cache_len, layer.max_cache_len)

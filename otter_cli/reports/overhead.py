@@ -184,9 +184,11 @@ def _bare(name: str) -> str:
     return name.removesuffix(", bytes").removesuffix(", share")
 
 
-def _figure(name: str, value: float | None) -> str:
+def _figure(name: str, value: float | Estimate | None) -> Cell | str:
     if value is None:
         return "-"
+    if isinstance(value, Estimate):
+        return _share(value) if name.endswith(", share") else ratio_cell(value)
     if name.endswith(", bytes"):
         return bytes_text(value)
     if name.endswith(", share"):

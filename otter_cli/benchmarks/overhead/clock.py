@@ -6,13 +6,25 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from otter_cli.decoding import Generation
 
 Step = Callable[[], Any]
 Times = dict[str, np.ndarray]  # seconds, [rounds]
 WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Seconds of a token, or of a pass, which the rows share; a batch's first row, if any."""
+
+    seconds: float
+    generation: Generation | None = None
 
 
 def interleaved(

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from otter_cli.benchmarks.estimates import Estimate, estimate
 from otter_cli.benchmarks.overhead.bench import Bench
-from otter_cli.benchmarks.overhead.clock import Times, interleaved
+from otter_cli.benchmarks.overhead.clock import Timed, Times, interleaved
 from otter_cli.benchmarks.overhead.costs import random_tokens
-from otter_cli.benchmarks.overhead.floors import Floors, step_seconds
+from otter_cli.benchmarks.overhead.floors import Floors, Step
 from otter_cli.benchmarks.overhead.methods import (
     ARGS,
-    NEW_TOKENS,
     PLAIN,
     READ,
     Call,
     Methods,
-    Timed,
+    new_tokens,
 )
-from otter_cli.benchmarks.overhead.result import Group, lines_of
+from otter_cli.benchmarks.overhead.result import Group, lines_of, median_ratio
+from otter_cli.core.intervals import median
 
 if TYPE_CHECKING:
     from otter_cli.decoding import Generation
@@ -45,50 +46,73 @@ def _group(bench: Bench, batch: int, made: Methods) -> Group:
     context = bench.settings.context
     methods = made.of(random_tokens(bench.subject, batch, context, "decoding").tolist())
     calls = {name: method.call for name, method in methods.items()}
-    times, last = rounds(bench, calls)
-    plain = float(np.median(times[PLAIN]))
-    floors = Floors(bench, batch, plain, step_seconds(bench, batch, made.steps))
-    least = {name: one.floor(floors) for name, one in methods.items() if one.floor is not None}
-    figures = {name: _figures(one, times, name) for name, one in last.items()}
+    times, steps, last = rounds(bench, calls, made.steps, batch)
+    floors = Floors(bench, batch, times[PLAIN], steps)
+    least = {
+        n: one.floor(floors) * np.ones_like(times[n]) for n, one in methods.items() if one.floor
+    }
     how = (
-        f"{NEW_TOKENS} tokens after {context}, timed from the first to the last; passes and caches "
-        "are the batch's."
+        f"{new_tokens(batch)} tokens after {context}: the median time from a token to the next in "
+        "each round, steps of the floors in turns with the methods; passes and caches are the "
+        "batch's."
     )
     return Group(
         title=f"Decoding, batch {batch}",
         reference=PLAIN,
         per="token",
         notes=[how, _FLOORS],
-        lines=lines_of(times, PLAIN, figures=figures, floors=least),
+        lines=lines_of(
+            times,
+            PLAIN,
+            figures={name: _figures(one, times, least, name) for name, one in last.items()},
+            floors={name: float(np.median(one)) for name, one in least.items()},
+        ),
     )
 
 
-def rounds(bench: Bench, calls: Mapping[str, Call]) -> tuple[Times, dict[str, Generation]]:
-    """Seconds of each call by round, by its own clock, and its last generation. A warm-up round is
-    left out."""
-    spent: dict[str, list[float]] = {name: [] for name in calls}
+def rounds(
+    bench: Bench, calls: Mapping[str, Call], steps: Sequence[Step], batch: int
+) -> tuple[Times, dict[Step, np.ndarray], dict[str, Generation]]:
+    """Seconds by round of each call, by its own clock, and of each step of `batch` rows; the calls'
+    last generations. A warm-up round is left out."""
+    import torch
+
+    spent: dict[str, list[float]] = {}
     last: dict[str, Generation] = {}
 
     def seen(outputs: Mapping[str, Timed]) -> None:
         for name, one in outputs.items():
-            spent[name].append(one.seconds)
-            last[name] = one.generation
+            spent.setdefault(name, []).append(one.seconds)
+            if one.generation is not None:
+                last[name] = one.generation
 
-    interleaved(calls, bench.rounds, synchronise=bench.synchronise, seen=seen, warm_up=1)
-    return {name: np.array(each[1:]) for name, each in spent.items()}, last
+    with torch.no_grad():
+        floors = {f"step {number}": one.timed(bench, batch) for number, one in enumerate(steps)}
+        turns = {**calls, **floors}
+        interleaved(turns, bench.rounds, synchronise=bench.synchronise, seen=seen, warm_up=1)
+    times = {name: np.array(spent[name][1:]) for name in turns}
+    own = dict(zip(steps, (times.pop(name) for name in floors), strict=True))
+    return times, own, last
 
 
-def _figures(one: Generation, times: Times, name: str) -> dict[str, float]:
+def _figures(
+    one: Generation, times: Times, least: Mapping[str, np.ndarray], name: str
+) -> dict[str, float | Estimate]:
     counters, tokens = one.counters, len(one.tokens)
-    found = {
+    found: dict[str, float | Estimate] = {
         "base passes a token": counters.base_passes / tokens,
         "other passes a token": counters.external_passes / tokens,
         "cache, bytes": float(counters.cache_bytes),
     }
+    if name in least:
+        found["over its floor"] = median_ratio(
+            times[name] / times[PLAIN], least[name], f"{name} over its floor"
+        )
     if name not in (PLAIN, READ):
-        found["over the insertion read"] = float(np.median(times[name] / times[READ]))
+        found["over the insertion read"] = median_ratio(times[name], times[READ], name)
     if name not in (PLAIN, ARGS):
         # METHOD, 5: the share that is saved of what the baseline adds.
         saved = 1 - (times[name] - times[PLAIN]) / (times[ARGS] - times[PLAIN])
-        found["of ARGS's extra saved, share"] = float(np.median(saved))
+        share = estimate(median(saved), len(saved), f"{name}, saved")
+        found["of ARGS's extra saved, share"] = share
     return found

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from otter_cli.benchmarks.overhead.bench import Bench, signals_of
+from otter_cli.benchmarks.overhead.clock import Timed
 from otter_cli.benchmarks.overhead.costs import random_tokens
 from otter_cli.benchmarks.overhead.decoding import rounds
-from otter_cli.benchmarks.overhead.floors import Step, step_seconds
-from otter_cli.benchmarks.overhead.methods import Call, Timed
+from otter_cli.benchmarks.overhead.floors import Step
+from otter_cli.benchmarks.overhead.methods import Call
 from otter_cli.benchmarks.overhead.result import Group, lines_of
 from otter_cli.benchmarks.overhead.subject import insert
 from otter_cli.insertion import Plan, resolve
@@ -49,9 +50,9 @@ def drafting(bench: Bench) -> list[Group]:
         f"Medusa-1's {_HEADS} heads": call(medusa, FutureDrafter("future")),
         "prompt lookup of 3": call(future, PromptLookup(length=_HEADS)),
     }
-    times, last = rounds(bench, calls)
-    one, many = step_seconds(bench, batch, (Step(1), Step(1 + _HEADS))).values()
-    least = 1 + (many - one) / float(np.median(times[PLAIN]))
+    times, steps, last = rounds(bench, calls, (Step(1), Step(1 + _HEADS)), batch)
+    one, many = steps.values()
+    least = float(np.median(1 + (many - one) / times[PLAIN]))
     figures = {name: {"cache, bytes": float(one.counters.cache_bytes)} for name, one in
                last.items()}  # fmt: skip
     lines = lines_of(

@@ -1,9 +1,10 @@
 """The least that a method of decoding can take, over plain decoding's time for a token: steps of
-bare models, measured in turns, and the insertion's work by count."""
+bare models, in turns with the methods, and the insertion's work by count."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from otter_cli.benchmarks.overhead import passes
 from otter_cli.benchmarks.overhead.bench import Bench
-from otter_cli.benchmarks.overhead.clock import interleaved
+from otter_cli.benchmarks.overhead.clock import Timed
 from otter_cli.benchmarks.overhead.costs import random_tokens
 from otter_cli.benchmarks.overhead.work import Pass, Work, base_work, inserted_work
 from otter_cli.insertion import Plan
@@ -19,6 +20,8 @@ from otter_cli.insertion import Plan
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
+
+_FEW = 5
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Step:
     copies: int = 1
 
     def of(self, bench: Bench, batch: int) -> Callable[[], Tensor]:
-        """The same step again and again, over the run's context."""
+        """The same step, to be run again and again, over the run's context."""
         stock, rows = bench.subject.stock, self.copies * batch
         one = (
             passes.stock_base(stock)
@@ -40,17 +43,34 @@ class Step:
         prompt = random_tokens(bench.subject, rows, bench.settings.context, "prompt")
         return passes.again(one, prompt, random_tokens(bench.subject, rows, self.width, "step"))
 
+    def timed(self, bench: Bench, batch: int) -> Callable[[], Timed]:
+        """The median of a few of them in a row."""
+        step = self.of(bench, batch)
+
+        def timed() -> Timed:
+            seconds = []
+            for _ in range(_FEW):
+                bench.synchronise()
+                started = time.perf_counter()
+                step()
+                bench.synchronise()
+                seconds.append(time.perf_counter() - started)
+            return Timed(float(np.median(seconds)))
+
+        return timed
+
 
 @dataclass(frozen=True)
 class Floors:
-    """`plain`: seconds of plain decoding for a token of each of `batch` rows; `steps`: of each."""
+    """Seconds by round: `plain` decoding's for a token of each of `batch` rows, and each step's."""
 
     bench: Bench
     batch: int
-    plain: float
-    steps: Mapping[Step, float]
+    plain: np.ndarray
+    steps: Mapping[Step, np.ndarray]
 
-    def step(self, width: int, model: PreTrainedModel | None = None, copies: int = 1) -> float:
+    def step(self, width: int, model: PreTrainedModel | None = None, copies: int = 1) -> np.ndarray:
+        """Over plain decoding's, [rounds]."""
         return self.steps[Step(width, model, copies)] / self.plain
 
     def inserted(self, plan: Plan, *, products: int = 0) -> float:
@@ -61,16 +81,3 @@ class Floors:
         head = products * shape.vocab * shape.hidden
         whole = base + inserted_work(plan, one) + Work(2 * head * self.batch, head * size)
         return self.bench.rates.seconds(whole) / self.bench.rates.seconds(base)
-
-
-def step_seconds(bench: Bench, batch: int, steps: Collection[Step]) -> dict[Step, float]:
-    """Medians over rounds in which they take turns."""
-    import torch
-
-    few = max(5, bench.settings.repeats // 5)
-    with torch.no_grad():
-        runs = {str(number): one.of(bench, batch) for number, one in enumerate(steps)}
-        times = interleaved(runs, few, synchronise=bench.synchronise)
-    return {
-        one: float(np.median(seconds)) for one, seconds in zip(steps, times.values(), strict=True)
-    }

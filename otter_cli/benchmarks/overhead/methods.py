@@ -5,31 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from otter_cli.benchmarks.overhead.bench import Bench
 from otter_cli.benchmarks.overhead.classifier import expert, separate
+from otter_cli.benchmarks.overhead.clock import Timed
 from otter_cli.benchmarks.overhead.floors import Floors, Step
 
-if TYPE_CHECKING:
-    from otter_cli.decoding import Generation
-
-NEW_TOKENS = 16
 CANDIDATES = (5, 10, 20)
 PLAIN, READ, ARGS = "plain", "plain, insertion read", "ARGS k = 10"
 _K = 10
 _OF = 8
 
 
-@dataclass(frozen=True)
-class Timed:
-    """A batch's first row, with the seconds that its rows share."""
-
-    seconds: float
-    generation: Generation
-
-
 Call = Callable[[], Timed]
+
+
+def new_tokens(batch: int) -> int:
+    """How many are timed: with many rows a token takes several times as long."""
+    return 16 if batch == 1 else 8
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class Method:
     """`floor`: of its time over plain decoding's."""
 
     call: Call
-    floor: Callable[[Floors], float] | None = None
+    floor: Callable[[Floors], np.ndarray | float] | None = None
 
 
 class Methods:
@@ -59,7 +55,7 @@ class Methods:
         """By name; all of them greedy, but for the best of several draws."""
         from otter_cli.decoding import Sampling, generate
 
-        greedy = Sampling(NEW_TOKENS, ignore_eos=True)
+        greedy = Sampling(new_tokens(len(prompts)), ignore_eos=True)
 
         def call(**options: Any) -> Call:
             def timed() -> Timed:
@@ -72,8 +68,7 @@ class Methods:
                     **options,
                 )
                 # From a token to the next: who feeds the last one too is not charged for it.
-                steady = seen[:: len(prompts)]
-                return Timed((steady[-1] - steady[0]) / (len(steady) - 1), rows[0])
+                return Timed(float(np.median(np.diff(seen[:: len(prompts)]))), rows[0])
 
             return timed
 
@@ -109,7 +104,7 @@ class Methods:
 
         experts = DExpertsGuide(self.expert, self.anti_expert, 1.0)
 
-        def rewards(floors: Floors) -> float:
+        def rewards(floors: Floors) -> np.ndarray:
             return 1 + floors.step(_K, self.reward_model)
 
         return {
@@ -124,7 +119,7 @@ class Methods:
     def _best_of(self, prompts: list[list[int]]) -> dict[str, Method]:
         from otter_cli.decoding import BestOf, Sampling, best_of
 
-        drawn = Sampling(NEW_TOKENS, temperature=1.0, ignore_eos=True)
+        drawn = Sampling(new_tokens(len(prompts)), temperature=1.0, ignore_eos=True)
 
         def call(**judge: Any) -> Call:
             def timed() -> Timed:

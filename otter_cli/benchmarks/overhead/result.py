@@ -96,7 +96,7 @@ class Line(Part):
     milliseconds: float
     ratio: Estimate | None = None
     floor: float | None = None
-    figures: dict[str, float] = Field(default_factory=dict)
+    figures: dict[str, float | Estimate] = Field(default_factory=dict)
 
 
 class Group(Part):
@@ -127,7 +127,7 @@ def lines_of(
     reference: str,
     *,
     floors: Mapping[str, float] | None = None,
-    figures: Mapping[str, dict[str, float]] | None = None,
+    figures: Mapping[str, Mapping[str, float | Estimate]] | None = None,
 ) -> list[Line]:
     """A line for each contestant, by the seconds of its rounds."""
     return [
@@ -136,7 +136,7 @@ def lines_of(
             milliseconds=1000 * float(np.median(seconds)),
             ratio=median_ratio(seconds, times[reference], f"{name} over {reference}"),
             floor=(floors or {}).get(name),
-            figures=(figures or {}).get(name, {}),
+            figures=dict((figures or {}).get(name, {})),
         )
         for name, seconds in times.items()
     ]

@@ -1,0 +1,71 @@
+"""A layer of the KV cache with room behind what it holds: a step writes its own slots and copies
+nothing that is there already; what it takes back is a number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+_LEAST, _SHARE = 16, 8
+
+
+class GrowingLayer(DynamicLayer):
+    """As DynamicLayer, but `keys` and `values` [rows, heads, slots, head_dim] are the first slots
+    of `key_room` and `value_room`. Whoever assigns others (selects rows, say) may."""
+
+    _slots = (0, 0)
+
+    @property
+    def keys(self) -> Tensor | None:
+        return None if self.key_room is None else self.key_room[:, :, : self._slots[0]]
+
+    @keys.setter
+    def keys(self, entries: Tensor | None) -> None:
+        self.key_room, count = entries, 0 if entries is None else entries.shape[-2]
+        # One after the other is assigned: what is read of the other meanwhile is as before.
+        self._slots = (count, self._slots[1])
+
+    @property
+    def values(self) -> Tensor | None:
+        return None if self.value_room is None else self.value_room[:, :, : self._slots[1]]
+
+    @values.setter
+    def values(self, entries: Tensor | None) -> None:
+        self.value_room, count = entries, 0 if entries is None else entries.shape[-2]
+        self._slots = (self._slots[0], count)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, stop = self._slots[0], self._slots[0] + key_states.shape[2]
+        self.key_room = _written(self.key_room, start, key_states)
+        self.value_room = _written(self.value_room, start, value_states)
+        self._slots = (stop, stop)
+        return self.key_room[:, :, :stop], self.value_room[:, :, :stop]
+
+    def truncate(self, slots: int) -> None:
+        self._slots = (slots, slots)
+
+    def get_seq_length(self) -> int:
+        return self._slots[0]
+
+
+def _written(room: Tensor, start: int, new: Tensor) -> Tensor:
+    """`new` behind the first `start` slots: of `room`, or of a larger one if it does not fit."""
+    rows, heads, count, width = new.shape
+    wanted = start + count
+    if wanted > room.shape[2]:
+        larger = new.new_empty(rows, heads, wanted + max(_LEAST, wanted // _SHARE), width)
+        larger[:, :, :start] = room[:, :, :start]
+        room = larger
+    room[:, :, start:wanted] = new
+    return room
