@@ -15,6 +15,8 @@ class GrowingLayer(DynamicLayer):
     """As DynamicLayer, but `keys` and `values` [rows, heads, slots, head_dim] are the first slots
     of `key_room` and `value_room`. Whoever assigns others (selects rows, say) may."""
 
+    key_room: Any
+    value_room: Any
     _slots = (0, 0)
 
     @property
