@@ -263,3 +263,17 @@ def test_an_expert_of_another_vocabulary_is_refused(model: Any, tiny_checkpoint:
     for guide in (GenArmGuide(other, 1.0), DExpertsGuide(other, None, 1.0)):
         with pytest.raises(OtterError, match="vocabulary of 101"):
             generate(model, PROMPTS, GREEDY, guide=guide)
+
+
+@pytest.mark.parametrize("candidates", [3, 10])
+def test_logits_are_computed_for_the_winner_alone(model: Any, candidates: int) -> None:
+    """One position a row in every product over the vocabulary, however many were fed."""
+    seen: list[tuple[int, ...]] = []
+    head = model.base.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
+    try:
+        rows = generate(model, PROMPTS, GREEDY, guide=SignalGuide("reward", 1.0, candidates))
+    finally:
+        handle.remove()
+    assert rows[0].counters.tokens_fed > 10 * len(PROMPTS) * candidates
+    assert seen == [(len(PROMPTS), 1, model.shape.hidden)] * 10
