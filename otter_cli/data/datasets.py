@@ -10,7 +10,7 @@ from torch import Tensor
 from otter_cli.core.errors import OtterError
 from otter_cli.data.encoding import Encoder, Truncation
 from otter_cli.data.labelled import LabelledText
-from otter_cli.data.preference import Pair
+from otter_cli.data.preference import Pair, shared_length
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Batch:
     last: Tensor  # [rows]
     labels: Tensor | None = None  # [rows, labels], fp32; of pairs their margins, [pairs, 1]
     since: Tensor | None = None  # [rows], the token from which on labels hold
+    shared: Tensor | None = None  # [pairs], the tokens that both texts of a pair begin with
     places: Tensor | None = None  # [rows, labels], the token that each label is for; -1: none
 
     @property
@@ -47,14 +48,17 @@ class Dataset(Protocol):
 
 
 class Pairs:
-    """Preference pairs; a batch of n rows has 2 n texts: the chosen ones, then the rejected."""
+    """Preference pairs; a batch of n rows has 2 n texts: the chosen ones, then the rejected. With
+    `share` it says how many tokens the two of each have in common."""
 
-    def __init__(self, pairs: Sequence[Pair], encoder: Encoder) -> None:
+    def __init__(self, pairs: Sequence[Pair], encoder: Encoder, *, share: bool = False) -> None:
         chosen = encoder([pair.chosen for pair in pairs], "chosen text")
         rejected = encoder([pair.rejected for pair in pairs], "rejected text")
         self.chosen, self.rejected = chosen.ids, rejected.ids
         self.truncation = chosen.truncation + rejected.truncation
         self.lengths = [max(map(len, two)) for two in zip(chosen.ids, rejected.ids, strict=True)]
+        both = zip(chosen.ids, rejected.ids, strict=True)
+        self.shared = [shared_length(*two) for two in both] if share else []
         # All of a file have a margin, or none.
         self.margins = [pair.margin for pair in pairs if pair.margin is not None]
         self._pad_id = encoder.pad_id
@@ -62,6 +66,8 @@ class Pairs:
     def batch(self, rows: Sequence[int]) -> Batch:
         texts = [self.chosen[row] for row in rows] + [self.rejected[row] for row in rows]
         padded = pad(texts, self._pad_id)
+        if self.shared:
+            padded = replace(padded, shared=torch.tensor([self.shared[row] for row in rows]))
         if not self.margins:
             return padded
         return replace(padded, labels=torch.tensor([[self.margins[row]] for row in rows]))

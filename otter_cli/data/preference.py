@@ -1,5 +1,6 @@
 """Preference pairs: two texts, one of them better."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from otter_cli.data.records import Place, Record, read_rows
@@ -52,7 +53,12 @@ def read_pairs(
 
 def shared_dialogue(one: str, other: str) -> str:
     """The turns two dialogues share, up to and with the last `Assistant:`; "" if there is none."""
-    pairs = enumerate(zip(one, other, strict=False))
-    common = one[: next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))]
+    common = one[: shared_length(one, other)]
     end = common.rfind(_ANSWER)
     return common[: end + len(_ANSWER)] if end >= 0 else ""
+
+
+def shared_length(one: Sequence[object], other: Sequence[object]) -> int:
+    """How many characters, or tokens, two texts begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

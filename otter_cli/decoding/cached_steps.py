@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from otter_cli.core.errors import OtterError
-from otter_cli.decoding.seen import masks, tree_of
-from otter_cli.decoding.slots import Slots, windows_of
+from otter_cli.decoding.seen import tree_of
+from otter_cli.decoding.slots import Slots
 from otter_cli.decoding.state import State
+from otter_cli.model.masks import MASKED_ATTENTIONS, masks, windows_of
 
 
 class Session(ABC):
@@ -216,7 +217,7 @@ class Session(ABC):
                 "a step of many tokens needs every slot, and this KV cache keeps windows only",
                 hint='DecodingSession(model, windows="masked")',
             )
-        if self.attention not in ("eager", "sdpa"):
+        if self.attention not in MASKED_ATTENTIONS:
             raise OtterError(
                 f"candidates in one step need a mask of their own, which {self.attention} ignores",
                 hint='load the models with attn_implementation="sdpa"',

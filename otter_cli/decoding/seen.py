@@ -1,13 +1,11 @@
-"""Who sees whom in a step of several tokens: trees of tokens, and 4-d masks."""
+"""Who sees whom in a step of several tokens: trees of tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import torch
-from torch import Tensor
 
 
 class Tree:
@@ -34,29 +32,3 @@ class Tree:
 def tree_of(parents: tuple[int, ...], device: torch.device) -> Tree:
     """Steps repeat the same few shapes: each is made once."""
     return Tree(parents, device)
-
-
-def masks(
-    seen: Tensor, distance: Tensor | None, windows: Sequence[int | None], dtype: torch.dtype
-) -> Any:
-    """The base's mask argument for queries that see `seen` [rows, n, slots]: one 4-d mask, or one
-    for each layer type. Windows count positions, not slots: `distance` [rows, n, slots], which
-    only they need.
-
-    Numbers of `dtype` that attention adds: of booleans sdpa would make them in every layer again.
-    """
-
-    def mask(window: int | None) -> Tensor:
-        if window is None:
-            within = seen
-        else:
-            assert distance is not None
-            within = seen & (distance < window)
-        full = torch.zeros(within.shape, dtype=dtype, device=seen.device)
-        return full.masked_fill_(~within, torch.finfo(dtype).min)[:, None]
-
-    kinds = set(windows)
-    if len(kinds) == 1:
-        return mask(kinds.pop())
-    (window,) = kinds - {None}
-    return {"full_attention": mask(None), "sliding_attention": mask(window)}

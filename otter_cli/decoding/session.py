@@ -9,9 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from otter_cli.decoding.cached_steps import Session
-from otter_cli.decoding.slots import full_cache, windows_of
+from otter_cli.decoding.slots import full_cache
 from otter_cli.decoding.state import State
 from otter_cli.model import OtterForCausalLM
+from otter_cli.model.masks import windows_of
 
 
 class DecodingSession(Session):

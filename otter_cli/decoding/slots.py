@@ -12,12 +12,6 @@ from transformers.cache_utils import Cache, StaticLayer
 from otter_cli.model.growing_cache import GrowingLayer
 
 
-def windows_of(config: Any) -> list[int | None]:
-    """How many positions each layer sees; None: all."""
-    layers = DynamicCache(config=config).layers
-    return [layer.sliding_window if layer.is_sliding else None for layer in layers]
-
-
 def full_cache(config: Any, *, length: int | None = None) -> Cache:
     """A cache that remembers every slot, in windowed layers too: what is left of a step of many
     tokens is known only after it. `length` preallocates that many slots."""

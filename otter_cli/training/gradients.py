@@ -12,20 +12,20 @@ if TYPE_CHECKING:
     from otter_cli.training.loop import Run
 
 
-def backward(run: Run) -> tuple[dict[str, float], int]:
-    """Losses of the step's batches by signal, and their tokens; the gradients are left in the
-    parameters."""
-    losses, tokens = {}, 0
+def backward(run: Run) -> tuple[dict[str, float], dict[str, int]]:
+    """Losses of the step's batches by signal, and how many `tokens` they have and were `fed`; the
+    gradients are left in the parameters."""
+    losses, counts = {}, {"tokens": 0, "fed": 0}
     for name in run.recipe.signals:
-        losses[name], seen = _of_rows(run, name)
-        tokens += seen
-    return losses, _exchange(run, losses, tokens)
+        losses[name] = _of_rows(run, name, counts)
+    _exchange(run, losses, counts)
+    return losses, counts
 
 
-def _of_rows(run: Run, name: str) -> tuple[float, int]:
-    """Loss and tokens of this process's rows."""
+def _of_rows(run: Run, name: str, counts: dict[str, int]) -> float:
+    """Loss of this process's rows."""
     objective, material = run.recipe.signals[name], run.material[name]
-    total, tokens = 0.0, 0
+    total = 0.0
     parts = run.group.parts(material.order.rows(run.step), run.recipe.accumulate)
     for number, (rows, share) in enumerate(parts, run.group.rank * len(parts)):
         # Nothing random is carried from step to step, so a resumed run has nothing to restore;
@@ -37,20 +37,22 @@ def _of_rows(run: Run, name: str) -> tuple[float, int]:
         kept = 0.0 if drift is None else run.trainee.drift_weight * drift.mean()
         (share * (objective.weight * loss + kept)).backward()
         total += share * loss.item()
-        tokens += batch.tokens if share else 0
-    return total, tokens
+        if share:
+            counts["tokens"] += batch.tokens
+            counts["fed"] += run.trainee.fed(batch)
+    return total
 
 
-def _exchange(run: Run, losses: dict[str, float], tokens: int) -> int:
-    """Losses and gradients become those of the whole batch, whose tokens it returns."""
+def _exchange(run: Run, losses: dict[str, float], counts: dict[str, int]) -> None:
+    """Losses, counts and gradients become those of the whole batch."""
     if run.group.size == 1:
-        return tokens
+        return
     for parameter in run.trainee.parameters.values():
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     gradients = [p.grad for p in run.trainee.parameters.values() if p.grad is not None]
-    told = torch.tensor([*losses.values(), tokens], device=run.device)
+    told = torch.tensor([*losses.values(), *counts.values()], device=run.device)
     run.group.add([*gradients, told])
-    *summed, tokens_summed = told.tolist()
-    losses.update(zip(losses, summed, strict=True))
-    return round(tokens_summed)
+    summed = told.tolist()
+    losses.update(zip(losses, summed[: len(losses)], strict=True))
+    counts.update(zip(counts, map(round, summed[len(losses) :]), strict=True))

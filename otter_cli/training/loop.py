@@ -79,7 +79,7 @@ class Run:
         began = time.monotonic()
         rate = rate_at(self.step, self.recipe) if rate is None else rate
         set_rate(self.optimiser, rate)
-        losses, tokens = backward(self)
+        losses, counts = backward(self)
         total = sum(self.recipe.signals[name].weight * loss for name, loss in losses.items())
         gradients, norm = self.guard.check(self.step, total)
         clip(gradients, norm, self.recipe.clip)
@@ -92,7 +92,7 @@ class Run:
             "loss": losses,
             "rate": rate,
             "gradient": norm,
-            "tokens": tokens,
+            **counts,
             "seconds": self.seconds,
         }
 

@@ -20,6 +20,7 @@ from otter_cli.signals import SignalConfig
 from otter_cli.training.objectives import Positions, Read
 from otter_cli.training.probe import write_probe
 from otter_cli.training.targets import check_scores_texts
+from otter_cli.training.trainee import SeparateRows
 
 if TYPE_CHECKING:
     from otter_cli.data.datasets import Batch
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 LORA_PROBE = "lora-probe.safetensors"
 
 
-class LoraProbeTrainee:
+class LoraProbeTrainee(SeparateRows):
     """Low-rank updates of every linear layer and a linear head on the final state; the loss adds
     the KL of the base's distribution to the updated one's (METHOD, 4)."""
 

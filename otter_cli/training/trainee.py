@@ -13,6 +13,7 @@ from otter_cli.insertion import Plan, TrainingRecord, update_tensors
 from otter_cli.model import OtterForCausalLM, OtterOutput
 from otter_cli.signals import SignalConfig
 from otter_cli.training.objectives import Positions, Read
+from otter_cli.training.shared_prefixes import SharedPrefixes
 from otter_cli.training.targets import graft_signals, trained_names, without_gradient
 
 if TYPE_CHECKING:
@@ -44,8 +45,18 @@ class Trainee(Protocol):
         """KL of the base's next tokens to what they have become, nats a token, [texts]; None of a
         trainee that cannot change them."""
 
+    def fed(self, batch: Batch) -> int:
+        """How many tokens go through the model for it."""
 
-class Driftless:
+
+class SeparateRows:
+    """A trainee that reads every text as a row of its own."""
+
+    def fed(self, batch: Batch) -> int:
+        return batch.tokens
+
+
+class Driftless(SeparateRows):
     """A trainee beside the base, or apart from it."""
 
     drift_weight = 0.0
@@ -60,9 +71,10 @@ class _Reader:
     def __init__(self, model: OtterForCausalLM, name: str) -> None:
         self.model, self.name, self.signal = model, name, model.signal_configs[name]
         self.batch: Batch | None = None
+        self.shared: SharedPrefixes | None = None
 
     def __call__(self, batch: Batch, at: Positions, tokens: Tensor | None = None) -> Tensor:
-        out = self._once(batch)
+        out, at = self._once(batch), self._places(at)
         # Chosen positions first: a vocabulary head on all of them would dwarf the rest.
         inserted = {insertion: v[at] for insertion, v in out.inserted_state.items()}
         return self.model.read_signal(self.name, out.base_state[at], inserted, tokens)
@@ -70,19 +82,23 @@ class _Reader:
     def base_logits(self, batch: Batch, at: Positions) -> Tensor:
         """[N, vocab], without a graph."""
         with torch.no_grad():
-            return self.model.lm_head(self._once(batch).base_state[at])
+            out = self._once(batch)
+            return self.model.lm_head(out.base_state[self._places(at)])
 
     def _once(self, batch: Batch) -> OtterOutput:
         if self.batch is not batch:
-            self.batch = batch
-            self.out: OtterOutput = self.model(
-                batch.input_ids,
-                attention_mask=batch.attention_mask,
-                signals=(),
-                logits=False,
-                use_cache=False,
-            )
+            self.batch, self.shared = batch, SharedPrefixes.of(batch, self.model)
+            rows: dict[str, Any] = {
+                "input_ids": batch.input_ids,
+                "attention_mask": batch.attention_mask,
+            }
+            if self.shared is not None:
+                rows = self.shared.arguments(self.model)
+            self.out: OtterOutput = self.model(**rows, signals=(), logits=False, use_cache=False)
         return self.out
+
+    def _places(self, at: Positions) -> Positions:
+        return at if self.shared is None else self.shared.places(at)
 
 
 class GraftTrainee(Driftless):
@@ -110,6 +126,10 @@ class GraftTrainee(Driftless):
 
     def reader(self, name: str) -> Read:
         return _Reader(self.model, name)
+
+    def fed(self, batch: Batch) -> int:
+        shared = SharedPrefixes.of(batch, self.model)
+        return batch.tokens if shared is None else shared.tokens
 
     def write(self, records: Mapping[str, TrainingRecord]) -> None:
         manifest = self.model.manifest

@@ -37,10 +37,12 @@ class PairSource(Source):
 
 
 class PairObjective(Objective, ABC):
-    """Reads pairs; `outcomes` give a margin, chosen over rejected."""
+    """Reads pairs; `outcomes` give a margin, chosen over rejected. With `share_prefixes` what the
+    two texts of a pair begin with goes through the model once, where that saves tokens."""
 
     train: PairSource
     test: PairSource | None = None
+    share_prefixes: bool = True
 
     @property
     def sources(self) -> tuple[PairSource, PairSource | None]:
@@ -60,7 +62,8 @@ class PairObjective(Objective, ABC):
         from otter_cli.data.datasets import Pairs
         from otter_cli.data.encoding import Encoder
 
-        return Pairs(rows, Encoder(tokenizer, max_length, eos=self.eos))
+        encoder = Encoder(tokenizer, max_length, eos=self.eos)
+        return Pairs(rows, encoder, share=self.share_prefixes)
 
     def metrics(
         self, outcomes: Mapping[str, np.ndarray], signal: SignalConfig
