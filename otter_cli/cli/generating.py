@@ -85,20 +85,22 @@ class Generating:
         return rows
 
     def _guide(self, text: str) -> Guide:
-        """NAME or NAME:WEIGHT: V-style by a score of text, Q-style by action values."""
-        name, colon, weight = text.partition(":")
+        """NAME[/LABEL][:WEIGHT]: V-style by a score of text, Q-style by action values. Labels of
+        one signal, each with a weight of its own, take one pass together."""
+        asked, colon, weight = text.partition(":")
+        name, _, label = asked.partition("/")
         try:
             pull = float(weight) if colon else self.asked.strength
         except ValueError:
             raise OtterError(
                 f"--guide {text!r}: {weight!r} is no number", hint="reward:1.5"
             ) from None
-        if check_signal(self.model, name).kind == "vocabulary":
+        if check_signal(self.model, name).kind == "vocabulary" and not label:
             return VocabularyGuide(name, pull, self.asked.candidates)
-        return SignalGuide(name, pull, self.asked.candidates, self.asked.label)
+        return SignalGuide(name, pull, self.asked.candidates, label or self.asked.label)
 
     def _warn_untrained(self) -> None:
-        steering = [text.partition(":")[0] for text in self.asked.guides]
+        steering = [text.partition(":")[0].partition("/")[0] for text in self.asked.guides]
         drafting = [self.asked.draft] if self.asked.draft else []
         for name in dict.fromkeys([*self.shown, *steering, *drafting]):
             if name in self.model.signal_configs and name not in self.model.manifest.training:

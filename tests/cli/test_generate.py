@@ -102,6 +102,14 @@ def test_several_labels_are_named(otter_here: Otter, tiny_llama: Path, tmp_path:
     data = json.loads(otter_here(*arguments, "--strength", "-4", "--json").stdout)
     assert data["labels"] == {"tone": ["kind", "rude"]}
     assert all(len(scores) == 2 for scores in data["signals"]["tone"])
+    # A weight for each label, by one option each.
+    one = ("--guide", "tone/rude:-4")
+    same = json.loads(otter_here(*arguments[:3], *one, "--json").stdout)
+    assert same["tokens"] == data["tokens"]
+    both = otter_here(*arguments[:3], *one, "--guide", "tone/kind:90", "--json").stdout
+    assert json.loads(both)["tokens"] != data["tokens"]
+    wrong = otter_here(*arguments[:3], "--guide", "tone/rood:1")
+    assert wrong.returncode == 2 and "its labels: kind, rude" in wrong.stderr
     page = otter_here(*arguments).stdout
     assert "tone.kind" in page and "tone.rude" in page
     assert max(map(len, page.splitlines())) <= 100
