@@ -38,6 +38,7 @@ class Recipe(Section):
     accumulate: PositiveInt = 1
     max_length: int = Field(default=512, ge=8)
     allow_truncation: float = Field(default=0.05, ge=0, le=1)
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: PositiveFloat = 1e-3
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: NonNegativeInt = 10

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
+    from otter_cli.training.schedule import Optimisers
+
 _KEPT = 2
 _FILE = re.compile(r"state-(\d{8})\.safetensors")
 _BEST = "best-{}.safetensors"
@@ -98,7 +100,7 @@ class StateFolder:
 
 
 def pack(
-    parameters: Mapping[str, nn.Parameter], optimiser: Optimizer | None = None
+    parameters: Mapping[str, nn.Parameter], optimiser: Optimisers | Optimizer | None = None
 ) -> dict[str, Tensor]:
     """Parameters and what the optimiser remembers of each, by flat names."""
     packed = {f"value/{name}": parameter.detach() for name, parameter in parameters.items()}
@@ -112,7 +114,7 @@ def pack(
 def unpack(
     tensors: Mapping[str, Tensor],
     parameters: Mapping[str, nn.Parameter],
-    optimiser: Optimizer | None = None,
+    optimiser: Optimisers | Optimizer | None = None,
 ) -> None:
     """The inverse of `pack`, in place."""
     for flat, tensor in tensors.items():

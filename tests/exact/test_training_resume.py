@@ -11,11 +11,13 @@ from tests.support.kills import SIGNALS, joint_graft, kill_runs, losses, same_te
 from tests.support.training import ctrl_c_in_step, small_recipe
 
 
-@pytest.mark.parametrize("evaluate_every", [0, 4])
+@pytest.mark.parametrize(("evaluate_every", "optimizer"), [(0, "adamw"), (4, "muon")])
 def test_twenty_steps_are_ten_and_ten(
-    tiny_llama: Path, tmp_path: Path, evaluate_every: int
+    tiny_llama: Path, tmp_path: Path, evaluate_every: int, optimizer: str
 ) -> None:
-    recipe = small_recipe(tmp_path, SIGNALS, steps=20, evaluate_every=evaluate_every)
+    recipe = small_recipe(
+        tmp_path, SIGNALS, steps=20, evaluate_every=evaluate_every, optimizer=optimizer
+    )
     whole, halves = (
         joint_graft(tiny_llama, tmp_path / "one"),
         joint_graft(tiny_llama, tmp_path / "two"),

@@ -50,3 +50,28 @@ def test_only_matrices_decay() -> None:
     optimiser.step()
     moved = {name: not torch.equal(p, torch.ones_like(p)) for name, p in parameters.items()}
     assert moved == names
+
+
+def test_muon_moves_the_stream_s_matrices_and_adamw_the_rest() -> None:
+    """Muon's update has singular values near one, times 0.2 sqrt of the longer side (arXiv
+    2502.16982, 2.2); AdamW's first is the sign of the gradient."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = {
+        "otter.main.layers.0.ffn.up.h.weight": (6, 16),
+        "otter.main.embedding.weight": (9, 4),
+        "otter.main.signals.reward.base": (1, 16),
+        "otter.main.norm.weight": (4,),
+    }
+    parameters = {name: nn.Parameter(torch.zeros(shape)) for name, shape in shapes.items()}
+    asked = recipe(optimizer="muon", learning_rate=0.1, weight_decay=0.0)
+    optimiser = make_optimiser(parameters, asked)
+    for parameter in parameters.values():
+        parameter.grad = torch.randn(parameter.shape, generator=draw)
+    gradients = {name: p.grad for name, p in parameters.items()}
+    optimiser.step()
+    matrix, *others = shapes
+    singular = torch.linalg.svdvals(parameters[matrix].detach()) / (0.1 * 0.2 * 16**0.5)
+    assert singular.min() > 0.6 and singular.max() < 1.3
+    for name in others:
+        torch.testing.assert_close(parameters[name].detach(), -0.1 * gradients[name].sign())
+    assert all(optimiser.state[parameter] for parameter in parameters.values())
