@@ -45,6 +45,7 @@ def models(options: argparse.Namespace, work: Path) -> dict[str, dict[str, Any]]
 
 def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     settings = {**ENGINE, "max_num_seqs": options.rows, "disable_log_stats": False}
+    settings["enforce_eager"] = options.eager
     sampling = {"temperature": 0.0, "max_tokens": options.tokens, "ignore_eos": True}
     prompts = prompts_of(options.shared, options.base, options.prompts, options.longest)
     load, engines, rounds = os.getloadavg()[0], {}, []
@@ -95,10 +96,11 @@ def main() -> None:
     sizes = {"rounds": 8, "prompts": 8, "longest": 64, "tokens": 48, "threads": 1, "rows": 1}
     for name, usual in {**sizes, "drafts": 3}.items():
         parser.add_argument(f"--{name}", type=int, default=usual)
+    parser.add_argument("--eager", action="store_true", help="without torch.compile")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         record = {
-            **{name: getattr(options, name) for name in (*sizes, "drafts")},
+            **{name: getattr(options, name) for name in (*sizes, "drafts", "eager")},
             **measure(options, Path(work)),
             "provenance": provenance(["tests.performance.serving_drafts"]),
         }

@@ -31,6 +31,11 @@ def asked(prompts: list[list[int]], logprobs: int, **more: Any) -> list[Any]:
     ]
 
 
+def chosen(row: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the best others: the sampled token comes first."""
+    return [{**one, "logprobs": [step[:1] for step in one["logprobs"]]} for one in row]
+
+
 @pytest.fixture(scope="module")
 def stock(base: Path, prompts: list[list[int]], engine: Ask) -> list[Any]:
     answer = engine(base, asked(prompts, 3))
@@ -44,10 +49,13 @@ def test_an_engine_with_the_insertion_says_what_stock_says(
     plain = asked(prompts, 3)
     with_signals = asked(prompts, 3 + NUMBERS, extra_args=SIGNAL_NAMES)
     unguided = asked(prompts, 3, extra_args=STRENGTH_0)
-    answer = engine(served[kv], [*plain, *with_signals, *unguided])
+    alone = asked(prompts, NUMBERS, extra_args=SIGNAL_NAMES)
+    answer = engine(served[kv], [*plain, *with_signals, *unguided, *alone])
     found = [one["rows"] for one in answer["passes"]]
     count = len(WAYS)
     assert found[:count] == stock
-    assert found[2 * count :] == stock
+    assert found[2 * count : 3 * count] == stock
+    for mine, theirs in zip(found[3 * count :], stock, strict=True):
+        assert [without_signals(row) for row in mine] == [chosen(row) for row in theirs]
     for mine, theirs in zip(found[count : 2 * count], stock, strict=True):
         assert [without_signals(row) for row in mine] == theirs
