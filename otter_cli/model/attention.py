@@ -12,8 +12,8 @@ from transformers.cache_utils import Cache
 from otter_cli.core.errors import OtterError
 from otter_cli.families import BaseShape
 from otter_cli.insertion.config import InsertionConfig
-from otter_cli.model.branch import AttentionCall, AttentionTap, InsertedBranch, read_of, rows
-from otter_cli.model.joint import TwoInputs
+from otter_cli.model.branch import AttentionCall, AttentionTap, InsertedBranch, read_of
+from otter_cli.model.joint import Joint, OfBase, TwoInputs, rows
 from otter_cli.model.norms import head_norm
 from otter_cli.model.rotary import Rotate
 
@@ -33,6 +33,7 @@ class InsertedAttention(InsertedBranch):
         wide, bias = read_of(block, shape.heads * c, d, shape.out_bias)
         self.out = TwoInputs(wide, config.heads * c, D, bias)
         self._out = self.joint(self.out)
+        self._inputs: Joint | None = None
         if not config.heads:
             return
         self.query = TwoInputs(d, D, config.heads * c, shape.attention_bias)
@@ -47,27 +48,41 @@ class InsertedAttention(InsertedBranch):
         self._turned = [config.heads + config.kv_heads, config.kv_heads]  # queries, keys; values
 
     def forward(
-        self, z: Tensor, entry: Tensor, tap: AttentionTap, rotate: Rotate, remember: Remember
+        self,
+        z: Tensor,
+        entry: Tensor,
+        tap: AttentionTap,
+        rotate: Rotate,
+        remember: Remember,
+        made: OfBase,
     ) -> Tensor:
         """z after the branch; `entry` is z where the branch begins."""
-        mine = self.heads(entry, tap, rotate, remember) if self.thin else None
-        return self.land(self._out, z, tap, mine)
+        mine = self.heads(entry, tap, rotate, remember, made.heads) if self.thin else None
+        return self.land(self._out, z, tap, mine, made.out)
 
-    def heads(self, z: Tensor, tap: AttentionTap, rotate: Rotate, remember: Remember) -> Tensor:
+    def heads(
+        self,
+        z: Tensor,
+        tap: AttentionTap,
+        rotate: Rotate,
+        remember: Remember,
+        made: Tensor | None,
+    ) -> Tensor:
         """a', [n, A * c]."""
         if tap.call is None:
             raise OtterError(
                 "the base's attention runs through no registered attention function",
                 hint='load it with attn_implementation="sdpa"',
             )
-        inputs = self._inputs(rows(tap.normed), self.normed(z, tap))
+        assert self._inputs is not None
+        inputs = self._inputs(tap.normed, self.normed(z, tap), made)
         query, key, value = self._split(inputs, tap, rotate)
         if key is None or value is None:  # kv: base
             read = slice(self.config.kv_start, self.config.kv_start + self.config.kv_heads)
             key, value = tap.call.key[:, read], tap.call.value[:, read]
             key, value = key.to(query.dtype), value.to(query.dtype)
-        elif tap.cache is not None:
-            key, value = remember(tap.cache, key, value)
+        elif (cache := tap.cache) is not None:
+            key, value = remember(cache, key, value)
         return rows(self._attend(tap.call, query, key, value).flatten(-2))
 
     def _split(

@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache
 
 from otter_cli.families import Attention, BaseShape, FeedForward
 from otter_cli.insertion.config import InsertionConfig
-from otter_cli.model.joint import Joint
+from otter_cli.model.joint import Joint, rows
 from otter_cli.model.norms import PostNorm, StreamNorm
 
 
@@ -76,13 +76,14 @@ class InsertedBranch(nn.Module):
         self.joints.append(made)
         return made
 
-    def land(self, product: Joint, z: Tensor, tap: BranchTap, mine: Tensor | None) -> Tensor:
+    def land(
+        self, product: Joint, z: Tensor, tap: BranchTap, mine: Tensor | None, made: Tensor | None
+    ) -> Tensor:
         assert tap.part is not None
-        part = rows(tap.part)
         if self.post_norm is None:
-            return product.add(z, part, mine)
+            return product.add(z, tap.part, mine, made)
         assert tap.branch is not None
-        return z + self.post_norm(product(part, mine), rows(tap.branch))
+        return z + self.post_norm(product(tap.part, mine, made), rows(tap.branch))
 
     def normed(self, z: Tensor, tap: BranchTap) -> Tensor:
         """u."""
@@ -93,11 +94,6 @@ class InsertedBranch(nn.Module):
         for joint in self.joints:
             joint.forget()
         return self
-
-
-def rows(tensor: Tensor) -> Tensor:
-    """[batch * tokens, ...]; some modelling files flatten what they hand on themselves."""
-    return tensor if tensor.ndim == 2 else tensor.reshape(-1, tensor.shape[-1])
 
 
 def read_of(

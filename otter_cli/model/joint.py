@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from operator import is_
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 Weights = tuple[Tensor, Tensor | None, Tensor | None]
+# Where parameters were found, under which names, and which they were.
+Known = tuple[Any, Any, Any]
+
+
+class OfBase(NamedTuple):
+    """What the four products of a layer take from the base, [n, outputs]: of q k v, out, gate up
+    and down."""
+
+    heads: Tensor | None = None
+    out: Tensor | None = None
+    units: Tensor | None = None
+    down: Tensor | None = None
 
 
 class TwoInputs(nn.Module):
@@ -19,7 +34,7 @@ class TwoInputs(nn.Module):
 
 
 class Joint:
-    """`x W^h + u W^z (+ b)` of several TwoInputs side by side, of rows [n, d] and [n, D].
+    """`x W^h + u W^z (+ b)` of several TwoInputs side by side, of x [.., d] and u [n, D].
 
     Without gradients their weights lie one under the other in one storage, of which the named
     parameters become views: nothing is held twice, and what trains a parameter trains this.
@@ -27,44 +42,56 @@ class Joint:
 
     def __init__(self, *parts: TwoInputs) -> None:
         self.parts = parts
-        self._packed: Weights | None = None
-        self._known: list[tuple[dict[str, nn.Parameter | None], str, nn.Parameter]] = []
+        self.packed: Weights | None = None  # without gradients, as long as it holds
+        self._known: Known = ((), (), ())
 
-    def __call__(self, x: Tensor, u: Tensor | None) -> Tensor:
-        """[n, outputs of all parts]."""
+    def __call__(self, x: Tensor, u: Tensor | None, made: Tensor | None = None) -> Tensor:
+        """[n, outputs of all parts]. `made`: what `Batched` gave for x, and is written over."""
+        if made is not None:
+            return self._plus(made, u)
         of_x, of_u, bias = self.weights()
-        x = x if x.dtype == of_x.dtype else x.to(of_x.dtype)
+        x = rows(x, of_x.dtype)
         out = torch.mm(x, of_x) if bias is None else torch.addmm(bias, x, of_x)
         return out if of_u is None or u is None else out.addmm_(u, of_u)
 
-    def add(self, z: Tensor, x: Tensor, u: Tensor | None) -> Tensor:
+    def add(self, z: Tensor, x: Tensor, u: Tensor | None, made: Tensor | None = None) -> Tensor:
         """`z + x W^h + u W^z (+ b)`, [n, outputs], where each product lands in the sum."""
+        if made is not None:
+            return self._plus(made, u).add_(z)
         of_x, of_u, bias = self.weights()
-        x = x if x.dtype == of_x.dtype else x.to(of_x.dtype)
-        out = torch.addmm(z, x, of_x)
+        out = torch.addmm(z, rows(x, of_x.dtype), of_x)
         if of_u is not None and u is not None:
             out = out.addmm_(u, of_u)
         return out if bias is None else out + bias
+
+    def _plus(self, made: Tensor, u: Tensor | None) -> Tensor:
+        assert self.packed is not None
+        of_u = self.packed[1]
+        return made if of_u is None or u is None else made.addmm_(u, of_u)
 
     def weights(self) -> Weights:
         """W^h [d, outputs], W^z [D, outputs] and b [outputs], of all parts."""
         if torch.is_grad_enabled():
             return _transposed(*map(_stacked, self._parameters()))
-        if self._packed is None or self._replaced():
+        if self.packed is None or self.replaced():
             with torch.inference_mode(False), torch.no_grad():
-                self._packed = _transposed(*self._pack())
-        return self._packed
+                self.packed = _transposed(*self._pack(None))
+        return self.packed
 
-    def _replaced(self) -> bool:
+    def pack_into(self, place: Tensor) -> Weights:
+        """The packed weights, with those of h in `place`, [outputs, d]."""
+        self.packed = packed = _transposed(*self._pack(place))
+        return packed
+
+    def replaced(self) -> bool:
         """Whether loading, sharding or the like put other parameters in place."""
-        for owner, name, parameter in self._known:  # noqa: SIM110 - any() takes twice as long
-            if owner.get(name) is not parameter:
-                return True
-        return False
+        owners, names, parameters = self._known
+        # No loop of Python's: this is asked for every product of every token.
+        return not all(map(is_, map(dict.get, owners, names), parameters))
 
     def forget(self) -> None:
         """The parameters have storages of their own from now on."""
-        self._packed = None
+        self.packed = None
 
     def _parameters(self) -> list[list[Tensor]]:
         return [
@@ -73,19 +100,24 @@ class Joint:
             [part.bias for part in self.parts if part.bias is not None],
         ]
 
-    def _pack(self) -> list[Tensor | None]:
-        whole = [*map(_stacked, self._parameters())]
+    def _pack(self, place: Tensor | None) -> list[Tensor | None]:
+        of_x, *others = self._parameters()
+        if place is not None:
+            place.copy_(torch.cat(of_x))
+        whole = [place if place is not None else _stacked(of_x), *map(_stacked, others)]
         for parameters, packed in zip(self._parameters(), whole, strict=True):
-            if packed is not None and len(parameters) > 1:
-                rows = packed.split([len(one) for one in parameters])
-                for parameter, view in zip(parameters, rows, strict=True):
+            if packed is not None and packed is not parameters[0]:
+                views = packed.split([len(one) for one in parameters])
+                for parameter, view in zip(parameters, views, strict=True):
                     parameter.data = view
-        self._known = [
+        found = [
             (owner._parameters, name, parameter)
             for part in self.parts
             for owner in part.modules()
             for name, parameter in owner.named_parameters(recurse=False)
         ]
+        owners, names, known = zip(*found, strict=True)
+        self._known = owners, names, known
         return whole
 
     def __getstate__(self) -> dict[str, tuple[TwoInputs, ...]]:
@@ -105,3 +137,9 @@ def _stacked(parameters: list[Tensor]) -> Tensor | None:
 def _transposed(h: Tensor | None, z: Tensor | None, bias: Tensor | None) -> Weights:
     assert h is not None
     return h.t(), None if z is None else z.t(), bias
+
+
+def rows(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """[batch * tokens, ...]; some modelling files flatten what they hand on themselves."""
+    flat = tensor if tensor.ndim == 2 else tensor.reshape(-1, tensor.shape[-1])
+    return flat if dtype is None or flat.dtype == dtype else flat.to(dtype)

@@ -3,6 +3,7 @@ stream's own step when the layer is through."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,16 @@ from transformers.cache_utils import Cache
 from otter_cli.families import Attention, FeedForward
 from otter_cli.model.branch import AttentionTap, BranchTap
 from otter_cli.model.cache import own_layer
+from otter_cli.model.joint import OfBase
 from otter_cli.model.record import Record, hook
 from otter_cli.model.rotary import rotary_function
 
 if TYPE_CHECKING:
     from otter_cli.model.taps import Taps
+
+
+# By insertion and layer.
+MadeAtOnce = Mapping[tuple[str, int], OfBase]
 
 
 class LayerHooks:
@@ -106,9 +112,11 @@ class LayerHooks:
         attention, ffn = record.attention, record.ffn
         assert attention is not None and ffn is not None
         record.attention = record.ffn = None
-        record.take(partial(self._step, attention, ffn))
+        record.take(self, attention, ffn)
 
-    def _step(self, attention: AttentionTap, ffn: BranchTap, record: Record) -> None:
+    def step(
+        self, record: Record, attention: AttentionTap, ffn: BranchTap, made: MadeAtOnce
+    ) -> None:
         """The layer of every stream."""
         rotate = partial(
             record.rotations.rotate,
@@ -117,7 +125,14 @@ class LayerHooks:
             embeddings=attention.embeddings,
         )
         for name, layer, remember in self.parts:
-            record.computed[name] = layer(record.computed[name], attention, ffn, rotate, remember)
+            record.computed[name] = layer(
+                record.computed[name],
+                attention,
+                ffn,
+                rotate,
+                remember,
+                made.get((name, self.index), OfBase()),
+            )
 
     def _remember(
         self, start: int, cache: Cache, key: Tensor, value: Tensor

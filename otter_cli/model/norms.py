@@ -17,7 +17,8 @@ class StreamNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.hidden))
         self.bias = nn.Parameter(torch.empty(config.hidden)) if shape.family.norm_bias else None
-        self.rms, self.own = RMS(shape.norm_eps), config.norm == "own"
+        self.own = config.norm == "own"
+        self.rms = RMS(shape.norm_eps, config.hidden if self.own else shape.hidden)
         self.centred = shape.family.norm == "layer" and not self.own
 
     def forward(self, z: Tensor, h: Tensor | None) -> Tensor:
@@ -37,7 +38,7 @@ class PostNorm(nn.Module):
     def __init__(self, config: InsertionConfig, shape: BaseShape) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.hidden))
-        self.rms = RMS(shape.norm_eps)
+        self.rms = RMS(shape.norm_eps, shape.hidden)
 
     def forward(self, addition: Tensor, branch: Tensor) -> Tensor:
         return (addition / self.rms(branch)).to(addition.dtype) * self.weight
@@ -49,7 +50,7 @@ class HeadNorm(nn.Module):
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
-        self.weight, self.rms = nn.Parameter(torch.empty(width)), RMS(eps)
+        self.weight, self.rms = nn.Parameter(torch.empty(width)), RMS(eps, width)
 
     def forward(self, flat: Tensor) -> Tensor:
         heads = flat.unflatten(-1, (-1, len(self.weight)))
@@ -57,16 +58,22 @@ class HeadNorm(nn.Module):
 
 
 class RMS:
-    """sqrt(mean x^2 + eps), [..., 1], in float32 at least: the hypotenuse of |x| / sqrt(n) and
-    sqrt(eps), which takes three operations and squares no large number."""
+    """sqrt(mean x^2 + eps) over `width`, [..., 1], in float32 at least: the hypotenuse of
+    |x| / sqrt(n) and sqrt(eps), which takes three operations and squares no large number."""
 
-    def __init__(self, eps: float) -> None:
-        # A tensor without dimensions, on any device and of any dtype as good as a number.
-        self.root = torch.tensor(eps, dtype=torch.float64, device="cpu").sqrt()
+    def __init__(self, eps: float, width: int) -> None:
+        # Tensors without dimensions, good on any device, where numbers would be wrapped each time.
+        numbers = torch.tensor([width, 1 / eps], dtype=torch.float64, device="cpu").rsqrt()
+        self.scale_and_root = {kind: numbers.to(kind).unbind() for kind in WIDE}
 
     def __call__(self, measured: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(measured, dim=-1, keepdim=True, dtype=_wide(measured))
-        return torch.hypot(length * measured.shape[-1] ** -0.5, self.root)
+        wide = _wide(measured)
+        scale, root = self.scale_and_root[wide]
+        length = torch.linalg.vector_norm(measured, dim=-1, keepdim=True, dtype=wide)
+        return torch.hypot(length * scale, root)
+
+
+WIDE = (torch.float32, torch.float64)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -14,9 +14,11 @@ from otter_cli.model.branch import AttentionTap, BranchTap
 from otter_cli.model.rotary import Rotations
 
 if TYPE_CHECKING:
+    from otter_cli.model.layer_hooks import LayerHooks
     from otter_cli.model.taps import Taps
 
-Step = Callable[["Record"], None]
+# A layer's hooks, and what they were handed.
+Pending = tuple["LayerHooks", AttentionTap, BranchTap]
 
 
 @dataclass(slots=True)
@@ -26,7 +28,7 @@ class Record:
     taps: Taps
     grad: bool
     computed: dict[str, Tensor] = field(default_factory=dict)  # z, but for what is pending
-    pending: list[Step] = field(default_factory=list)
+    pending: list[Pending] = field(default_factory=list)
     lazy: bool = False  # layers of the streams wait until someone reads them
     # Of the layer that runs now.
     attention: AttentionTap | None = None
@@ -43,18 +45,19 @@ class Record:
             compute(_catch_up, self)
         return self.computed
 
-    def take(self, step: Step) -> None:
+    def take(self, hooks: LayerHooks, attention: AttentionTap, ffn: BranchTap) -> None:
         """A layer of the streams whose base has handed over all that it reads."""
         if self.lazy:
-            self.pending.append(step)
+            self.pending.append((hooks, attention, ffn))
         else:
-            compute(step, self)
+            compute(hooks.step, self, attention, ffn, {})
 
 
 def _catch_up(record: Record) -> None:
     pending, record.pending = record.pending, []
-    for step in pending:
-        step(record)
+    made = record.taps.made_at_once(pending)
+    for hooks, attention, ffn in pending:
+        hooks.step(record, attention, ffn, made)
 
 
 ACTIVE: ContextVar[Record | None] = ContextVar("otter_record", default=None)

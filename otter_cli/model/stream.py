@@ -13,8 +13,10 @@ from otter_cli.core.errors import OtterError
 from otter_cli.families import BaseShape
 from otter_cli.insertion.config import InsertionConfig
 from otter_cli.model.attention import InsertedAttention, Remember
-from otter_cli.model.branch import AttentionTap, BranchTap, rows
+from otter_cli.model.branch import AttentionTap, BranchTap
 from otter_cli.model.feed_forward import InsertedFeedForward
+from otter_cli.model.joint import Joint, OfBase, rows
+from otter_cli.model.layered import Layered
 from otter_cli.model.norms import StreamNorm
 from otter_cli.model.rotary import Rotate
 from otter_cli.signals import HEADS, Future, SignalConfig, Unembedding, Vocabulary
@@ -29,13 +31,25 @@ class InsertedLayer(nn.Module):
         self.ffn = InsertedFeedForward(config, shape)
         self.parallel = shape.parallel
 
+    @property
+    def joints(self) -> tuple[Joint | None, ...]:
+        """As `OfBase` has them."""
+        a, m = self.attention, self.ffn
+        return a._inputs, a._out, m._inputs, m._down
+
     def forward(
-        self, z: Tensor, attention: AttentionTap, ffn: BranchTap, rotate: Rotate, remember: Remember
+        self,
+        z: Tensor,
+        attention: AttentionTap,
+        ffn: BranchTap,
+        rotate: Rotate,
+        remember: Remember,
+        made: OfBase,
     ) -> Tensor:
-        """z after the layer, [batch, tokens, D]."""
+        """z after the layer, [batch, tokens, D]. `made`: what all layers made at once."""
         entry = rows(z)
-        middle = self.attention(entry, entry, attention, rotate, remember)
-        after: Tensor = self.ffn(middle, entry if self.parallel else middle, ffn)
+        middle = self.attention(entry, entry, attention, rotate, remember, made)
+        after: Tensor = self.ffn(middle, entry if self.parallel else middle, ffn, made)
         return after.view(z.shape)
 
 
@@ -68,6 +82,8 @@ class Insertion(nn.Module):
                 {str(i): InsertedLayer(config, shape) for i in config.layers}
             )
             self.norm = StreamNorm(config, shape)
+            inserted = [self.layers[str(i)] for i in sorted(config.layers)]
+            self.layered = Layered(cast(list[InsertedLayer], inserted))
         self.signals = Named(
             {
                 signal.name: nn.ParameterDict(

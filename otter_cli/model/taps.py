@@ -3,7 +3,7 @@ back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from otter_cli.core.errors import OtterError
 from otter_cli.families import Family
 from otter_cli.model.attention_function import tap_attention_functions
-from otter_cli.model.layer_hooks import LayerHooks, keep_residual
-from otter_cli.model.record import ACTIVE, Record, compute, hook
+from otter_cli.model.joint import OfBase
+from otter_cli.model.layer_hooks import LayerHooks, MadeAtOnce, keep_residual
+from otter_cli.model.record import ACTIVE, Pending, Record, compute, hook
 from otter_cli.model.rotary import Rotations
 from otter_cli.model.stream import Insertion
 
@@ -76,6 +77,16 @@ class Taps:
                 f"insertion {missing[0]!r} got no token ids, only inputs_embeds",
                 hint="the inserted stream starts from token ids; pass input_ids",
             )
+
+    def made_at_once(self, pending: Sequence[Pending]) -> MadeAtOnce:
+        """What the pending layers of each stream take from the base."""
+        made: dict[tuple[str, int], OfBase] = {}
+        for name, one in self.insertions.items():
+            if one.config.hidden:
+                mine = [each for each in pending if each[0].index in one.config.layers]
+                products = one.layered([(attention, ffn) for _, attention, ffn in mine])
+                made |= {(name, e[0].index): p for e, p in zip(mine, products, strict=True)}
+        return made
 
     def _begin(self, record: Record, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         record.pending.clear()

@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 from torch import Tensor
 
-from otter_cli.model.joint import Joint, TwoInputs
+from otter_cli.model.joint import Joint, TwoInputs, rows
 
 
 @dataclass
@@ -27,14 +27,16 @@ def products(*parts: TwoInputs) -> Iterator[list[Product]]:
 
     def watch(joint: Joint, x: Tensor, u: Tensor | None, out: Tensor) -> Tensor:
         if any(part is own for part in parts for own in joint.parts):
-            seen.append(Product(x, u, out))
+            seen.append(Product(rows(x), u, out))
         return out
 
-    def watched_call(joint: Joint, x: Tensor, u: Tensor | None) -> Tensor:
-        return watch(joint, x, u, call(joint, x, u))
+    def watched_call(joint: Joint, x: Tensor, u: Tensor | None, *made: Tensor | None) -> Tensor:
+        return watch(joint, x, u, call(joint, x, u, *made))
 
-    def watched_add(joint: Joint, z: Tensor, x: Tensor, u: Tensor | None) -> Tensor:
-        return watch(joint, x, u, add(joint, z, x, u))
+    def watched_add(
+        joint: Joint, z: Tensor, x: Tensor, u: Tensor | None, *made: Tensor | None
+    ) -> Tensor:
+        return watch(joint, x, u, add(joint, z, x, u, *made))
 
     with patch.object(Joint, "__call__", watched_call), patch.object(Joint, "add", watched_add):
         yield seen

@@ -190,7 +190,7 @@ def test_training_mode_leaves_the_base_in_eval(folder: Path) -> None:
 def test_a_stream_that_waits_for_the_base_is_the_stream_beside_it(
     tiny_llama: Path, tmp_path: Path, kv: str, static: bool
 ) -> None:
-    """Few rows wait, many do not: what is cached and what is given is the same to the last bit."""
+    """Few rows wait, many do not: what is cached and what is given differs in rounding only."""
     model = OtterForCausalLM.from_pretrained(
         random_graft(tiny_llama, tmp_path / kv, hidden=8, heads=2, ffn=16, kv=kv)
     )
@@ -205,7 +205,7 @@ def test_a_stream_that_waits_for_the_base_is_the_stream_beside_it(
                 assert record.lazy is waits
                 steps.append(record.inserted_state["main"])
         states[waits] = steps
-    assert all(map(torch.equal, states[True], states[False]))
+    torch.testing.assert_close(states[True], states[False], rtol=1e-5, atol=1e-5)
 
 
 def test_streams_are_up_to_date_whenever_they_are_read(folder: Path) -> None:
@@ -217,7 +217,7 @@ def test_streams_are_up_to_date_whenever_they_are_read(folder: Path) -> None:
         )
         for model.taps.may_wait in (True, False):
             model.base(_tokens(1, 5))
-    assert torch.equal(*seen[True], *seen[False])
+    torch.testing.assert_close(*seen[True], *seen[False], rtol=1e-5, atol=1e-5)
 
 
 def test_many_rows_do_not_wait(folder: Path) -> None:
