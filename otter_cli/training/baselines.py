@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 
@@ -34,11 +34,7 @@ def make_trainee(
         if not to.exists():
             _graft_heads(folder, to, tuple(signals.values()))
         return GraftTrainee(to, recipe, device)
-    if len(signals) != 1:
-        raise OtterError(
-            f"a {baseline} baseline gives one signal; the recipe trains {', '.join(signals)}",
-            hint="choose one with --signal NAME",
-        )
+    _check_baseline(baseline, recipe, list(signals))
     (signal,) = signals.values()
     if baseline == "probe":
         untouched = recipe.signals[signal.name].untouched(signal)
@@ -61,6 +57,20 @@ def make_trainee(
         return LoraTrainee(folder, to, signal, rank, recipe.seed, device)
     trainee = SeparateTrainee(to, signal, device)
     return trainee.train_only(_of_last_layer(folder)) if baseline == "branch" else trainee
+
+
+def _check_baseline(baseline: Baseline, recipe: Recipe, signals: Sequence[str]) -> None:
+    """Raises OtterError where a model of its own cannot be what the recipe asks for."""
+    if recipe.quantize is not None:
+        raise OtterError(
+            f"quantize: {recipe.quantize} is for insertions and heads, and {baseline} is neither",
+            hint="--set quantize=null trains the baseline on the file's own weights",
+        )
+    if len(signals) != 1:
+        raise OtterError(
+            f"a {baseline} baseline gives one signal; the recipe trains {', '.join(signals)}",
+            hint="choose one with --signal NAME",
+        )
 
 
 def _of_last_layer(folder: Path) -> Callable[[str], bool]:

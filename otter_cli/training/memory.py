@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass as made_of_others
 
 from otter_cli.core.seeds import seed_everything
 from otter_cli.training.sharding import held
@@ -25,7 +26,9 @@ def _kept(run: Run, name: str) -> int:
     rows = (objective.batch_size or run.recipe.batch_size) // run.recipe.accumulate
     longest = sorted(range(len(data.lengths)), key=lambda row: -data.lengths[row])
     batch = data.batch(longest[: max(1, rows // run.group.size)]).to(run.device)
-    weights = {held(p).untyped_storage().data_ptr() for p in run.trainee.model.parameters()}
+    # Quantised weights are made of other tensors, and no graph holds them.
+    plain = [p for p in map(held, run.trainee.model.parameters()) if not made_of_others(p)]
+    weights = {parameter.untyped_storage().data_ptr() for parameter in plain}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:

@@ -38,6 +38,9 @@ class Recipe(Section):
     accumulate: PositiveInt = 1
     max_length: int = Field(default=512, ge=8)
     allow_truncation: float = Field(default=0.05, ge=0, le=1)
+    # The frozen base's weights in memory; the folder keeps the file's, and signals trained beside
+    # these are read beside those.
+    quantize: Literal["int8"] | None = None
     optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: PositiveFloat = 1e-3
     schedule: Literal["constant", "linear", "cosine"] = "cosine"

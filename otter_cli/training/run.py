@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otter_cli.core.console import say
+from otter_cli.core.console import say, warn
 from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import Interval
 from otter_cli.core.lock import writer_lock
@@ -84,6 +84,11 @@ def train(
     check_divides(recipe, launched())
     if options.tensorboard:
         check_tensorboard()
+    if recipe.quantize is not None:
+        warn(
+            f"the base is {recipe.quantize} while this trains, and so are its figures; what the "
+            "folder holds, and verify proves, is the file's own base"
+        )
     states = StateFolder(target)
     if not (options.resume or options.restart):
         refuse_unfinished(states)

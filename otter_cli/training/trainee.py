@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from otter_cli.insertion import Plan, TrainingRecord, update_tensors
 from otter_cli.model import OtterForCausalLM, OtterOutput
+from otter_cli.model.quantised import quantisation_config
 from otter_cli.signals import SignalConfig
 from otter_cli.training.objectives import Positions, Read
 from otter_cli.training.shared_prefixes import SharedPrefixes
@@ -107,7 +108,10 @@ class GraftTrainee(Driftless):
     def __init__(self, folder: Path, recipe: Recipe, device: str = "cpu") -> None:
         self.folder = folder
         self.model: OtterForCausalLM = OtterForCausalLM.from_pretrained(
-            folder, insertion_dtype=torch.float32, device=device
+            folder,
+            insertion_dtype=torch.float32,
+            quantization_config=quantisation_config(recipe.quantize),
+            device=device,
         )
         self.signals: Mapping[str, SignalConfig] = graft_signals(folder, recipe)
         self.plans = [Plan(c, self.model.shape) for c in self.model.manifest.insertions]

@@ -1,6 +1,7 @@
 """A base quantised as it loads (torchao, int8 weights) takes an insertion: its logits stay those of
 the same quantised base, by torch.equal."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, TorchAoConfig
 
+from otter_cli.core.errors import OtterError
+from otter_cli.core.jsonlines import read_jsonlines
 from otter_cli.model import OtterForCausalLM
+from otter_cli.model.quantised import quantisation_config
+from otter_cli.training import train
 from tests.support.grafts import graft_for, random_graft
+from tests.support.training import small_recipe
 
 quantization = pytest.importorskip(
     "torchao.quantization", reason="torchao is absent: pip install otter-cli[quantised]"
@@ -64,3 +70,28 @@ def test_copies_are_of_the_file_s_weights(base: Path, tmp_path: Path) -> None:
         states = [model(TOKENS).inserted_state["main"] for model in (quantised, exact)]
     assert not torch.equal(*states)
     assert torch.nn.functional.cosine_similarity(*states, dim=-1).min() > 0.95
+
+
+def test_a_run_beside_int8_leaves_the_base_as_it_was(
+    base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = graft_for(base, tmp_path / "g", hidden=8, heads=2, ffn=16, signals=("reward",))
+    before = {name: (folder / name).read_bytes() for name in ("model.safetensors", "config.json")}
+    losses = {}
+    for how in ("int8", None):
+        recipe = small_recipe(tmp_path, steps=3, quantize=how)
+        train(folder, recipe, restart=True)
+        assert ("the base is int8 while this trains" in capfd.readouterr().err) == bool(how)
+        records = read_jsonlines(folder / "training" / "metrics.jsonl")
+        losses[how] = [record["loss"]["reward"] for record in records if "loss" in record]
+        assert all((folder / name).read_bytes() == bytes_ for name, bytes_ in before.items())
+    assert losses["int8"] != losses[None], "the weights were not quantised"
+    quantised = small_recipe(tmp_path, quantize="int8")
+    with pytest.raises(OtterError, match="probe is neither"):
+        train(folder, quantised, baseline="probe", to=tmp_path / "probe")
+
+
+def test_int8_without_its_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    with pytest.raises(OtterError, match="needs the package torchao"):
+        quantisation_config("int8")
