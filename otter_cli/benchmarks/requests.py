@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from otter_cli.training.section import Section
 
 if TYPE_CHECKING:
-    from otter_cli.benchmarks.assemble import Guidance, Pair
     from otter_cli.benchmarks.benchmark import Benchmark, Setting
+    from otter_cli.benchmarks.contest import Guidance, Pair
     from otter_cli.benchmarks.method_specs import MethodSpec
     from otter_cli.decoding import Sampling
 
@@ -42,7 +42,7 @@ class Request(Section):
         return parse_methods(self.method)
 
     def prepare(self, sampling: Sampling) -> tuple[Pair, Setting]:
-        from otter_cli.benchmarks.assemble import prepare
+        from otter_cli.benchmarks.contest import prepare
         from otter_cli.benchmarks.prompts import PromptFile
 
         return prepare(
@@ -68,7 +68,7 @@ class GuidedRequest(Request):
     sweep: tuple[float, ...] = ()
 
     def guidance(self) -> Guidance:
-        from otter_cli.benchmarks.assemble import Guidance
+        from otter_cli.benchmarks.contest import Guidance
 
         return Guidance(
             self.signal,

@@ -146,6 +146,7 @@ def _verify(grafted: Path, proof: Path) -> tuple[Verification, Verdict]:
 
 def _bench(name: str, folder: Path, seed: int) -> Finished:
     from otter_cli.benchmarks import assemble
+    from otter_cli.benchmarks.contest import Guidance
     from otter_cli.benchmarks.run import run
     from otter_cli.benchmarks.scorers import RuleScorer
     from otter_cli.decoding import Sampling
@@ -156,14 +157,14 @@ def _bench(name: str, folder: Path, seed: int) -> Finished:
     if name == "preference":
         grafts, setting = _prepare(folder, "reward", GUIDED_PROMPTS, Sampling(64), seed)
         rule = RuleScorer("gold rule", gold_score, digest=sha256_file(Path(gold.__file__)))
-        guidance = assemble.Guidance("reward", strength=0.5)
+        guidance = Guidance("reward", strength=0.5)
         benchmark: Any = assemble.preference(
             grafts, setting, guidance, reward_model=folder / "separate", gold=rule
         )
     elif name == "detox":
         drawn = Sampling(24, temperature=1.0, top_k=10)
         grafts, setting = _prepare(folder, "toxicity", DETOX_PROMPTS, drawn, seed, DETOX_SAMPLES)
-        guidance = assemble.Guidance("toxicity", strength=-8.0)
+        guidance = Guidance("toxicity", strength=-8.0)
         benchmark = assemble.detox(grafts, setting, guidance, detoxify=folder / "detoxify")
     else:
         grafts, setting = _prepare(folder, "future", DRAFT_PROMPTS, Sampling(64), seed)
@@ -174,11 +175,11 @@ def _bench(name: str, folder: Path, seed: int) -> Finished:
 def _prepare(
     folder: Path, signal: str, limit: int, sampling: Sampling, seed: int, repeats: int = 1
 ) -> Any:
-    from otter_cli.benchmarks import assemble
+    from otter_cli.benchmarks.contest import prepare
     from otter_cli.benchmarks.prompts import PromptFile
 
     prompts = PromptFile(folder / "data" / "prompts.jsonl", limit=limit)
-    return assemble.prepare(
+    return prepare(
         folder / "grafted",
         folder / "head",
         signal,

@@ -13,7 +13,8 @@ from pathlib import Path
 from signal import SIGKILL
 from typing import Any
 
-from otter_cli.benchmarks.assemble import Guidance, detox
+from otter_cli.benchmarks.assemble import detox
+from otter_cli.benchmarks.contest import Guidance
 from otter_cli.benchmarks.detox import Detox
 from otter_cli.benchmarks.models import load_pair
 from otter_cli.benchmarks.run import run

@@ -12,7 +12,7 @@ from otter_cli.cli.bench.show import run_and_show
 from otter_cli.core.errors import OtterError
 
 if TYPE_CHECKING:
-    from otter_cli.benchmarks.assemble import Texts
+    from otter_cli.benchmarks.assemble_detection import Texts
 
 
 @verb(
@@ -49,14 +49,14 @@ def detection(
     AUROC, F1, share flagged at 1 % false alarms, on time (before the offending span ends; without
     spans, the text), tokens read until then, what stopping at a threshold saves and loses.
     """
-    from otter_cli.benchmarks import assemble
+    from otter_cli.benchmarks.assemble_detection import detection as assembled
 
     if (recipe is None) == (pairs is None):
         raise OtterError("give either --recipe or --pairs", hint="they name the texts to read")
     monitors = dict(map(_named, monitor or ()))
     texts = _texts(recipe, pairs, data, signal)
     return run_and_show(
-        assemble.detection(
+        assembled(
             folder, texts, signal, limit=limit, monitors=monitors, classifier=classifier,
             device=device,
         ),
@@ -72,7 +72,7 @@ def _named(text: str) -> tuple[str, Path]:
 
 
 def _texts(recipe: str | None, pairs: Path | None, data: Path | None, signal: str) -> Texts:
-    from otter_cli.benchmarks.assemble import Texts
+    from otter_cli.benchmarks.assemble_detection import Texts
     from otter_cli.benchmarks.labelled_texts import of_labelled, of_pairs
 
     if pairs is not None:

@@ -132,7 +132,7 @@ def _judge(
     device: str,
     out: Path | None,
 ) -> Outcome:
-    from otter_cli.benchmarks.assemble import judges
+    from otter_cli.benchmarks.judges import judges
     from otter_cli.benchmarks.models import load_graft
     from otter_cli.benchmarks.pairs import judge_pairs, write_pairs
     from otter_cli.reports.pairs import pairs_report

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from otter_cli.benchmarks import assemble
+from otter_cli.benchmarks.assemble_detection import Texts, detection
 from otter_cli.benchmarks.detection import Detection, streams
 from otter_cli.benchmarks.labelled_texts import of_pairs
 from otter_cli.benchmarks.run import run
@@ -32,8 +32,8 @@ def folders(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 def made(folders: dict[str, Path], **options) -> Detection:
-    texts = assemble.Texts(Path("pairs.jsonl"), of_pairs(PAIRS))
-    return assemble.detection(
+    texts = Texts(Path("pairs.jsonl"), of_pairs(PAIRS))
+    return detection(
         folders["graft"], texts, "toxicity", monitors={"head": folders["head"]},
         classifier=folders["classifier"], **options,
     )  # fmt: skip

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from otter_cli.benchmarks.assemble import Guidance, detox
+from otter_cli.benchmarks.assemble import detox
+from otter_cli.benchmarks.contest import Guidance
 from otter_cli.benchmarks.detox import Detox, require_label
 from otter_cli.benchmarks.models import load_pair
 from otter_cli.benchmarks.run import Finished, run

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from otter_cli.benchmarks.assemble import Guidance, preference
+from otter_cli.benchmarks.assemble import preference
+from otter_cli.benchmarks.contest import Guidance
 from otter_cli.benchmarks.fronts import step_area
 from otter_cli.benchmarks.method_specs import parse_methods
 from otter_cli.benchmarks.run import Finished, run

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from otter_cli.benchmarks.assemble import Guidance, detox, preference, speedup
+from otter_cli.benchmarks.assemble import detox, preference, speedup
+from otter_cli.benchmarks.contest import Guidance
 from otter_cli.benchmarks.method_specs import build, parse_method, parse_methods
 from otter_cli.benchmarks.methods import METHODS
 from otter_cli.benchmarks.models import Grafted, Models, load_graft, load_language_model

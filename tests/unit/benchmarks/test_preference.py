@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from otter_cli.benchmarks.assemble import Guidance, preference
+from otter_cli.benchmarks.assemble import preference
+from otter_cli.benchmarks.contest import Guidance
 from otter_cli.benchmarks.run import Finished, run
 from otter_cli.benchmarks.scorers import RuleScorer
 from otter_cli.core.errors import OtterError

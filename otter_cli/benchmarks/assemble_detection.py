@@ -1,0 +1,52 @@
+"""The detection benchmark from folders: monitors on one base, and texts that they read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from otter_cli.benchmarks import detectors
+from otter_cli.benchmarks.benchmark import Setting
+from otter_cli.benchmarks.contest import INSERTION
+from otter_cli.benchmarks.detection import Detection
+from otter_cli.benchmarks.labelled_texts import Stream, encode_streams
+from otter_cli.benchmarks.models import load_graft, load_reward_model, require_same_base
+from otter_cli.benchmarks.names import PLAIN
+from otter_cli.decoding import Sampling
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Labelled texts and the file that they are from."""
+
+    file: Path
+    streams: Sequence[Stream]
+
+
+def detection(
+    folder: Path,
+    texts: Texts,
+    signal: str,
+    *,
+    limit: int | None = None,
+    monitors: Mapping[str, Path] | None = None,
+    classifier: Path | None = None,
+    device: str = "cpu",
+) -> Detection:
+    """The graft's signal beside other grafts' (task heads, probes) and a separate classifier."""
+    graft = load_graft(folder, signal, device=device)
+    prompts, record = encode_streams(
+        texts.streams, texts.file, graft.tokenizer,
+        positions=graft.model.shape.max_positions, limit=limit,
+    )  # fmt: skip
+    compared = {
+        PLAIN: detectors.base_alone(graft),
+        INSERTION: detectors.by_signal("insertion", graft, signal),
+    }
+    for name, path in (monitors or {}).items():
+        other = load_graft(path, signal, device=device)
+        require_same_base(graft, other, path)
+        compared[name] = detectors.by_signal(name, other, signal)
+    if classifier is not None:
+        separate, _, model = load_reward_model(classifier, device=device)
+        compared["classifier"] = detectors.by_classifier("classifier", graft, separate, model)
+    return Detection(Setting(prompts, record, Sampling(1)), graft, compared, {})
