@@ -37,7 +37,8 @@ class Method:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all methods of a run share: `repeats` continuations a prompt, `batch` at a time."""
+    """What all methods of a run share: `repeats` continuations a prompt, `batch` at a time, of
+    each of `together` prompts."""
 
     prompts: Sequence[BenchPrompt]
     record: PromptsRecord
@@ -45,6 +46,7 @@ class Setting:
     repeats: int = 1
     batch: int = 1
     seed: int = 0
+    together: int = 1
 
 
 class Benchmark(ABC):
@@ -106,5 +108,6 @@ class Benchmark(ABC):
             },
             samples_per_prompt=self.setting.repeats,
             batch=self.setting.batch,
+            together=self.setting.together,
             seed=self.setting.seed,
         )

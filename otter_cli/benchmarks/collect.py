@@ -19,26 +19,35 @@ if TYPE_CHECKING:
 
 
 class Call(NamedTuple):
-    """One call of one method: its repeats of a prompt share a batch."""
+    """One call of one method: repeats of its prompts share a batch."""
 
     method: str
-    prompt: BenchPrompt
+    prompts: Sequence[BenchPrompt]
     repeats: range
 
+    def rows(self) -> list[tuple[SampleKey, BenchPrompt]]:
+        return [
+            (SampleKey(self.method, prompt.name, repeat), prompt)
+            for prompt in self.prompts
+            for repeat in self.repeats
+        ]
+
     def keys(self) -> list[SampleKey]:
-        return [SampleKey(self.method, self.prompt.name, repeat) for repeat in self.repeats]
+        return [key for key, _ in self.rows()]
 
 
 def calls(benchmark: Benchmark) -> Iterator[Call]:
     """Prompt by prompt, so that a busy minute of the machine hits every method alike; who goes
     first rotates, since the first call after a pause is slower."""
     names, setting = list(benchmark.methods), benchmark.setting
-    for number, prompt in enumerate(setting.prompts):
+    groups = range(0, len(setting.prompts), setting.together)
+    for number, first in enumerate(groups):
+        prompts = setting.prompts[first : first + setting.together]
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
             for start in range(0, setting.repeats, setting.batch):
                 stop = min(start + setting.batch, setting.repeats)
-                yield Call(name, prompt, range(start, stop))
+                yield Call(name, prompts, range(start, stop))
 
 
 def collect(benchmark: Benchmark, folder: RunFolder, session: int) -> None:
@@ -47,27 +56,28 @@ def collect(benchmark: Benchmark, folder: RunFolder, session: int) -> None:
     sampled, timed = folder.samples().keys(), folder.timings().keys()
     todo = [call for call in calls(benchmark) if not sampled & timed >= set(call.keys())]
     _warm_up(benchmark, {call.method for call in todo})
-    with progress(sum(len(call.repeats) for call in todo), f"{benchmark.name}: samples") as advance:
+    with progress(sum(len(call.rows()) for call in todo), f"{benchmark.name}: samples") as advance:
         for call in todo:
             for sample, timing in _made(benchmark, call, session):
                 if sample.key not in sampled:
                     folder.add(sample, timing)
                 elif sample.key not in timed:
                     folder.add_timing(timing)
-            advance(len(call.repeats))
+            advance(len(call.rows()))
 
 
 def _made(benchmark: Benchmark, call: Call, session: int) -> Iterator[tuple[Sample, Timing]]:
-    seed = derive_seed(benchmark.setting.seed, call.prompt.name, call.repeats.start)
-    prompts = [list(call.prompt.tokens)] * len(call.repeats)
+    seed = derive_seed(benchmark.setting.seed, call.prompts[0].name, call.repeats.start)
+    rows = call.rows()
+    prompts = [list(prompt.tokens) for _, prompt in rows]
     started = time.perf_counter()
     generations = benchmark.methods[call.method].generate(
         prompts, replace(benchmark.setting.sampling, seed=seed)
     )
     # Rows of one batch share its time.
     seconds = (time.perf_counter() - started) / len(prompts)
-    for key, generation in zip(call.keys(), generations, strict=True):
-        sample = _sample(key, call.prompt, seed, generation, benchmark.graft.tokenizer)
+    for (key, prompt), generation in zip(rows, generations, strict=True):
+        sample = _sample(key, prompt, seed, generation, benchmark.graft.tokenizer)
         yield sample, Timing(**key._asdict(), seconds=seconds, session=session)
 
 

@@ -42,6 +42,7 @@ def prepare(
     *,
     repeats: int = 1,
     batch: int = 1,
+    together: int = 1,
     seed: int = 0,
     device: str = "cpu",
 ) -> tuple[Pair, Setting]:
@@ -53,7 +54,7 @@ def prepare(
         positions=grafts[0].model.shape.max_positions,
         new_tokens=sampling.max_new_tokens,
     )
-    return grafts, Setting(prompts, record, sampling, repeats, batch, seed)
+    return grafts, Setting(prompts, record, sampling, repeats, batch, seed, together)
 
 
 def guided(grafts: Pair, guidance: Guidance) -> list[MethodSpec]:

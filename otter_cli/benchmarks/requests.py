@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import PositiveInt
+
 from otter_cli.training.section import Section
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ class Request(Section):
     method: tuple[str, ...] = ()
     samples: int = 1
     batch: int = 1
+    together: PositiveInt = 1
     temperature: float = 0.0
     max_new_tokens: int = 64
     seed: int = 0
@@ -53,6 +56,7 @@ class Request(Section):
             sampling,
             repeats=self.samples,
             batch=self.batch,
+            together=self.together,
             seed=self.seed,
             device=self.device,
         )

@@ -51,18 +51,24 @@ class RunSettings(_Part):
     sampling: dict[str, Any]
     samples_per_prompt: int
     batch: int
+    # Prompts that share a call.
+    together: int = 1
     seed: int
 
     @property
     def key(self) -> str:
         """Equal for equal settings, wherever the files lie."""
-        return sha256_json(_without_names(self.model_dump(mode="json")))
+        return sha256_json(self._deciding())
+
+    def _deciding(self) -> dict[str, Any]:
+        # Runs from before prompts could share a call keep their keys.
+        unsaid = {"together"} if self.together == 1 else set()
+        decides: dict[str, Any] = _without_names(self.model_dump(mode="json", exclude=unsaid))
+        return decides
 
     def differences(self, other: "RunSettings") -> list[str]:
         """Dotted names of the settings in which two runs differ, as far as they decide."""
-        mine, theirs = (
-            _flat(_without_names(settings.model_dump(mode="json"))) for settings in (self, other)
-        )
+        mine, theirs = (_flat(settings._deciding()) for settings in (self, other))
         return sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
 
 

@@ -184,7 +184,8 @@ def _facts(result: Result) -> Iterator[tuple[str, str]]:
     yield "prompts", f"{settings.prompts.file}, sha256 {settings.prompts.digest[:12]}"
     if settings.prompts.truncated:
         yield "cut", f"{settings.prompts.truncated} prompts, to their last tokens"
-    yield "decoding", f"{sampling}, seed {settings.seed}, batch {settings.batch}"
+    shared = f", {settings.together} prompts together" if settings.together > 1 else ""
+    yield "decoding", f"{sampling}, seed {settings.seed}, batch {settings.batch}{shared}"
     yield "base", f"sha256 {settings.methods['plain'].models[0].base or 'unknown'}"
     for name, method in settings.methods.items():
         models = "; ".join(f"{m.name}, sha256 {m.weights[:12]}" for m in method.models)

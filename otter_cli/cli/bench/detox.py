@@ -24,6 +24,7 @@ from otter_cli.cli.bench.options import (
     TaskHead,
     Temperature,
     Template,
+    Together,
     option,
 )
 from otter_cli.cli.bench.show import run_and_show
@@ -49,6 +50,7 @@ def detox(
     head_strength: HeadStrength = None,
     candidates: Candidates = 20,
     samples: Samples = 25,
+    together: Together = 1,
     batch: Batch = 25,
     temperature: Temperature = 1.0,
     top_p: Annotated[float, option("--top-p", "nucleus, of all methods", "Decoding")] = 0.9,
@@ -74,6 +76,7 @@ def detox(
         signal=signal,
         method=tuple(method or ()),
         batch=batch,
+        together=together,
         temperature=temperature,
         max_new_tokens=max_new_tokens,
         seed=seed,

@@ -34,6 +34,9 @@ Methods = Annotated[
 ]
 Samples = Annotated[int, option("--samples", "responses a prompt", "Decoding")]
 Batch = Annotated[int, option("--batch", "responses to one prompt at a time", "Decoding")]
+Together = Annotated[
+    int, option("--together", "prompts that share a batch: faster, other rounding", "Decoding")
+]
 Temperature = Annotated[float, option("--temperature", "of all methods; 0: greedy", "Decoding")]
 NewTokens = Annotated[int, option("--max-new-tokens", "length of a response", "Decoding")]
 Seed = Annotated[int, option("--seed", "of sampling, for every method the same", "Decoding")]

@@ -22,6 +22,7 @@ from otter_cli.cli.bench.options import (
     Strength,
     Temperature,
     Template,
+    Together,
     option,
 )
 from otter_cli.cli.bench.show import run_and_show, shown
@@ -71,6 +72,7 @@ def preference(
         list[float] | None, option("--sweep", "another strength, again for more", "Methods")
     ] = None,
     samples: Samples = 1,
+    together: Together = 1,
     batch: Batch = 8,
     temperature: Temperature = 0.0,
     max_new_tokens: NewTokens = 64,
@@ -105,6 +107,7 @@ def preference(
         signal=signal,
         method=tuple(method or ()),
         batch=batch,
+        together=together,
         temperature=temperature,
         max_new_tokens=max_new_tokens,
         seed=seed,

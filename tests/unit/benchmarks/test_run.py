@@ -102,6 +102,26 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_samples(tmp_path: Path, 
     assert resumed.methods["dull"].generate.calls == 8 - (calls - 1) + 1  # type: ignore[attr-defined]
 
 
+def test_prompts_that_share_a_call_are_resumed_to_the_same_samples(tmp_path: Path) -> None:
+    whole = run(toy_benchmark(together=3), tmp_path / "whole")
+    assert whole.result.settings.together == 3
+    written = whole.folder / "samples.jsonl"
+    # Five calls a method: two of each three repeats at a time, of three prompts and of the fourth.
+    torn = tmp_path / "run"
+    dying = toy_benchmark(together=3)
+    dying.methods["dull"].generate.dies_after = 3  # type: ignore[attr-defined]
+    with pytest.raises(KeyboardInterrupt):
+        run(dying, torn)
+    run(toy_benchmark(together=3), torn)
+    assert (torn / "samples.jsonl").read_bytes() == written.read_bytes()
+    made = {(s["method"], s["prompt"], s["repeat"]) for s in lines(written)}
+    assert len(made) == len(lines(written)) == 2 * 4 * 3
+    # A key says whether calls were shared, and nothing where they were not.
+    alone = toy_benchmark().settings()
+    assert whole.result.key != alone.key
+    assert alone.differences(whole.result.settings) == ["together"]
+
+
 @pytest.mark.parametrize("cut", [1, 30, 200, 2_000])
 def test_a_torn_last_line_is_made_again(tmp_path: Path, cut: int) -> None:
     folder = run(toy_benchmark(), tmp_path / "run").folder

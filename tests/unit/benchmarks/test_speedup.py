@@ -20,6 +20,19 @@ def drafts(contestants, grafts) -> Benchmark:
     return speedup(grafts, greedy(contestants, grafts), signal="future")
 
 
+def test_prompts_that_share_a_batch_keep_their_own_texts(
+    drafts, contestants, grafts, tmp_path: Path
+) -> None:
+    shared = speedup(
+        grafts, setting(contestants, grafts, Sampling(12), together=3), signal="future"
+    )
+    alone, together = (
+        {(s["method"], s["prompt"]): s["tokens"] for s in samples(run(one, tmp_path / name))}
+        for name, one in (("alone", drafts), ("together", shared))
+    )
+    assert together == alone and len({tuple(tokens) for tokens in alone.values()}) > 2
+
+
 def test_drafts_lose_nothing_and_count_what_they_kept(drafts, tmp_path: Path) -> None:
     finished = run(drafts, tmp_path / "run")
     for name, method in finished.result.methods.items():

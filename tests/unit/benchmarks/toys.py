@@ -106,6 +106,7 @@ def toy_benchmark(
     prompts: int = 4,
     repeats: int = 3,
     batch: int = 2,
+    together: int = 1,
     seed: int = 0,
     max_new_tokens: int = 8,
     gold: Scorer | None = None,
@@ -127,9 +128,7 @@ def toy_benchmark(
         for name, call in generate.items()
     }
     rule = RuleScorer("words", lambda _, text: float(len(set(text.split()))), digest="1")
-    setting = Setting(
-        texts, record, ToySampling(max_new_tokens), repeats=repeats, batch=batch, seed=seed
-    )  # type: ignore[arg-type]
+    setting = Setting(texts, record, ToySampling(max_new_tokens), repeats, batch, seed, together)  # type: ignore[arg-type]
     return ToyBenchmark(setting, ToyGraft(), methods, {"gold": gold or rule})  # type: ignore[arg-type]
 
 
