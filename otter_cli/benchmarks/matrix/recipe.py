@@ -35,9 +35,11 @@ class Change(Section):
 
 
 class Beside(Section):
-    """Another graft of the base, trained at each seed by a recipe of its own."""
+    """Another graft of the base, trained at each seed by a recipe of its own; with `baseline`, that
+    control of it in its place."""
 
     recipe: str
+    baseline: Literal["head", "separate"] | None = None
     graft: dict[str, Any] = Field(default_factory=dict)
     train: dict[str, Any] = Field(default_factory=dict)
 

@@ -51,8 +51,8 @@ def train_cell(
     beside: dict[str, Path] = {}
     for name, one in asked.beside.items():
         place, recipe = _place(asked, one.recipe, one.graft, one.train, seed, find, out)
-        beside[name] = place / "graft"
-        figures[name] = _trained(beside[name], recipe, beside[name], None, device)
+        beside[name] = place / (one.baseline or "graft")
+        figures[name] = _trained(place / "graft", recipe, beside[name], one.baseline, device)
     return Trained(
         folder,
         controls,

@@ -133,7 +133,13 @@ def test_a_graft_beside_is_trained_at_each_seed_and_found_by_its_name(
                 "recipe": str(other),
                 "graft": {"hidden": 8, "heads": 2, "ffn": 8, "signal": "q=action-reward"},
                 "train": {"steps": 1},
-            }
+            },
+            "wide-head": {
+                "recipe": str(recipe),
+                "baseline": "head",
+                "graft": {"hidden": 8, "heads": 2, "ffn": 16},
+                "train": {"steps": 1},
+            },
         },
         benchmark="preference",
         seeds=[0, 1],
@@ -146,7 +152,10 @@ def test_a_graft_beside_is_trained_at_each_seed_and_found_by_its_name(
                 "gold": str(contestants.gold),
                 "max_new_tokens": 2,
                 "limit": 2,
-                "method": ["by-q=vocabulary:graft={q},signal=q,strength=1"],
+                "method": [
+                    "by-q=vocabulary:graft={q},signal=q,strength=1",
+                    "by-head=value:graft={wide-head},strength=1",
+                ],
             },
         },
     )
@@ -155,11 +164,13 @@ def test_a_graft_beside_is_trained_at_each_seed_and_found_by_its_name(
     assert max(map(len, ran.stdout.splitlines())) <= 100
     assert "gold reward over plain" in (tmp_path / "run" / "report.md").read_text()
     (cell,) = MatrixResult.read(tmp_path / "run").cells
-    assert list(cell.figures) == ["plain", "insertion", "task-head", "args", "by-q"]
+    methods = ["plain", "insertion", "task-head", "args", "by-q", "by-head"]
+    assert list(cell.figures) == methods
     guides = set()
     for run, seed in zip(cell.runs, (0, 1), strict=True):
         result = Result.read(tmp_path / "run" / run)
         guides.add(result.settings.methods["by-q"].models[0].weights)
+        assert result.settings.methods["by-head"].models[0].name == "head"
         own = result.methods["by-q"].against_plain["gold_reward"]
         over = cell.figures["by-q"]["gold_reward over plain"]
         assert over.values[seed] == own.mean and over.low is not None and over.low <= own.mean
