@@ -61,5 +61,5 @@ def test_tokens_of_a_signal_that_scores_none_are_refused(tiny_llama: Path, tmp_p
     model = OtterForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         out = model(IDS)
-    with pytest.raises(OtterError, match="'reward' is of kind value: it scores no tokens"):
+    with pytest.raises(OtterError, match="'reward' is of kind value: it reads no tokens"):
         model.read_signal("reward", out.base_state, out.inserted_state, IDS[..., None])
