@@ -48,7 +48,7 @@ Reject = Annotated[
 
 Guides = Annotated[
     list[str] | None,
-    _option("Guidance", "--guide", "NAME[/LABEL][:WEIGHT], again for more: steer by a signal"),
+    _option("Guidance", "--guide", r"NAME\[/LABEL][:WEIGHT], again for more: steer by a signal"),
 ]
 Gates = Annotated[
     list[str] | None,
