@@ -20,7 +20,7 @@ import numpy as np
 from scipy import stats
 
 WHOLE = "--hidden 32 --heads 1 --ffn 68"
-# Rates are the best of two to five single runs of 100 steps; LoRA's and the branch's were not tuned.
+# Rates: the best of two to five single runs of 100 steps; those of LoRA and the branch, untuned.
 RATE = "--set learning_rate=3e-3"
 # Name, options of graft, options of train.
 SCORES = [
