@@ -15,7 +15,8 @@ from otter_cli.reports.plots import IntervalPlot, Point
 
 def matrix_report(result: MatrixResult) -> Report:
     seeds = f"{len(result.seeds)} seed{'s' * (len(result.seeds) > 1)}"
-    lead = f"{len(result.cells)} cells, {seeds}: {', '.join(map(str, result.seeds))}."
+    cells = f"{len(result.cells)} cell{'s' * (len(result.cells) > 1)}"
+    lead = f"{cells}, {seeds}: {', '.join(map(str, result.seeds))}."
     text = [
         "Mean over seeds. Its 95 % interval is Student's t over seeds, widened by what a run's own "
         "interval over prompts reaches."
