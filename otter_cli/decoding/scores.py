@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from otter_cli.core.errors import OtterError
-from otter_cli.core.suggest import closest
+from otter_cli.core.suggest import closest, label_index
 from otter_cli.decoding.session import DecodingSession
 from otter_cli.decoding.state import State
 from otter_cli.model import OtterForCausalLM
@@ -52,14 +52,4 @@ def check_scores(model: OtterForCausalLM, name: str) -> None:
 def score_column(model: OtterForCausalLM, name: str, label: str | None) -> int:
     """Which of a signal's scores is called `label`; the first by default. Raises OtterError."""
     check_scores(model, name)
-    labels = model.signal_configs[name].labels
-    if label is None:
-        return 0
-    if label not in labels:
-        near = closest(label, labels)
-        raise OtterError(
-            f"signal {name!r} has no label {label!r}",
-            hint=(f"did you mean {near!r}? " if near else "")
-            + f"its labels: {', '.join(labels) or 'none'}",
-        )
-    return labels.index(label)
+    return label_index(label, model.signal_configs[name].labels, f"signal {name!r}")

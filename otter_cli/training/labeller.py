@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from otter_cli.checkpoint.listing import MANIFEST
-from otter_cli.core.errors import OtterError
-from otter_cli.core.suggest import closest
+from otter_cli.core.suggest import label_index
 from otter_cli.training.detoxify import load_detoxify
 
 # One number a text, in their order.
@@ -29,7 +28,8 @@ def load_labeller(folder: Path, label: str | None, *, eos: bool, device: str) ->
 
 def _detoxify(folder: Path, label: str | None, device: str) -> Labeller:
     detoxify = load_detoxify(folder, device)
-    column = detoxify.class_names[_column(folder, label, detoxify.class_names)]
+    names = detoxify.class_names
+    column = names[label_index(label, names, f"the labeller {folder}")]
     # Detoxify gives a bare number for a list of one.
     return lambda texts: [float(p) for p in _listed(detoxify.predict(list(texts))[column])]
 
@@ -64,7 +64,7 @@ def _classifier(folder: Path, label: str | None, device: str) -> Labeller:
     model: Any = AutoModelForSequenceClassification.from_pretrained(folder).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     names = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    column = _column(folder, label, names)
+    column = label_index(label, names, f"the labeller {folder}")
     several = model.config.problem_type == "multi_label_classification"
 
     def probabilities(texts: Sequence[str]) -> list[float]:
@@ -76,18 +76,6 @@ def _classifier(folder: Path, label: str | None, device: str) -> Labeller:
         return found
 
     return probabilities
-
-
-def _column(folder: Path, label: str | None, names: Sequence[str]) -> int:
-    if label is None:
-        return 0
-    if label not in names:
-        near = closest(label, names)
-        raise OtterError(
-            f"the labeller {folder} has no label {label!r}",
-            hint=(f"did you mean {near!r}? " if near else "") + f"its labels: {', '.join(names)}",
-        )
-    return names.index(label)
 
 
 def _labels_of(folder: Path) -> int:
