@@ -64,7 +64,10 @@ def train(
     ] = False,
     baseline: Annotated[
         str | None,
-        _control("--baseline", "head, probe, branch, lora, lora-probe, small, separate or wide"),
+        _control(
+            "--baseline",
+            "head, probe, branch, lora, lora-probe, small, separate, wide or language-model",
+        ),
     ] = None,
     to: Annotated[Path | None, _control("--to", "folder of the baseline")] = None,
     signal: Annotated[

@@ -13,6 +13,7 @@ from otter_cli.insertion import Manifest, Plan, graft, resolve
 from otter_cli.signals import HEADS, SignalConfig
 from otter_cli.training.controls import Baseline
 from otter_cli.training.lora import LoraTrainee
+from otter_cli.training.lora_language_model import LoraLanguageModelTrainee
 from otter_cli.training.lora_probe import LoraProbeTrainee
 from otter_cli.training.probe import ProbeTrainee
 from otter_cli.training.recipe import Recipe
@@ -49,6 +50,9 @@ def make_trainee(
     if baseline == "lora-probe":
         settings = recipe.baselines.lora_probe
         return LoraProbeTrainee(folder, to, signal, settings, recipe.seed, device)
+    if baseline == "language-model":
+        rank = recipe.baselines.language_model.rank
+        return LoraLanguageModelTrainee(folder, to, signal, rank, recipe.seed, device)
     if not to.exists():
         layers = recipe.baselines.small.layers if baseline == "small" else None
         create_separate(folder, to, signal, layers)

@@ -44,7 +44,7 @@ class Choice:
                 hint=(f"did you mean {near!r}? " if near else "") + f"it has {', '.join(figures)}",
             )
         figure = figures[metric].mean
-        smaller_is_better = metric.startswith("squared_error")
+        smaller_is_better = metric.startswith(("squared_error", "nats"))
         gain = 0.0 if self.figure is None else figure - self.figure
         if self.figure is None or (gain < 0 if smaller_is_better else gain > 0):
             self.step, self.figure, self.since = step, figure, 0

@@ -8,7 +8,17 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from otter_cli.training.section import Section
 
-Baseline = Literal["head", "probe", "branch", "lora", "lora-probe", "small", "separate", "wide"]
+Baseline = Literal[
+    "head",
+    "probe",
+    "branch",
+    "lora",
+    "lora-probe",
+    "small",
+    "separate",
+    "wide",
+    "language-model",
+]
 BASELINES: tuple[str, ...] = get_args(Baseline)
 
 
@@ -53,7 +63,8 @@ class Baselines(Section):
     copy of the last layer, trained, on the frozen others; `lora`: low-rank updates of a copy;
     `lora_probe`: of the generator itself, whose text drifts;
     `small`: a copy of the first layers; `separate`: a full copy of the base with a head; `wide`:
-    wide heads for future tokens, or a wider cell."""
+    wide heads for future tokens, or a wider cell; `language_model`: the base with low-rank
+    updates, whose logits are action values."""
 
     head: BaselineSettings = BaselineSettings()
     probe: ProbeSettings = ProbeSettings()
@@ -63,3 +74,4 @@ class Baselines(Section):
     small: SmallSettings = SmallSettings()
     separate: BaselineSettings = BaselineSettings()
     wide: WideSettings = WideSettings()
+    language_model: LoraSettings = LoraSettings()

@@ -69,5 +69,6 @@ def check_scores_texts(what: str, signal: SignalConfig) -> None:
     if signal.kind not in ("value", "classes"):
         raise OtterError(
             f"{what} cannot give signal {signal.name!r} of kind {signal.kind}",
-            hint="it scores whole texts; name another with --signal",
+            hint="it scores whole texts; name another with --signal, or take another control: "
+            "language-model for action values, wide for future tokens",
         )

@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeInt, ValidationError
 
 from otter_cli.core.errors import OtterError, from_os_error
 from otter_cli.data.paths import expanded
+from otter_cli.training.controls import Baseline
 from otter_cli.training.section import Section, section_error
 
 BenchName = Literal["preference", "detox", "speedup"]
@@ -35,11 +36,12 @@ class Change(Section):
 
 
 class Beside(Section):
-    """Another graft of the base, trained at each seed by a recipe of its own; with `baseline`, that
-    control of it in its place."""
+    """Another graft of the base, trained at each seed by a recipe of its own, or by these `signals`
+    of it; with `baseline`, that control of it in its place."""
 
     recipe: str
-    baseline: Literal["head", "separate"] | None = None
+    signals: tuple[str, ...] | None = None
+    baseline: Baseline | None = None
     graft: dict[str, Any] = Field(default_factory=dict)
     train: dict[str, Any] = Field(default_factory=dict)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from otter_cli.benchmarks.matrix.recipe import Change, MatrixRecipe
+from otter_cli.benchmarks.matrix.recipe import Beside, Change, MatrixRecipe
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.atomic import write_json
 from otter_cli.core.console import say
@@ -41,7 +41,8 @@ def train_cell(
 ) -> Trained:
     """Trains what is not there yet, below `out` under its key; an unfinished training goes on."""
     assert asked.base is not None and asked.recipe is not None
-    place, recipe = _place(asked, asked.recipe, change.graft, change.train, seed, find, out)
+    own = Beside(recipe=asked.recipe, graft=change.graft, train=change.train)
+    place, recipe = _place(asked, own, seed, find, out)
     folder = place / "graft"
     figures = {"insertion": _trained(folder, recipe, folder, None, device)}
     controls: dict[str, Path] = {}
@@ -50,7 +51,7 @@ def train_cell(
         figures[baseline] = _trained(folder, recipe, controls[baseline], baseline, device)
     beside: dict[str, Path] = {}
     for name, one in asked.beside.items():
-        place, recipe = _place(asked, one.recipe, one.graft, one.train, seed, find, out)
+        place, recipe = _place(asked, one, seed, find, out)
         beside[name] = place / (one.baseline or "graft")
         figures[name] = _trained(place / "graft", recipe, beside[name], one.baseline, device)
     return Trained(
@@ -63,20 +64,14 @@ def train_cell(
 
 
 def _place(
-    asked: MatrixRecipe,
-    recipe: str,
-    options: Mapping[str, Any],
-    training: Mapping[str, Any],
-    seed: int,
-    find: FindRecipe,
-    out: Path,
+    asked: MatrixRecipe, one: Beside, seed: int, find: FindRecipe, out: Path
 ) -> tuple[Path, Recipe]:
     """The folder of a graft, which is made there, by what decides it; and how it is trained."""
     assert asked.base is not None
     base = Checkpoint.open(asked.base)
-    overrides = [f"{key}={json.dumps(value)}" for key, value in {**training, "seed": seed}.items()]
-    loaded = load_recipe(find(recipe), overrides, data=asked.data)
-    config = _config(base, options, seed)
+    overrides = [f"{key}={json.dumps(value)}" for key, value in {**one.train, "seed": seed}.items()]
+    loaded = load_recipe(find(one.recipe), overrides, data=asked.data).only(one.signals)
+    config = _config(base, one.graft, seed)
     key = sha256_json(
         [config.model_dump(mode="json"), loaded.sha256(), _digests(base), asked.baselines]
     )

@@ -10,6 +10,7 @@ from otter_cli.training.objectives.bradley_terry import BradleyTerry
 from otter_cli.training.objectives.classification import Classification
 from otter_cli.training.objectives.distillation import Distillation
 from otter_cli.training.objectives.future_tokens import FutureTokens
+from otter_cli.training.objectives.language_model import LanguageModel
 from otter_cli.training.objectives.objective import Objective, Positions, Read, Source
 from otter_cli.training.objectives.pointwise import Pointwise
 from otter_cli.training.objectives.rollouts import Rollouts
@@ -22,6 +23,7 @@ AnyObjective = Annotated[
     | Classification
     | Distillation
     | FutureTokens
+    | LanguageModel
     | Pointwise
     | Rollouts,
     Field(discriminator="objective"),
@@ -36,6 +38,7 @@ __all__ = [
     "Classification",
     "Distillation",
     "FutureTokens",
+    "LanguageModel",
     "Objective",
     "Pointwise",
     "Positions",

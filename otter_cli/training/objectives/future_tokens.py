@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 import numpy as np
 from pydantic import Field
 
 from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import Interval, interval, ratio
-from otter_cli.data.plain import read_texts
-from otter_cli.data.records import Place
 from otter_cli.signals import SignalConfig
-from otter_cli.training.objectives.objective import (
-    Objective,
-    Positions,
-    Read,
-    ReadBeside,
-    Source,
-)
+from otter_cli.training.objectives.objective import Positions, Read, ReadBeside
+from otter_cli.training.objectives.plain_texts import PlainTexts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from otter_cli.data.datasets import Batch, Blocks
+    from otter_cli.data.datasets import Batch
 
 # The base's own head gives t+1, the first head t+2.
 _FIRST = 2
 
 
-class TextSource(Source):
-    """Plain text: the paragraphs of a .txt file, or a column of rows."""
-
-    column: str = "text"
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return (self.column,)
-
-
-class FutureTokens(Objective):
+class FutureTokens(PlainTexts):
     """Cross-entropy of each head, weighted by `head_decay ** k` (Medusa: 0.8) or `head_weights`;
     of a cell's where the text's own tokens are those drafted before.
 
@@ -54,12 +37,6 @@ class FutureTokens(Objective):
     head_decay: float = Field(default=0.8, gt=0, le=1)
     head_weights: tuple[float, ...] | None = None
     targets: Literal["text", "base"] = "text"
-    train: TextSource
-    test: TextSource | None = None
-
-    @property
-    def sources(self) -> tuple[TextSource, TextSource | None]:
-        return self.train, self.test
 
     def check(self, signal: SignalConfig) -> None:
         super().check(signal)
@@ -69,14 +46,6 @@ class FutureTokens(Objective):
                 f"signal {signal.name!r} has {signal.size} heads",
                 hint="give one for each head, or head_decay instead",
             )
-
-    def rows(self, source: TextSource, path: Place, signal: SignalConfig) -> Sequence[str]:
-        return read_texts(path, column=source.column, limit=source.limit)
-
-    def encode(self, rows: Sequence[str], tokenizer: Any, max_length: int) -> Blocks:
-        from otter_cli.data.datasets import Blocks
-
-        return Blocks(rows, tokenizer, max_length, eos=self.eos)
 
     def loss(self, read: Read, batch: Batch) -> Tensor:
         import torch

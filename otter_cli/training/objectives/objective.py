@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -38,6 +38,7 @@ class Read(Protocol):
     def __call__(self, batch: Batch, at: Positions, tokens: Tensor | None = None) -> Tensor: ...
 
 
+@runtime_checkable
 class ReadBeside(Read, Protocol):
     """Reads `signal` of a stream beside the base, and so the base itself too."""
 
