@@ -26,8 +26,9 @@ from otter_cli.model import OtterForCausalLM
 
 @dataclass(frozen=True)
 class BestOf:
-    """`n` samples a prompt; the one with the highest score stays. After every `block` tokens, where
-    given, the best so far is forked into n again (Mudgal et al., arXiv 2310.17022, section 3.2).
+    """`n` samples a prompt; the one with the highest score stays, or with the `lowest`, where it
+    tells what is unwanted. After every `block` tokens, where given, the best so far is forked into
+    n again (Mudgal et al., arXiv 2310.17022, section 3.2).
 
     Costs n rows a step over one prefill. A `signal` costs no pass more; a `reward_model` one over
     prompt and response for each choice.
@@ -38,6 +39,7 @@ class BestOf:
     label: str | None = None
     reward_model: Any = None
     block: int | None = None
+    lowest: bool = False
 
     name: ClassVar[str] = "best-of-n"
     paper: ClassVar[str] = "Mudgal et al., arXiv 2310.17022"
@@ -93,12 +95,13 @@ class _Judge:
             check_reward_model(request.reward_model, session, "best of n")
 
     def best(self, rows: Rows) -> list[int]:
-        """The row with the highest score among the copies of each prompt."""
+        """The row with the best score among the copies of each prompt."""
         scores = torch.tensor(self._scores(rows)).unflatten(0, (-1, self.request.n))
         if not scores.isfinite().all():
             raise OtterError("a score is not finite", hint="was the judge trained to NaN?")
         first = torch.arange(len(scores)) * self.request.n
-        return [int(row) for row in first + scores.argmax(-1)]
+        best = scores.argmin(-1) if self.request.lowest else scores.argmax(-1)
+        return [int(row) for row in first + best]
 
     def _scores(self, rows: Rows) -> list[float]:
         signal = self.request.signal

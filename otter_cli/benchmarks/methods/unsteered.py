@@ -14,21 +14,34 @@ def plain(of: Entrant) -> Method:
 
 
 def best_of_n(
-    of: Entrant, *, n: int = 8, model: Path | None = None, block: int | None = None
+    of: Entrant,
+    *,
+    n: int = 8,
+    model: Path | None = None,
+    block: int | None = None,
+    lowest: bool = False,
 ) -> Method:
-    """The best of n draws, by the graft's signal or by a separate reward model."""
+    """The best of n draws, by the graft's signal or by a separate reward model; `lowest`: of a
+    score that tells what is unwanted."""
     rewards = None if model is None else of.models.reward_model(model)
     request = BestOf(
         n,
         signal=of.signal if rewards is None else None,
         reward_model=rewards and rewards.model,
         block=block,
+        lowest=lowest,
     )
     graft = of.graft.model
     return of.method(
         f"best of {n}",
         lambda p, s: best_of(graft, p, s, request),
-        {"guide": "best-of-n", "n": n, "block": block, "separate": rewards is not None},
+        {
+            "guide": "best-of-n",
+            "n": n,
+            "block": block,
+            "separate": rewards is not None,
+            "lowest": lowest,
+        },
         *([] if rewards is None else [rewards]),
         stream=rewards is None,
         judge=signal_judge(of) if rewards is None else reward_judge(rewards),

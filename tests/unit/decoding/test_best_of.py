@@ -23,11 +23,12 @@ def model(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return OtterForCausalLM.from_pretrained(folder, dtype=torch.float64)
 
 
-def test_the_best_of_whole_sequences_by_a_signal(model: Any) -> None:
-    got = best_of(model, PROMPTS, DRAWN, BestOf(n=4, signal="reward"))
+@pytest.mark.parametrize("lowest", [False, True])
+def test_the_best_of_whole_sequences_by_a_signal(model: Any, lowest: bool) -> None:
+    got = best_of(model, PROMPTS, DRAWN, BestOf(n=4, signal="reward", lowest=lowest))
     for prompt, row in zip(PROMPTS, got, strict=True):
         alone = generate(model, [prompt] * 4, DRAWN, signals=("reward",))
-        best = max(alone, key=lambda one: one.signals["reward"][-1])
+        best = (min if lowest else max)(alone, key=lambda one: one.signals["reward"][-1])
         assert row.tokens == best.tokens
         assert len({tuple(one.tokens) for one in alone}) > 1
     assert got[0].counters.external_passes == 0 and got[0].counters.base_passes == 10
