@@ -10,6 +10,7 @@ Goes on where it was stopped: each run's outcome lies in --work.
 
 import argparse
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -56,14 +57,33 @@ FUTURE = [
     ("wide MLP heads, equal parameters", FIRST, "--baseline wide"),
     ("Medusa-1", FIRST, "--baseline head"),
 ]
-METHODS = {"scores": SCORES, "future": FUTURE}
+# One curve of quality against width: D inserted, ffn 2.1 D, keys and values of one head's width.
+SIZES = [
+    ("D = 0: task head", WHOLE, "--baseline head --set baselines.head.learning_rate=1e-2"),
+    ("D = 0: gated probe", WHOLE, "--baseline probe --set baselines.probe.learning_rate=3e-3"),
+    ("D = 4", "--hidden 4 --heads 1 --ffn 8", RATE),
+    ("D = 16", "--hidden 16 --heads 1 --ffn 34", RATE),
+    ("D = 32", WHOLE, RATE),
+    ("D = 64", "--hidden 64 --heads 2 --ffn 136", RATE),
+    (
+        "LoRA probe in the generator",
+        WHOLE,
+        "--baseline lora-probe --set baselines.lora_probe.learning_rate=3e-3",
+    ),
+]
+OPTIMISERS = [
+    (f"{name}, {rate}", WHOLE, f"--set optimizer={name.lower()} --set learning_rate={rate}")
+    for rate in ("1e-3", "3e-3", "1e-2")
+    for name in ("AdamW", "Muon")
+]
+METHODS = {"scores": SCORES, "future": FUTURE, "sizes": SIZES, "optimisers": OPTIMISERS}
 
 
 def main() -> None:
     asked = _arguments()
     asked.work.mkdir(parents=True, exist_ok=True)
     for seed in range(asked.seeds):
-        for number in range(len(METHODS[asked.methods])):
+        for number in _chosen(asked):
             _run(asked, number, seed)
             asked.to.write_text(json.dumps(_table(asked), indent=2) + "\n")
 
@@ -73,13 +93,20 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("base", type=Path)
     parser.add_argument("--recipe", required=True)
     parser.add_argument("--methods", choices=METHODS, default="scores")
+    parser.add_argument("--only", nargs="+", help="these methods of them, by name")
     parser.add_argument("--signal", help="of the grafts that name none themselves")
-    parser.add_argument("--set", action="append", default=[], help="for every run, as train's")
+    parser.add_argument("--set", action="append", default=[], help="for every run, after its own")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("training-quality"))
     parser.add_argument("--to", type=Path, required=True)
     return parser.parse_args()
+
+
+def _chosen(asked: argparse.Namespace) -> list[int]:
+    """Places of the methods that are run."""
+    names = [name for name, *_ in METHODS[asked.methods]]
+    return [names.index(name) for name in asked.only or names]
 
 
 def _run(asked: argparse.Namespace, number: int, seed: int) -> None:
@@ -94,8 +121,8 @@ def _run(asked: argparse.Namespace, number: int, seed: int) -> None:
     made = [*(["--signal", asked.signal] if asked.signal else []), "--seed", seed]
     _otter("graft", asked.base, folders[0], *graft.split(), *made)
     to = ["--to", folders[1]] if "--baseline" in train else []
-    settings = [f"steps={asked.steps}", f"seed={seed}", *asked.set]
-    rest = [part for one in settings for part in ("--set", one)] + [*train.split(), *to]
+    rest = ["--set", f"steps={asked.steps}", "--set", f"seed={seed}", *train.split(), *to]
+    rest += [part for one in asked.set for part in ("--set", one)]
     outcome = _otter("train", folders[0], "--recipe", asked.recipe, *rest)
     kept.write_text(json.dumps(outcome))
     print(name, seed, outcome.get("signals", outcome), flush=True)
@@ -118,7 +145,8 @@ def _kept(asked: argparse.Namespace, number: int, seed: int) -> Path:
 def _table(asked: argparse.Namespace) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     data: Any = None
-    for number, (name, graft, train) in enumerate(METHODS[asked.methods]):
+    for number in _chosen(asked):
+        name, graft, train = METHODS[asked.methods][number]
         files = [_kept(asked, number, seed) for seed in range(asked.seeds)]
         found = [json.loads(file.read_text()) for file in files if file.exists()]
         whole = [outcome for outcome in found if "stopped" not in outcome]
@@ -132,7 +160,7 @@ def _table(asked: argparse.Namespace) -> dict[str, Any]:
                 row[metric] = _over_seeds([o["signals"][signal][metric] for o in whole])
         rows.append(row)
     told = {"recipe": asked.recipe, "base": asked.base.name, "steps": asked.steps}
-    return {**told, "command": " ".join(["BASE", *sys.argv[2:]]), "data": data, "rows": rows}
+    return {**told, "command": shlex.join(["BASE", *sys.argv[2:]]), "data": data, "rows": rows}
 
 
 def _over_seeds(figures: list[dict[str, float]]) -> dict[str, Any]:
