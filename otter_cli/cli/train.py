@@ -57,7 +57,8 @@ def train(
         typer.Option("--verify", help="afterwards prove, over a grid, that the base is itself"),
     ] = False,
     shard: Annotated[
-        bool, typer.Option("--shard", help="each process of torchrun holds a part of the base")
+        bool,
+        typer.Option("--shard", help="each process of torchrun holds a part of base and insertion"),
     ] = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="also into FOLDER/training/tensorboard")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from otter_cli.core.seeds import derive_seed, seed_everything
 
@@ -50,7 +51,12 @@ def _exchange(run: Run, losses: dict[str, float], counts: dict[str, int]) -> Non
     for parameter in run.trainee.parameters.values():
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    gradients = [p.grad for p in run.trainee.parameters.values() if p.grad is not None]
+    # Gradients in shards have been added up by the backward pass itself.
+    gradients = [
+        p.grad
+        for p in run.trainee.parameters.values()
+        if p.grad is not None and not isinstance(p.grad, DTensor)
+    ]
     told = torch.tensor([*losses.values(), *counts.values()], device=run.device)
     run.group.add([*gradients, told])
     summed = told.tolist()

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from otter_cli.core.errors import CheckFailed
+from otter_cli.training.sharding import held
+from otter_cli.training.sharding import norms as norms_of
 
 # Every tensor must have had a gradient by then: an initialisation with zeros opens up in three.
 GRADIENT_STEPS = 20
@@ -34,8 +36,8 @@ class Guard:
         """The gradients and their norm. Raises CheckFailed for values that are not finite, a loss
         that explodes, and tensors that no gradient reaches."""
         names = list(self.parameters)
-        gradients = [_gradient(parameter) for parameter in self.parameters.values()]
-        norms = torch.stack([g.norm() for g in gradients])
+        whole = [_gradient(parameter) for parameter in self.parameters.values()]
+        norms, gradients = norms_of(whole), [held(gradient) for gradient in whole]
         total = norms.norm().item()
         if not (isfinite(loss) and isfinite(total)):
             broken = [names[i] for i in (~norms.isfinite()).nonzero().flatten().tolist()]

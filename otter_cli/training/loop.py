@@ -99,8 +99,10 @@ class Run:
     def _choose(self, journal: Journal) -> None:
         """Evaluates on validation rows; the best step's parameters are kept."""
         self.evaluate(journal)
-        if self.choice.see(self.step, self.metrics) and self.group.first:
-            self.states.keep(self.step, pack(self.trainee.parameters))
+        if self.choice.see(self.step, self.metrics):
+            tensors = pack(self.trainee.parameters)
+            if self.group.first:
+                self.states.keep(self.step, tensors)
 
     def _finish(self, journal: Journal, write: Write) -> None:
         """The parameters of the best step, or of the last; their figures on test data."""
@@ -158,8 +160,8 @@ class Run:
             "done": self.step == self.recipe.steps or self.choice.stopped,
             "identity": self.identity,
         }
+        tensors = pack(self.trainee.parameters, self.optimiser)
         if self.group.first:
-            tensors = pack(self.trainee.parameters, self.optimiser)
             self.states.save(self.step, tensors, notes, self.choice.step)
 
     def resume(self) -> None:

@@ -26,23 +26,22 @@ def _kept(run: Run, name: str) -> int:
     rows = (objective.batch_size or run.recipe.batch_size) // run.recipe.accumulate
     longest = sorted(range(len(data.lengths)), key=lambda row: -data.lengths[row])
     batch = data.batch(longest[: max(1, rows // run.group.size)]).to(run.device)
-    # Quantised weights are made of other tensors, and no graph holds them.
-    plain = [p for p in map(held, run.trainee.model.parameters()) if not made_of_others(p)]
-    weights = {parameter.untyped_storage().data_ptr() for parameter in plain}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+        kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     seed_everything(run.recipe.seed)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = objective.loss(run.trainee.reader(name), batch)
+    # Quantised weights are made of other tensors, and no graph holds them.
+    plain = [p for p in map(held, run.trainee.model.parameters()) if not made_of_others(p)]
+    weights = {parameter.untyped_storage().data_ptr() for parameter in plain}
     # The graph lives up to here, so that no two storages had one address.
     del loss
-    return sum(kept.values())
+    return sum(size for place, size in kept.items() if place not in weights)
 
 
 class Peak:

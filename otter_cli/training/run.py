@@ -32,6 +32,7 @@ from otter_cli.training.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from otter_cli.training.loop import Metrics
+    from otter_cli.training.sharding import Shards
     from otter_cli.training.trainee import Trainee
 
 
@@ -53,7 +54,7 @@ class TrainResult:
 class Options:
     """How a run is carried out; none of it moves a parameter. `resume` goes on from the last saved
     state, if any; `restart` drops an unfinished run. `shard`: each process holds a part of the
-    frozen base."""
+    frozen base and of the insertion."""
 
     resume: bool = False
     restart: bool = False
@@ -118,13 +119,16 @@ def _run(
 
     data = {name: found.record for name, found in material.items()}
     trainee = group.in_turn(make)
+    shards: Shards | None = None
     if options.shard:
-        from otter_cli.training.sharding import shard_base
+        from otter_cli.training.sharding import shard
 
-        shard_base(trainee, group, options.device)
+        shards = shard(trainee, recipe, group, options.device)
     states, identity = StateFolder(target), identity_of(recipe, data)
 
     def write(step: int, metrics: Metrics) -> None:
+        if shards is not None:
+            shards.make_whole()
         if group.first:
             trainee.write({n: _record(n, recipe, step, data[n], metrics) for n in recipe.signals})
 

@@ -102,12 +102,15 @@ class StateFolder:
 def pack(
     parameters: Mapping[str, nn.Parameter], optimiser: Optimisers | Optimizer | None = None
 ) -> dict[str, Tensor]:
-    """Parameters and what the optimiser remembers of each, by flat names."""
-    packed = {f"value/{name}": parameter.detach() for name, parameter in parameters.items()}
+    """Parameters and what the optimiser remembers of each, whole, by flat names. All processes must
+    ask."""
+    from otter_cli.training.sharding import whole
+
+    packed = {f"value/{name}": whole(parameter.detach()) for name, parameter in parameters.items()}
     if optimiser is not None:
         for name, parameter in parameters.items():
             for key, tensor in optimiser.state[parameter].items():
-                packed[f"{key}/{name}"] = tensor
+                packed[f"{key}/{name}"] = whole(tensor)
     return packed
 
 
@@ -117,15 +120,17 @@ def unpack(
     optimiser: Optimisers | Optimizer | None = None,
 ) -> None:
     """The inverse of `pack`, in place."""
+    from otter_cli.training.sharding import parted
+
     for flat, tensor in tensors.items():
         key, _, name = flat.partition("/")
         parameter = parameters[name]
         if key == "value":
-            parameter.detach().copy_(tensor)
+            parameter.detach().copy_(parted(tensor, parameter))
         elif optimiser is not None:
             # AdamW counts its steps on the CPU, wherever the parameter is.
-            place = "cpu" if key == "step" else parameter.device
-            optimiser.state[parameter][key] = tensor.to(place)
+            remembered = tensor if key == "step" else parted(tensor, parameter)
+            optimiser.state[parameter][key] = remembered
 
 
 def _best(step: int) -> str:

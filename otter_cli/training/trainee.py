@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +20,7 @@ from otter_cli.training.targets import graft_signals, trained_names, without_gra
 if TYPE_CHECKING:
     from otter_cli.data.datasets import Batch
     from otter_cli.training.recipe import Recipe
+    from otter_cli.training.sharding import Shards
 
 
 class Trainee(Protocol):
@@ -69,22 +70,30 @@ class Driftless(SeparateRows):
 class _Reader:
     """The streams of a batch are run once; with a graph, if the first read demands one."""
 
-    def __init__(self, model: OtterForCausalLM, name: str) -> None:
+    def __init__(self, model: OtterForCausalLM, name: str, shards: Shards | None = None) -> None:
         self.model, self.name, self.signal = model, name, model.signal_configs[name]
+        self.shards = shards
         self.batch: Batch | None = None
         self.shared: SharedPrefixes | None = None
 
     def __call__(self, batch: Batch, at: Positions, tokens: Tensor | None = None) -> Tensor:
-        out, at = self._once(batch), self._places(at)
-        # Chosen positions first: a vocabulary head on all of them would dwarf the rest.
-        inserted = {insertion: v[at] for insertion, v in out.inserted_state.items()}
-        return self.model.read_signal(self.name, out.base_state[at], inserted, tokens)
+        return self._with_whole(lambda: self._read(batch, at, tokens))
 
     def base_logits(self, batch: Batch, at: Positions) -> Tensor:
         """[N, vocab], without a graph."""
         with torch.no_grad():
-            out = self._once(batch)
-            return self.model.lm_head(out.base_state[self._places(at)])
+            return self._with_whole(
+                lambda: self.model.lm_head(self._once(batch).base_state[self._places(at)])
+            )
+
+    def _with_whole(self, read: Callable[[], Tensor]) -> Tensor:
+        return read() if self.shards is None else self.shards.read(read)
+
+    def _read(self, batch: Batch, at: Positions, tokens: Tensor | None) -> Tensor:
+        out, at = self._once(batch), self._places(at)
+        # Chosen positions first: a vocabulary head on all of them would dwarf the rest.
+        inserted = {insertion: v[at] for insertion, v in out.inserted_state.items()}
+        return self.model.read_signal(self.name, out.base_state[at], inserted, tokens)
 
     def _once(self, batch: Batch) -> OtterOutput:
         if self.batch is not batch:
@@ -123,13 +132,18 @@ class GraftTrainee(Driftless):
         trained = {name for config in ours for name in trained_names(config, recipe, inserted)}
         for name, parameter in inserted.items():
             parameter.requires_grad_(name in trained)
-        self.parameters: Mapping[str, nn.Parameter] = {
-            name: parameter for name, parameter in inserted.items() if parameter.requires_grad
-        }
+        self.parameters: Mapping[str, nn.Parameter] = self._trained()
+        self.shards: Shards | None = None
         self.gradient_free = frozenset().union(*map(without_gradient, ours))
 
+    def train_shards(self, shards: Shards) -> None:
+        """Trains this process's parts alone."""
+        self.shards, self.parameters = shards, self._trained()
+
     def reader(self, name: str) -> Read:
-        return _Reader(self.model, name)
+        if self.shards is not None:
+            self.shards.part()
+        return _Reader(self.model, name, self.shards)
 
     def fed(self, batch: Batch) -> int:
         shared = SharedPrefixes.of(batch, self.model)
@@ -138,8 +152,12 @@ class GraftTrainee(Driftless):
     def write(self, records: Mapping[str, TrainingRecord]) -> None:
         manifest = self.model.manifest
         manifest = manifest.model_copy(update={"training": {**manifest.training, **records}})
+        # Copies: what numpy has seen of a tensor cannot be parted again.
         tensors = {
-            name: tensor.float().cpu().numpy()
+            name: tensor.to("cpu", torch.float32, copy=True).numpy()
             for name, tensor in self.model.inserted_state_dict().items()
         }
         self.model.manifest = update_tensors(self.folder, self.plans, manifest, tensors)
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.model.inserted_parameters() if p.requires_grad}
