@@ -60,9 +60,9 @@ def train(
         bool,
         typer.Option("--shard", help="each process of torchrun holds a part of base and insertion"),
     ] = False,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="also into FOLDER/training/tensorboard")
-    ] = False,
+    log: Annotated[
+        str | None, typer.Option("--log", help="curves too: tensorboard, trackio or wandb")
+    ] = None,
     baseline: Annotated[
         str | None,
         _control(
@@ -107,7 +107,7 @@ def train(
         baseline=baseline,  # type: ignore[arg-type]
         to=to,
         device=device,
-        tensorboard=tensorboard,
+        log=log,
         shard=shard,
     )
     if not is_first():

@@ -1,4 +1,4 @@
-"""Where the records of a run go: metrics.jsonl always, TensorBoard on request."""
+"""Where the records of a run go: metrics.jsonl always, and a sink on request."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from otter_cli.core.errors import OtterError
 from otter_cli.core.jsonlines import JsonLines
 from otter_cli.training.resume import forget_after
+from otter_cli.training.sinks import Sink, open_sink
 
 METRICS = "metrics.jsonl"
 
@@ -17,22 +17,21 @@ METRICS = "metrics.jsonl"
 class Journal:
     """Records of the steps after `step`. Without a folder it keeps none: another process does."""
 
-    def __init__(self, folder: Path | None, step: int, *, tensorboard: bool = False) -> None:
+    def __init__(self, folder: Path | None, step: int, *, log: str | None = None) -> None:
         self.lines: JsonLines | None = None
-        self.board: Any = None
+        self.sink: Sink | None = None
         if folder is None:
             return
-        if tensorboard:
-            self.board = _summary_writer()(folder / "tensorboard", purge_step=step + 1)
+        if log is not None:
+            self.sink = open_sink(log, folder, step)
         forget_after(folder / METRICS, step)
         self.lines = JsonLines(folder / METRICS)
 
     def append(self, record: dict[str, Any]) -> None:
         if self.lines is not None:
             self.lines.append(record)
-        if self.board is not None:
-            for name, value in _scalars(record):
-                self.board.add_scalar(name, value, record["step"])
+        if self.sink is not None:
+            self.sink.write(dict(_scalars(record)), record["step"])
 
     def __enter__(self) -> Self:
         return self
@@ -43,25 +42,9 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for sink in (self.lines, self.board):
-            if sink is not None:
-                sink.close()
-
-
-def check_tensorboard() -> None:
-    """Raises OtterError where it is not installed."""
-    _summary_writer()
-
-
-def _summary_writer() -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise OtterError(
-            "--tensorboard needs the package tensorboard, which is not installed",
-            hint="pip install tensorboard; metrics.jsonl is written in any case",
-        ) from error
-    return SummaryWriter
+        for opened in (self.lines, self.sink):
+            if opened is not None:
+                opened.close()
 
 
 def _scalars(record: Mapping[str, Any]) -> list[tuple[str, float]]:

@@ -18,7 +18,7 @@ from otter_cli.insertion import TrainingRecord
 from otter_cli.training.choice import check_choice
 from otter_cli.training.controls import Baseline
 from otter_cli.training.group import Group, check_divides, joined, launched
-from otter_cli.training.journal import Journal, check_tensorboard
+from otter_cli.training.journal import Journal
 from otter_cli.training.material import Material, load_material, prepare
 from otter_cli.training.recipe import Recipe
 from otter_cli.training.resume import (
@@ -26,6 +26,7 @@ from otter_cli.training.resume import (
     identity_of,
     refuse_unfinished,
 )
+from otter_cli.training.sinks import check_sink
 from otter_cli.training.state import StateFolder
 from otter_cli.training.targets import graft_signals
 from otter_cli.training.tokenizer import load_tokenizer
@@ -54,12 +55,12 @@ class TrainResult:
 class Options:
     """How a run is carried out; none of it moves a parameter. `resume` goes on from the last saved
     state, if any; `restart` drops an unfinished run. `shard`: each process holds a part of the
-    frozen base and of the insertion."""
+    frozen base and of the insertion. `log`: tensorboard, trackio or wandb, beside metrics.jsonl."""
 
     resume: bool = False
     restart: bool = False
     device: str = "cpu"
-    tensorboard: bool = False
+    log: str | None = None
     shard: bool = False
 
 
@@ -83,8 +84,8 @@ def train(
     recipe = recipe.for_baseline(baseline)
     check_choice(recipe)
     check_divides(recipe, launched())
-    if options.tensorboard:
-        check_tensorboard()
+    if options.log is not None:
+        check_sink(options.log)
     if recipe.quantize is not None:
         warn(
             f"the base is {recipe.quantize} while this trains, and so are its figures; what the "
@@ -147,7 +148,7 @@ def _run(
             f"a step keeps {bytes_text(kept)} of activations for its gradients, on the longest rows"
         )
         log = states.path if group.first else None
-        with Journal(log, run.step, tensorboard=options.tensorboard) as journal:
+        with Journal(log, run.step, log=options.log) as journal:
             run.go(journal, write)
     count = sum(parameter.numel() for parameter in trainee.parameters.values())
     memory = {"activations": kept, "peak": peak.bytes()}
