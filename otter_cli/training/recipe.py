@@ -40,7 +40,7 @@ class Recipe(Section):
     allow_truncation: float = Field(default=0.05, ge=0, le=1)
     # The frozen base's weights in memory; the folder keeps the file's, and signals trained beside
     # these are read beside those.
-    quantize: Literal["int8"] | None = None
+    quantize: Literal["int8", "nf4"] | None = None
     optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: PositiveFloat = 1e-3
     schedule: Literal["constant", "linear", "cosine"] = "cosine"

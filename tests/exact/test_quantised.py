@@ -1,5 +1,5 @@
-"""A base quantised as it loads (torchao, int8 weights) takes an insertion: its logits stay those of
-the same quantised base, by torch.equal."""
+"""A base quantised as it loads (torchao's int8 weights, bitsandbytes' nf4) takes an insertion: its
+logits stay those of the same quantised base, by torch.equal."""
 
 import sys
 from pathlib import Path
@@ -32,11 +32,17 @@ def _int8() -> dict[str, Any]:
     return {"quantization_config": TorchAoConfig(quantization.Int8WeightOnlyConfig())}
 
 
+@pytest.mark.parametrize("how", ["int8", "nf4"])
 @pytest.mark.parametrize("kv", ["own", "base"])
-def test_logits_are_those_of_the_same_quantised_base(base: Path, tmp_path: Path, kv: str) -> None:
+def test_logits_are_those_of_the_same_quantised_base(
+    base: Path, tmp_path: Path, kv: str, how: str
+) -> None:
+    if how == "nf4":
+        pytest.importorskip("bitsandbytes", reason="absent: pip install otter-cli[quantised]")
     folder = random_graft(base, tmp_path / "g", hidden=8, heads=2, ffn=16, kv=kv)
-    plain = AutoModelForCausalLM.from_pretrained(base, **_int8()).eval()
-    model = OtterForCausalLM.from_pretrained(folder, **_int8())
+    as_loaded = {"quantization_config": quantisation_config(how)}
+    plain = AutoModelForCausalLM.from_pretrained(base, **as_loaded).eval()
+    model = OtterForCausalLM.from_pretrained(folder, **as_loaded)
     with torch.no_grad():
         expected, got = plain(TOKENS, use_cache=True), model(TOKENS, use_cache=True)
         unquantised = AutoModelForCausalLM.from_pretrained(base)(TOKENS).logits
@@ -72,26 +78,33 @@ def test_copies_are_of_the_file_s_weights(base: Path, tmp_path: Path) -> None:
     assert torch.nn.functional.cosine_similarity(*states, dim=-1).min() > 0.95
 
 
-def test_a_run_beside_int8_leaves_the_base_as_it_was(
-    base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("less", ["int8", "nf4"])
+def test_a_run_beside_it_leaves_the_base_as_it_was(
+    base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], less: str
 ) -> None:
+    if less == "nf4":
+        pytest.importorskip("bitsandbytes", reason="absent: pip install otter-cli[quantised]")
     folder = graft_for(base, tmp_path / "g", hidden=8, heads=2, ffn=16, signals=("reward",))
     before = {name: (folder / name).read_bytes() for name in ("model.safetensors", "config.json")}
     losses = {}
-    for how in ("int8", None):
+    for how in (less, None):
         recipe = small_recipe(tmp_path, steps=3, quantize=how)
         train(folder, recipe, restart=True)
-        assert ("the base is int8 while this trains" in capfd.readouterr().err) == bool(how)
+        assert (f"the base is {less} while this trains" in capfd.readouterr().err) == bool(how)
         records = read_jsonlines(folder / "training" / "metrics.jsonl")
         losses[how] = [record["loss"]["reward"] for record in records if "loss" in record]
         assert all((folder / name).read_bytes() == bytes_ for name, bytes_ in before.items())
-    assert losses["int8"] != losses[None], "the weights were not quantised"
-    quantised = small_recipe(tmp_path, quantize="int8")
+    assert losses[less] != losses[None], "the weights were not quantised"
+    quantised = small_recipe(tmp_path, quantize=less)
     with pytest.raises(OtterError, match="probe is neither"):
         train(folder, quantised, baseline="probe", to=tmp_path / "probe")
 
 
-def test_int8_without_its_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    with pytest.raises(OtterError, match="needs the package torchao"):
-        quantisation_config("int8")
+@pytest.mark.parametrize(("how", "package"), [("int8", "torchao"), ("nf4", "bitsandbytes")])
+def test_without_its_library_it_is_refused(
+    monkeypatch: pytest.MonkeyPatch, how: str, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(OtterError, match=f"{how} needs the package {package}") as caught:
+        quantisation_config(how)
+    assert "otter-cli[quantised]" in caught.value.hint
