@@ -27,6 +27,8 @@ class Guidance:
     args_strength: float | None = None
     # The insertion at more strengths: what more reward costs in log-probability.
     sweep: tuple[float, ...] = ()
+    # Whether the signal has learnt to read the end of a text (a recipe's `eos`).
+    end: bool = True
 
     def of(self, method: str) -> float:
         own = {HEAD: self.head_strength, ARGS: self.args_strength}.get(method)
@@ -67,7 +69,11 @@ def guided(grafts: Pair, guidance: Guidance) -> list[MethodSpec]:
         MethodSpec(
             name,
             "value",
-            {"strength": guidance.of(name), "candidates": guidance.candidates},
+            {
+                "strength": guidance.of(name),
+                "candidates": guidance.candidates,
+                "end": guidance.end,
+            },
             label,
             graft,
         )

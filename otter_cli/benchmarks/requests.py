@@ -63,13 +63,15 @@ class Request(Section):
 
 
 class GuidedRequest(Request):
-    """Those that steer: each guide may pull with a strength of its own."""
+    """Those that steer: each guide may pull with a strength of its own. `end`: whether the signal
+    has learnt to read the end of a text."""
 
     strength: float
     head_strength: float | None = None
     args_strength: float | None = None
     candidates: int = 10
     sweep: tuple[float, ...] = ()
+    end: bool = True
 
     def guidance(self) -> Guidance:
         from otter_cli.benchmarks.contest import Guidance
@@ -81,6 +83,7 @@ class GuidedRequest(Request):
             self.head_strength,
             self.args_strength,
             self.sweep,
+            self.end,
         )
 
 

@@ -28,7 +28,8 @@ from otter_cli.model import OtterForCausalLM
 class BestOf:
     """`n` samples a prompt; the one with the highest score stays, or with the `lowest`, where it
     tells what is unwanted. After every `block` tokens, where given, the best so far is forked into
-    n again (Mudgal et al., arXiv 2310.17022, section 3.2).
+    n again (Mudgal et al., arXiv 2310.17022, section 3.2). Without `end`, a signal is read before
+    a text's end token: for one that has not learnt to read an end (a recipe's `eos: false`).
 
     Costs n rows a step over one prefill. A `signal` costs no pass more; a `reward_model` one over
     prompt and response for each choice.
@@ -40,6 +41,7 @@ class BestOf:
     reward_model: Any = None
     block: int | None = None
     lowest: bool = False
+    end: bool = True
 
     name: ClassVar[str] = "best-of-n"
     paper: ClassVar[str] = "Mudgal et al., arXiv 2310.17022"
@@ -111,8 +113,13 @@ class _Judge:
             self.passes += session.passes
             self.bytes = max(self.bytes, session.cache_bytes())
             return [float(reward) for reward in rewards]
-        last = [generation.signals[signal][-1] for generation in rows.rows]
+        last = [self._last(generation, generation.signals[signal]) for generation in rows.rows]
         return [score[self.column] if isinstance(score, list) else score for score in last]
+
+    def _last(self, generation: Generation, scores: list[Any]) -> Any:
+        # A text that is nothing but its end has no score before it.
+        before = not self.request.end and generation.finish == "eos" and len(scores) > 1
+        return scores[-2 if before else -1]
 
 
 def _check(request: BestOf, sampling: Sampling) -> None:

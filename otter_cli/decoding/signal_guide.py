@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from otter_cli.core.errors import OtterError
 from otter_cli.decoding.guide import Guide, Scorer, Strength
+from otter_cli.decoding.rows import end_tokens
 from otter_cli.decoding.scores import check_signal, score_column, signal_scores
 from otter_cli.decoding.session import DecodingSession
 from otter_cli.decoding.state import State
@@ -19,13 +21,15 @@ class SignalGuide(Guide):
     """By the value of the text with each candidate (V-style).
 
     Costs one step of k tokens in place of one of 1; the winner's next logits come out of it. A
-    class signal guides by its probability.
+    class signal guides by its probability. Without `end`, ending the text leaves its value as it
+    is: for a signal that has not learnt to read an end (a recipe's `eos: false`).
     """
 
     signal: str
     strength: Strength
     candidates: int = 10
     label: str | None = None
+    end: bool = True
 
     name: ClassVar[str] = "value"
     paper: ClassVar[str] = "Otter, arXiv 2408.10764"
@@ -37,7 +41,8 @@ class SignalGuide(Guide):
                 f"{self.candidates} candidates of a guide that feeds each", hint="1 or more"
             )
         column = score_column(session.model, self.signal, self.label)
-        return _Values(session, self.signal, column)
+        unread = [] if self.end else sorted(end_tokens(session))
+        return _Values(session, self.signal, column, unread)
 
 
 @dataclass(frozen=True)
@@ -68,12 +73,18 @@ class VocabularyGuide(Guide):
 class _Values(Scorer):
     feeds, over_trees = True, True
 
-    def __init__(self, session: DecodingSession, signal: str, column: int) -> None:
-        self.session, self.signal, self.column = session, signal, column
+    def __init__(
+        self, session: DecodingSession, signal: str, column: int, unread: list[int]
+    ) -> None:
+        self.session, self.signal, self.column, self.unread = session, signal, column, unread
 
     def scores(self, state: State, fed: State | None, tokens: Tensor | None) -> Tensor:
-        assert fed is not None
-        return signal_scores(self.session, self.signal, fed)[..., self.column]
+        assert fed is not None and tokens is not None
+        scores = signal_scores(self.session, self.signal, fed)[..., self.column]
+        if not self.unread:
+            return scores
+        so_far = signal_scores(self.session, self.signal, state)[..., self.column]
+        return torch.where(torch.isin(tokens, tokens.new_tensor(self.unread)), so_far, scores)
 
 
 class _ActionValues(Scorer):

@@ -31,6 +31,9 @@ _NOTES = {
     "tokens over seconds against plain's, prompts included. A step is one verification by the "
     "base: a token of its own and what it accepted of the draft.",
 }
+_TOGETHER = (
+    "Prompts share batches, in which short texts wait for the longest: times are no method's own."
+)
 _MOST_DIVERGENCES = 12
 
 
@@ -58,7 +61,11 @@ def benchmark_sections(result: Result, *, alone: bool = False) -> Iterator[Secti
     before = "" if alone else f"{title}. "
     yield Section(
         "Figures" if alone else title,
-        [*result.findings, _NOTES[result.benchmark]],
+        [
+            *result.findings,
+            _NOTES[result.benchmark],
+            *([_TOGETHER] if result.settings.together > 1 else []),
+        ],
         [_figures(result, lambda method: method.metrics, figure_cell)],
         benchmark_plots(result),
     )

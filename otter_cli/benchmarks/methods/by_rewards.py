@@ -7,12 +7,19 @@ from otter_cli.benchmarks.methods.entrant import Entrant, reward_judge, signal_j
 from otter_cli.decoding import ArgsGuide, RadGuide, SignalGuide, VocabularyGuide
 
 
-def value(of: Entrant, *, strength: float, candidates: int = 10) -> Method:
-    """V-style guidance by one of the graft's signals, in one pass a token."""
+def value(of: Entrant, *, strength: float, candidates: int = 10, end: bool = True) -> Method:
+    """V-style guidance by one of the graft's signals, in one pass a token; without `end`, ending
+    a text leaves its value as it is."""
     return of.guided(
         "by value",
-        SignalGuide(of.signal, strength, candidates),
-        {"guide": "signal", "signal": of.signal, "strength": strength, "candidates": candidates},
+        SignalGuide(of.signal, strength, candidates, end=end),
+        {
+            "guide": "signal",
+            "signal": of.signal,
+            "strength": strength,
+            "candidates": candidates,
+            **({} if end else {"end": False}),
+        },
         read=True,
         judge=signal_judge(of),
     )

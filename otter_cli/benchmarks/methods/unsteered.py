@@ -20,9 +20,10 @@ def best_of_n(
     model: Path | None = None,
     block: int | None = None,
     lowest: bool = False,
+    end: bool = True,
 ) -> Method:
     """The best of n draws, by the graft's signal or by a separate reward model; `lowest`: of a
-    score that tells what is unwanted."""
+    score that tells what is unwanted; without `end`, read before a text's end token."""
     rewards = None if model is None else of.models.reward_model(model)
     request = BestOf(
         n,
@@ -30,6 +31,7 @@ def best_of_n(
         reward_model=rewards and rewards.model,
         block=block,
         lowest=lowest,
+        end=end,
     )
     graft = of.graft.model
     return of.method(
@@ -41,6 +43,7 @@ def best_of_n(
             "block": block,
             "separate": rewards is not None,
             "lowest": lowest,
+            **({} if end else {"end": False}),
         },
         *([] if rewards is None else [rewards]),
         stream=rewards is None,

@@ -160,7 +160,7 @@ def test_a_lora_adapter_is_an_expert_too(tiny_llama: Path, tmp_path: Path) -> No
         ("rad:model", "'model' is no key=value", "n=8"),
         ("rad:strength=1/x,model=m", "'x' is no strength", "1/2/4"),
         ("value:strength=much", "strength: input should be a valid number", "its options"),
-        ("value:candidates=3", "strength: missing", "candidates, strength"),
+        ("value:candidates=3", "strength: missing", "candidates, end, strength"),
         ("value:strength=1,stregnth=2", "stregnth: unexpected keyword", "graft, signal"),
         ("plain:temperature=hot", "could not convert", "a number"),
         ("vocabulary:signal=p,strength=1", "no signal 'p'", "its signals"),

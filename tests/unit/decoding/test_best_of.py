@@ -1,5 +1,6 @@
 """Best of n against sampling each continuation and judging it alone; blocks against every fork."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,28 @@ def test_the_best_of_whole_sequences_by_a_signal(model: Any, lowest: bool) -> No
         assert row.tokens == best.tokens
         assert len({tuple(one.tokens) for one in alone}) > 1
     assert got[0].counters.external_passes == 0 and got[0].counters.base_passes == 10
+
+
+@pytest.mark.parametrize("end", [True, False])
+def test_a_signal_is_read_at_the_end_token_or_before_it(
+    model: Any, monkeypatch: pytest.MonkeyPatch, end: bool
+) -> None:
+    drawn = replace(DRAWN, ignore_eos=False)
+    monkeypatch.setattr(model.generation_config, "eos_token_id", list(range(20, 40)))
+    got = best_of(model, PROMPTS, drawn, BestOf(n=8, signal="reward", end=end))
+    for prompt, row in zip(PROMPTS, got, strict=True):
+        alone = generate(model, [prompt] * 8, drawn, signals=("reward",))
+        assert any(one.finish == "eos" and len(one.tokens) > 1 for one in alone)
+        kept = [
+            one.tokens[:-1]
+            if one.finish == "eos" and len(one.tokens) > 1 and not end
+            else one.tokens
+            for one in alone
+        ]
+        scores = [
+            float(model(torch.tensor([prompt + text])).signals["reward"][0, -1]) for text in kept
+        ]
+        assert row.tokens == alone[scores.index(max(scores))].tokens
 
 
 def test_the_best_by_a_reward_model(model: Any, tiny_llama: Path) -> None:

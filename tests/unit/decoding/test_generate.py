@@ -127,6 +127,23 @@ def test_guidance_is_the_naive_loop_s(model: Any, name: str, strength: float) ->
     assert got[0].counters.base_passes == 21 and got[0].counters.external_passes == 0
 
 
+def test_ending_a_text_leaves_a_value_as_it_is_where_no_end_was_learnt(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = generate(model, PROMPTS, GREEDY, guide=SignalGuide("reward", 2.0, 6))
+    ends = read[0].tokens[:2]  # chosen for their own value, which now is not read
+    monkeypatch.setattr(model.generation_config, "eos_token_id", ends)
+
+    def reward(text: list[int]) -> float:
+        known = text[:-1] if text[-1] in ends else text
+        return float(model(torch.tensor([known])).signals["reward"][0, -1])
+
+    got = generate(model, PROMPTS, GREEDY, guide=SignalGuide("reward", 2.0, 6, end=False))
+    for prompt, row in zip(PROMPTS, got, strict=True):
+        assert row.tokens == _naive(model, prompt, reward, 2.0, 6)
+    assert [row.tokens for row in got] != [row.tokens for row in read]
+
+
 def test_args_is_the_naive_loop_s(model: Any, reward_model: Any) -> None:
     def reward(text: list[int]) -> float:
         return float(reward_model(torch.tensor([text])).logits[0, 0])

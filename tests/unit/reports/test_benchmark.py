@@ -90,6 +90,15 @@ def test_the_page_says_what_made_the_numbers(result: Result) -> None:
         assert part in page
 
 
+def test_times_of_prompts_that_shared_batches_are_told_as_such() -> None:
+    alone = made("detox")
+    settings = alone.settings.model_copy(update={"together": 16})
+    shared = alone.model_copy(update={"settings": settings})
+    note = "times are no method's own"
+    assert note in markdown_page(benchmark_report(shared))
+    assert note not in markdown_page(benchmark_report(alone))
+
+
 def test_sections_on_a_page_of_many_say_whose_they_are(result: Result) -> None:
     alone = {section.title for section in benchmark_sections(result, alone=True)}
     title, *others = [section.title for section in benchmark_sections(result)]
