@@ -58,8 +58,8 @@ def shard(trainee: Trainee, recipe: Recipe, group: Group, device: str) -> Shards
     """Shards the base's layers and the insertions. Embedding and output head, whose rows signals
     read, stay whole in each process.
 
-    Raises OtterError where no base is frozen, an optimiser needs whole matrices, or no other
-    process is there to hold the rest.
+    Raises OtterError where no base is frozen, weights or an optimiser's matrices cannot be parted,
+    or no other process is there to hold the rest.
     """
     from otter_cli.training.trainee import GraftTrainee
 
@@ -71,6 +71,11 @@ def shard(trainee: Trainee, recipe: Recipe, group: Group, device: str) -> Shards
         raise OtterError(
             "--shard needs several processes",
             hint="torchrun --nproc-per-node 2 -m otter_cli train ... --shard",
+        )
+    if recipe.quantize is not None:
+        raise OtterError(
+            f"--shard parts the file's own weights, and quantize: {recipe.quantize} packs them",
+            hint="--set quantize=null, or leave --shard out: each is a way to need less memory",
         )
     if recipe.optimizer == "muon":
         raise OtterError(

@@ -133,8 +133,10 @@ def test_what_does_not_divide_or_shard_is_refused(
     assert not (folder / "training").exists()
     done = otter_here("train", folder, "--recipe", recipe, "--shard")
     assert done.returncode == 2 and "--shard needs several processes" in done.stderr
-    done = _train(folder, "--recipe", recipe, "--shard", "--set", "optimizer=muon", processes=2)
-    assert "muon orthogonalises whole matrices" in done.stderr
+    refused = {"optimizer=muon": "muon orthogonalises whole", "quantize=int8": "int8 packs them"}
+    for setting, why in refused.items():
+        done = _train(folder, "--recipe", recipe, "--shard", "--set", setting, processes=2)
+        assert why in done.stderr
 
 
 def test_ctrl_c_saves_one_state_of_all(
