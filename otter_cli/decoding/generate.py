@@ -11,7 +11,12 @@ from otter_cli.decoding.drafts import Drafter
 from otter_cli.decoding.exactly import OneTokenSteps
 from otter_cli.decoding.gates import Gate
 from otter_cli.decoding.guide import Guide
-from otter_cli.decoding.requests import check_exact, check_guidance, check_request
+from otter_cli.decoding.requests import (
+    check_exact,
+    check_guidance,
+    check_request,
+    read_every_of,
+)
 from otter_cli.decoding.rows import Rows
 from otter_cli.decoding.sampling import Sampler
 from otter_cli.decoding.scores import check_scores
@@ -37,13 +42,16 @@ def generate(
     acceptance: Acceptance = "lossless",
     exact: bool = False,
     signals: Sequence[str] = (),
+    read_every: int | None = None,
     stops: Stops = NO_STOPS,
     on_token: OnToken | None = None,
 ) -> list[Generation]:
     """Continues each prompt. `signals` are read at every new token; `on_token(row, token)` sees
-    tokens as they come. A guide of strength 0 is plain decoding, bit for bit. Drafts lose nothing
-    unless `acceptance` is typical; `exact` decides near-ties of one greedy prompt by steps of one
-    token, so that the text is plain decoding's whatever the steps round to.
+    tokens as they come. Where no choice depends on signals, they are read for `read_every` tokens
+    at once (by default 16; every token where one may stop a text). A guide of strength 0 is plain
+    decoding, bit for bit. Drafts lose nothing unless `acceptance` is typical; `exact` decides
+    near-ties of one greedy prompt by steps of one token, so that the text is plain decoding's
+    whatever the steps round to.
 
     Raises OtterError for prompts that leave no room, and for signals the graft lacks.
     """
@@ -59,7 +67,12 @@ def generate(
     plain = drafter is None and not steering
     parts = [drafter, *steering, gate if steering else None, stops]
     stream = bool(signals) or any(part.needs_stream for part in parts if part is not None)
-    session = DecodingSession(model, stream=stream, windows="cached" if plain else "masked")
+    session = DecodingSession(
+        model,
+        stream=stream,
+        windows="cached" if plain else "masked",
+        read_every=read_every_of(model, read_every, stops) if plain and stream else 1,
+    )
     check_guidance(session, len(texts), guides, gate, stops)
     chooser = Steered(steering, gate, session, len(texts)) if steering else Plain()
     drafting = None if drafter is None else drafter.start(session)
@@ -96,5 +109,7 @@ def one_by_one(
         if rows.done and not rows.reads:
             return state
         state = rows.session.step(tokens) if fed is None else fed
-        rows.add_signals(state)
+        readable = rows.session.readable(state, last=rows.done or limit == 0)
+        if readable is not None:
+            rows.add_signals(readable)
     return state

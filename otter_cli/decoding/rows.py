@@ -37,6 +37,8 @@ class Rows:
         ]
         self.open = [sampling.max_new_tokens > 0] * len(prompts)
         self.taken = [0] * len(prompts)  # of the last pass, by row
+        self.unread = [0] * len(prompts)  # taken since signals were last read
+        self.told = [0] * len(prompts)
         self.seconds = self.prefill_seconds = 0.0
         self.rescoring_passes = 0
         self.lossy = False
@@ -98,6 +100,7 @@ class Rows:
         generation.tokens.append(token)
         generation.logprobs.append(logprob)
         self.taken[row] += 1
+        self.unread[row] += 1
         if token in self.eos:
             generation.finish, self.open[row] = "eos", False
         elif found := self.stops.found(generation.tokens):
@@ -107,28 +110,29 @@ class Rows:
             self.open[row] = False
 
     def add_signals(self, states: State) -> None:
-        """Signals at the positions that the last `add` took, of states [rows, n, ...]."""
+        """Signals at the positions taken since they were last read, of states [rows, n, ...]."""
         for name in self.signals:
             scores = signal_scores(self.session, name, states).tolist()
             for row, generation in enumerate(self.rows):
-                for score in scores[row][: self.taken[row]]:
+                for score in scores[row][: self.unread[row]]:
                     generation.signals[name].append(score[0] if len(score) == 1 else score)
         for bound in self.stops.signals:
             crossed = bound.crossed(self.session, states).tolist()
             for row, flags in enumerate(crossed):
-                if True in flags[: self.taken[row]]:
-                    self._reject(row, self.taken[row] - 1 - flags.index(True), str(bound))
+                if True in flags[: self.unread[row]]:
+                    self._reject(row, self.unread[row] - 1 - flags.index(True), str(bound))
+        self.unread = [0] * len(self.rows)
         # What a signal may still take back is told only now.
         if self.stops.signals:
             self._tell()
 
     def _tell(self) -> None:
-        """Passes on the tokens of the last `add` that stay."""
+        """Passes on the tokens that stay and were not passed on yet."""
         if self.on_token is not None:
             for row, generation in enumerate(self.rows):
-                count = len(generation.tokens)
-                for token in generation.tokens[count - self.taken[row] :]:
+                for token in generation.tokens[self.told[row] :]:
                     self.on_token(row, token)
+                self.told[row] = len(generation.tokens)
 
     def _reject(self, row: int, after: int, bound: str) -> None:
         """Ends a row at the token that crossed the bound, `after` tokens before its last."""
@@ -136,7 +140,8 @@ class Rows:
         del generation.tokens[count:], generation.logprobs[count:], generation.drawn[count:]
         for scores in generation.signals.values():
             del scores[count:]
-        self.taken[row] -= after
+        self.taken[row] = max(0, self.taken[row] - after)
+        self.unread[row] -= after
         self.open[row] = False
         generation.finish = "rejected"
         generation.message = f"{bound} at token {count}"

@@ -30,6 +30,7 @@ class Record:
     computed: dict[str, Tensor] = field(default_factory=dict)  # z, but for what is pending
     pending: list[Pending] = field(default_factory=list)
     lazy: bool = False  # layers of the streams wait until someone reads them
+    deferred: bool = False  # who reads them is no one in this forward
     # Of the layer that runs now.
     attention: AttentionTap | None = None
     ffn: BranchTap | None = None

@@ -43,9 +43,10 @@ class Taps:
         self._install(base)
 
     @contextmanager
-    def recording(self, grad: bool) -> Iterator[Record]:
-        """Base calls inside carry the streams; the record then holds the last one's states."""
-        record = Record(self, grad)
+    def recording(self, grad: bool, *, deferred: bool = False) -> Iterator[Record]:
+        """Base calls inside carry the streams; the record then holds the last one's states. Of a
+        `deferred` call it holds what the streams are to read."""
+        record = Record(self, grad, deferred=deferred)
         token = ACTIVE.set(record)
         try:
             yield record
@@ -61,7 +62,7 @@ class Taps:
             at(family.positions.module).register_forward_pre_hook(place, with_kwargs=True)
         norm = at(family.final_norm)
         norm.register_forward_pre_hook(on(keep_residual))
-        norm.register_forward_hook(on(partial(compute, self._finish)))
+        norm.register_forward_hook(on(self._finish))
         chosen = {index for one in self.insertions.values() for index in one.config.layers}
         self.first = min(chosen, default=0)
         for index in sorted(chosen):
@@ -97,7 +98,8 @@ class Taps:
         self, record: Record, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
     ) -> None:
         tokens = inputs[0]
-        record.lazy = self.may_wait and not record.grad and _waits(tokens)
+        waits = record.deferred or _waits(tokens)
+        record.lazy = self.may_wait and not record.grad and waits
         for name, insertion in self.insertions.items():
             if insertion.config.hidden:
                 record.computed[name] = insertion.start(tokens)
@@ -119,6 +121,14 @@ class Taps:
         self, record: Record, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
     ) -> None:
         record.base_state = output
+        if not record.deferred:
+            self.end(record)
+
+    def end(self, record: Record) -> None:
+        """v of every stream, whose layers run now if they have not."""
+        compute(self._end, record)
+
+    def _end(self, record: Record) -> None:
         for name, z in record.streams.items():
             record.inserted_state[name] = self.insertions[name].norm(z, record.residual)
 

@@ -71,12 +71,26 @@ SIZES = [
         "--baseline lora-probe --set baselines.lora_probe.learning_rate=3e-3",
     ),
 ]
+# Where 13.5 % of the base's parameters sit: heads, FFN units or hidden width.
+BUDGET = [
+    ("D = 32, 1 head, FFN 68", WHOLE, RATE),
+    ("D = 32, 2 heads, FFN 16", "--hidden 32 --heads 2 --ffn 16", RATE),
+    ("D = 22, 3 heads", "--hidden 22 --heads 3 --ffn 0", RATE),
+    ("D = 56, 1 head", "--hidden 56 --heads 1 --ffn 0", RATE),
+    ("D = 16, 3 heads, FFN 16", "--hidden 16 --heads 3 --ffn 16", RATE),
+]
 OPTIMISERS = [
     (f"{name}, {rate}", WHOLE, f"--set optimizer={name.lower()} --set learning_rate={rate}")
     for rate in ("1e-3", "3e-3", "1e-2")
     for name in ("AdamW", "Muon")
 ]
-METHODS = {"scores": SCORES, "future": FUTURE, "sizes": SIZES, "optimisers": OPTIMISERS}
+METHODS = {
+    "scores": SCORES,
+    "future": FUTURE,
+    "sizes": SIZES,
+    "budget": BUDGET,
+    "optimisers": OPTIMISERS,
+}
 
 
 def main() -> None:

@@ -30,9 +30,9 @@ BATCHES = (1, 8)
 _FLOORS = (
     "Floors. V-style: plain, and what a step of k tokens of the base takes more than a step of "
     "one. Q-style, and a signal that is only read: the insertion's bound by bytes and operations; "
-    "of all tokens: with a product over the vocabulary. ARGS, RAD: plain, and a reward model's "
-    "step of k tokens. DExperts, GenARM: plain, and steps of two models, or one. Best of n: a step "
-    "of n rows."
+    "read later: the same, of all tokens at once; Q-style of all tokens: with a product over the "
+    "vocabulary. ARGS, RAD: plain, and a reward model's step of k tokens. DExperts, GenARM: plain, "
+    "and steps of two models, or one. Best of n: a step of n rows."
 )
 
 

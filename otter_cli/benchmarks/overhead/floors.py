@@ -73,11 +73,14 @@ class Floors:
         """Over plain decoding's, [rounds]."""
         return self.steps[Step(width, model, copies)] / self.plain
 
-    def inserted(self, plan: Plan, *, products: int = 0) -> float:
-        """By work: a pass with the insertion, and `products` more over the vocabulary."""
+    def inserted(self, plan: Plan, *, products: int = 0, tokens: int = 1) -> float:
+        """By work: a pass with the insertion, which runs once for `tokens`, and `products` more
+        over the vocabulary."""
         shape, size = self.bench.subject.shape, self.bench.subject.stock.dtype.itemsize
         one = Pass(self.batch, 1, self.bench.settings.context, size)
         base = base_work(shape, self.bench.subject.layer_weights, one)
         head = products * shape.vocab * shape.hidden
-        whole = base + inserted_work(plan, one) + Work(2 * head * self.batch, head * size)
+        many = inserted_work(plan, Pass(self.batch, tokens, self.bench.settings.context, size))
+        inserted = Work(many.flops / tokens, many.bytes / tokens)
+        whole = base + inserted + Work(2 * head * self.batch, head * size)
         return self.bench.rates.seconds(whole) / self.bench.rates.seconds(base)

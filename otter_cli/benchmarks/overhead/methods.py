@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,8 +14,12 @@ from otter_cli.benchmarks.overhead.classifier import expert, separate
 from otter_cli.benchmarks.overhead.clock import Timed
 from otter_cli.benchmarks.overhead.floors import Floors, Step
 
+if TYPE_CHECKING:
+    from otter_cli.decoding import Sampling
+
 CANDIDATES = (5, 10, 20)
 PLAIN, READ, ARGS = "plain", "plain, insertion read", "ARGS k = 10"
+LATER = "plain, insertion read later"
 _K = 10
 _OF = 8
 
@@ -74,11 +78,25 @@ class Methods:
 
         return {
             PLAIN: Method(call()),
-            READ: Method(call(signals=["reward"]), self._read),
+            READ: Method(call(signals=["reward"], read_every=1), self._read),
+            LATER: Method(self._later(prompts, greedy), self._read_later),
             **self._by_insertion(call),
             **self._by_others(call),
             **self._best_of(prompts),
         }
+
+    def _later(self, prompts: list[list[int]], sampling: Sampling) -> Call:
+        """Signals of all tokens at once, after the last: the mean time of a token."""
+        from otter_cli.decoding import generate
+
+        def timed() -> Timed:
+            every = sampling.max_new_tokens
+            first, *_ = generate(
+                self.model, prompts, sampling, signals=["reward"], read_every=every
+            )
+            return Timed(first.counters.seconds / (first.counters.base_passes - 1), first)
+
+        return timed
 
     def _by_insertion(self, call: Callable[..., Call]) -> dict[str, Method]:
         from otter_cli.decoding import SignalGuide, VocabularyGuide
@@ -140,3 +158,6 @@ class Methods:
 
     def _read(self, floors: Floors) -> float:
         return floors.inserted(self.plan)
+
+    def _read_later(self, floors: Floors) -> float:
+        return floors.inserted(self.plan, tokens=new_tokens(floors.batch))

@@ -1,0 +1,105 @@
+"""Signals of many tokens read at once: the same text, the same signals, the same ends."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from otter_cli.core.errors import OtterError
+from otter_cli.decoding import BestOf, Sampling, SignalBound, Stops, best_of, generate
+from otter_cli.model import OtterForCausalLM
+from tests.support.grafts import random_graft
+
+PROMPTS = [[5, 9, 33, 40, 12], [7, 8], [60, 61, 62, 63, 64, 65, 66]]
+DRAWN = Sampling(max_new_tokens=20, temperature=0.9, seed=4)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = random_graft(
+        tiny_llama, tmp_path_factory.mktemp("g") / "g", hidden=8, heads=2, ffn=16, scale=0.2
+    )
+    return OtterForCausalLM.from_pretrained(folder, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("every", [None, 2, 7, 100])
+def test_rows_that_end_at_their_own_time_have_their_own_signals(
+    model: Any, monkeypatch: pytest.MonkeyPatch, every: int | None
+) -> None:
+    # Two likely tokens end a text here, so that rows end at different lengths.
+    free = generate(model, PROMPTS, Sampling(20, temperature=0.9, seed=4, ignore_eos=True))
+    monkeypatch.setattr(
+        model.generation_config, "eos_token_id", [free[0].tokens[4], free[1].tokens[11]]
+    )
+    told: list[tuple[int, int]] = []
+    names = ["reward", "toxicity"]
+    each = generate(model, PROMPTS, DRAWN, signals=names, read_every=1)
+    later = generate(
+        model,
+        PROMPTS,
+        DRAWN,
+        signals=names,
+        read_every=every,
+        on_token=lambda row, token: told.append((row, token)),
+    )
+    assert len({len(row.tokens) for row in each}) > 1
+    for number, (one, other) in enumerate(zip(each, later, strict=True)):
+        assert one.tokens == other.tokens and one.finish == other.finish
+        assert one.logprobs == other.logprobs
+        assert [token for row, token in told if row == number] == one.tokens
+        for name in names:
+            assert len(other.signals[name]) == len(one.tokens)
+            torch.testing.assert_close(
+                torch.tensor(other.signals[name]), torch.tensor(one.signals[name])
+            )
+    assert each[0].counters.base_passes == later[0].counters.base_passes
+
+
+@pytest.mark.parametrize("every", [2, 5, 100])
+def test_a_bound_ends_a_text_at_the_token_that_crossed_it(model: Any, every: int) -> None:
+    sampling = Sampling(20, temperature=0.9, seed=4, ignore_eos=True)
+    read = generate(model, PROMPTS, sampling, signals=["reward"], read_every=1)
+    # Both bounds are crossed somewhere within the first row, and not at its first token.
+    rewards = torch.tensor(read[0].signals["reward"])
+    high, low = float(rewards[3:].max()) - 1e-6, float(rewards[3:].min()) + 1e-6
+    stops = Stops(signals=(SignalBound("reward", high), SignalBound("reward", low, above=False)))
+    told: list[tuple[int, int]] = []
+    at_once = generate(model, PROMPTS, sampling, signals=["reward"], stops=stops)
+    later = generate(
+        model,
+        PROMPTS,
+        sampling,
+        signals=["reward"],
+        stops=stops,
+        read_every=every,
+        on_token=lambda row, token: told.append((row, token)),
+    )
+    assert at_once[0].finish == "rejected" and 1 <= len(at_once[0].tokens) < 20
+    for number, (one, other) in enumerate(zip(at_once, later, strict=True)):
+        assert (one.tokens, one.finish, one.message) == (other.tokens, other.finish, other.message)
+        assert len(other.signals["reward"]) == len(other.tokens)
+        assert [token for row, token in told if row == number] == other.tokens
+
+
+def test_best_of_n_is_judged_as_when_each_token_is_read(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampling = Sampling(12, temperature=0.9, seed=4, ignore_eos=True)
+    for block in (None, 5):
+        later = best_of(model, PROMPTS, sampling, BestOf(3, signal="reward", block=block))
+        with monkeypatch.context() as patch:
+            module = import_module("otter_cli.decoding.best_of")
+            patch.setattr(module, "read_every_of", lambda *_: 1)
+            each = best_of(model, PROMPTS, sampling, BestOf(3, signal="reward", block=block))
+        assert [row.tokens for row in later] == [row.tokens for row in each]
+        for one, other in zip(each, later, strict=True):
+            torch.testing.assert_close(
+                torch.tensor(other.signals["reward"]), torch.tensor(one.signals["reward"])
+            )
+
+
+def test_none_at_a_time_is_refused(model: Any) -> None:
+    with pytest.raises(OtterError, match="every 0 tokens"):
+        generate(model, PROMPTS, DRAWN, signals=["reward"], read_every=0)

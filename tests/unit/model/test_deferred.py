@@ -1,0 +1,103 @@
+"""Streams that run once over many forwards say what they say when they run in each of them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from otter_cli.core.errors import OtterError
+from otter_cli.model import Deferred, OtterForCausalLM, may_defer
+from tests.support.families import FULL, Case
+from tests.support.grafts import random_graft
+
+TOKENS = torch.tensor([[5, 9, 33, 40, 12, 7], [60, 61, 62, 63, 64, 65]])
+PROMPT, STEPS = 3, 3
+
+
+def _arguments(cache: Any, mask: Tensor | None, stop: int) -> dict[str, Any]:
+    seen = {} if mask is None else {"attention_mask": mask[:, :stop]}
+    return {"past_key_values": cache, "use_cache": True, **seen}
+
+
+def _at_every_token(model: Any, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    cache = model.new_cache()
+    model(TOKENS[:, :PROMPT], **_arguments(cache, mask, PROMPT))
+    outs = [
+        model(TOKENS[:, at : at + 1], signals=(), logits=False, **_arguments(cache, mask, at + 1))
+        for at in range(PROMPT, PROMPT + STEPS)
+    ]
+    states = {n: torch.cat([o.inserted_state[n] for o in outs], 1) for n in outs[0].inserted_state}
+    return torch.cat([out.base_state for out in outs], 1), states
+
+
+def _at_the_end(model: Any, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    cache, deferred = model.new_cache(), Deferred(model)
+    model(TOKENS[:, :PROMPT], **_arguments(cache, mask, PROMPT))
+    for at in range(PROMPT, PROMPT + STEPS):
+        deferred.forward(TOKENS[:, at : at + 1], **_arguments(cache, mask, at + 1))
+    return deferred.read()
+
+
+@torch.no_grad()
+def _compare(model: Any, mask: Tensor | None = None, *, near: float = 1e-9) -> None:
+    base, inserted = _at_every_token(model, mask)
+    later_base, later = _at_the_end(model, mask)
+    assert torch.equal(base, later_base)
+    for name, states in inserted.items():
+        assert states.abs().max() > 0.01
+        torch.testing.assert_close(later[name], states, rtol=near, atol=near)
+
+
+@pytest.mark.parametrize("case", FULL, ids=str)
+def test_what_is_read_later_is_what_is_read_at_once(
+    tiny_checkpoint: Any, tmp_path: Path, case: Case
+) -> None:
+    folder = random_graft(case.write(tiny_checkpoint), tmp_path / "g", hidden=8, heads=2, ffn=16)
+    attention = "eager" if case.eager_only else "sdpa"
+    model = OtterForCausalLM.from_pretrained(folder, attn_implementation=attention)
+    if not may_defer(model):
+        with pytest.raises(OtterError, match="read later"):
+            Deferred(model)
+        return
+    padded = torch.ones_like(TOKENS)
+    padded[1, :2] = 0
+    _compare(model, near=1e-4)
+    _compare(model, padded, near=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [{"kv": "base", "heads": 4}, {"heads": 0}, {"ffn": 0}], ids=str)
+def test_every_form_of_insertion(tiny_llama: Path, tmp_path: Path, sizes: dict[str, Any]) -> None:
+    folder = random_graft(
+        tiny_llama, tmp_path / "g", **{"hidden": 8, "heads": 2, "ffn": 16} | sizes
+    )
+    _compare(OtterForCausalLM.from_pretrained(folder, dtype=torch.float64))
+
+
+def test_two_insertions_read_in_turns(tiny_llama: Path, tmp_path: Path) -> None:
+    first = random_graft(tiny_llama, tmp_path / "a", hidden=8, heads=2, ffn=16)
+    second = random_graft(first, tmp_path / "b", hidden=4, heads=1, ffn=8, name="second")
+    _compare(OtterForCausalLM.from_pretrained(second, dtype=torch.float64))
+
+
+def test_a_second_reading_goes_on_from_the_first(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = random_graft(tiny_llama, tmp_path / "g", hidden=8, heads=2, ffn=16)
+    model = OtterForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    cache, deferred, found = model.new_cache(), Deferred(model), []
+    with torch.no_grad():
+        whole = model(TOKENS, signals=())
+        for at in range(TOKENS.shape[1]):
+            deferred.forward(TOKENS[:, at : at + 1], past_key_values=cache, use_cache=True)
+            if at in (1, 5):
+                found.append(deferred.read())
+                assert not deferred.waiting
+    for name, states in whole.inserted_state.items():
+        got = torch.cat([inserted[name] for _, inserted in found], 1)
+        torch.testing.assert_close(got, states, rtol=1e-9, atol=1e-9)
+
+
+def test_a_stream_normed_by_the_base_reads_at_once(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = random_graft(tiny_llama, tmp_path / "g", hidden=8, heads=2, ffn=16, norm="base")
+    with pytest.raises(OtterError, match="read later"):
+        Deferred(OtterForCausalLM.from_pretrained(folder))
