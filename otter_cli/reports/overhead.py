@@ -47,7 +47,12 @@ def _time(result: OverheadResult) -> Section:
         ):
             name = f"{row.name}, {kind}"
             rows.append([name, *_figures(row, ratio, ms, bound)])
-            points.append(Point(name, ratio.mean, ratio.low, ratio.high, bound.ratio))
+            points.append(Point(name, *_ends(ratio), bound.ratio))
+        if (later := row.read_later) is not None:
+            name = f"{row.name}, decode, read {later.every} at once"
+            cells = [Cell(percent_text(row.parameter_ratio), "parameters"), ratio_cell(later.ratio)]
+            rows.append([name, *cells, f"{later.bound:.3f}", "", ""])
+            points.append(Point(name, *_ends(later.ratio), later.bound))
     head = ["", "of the base", "ratio", "bound", "ms", "bound over time"]
     equal = sum(row.logits_equal for row in result.rows)
     compared = sum(row.logits_compared for row in result.rows)
@@ -59,7 +64,8 @@ def _time(result: OverheadResult) -> Section:
         "was reached."
     )
     text = [f"Logits equal to the base's bit for bit in {equal} of {compared} passes.", bounded]
-    plots: list[Plot] = [IntervalPlot("Time over the base's", "graft / base", points[:2], 1.0)]
+    first = 2 + (result.rows[0].read_later is not None)
+    plots: list[Plot] = [IntervalPlot("Time over the base's", "graft / base", points[:first], 1.0)]
     plots += _growth(result.rows[1:]) if len(result.rows) > 1 else []
     return Section("Time", text, [Table(head, rows)], plots)
 
@@ -92,6 +98,10 @@ def _figures(row: Row, ratio: Estimate, ms: Pair, bound: Bound) -> list[Cell | s
         Cell(number_text(ms.graft), f"base {number_text(ms.base)}"),
         Cell(percent_text(bound.reached.graft), f"base {percent_text(bound.reached.base)}"),
     ]
+
+
+def _ends(figure: Estimate) -> tuple[float, float, float]:
+    return figure.mean, figure.low, figure.high
 
 
 def ratio_cell(figure: Estimate) -> Cell:

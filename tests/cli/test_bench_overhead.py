@@ -25,6 +25,10 @@ def test_a_shape_needs_no_folder_and_every_row_has_its_bound(
         assert set(first[ratio]) == {"mean", "low", "high", "n"}
     for kind in ("decode", "prefill"):
         assert first["bound"][kind]["ratio"] > 1
+    # Six steps are read at once, and the bound counts the insertion's weights once for all of them.
+    later = first["read_later"]
+    assert later["every"] == 6 and later["ratio"]["n"] == 1
+    assert 1 < later["bound"] < first["bound"]["decode"]["ratio"]
     assert first["logits_equal"] == first["logits_compared"] > 0
     assert first["cache_bytes_per_token"]["graft"] > first["cache_bytes_per_token"]["base"]
     assert data["provenance"]["hardware"] and data["rates"]["bytes_per_second"] > 0

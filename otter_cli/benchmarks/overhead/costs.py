@@ -18,6 +18,7 @@ from otter_cli.benchmarks.overhead.result import (
     Bound,
     Bounds,
     Pair,
+    ReadLater,
     Row,
     Saved,
     Settings,
@@ -35,11 +36,12 @@ if TYPE_CHECKING:
 
 Kind = Literal["decode", "prefill"]
 BASE, GRAFT, SEPARATE = "base", "graft", "separate reward model"
+LATER, READ_EVERY = "graft, read later", 16
 
 
 @dataclass
 class Compared:
-    """How often the two logits of a round were the same bits."""
+    """How often a round's logits were the base's, to the last bit."""
 
     equal: int = 0
     of: int = 0
@@ -47,8 +49,9 @@ class Compared:
     def see(self, outputs: Mapping[str, Any]) -> None:
         import torch
 
-        self.of += 1
-        self.equal += torch.equal(outputs[BASE], outputs[GRAFT])
+        for name in {GRAFT, LATER} & outputs.keys():
+            self.of += 1
+            self.equal += torch.equal(outputs[BASE], outputs[name])
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ def measure(
 ) -> Measured:
     """Prefill and decode of base and graft in turns, and of a separate reward model with them."""
     import torch
+
+    from otter_cli.model import may_defer
 
     contestants = {
         BASE: passes.stock_base(subject.stock),
@@ -84,6 +89,8 @@ def measure(
         # A prefill is many times a step: a few of them take as long.
         few = max(5, settings.repeats // 10)
         times: dict[Kind, Times] = {"prefill": interleaved(prefills, few, **how)}
+        if may_defer(subject.graft):
+            contestants[LATER] = passes.grafted_later(subject.graft, _every(settings))
         steps = {name: passes.decode(one, prompt, following) for name, one in contestants.items()}
         times["decode"] = interleaved(steps, settings.repeats, **how)
         peaks = {name: peak_above(prefills[name], settings.device) for name in (BASE, GRAFT)}
@@ -128,6 +135,7 @@ def row(name: str, subject: Subject, settings: Settings, measured: Measured, rat
         ),
         logits_equal=measured.compared.equal,
         logits_compared=measured.compared.of,
+        read_later=_read_later(subject, settings, measured.times["decode"], rates),
         saved=_saved(subject, measured, own_cache / base_cache),
     )
 
@@ -143,13 +151,8 @@ def random_tokens(subject: Subject, rows: int, columns: int, what: str) -> Tenso
 def _bound(
     subject: Subject, settings: Settings, measured: Measured, kind: Kind, rates: Rates
 ) -> Bound:
-    size, context = subject.stock.dtype.itemsize, settings.context
-    # The cache grows while decoding: the middle of it stands for all.
-    one = (
-        Pass(settings.batch, context, 0, size)
-        if kind == "prefill"
-        else Pass(settings.batch, 1, context + WARM_UP + settings.repeats // 2, size)
-    )
+    prefill = Pass(settings.batch, settings.context, 0, subject.stock.dtype.itemsize)
+    one = prefill if kind == "prefill" else _step(subject, settings)
     base = base_work(subject.shape, subject.layer_weights, one)
     graft = sum((inserted_work(plan, one) for plan in subject.plans), base)
     least = {BASE: rates.seconds(base), GRAFT: rates.seconds(graft)}
@@ -161,6 +164,36 @@ def _bound(
         flops=_pair(lambda work: work.flops, base, graft),
         milliseconds=Pair(base=1000 * least[BASE], graft=1000 * least[GRAFT]),
         reached=Pair(base=least[BASE] / taken[BASE], graft=least[GRAFT] / taken[GRAFT]),
+    )
+
+
+def _step(subject: Subject, settings: Settings, tokens: int = 1) -> Pass:
+    """The cache grows while decoding: the middle of it stands for all."""
+    middle = settings.context + WARM_UP + settings.repeats // 2
+    return Pass(settings.batch, tokens, middle, subject.stock.dtype.itemsize)
+
+
+def _every(settings: Settings) -> int:
+    return min(READ_EVERY, settings.repeats)
+
+
+def _read_later(
+    subject: Subject, settings: Settings, times: Times, rates: Rates
+) -> ReadLater | None:
+    if LATER not in times:
+        return None
+    every = _every(settings)
+    # Whichever the first of them, one of so many rounds in a row has the stream's run.
+    blocks = settings.repeats // every
+    spent = {n: times[n][: blocks * every].reshape(blocks, every).sum(1) for n in (BASE, LATER)}
+    one = base_work(subject.shape, subject.layer_weights, _step(subject, settings))
+    base = Work(every * one.flops, every * one.bytes)
+    many = _step(subject, settings, every)
+    whole = sum((inserted_work(plan, many) for plan in subject.plans), base)
+    return ReadLater(
+        every=every,
+        ratio=median_ratio(spent[LATER], spent[BASE], "decode ratio, read later"),
+        bound=rates.seconds(whole) / rates.seconds(base),
     )
 
 

@@ -46,6 +46,25 @@ def grafted(model: OtterForCausalLM) -> Contestant:
     return Contestant(run, model.new_cache)
 
 
+def grafted_later(model: OtterForCausalLM, every: int) -> Contestant:
+    """The same, whose single tokens are read together, `every` of them in one of so many runs."""
+    from otter_cli.model import Deferred
+
+    at_once, deferred = grafted(model), Deferred(model)
+
+    def run(tokens: Tensor, cache: Cache) -> Tensor:
+        if tokens.shape[1] > 1:
+            return at_once.run(tokens, cache)
+        logits = model.lm_head(deferred.forward(tokens, past_key_values=cache, use_cache=True))
+        if len(deferred.waiting) == every:
+            states = deferred.read()
+            for name in model.signal_configs:
+                model.read_signal(name, *states)
+        return logits
+
+    return Contestant(run, model.new_cache)
+
+
 def separate_reward_model(model: PreTrainedModel) -> Contestant:
     """A reward model of its own weights and cache, [batch, 1]: what the insertion replaces."""
 

@@ -53,6 +53,15 @@ class Bounds(Part):
     prefill: Bound
 
 
+class ReadLater(Part):
+    """Decoding where the stream runs once for `every` tokens: the time of so many over the base's,
+    the median over blocks of rounds, and its bound."""
+
+    every: int
+    ratio: Estimate
+    bound: float
+
+
 class Saved(Part):
     """The paper's saved fraction, `1 - inserted / separate`, of a separate reward model of the
     base's size: time per token, parameters trained and stored, bytes of KV cache."""
@@ -85,6 +94,7 @@ class Row(Part):
     bound: Bounds
     logits_equal: int = Field(description="passes whose logits were the base's, bit for bit")
     logits_compared: int
+    read_later: ReadLater | None = None
     saved: Saved | None = None
 
 
