@@ -46,6 +46,8 @@ class Deferred:
         base's."""
         with self.model.taps.recording(grad=False, deferred=True) as record, torch.no_grad():
             y: Tensor = self.decoder(input_ids=tokens, **arguments).last_hidden_state
+        for earlier in self.waiting[-1:]:
+            _let_go(earlier)
         self.waiting.append(record)
         return y
 
@@ -62,6 +64,15 @@ class Deferred:
             self.model.taps.end(whole)
             assert whole.base_state is not None
             return whole.base_state, whole.inserted_state
+
+
+def _let_go(record: Record) -> None:
+    """Of keys and values, which the next forward may have copied, only how many there were."""
+    for _, attention, _ in record.pending:
+        if (call := attention.call) is not None:
+            call.key, call.value = (
+                one.new_empty(*one.shape[:-1], 0) for one in (call.key, call.value)
+            )
 
 
 class _Joined:
