@@ -43,6 +43,7 @@ def generate(
     tree: o.Tree = None,
     typical: o.Typical = False,
     exact: o.Exact = False,
+    read_every: o.ReadEvery = None,
     batch: o.Batch = 8,
     device: o.Device = "cpu",
 ) -> Outcome:
@@ -72,6 +73,7 @@ def generate(
         typical=typical,
         exact=exact and draft is not None,
         chat=chat,
+        read_every=read_every,
         batch=batch,
         stream=stream,
     )

@@ -29,6 +29,7 @@ class Asked:
     typical: bool
     exact: bool
     chat: bool
+    read_every: int | None
     batch: int
     stream: bool | None
 

@@ -86,5 +86,9 @@ Typical = Annotated[
 Exact = Annotated[
     bool, _option("Speed", "--exact", "decide near-ties of drafts by steps of one token")
 ]
+ReadEvery = Annotated[
+    int | None,
+    _option("Speed", "--read-every", "tokens whose signals are read at once (16; with --reject 1)"),
+]
 Batch = Annotated[int, _option("Speed", "--batch", "prompts that run side by side")]
 Device = Annotated[str, _option("Speed", "--device", "cpu, cuda, cuda:1")]

@@ -75,6 +75,7 @@ class Generating:
             exact=asked.exact,
             acceptance="typical" if asked.typical else "lossless",
             signals=self.shown,
+            read_every=asked.read_every,
             stops=Stops(asked.stops, asked.rejects, self.tokenizer),
             on_token=told,
         )

@@ -153,6 +153,8 @@ def test_guides_gates_trees_and_stops(otter_here: Otter, folder: str) -> None:
     assert stopped["finish"] == "stop" and text.startswith(str(stopped["text"]))
     rejected = data("--reject", "toxicity>-1")
     assert rejected["finish"] == "rejected" and "toxicity>-1" in str(rejected["message"])
+    later = data("--reject", "toxicity>-1", "--read-every", "4")
+    assert later["tokens"] == rejected["tokens"] and later["message"] == rejected["message"]
 
 
 @pytest.mark.parametrize(
