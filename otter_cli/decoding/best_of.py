@@ -13,7 +13,7 @@ import torch
 from otter_cli.core.errors import OtterError
 from otter_cli.decoding.choosing import Plain
 from otter_cli.decoding.generate import one_by_one
-from otter_cli.decoding.requests import check_request, read_every_of
+from otter_cli.decoding.requests import READ_EVERY, check_request
 from otter_cli.decoding.reward_guides import check_reward_model
 from otter_cli.decoding.rows import Rows
 from otter_cli.decoding.sampling import Sampler
@@ -61,12 +61,11 @@ def best_of(
     _check(request, sampling)
     read = [request.signal] if request.signal is not None else []
     names = list(dict.fromkeys([*signals, *read]))
-    every = read_every_of(model, None) if names else 1
-    session = DecodingSession(model, stream=bool(names), read_every=every)
+    session = DecodingSession(model, stream=bool(names))
     judge = _Judge(request, session)
     copies = [text for text in texts for _ in range(request.n)]
     sampler = Sampler(sampling, copies, session.device)
-    rows = Rows(session, copies, sampling, names, NO_STOPS, None)
+    rows = Rows(session, copies, sampling, names, NO_STOPS, None, READ_EVERY)
     started = time.perf_counter()
     state = session.prefill(texts)
     session.fork(request.n)

@@ -39,6 +39,10 @@ class Session(ABC):
     def run(self, tokens: Tensor, mask: Any, positions: Tensor) -> State:
         """One pass over the cache; the states of `tokens` [rows, n]."""
 
+    def settle(self) -> None:
+        """What lags behind the cache catches up: before slots move, or are looked at."""
+        return
+
     @property
     def width(self) -> int:
         """How many slots of the cache are decided on."""
@@ -128,6 +132,7 @@ class Session(ABC):
         """Takes the last `counts` [rows] kept tokens back."""
         if self._cached_windows:
             raise OtterError("a windowed KV cache takes no tokens back", hint="use masked windows")
+        self.settle()
         from_end = self.valid.long().flip(1).cumsum(1).flip(1)
         self.valid &= from_end > counts[:, None]
         self.positions = self.positions - counts
@@ -139,6 +144,7 @@ class Session(ABC):
 
     def reorder(self, rows: Tensor) -> None:
         """The rows become `rows`, an index that may repeat some and leave others out."""
+        self.settle()
         self.slots.select(rows)
         self.valid, self.positions = self.valid[rows], self.positions[rows]
         if self._compact():
@@ -150,6 +156,7 @@ class Session(ABC):
         self.reorder(rows.repeat_interleave(copies))
 
     def cache_bytes(self) -> int:
+        self.settle()
         return self.slots.bytes()
 
     @property
@@ -170,6 +177,7 @@ class Session(ABC):
         self.tree = self._no_tree
 
     def _decide(self, counts: Tensor, longest: int) -> None:
+        self.settle()
         kept = torch.arange(longest, device=self.device) < counts[:, None]
         self.valid = torch.cat([self.valid, kept], 1)
         self.positions = self.positions + counts

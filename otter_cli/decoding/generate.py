@@ -47,8 +47,8 @@ def generate(
     on_token: OnToken | None = None,
 ) -> list[Generation]:
     """Continues each prompt. `signals` are read at every new token; `on_token(row, token)` sees
-    tokens as they come. Where no choice depends on signals, they are read for `read_every` tokens
-    at once (by default 16; every token where one may stop a text). A guide of strength 0 is plain
+    tokens as they come. Signals of `read_every` passes are read at once (by default 16, and 1 where
+    one may stop a text): the stream waits until it is read. A guide of strength 0 is plain
     decoding, bit for bit. Drafts lose nothing unless `acceptance` is typical; `exact` decides
     near-ties of one greedy prompt by steps of one token, so that the text is plain decoding's
     whatever the steps round to.
@@ -67,17 +67,13 @@ def generate(
     plain = drafter is None and not steering
     parts = [drafter, *steering, gate if steering else None, stops]
     stream = bool(signals) or any(part.needs_stream for part in parts if part is not None)
-    session = DecodingSession(
-        model,
-        stream=stream,
-        windows="cached" if plain else "masked",
-        read_every=read_every_of(model, read_every, stops) if plain and stream else 1,
-    )
+    session = DecodingSession(model, stream=stream, windows="cached" if plain else "masked")
     check_guidance(session, len(texts), guides, gate, stops)
     chooser = Steered(steering, gate, session, len(texts)) if steering else Plain()
     drafting = None if drafter is None else drafter.start(session)
     sampler = Sampler(sampling, texts, session.device)
-    rows = Rows(session, texts, sampling, list(signals), stops, on_token)
+    every = read_every_of(read_every, stops)
+    rows = Rows(session, texts, sampling, list(signals), stops, on_token, every)
     started = time.perf_counter()
     chooser.prefill(texts)
     if drafting is not None:
@@ -109,7 +105,6 @@ def one_by_one(
         if rows.done and not rows.reads:
             return state
         state = rows.session.step(tokens) if fed is None else fed
-        readable = rows.session.readable(state, last=rows.done or limit == 0)
-        if readable is not None:
-            rows.add_signals(readable)
+        rows.add_signals(state)
+    rows.read_signals()
     return state

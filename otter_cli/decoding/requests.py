@@ -8,12 +8,13 @@ from otter_cli.core.errors import OtterError
 from otter_cli.decoding.gates import Gate
 from otter_cli.decoding.guide import Guide
 from otter_cli.decoding.session import DecodingSession
-from otter_cli.decoding.stops import NO_STOPS, Stops
+from otter_cli.decoding.stops import Stops
 from otter_cli.decoding.types import Sampling
 from otter_cli.decoding.verify_drafts import Acceptance
-from otter_cli.model import OtterForCausalLM, may_defer
+from otter_cli.model import OtterForCausalLM
 
-# Small enough to hold what the streams read of so many tokens, and for who watches a text.
+# Few enough for who watches a text, and so many that what the stream costs beside its products is
+# little.
 READ_EVERY = 16
 
 
@@ -54,11 +55,8 @@ def check_exact(
         )
 
 
-def read_every_of(model: OtterForCausalLM, asked: int | None, stops: Stops = NO_STOPS) -> int:
-    """For how many tokens signals are read at once where nothing is chosen by them. Raises
-    OtterError for less than one."""
+def read_every_of(asked: int | None, stops: Stops) -> int:
+    """Of how many passes signals are read at once. Raises OtterError for less than one."""
     if asked is not None and asked < 1:
         raise OtterError(f"signals of every {asked} tokens", hint="1, or more of them at once")
-    if not may_defer(model):
-        return 1
     return asked or (1 if stops.signals else READ_EVERY)

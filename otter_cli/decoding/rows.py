@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 
 import torch
@@ -12,7 +12,7 @@ from otter_cli.decoding.choosing import Chooser
 from otter_cli.decoding.drafts import Drafting
 from otter_cli.decoding.scores import signal_scores
 from otter_cli.decoding.session import DecodingSession
-from otter_cli.decoding.state import State
+from otter_cli.decoding.state import State, joined
 from otter_cli.decoding.stops import Stops
 from otter_cli.decoding.types import Counters, Generation, Sampling
 
@@ -28,6 +28,7 @@ class Rows:
         signals: list[str],
         stops: Stops,
         on_token: Callable[[int, int], None] | None,
+        read_every: int,
     ) -> None:
         self.session, self.prompts, self.sampling = session, prompts, sampling
         self.signals, self.stops, self.on_token = signals, stops, on_token
@@ -37,7 +38,8 @@ class Rows:
         ]
         self.open = [sampling.max_new_tokens > 0] * len(prompts)
         self.taken = [0] * len(prompts)  # of the last pass, by row
-        self.unread = [0] * len(prompts)  # taken since signals were last read
+        self.read_every = read_every
+        self._unread: list[tuple[State, list[int]]] = []  # of passes, with what rows took of each
         self.told = [0] * len(prompts)
         self.seconds = self.prefill_seconds = 0.0
         self.rescoring_passes = 0
@@ -100,7 +102,6 @@ class Rows:
         generation.tokens.append(token)
         generation.logprobs.append(logprob)
         self.taken[row] += 1
-        self.unread[row] += 1
         if token in self.eos:
             generation.finish, self.open[row] = "eos", False
         elif found := self.stops.found(generation.tokens):
@@ -110,21 +111,44 @@ class Rows:
             self.open[row] = False
 
     def add_signals(self, states: State) -> None:
-        """Signals at the positions taken since they were last read, of states [rows, n, ...]."""
+        """Signals at the positions that the last `add` took, of states [rows, n, ...], once there
+        are enough of them."""
+        if self.reads:
+            self._unread.append((states, list(self.taken)))
+            if len(self._unread) == self.read_every or self.done:
+                self.read_signals()
+
+    def read_signals(self) -> None:
+        """Signals at all positions taken since they were last read."""
+        passes, self._unread = self._unread, []
+        if not passes:
+            return
+        states, places = joined([states for states, _ in passes]), self._places(passes)
         for name in self.signals:
             scores = signal_scores(self.session, name, states).tolist()
-            for row, generation in enumerate(self.rows):
-                for score in scores[row][: self.unread[row]]:
-                    generation.signals[name].append(score[0] if len(score) == 1 else score)
+            for generation, mine, at in zip(self.rows, scores, places, strict=True):
+                found = [mine[place] for place in at]
+                generation.signals[name] += [one[0] if len(one) == 1 else one for one in found]
         for bound in self.stops.signals:
             crossed = bound.crossed(self.session, states).tolist()
-            for row, flags in enumerate(crossed):
-                if True in flags[: self.unread[row]]:
-                    self._reject(row, self.unread[row] - 1 - flags.index(True), str(bound))
-        self.unread = [0] * len(self.rows)
+            for row, (mine, at) in enumerate(zip(crossed, places, strict=True)):
+                flags = [mine[place] for place in at]
+                if True in flags:
+                    self._reject(row, len(flags) - 1 - flags.index(True), str(bound))
+                    del at[flags.index(True) + 1 :]
         # What a signal may still take back is told only now.
         if self.stops.signals:
             self._tell()
+
+    def _places(self, passes: Sequence[tuple[State, list[int]]]) -> list[list[int]]:
+        """By row, which of the positions of all passes it took."""
+        places: list[list[int]] = [[] for _ in self.rows]
+        start = 0
+        for states, taken in passes:
+            for row, count in enumerate(taken):
+                places[row] += range(start, start + count)
+            start += states.base.shape[1]
+        return places
 
     def _tell(self) -> None:
         """Passes on the tokens that stay and were not passed on yet."""
@@ -141,7 +165,6 @@ class Rows:
         for scores in generation.signals.values():
             del scores[count:]
         self.taken[row] = max(0, self.taken[row] - after)
-        self.unread[row] -= after
         self.open[row] = False
         generation.finish = "rejected"
         generation.message = f"{bound} at token {count}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 from otter_cli.decoding.cached_steps import Session
 from otter_cli.decoding.slots import full_cache
 from otter_cli.decoding.state import State
-from otter_cli.model import Deferred, OtterForCausalLM
+from otter_cli.model import Deferred, OtterForCausalLM, may_defer
 from otter_cli.model.masks import windows_of
 
 
@@ -20,8 +21,8 @@ class DecodingSession(Session):
 
     `windows`: a windowed base's layers keep their window alone, as transformers does, or all, and
     masks cut the window out: what steps of many tokens need. `length` preallocates that many slots.
-    `read_every`: above 1, steps of one token are all that follows the prefill, and the streams run
-    once for so many of them.
+    The streams run when the states of a step are looked at, over all steps of one token since then
+    (where the graft allows it: `may_defer`).
     """
 
     def __init__(
@@ -31,15 +32,13 @@ class DecodingSession(Session):
         stream: bool = True,
         windows: Literal["cached", "masked"] = "masked",
         length: int | None = None,
-        read_every: int = 1,
     ) -> None:
         kept = windows == "cached" and length is None and any(windows_of(model.config))
         cache = model.new_cache() if kept else full_cache(model.config, length=length)
         super().__init__(cache, model.base)
         self.model, self.stream = model, stream
         self.decoder = model.base.get_submodule(model.shape.family.decoder)
-        self.read_every = read_every
-        self.deferred = Deferred(model) if read_every > 1 else None
+        self.deferred = Deferred(model) if stream and may_defer(model) else None
 
     def run(self, tokens: Tensor, mask: Any, positions: Tensor) -> State:
         arguments = {
@@ -51,19 +50,15 @@ class DecodingSession(Session):
         }
         if not self.stream:
             return State(self.decoder(input_ids=tokens, **arguments).last_hidden_state, {})
-        if self.deferred is not None and self.passes > 1:
-            return State(self.deferred.forward(tokens, **arguments), {})
+        if self.deferred is not None and tokens.shape[1] == 1 and self.passes > 1:
+            return State(*self.deferred.forward(tokens, **arguments))
+        self.settle()
         out = self.model(tokens, signals=(), logits=False, **arguments)
         return State(out.base_state, out.inserted_state)
 
-    def readable(self, state: State, *, last: bool) -> State | None:
-        """Whose signals may be read after a step: its own states, or those of all steps that have
-        waited, [rows, steps, ...]; None while they wait for more, unless it is the `last`."""
-        if self.deferred is None:
-            return state
-        if len(self.deferred.waiting) < self.read_every and not last:
-            return None
-        return State(*self.deferred.read())
+    def settle(self) -> None:
+        if self.deferred is not None:
+            self.deferred.catch_up()
 
     def logits(self, state: State) -> Tensor:
         """The base's logits of the given positions, [rows, n, vocab]."""
@@ -77,7 +72,7 @@ class DecodingSession(Session):
             return self.model.read_signal(signal, state.base, state.inserted, tokens)
 
     def follow(
-        self, signal: str, states: Tensor, inserted: dict[str, Tensor], tokens: Tensor
+        self, signal: str, states: Tensor, inserted: Mapping[str, Tensor], tokens: Tensor
     ) -> Tensor:
         """States [rows, n, d] of a future signal's cell after `tokens` [rows, n], one each."""
         with torch.no_grad():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor
 
 @dataclass
 class State:
-    """Final states of positions: the base's [rows, n, d], the insertions' [rows, n, D]."""
+    """Final states of positions: the base's [rows, n, d], the insertions' [rows, n, D], which may
+    be made only when they are looked at."""
 
     base: Tensor
-    inserted: dict[str, Tensor]
+    inserted: Mapping[str, Tensor]
 
     def at(self, index: Tensor) -> State:
         """One position a row, `index` [rows]: states [rows, 1, ...]."""
@@ -42,8 +43,14 @@ class State:
 
     def then(self, other: State) -> State:
         """The positions of this state, then the other's."""
-        inserted = {n: torch.cat([v, other.inserted[n]], 1) for n, v in self.inserted.items()}
-        return State(torch.cat([self.base, other.base], 1), inserted)
+        return joined([self, other])
 
     def _each(self, select: Callable[[Tensor], Tensor]) -> State:
         return State(select(self.base), {name: select(v) for name, v in self.inserted.items()})
+
+
+def joined(states: Sequence[State]) -> State:
+    """The positions of all, one after the other."""
+    names = states[0].inserted
+    inserted = {name: torch.cat([state.inserted[name] for state in states], 1) for name in names}
+    return State(torch.cat([state.base for state in states], 1), inserted)

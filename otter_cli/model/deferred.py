@@ -3,7 +3,7 @@ go by before the stream runs over all of them, as over one forward of so many to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,9 @@ from otter_cli.model.record import Pending, Record
 if TYPE_CHECKING:
     from otter_cli.model.otter import OtterForCausalLM
 
+# What waits holds a few numbers a layer for each unit of the base's width.
+_MOST = 64
+
 
 def may_defer(model: OtterForCausalLM) -> bool:
     """Not where a stream reads h itself, which the base changes; nor where attention takes no mask
@@ -28,8 +31,8 @@ def may_defer(model: OtterForCausalLM) -> bool:
 
 
 class Deferred:
-    """Forwards that the streams have not read. Until they have, the KV cache may grow by these, and
-    nothing else may be done to it. Raises OtterError where `may_defer` is false."""
+    """Forwards whose streams have not run. Before the KV cache is changed by anything but further
+    ones, `catch_up`. Raises OtterError where `may_defer` is false."""
 
     def __init__(self, model: OtterForCausalLM) -> None:
         if not may_defer(model):
@@ -39,31 +42,67 @@ class Deferred:
             )
         self.model = model
         self.decoder = model.base.get_submodule(model.shape.family.decoder)
-        self.waiting: list[Record] = []
+        self._waiting: list[tuple[Record, Later]] = []
 
-    def forward(self, tokens: Tensor, **arguments: Any) -> Tensor:
-        """y [batch, 1, d] of `tokens` [batch, 1]; `arguments`, a cache among them, are the
-        base's."""
+    def forward(self, tokens: Tensor, **arguments: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """y [batch, 1, d] of `tokens` [batch, 1], and v [batch, 1, D] of every insertion, for which
+        the streams run when it is looked into. `arguments`, a cache among them, are the base's."""
         with self.model.taps.recording(grad=False, deferred=True) as record, torch.no_grad():
             y: Tensor = self.decoder(input_ids=tokens, **arguments).last_hidden_state
-        for earlier in self.waiting[-1:]:
+        for earlier, _ in self._waiting[-1:]:
             _let_go(earlier)
-        self.waiting.append(record)
-        return y
+        later = Later(self)
+        self._waiting.append((record, later))
+        if len(self._waiting) == _MOST:
+            self.catch_up()
+        return y, later
 
-    def read(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """y [batch, forwards, d] and v [batch, forwards, D] of all since the last reading."""
-        records, self.waiting = self.waiting, []
-        states = [record.base_state for record in records if record.base_state is not None]
+    def catch_up(self) -> None:
+        """Runs the streams over all forwards that wait, as over one; over a single one as ever."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
         with torch.no_grad():
-            whole = Record(self.model.taps, grad=False, base_state=torch.cat(states, 1))
-            for name in records[0].computed:
-                whole.computed[name] = torch.cat([record.computed[name] for record in records], 1)
-            join, layers = _Joined(len(states[0])), zip(*(r.pending for r in records), strict=True)
-            whole.pending = [join.layer(layer) for layer in layers]
-            self.model.taps.end(whole)
-            assert whole.base_state is not None
-            return whole.base_state, whole.inserted_state
+            record = (
+                waiting[0][0] if len(waiting) == 1 else self._joined([one for one, _ in waiting])
+            )
+            self.model.taps.end(record)
+        for number, (_, later) in enumerate(waiting):
+            here = slice(number, number + 1)
+            later.made = {name: v[:, here] for name, v in record.inserted_state.items()}
+
+    def _joined(self, records: Sequence[Record]) -> Record:
+        whole, first = Record(self.model.taps, grad=False), records[0]
+        for name in first.computed:
+            whole.computed[name] = torch.cat([record.computed[name] for record in records], 1)
+        assert first.base_state is not None
+        join = _Joined(len(first.base_state))
+        layers = zip(*(record.pending for record in records), strict=True)
+        whole.pending = [join.layer(layer) for layer in layers]
+        return whole
+
+
+class Later(Mapping[str, Tensor]):
+    """States by insertion, made when somebody looks."""
+
+    def __init__(self, deferred: Deferred) -> None:
+        self._deferred = deferred
+        self.made: dict[str, Tensor] | None = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._states()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._states())
+
+    def __len__(self) -> int:
+        return len(self._states())
+
+    def _states(self) -> dict[str, Tensor]:
+        if self.made is None:
+            self._deferred.catch_up()
+        assert self.made is not None
+        return self.made
 
 
 def _let_go(record: Record) -> None:

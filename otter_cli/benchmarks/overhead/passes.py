@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -47,19 +47,25 @@ def grafted(model: OtterForCausalLM) -> Contestant:
 
 
 def grafted_later(model: OtterForCausalLM, every: int) -> Contestant:
-    """The same, whose single tokens are read together, `every` of them in one of so many runs."""
+    """The same, whose single tokens are read together, `every` of them at once."""
+    import torch
+
     from otter_cli.model import Deferred
 
     at_once, deferred = grafted(model), Deferred(model)
+    waiting: list[tuple[Tensor, Mapping[str, Tensor]]] = []
 
     def run(tokens: Tensor, cache: Cache) -> Tensor:
         if tokens.shape[1] > 1:
             return at_once.run(tokens, cache)
-        logits = model.lm_head(deferred.forward(tokens, past_key_values=cache, use_cache=True))
-        if len(deferred.waiting) == every:
-            states = deferred.read()
+        waiting.append(deferred.forward(tokens, past_key_values=cache, use_cache=True))
+        logits = model.lm_head(waiting[-1][0])
+        if len(waiting) == every:
+            y, v = zip(*waiting, strict=True)
+            inserted = {name: torch.cat([one[name] for one in v], 1) for name in v[0]}
             for name in model.signal_configs:
-                model.read_signal(name, *states)
+                model.read_signal(name, torch.cat(y, 1), inserted)
+            waiting.clear()
         return logits
 
     return Contestant(run, model.new_cache)

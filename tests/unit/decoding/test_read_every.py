@@ -8,7 +8,17 @@ import pytest
 import torch
 
 from otter_cli.core.errors import OtterError
-from otter_cli.decoding import BestOf, Sampling, SignalBound, Stops, best_of, generate
+from otter_cli.decoding import (
+    BestOf,
+    Gate,
+    Sampling,
+    SignalBound,
+    SignalGuide,
+    Stops,
+    VocabularyGuide,
+    best_of,
+    generate,
+)
 from otter_cli.model import OtterForCausalLM
 from tests.support.grafts import random_graft
 
@@ -19,7 +29,13 @@ DRAWN = Sampling(max_new_tokens=20, temperature=0.9, seed=4)
 @pytest.fixture(scope="module")
 def model(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = random_graft(
-        tiny_llama, tmp_path_factory.mktemp("g") / "g", hidden=8, heads=2, ffn=16, scale=0.2
+        tiny_llama,
+        tmp_path_factory.mktemp("g") / "g",
+        signals=("reward", "toxicity", "action=action-reward"),
+        hidden=8,
+        heads=2,
+        ffn=16,
+        scale=0.2,
     )
     return OtterForCausalLM.from_pretrained(folder, dtype=torch.float64)
 
@@ -91,13 +107,41 @@ def test_best_of_n_is_judged_as_when_each_token_is_read(
         later = best_of(model, PROMPTS, sampling, BestOf(3, signal="reward", block=block))
         with monkeypatch.context() as patch:
             module = import_module("otter_cli.decoding.best_of")
-            patch.setattr(module, "read_every_of", lambda *_: 1)
+            patch.setattr(module, "READ_EVERY", 1)
             each = best_of(model, PROMPTS, sampling, BestOf(3, signal="reward", block=block))
         assert [row.tokens for row in later] == [row.tokens for row in each]
         for one, other in zip(each, later, strict=True):
             torch.testing.assert_close(
                 torch.tensor(other.signals["reward"]), torch.tensor(one.signals["reward"])
             )
+
+
+@pytest.mark.parametrize(
+    "guide", [SignalGuide("reward", 4.0, 4), VocabularyGuide("action", 4.0, 4)], ids=["V", "Q"]
+)
+def test_streams_that_sleep_while_a_gate_is_closed_guide_as_those_that_do_not(
+    model: Any, monkeypatch: pytest.MonkeyPatch, guide: Any
+) -> None:
+    sampling = Sampling(24, ignore_eos=True)
+    plain = generate(model, PROMPTS[:1], sampling)
+    # Open at about half of the tokens.
+    gate = Gate(top_probability=float(torch.tensor(plain[0].logprobs).exp().median()))
+    asked: dict[str, Any] = {"guide": guide, "gate": gate, "signals": ["reward"]}
+    runs: list[int] = []
+    end = model.taps.end
+
+    def counted(record: Any) -> None:
+        runs.append(len(record.computed))
+        end(record)
+
+    monkeypatch.setattr(model.taps, "end", counted)
+    lazy, asleep = generate(model, PROMPTS[:1], sampling, **asked), len(runs)
+    monkeypatch.setattr("otter_cli.decoding.session.may_defer", lambda _: False)
+    each, awake = generate(model, PROMPTS[:1], sampling, **asked), len(runs) - asleep
+    assert asleep < awake and lazy[0].tokens == each[0].tokens != plain[0].tokens
+    torch.testing.assert_close(
+        torch.tensor(lazy[0].signals["reward"]), torch.tensor(each[0].signals["reward"])
+    )
 
 
 def test_none_at_a_time_is_refused(model: Any) -> None:

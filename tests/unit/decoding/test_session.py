@@ -85,6 +85,7 @@ def test_after_a_choice_the_cache_is_as_if_only_the_winner_had_been_fed(folder: 
     branched.branch(candidates)
     branched.choose(winners)
     plain.step(candidates.gather(1, winners[:, None])[:, 0])
+    plain.settle()
     assert torch.equal(branched.valid, plain.valid)
     assert torch.equal(branched.positions, plain.positions)
     for ours, theirs, before in zip(
