@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 
 import torch
@@ -12,9 +12,10 @@ from otter_cli.decoding.choosing import Chooser
 from otter_cli.decoding.drafts import Drafting
 from otter_cli.decoding.scores import signal_scores
 from otter_cli.decoding.session import DecodingSession
-from otter_cli.decoding.state import State, joined
+from otter_cli.decoding.state import State
 from otter_cli.decoding.stops import Stops
 from otter_cli.decoding.types import Counters, Generation, Sampling
+from otter_cli.decoding.unread import Unread
 
 
 class Rows:
@@ -39,7 +40,7 @@ class Rows:
         self.open = [sampling.max_new_tokens > 0] * len(prompts)
         self.taken = [0] * len(prompts)  # of the last pass, by row
         self.read_every = read_every
-        self._unread: list[tuple[State, list[int]]] = []  # of passes, with what rows took of each
+        self.unread = Unread()
         self.told = [0] * len(prompts)
         self.seconds = self.prefill_seconds = 0.0
         self.rescoring_passes = 0
@@ -114,16 +115,15 @@ class Rows:
         """Signals at the positions that the last `add` took, of states [rows, n, ...], once there
         are enough of them."""
         if self.reads:
-            self._unread.append((states, list(self.taken)))
-            if len(self._unread) == self.read_every or self.done:
+            self.unread.add(states, self.taken)
+            if len(self.unread) == self.read_every or self.done:
                 self.read_signals()
 
     def read_signals(self) -> None:
         """Signals at all positions taken since they were last read."""
-        passes, self._unread = self._unread, []
-        if not passes:
+        if not self.unread:
             return
-        states, places = joined([states for states, _ in passes]), self._places(passes)
+        states, places = self.unread.take()
         for name in self.signals:
             scores = signal_scores(self.session, name, states).tolist()
             for generation, mine, at in zip(self.rows, scores, places, strict=True):
@@ -139,16 +139,6 @@ class Rows:
         # What a signal may still take back is told only now.
         if self.stops.signals:
             self._tell()
-
-    def _places(self, passes: Sequence[tuple[State, list[int]]]) -> list[list[int]]:
-        """By row, which of the positions of all passes it took."""
-        places: list[list[int]] = [[] for _ in self.rows]
-        start = 0
-        for states, taken in passes:
-            for row, count in enumerate(taken):
-                places[row] += range(start, start + count)
-            start += states.base.shape[1]
-        return places
 
     def _tell(self) -> None:
         """Passes on the tokens that stay and were not passed on yet."""
