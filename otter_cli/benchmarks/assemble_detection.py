@@ -32,7 +32,9 @@ def detection(
     classifier: Path | None = None,
     device: str = "cpu",
 ) -> Detection:
-    """The graft's signal beside other grafts' (task heads, probes) and a separate classifier."""
+    """The graft's signal beside other grafts' (task heads), probes and a separate classifier."""
+    from otter_cli.training.probe import PROBE
+
     graft = load_graft(folder, signal, device=device)
     prompts, record = encode_streams(
         texts.streams, texts.file, graft.tokenizer,
@@ -43,6 +45,9 @@ def detection(
         INSERTION: detectors.by_signal("insertion", graft, signal),
     }
     for name, path in (monitors or {}).items():
+        if (path / PROBE).is_file():
+            compared[name] = detectors.by_probe(name, graft, path, signal)
+            continue
         other = load_graft(path, signal, device=device)
         require_same_base(graft, other, path)
         compared[name] = detectors.by_signal(name, other, signal)

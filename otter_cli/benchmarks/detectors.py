@@ -5,11 +5,13 @@ resumes, is timed and is compared as any other.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otter_cli.benchmarks.benchmark import Method
-from otter_cli.benchmarks.models import Grafted, bytes_of
+from otter_cli.benchmarks.models import Grafted, bytes_of, model_record
 from otter_cli.benchmarks.settings import MethodRecord, ModelRecord
+from otter_cli.core.errors import OtterError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +46,27 @@ def by_signal(label: str, graft: Grafted, signal: str) -> Method:
     return _detector(label, [graft.record], steering, graft.bytes, read, graft.model)
 
 
+def by_probe(label: str, graft: Grafted, folder: Path, signal: str) -> Method:
+    """A probe on the base that the graft has: its pass, and a readout of all layers. Raises
+    OtterError for one of another base's shape, or of another signal."""
+    from otter_cli.training.probe import load_probe
+
+    probe, of = load_probe(folder, graft.model.base, graft.model.shape)
+    if of.name != signal or of.kind != "classes":
+        raise OtterError(
+            f"{folder} was trained for {of.name!r}, of kind {of.kind}",
+            hint=f"train one of {signal!r}: otter train OUT --recipe R --baseline probe --to DIR",
+        )
+
+    def read(tokens: "Tensor") -> "Tensor":
+        return probe(tokens, tokens.new_ones(tokens.shape))[0, :, 0].sigmoid()
+
+    steering = {"detector": "probe", "reads": probe.reads}
+    held = graft.base_bytes + bytes_of(probe.weights.values())
+    models = [graft.record, model_record(folder, "probe")]
+    return _detector(label, models, steering, held, read, graft.model)
+
+
 def by_classifier(label: str, graft: Grafted, classifier: Any, record: ModelRecord) -> Method:
     """A separate classifier of every prefix: a second model, in one more pass over the text."""
 
@@ -53,15 +76,16 @@ def by_classifier(label: str, graft: Grafted, classifier: Any, record: ModelReco
 
     held = graft.base_bytes + bytes_of(classifier.parameters())
     steering = {"detector": "classifier"}
-    return _detector(label, [graft.record, record], steering, held, read, classifier)
+    models = [graft.record, record]
+    return _detector(label, models, steering, held, read, classifier, separate=True)
 
 
 def _detector(
     label: str, models: list[ModelRecord], steering: dict[str, Any], weights: int, read: Read,
-    on: Any,
+    on: Any, *, separate: bool = False,
 ) -> Method:  # fmt: skip
     def call(texts: list[list[int]], sampling: "Sampling") -> "list[Generation]":
-        return [_read(read, text, len(models) > 1, on.device) for text in texts]
+        return [_read(read, text, separate, on.device) for text in texts]
 
     return Method(label, MethodRecord(label=label, models=models, steering=steering), call, weights)
 

@@ -15,7 +15,7 @@ from otter_cli.insertion.manifest import Manifest
 if TYPE_CHECKING:
     from otter_cli.model import OtterForCausalLM
 
-Role = Literal["reward-model", "language-model", "encoder"]
+Role = Literal["reward-model", "language-model", "encoder", "probe"]
 _DECIDES = (".safetensors", ".json", ".model", ".txt")
 
 

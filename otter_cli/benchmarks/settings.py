@@ -28,7 +28,7 @@ class ModelRecord(_Part):
     """A folder that took part: its name is for people, its digests decide."""
 
     name: str
-    kind: Literal["otter", "reward-model", "language-model", "encoder"]
+    kind: Literal["otter", "reward-model", "language-model", "encoder", "probe"]
     base: str | None = None
     weights: str
 

@@ -36,7 +36,7 @@ def detection(
     signal: Signal = "toxicity",
     monitor: Annotated[
         list[str] | None,
-        option("--monitor", "NAME=FOLDER, another graft: a task head, a probe; again", "Methods"),
+        option("--monitor", "NAME=FOLDER, a task head, a probe, another graft; again", "Methods"),
     ] = None,
     classifier: Annotated[
         Path | None, option("--classifier", "`otter train --baseline separate`", "Methods")

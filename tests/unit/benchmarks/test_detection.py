@@ -7,14 +7,18 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from otter_cli.benchmarks import detectors
 from otter_cli.benchmarks.assemble_detection import Texts, detection
 from otter_cli.benchmarks.detection import Detection, streams
 from otter_cli.benchmarks.labelled_texts import of_pairs
+from otter_cli.benchmarks.models import load_graft
 from otter_cli.benchmarks.run import run
 from otter_cli.benchmarks.stored import read_run
 from otter_cli.core.errors import OtterError
 from otter_cli.data.preference import Pair
 from otter_cli.decoding import Generation
+from otter_cli.model import OtterForCausalLM
+from otter_cli.training.probe import PROBE, write_probe
 from tests.support.contestants import write_reward_model
 from tests.support.grafts import random_graft
 
@@ -63,6 +67,44 @@ def test_every_monitor_scores_every_token_as_its_model_does(folders, tmp_path: P
         assert figures["on_time"].mean <= figures["detected"].mean
     assert "auroc" not in finished.result.methods["plain"].metrics
     assert len(finished.result.findings) == 3
+
+
+def test_a_probe_that_was_trained_is_a_monitor(folders, tmp_path: Path) -> None:
+    """Its score of a text is the gated mean over that text's tokens, here in float64 by hand."""
+    graft = OtterForCausalLM.from_pretrained(folders["graft"])
+    random = torch.Generator().manual_seed(0)
+    width = graft.shape.layers * graft.shape.hidden
+    weights = {
+        name: 0.3 * torch.randn(form, generator=random)
+        for name, form in {"weight": (1, width), "bias": (1,), "gate": (1, width),
+                           "gate_bias": (1,)}.items()
+    }  # fmt: skip
+    signal = graft.signal_configs["toxicity"]
+    told = {"reads": "states", "signal": signal.model_dump_json()}
+    write_probe(tmp_path / "probe" / PROBE, weights, told, {})
+    texts = Texts(Path("pairs.jsonl"), of_pairs(PAIRS))
+    asked = {"monitors": {"probe": tmp_path / "probe"}}
+    finished = run(detection(folders["graft"], texts, "toxicity", **asked), tmp_path / "run")
+    drawn = read_run(finished.folder).drawn
+    prompt, found = drawn.prompts[0], streams(drawn.rows["probe"], drawn).scores[0]
+    with torch.no_grad():
+        layers = graft.base(torch.tensor([prompt.tokens]), output_hidden_states=True).hidden_states
+    # The stock class gives the last state normed; all that is before it is what layers add up to.
+    last: list[torch.Tensor] = []
+    hook = graft.base.model.layers[-1].register_forward_hook(lambda m, i, o: last.append(o))
+    with torch.no_grad():
+        graft.base(torch.tensor([prompt.tokens]))
+    hook.remove()
+    states = [one[0].double() for one in (*layers[1:-1], last[0])]
+    features = torch.cat([one / one.square().mean(-1, True).add(1e-6).sqrt() for one in states], -1)
+    scores = features @ weights["weight"][0].double() + weights["bias"].double()
+    gates = (features @ weights["gate"][0].double() + weights["gate_bias"].double()).sigmoid()
+    for n in range(1, len(found) + 1):
+        mean = (gates[:n] * scores[:n]).sum() / gates[:n].sum()
+        assert found[n - 1] == pytest.approx(mean.sigmoid().item(), abs=1e-5)
+    with pytest.raises(OtterError, match="'toxicity'.*kind classes"):
+        detectors.by_probe("probe", load_graft(folders["graft"], "toxicity", device="cpu"),
+                           tmp_path / "probe", "reward")  # fmt: skip
 
 
 def test_a_monitor_that_loses_a_token_stops_the_run(folders, tmp_path: Path) -> None:
