@@ -26,7 +26,7 @@ Read = Callable[["Tensor"], "Tensor"]
 
 def base_alone(graft: Grafted) -> Method:
     """The base reads, and nobody watches: what the others' time is held against."""
-    decoder = graft.model.base.get_submodule(graft.model.shape.family.decoder)
+    decoder = _decoder(graft)
 
     def read(tokens: "Tensor") -> "Tensor":
         decoder(input_ids=tokens)
@@ -68,9 +68,12 @@ def by_probe(label: str, graft: Grafted, folder: Path, signal: str) -> Method:
 
 
 def by_classifier(label: str, graft: Grafted, classifier: Any, record: ModelRecord) -> Method:
-    """A separate classifier of every prefix: a second model, in one more pass over the text."""
+    """A separate classifier of every prefix: a second model, in one more pass over the text beside
+    the base's, which whoever writes the text needs too."""
+    decoder = _decoder(graft)
 
     def read(tokens: "Tensor") -> "Tensor":
+        decoder(input_ids=tokens)
         state = classifier.base_model(input_ids=tokens, use_cache=False).last_hidden_state
         return classifier.score(state)[0, :, 0].sigmoid()
 
@@ -78,6 +81,10 @@ def by_classifier(label: str, graft: Grafted, classifier: Any, record: ModelReco
     steering = {"detector": "classifier"}
     models = [graft.record, record]
     return _detector(label, models, steering, held, read, classifier, separate=True)
+
+
+def _decoder(graft: Grafted) -> Any:
+    return graft.model.base.get_submodule(graft.model.shape.family.decoder)
 
 
 def _detector(
@@ -97,7 +104,5 @@ def _read(read: Read, text: list[int], separate: bool, device: Any) -> "Generati
 
     with torch.inference_mode():
         scores = read(torch.tensor([text], device=device)).tolist()
-    passes = Counters(
-        base_passes=int(not separate), external_passes=int(separate), tokens_fed=len(text)
-    )
+    passes = Counters(base_passes=1, external_passes=int(separate), tokens_fed=len(text))
     return Generation([], [], {SCORE: scores}, "length", passes)
