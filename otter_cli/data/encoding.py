@@ -47,13 +47,14 @@ class Encoder:
     """How texts become tokens: BOS as the tokenizer does it, EOS on request, cut to `max_length`.
 
     `keep` says which end of a long text stays: a reward is read off the last token, so "end" is
-    the default. BOS and EOS stay either way.
+    the default. BOS and EOS stay either way. `empty`: whether BOS or EOS alone will do.
     """
 
     tokenizer: Any
     max_length: int
     eos: bool = True
     keep: Literal["end", "start"] = "end"
+    empty: bool = False
 
     def __post_init__(self) -> None:
         if self.eos and self.tokenizer.eos_token_id is None:
@@ -79,7 +80,7 @@ class Encoder:
         ids, cut = [], 0
         for number, (text, tokens) in enumerate(zip(texts, encoded, strict=True), 1):
             head, body = self._parts(tokens)
-            if not body:
+            if not body and not (self.empty and (head or self.eos)):
                 raise OtterError(
                     f"{what} {number} has no tokens: {text[:40]!r}",
                     hint="the tokenizer knows none of its characters: remove the row",

@@ -47,7 +47,8 @@ def _values(folder: Path, signal: str, eos: bool, device: str) -> Labeller:
     from otter_cli.training.teacher import teacher_values
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    encode = Encoder(tokenizer, _positions(folder), eos=eos)
+    # A continuation may end at once.
+    encode = Encoder(tokenizer, _positions(folder), eos=eos, empty=True)
 
     def label(texts: Sequence[str]) -> list[float]:
         batch = pad(encode(texts).ids, encode.pad_id).to(device)

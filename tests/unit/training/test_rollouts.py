@@ -234,7 +234,7 @@ def test_a_graft_labels_texts_as_it_scores_them(tiny_llama: Path, tmp_path: Path
     label = load_labeller(folder, None, eos=True, device="cpu")
     model = OtterForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    texts = ["abc", "hello you"]
+    texts = ["abc", "hello you", ""]  # a continuation may end at once
     for text, found in zip(texts, label(texts), strict=True):
         ids = [*tokenizer(text).input_ids, tokenizer.eos_token_id]
         with torch.no_grad():
