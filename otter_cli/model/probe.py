@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -21,17 +21,13 @@ class GatedProbe:
     `g_s = sigmoid(<w_g, f_s> + b_g)`.
 
     f_s: the states h after each layer (`states`), or what goes into each layer's output products,
-    attention outputs a and FFN activations m (`branches`); each brought to rms 1. Raises OtterError
-    for branches that a family does not hand over.
+    attention outputs a and FFN activations m (`branches`); each brought to rms 1.
     """
 
-    def __init__(
-        self, base: Any, shape: BaseShape, reads: Reads, weights: Mapping[str, Tensor] | Any
-    ) -> None:
-        """`weights`: `weight` [scores, features], `bias` [scores], `gate` [1, features] and
+    def __init__(self, base: Any, shape: BaseShape, reads: Reads, weights: Any) -> None:
+        """`weights` has `weight` [scores, features], `bias` [scores], `gate` [1, features] and
         `gate_bias` [1]."""
         self.base, self.shape, self.reads, self.weights = base, shape, reads, weights
-        features_of(shape, reads)
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The score of every prefix, [rows, tokens, scores]."""

@@ -28,7 +28,7 @@ from otter_cli.decoding import Gate, Generation, Sampling, SignalGuide, generate
 from otter_cli.model import OtterForCausalLM
 
 NEW = 64
-GATES = (0.1, 0.3, 1.0)  # open where the best token is less likely
+GATES = (0.0, 0.1, 0.3, 1.0)  # open where the best token is less likely: never at 0
 
 
 def awake() -> AbstractContextManager[Any]:

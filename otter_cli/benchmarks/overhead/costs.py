@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["decode", "prefill"]
 BASE, GRAFT, SEPARATE = "base", "graft", "separate reward model"
-LATER, READ_EVERY = "graft, read later", 16
+LATER = "graft, read later"
 
 
 @dataclass
@@ -174,6 +174,8 @@ def _step(subject: Subject, settings: Settings, tokens: int = 1) -> Pass:
 
 
 def _every(settings: Settings) -> int:
+    from otter_cli.decoding.requests import READ_EVERY
+
     return min(READ_EVERY, settings.repeats)
 
 
