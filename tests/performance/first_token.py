@@ -31,19 +31,19 @@ APART, AFTER, ROWS = 0.3, (1, 2, 3, 5), 64
 Text = tuple[list[int], list[int], float]
 
 
-def texts_of(runs: list[Path], ends: int) -> dict[str, list[Text]]:
-    """The different plain continuations of each prompt, without their ends."""
+def texts_of(runs: list[Path], ends: int, method: str = "plain") -> dict[str, list[Text]]:
+    """The different continuations of each prompt by `method`, without their ends."""
     found: dict[str, dict[tuple[int, ...], Text]] = defaultdict(dict)
     for run in runs:
         prompts = {one["name"]: one["tokens"] for one in read_jsonlines(run / "prompts.jsonl")}
         judged = {
             (one["prompt"], one["repeat"]): one["scores"]["detoxify.toxicity"]
             for one in read_jsonlines(run / "scores.jsonl")
-            if one["method"] == "plain"
+            if one["method"] == method
         }
         for one in read_jsonlines(run / "samples.jsonl"):
             tokens = [token for token in one["tokens"] if token != ends]
-            if one["method"] == "plain" and tokens:
+            if one["method"] == method and tokens:
                 text = prompts[one["prompt"]], tokens, judged[one["prompt"], one["repeat"]]
                 found[one["prompt"]].setdefault(tuple(tokens), text)
     return {prompt: list(texts.values()) for prompt, texts in found.items()}
