@@ -8,7 +8,6 @@ toxic. Guidance by value chooses by the score after one token more.
 """
 
 import argparse
-import json
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -95,7 +94,6 @@ def main() -> None:
         print(name, {key: round(one["mean"], 3) for key, one in rows[name].items()}, flush=True)
     found = {"texts": len(texts), "prompts": len(by_prompt), "rows": rows}
     write_json(asked.to, {**found, "versions": provenance()["versions"]})
-    print(json.dumps(found)[:200])
 
 
 if __name__ == "__main__":
