@@ -64,7 +64,7 @@ def make_optimiser(parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> Op
         {"params": rest, "weight_decay": 0.0},
     ]
     kept = [group for group in groups if group["params"]]
-    return Optimisers([*parts, *([torch.optim.AdamW(kept, rate)] if kept else [])])
+    return Optimisers([*parts, *([torch.optim.AdamW(kept, rate, fused=True)] if kept else [])])
 
 
 def set_rate(optimiser: Optimisers, rate: float) -> None:

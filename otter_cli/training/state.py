@@ -128,8 +128,9 @@ def unpack(
         if key == "value":
             parameter.detach().copy_(parted(tensor, parameter))
         elif optimiser is not None:
-            # AdamW counts its steps on the CPU, wherever the parameter is.
-            remembered = tensor if key == "step" else parted(tensor, parameter)
+            # A fused AdamW counts its steps where the parameter is.
+            counted = key == "step"
+            remembered = tensor.to(parameter.device) if counted else parted(tensor, parameter)
             optimiser.state[parameter][key] = remembered
 
 

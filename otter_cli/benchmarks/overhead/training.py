@@ -36,7 +36,7 @@ class Trained:
     def __post_init__(self) -> None:
         import torch
 
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=1e-5)
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=1e-5, fused=True)
         # Gradients stay where they are, so that they do not count as activations.
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
