@@ -40,6 +40,7 @@ SCORES = [
     ("attention only", "--hidden 32 --heads 1 --ffn 0", RATE),
     ("the base's keys and values", "--hidden 32 --heads 4 --kv base --ffn 56", RATE),
     ("first values normal", f"{WHOLE} --init normal", RATE),
+    ("first values random", f"{WHOLE} --init random", RATE),
     ("first values zero-output", f"{WHOLE} --init zero-output", RATE),
     ("embedding of zeros", f"{WHOLE} --embedding zeros", RATE),
     ("last half of the layers", "--hidden 32 --heads 1 --ffn 220 --layers last:4", RATE),
@@ -81,8 +82,8 @@ BUDGET = [
 ]
 OPTIMISERS = [
     (f"{name}, {rate}", WHOLE, f"--set optimizer={name.lower()} --set learning_rate={rate}")
-    for rate in ("1e-3", "3e-3", "1e-2")
-    for name in ("AdamW", "Muon")
+    for name, rates in (("AdamW", ("1e-3", "3e-3", "1e-2")), ("Muon", ("3e-3", "1e-2", "3e-2")))
+    for rate in rates
 ]
 METHODS = {
     "scores": SCORES,
