@@ -4,13 +4,14 @@ repeat the base's call with its own mask, scale and window."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 
 from otter_cli.model.branch import AttentionCall
-from otter_cli.model.record import ACTIVE
+from otter_cli.model.record import ACTIVE, Record
 
 
 def tap_attention_functions() -> None:
@@ -25,18 +26,26 @@ def tap_attention_functions() -> None:
         if record is None:
             return function
 
-        def tapped(
-            module: nn.Module,
-            query: Tensor,
-            key: Tensor,
-            value: Tensor,
-            mask: Tensor | None,
-            **arguments: Any,
-        ) -> tuple[Tensor, Any]:
-            if record.attention is not None and module in record.taps.attention:
-                record.attention.call = AttentionCall(function, module, key, value, mask, arguments)
-            return function(module, query, key, value, mask, **arguments)
-
-        return tapped
+        return partial(_tapped, record, function)
 
     AttentionInterface.get_interface = get_interface
+
+
+def _tapped(
+    record: Record,
+    function: Callable[..., tuple[Tensor, Any]],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    **arguments: Any,
+) -> tuple[Tensor, Any]:
+    if module in record.taps.attention:
+        record.seen.append((_keep, (function, module, key, value, mask, arguments), None))
+    return function(module, query, key, value, mask, **arguments)
+
+
+def _keep(record: Record, given: tuple[Any, ...], named: None) -> None:
+    assert record.attention is not None
+    record.attention.call = AttentionCall(*given)

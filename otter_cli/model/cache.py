@@ -3,6 +3,7 @@ base's."""
 
 from __future__ import annotations
 
+from torch import Tensor
 from transformers.cache_utils import (
     Cache,
     CacheLayerMixin,
@@ -33,8 +34,20 @@ def own_layer(cache: Cache, at: int, *, depth: int, new_tokens: int) -> None:
         )
 
 
-def _empty_like(layer: CacheLayerMixin) -> CacheLayerMixin:
+def reserve(cache: Cache, at: int, *, depth: int, new: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Keys and values of `own_layer`, [batch, heads, room, head_dim], and how many slots of them
+    there are with those of further tokens, as `new` is shaped: to be written by who asked."""
+    own_layer(cache, at, depth=depth, new_tokens=new.shape[-2])
+    layer = cache.layers[at]
     if isinstance(layer, GrowingLayer):
+        stop = layer.reserve(new)
+        return layer.key_room, layer.value_room, stop
+    keys, values = layer.update(new, new)
+    return keys, values, keys.shape[-2]
+
+
+def _empty_like(layer: CacheLayerMixin) -> CacheLayerMixin:
+    if type(layer) in (DynamicLayer, GrowingLayer):  # theirs, without a copy at every step
         return GrowingLayer()
     if isinstance(layer, StaticSlidingWindowLayer):
         # It remembers the smaller of window and length alone.

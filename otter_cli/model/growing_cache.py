@@ -48,11 +48,23 @@ class GrowingLayer(DynamicLayer):
     ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        start, stop = self._slots[0], self._slots[0] + key_states.shape[2]
-        self.key_room = _written(self.key_room, start, key_states)
-        self.value_room = _written(self.value_room, start, value_states)
+        start, stop = self._slots[0], self.reserve(key_states)
+        keys, values = self.key_room[:, :, :stop], self.value_room[:, :, :stop]
+        keys[:, :, start:], values[:, :, start:] = key_states, value_states
+        return keys, values
+
+    def reserve(self, new: Tensor) -> int:
+        """How many slots there are with those of `new`, which are still to be written."""
+        if not self.is_initialized:
+            self.lazy_initialization(new, new)
+        start = self._slots[0]
+        stop: int = start + new.shape[2]
+        if stop > self.key_room.shape[2]:
+            self.key_room = _more(self.key_room, start, stop)
+        if stop > self.value_room.shape[2]:
+            self.value_room = _more(self.value_room, start, stop)
         self._slots = (stop, stop)
-        return self.key_room[:, :, :stop], self.value_room[:, :, :stop]
+        return stop
 
     def truncate(self, slots: int) -> None:
         self._slots = (slots, slots)
@@ -61,13 +73,9 @@ class GrowingLayer(DynamicLayer):
         return self._slots[0]
 
 
-def _written(room: Tensor, start: int, new: Tensor) -> Tensor:
-    """`new` behind the first `start` slots: of `room`, or of a larger one if it does not fit."""
-    rows, heads, count, width = new.shape
-    wanted = start + count
-    if wanted > room.shape[2]:
-        larger = new.new_empty(rows, heads, wanted + max(_LEAST, wanted // _SHARE), width)
-        larger[:, :, :start] = room[:, :, :start]
-        room = larger
-    room[:, :, start:wanted] = new
-    return room
+def _more(room: Tensor, start: int, stop: int) -> Tensor:
+    """Room for `stop` slots and more; its first `start` are those of `room`."""
+    rows, heads, _, width = room.shape
+    larger = room.new_empty(rows, heads, stop + max(_LEAST, stop // _SHARE), width)
+    larger[:, :, :start] = room[:, :, :start]
+    return larger

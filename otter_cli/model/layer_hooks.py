@@ -3,7 +3,7 @@ stream's own step when the layer is through."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from otter_cli.families import Attention, FeedForward
 from otter_cli.model.branch import AttentionTap, BranchTap
 from otter_cli.model.cache import own_layer
 from otter_cli.model.joint import OfBase
-from otter_cli.model.record import Record, hook
+from otter_cli.model.record import Record, Tapped
 from otter_cli.model.rotary import rotary_function
 
 if TYPE_CHECKING:
@@ -49,23 +49,21 @@ class LayerHooks:
     def _install(
         self, block: Attention | FeedForward, module: nn.Module, enter: Any, kind: str
     ) -> None:
-        part, on = self.layer.get_submodule, partial(hook, self.taps)
+        part, tap = self.layer.get_submodule, partial(Tapped, self.taps)
         if block.norm and self.reads_residual:
-            part(block.norm).register_forward_pre_hook(on(keep_residual))
-        module.register_forward_pre_hook(on(enter), with_kwargs=True)
+            tap(part(block.norm), keep_residual)
+        tap(module, enter)
         last = kind == "ffn"
-        read = on(partial(self._read, kind, last and not block.post_norm))
+        ends = last and not block.post_norm
+        read = partial(self._read, kind, ends)
         if block.tap == "input":
-            part(block.end).register_forward_pre_hook(read)
+            tap(part(block.end), read, last=ends)
         else:
-            module.register_forward_hook(read)
+            tap(module, read, last=ends, after=True)
         if block.post_norm:
-            read = on(partial(self._read_branch, kind, last))
-            part(block.post_norm).register_forward_pre_hook(read)
+            tap(part(block.post_norm), partial(self._read_branch, kind, last), last=last)
 
-    def _enter_attention(
-        self, record: Record, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
-    ) -> None:
+    def _enter_attention(self, record: Record, inputs: tuple[Any, ...], named: Any) -> None:
         if self.index == self.taps.first:
             self.taps.require_streams(record)
         normed = named["hidden_states"] if "hidden_states" in named else inputs[0]
@@ -75,9 +73,7 @@ class LayerHooks:
             named=named,
         )
 
-    def _enter_ffn(
-        self, record: Record, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
-    ) -> None:
+    def _enter_ffn(self, record: Record, inputs: tuple[Any, ...], named: Any) -> None:
         record.ffn = BranchTap(inputs[0], self._residual(record, self.taps.family.ffn, inputs[0]))
 
     def _residual(
@@ -86,26 +82,17 @@ class LayerHooks:
         """h where the branch begins; what it reads, where the base has no norm before it."""
         return record.residual if block.norm else normed
 
-    def _read(
-        self,
-        kind: str,
-        last: bool,
-        record: Record,
-        module: nn.Module,
-        inputs: tuple[Any, ...],
-        output: Any = None,
-    ) -> None:
-        """What goes into the branch's last product; as a hook on its end, what comes out of it."""
-        part = inputs[0] if output is None else output
-        getattr(record, kind).part = part[0] if isinstance(part, tuple) else part
-        if last:
+    def _read(self, kind: str, ends: bool, record: Record, given: Any, named: Any) -> None:
+        """What goes into the branch's last product, or comes out of it all."""
+        getattr(record, kind).part = given[0] if isinstance(given, tuple) else given
+        if ends:
             self._leave(record)
 
     def _read_branch(
-        self, kind: str, last: bool, record: Record, module: nn.Module, inputs: tuple[Tensor, ...]
+        self, kind: str, ends: bool, record: Record, inputs: tuple[Tensor, ...], named: Any
     ) -> None:
         getattr(record, kind).branch = inputs[0]
-        if last:
+        if ends:
             self._leave(record)
 
     def _leave(self, record: Record) -> None:
@@ -115,9 +102,14 @@ class LayerHooks:
         record.take(self, attention, ffn)
 
     def step(
-        self, record: Record, attention: AttentionTap, ffn: BranchTap, made: MadeAtOnce
+        self,
+        record: Record,
+        attention: AttentionTap,
+        ffn: BranchTap,
+        names: Collection[str],
+        made: MadeAtOnce,
     ) -> None:
-        """The layer of every stream."""
+        """The layer of the streams of these names."""
         rotate = partial(
             record.rotations.rotate,
             apply=self.apply_rotary,
@@ -125,6 +117,8 @@ class LayerHooks:
             embeddings=attention.embeddings,
         )
         for name, layer, remember in self.parts:
+            if name not in names:
+                continue
             record.computed[name] = layer(
                 record.computed[name],
                 attention,
@@ -142,7 +136,7 @@ class LayerHooks:
         return cache.update(key, value, at)
 
 
-def keep_residual(record: Record, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def keep_residual(record: Record, inputs: tuple[Tensor, ...], named: Any) -> None:
     record.residual = inputs[0]
 
 

@@ -59,15 +59,15 @@ class Batched:
         given = [one for one in inputs if one is not None]
         if len({one.ndim for one in given}) > 1:  # sparse layers among dense ones, say
             given = [rows(one) for one in given]
-        of_x = self._weights()
+        of_x = self.pack()
         x = torch.cat(given).to(of_x.dtype).view(len(given), -1, of_x.shape[1])
         bias = [bias for _, _, bias in self._packed if bias is not None]
         if bias:
             return torch.baddbmm(torch.stack(bias).unsqueeze(1), x, of_x).unbind()
         return torch.bmm(x, of_x).unbind()
 
-    def _weights(self) -> Tensor:
-        """[layers, d, outputs]."""
+    def pack(self) -> Tensor:
+        """W^h of all layers, [layers, d, outputs]."""
         held = len(self._packed) == len(self.joints) and not any(
             joint.packed is not packed or joint.replaced()
             for joint, packed in zip(self.joints, self._packed, strict=True)

@@ -53,7 +53,7 @@ class OtterForCausalLM(Generating, nn.Module):
         self.shape, self.manifest = shape, manifest
         self.unembedding = FrozenHead(base, shape)
         self.insertions = nn.ModuleDict({c.name: Insertion(c, shape) for c in manifest.insertions})
-        self.taps = Taps(base, shape.family, shape.head_dim, self.insertions)
+        self.taps = Taps(base, shape, self.insertions)
         self.signal_configs: dict[str, SignalConfig] = {}
         self._owner: dict[str, str] = {}
         for config in manifest.insertions:

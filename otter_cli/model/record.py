@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # A layer's hooks, and what they were handed.
 Pending = tuple["LayerHooks", AttentionTap, BranchTap]
+# A handler, and what it is to be given besides the record.
+Seen = tuple[Callable[..., None], Any, Any]
 
 
 @dataclass(slots=True)
@@ -31,7 +33,8 @@ class Record:
     pending: list[Pending] = field(default_factory=list)
     lazy: bool = False  # layers of the streams wait until someone reads them
     deferred: bool = False  # who reads them is no one in this forward
-    # Of the layer that runs now.
+    seen: list[Seen] = field(default_factory=list)  # by the taps, and not settled yet
+    # Of the layer that is settled now.
     attention: AttentionTap | None = None
     ffn: BranchTap | None = None
     residual: Tensor | None = None
@@ -42,23 +45,33 @@ class Record:
     @property
     def streams(self) -> dict[str, Tensor]:
         """z of every insertion, [batch, tokens, D], after the layers that the base has run."""
+        self.settle()
         if self.pending:
             compute(_catch_up, self)
         return self.computed
+
+    def settle(self) -> None:
+        """Sorts what the taps have seen by layer and branch."""
+        seen, self.seen = self.seen, []
+        for handler, given, named in seen:
+            handler(self, given, named)
 
     def take(self, hooks: LayerHooks, attention: AttentionTap, ffn: BranchTap) -> None:
         """A layer of the streams whose base has handed over all that it reads."""
         if self.lazy:
             self.pending.append((hooks, attention, ffn))
         else:
-            compute(hooks.step, self, attention, ffn, {})
+            compute(hooks.step, self, attention, ffn, self.taps.insertions, {})
 
 
 def _catch_up(record: Record) -> None:
     pending, record.pending = record.pending, []
-    made = record.taps.made_at_once(pending)
+    left = record.taps.not_native(record, pending)
+    if not left:
+        return
+    made = record.taps.made_at_once(pending, left)
     for hooks, attention, ffn in pending:
-        hooks.step(record, attention, ffn, made)
+        hooks.step(record, attention, ffn, left, made)
 
 
 ACTIVE: ContextVar[Record | None] = ContextVar("otter_record", default=None)
@@ -71,17 +84,60 @@ def inside_insertion() -> bool:
     return INSIDE.get()
 
 
-def hook(taps: Taps, handler: Callable[..., None]) -> Callable[..., None]:
-    """A hook that calls `handler(record, module, ...)` while `taps` are recording, and returns
-    None, so that torch passes the base's own tensors on. The handler remembers and computes
-    nothing: what does goes through `compute`."""
+class Hook:
+    """Calls `handler(record, module, ...)` while `taps` are recording, and returns None, so that
+    torch passes the base's own tensors on. The handler remembers and computes nothing: what does
+    goes through `compute`."""
 
-    def run(module: nn.Module, *arguments: Any) -> None:
+    __slots__ = ("handler", "taps")
+
+    def __init__(self, taps: Taps, handler: Callable[..., None]) -> None:
+        self.taps, self.handler = taps, handler
+
+    def __call__(self, module: nn.Module, *arguments: Any) -> None:
         record = ACTIVE.get()
-        if record is not None and record.taps is taps:
-            handler(record, module, *arguments)
+        if record is not None and record.taps is self.taps:
+            self.handler(record, module, *arguments)
 
-    return run
+
+class Tapped:
+    """A module's forward, in whose place it is put: while `taps` are recording, what goes into it
+    (`after`: what comes out) is kept for `handler(record, given, named)`.
+
+    Nothing else is done among the base's layers, where whatever runs is cold. `last`: with it a
+    layer has handed over all."""
+
+    __slots__ = ("after", "forward", "handler", "last", "taps")
+
+    def __init__(
+        self,
+        taps: Taps,
+        module: nn.Module,
+        handler: Callable[..., None],
+        *,
+        after: bool = False,
+        last: bool = False,
+    ) -> None:
+        self.taps, self.forward, self.handler = taps, module.forward, handler
+        self.after, self.last = after, last
+        # As an attribute it would be found before the class's own forward, too.
+        module.__dict__["forward"] = self
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        record = ACTIVE.get()
+        if record is None or record.taps is not self.taps:
+            return self.forward(*inputs, **named)
+        if not self.after:
+            self._see(record, inputs, named)
+            return self.forward(*inputs, **named)
+        output = self.forward(*inputs, **named)
+        self._see(record, output, None)
+        return output
+
+    def _see(self, record: Record, given: Any, named: Any) -> None:
+        record.seen.append((self.handler, given, named))
+        if self.last and not record.lazy:
+            record.settle()
 
 
 def compute(work: Callable[..., None], record: Record, *arguments: Any) -> None:

@@ -41,7 +41,7 @@ class Rotations:
         if apply is None or embeddings is None:
             return heads
         cos, sin = embeddings
-        if not (width == heads.shape[-1] == cos.shape[-1] and _turns_halves(apply)):
+        if not (width == heads.shape[-1] == cos.shape[-1] and turns_halves(apply)):
             return _applied(heads, apply, width, cos, sin)
         known = self._known.get(id(cos))
         if known is None or known[0] is not cos:
@@ -67,7 +67,7 @@ def _applied(
 
 
 @cache
-def _turns_halves(apply: Callable[..., Any]) -> bool:
+def turns_halves(apply: Callable[..., Any]) -> bool:
     """Whether a modelling file's function is the usual one, which is then done in fewer steps."""
     numbers = torch.arange(1, 13, dtype=torch.float64, device="cpu").view(3, 4)
     heads, cos, sin = numbers[:1], numbers[1:2], numbers[2:]

@@ -84,6 +84,7 @@ class Insertion(nn.Module):
             self.norm = StreamNorm(config, shape)
             inserted = [self.layers[str(i)] for i in sorted(config.layers)]
             self.layered = Layered(cast(list[InsertedLayer], inserted))
+        self._configs = {signal.name: signal for signal in config.signals}
         self.signals = Named(
             {
                 signal.name: nn.ParameterDict(
@@ -149,6 +150,7 @@ class Insertion(nn.Module):
             )
         return head.follow(weights, state, inserted_state, unembedding, tokens)
 
-    def _signal(self, name: str) -> tuple[SignalConfig, dict[str, Tensor]]:
-        signal = next(signal for signal in self.config.signals if signal.name == name)
-        return signal, dict(cast(nn.ParameterDict, self.signals[name]).items())
+    def _signal(self, name: str) -> tuple[SignalConfig, Mapping[str, Tensor]]:
+        # Not by the module's own look-up, which takes longer than the head's products.
+        weights = cast(dict[str, nn.Parameter], self.signals[name]._parameters)
+        return self._configs[name], weights

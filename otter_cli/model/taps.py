@@ -3,7 +3,7 @@ back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -11,11 +11,12 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from otter_cli.core.errors import OtterError
-from otter_cli.families import Family
+from otter_cli.families import BaseShape
 from otter_cli.model.attention_function import tap_attention_functions
 from otter_cli.model.joint import OfBase
-from otter_cli.model.layer_hooks import LayerHooks, MadeAtOnce, keep_residual
-from otter_cli.model.record import ACTIVE, Pending, Record, compute, hook
+from otter_cli.model.layer_hooks import LayerHooks, MadeAtOnce
+from otter_cli.model.native import NativeStream
+from otter_cli.model.record import ACTIVE, Hook, Pending, Record, compute
 from otter_cli.model.rotary import Rotations
 from otter_cli.model.stream import Insertion
 
@@ -25,13 +26,12 @@ _FEW = 64
 class Taps:
     """The hooks of one base. They do nothing until `recording`."""
 
-    def __init__(
-        self, base: nn.Module, family: Family, head_dim: int, insertions: nn.ModuleDict
-    ) -> None:
+    def __init__(self, base: nn.Module, shape: BaseShape, insertions: nn.ModuleDict) -> None:
         self.insertions = {
             name: module for name, module in insertions.items() if isinstance(module, Insertion)
         }
-        self.family, self.head_dim = family, head_dim
+        family = self.family = shape.family
+        self.head_dim = shape.head_dim
         # Where a stream reads h itself, not what a norm made of it, a base that adds to h in place
         # would have changed it by the time that the stream gets there.
         self.may_wait = bool(family.attention.norm and family.ffn.norm) and all(
@@ -39,6 +39,11 @@ class Taps:
         )
         self.layers = cast(nn.ModuleList, base.get_submodule(family.layers))
         self.depth = len(self.layers)
+        self.native = {
+            name: NativeStream(one, shape, self.depth, number)
+            for number, (name, one) in enumerate(self.insertions.items(), 1)
+            if one.config.hidden
+        }
         self.attention: set[nn.Module] = set()
         self._install(base)
 
@@ -54,14 +59,14 @@ class Taps:
             ACTIVE.reset(token)
 
     def _install(self, base: nn.Module) -> None:
-        at, on, family = base.get_submodule, partial(hook, self), self.family
+        at, on, family = base.get_submodule, partial(Hook, self), self.family
         at(family.decoder).register_forward_pre_hook(on(self._begin))
         at(family.embedding).register_forward_hook(on(partial(compute, self._start)))
         if family.positions:
             place = on(partial(compute, partial(self._place, family.positions.offset)))
             at(family.positions.module).register_forward_pre_hook(place, with_kwargs=True)
         norm = at(family.final_norm)
-        norm.register_forward_pre_hook(on(keep_residual))
+        norm.register_forward_pre_hook(on(self._leave_layers))
         norm.register_forward_hook(on(self._finish))
         chosen = {index for one in self.insertions.values() for index in one.config.layers}
         self.first = min(chosen, default=0)
@@ -79,17 +84,30 @@ class Taps:
                 hint="the inserted stream starts from token ids; pass input_ids",
             )
 
-    def made_at_once(self, pending: Sequence[Pending]) -> MadeAtOnce:
-        """What the pending layers of each stream take from the base."""
+    def not_native(self, record: Record, pending: Sequence[Pending]) -> list[str]:
+        """Takes the streams that native code can through the pending layers: names of the rest."""
+        return [
+            name
+            for name, z in record.computed.items()
+            if not self.native[name](z, self._of(name, pending))
+        ]
+
+    def made_at_once(self, pending: Sequence[Pending], names: Collection[str]) -> MadeAtOnce:
+        """What the pending layers of these streams take from the base."""
         made: dict[tuple[str, int], OfBase] = {}
         for name, one in self.insertions.items():
-            if one.config.hidden:
-                mine = [each for each in pending if each[0].index in one.config.layers]
+            if name in names:
+                mine = self._of(name, pending)
                 products = one.layered([(attention, ffn) for _, attention, ffn in mine])
                 made |= {(name, e[0].index): p for e, p in zip(mine, products, strict=True)}
         return made
 
+    def _of(self, name: str, pending: Sequence[Pending]) -> list[Pending]:
+        layers = self.insertions[name].config.layers
+        return [each for each in pending if each[0].index in layers]
+
     def _begin(self, record: Record, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        record.seen.clear()
         record.pending.clear()
         record.computed.clear()
         record.rotations = Rotations()
@@ -116,6 +134,10 @@ class Taps:
         for name, z in record.computed.items():
             if (table := self.insertions[name].positions) is not None:
                 record.computed[name] = z + table(positions + offset)
+
+    def _leave_layers(self, record: Record, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        record.settle()
+        record.residual = inputs[0]
 
     def _finish(
         self, record: Record, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor

@@ -19,6 +19,8 @@ def overhead_report(result: OverheadResult) -> Report:
         f"{s.dtype} on {s.device}, {s.threads} threads, batch {s.batch}, {s.context} tokens of "
         f"context; {s.repeats} rounds, base and graft in turns. Ratios are medians over rounds."
     )
+    if s.stream:
+        lead += f" Streams of few tokens run by {s.stream}."
     return Report(
         f"Overhead: {s.subject}",
         lead,

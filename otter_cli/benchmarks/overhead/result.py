@@ -27,6 +27,7 @@ class Settings(Part):
     batch: int
     context: int
     repeats: int
+    stream: str = Field("", description="by what it ran: native code, or why by torch")
 
 
 class Pair(Part):

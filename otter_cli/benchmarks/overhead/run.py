@@ -158,7 +158,16 @@ def settings_of(asked: Asked, subject: Subject, threads: int) -> Settings:
         batch=asked.batch,
         context=asked.context,
         repeats=asked.repeats,
+        stream=_stream(asked.device),
     )
+
+
+def _stream(device: str) -> str:
+    from otter_cli.model.native import why_not
+
+    if device != "cpu":
+        return "torch's operations"
+    return f"torch's operations ({why_not()})" if why_not() else "native code where it can"
 
 
 def _rates(subject: Subject) -> Rates:

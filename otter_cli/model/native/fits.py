@@ -1,0 +1,124 @@
+"""What native code knows: forms of insertions, and kinds of calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from otter_cli.families import BaseShape
+from otter_cli.model.branch import AttentionCall
+from otter_cli.model.growing_cache import GrowingLayer
+from otter_cli.model.record import Pending
+from otter_cli.model.rotary import turns_halves
+
+if TYPE_CHECKING:
+    from otter_cli.model.layer_hooks import LayerHooks
+    from otter_cli.model.stream import Insertion
+
+# Arguments of an attention call that say nothing more, or what a mask has said already.
+_KNOWN = frozenset(("scaling", "dropout", "position_ids", "output_attentions", "use_cache"))
+_GROWING: tuple[type, ...] = (GrowingLayer, DynamicLayer)
+
+
+class Fits:
+    """Whether an insertion is of the form that stream.cpp computes, and a call of such a kind."""
+
+    def __init__(self, insertion: Insertion, shape: BaseShape) -> None:
+        self.layers, self.config = insertion.layered.layers, insertion.config
+        self.head_dim, family = shape.head_dim, shape.family
+        self.form = (
+            self.config.norm == "own"
+            and not (shape.parallel or family.attention.post_norm or family.ffn.post_norm)
+            and not (family.ffn.plain or family.attention.sinks)
+            and not (family.attention.joint_norm and family.attention.query_norm)
+            and shape.activation in ("silu", "swish")
+        )
+        self._turns: dict[int, bool] = {}
+
+    def __call__(self, z: Tensor, pending: Sequence[Pending]) -> bool:
+        # Who follows torch's operations, or hooks on layers, is to see them.
+        if not self.form or len(pending) != len(self.layers):
+            return False
+        if _get_current_dispatch_mode() is not None or any(
+            layer._forward_pre_hooks for layer in self.layers
+        ):
+            return False
+        if z.dtype != torch.float32 or not z.is_contiguous():
+            return False
+        return not self.config.heads or (
+            _alike([attention.call for _, attention, _ in pending], z.shape[1])
+            and all(self._turned(hooks) for hooks, *_ in pending)
+            and self._embedded(pending)
+            and (_readable_keys(pending) if self.config.kv == "base" else _growing(pending))
+        )
+
+    def _turned(self, hooks: LayerHooks) -> bool:
+        """Whether the layer's rotation, if there is one, is the usual one of whole heads."""
+        known = self._turns.get(hooks.index)
+        if known is None:
+            apply, whole = hooks.apply_rotary, hooks.rotary_width == self.head_dim
+            known = self._turns[hooks.index] = apply is None or (whole and turns_halves(apply))
+        return known
+
+    def _embedded(self, pending: Sequence[Pending]) -> bool:
+        """Whether all layers that rotate do so by the same cosines and sines."""
+        given = [attention.embeddings for hooks, attention, _ in pending if hooks.apply_rotary]
+        if not given or given[0] is None:
+            return not given
+        cos, sin = given[0]
+        same = all(one is not None and one[0] is cos and one[1] is sin for one in given)
+        return same and cos.shape[-1] == self.head_dim
+
+
+def _alike(calls: Sequence[AttentionCall | None], tokens: int) -> bool:
+    """Whether all layers attend by the usual function, to the same slots."""
+    first = calls[0]
+    if first is None or not _masked(first.mask, tokens, first.key.shape[-2]):
+        return False
+    return all(
+        call is not None
+        and call.function is sdpa_attention_forward
+        and call.mask is first.mask
+        and call.key.shape == first.key.shape
+        and call.arguments.get("scaling") == first.arguments.get("scaling")
+        and _says_no_more(call.arguments)
+        for call in calls
+    )
+
+
+def _masked(mask: Tensor | None, tokens: int, slots: int) -> bool:
+    """Whether a mask is one for all heads; or there is none, and none is needed."""
+    if mask is None:
+        return tokens in (1, slots)
+    return mask.ndim == 4 and mask.shape[1] == 1 and mask.shape[-1] >= slots
+
+
+def _says_no_more(arguments: Mapping[str, Any]) -> bool:
+    return _KNOWN.issuperset(arguments) or all(
+        value is None for name, value in arguments.items() if name not in _KNOWN
+    )
+
+
+def _readable_keys(pending: Sequence[Pending]) -> bool:
+    return all(
+        one.dtype == torch.float32 and one.stride(-1) == 1
+        for _, attention, _ in pending
+        if attention.call is not None
+        for one in (attention.call.key, attention.call.value)
+    )
+
+
+def _growing(pending: Sequence[Pending]) -> bool:
+    """Whether new keys and values go behind those that are there."""
+    cache = pending[0][1].cache
+    return cache is None or (
+        isinstance(cache, DynamicCache)
+        and all(type(cache.layers[hooks.index]) in _GROWING for hooks, *_ in pending)
+    )

@@ -1,0 +1,310 @@
+// The inserted stream of all layers after the base, METHOD, 1: rows z [batch * tokens, D] in place.
+// Single precision; norm by z's own rms; a gated FFN with SiLU. Weights are [outputs, inputs].
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr int64_t LANES = 16;
+typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
+typedef float Eight __attribute__((vector_size(8 * sizeof(float))));
+typedef float Four __attribute__((vector_size(4 * sizeof(float))));
+
+enum Mask : int64_t { EVERYTHING, CAUSAL, ADDED, ALLOWED };
+
+// What one insertion is, and one call of it.
+struct Form {
+  int64_t batch, tokens, layers, hidden;
+  int64_t in_heads, in_out, in_units, in_down;  // widths of what is read of the base
+  int64_t heads, kv_heads, head_dim, units;
+  int64_t own_kv, slots, first_slot;  // the tokens' keys and values go to first_slot and on
+  int64_t mask, mask_of_batch, mask_of_token, turn_of_batch;
+  double eps, scale;
+};
+
+// Pointers of a layer; null where there is no such tensor.
+struct Weights {
+  const float *norm, *norm_bias, *heads_h, *heads_z, *heads_bias, *query_norm, *key_norm;
+  const float *out_h, *out_z, *out_bias;
+  const float *units_norm, *units_norm_bias, *units_h, *units_z, *units_bias;
+  const float *down_h, *down_z, *down_bias;
+};
+
+// What the base hands a layer; keys and values are the insertion's own, or the base's.
+struct Taps {
+  const float *normed, *attended, *ffn_normed, *activated;
+  float *key, *value;
+  const float *cos, *sin;
+  const void *mask;
+  int64_t key_of[3], value_of[3];  // strides of batch, head and slot
+};
+
+// What a layer's four products take from the base.
+struct Made {
+  float *heads, *out, *units, *down;
+};
+
+inline Lanes load(const float *at) {
+  Lanes lanes;
+  std::memcpy(&lanes, at, sizeof lanes);
+  return lanes;
+}
+
+// Half as wide, until one is left.
+template <typename Half, typename Whole>
+inline Half folded(const Whole &whole) {
+  Half low, high;
+  std::memcpy(&low, &whole, sizeof low);
+  std::memcpy(&high, reinterpret_cast<const char *>(&whole) + sizeof low, sizeof high);
+  return low + high;
+}
+
+inline float total(const Lanes &lanes) {
+  const Four four = folded<Four>(folded<Eight>(lanes));
+  return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+// out[x][w] (+)= x . w, of X rows and W weights, while those of the next W are fetched: a row is too
+// short for the processor to see by itself where reading goes on.
+template <int W, int X>
+void tile(const float *x, const float *w, int64_t width, float *out, int64_t stride, bool add) {
+  Lanes sums[W][X] = {};
+  int64_t i = 0;
+  for (; i + LANES <= width; i += LANES) {
+    Lanes rows[X];
+    for (int r = 0; r < X; ++r) rows[r] = load(x + r * width + i);
+    for (int o = 0; o < W; ++o) {
+      const Lanes weight = load(w + o * width + i);
+      __builtin_prefetch(w + (W + o) * width + i);
+      for (int r = 0; r < X; ++r) sums[o][r] += weight * rows[r];
+    }
+  }
+  for (int r = 0; r < X; ++r)
+    for (int o = 0; o < W; ++o) {
+      float sum = total(sums[o][r]);
+      for (int64_t j = i; j < width; ++j) sum += w[o * width + j] * x[r * width + j];
+      out[r * stride + o] = add ? out[r * stride + o] + sum : sum;
+    }
+}
+
+template <int W>
+void weights(const float *x, int64_t rows, const float *w, int64_t width, float *out,
+             int64_t stride, bool add) {
+  int64_t r = 0;
+  for (; r + 5 <= rows; r += 5)
+    tile<W, 5>(x + r * width, w, width, out + r * stride, stride, add);
+  const float *left = x + r * width;
+  float *there = out + r * stride;
+  if (rows - r == 4) tile<W, 4>(left, w, width, there, stride, add);
+  if (rows - r == 3) tile<W, 3>(left, w, width, there, stride, add);
+  if (rows - r == 2) tile<W, 2>(left, w, width, there, stride, add);
+  if (rows - r == 1) tile<W, 1>(left, w, width, there, stride, add);
+}
+
+// out [rows, stride] (+)= x W^T for the outputs from `from` to `to`.
+void product(const float *x, int64_t rows, const float *w, int64_t width, int64_t from, int64_t to,
+             float *out, int64_t stride, bool add) {
+  int64_t o = from;
+  for (; o + 4 <= to; o += 4)
+    weights<4>(x, rows, w + o * width, width, out + o, stride, add);
+  for (; o < to; ++o) weights<1>(x, rows, w + o * width, width, out + o, stride, add);
+}
+
+void plus(float *row, const float *other, int64_t width) {
+  if (other)
+    for (int64_t i = 0; i < width; ++i) row[i] += other[i];
+}
+
+// x / rms(x) * g (+ b)
+void normed(const float *x, int64_t width, double eps, const float *g, const float *b, float *out) {
+  double squares = 0;
+  for (int64_t i = 0; i < width; ++i) squares += double(x[i]) * x[i];
+  const float scale = float(1 / std::sqrt(squares / width + eps));
+  for (int64_t i = 0; i < width; ++i) out[i] = x[i] * scale * g[i];
+  plus(out, b, width);
+}
+
+// x cos + (-x2, x1) sin, of the halves x1 and x2.
+void turn(float *x, const float *cos, const float *sin, int64_t width) {
+  const int64_t half = width / 2;
+  for (int64_t i = 0; i < half; ++i) {
+    const float one = x[i], two = x[half + i];
+    x[i] = one * cos[i] - two * sin[i];
+    x[half + i] = two * cos[half + i] + one * sin[half + i];
+  }
+}
+
+// One call's buffers, kept by the thread for the next.
+float *room(std::vector<float> &kept, int64_t size) {
+  if (int64_t(kept.size()) < size) kept.resize(size);
+  return kept.data();
+}
+
+struct Stream {
+  const Form &form;
+  float *z;
+
+  int64_t rows() const { return form.batch * form.tokens; }
+  int64_t kept_heads() const { return form.own_kv ? form.kv_heads : 0; }
+  int64_t head_outputs() const { return (form.heads + 2 * kept_heads()) * form.head_dim; }
+
+  // u of the row, then the layer's queries, keys and values: turned, keys and values in the cache.
+  void look(const Weights &w, const Taps &taps, const Made &made, int64_t row) const {
+    const int64_t c = form.head_dim, b = row / form.tokens, t = row % form.tokens;
+    float *inputs = made.heads + row * head_outputs();
+    enter(z + row * form.hidden, w.norm, w.norm_bias, w.heads_z, w.heads_bias, head_outputs(), inputs);
+    const int64_t at = b * form.turn_of_batch + t * c;
+    for (int64_t head = 0; head < form.heads + kept_heads(); ++head) {
+      float *one = inputs + head * c;
+      if (const float *g = head < form.heads ? w.query_norm : w.key_norm)
+        normed(one, c, form.eps, g, nullptr, one);
+      if (taps.cos) turn(one, taps.cos + at, taps.sin + at, c);
+    }
+    const float *keys = inputs + form.heads * c, *values = keys + kept_heads() * c;
+    for (int64_t head = 0; head < kept_heads(); ++head) {
+      std::memcpy(slot(taps.key, taps.key_of, b, head, form.first_slot + t), keys + head * c,
+                  c * sizeof(float));
+      std::memcpy(slot(taps.value, taps.value_of, b, head, form.first_slot + t), values + head * c,
+                  c * sizeof(float));
+    }
+  }
+
+  // The rest of the layer: attention, out, FFN.
+  void land(const Weights &w, const Taps &taps, const Made &made, int64_t row) const {
+    static thread_local std::vector<float> kept;
+    const int64_t attended = form.heads * form.head_dim;
+    float *mine = room(kept, std::max(attended, form.units) + form.slots);
+    float *here = z + row * form.hidden;
+    for (int64_t head = 0; head < form.heads; ++head)
+      attend(taps, made.heads + row * head_outputs() + head * form.head_dim, row, head,
+             mine + head * form.head_dim, mine + std::max(attended, form.units));
+    plus(here, made.out + row * form.hidden, form.hidden);
+    if (form.heads) product(mine, 1, w.out_z, attended, 0, form.hidden, here, form.hidden, true);
+    plus(here, w.out_bias, form.hidden);
+    if (form.units) {
+      float *inputs = made.units + row * 2 * form.units;
+      enter(here, w.units_norm, w.units_norm_bias, w.units_z, w.units_bias, 2 * form.units, inputs);
+      const float *up = inputs + form.units;
+      for (int64_t i = 0; i < form.units; ++i)
+        mine[i] = inputs[i] / (1 + std::exp(-inputs[i])) * up[i];
+    }
+    plus(here, made.down + row * form.hidden, form.hidden);
+    if (form.units) product(mine, 1, w.down_z, form.units, 0, form.hidden, here, form.hidden, true);
+    plus(here, w.down_bias, form.hidden);
+  }
+
+ private:
+  static float *slot(float *first, const int64_t *of, int64_t batch, int64_t head, int64_t at) {
+    return first + batch * of[0] + head * of[1] + at * of[2];
+  }
+
+  // out += u W^z (+ b), u = norm(x)
+  void enter(const float *x, const float *g, const float *g_bias, const float *w, const float *bias,
+             int64_t outputs, float *out) const {
+    static thread_local std::vector<float> kept;
+    float *u = room(kept, form.hidden);
+    normed(x, form.hidden, form.eps, g, g_bias, u);
+    product(u, 1, w, form.hidden, 0, outputs, out, outputs, true);
+    plus(out, bias, outputs);
+  }
+
+  // What a token does not see takes no part, whatever its values are.
+  bool sees(const Taps &taps, int64_t b, int64_t t, int64_t at, float &score) const {
+    const int64_t place = b * form.mask_of_batch + t * form.mask_of_token + at;
+    switch (form.mask) {
+      case CAUSAL: return at <= form.first_slot + t;
+      case ADDED: score += static_cast<const float *>(taps.mask)[place]; return true;
+      case ALLOWED: return static_cast<const uint8_t *>(taps.mask)[place];
+      default: return true;
+    }
+  }
+
+  void attend(const Taps &taps, const float *query, int64_t row, int64_t head, float *out,
+              float *weights) const {
+    const int64_t c = form.head_dim, b = row / form.tokens, t = row % form.tokens;
+    const int64_t kv = head / (form.heads / form.kv_heads);
+    float largest = -INFINITY;
+    for (int64_t at = 0; at < form.slots; ++at) {
+      float score = 0;
+      product(query, 1, slot(taps.key, taps.key_of, b, kv, at), c, 0, 1, &score, 1, false);
+      score *= float(form.scale);
+      weights[at] = sees(taps, b, t, at, score) ? score : -INFINITY;
+      largest = std::max(largest, weights[at]);
+    }
+    std::fill(out, out + c, 0.0f);
+    float sum = 0;
+    for (int64_t at = 0; at < form.slots; ++at) {
+      const float weight = std::exp(weights[at] - largest);
+      if (weight == 0 || weights[at] == -INFINITY) continue;
+      sum += weight;
+      const float *value = slot(taps.value, taps.value_of, b, kv, at);
+      for (int64_t i = 0; i < c; ++i) out[i] += weight * value[i];
+    }
+    if (sum != 0)
+      for (int64_t i = 0; i < c; ++i) out[i] /= sum;
+  }
+};
+
+// Some outputs of a product with the base: as much as a thread takes at a time.
+struct Piece {
+  const float *x, *w;
+  int64_t width, from, to;
+  float *out;
+  int64_t stride;
+};
+
+constexpr int64_t PIECE = 32;
+
+void cut(std::vector<Piece> &pieces, const float *x, const float *w, int64_t width,
+         int64_t outputs, float *out) {
+  for (int64_t from = 0; from < outputs; from += PIECE)
+    pieces.push_back({x, w, width, from, std::min(outputs, from + PIECE), out, outputs});
+}
+
+}  // namespace
+
+extern "C" void otter_stream(const Form *form, const Weights *weights, const Taps *taps, float *z) {
+  static thread_local std::vector<float> kept;
+  static thread_local std::vector<Piece> pieces;
+  const Stream stream{*form, z};
+  const int64_t rows = stream.rows(), hidden = form->hidden, units = 2 * form->units;
+  const int64_t heads = form->heads ? stream.head_outputs() : 0;
+  const int64_t of_layer = rows * (heads + units + 2 * hidden);
+  float *made = room(kept, form->layers * of_layer);
+  std::vector<Made> layers(form->layers);
+  pieces.clear();
+  for (int64_t l = 0; l < form->layers; ++l) {
+    float *first = made + l * of_layer;
+    layers[l] = {first, first + rows * heads, first + rows * (heads + hidden),
+                 first + rows * (heads + hidden + units)};
+    cut(pieces, taps[l].normed, weights[l].heads_h, form->in_heads, heads, layers[l].heads);
+    cut(pieces, taps[l].attended, weights[l].out_h, form->in_out, hidden, layers[l].out);
+    cut(pieces, taps[l].ffn_normed, weights[l].units_h, form->in_units, units, layers[l].units);
+    cut(pieces, taps[l].activated, weights[l].down_h, form->in_down, hidden, layers[l].down);
+  }
+  const int64_t count = pieces.size();
+  const Piece *all = pieces.data();
+#pragma omp parallel
+  {
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < count; ++i) {
+      const Piece &one = all[i];
+      product(one.x, rows, one.w, one.width, one.from, one.to, one.out, one.stride, false);
+    }
+    for (int64_t l = 0; rows > 1 && l < form->layers; ++l) {
+      if (form->heads) {
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < rows; ++row) stream.look(weights[l], taps[l], layers[l], row);
+      }
+#pragma omp for schedule(static)
+      for (int64_t row = 0; row < rows; ++row) stream.land(weights[l], taps[l], layers[l], row);
+    }
+  }
+  for (int64_t l = 0; rows == 1 && l < form->layers; ++l) {
+    if (form->heads) stream.look(weights[l], taps[l], layers[l], 0);
+    stream.land(weights[l], taps[l], layers[l], 0);
+  }
+}

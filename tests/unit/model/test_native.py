@@ -1,0 +1,324 @@
+"""What native code makes of the streams is what torch's operations make of them in double
+precision; where it can't, they do."""
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import StaticCache
+
+from otter_cli.decoding import DecodingSession
+from otter_cli.model import OtterForCausalLM
+from otter_cli.model.native import NativeStream, library, run
+from tests.support.families import FULL, Case
+from tests.support.grafts import random_graft
+
+NATIVE = {"llama", "qwen2", "qwen3", "smollm3", "granite", "mixtral", "qwen3_moe"}
+SINGLE = {"mixtral", "qwen3_moe"}  # torch's grouped product knows no double precision
+PROMPTS = [[5, 9, 33, 40, 12, 7, 3], [60, 61, 62]]
+SIZES = {"hidden": 20, "heads": 2, "ffn": 10}
+
+pytestmark = pytest.mark.skipif(library() is None, reason="no compiler here")
+Watched = list[bool]
+
+
+@pytest.fixture
+def native(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    """Whether native code did it, for every time that it was asked to."""
+    seen: Watched = []
+    call = NativeStream.__call__
+
+    def watched(self: NativeStream, *given: Any) -> bool:
+        seen.append(call(self, *given))
+        return seen[-1]
+
+    monkeypatch.setattr(NativeStream, "__call__", watched)
+    return seen
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    with monkeypatch.context() as patched:
+        yield lambda: patched.setattr(run, "library", lambda: None)
+
+
+@torch.no_grad()
+def _decoded(model: Any) -> tuple[Tensor, Tensor]:
+    """Base states and rewards of every kind of step: a prefill of unequal prompts, tokens, looked
+    at one by one and together, a chain, candidates and a tree."""
+    session, states = DecodingSession(model), []
+    states.append(session.prefill(PROMPTS))
+    for token in (4, 17):
+        states.append(session.step(torch.tensor([token, token + 1])))
+        session.read("reward", states[-1])
+    states.append(session.extend(torch.tensor([[8, 9, 10], [11, 12, 13]])))
+    session.keep(torch.tensor([3, 1]))
+    states.append(session.branch(torch.tensor([[20, 21, 22], [23, 24, 25]])))
+    session.choose(torch.tensor([2, 0]))
+    states += [session.step(torch.tensor([token, 50 - token])) for token in range(30, 33)]
+    states.append(session.grow(torch.tensor([[1, 2, 3], [4, 5, 6]]), [-1, 0, 0]))
+    session.keep_path(torch.tensor([[0, 2], [0, 1]]), torch.tensor([2, 2]))
+    states.append(session.step(torch.tensor([40, 41])))
+    rewards = torch.cat([session.read("reward", state).flatten() for state in states])
+    return torch.cat([state.base.flatten() for state in states]), rewards
+
+
+def _loaded(folder: Path, **options: Any) -> Any:
+    return OtterForCausalLM.from_pretrained(folder, **options)
+
+
+def _as_in_double(folder: Path, seen: Watched, **options: Any) -> None:
+    _, rewards = _decoded(_loaded(folder, **options))
+    assert seen and all(seen)
+    seen.clear()
+    _, exact = _decoded(_loaded(folder, dtype=torch.float64, **options))
+    assert not any(seen)
+    assert rewards.abs().max() > 0.01 and rewards.std() > 0.001
+    torch.testing.assert_close(rewards.double(), exact, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("kv", ["own", "base"])
+@pytest.mark.parametrize("case", FULL, ids=str)
+def test_every_family_by_it_or_by_torch(
+    tiny_checkpoint: Any, tmp_path: Path, native: Watched, without: Any, case: Case, kv: str
+) -> None:
+    folder = random_graft(case.write(tiny_checkpoint), tmp_path / "g", kv=kv, **SIZES)
+    if case.family in NATIVE - SINGLE:
+        _as_in_double(folder, native)
+        return
+    model = _loaded(folder, attn_implementation="eager" if case.eager_only else "sdpa")
+    _, rewards = _decoded(model)
+    assert set(native) == {True} if case.family in NATIVE else not any(native)
+    without()
+    torch.testing.assert_close(rewards, _decoded(model)[1], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"hidden": 5, "heads": 0, "ffn": 7},
+        {"hidden": 31, "heads": 1, "ffn": 0},
+        {"hidden": 16, "heads": 4, "kv_heads": 2, "ffn": 3, "embedding": "zeros"},
+        {"hidden": 17, "heads": 2, "kv_heads": 1, "ffn": 35, "layers": (1, 2)},
+        {"hidden": 1, "heads": 1, "ffn": 1, "layers": (0,)},
+    ],
+    ids=str,
+)
+def test_every_form(
+    tiny_checkpoint: Any, tmp_path: Path, native: Watched, sizes: dict[str, Any]
+) -> None:
+    base = tiny_checkpoint("llama", attention_bias=True, mlp_bias=True)
+    _as_in_double(random_graft(base, tmp_path / "g", **sizes), native)
+
+
+@torch.no_grad()
+def test_the_base_is_as_without_it_and_what_it_reads_stays(
+    tiny_llama: Path, tmp_path: Path, native: Watched, without: Any, monkeypatch: Any
+) -> None:
+    model = _loaded(random_graft(tiny_llama, tmp_path / "g", **SIZES))
+    call = NativeStream.__call__
+
+    def untouched(self: NativeStream, z: Tensor, pending: Any) -> bool:
+        calls = [attention.call for _, attention, _ in pending]
+        read = [getattr(tap, name) for _, *taps in pending for tap in taps for name in _READ]
+        read += [getattr(one, name) for one in calls for name in ("key", "value")]
+        before = [one.clone() for one in read]
+        done = call(self, z, pending)
+        assert all(map(torch.equal, before, read))
+        return done
+
+    monkeypatch.setattr(NativeStream, "__call__", untouched)
+    base, _ = _decoded(model)
+    assert native and all(native)
+    without()
+    assert torch.equal(_decoded(model)[0], base)
+
+
+_READ = ("normed", "part")
+
+
+def test_a_forward_without_a_cache_or_a_mask(
+    tiny_llama: Path, tmp_path: Path, native: Watched
+) -> None:
+    folder, tokens = random_graft(tiny_llama, tmp_path / "g", **SIZES), torch.tensor(PROMPTS[:1])
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        model = _loaded(folder, dtype=dtype)
+        with torch.no_grad():
+            found.append(model(tokens, use_cache=False).signals["reward"].double())
+    assert native == [True, False]
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
+def test_two_insertions_each_with_keys_of_its_own(
+    tiny_llama: Path, tmp_path: Path, native: Watched
+) -> None:
+    one = random_graft(tiny_llama, tmp_path / "a", signals=("toxicity",), name="one", **SIZES)
+    two = random_graft(
+        one, tmp_path / "b", signals=("reward",), name="two", hidden=9, heads=1, ffn=4
+    )
+    _as_in_double(two, native)
+
+
+@torch.no_grad()
+def test_threads_change_no_bit(tiny_llama: Path, tmp_path: Path, native: Watched) -> None:
+    model, threads = (
+        _loaded(random_graft(tiny_llama, tmp_path / "g", **SIZES)),
+        torch.get_num_threads(),
+    )
+    found = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(_decoded(model)[1])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(native) and torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def _written(model: Any) -> None:
+    for parameter in model.insertions.parameters():
+        parameter.add_(0.05)
+
+
+def _there_and_back(model: Any) -> None:
+    model.insertions.double()
+    _written(model)
+    model.insertions.float()
+
+
+def _others(model: Any) -> None:
+    state = {name: 0.5 * tensor for name, tensor in model.insertions.state_dict().items()}
+    model.insertions.load_state_dict(state, assign=True)
+
+
+@pytest.mark.parametrize("change", [_written, _there_and_back, _others])
+@torch.no_grad()
+def test_it_reads_the_parameters_as_they_are(
+    tiny_llama: Path, tmp_path: Path, native: Watched, without: Any, change: Any
+) -> None:
+    model = _loaded(random_graft(tiny_llama, tmp_path / "g", **SIZES))
+    before = _decoded(model)[1]
+    change(model)
+    after = _decoded(model)[1]
+    assert all(native) and (after - before).abs().max() > 1e-3
+    without()
+    torch.testing.assert_close(after, _decoded(model)[1], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_copy_has_weights_and_taps_of_its_own(
+    tiny_llama: Path, tmp_path: Path, native: Watched
+) -> None:
+    model = _loaded(random_graft(tiny_llama, tmp_path / "g", **SIZES))
+    before = _decoded(model)
+    other = copy.deepcopy(model)
+    _written(other)
+    for parameter in other.base.parameters():
+        parameter.add_(0.01)
+    base, rewards = _decoded(other)
+    assert all(native)
+    assert (base - before[0]).abs().max() > 1e-3 and (rewards - before[1]).abs().max() > 1e-3
+    assert all(map(torch.equal, _decoded(model), before))
+
+
+class _Watcher(TorchDispatchMode):
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        return function(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_who_follows_the_operations_sees_them(
+    tiny_llama: Path, tmp_path: Path, native: Watched
+) -> None:
+    model = _loaded(random_graft(tiny_llama, tmp_path / "g", **SIZES))
+    with _Watcher():
+        model(torch.tensor(PROMPTS[:1]))
+    model.insertions["main"].layers["1"].register_forward_pre_hook(lambda *_: None)
+    model(torch.tensor(PROMPTS[:1]))
+    assert native == [False, False]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", ["static", "eager", "bfloat16", "window"])
+def test_what_it_does_not_know_is_torchs(
+    tiny_checkpoint: Any, tmp_path: Path, native: Watched, how: str
+) -> None:
+    base = tiny_checkpoint(*(("mistral",) if how == "window" else ("llama",)))
+    folder = random_graft(base, tmp_path / "g", **SIZES)
+    options: dict[str, Any] = {"attn_implementation": "eager"} if how == "eager" else {}
+    if how == "bfloat16":
+        options["dtype"] = torch.bfloat16
+    model = _loaded(folder, **options)
+    caches = {"past_key_values": StaticCache(config=model.config, max_cache_len=16)}
+    model(torch.tensor(PROMPTS[:1]), **(caches if how == "static" else {}))
+    assert native == [False]
+
+
+@torch.no_grad()
+def test_a_base_of_half_the_width_under_an_insertion_in_single_precision(
+    tiny_llama: Path, tmp_path: Path, native: Watched, without: Any
+) -> None:
+    folder = random_graft(tiny_llama, tmp_path / "g", **SIZES)
+    model = _loaded(folder, dtype=torch.bfloat16, insertion_dtype=torch.float32)
+    base, rewards = _decoded(model)
+    assert native and all(native)
+    without()
+    other, by_torch = _decoded(model)
+    assert torch.equal(base, other)
+    torch.testing.assert_close(rewards, by_torch, rtol=1e-4, atol=2e-5)
+    # Keys of half the width are not numbers that it reads.
+    local = random_graft(tiny_llama, tmp_path / "l", kv="base", **SIZES)
+    native.clear()
+    _decoded(_loaded(local, dtype=torch.bfloat16, insertion_dtype=torch.float32))
+    assert native and not any(native)
+
+
+TELL = (
+    "from otter_cli.model.native import library, why_not; print(library() is not None, why_not())"
+)
+
+
+def _told(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    own = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), **environment}
+    return subprocess.run(
+        [sys.executable, "-c", TELL], env=own, capture_output=True, text=True, check=True
+    )
+
+
+def test_it_is_compiled_once_and_whole(tmp_path: Path) -> None:
+    assert _told(tmp_path).stdout.startswith("True")
+    (made,) = (tmp_path / "otter").iterdir()
+    written = made.stat().st_mtime_ns
+    again = _told(tmp_path)
+    assert again.stdout.startswith("True") and "compiling" not in again.stderr
+    assert [(one, one.stat().st_mtime_ns) for one in (tmp_path / "otter").iterdir()] == [
+        (made, written)
+    ]
+
+
+@pytest.mark.parametrize("fault", ["switched off", "no compiler", "bad compiler", "no room"])
+def test_where_it_is_not_made_it_is_said_why(tmp_path: Path, fault: str) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\necho cannot compile >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    environment, reason = {
+        "switched off": ({"OTTER_NATIVE": "0"}, "OTTER_NATIVE=0"),
+        "no compiler": ({"CXX": "/nowhere/c++"}, "no C++ compiler"),
+        "bad compiler": ({"CXX": str(compiler)}, "cannot compile"),
+        "no room": ({"XDG_CACHE_HOME": str(blocked)}, "Not a directory"),
+    }[fault]
+    told = _told(tmp_path, **environment).stdout
+    assert told.startswith("False") and reason in told
