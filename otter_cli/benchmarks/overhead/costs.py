@@ -85,6 +85,9 @@ def measure(
         "seen": compared.see,
     }
     with torch.no_grad():
+        # A process's first pass by several threads may round otherwise than all that follow: stock
+        # transformers on a CPU, in four processes of ten.
+        contestants[BASE].run(prompt, contestants[BASE].new_cache())
         prefills = {name: passes.prefill(one, prompt) for name, one in contestants.items()}
         # A prefill is many times a step: a few of them take as long.
         few = max(5, settings.repeats // 10)
