@@ -41,14 +41,18 @@ class Fits:
             and shape.activation in ("silu", "swish")
         )
         self._turns: dict[int, bool] = {}
+        self._hooks = [
+            hooks
+            for layer in self.layers
+            for module in layer.modules()
+            for hooks in (module._forward_pre_hooks, module._forward_hooks)
+        ]
 
     def __call__(self, z: Tensor, pending: Sequence[Pending]) -> bool:
-        # Who follows torch's operations, or hooks on layers, is to see them.
+        # Who follows torch's operations, or hooks on the stream's modules, is to see them.
         if not self.form or len(pending) != len(self.layers):
             return False
-        if _get_current_dispatch_mode() is not None or any(
-            layer._forward_pre_hooks for layer in self.layers
-        ):
+        if _get_current_dispatch_mode() is not None or any(self._hooks):
             return False
         if z.dtype != torch.float32 or not z.is_contiguous():
             return False

@@ -244,9 +244,13 @@ def test_who_follows_the_operations_sees_them(
     model = _loaded(random_graft(tiny_llama, tmp_path / "g", **SIZES))
     with _Watcher():
         model(torch.tensor(PROMPTS[:1]))
-    model.insertions["main"].layers["1"].register_forward_pre_hook(lambda *_: None)
+    layer = model.insertions["main"].layers["1"]
+    for module in (layer, layer.ffn.norm):
+        handle = module.register_forward_hook(lambda *_: None)
+        model(torch.tensor(PROMPTS[:1]))
+        handle.remove()
     model(torch.tensor(PROMPTS[:1]))
-    assert native == [False, False]
+    assert native == [False, False, False, True]
 
 
 @torch.no_grad()
