@@ -52,9 +52,10 @@ def _machine() -> Outcome:
     if _installed("torch"):
         import_module("torch")  # hardware() lists accelerators only where torch is loaded
     machine = {**hardware(), "memory_available_bytes": psutil.virtual_memory().available}
-    machine["native_stream"] = (
-        _native() if all(r.fine for r in required) else "packages are missing"
-    )
+    if all(r.fine for r in required):
+        from otter_cli.model.native import by_what
+
+        machine["stream"] = by_what()
     problems = [_problem(r) for r in required if not r.fine]
     data = {
         "healthy": not problems,
@@ -63,14 +64,6 @@ def _machine() -> Outcome:
         "hardware": machine,
     }
     return Outcome(data, lambda: _page(required, machine, problems), exit_code=int(bool(problems)))
-
-
-def _native() -> str:
-    """Empty where the inserted stream runs by native code on this machine's processor; else why
-    it runs by torch's operations."""
-    from otter_cli.model.native import why_not
-
-    return why_not()
 
 
 def requirements(package: str = "otter-cli") -> list[Requirement]:
@@ -112,9 +105,8 @@ def _page(
     memory, available = machine["memory_bytes"], machine["memory_available_bytes"]
     facts.add_row("memory", f"{bytes_text(memory)}, {bytes_text(available)} available")
     facts.add_row("accelerators", ", ".join(machine["accelerators"]) or "none")
-    why_not = machine["native_stream"]
-    native = f"by torch's operations ({why_not})" if why_not else "by native code, where it can"
-    facts.add_row("inserted stream", f"on the processor {native}")
+    if "stream" in machine:
+        facts.add_row("inserted stream", f"on the processor by {machine['stream']}")
     packages = Table("package", "wanted", "installed", "", box=None, pad_edge=False)
     for r in required:
         packages.add_row(r.package, r.wanted, r.installed or "-", "" if r.fine else "[red]missing")

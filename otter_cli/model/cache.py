@@ -39,11 +39,9 @@ def reserve(cache: Cache, at: int, *, depth: int, new: Tensor) -> tuple[Tensor, 
     there are with those of further tokens, as `new` is shaped: to be written by who asked."""
     own_layer(cache, at, depth=depth, new_tokens=new.shape[-2])
     layer = cache.layers[at]
-    if isinstance(layer, GrowingLayer):
-        stop = layer.reserve(new)
-        return layer.key_room, layer.value_room, stop
-    keys, values = layer.update(new, new)
-    return keys, values, keys.shape[-2]
+    assert isinstance(layer, GrowingLayer)
+    stop = layer.reserve(new)
+    return layer.key_room, layer.value_room, stop
 
 
 def _empty_like(layer: CacheLayerMixin) -> CacheLayerMixin:

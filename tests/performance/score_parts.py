@@ -164,6 +164,8 @@ def main() -> None:
         ends = model.generation_config.eos_token_id
         lexicon = lexicon_of(model, signal, [list(one.tokens) for one in contexts], ends)
         found = explained(model, signal, [list(one.tokens) for one in prompts], lexicon)
+        if "plain" not in rows:
+            rows["plain"] = judged(written(model, prompts, None), tokenizer, judge)
         for strength in asked.strength:
             whole = SignalGuide(signal, strength, CANDIDATES, end=False)
             guides = {

@@ -163,11 +163,9 @@ def settings_of(asked: Asked, subject: Subject, threads: int) -> Settings:
 
 
 def _stream(device: str) -> str:
-    from otter_cli.model.native import why_not
+    from otter_cli.model.native import by_what
 
-    if device != "cpu":
-        return "torch's operations"
-    return f"torch's operations ({why_not()})" if why_not() else "native code where it can"
+    return by_what() if device == "cpu" else "torch's operations"
 
 
 def _rates(subject: Subject) -> Rates:

@@ -20,30 +20,33 @@ _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-shared", "-
 _SECONDS = 120
 
 
-@cache
 def library() -> Any | None:
     """Its functions, or None: where `OTTER_NATIVE=0`, or no compiler makes them. What is compiled
     lies in the user's cache folder, under a name of its source, compiler and processor."""
-    return None if why_not() else _loaded()[0]
+    return _loaded()[0]
 
 
-@cache
-def why_not() -> str:
-    """Why this process runs the stream by torch's operations; empty where it does not."""
-    if os.environ.get(SWITCH) == "0":
-        return f"{SWITCH}=0"
-    return _loaded()[1]
+def by_what() -> str:
+    """By what this process runs streams of few tokens on the processor."""
+    why_not = _loaded()[1]
+    return f"torch's operations ({why_not})" if why_not else "native code where it can"
 
 
 @cache
 def _loaded() -> tuple[Any | None, str]:
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    """The functions; or why there are none."""
+    if os.environ.get(SWITCH) == "0":
+        return None, f"{SWITCH}=0"
+    wanted = os.environ.get("CXX", "c++")
+    compiler = shutil.which(wanted)
     if compiler is None:
-        return None, "no C++ compiler"
+        return None, f"no C++ compiler {wanted!r}"
     try:
         return ctypes.CDLL(str(_compiled(compiler))), ""
     except (OSError, subprocess.SubprocessError) as error:
         return None, f"{Path(compiler).name}: {_told(error)}"
+    except RuntimeError as error:  # of Path.home, where a user has none
+        return None, str(error)
 
 
 def _compiled(compiler: str) -> Path:
@@ -104,5 +107,5 @@ def _processor() -> str:
 
 
 def _told(error: Exception) -> str:
-    stderr = getattr(error, "stderr", None)
-    return (stderr or str(error)).strip().splitlines()[0][:200]
+    stderr = str(getattr(error, "stderr", None) or "").strip()
+    return (stderr or str(error)).splitlines()[0][:200]

@@ -289,7 +289,7 @@ def test_a_base_of_half_the_width_under_an_insertion_in_single_precision(
 
 
 TELL = (
-    "from otter_cli.model.native import library, why_not; print(library() is not None, why_not())"
+    "from otter_cli.model.native import by_what, library; print(library() is not None, by_what())"
 )
 
 
@@ -311,18 +311,38 @@ def test_it_is_compiled_once_and_whole(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("fault", ["switched off", "no compiler", "bad compiler", "no room"])
+@pytest.mark.parametrize(
+    "fault", ["switched off", "no compiler", "bad compiler", "silent compiler", "no room"]
+)
 def test_where_it_is_not_made_it_is_said_why(tmp_path: Path, fault: str) -> None:
     compiler = tmp_path / "cc"
     compiler.write_text("#!/bin/sh\necho cannot compile >&2\nexit 1\n")
-    compiler.chmod(0o755)
+    silent = tmp_path / "silent"
+    silent.write_text("#!/bin/sh\necho >&2\nexit 1\n")
+    for one in (compiler, silent):
+        one.chmod(0o755)
     blocked = tmp_path / "file"
     blocked.write_text("")
     environment, reason = {
         "switched off": ({"OTTER_NATIVE": "0"}, "OTTER_NATIVE=0"),
         "no compiler": ({"CXX": "/nowhere/c++"}, "no C++ compiler"),
         "bad compiler": ({"CXX": str(compiler)}, "cannot compile"),
+        "silent compiler": ({"CXX": str(silent)}, "exit status 1"),
         "no room": ({"XDG_CACHE_HOME": str(blocked)}, "Not a directory"),
     }[fault]
     told = _told(tmp_path, **environment).stdout
     assert told.startswith("False") and reason in told
+
+
+def test_a_user_without_a_home_has_torchs_operations(tmp_path: Path) -> None:
+    homeless = (
+        "import pathlib\ndef none(): raise RuntimeError('no home')\npathlib.Path.home = none\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", homeless + TELL],
+        env={**os.environ, "XDG_CACHE_HOME": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert told.startswith("False") and "no home" in told
