@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from otter_cli.core.console import say, warn
 from otter_cli.core.errors import OtterError
+from otter_cli.core.heap import freed_memory_kept
 from otter_cli.core.intervals import Interval
 from otter_cli.core.lock import writer_lock
 from otter_cli.core.units import bytes_text
@@ -148,7 +149,7 @@ def _run(
             f"a step keeps {bytes_text(kept)} of activations for its gradients, on the longest rows"
         )
         log = states.path if group.first else None
-        with Journal(log, run.step, log=options.log) as journal:
+        with Journal(log, run.step, log=options.log) as journal, freed_memory_kept():
             run.go(journal, write)
     count = sum(parameter.numel() for parameter in trainee.parameters.values())
     memory = {"activations": kept, "peak": peak.bytes()}
