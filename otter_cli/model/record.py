@@ -127,17 +127,17 @@ class Tapped:
         record = ACTIVE.get()
         if record is None or record.taps is not self.taps:
             return self.forward(*inputs, **named)
-        if not self.after:
-            self._see(record, inputs, named)
-            return self.forward(*inputs, **named)
-        output = self.forward(*inputs, **named)
-        self._see(record, output, None)
-        return output
-
-    def _see(self, record: Record, given: Any, named: Any) -> None:
-        record.seen.append((self.handler, given, named))
+        if self.after:
+            output = self.forward(*inputs, **named)
+            record.seen.append((self.handler, output, None))
+            if self.last and not record.lazy:
+                record.settle()
+            return output
+        # No call of ours but this one, and none after the module's own.
+        record.seen.append((self.handler, inputs, named))
         if self.last and not record.lazy:
             record.settle()
+        return self.forward(*inputs, **named)
 
 
 def compute(work: Callable[..., None], record: Record, *arguments: Any) -> None:

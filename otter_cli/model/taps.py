@@ -65,9 +65,7 @@ class Taps:
         if family.positions:
             place = on(partial(compute, partial(self._place, family.positions.offset)))
             at(family.positions.module).register_forward_pre_hook(place, with_kwargs=True)
-        norm = at(family.final_norm)
-        norm.register_forward_pre_hook(on(self._leave_layers))
-        norm.register_forward_hook(on(self._finish))
+        at(family.final_norm).register_forward_hook(on(self._finish))
         chosen = {index for one in self.insertions.values() for index in one.config.layers}
         self.first = min(chosen, default=0)
         for index in sorted(chosen):
@@ -86,11 +84,14 @@ class Taps:
 
     def not_native(self, record: Record, pending: Sequence[Pending]) -> list[str]:
         """Takes the streams that native code can through the pending layers: names of the rest."""
-        return [
-            name
-            for name, z in record.computed.items()
-            if not self.native[name](z, self._of(name, pending))
-        ]
+        left = []
+        for name, z in record.computed.items():
+            v = self.native[name](z, self._of(name, pending))
+            if v is None:
+                left.append(name)
+            else:
+                record.inserted_state[name] = v
+        return left
 
     def made_at_once(self, pending: Sequence[Pending], names: Collection[str]) -> MadeAtOnce:
         """What the pending layers of these streams take from the base."""
@@ -110,6 +111,7 @@ class Taps:
         record.seen.clear()
         record.pending.clear()
         record.computed.clear()
+        record.inserted_state.clear()
         record.rotations = Rotations()
 
     def _start(
@@ -135,14 +137,11 @@ class Taps:
             if (table := self.insertions[name].positions) is not None:
                 record.computed[name] = z + table(positions + offset)
 
-    def _leave_layers(self, record: Record, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        record.settle()
-        record.residual = inputs[0]
-
     def _finish(
         self, record: Record, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
     ) -> None:
-        record.base_state = output
+        record.settle()
+        record.residual, record.base_state = inputs[0], output
         if not record.deferred:
             self.end(record)
 
@@ -152,6 +151,8 @@ class Taps:
 
     def _end(self, record: Record) -> None:
         for name, z in record.streams.items():
+            if name in record.inserted_state:  # by native code, with its layers
+                continue
             record.inserted_state[name] = self.insertions[name].norm(z, record.residual)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -15,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from otter_cli.families import BaseShape
 from otter_cli.model.branch import AttentionCall
 from otter_cli.model.growing_cache import GrowingLayer
+from otter_cli.model.joint import TwoInputs
 from otter_cli.model.record import Pending
 from otter_cli.model.rotary import turns_halves
 
@@ -43,8 +45,7 @@ class Fits:
         self._turns: dict[int, bool] = {}
         self._hooks = [
             hooks
-            for layer in self.layers
-            for module in layer.modules()
+            for module in _called(insertion)
             for hooks in (module._forward_pre_hooks, module._forward_hooks)
         ]
 
@@ -52,7 +53,7 @@ class Fits:
         # Who follows torch's operations, or hooks on the stream's modules, is to see them.
         if not self.form or len(pending) != len(self.layers):
             return False
-        if _get_current_dispatch_mode() is not None or any(self._hooks):
+        if _get_current_dispatch_mode() is not None or _has_any_global_hook() or any(self._hooks):
             return False
         if z.dtype != torch.float32 or not z.is_contiguous():
             return False
@@ -79,6 +80,15 @@ class Fits:
         cos, sin = given[0]
         same = all(one is not None and one[0] is cos and one[1] is sin for one in given)
         return same and cos.shape[-1] == self.head_dim
+
+
+def _called(insertion: Insertion) -> Iterator[nn.Module]:
+    """What torch's operations go through as modules: products are not, whose weights are packed."""
+    for layer in insertion.layered.layers:
+        for module in layer.modules():
+            if not isinstance(module, (TwoInputs, nn.Linear)):
+                yield module
+    yield insertion.norm
 
 
 def _alike(calls: Sequence[AttentionCall | None], tokens: int) -> bool:

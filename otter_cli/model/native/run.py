@@ -54,21 +54,22 @@ class NativeStream:
         # A copy's weights lie elsewhere.
         return NativeStream, self._made_of
 
-    def __call__(self, z: Tensor, pending: Sequence[Pending]) -> bool:
-        """Takes z [batch, tokens, D] through the layers, in place. False: nothing was done."""
+    def __call__(self, z: Tensor, pending: Sequence[Pending]) -> Tensor | None:
+        """Takes z [batch, tokens, D] through the layers, in place, and gives v, its last norm.
+        None: nothing was done."""
         if not self.fits(z, pending):
-            return False
+            return None
         native = library()
         weights = None if native is None else self.weights()
         if native is None or weights is None:
-            return False
+            return None
         form, numbers, held = self._given(z, pending)
+        v = torch.empty_like(z)
         with record_function("otter::stream") if _profiled() else nullcontext():
-            native.otter_stream(
-                ctypes.byref(form), weights, table(numbers), ctypes.c_void_p(z.data_ptr())
-            )
+            at = ctypes.c_void_p(z.data_ptr()), ctypes.c_void_p(v.data_ptr())
+            native.otter_stream(ctypes.byref(form), weights, table(numbers), *at)
         del held  # what was converted lives until here
-        return True
+        return v
 
     def _given(
         self, z: Tensor, pending: Sequence[Pending]

@@ -1,4 +1,5 @@
-// The inserted stream of all layers after the base, METHOD, 1: rows z [batch * tokens, D] in place.
+// The inserted stream of all layers after the base, METHOD, 1: rows z [batch * tokens, D] in place,
+// and v, their last norm.
 // Single precision; norm by z's own rms; a gated FFN with SiLU. Weights are [outputs, inputs].
 #include <algorithm>
 #include <cmath>
@@ -226,11 +227,14 @@ struct Stream {
               float *weights) const {
     const int64_t c = form.head_dim, b = row / form.tokens, t = row % form.tokens;
     const int64_t kv = head / (form.heads / form.kv_heads);
+    if (taps.key_of[2] == c)
+      product(query, 1, slot(taps.key, taps.key_of, b, kv, 0), c, 0, form.slots, weights, 1, false);
+    else
+      for (int64_t at = 0; at < form.slots; ++at)
+        product(query, 1, slot(taps.key, taps.key_of, b, kv, at), c, 0, 1, weights + at, 1, false);
     float largest = -INFINITY;
     for (int64_t at = 0; at < form.slots; ++at) {
-      float score = 0;
-      product(query, 1, slot(taps.key, taps.key_of, b, kv, at), c, 0, 1, &score, 1, false);
-      score *= float(form.scale);
+      float score = weights[at] * float(form.scale);
       weights[at] = sees(taps, b, t, at, score) ? score : -INFINITY;
       largest = std::max(largest, weights[at]);
     }
@@ -266,7 +270,9 @@ void cut(std::vector<Piece> &pieces, const float *x, const float *w, int64_t wid
 
 }  // namespace
 
-extern "C" void otter_stream(const Form *form, const Weights *weights, const Taps *taps, float *z) {
+// `weights` has one entry more than there are layers, of the last norm.
+extern "C" void otter_stream(const Form *form, const Weights *weights, const Taps *taps, float *z,
+                             float *v) {
   static thread_local std::vector<float> kept;
   static thread_local std::vector<Piece> pieces;
   const Stream stream{*form, z};
@@ -307,4 +313,7 @@ extern "C" void otter_stream(const Form *form, const Weights *weights, const Tap
     if (form->heads) stream.look(weights[l], taps[l], layers[l], 0);
     stream.land(weights[l], taps[l], layers[l], 0);
   }
+  const Weights &last = weights[form->layers];
+  for (int64_t row = 0; row < rows; ++row)
+    normed(z + row * hidden, hidden, form->eps, last.norm, last.norm_bias, v + row * hidden);
 }

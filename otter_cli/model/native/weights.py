@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Weights:
-    """Addresses by layer, in the order of stream.cpp."""
+    """Addresses by layer, in the order of stream.cpp, and those of the last norm."""
 
     def __init__(self, insertion: Insertion) -> None:
-        self.layered = insertion.layered
+        self.layered, self.norm = insertion.layered, insertion.norm
         self._table: Any = None
         self._known: Any = None
 
@@ -52,9 +52,11 @@ class Weights:
             for owner in layer.modules()
             for name, parameter in owner.named_parameters(recurse=False)
         ]
+        owned += [(self.norm._parameters, name, one) for name, one in self.norm.named_parameters()]
         owners, names, parameters = zip(*owned, strict=True)
         self._known = owners, names, parameters, joints, [joint.packed for joint in joints]
         tensors = [tensor for layer in layers for tensor in _of(layer)]
+        tensors += self.norm.weight, self.norm.bias
         given = [tensor for tensor in tensors if tensor is not None]
         if not all(one.dtype == torch.float32 and one.is_contiguous() for one in given):
             return None

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import StaticCache
 
@@ -36,9 +37,10 @@ def native(monkeypatch: pytest.MonkeyPatch) -> Watched:
     seen: Watched = []
     call = NativeStream.__call__
 
-    def watched(self: NativeStream, *given: Any) -> bool:
-        seen.append(call(self, *given))
-        return seen[-1]
+    def watched(self: NativeStream, *given: Any) -> Tensor | None:
+        v = call(self, *given)
+        seen.append(v is not None)
+        return v
 
     monkeypatch.setattr(NativeStream, "__call__", watched)
     return seen
@@ -245,12 +247,15 @@ def test_who_follows_the_operations_sees_them(
     with _Watcher():
         model(torch.tensor(PROMPTS[:1]))
     layer = model.insertions["main"].layers["1"]
-    for module in (layer, layer.ffn.norm):
-        handle = module.register_forward_hook(lambda *_: None)
+    hooked: list[Any] = [layer, layer.ffn.norm, model.insertions["main"].norm]
+    for hook in [module.register_forward_hook for module in hooked] + [
+        register_module_forward_hook
+    ]:
+        handle = hook(lambda *_: None)
         model(torch.tensor(PROMPTS[:1]))
         handle.remove()
     model(torch.tensor(PROMPTS[:1]))
-    assert native == [False, False, False, True]
+    assert native == [False, False, False, False, False, True]
 
 
 @torch.no_grad()
