@@ -8,9 +8,10 @@ from otter_cli.benchmarks import detectors
 from otter_cli.benchmarks.benchmark import Setting
 from otter_cli.benchmarks.contest import INSERTION
 from otter_cli.benchmarks.detection import Detection
-from otter_cli.benchmarks.labelled_texts import Stream, encode_streams
+from otter_cli.benchmarks.labelled_texts import Stream, encode_streams, of_labelled, of_pairs
 from otter_cli.benchmarks.models import load_graft, load_reward_model, require_same_base
 from otter_cli.benchmarks.names import PLAIN
+from otter_cli.core.errors import OtterError
 from otter_cli.decoding import Sampling
 
 
@@ -20,6 +21,28 @@ class Texts:
 
     file: Path
     streams: Sequence[Stream]
+
+
+def texts_of(recipe: Path | None, pairs: Path | None, data: Path | None, signal: str) -> Texts:
+    """The held-out rows of a training recipe, whose data files lie in `data`, or both texts of
+    pairs. Raises OtterError."""
+    if (recipe is None) == (pairs is None):
+        raise OtterError("give either --recipe or --pairs", hint="they name the texts to read")
+    if recipe is None:
+        from otter_cli.data.preference import read_pairs
+
+        assert pairs is not None
+        return Texts(pairs, of_pairs(read_pairs(pairs)))
+    from otter_cli.signals import SignalConfig
+    from otter_cli.training import load_recipe
+    from otter_cli.training.material import held_out_rows
+
+    loaded = load_recipe(recipe, data=data).only([signal])
+    config = SignalConfig(name=signal, kind="classes", labels=(signal,))
+    rows = held_out_rows(loaded.signals[signal], config, loaded.data_folder)
+    if not rows:
+        raise OtterError(f"{recipe} holds no rows aside", hint="give it a test file, or held_out")
+    return Texts(Path(loaded.signals[signal].sources[0].name), of_labelled(rows))
 
 
 def detection(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import PositiveInt
 
+from otter_cli.core.errors import OtterError
 from otter_cli.training.section import Section
 
 if TYPE_CHECKING:
@@ -150,8 +151,45 @@ class SpeedupRequest(Request):
         return speedup(grafts, setting, signal=self.signal, more=self.more())
 
 
-REQUESTS: dict[str, type[Request]] = {
+class DetectionRequest(Section):
+    """Texts of either a training `recipe`'s held-out rows or of `pairs`; each `monitor` is a
+    NAME=FOLDER."""
+
+    folder: Path
+    recipe: Path | None = None
+    pairs: Path | None = None
+    data: Path | None = None
+    limit: int | None = None
+    signal: str = "toxicity"
+    monitor: tuple[str, ...] = ()
+    classifier: Path | None = None
+    device: str = "cpu"
+
+    def benchmark(self) -> Benchmark:
+        from otter_cli.benchmarks.assemble_detection import detection, texts_of
+
+        monitors = dict(map(_named, self.monitor))
+        return detection(
+            self.folder,
+            texts_of(self.recipe, self.pairs, self.data, self.signal),
+            self.signal,
+            limit=self.limit,
+            monitors=monitors,
+            classifier=self.classifier,
+            device=self.device,
+        )
+
+
+def _named(text: str) -> tuple[str, Path]:
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder):
+        raise OtterError(f"--monitor {text!r} is no NAME=FOLDER", hint="for example head=head-only")
+    return name, Path(folder)
+
+
+REQUESTS: dict[str, type[Request | DetectionRequest]] = {
     "preference": PreferenceRequest,
     "detox": DetoxRequest,
+    "detection": DetectionRequest,
     "speedup": SpeedupRequest,
 }

@@ -41,6 +41,11 @@ def find_recipe(name: str) -> RecipeFile:
     return found[wanted]
 
 
+def recipe_path(name: str) -> Path:
+    """A file of that path, or the recipe that ships by that name."""
+    return Path(name) if Path(name).is_file() else find_recipe(name).path
+
+
 def _described(path: Path, root: Path) -> RecipeFile:
     header = []
     for line in path.read_text(encoding="utf-8").splitlines()[:2]:

@@ -80,7 +80,7 @@ def train(
     Metrics go to FOLDER/training/metrics.jsonl; Ctrl-C saves, and --resume goes on. Several
     processes share each batch: torchrun --nproc-per-node 2 -m otter_cli train ...
     """
-    from otter_cli.cli.recipe_files import find_recipe
+    from otter_cli.cli.recipe_files import recipe_path
     from otter_cli.core.console import set_quiet
     from otter_cli.core.errors import OtterError
     from otter_cli.training.controls import BASELINES
@@ -92,7 +92,7 @@ def train(
         raise OtterError(
             f"there is no baseline {baseline!r}", hint=f"one of {', '.join(BASELINES)}"
         )
-    path = Path(recipe) if Path(recipe).is_file() else find_recipe(recipe).path
+    path = recipe_path(recipe)
     from otter_cli.training import load_recipe
     from otter_cli.training import train as run
 

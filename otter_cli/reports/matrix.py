@@ -1,6 +1,7 @@
-"""A matrix as a report: of several cells a table and a plot for each figure, cells down and methods
-across; of one cell one table, methods down and figures across."""
+"""A matrix as a report: a table and a plot for each figure, cells down and methods across; where
+methods are more than cells, a table for each cell, methods down and figures across."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from otter_cli.benchmarks.matrix.bench import OVER_PLAIN
@@ -23,12 +24,24 @@ def matrix_report(result: MatrixResult) -> Report:
         if len(result.seeds) > 1
         else "One seed: its runs have intervals over prompts, and there is none over seeds."
     ]
-    if len(result.cells) == 1:
-        plots = [_plot(result, name) for name in result.metrics]
-        sections = [Section("Methods", text, [_methods_table(result)], plots)]
+    if _wide(result):
+        sections = [
+            Section(
+                cell.name if cell.values else "Methods",
+                [] if i else text,
+                [_methods_table(result, cell)],
+                [_plot(result, name, [cell]) for name in result.metrics],
+            )
+            for i, cell in enumerate(result.cells)
+        ]
     else:
         sections = [
-            Section(_title(name), [] if i else text, [_table(result, name)], [_plot(result, name)])
+            Section(
+                _title(name),
+                [] if i else text,
+                [_table(result, name)],
+                [_plot(result, name, result.cells)],
+            )
             for i, name in enumerate(result.metrics)
         ]
     facts = [(cell.name, ", ".join(cell.runs)) for cell in result.cells]
@@ -36,8 +49,13 @@ def matrix_report(result: MatrixResult) -> Report:
     return Report(f"Matrix: {result.of}", lead, sections, facts, data)
 
 
-def _methods_table(result: MatrixResult) -> Table:
-    (cell,) = result.cells
+def _wide(result: MatrixResult) -> bool:
+    """Whether methods are for the rows, of which there are more."""
+    methods = {method for cell in result.cells for method in cell.figures}
+    return len(result.cells) == 1 or len(methods) > len(result.cells)
+
+
+def _methods_table(result: MatrixResult, cell: CellResult) -> Table:
     rows: list[list[Cell | str]] = [
         [method, *(_figure(figures.get(name)) for name in result.metrics)]
         for method, figures in cell.figures.items()
@@ -57,22 +75,26 @@ def _table(result: MatrixResult, name: str) -> Table:
     return Table(columns, rows)
 
 
-def _plot(result: MatrixResult, name: str) -> IntervalPlot:
+def _plot(result: MatrixResult, name: str, cells: Sequence[CellResult]) -> IntervalPlot:
     methods = _methods(result, name)
     points = [
-        _point(cell, method, figure, single=len(methods) == 1)
-        for cell in result.cells
+        Point(_label(cell, method, len(cells), len(methods)), *_reach(figure))
+        for cell in cells
         for method in methods
         if (figure := cell.figures.get(method, {}).get(name)) is not None
     ]
     return IntervalPlot(_title(name), _axis(name), points)
 
 
-def _point(cell: CellResult, method: str, figure: OverSeeds, *, single: bool) -> Point:
-    named = f"{cell.name}: {method}" if cell.values else method
-    label = cell.name if single else named
+def _label(cell: CellResult, method: str, cells: int, methods: int) -> str:
+    if cells == 1:
+        return method
+    return cell.name if methods == 1 else f"{cell.name}: {method}"
+
+
+def _reach(figure: OverSeeds) -> tuple[float, float, float]:
     low, high = (figure.mean if bound is None else bound for bound in (figure.low, figure.high))
-    return Point(label, figure.mean, low, high)
+    return figure.mean, low, high
 
 
 def _methods(result: MatrixResult, name: str) -> list[str]:

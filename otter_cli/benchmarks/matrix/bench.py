@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from otter_cli.benchmarks.matrix.over_seeds import Seeded
 from otter_cli.benchmarks.matrix.recipe import Cell, MatrixRecipe
-from otter_cli.benchmarks.matrix.train import Trained
+from otter_cli.benchmarks.matrix.train import FindRecipe, Trained
 from otter_cli.benchmarks.requests import REQUESTS
 from otter_cli.benchmarks.result import MethodResult
 from otter_cli.benchmarks.run import run as run_benchmark
@@ -20,23 +20,30 @@ OVER_PLAIN = " over plain"
 
 
 def benched(
-    asked: MatrixRecipe, cell: Cell, seed: int, trained: Trained | None, out: Path, device: str
+    asked: MatrixRecipe,
+    cell: Cell,
+    seed: int,
+    trained: Trained | None,
+    find: FindRecipe,
+    out: Path,
+    device: str,
 ) -> tuple[dict[str, dict[str, Seeded]], Path]:
     """A run of a cell and seed: figures by method, and its folder. Raises OtterError."""
     assert asked.benchmark is not None
-    options: dict[str, Any] = {"seed": seed, "device": device}
+    wanted = REQUESTS[asked.benchmark]
+    given: dict[str, Any] = {"seed": seed, "device": device}
+    own = cell.change.bench
     if trained is not None:
-        options["folder"] = trained.folder
+        given["folder"] = trained.folder
         roles = {"head": "task_head", "separate": "reward_model"}
-        options |= {roles[name]: path for name, path in trained.controls.items()}
-        if asked.benchmark != "preference":
-            options.pop("reward_model", None)
+        given |= {roles[name]: path for name, path in trained.controls.items()}
         named = {**trained.controls, **trained.beside}
-        options |= {key: _filled(value, named) for key, value in cell.change.bench.items()}
-    else:
-        options |= cell.change.bench
+        own = {key: _filled(value, named) for key, value in own.items()}
+    if asked.recipe is not None and "pairs" not in own:
+        given |= {"recipe": find(asked.recipe), "data": asked.data}
+    options = {key: value for key, value in given.items() if key in wanted.model_fields} | own
     try:
-        request = REQUESTS[asked.benchmark].model_validate(options)
+        request = wanted.model_validate(options)
     except ValidationError as error:
         raise section_error(error, f"the bench of cell {cell.name!r}", options) from None
     benchmark = request.benchmark()

@@ -16,7 +16,7 @@ from otter_cli.data.paths import expanded
 from otter_cli.training.controls import Baseline
 from otter_cli.training.section import Section, section_error
 
-BenchName = Literal["preference", "detox", "speedup"]
+BenchName = Literal["preference", "detox", "detection", "speedup"]
 
 
 class Change(Section):
@@ -48,8 +48,9 @@ class Beside(Section):
 
 class MatrixRecipe(Section):
     """`base` and `recipe`: cells train a graft each, and the controls in `baselines`, which the
-    bench then gets as its task head and reward model. Without them the bench's own `folder` is
-    what is measured. Without `benchmark` the figures are those of the held-out rows.
+    bench then gets as its task head and reward model, where it has such. Without them the bench's
+    own `folder` is what is measured. Without `benchmark` the figures are those of the held-out
+    rows.
 
     What is trained is named in options of the bench as `{head}`, `{separate}`, and as `{NAME}` of
     a graft in `beside`."""

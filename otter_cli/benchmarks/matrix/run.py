@@ -88,7 +88,7 @@ def _cell(asked: MatrixRecipe, cell: Cell, out: Path, find: FindRecipe, device: 
                 for name, of in held_out.items()
             }
         else:
-            figures, folder = benched(asked, cell, seed, trained, out / "runs", device)
+            figures, folder = benched(asked, cell, seed, trained, find, out / "runs", device)
         runs.append(str(folder.relative_to(out)))
         for method, metrics in figures.items():
             for metric in asked.metrics:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from otter_cli.cli.app import Outcome, verb
 from otter_cli.cli.bench.app import app
 from otter_cli.cli.bench.options import Device, Folder, Limit, Out, Signal, option
 from otter_cli.cli.bench.show import run_and_show
-from otter_cli.core.errors import OtterError
-
-if TYPE_CHECKING:
-    from otter_cli.benchmarks.assemble_detection import Texts
+from otter_cli.cli.recipe_files import recipe_path
 
 
 @verb(
@@ -49,46 +46,17 @@ def detection(
     AUROC, F1, share flagged at 1 % false alarms, on time (before the offending span ends; without
     spans, the text), tokens read until then, what stopping at a threshold saves and loses.
     """
-    from otter_cli.benchmarks.assemble_detection import detection as assembled
+    from otter_cli.benchmarks.requests import DetectionRequest
 
-    if (recipe is None) == (pairs is None):
-        raise OtterError("give either --recipe or --pairs", hint="they name the texts to read")
-    monitors = dict(map(_named, monitor or ()))
-    texts = _texts(recipe, pairs, data, signal)
-    return run_and_show(
-        assembled(
-            folder, texts, signal, limit=limit, monitors=monitors, classifier=classifier,
-            device=device,
-        ),
-        out,
-    )  # fmt: skip
-
-
-def _named(text: str) -> tuple[str, Path]:
-    name, equals, folder = text.partition("=")
-    if not (name and equals and folder):
-        raise OtterError(f"--monitor {text!r} is no NAME=FOLDER", hint="for example head=head-only")
-    return name, Path(folder)
-
-
-def _texts(recipe: str | None, pairs: Path | None, data: Path | None, signal: str) -> Texts:
-    from otter_cli.benchmarks.assemble_detection import Texts
-    from otter_cli.benchmarks.labelled_texts import of_labelled, of_pairs
-
-    if pairs is not None:
-        from otter_cli.data.preference import read_pairs
-
-        return Texts(pairs, of_pairs(read_pairs(pairs)))
-    from otter_cli.cli.recipe_files import find_recipe
-    from otter_cli.signals import SignalConfig
-    from otter_cli.training import load_recipe
-    from otter_cli.training.material import held_out_rows
-
-    assert recipe is not None
-    path = Path(recipe) if Path(recipe).is_file() else find_recipe(recipe).path
-    loaded = load_recipe(path, data=data).only([signal])
-    config = SignalConfig(name=signal, kind="classes", labels=(signal,))
-    rows = held_out_rows(loaded.signals[signal], config, loaded.data_folder)
-    if not rows:
-        raise OtterError(f"{path} holds no rows aside", hint="give it a test file, or held_out")
-    return Texts(Path(loaded.signals[signal].sources[0].name), of_labelled(rows))
+    asked = DetectionRequest(
+        folder=folder,
+        recipe=None if recipe is None else recipe_path(recipe),
+        pairs=pairs,
+        data=data,
+        limit=limit,
+        signal=signal,
+        monitor=tuple(monitor or ()),
+        classifier=classifier,
+        device=device,
+    )
+    return run_and_show(asked.benchmark(), out)

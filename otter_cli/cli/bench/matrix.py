@@ -35,15 +35,12 @@ def matrix(
     """
     from otter_cli.benchmarks.matrix.recipe import load_matrix
     from otter_cli.benchmarks.matrix.run import run_matrix
-    from otter_cli.cli.recipe_files import find_recipe
+    from otter_cli.cli.recipe_files import recipe_path
     from otter_cli.reports.matrix import matrix_report
 
-    def file_of(name: str) -> Path:
-        return Path(name) if Path(name).is_file() else find_recipe(name).path
-
-    path = file_of(recipe)
+    path = recipe_path(recipe)
     asked = load_matrix(path)
     asked = asked if limit is None else asked.tried(limit)
     where = out or Path("runs") / f"matrix-{path.stem}"
-    result = run_matrix(asked, path.stem, where, file_of, device)
+    result = run_matrix(asked, path.stem, where, recipe_path, device)
     return shown(result, matrix_report(result), where)

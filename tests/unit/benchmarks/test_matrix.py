@@ -1,6 +1,7 @@
 """Many settings and seeds: combinations, training that is found again, one table over seeds."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from otter_cli.insertion import Manifest, parse_layers, resolve
 from otter_cli.signals import parse_signal
 from tests.conftest import Otter
 from tests.support.contestants import Contestants
-from tests.support.training import write_data, write_recipe
+from tests.support.training import TOXICITY, write_data, write_recipe
 
 PARTS = {"ffn": {"graft": {"heads": 0}}, "attention": {"graft": {"ffn": 0}}, "both": {}}
 
@@ -175,6 +176,63 @@ def test_a_graft_beside_is_trained_at_each_seed_and_found_by_its_name(
         over = cell.figures["by-q"]["gold_reward over plain"]
         assert over.values[seed] == own.mean and over.low is not None and over.low <= own.mean
     assert len(guides) == 2
+
+
+def test_monitors_are_trained_at_each_seed_and_read_the_recipe_s_rows_or_pairs(
+    otter_here: Otter, tiny_llama: Path, tmp_path: Path
+) -> None:
+    write_data(tmp_path)
+    graft = {"hidden": 8, "heads": 2, "ffn": 8, "signal": "toxicity"}
+    path = write_matrix(
+        tmp_path,
+        base=str(tiny_llama),
+        recipe=str(write_recipe(tmp_path, {"toxicity": TOXICITY})),
+        data=str(tmp_path),
+        baselines=["head", "separate"],
+        beside={
+            "probe": {
+                "recipe": str(tmp_path / "recipe.yaml"),
+                "baseline": "probe",
+                "graft": graft,
+                "train": {"steps": 1},
+            }
+        },
+        benchmark="detection",
+        seeds=[0, 1],
+        metrics=["detected", "auroc"],
+        common={
+            "graft": graft,
+            "train": {"steps": 1},
+            "bench": {
+                "monitor": ["task-head={head}", "probe={probe}"],
+                "classifier": "{separate}",
+                "limit": 8,
+            },
+        },
+        axes={
+            "texts": {
+                "held out": {},
+                "pairs": {"bench": {"pairs": str(tmp_path / "pairs.jsonl")}},
+            }
+        },
+    )
+    ran = otter_here("bench", "matrix", path, "--out", tmp_path / "run")
+    assert ran.returncode == 0, ran.stderr
+    assert max(map(len, ran.stdout.splitlines())) <= 100
+    # More methods than cells: a table for each cell, a method a line.
+    assert "texts held out" in ran.stdout and "texts pairs" in ran.stdout
+    assert re.search(r"^task-head +0\.", ran.stdout, re.MULTILINE)
+    held_out, pairs = MatrixResult.read(tmp_path / "run").cells
+    for cell, file in ((held_out, "labelled.jsonl"), (pairs, "pairs.jsonl")):
+        assert list(cell.figures) == ["insertion", "task-head", "probe", "classifier"]
+        weights = set()
+        for run, seed in zip(cell.runs, (0, 1), strict=True):
+            result = Result.read(tmp_path / "run" / run)
+            assert result.settings.prompts.file == file
+            weights |= {result.settings.methods[name].models[-1].weights for name in cell.figures}
+            own = result.methods["classifier"].metrics["auroc"].mean
+            assert cell.figures["classifier"]["auroc"].values[seed] == own
+        assert len(weights) == 2 * len(cell.figures)
 
 
 def test_intervals_over_seeds_are_student_s() -> None:
