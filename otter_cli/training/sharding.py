@@ -58,14 +58,19 @@ def shard(trainee: Trainee, recipe: Recipe, group: Group, device: str) -> Shards
     """Shards the base's layers and the insertions. Embedding and output head, whose rows signals
     read, stay whole in each process.
 
-    Raises OtterError where no base is frozen, weights or an optimiser's matrices cannot be parted,
-    or no other process is there to hold the rest.
+    Raises OtterError where no base is frozen, torch is too old, weights or an optimiser's matrices
+    cannot be parted, or no other process is there to hold the rest.
     """
     from otter_cli.training.trainee import GraftTrainee
 
     if not isinstance(trainee, GraftTrainee):
         raise OtterError(
             "--shard parts a frozen base, and a separate model has none", hint="leave --shard out"
+        )
+    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+        raise OtterError(
+            f"--shard adds gradients up, which FSDP2 of torch {torch.__version__} cannot",
+            hint="a later torch can: pip install -U torch; or leave --shard out",
         )
     if group.size == 1:
         raise OtterError(

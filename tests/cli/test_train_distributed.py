@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from torch.distributed.fsdp import FSDPModule
 from torch.testing import assert_close
 
 from otter_cli.core.jsonlines import read_jsonlines
@@ -124,7 +125,7 @@ def test_a_run_of_two_is_resumed_by_one(
 
 
 def test_what_does_not_divide_or_shard_is_refused(
-    otter_here, tiny_llama: Path, tmp_path: Path, recipe: Path
+    otter_here, tiny_llama: Path, tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = small_graft(tiny_llama, tmp_path / "graft", "reward", "toxicity", "future:2")
     done = _train(folder, "--recipe", recipe, "--set", "batch_size=5", processes=2)
@@ -133,6 +134,10 @@ def test_what_does_not_divide_or_shard_is_refused(
     assert not (folder / "training").exists()
     done = otter_here("train", folder, "--recipe", recipe, "--shard")
     assert done.returncode == 2 and "--shard needs several processes" in done.stderr
+    with monkeypatch.context() as older:
+        older.delattr(FSDPModule, "set_force_sum_reduction_for_comms")
+        done = otter_here("train", folder, "--recipe", recipe, "--shard")
+    assert done.returncode == 2 and "a later torch can" in done.stderr
     refused = {"optimizer=muon": "muon orthogonalises whole", "quantize=int8": "int8 packs them"}
     for setting, why in refused.items():
         done = _train(folder, "--recipe", recipe, "--shard", "--set", setting, processes=2)
