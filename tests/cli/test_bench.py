@@ -1,6 +1,7 @@
 """`otter bench` as a user types it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,26 @@ def test_what_is_wrong_is_said_without_a_traceback(
 def test_a_run_without_a_result_has_no_report(otter_here: Otter, tmp_path: Path) -> None:
     done = otter_here("bench", "report", tmp_path)
     assert done.returncode == 2 and "no finished run" in done.stderr
+    (tmp_path / "result.json").write_text('{"schema_version": 1, "benchmark": "gold"}')
+    done = otter_here("bench", "report", tmp_path)
+    assert done.returncode == 2 and "result.json cannot be read" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("result", "says"),
+    [
+        ("matrix/ablation", "part attention"),
+        ("performance/llama-134m-cpu-2-cores-avx512", "Training"),
+        ("detection/davidson", "task-head"),
+    ],
+)
+def test_a_report_is_drawn_of_any_result(
+    otter_here: Otter, repository: Path, tmp_path: Path, result: str, says: str
+) -> None:
+    shutil.copy(repository / "results" / f"{result}.json", tmp_path / "result.json")
+    done = otter_here("bench", "report", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert says in done.stdout and (tmp_path / "report.html").is_file()
 
 
 def test_reports_need_no_torch(otter_here: Otter, arguments, tmp_path: Path) -> None:

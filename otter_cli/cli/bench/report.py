@@ -7,14 +7,14 @@ import typer
 
 from otter_cli.cli.app import Outcome, verb
 from otter_cli.cli.bench.app import app
-from otter_cli.cli.bench.show import report_and_show
+from otter_cli.cli.bench.show import shown
 
 
 @verb(app, example="otter bench report runs/speedup-0123456789")
 def report(
     run: Annotated[Path, typer.Argument(help="a run folder with a result.json")],
 ) -> Outcome:
-    """Draw a run's report again from its result.json."""
-    from otter_cli.benchmarks.result import Result
+    """Draw a report again from its result.json: of a run, a matrix or any other bench."""
+    from otter_cli.reports.again import report_again
 
-    return report_and_show(Result.read(run), run)
+    return shown(*report_again(run), run)
