@@ -52,7 +52,12 @@ def _table(table: Table) -> "RenderableType":
 
     drawn = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for i, column in enumerate(table.columns):
-        drawn.add_column(column, justify="right" if i and table.numeric else "left")
+        # A name that does not fit goes on below: its end may be all that tells it from the next.
+        drawn.add_column(
+            column,
+            justify="right" if i and table.numeric else "left",
+            overflow="ellipsis" if i else "fold",
+        )
     for row in table.rows:
         drawn.add_row(*(_text(as_cell(cell)) for cell in row))
     return drawn

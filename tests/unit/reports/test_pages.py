@@ -31,6 +31,15 @@ def test_wide_tables_are_split_with_their_names_repeated() -> None:
         assert f"method {i}" in text and f"0.{i}11 to 0.{i}99" in text
 
 
+def test_a_long_name_keeps_its_end() -> None:
+    columns = ["method", *(f"expected maximum toxicity {i}" for i in range(5))]
+    figures = [Cell("0.600", "0.611 to 0.699")] * 5
+    rows = [[f"experts-of-a-long-name@{i}", *figures] for i in (15, 25)]
+    text = shown(Report("t", "l", [Section("s", tables=[Table(columns, rows)])]))
+    first = "".join(line[:18].strip() for line in text.splitlines())
+    assert "experts-of-a-long-name@15" in first and "experts-of-a-long-name@25" in first
+
+
 def test_square_brackets_are_no_markup() -> None:
     assert "[bold]x[/bold]" in shown(Report("t", "l", [Section("s", ["[bold]x[/bold]"])]))
 
