@@ -1,5 +1,6 @@
 """Models that take part, loaded strictly and known by digest."""
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 Role = Literal["reward-model", "language-model", "encoder", "probe"]
 _DECIDES = (".safetensors", ".json", ".model", ".txt")
+_OURS = ("otter.", "otter-")
 
 
 class Loaded(NamedTuple):
@@ -175,7 +177,7 @@ def load_language_model(folder: Path, *, device: str) -> Loaded:
     base = Path(PeftConfig.from_pretrained(folder).base_model_name_or_path or "")
     loaded = _load_strictly(AutoModelForCausalLM, base, "language-model", device)
     merged = PeftModel.from_pretrained(loaded.model, folder).merge_and_unload()
-    return Loaded(merged.eval(), loaded.tokenizer, model_record(folder, "language-model"))
+    return Loaded(merged.eval(), loaded.tokenizer, _adapter_record(folder, loaded.record))
 
 
 def _load_strictly(kind: Any, folder: Path, role: Role, device: str) -> Loaded:
@@ -200,6 +202,18 @@ def _load_strictly(kind: Any, folder: Path, role: Role, device: str) -> Loaded:
 
 
 def model_record(folder: Path, kind: Role) -> ModelRecord:
+    return ModelRecord(name=folder.resolve().name, kind=kind, weights=sha256_json(_digests(folder)))
+
+
+def _adapter_record(folder: Path, base: ModelRecord) -> ModelRecord:
+    """By what its base is, not by where it lies."""
+    digests = _digests(folder)
+    config = json.loads((folder / "adapter_config.json").read_bytes())
+    digests["adapter_config.json"] = sha256_json(config | {"base_model_name_or_path": base.weights})
+    return ModelRecord(name=folder.resolve().name, kind=base.kind, weights=sha256_json(digests))
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Of the files that decide what a folder says: ours, with times and paths, decide nothing."""
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in _DECIDES)
-    digest = sha256_json({path.name: sha256_file(path) for path in files})
-    return ModelRecord(name=folder.resolve().name, kind=kind, weights=digest)
+    return {path.name: sha256_file(path) for path in files if not path.name.startswith(_OURS)}

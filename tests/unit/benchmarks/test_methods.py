@@ -1,6 +1,8 @@
 """Every method that can be asked for, from its text to its samples."""
 
+import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -151,6 +153,21 @@ def test_a_lora_adapter_is_an_expert_too(tiny_llama: Path, tmp_path: Path) -> No
     loaded = load_language_model(tmp_path / "lora", device="cpu")
     with torch.no_grad():
         torch.testing.assert_close(loaded.model(tokens).logits, tuned.eval()(tokens).logits)
+    # What it is does not hang on where it lies, but on what it is an adapter of.
+    for name, changed in (("elsewhere", False), ("other", True)):
+        there = tmp_path / name
+        shutil.copytree(tiny_llama, there / "base")
+        shutil.copytree(tmp_path / "lora", there / "lora")
+        (there / "base" / "otter.json").write_text(json.dumps({"time": name}))
+        _write_over(there / "lora/adapter_config.json", base_model_name_or_path=f"{there}/base")
+        if changed:
+            _write_over(there / "base/config.json", rms_norm_eps=0.1)
+        again = load_language_model(there / "lora", device="cpu").record
+        assert (again == loaded.record) is not changed
+
+
+def _write_over(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 @pytest.mark.parametrize(
