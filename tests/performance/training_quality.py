@@ -47,6 +47,7 @@ SCORES = [
     ("norm by the base", f"{WHOLE} --norm base", "--set learning_rate=1e-4"),
     ("copied last layer", WHOLE, "--baseline branch --set baselines.branch.learning_rate=1e-3"),
     ("insertion, 13.5 %, 250 steps", WHOLE, f"{RATE} --set steps=250"),
+    ("insertion, 5 %, first values normal", "--hidden 8 --heads 1 --ffn 16 --init normal", RATE),
 ]
 LATE = "--hidden 32 --heads 1 --ffn 88 --layers last:2 --signal future:4"
 FIRST = "--hidden 32 --heads 1 --ffn 88 --signal future:4,plain"
