@@ -35,7 +35,7 @@ def preference(
     by_args = MethodSpec(ARGS, "args", {"model": reward_model, **steering}, "ARGS")
     specs = guided(grafts, guidance)
     swept = [specs[1].at(strength) for strength in guidance.sweep]
-    methods = build([*specs, *swept, by_args, *more], models)
+    methods = build([*specs, *swept, by_args, *more], models, guidance.candidates)
     guides = {model.weights: name for name, m in methods.items() for model in m.record.models}
     require_guides_nothing(judge.record.digest, guides)
     coherence = {COHERENCE: EncoderScorer(encoder, device=models.device)} if encoder else {}
@@ -55,7 +55,8 @@ def detox(
 
     scorer = DetoxifyScorer(detoxify, device=str(grafts[0].model.device))
     require_label(scorer)
-    methods = build([*guided(grafts, guidance), *more], Models(grafts[0], guidance.signal))
+    models = Models(grafts[0], guidance.signal)
+    methods = build([*guided(grafts, guidance), *more], models, guidance.candidates)
     return Detox(setting, grafts[0], methods, {"detoxify": scorer})
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from otter_cli.benchmarks.benchmark import Setting
-from otter_cli.benchmarks.method_specs import MethodSpec
+from otter_cli.benchmarks.method_specs import CANDIDATES, MethodSpec
 from otter_cli.benchmarks.models import Grafted, load_pair
 from otter_cli.benchmarks.names import PLAIN
 from otter_cli.benchmarks.prompts import PromptFile, load_prompts
@@ -22,7 +22,7 @@ class Guidance:
 
     signal: str
     strength: float
-    candidates: int = 10
+    candidates: int = CANDIDATES
     head_strength: float | None = None
     args_strength: float | None = None
     # The insertion at more strengths: what more reward costs in log-probability.

@@ -19,6 +19,7 @@ from otter_cli.core.suggest import closest
 if TYPE_CHECKING:
     from otter_cli.decoding import Generation, Sampling
 
+CANDIDATES = 10
 # Of every method: how it draws, where otherwise than the run does.
 _SAMPLING: Mapping[str, Callable[[str], Any]] = {
     "temperature": float,
@@ -85,24 +86,29 @@ def parse_methods(texts: Sequence[str] | None) -> list[MethodSpec]:
     return [spec for text in texts or () for spec in parse_method(text)]
 
 
-def build(specs: Sequence[MethodSpec], models: Models) -> dict[str, Method]:
-    """The methods by name. Raises OtterError for a name twice, an unknown option, a bad value."""
+def build(
+    specs: Sequence[MethodSpec], models: Models, candidates: int = CANDIDATES
+) -> dict[str, Method]:
+    """The methods by name. What weighs `candidates` weighs so many, where its own text names no
+    other number. Raises OtterError for a name twice, an unknown option, a bad value."""
     built: dict[str, Method] = {}
     for spec in specs:
         if spec.name in built:
             raise OtterError(
                 f"two methods are called {spec.name!r}", hint="name one: --method NAME=KIND:..."
             )
-        built[spec.name] = _build(spec, models)
+        built[spec.name] = _build(spec, models, candidates)
     return built
 
 
-def _build(spec: MethodSpec, models: Models) -> Method:
+def _build(spec: MethodSpec, models: Models, candidates: int) -> Method:
     signal = spec.signal or models.signal
     graft = models.graft if spec.graft is None else models.grafted(spec.graft, signal)
     if spec.signal is not None and spec.graft is None:
         models.require_signal(signal)
     own = {k: v for k, v in spec.options.items() if k not in _SAMPLING}
+    if "candidates" in _required(METHODS[spec.kind]):
+        own.setdefault("candidates", candidates)
     make = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(METHODS[spec.kind])
     try:
         method = make(Entrant(graft, signal, models), **own)
@@ -132,11 +138,12 @@ def _drawn(
 
 
 def _options(make: Callable[..., Method]) -> list[str]:
-    return list(make.__kwdefaults__ or {}) + [
-        name
-        for name in make.__annotations__
-        if name not in ("of", "return") and name not in (make.__kwdefaults__ or {})
-    ]
+    return [*(make.__kwdefaults__ or {}), *_required(make)]
+
+
+def _required(make: Callable[..., Method]) -> list[str]:
+    given = ("of", "return", *(make.__kwdefaults__ or {}))
+    return [name for name in make.__annotations__ if name not in given]
 
 
 def _number(text: str, whole: str) -> float:

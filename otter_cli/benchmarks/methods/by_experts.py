@@ -41,7 +41,7 @@ def dexperts(
 
 
 def dexperts_inserted(
-    of: Entrant, *, strength: float, expert: str = "", anti: str = "", candidates: int = 20
+    of: Entrant, *, strength: float, candidates: int, expert: str = "", anti: str = ""
 ) -> Method:
     """DExperts by two signals of action values in one graft: `z + strength (q+ - q-)` over the
     base's best candidates, without a pass."""

@@ -7,7 +7,7 @@ from otter_cli.benchmarks.methods.entrant import Entrant, reward_judge, signal_j
 from otter_cli.decoding import ArgsGuide, RadGuide, SignalGuide, VocabularyGuide
 
 
-def value(of: Entrant, *, strength: float, candidates: int = 10, end: bool = True) -> Method:
+def value(of: Entrant, *, strength: float, candidates: int, end: bool = True) -> Method:
     """V-style guidance by one of the graft's signals, in one pass a token; without `end`, ending
     a text leaves its value as it is."""
     return of.guided(
@@ -25,7 +25,7 @@ def value(of: Entrant, *, strength: float, candidates: int = 10, end: bool = Tru
     )
 
 
-def vocabulary(of: Entrant, *, strength: float, candidates: int = 10) -> Method:
+def vocabulary(of: Entrant, *, strength: float, candidates: int) -> Method:
     """Q-style guidance: action values come out of the pass that gives the logits."""
     return of.guided(
         "by action values",
@@ -39,7 +39,7 @@ def vocabulary(of: Entrant, *, strength: float, candidates: int = 10) -> Method:
     )
 
 
-def args(of: Entrant, *, model: Path, strength: float, candidates: int = 10) -> Method:
+def args(of: Entrant, *, model: Path, strength: float, candidates: int) -> Method:
     """ARGS (arXiv 2402.01694): a separate reward model scores the candidates, cache and all. With
     a `temperature` it is ARGS-stochastic."""
     rewards = of.models.reward_model(model)
@@ -52,7 +52,7 @@ def args(of: Entrant, *, model: Path, strength: float, candidates: int = 10) -> 
     )
 
 
-def rad(of: Entrant, *, model: Path, strength: float, candidates: int = 20) -> Method:
+def rad(of: Entrant, *, model: Path, strength: float, candidates: int) -> Method:
     """RAD (arXiv 2310.09520): as ARGS with a smaller model, its reward clipped to [0, 1]."""
     rewards = of.models.reward_model(model)
     return of.guided(

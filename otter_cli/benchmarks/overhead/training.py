@@ -17,7 +17,6 @@ from otter_cli.benchmarks.overhead.result import Group, lines_of
 from otter_cli.benchmarks.overhead.sizes import sized
 from otter_cli.benchmarks.overhead.subject import Subject, insert
 from otter_cli.benchmarks.overhead.work import Pass, Work, base_work, inserted_work
-from otter_cli.core.heap import freed_memory_kept
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -82,8 +81,7 @@ def training(bench: Bench) -> list[Group]:
             decoder(tokens, use_cache=False)
 
     steps = {FORWARD: forward, **{name: one.step for name, one in trained.items()}}
-    with freed_memory_kept():
-        times = interleaved(steps, bench.rounds, synchronise=bench.synchronise, warm_up=1)
+    times = interleaved(steps, bench.rounds, synchronise=bench.synchronise, warm_up=1)
     peaks = {FORWARD: peak_above(forward, settings.device)} | {
         name: peak_above(one.gradients, settings.device) for name, one in trained.items()
     }
@@ -104,7 +102,6 @@ def training(bench: Bench) -> list[Group]:
     notes = [
         f"{texts} texts of {settings.context} tokens, Bradley-Terry on their last, AdamW.",
         "The forward is the decoder's alone; a step has its backward and its update.",
-        "On a CPU freed memory stays with the process, for all alike, as `otter train` has it.",
         "Floor: the operations of the forward, and of the insertion's forward and backward.",
         "Above the weights: the peak of forward and backward, gradients of weights apart.",
     ]

@@ -104,6 +104,13 @@ def test_a_front_has_one_method_a_strength(guided: Finished) -> None:
     assert guided.result.methods["other@2"].label == "other, strength 2"
 
 
+def test_guides_weigh_as_many_candidates_as_the_run_s_own_unless_told(guided: Finished) -> None:
+    steering = {n: m.steering for n, m in guided.result.settings.methods.items()}
+    names = ("insertion", "args", "other@1", "other@2", "args-stochastic", "dexperts-inserted")
+    assert {steering[name]["candidates"] for name in names} == {5}
+    assert steering["rad"]["candidates"] == 4 and steering["genarm"]["candidates"] == 0
+
+
 def test_text_ends_where_the_signal_crosses_the_bound(contestants, tmp_path: Path) -> None:
     grafts = tuple(load_graft(f, "toxicity", device="cpu") for f in (contestants.graft,) * 2)
     drawn = Sampling(max_new_tokens=8, temperature=1.0, top_k=5)
@@ -177,7 +184,7 @@ def _write_over(path: Path, **values: object) -> None:
         ("rad:model", "'model' is no key=value", "n=8"),
         ("rad:strength=1/x,model=m", "'x' is no strength", "1/2/4"),
         ("value:strength=much", "strength: input should be a valid number", "its options"),
-        ("value:candidates=3", "strength: missing", "candidates, end, strength"),
+        ("value:candidates=3", "strength: missing", "end, strength, candidates"),
         ("value:strength=1,stregnth=2", "stregnth: unexpected keyword", "graft, signal"),
         ("plain:temperature=hot", "could not convert", "a number"),
         ("vocabulary:signal=p,strength=1", "no signal 'p'", "its signals"),
