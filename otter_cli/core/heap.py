@@ -14,9 +14,8 @@ _ALL, _USUAL = 2**31 - 1, 32 * 2**20  # bytes; glibc's own thresholds grow up to
 def freed_memory_kept() -> Iterator[None]:
     """Freed memory stays with the process, and goes back at the end.
 
-    A step that holds activations frees more than glibc keeps, so that each asked the system for
-    the same pages again, zeroed: 20,000 to 35,000 of them. Nothing happens under another
-    allocator or C library."""
+    A step that holds activations frees more than glibc keeps, and the next one would ask the
+    system for the same pages again. Nothing happens under another C library."""
     library = ctypes.CDLL(None)
     if not (hasattr(library, "mallopt") and hasattr(library, "malloc_trim")):
         yield
