@@ -34,6 +34,14 @@ class Change(Section):
             bench={**other.bench, **self.bench},
         )
 
+    def cut(self, bench: dict[str, Any], train: dict[str, Any]) -> Change:
+        """With these values for what it sets itself."""
+        return Change(
+            graft=self.graft,
+            train=self.train | {key: train[key] for key in self.train.keys() & train.keys()},
+            bench=self.bench | {key: bench[key] for key in self.bench.keys() & bench.keys()},
+        )
+
 
 class Beside(Section):
     """Another graft of the base, trained at each seed by a recipe of its own, or by these `signals`
@@ -75,7 +83,12 @@ class MatrixRecipe(Section):
             name: one.model_copy(update={"train": {**one.train, **train}})
             for name, one in self.beside.items()
         }
-        return self.model_copy(update={"common": common, "beside": beside, "seeds": self.seeds[:1]})
+        axes = {
+            axis: {value: one.cut(bench, train) for value, one in values.items()}
+            for axis, values in self.axes.items()
+        }
+        update = {"common": common, "beside": beside, "axes": axes, "seeds": self.seeds[:1]}
+        return self.model_copy(update=update)
 
     @property
     def trains(self) -> bool:

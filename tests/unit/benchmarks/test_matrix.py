@@ -255,6 +255,19 @@ def test_an_interval_over_seeds_holds_the_prompts_chance_too() -> None:
     assert both.low == pytest.approx(0.5 - np.hypot(12.706 * 0.1, 0.3))
 
 
+def test_a_try_cuts_what_an_axis_sets_too(tmp_path: Path) -> None:
+    path = write_matrix(
+        tmp_path,
+        base="b",
+        recipe="r",
+        benchmark="detox",
+        metrics=["tokens"],
+        axes={"size": {"large": {"train": {"steps": 90}, "bench": {"limit": 90}}, "usual": {}}},
+    )
+    for cell in cells(load_matrix(path).tried(2)):
+        assert cell.change.train["steps"] == cell.change.bench["limit"] == 2
+
+
 def test_a_later_axis_counts_more_and_the_common_part_least(tmp_path: Path) -> None:
     def bench(**options: int) -> dict[str, dict[str, int]]:
         return {"bench": options}
