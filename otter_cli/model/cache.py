@@ -34,14 +34,13 @@ def own_layer(cache: Cache, at: int, *, depth: int, new_tokens: int) -> None:
         )
 
 
-def reserve(cache: Cache, at: int, *, depth: int, new: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Keys and values of `own_layer`, [batch, heads, room, head_dim], and how many slots of them
-    there are with those of further tokens, as `new` is shaped: to be written by who asked."""
+def reserve(cache: Cache, at: int, *, depth: int, new: Tensor) -> tuple[GrowingLayer, int]:
+    """`own_layer`, and how many slots of it there are with those of further tokens, as `new` is
+    shaped: to be written by who asked."""
     own_layer(cache, at, depth=depth, new_tokens=new.shape[-2])
     layer = cache.layers[at]
     assert isinstance(layer, GrowingLayer)
-    stop = layer.reserve(new)
-    return layer.key_room, layer.value_room, stop
+    return layer, layer.reserve(new)
 
 
 def _empty_like(layer: CacheLayerMixin) -> CacheLayerMixin:

@@ -72,7 +72,8 @@ class Deferred:
             later.made = {name: v[:, here] for name, v in record.inserted_state.items()}
 
     def _joined(self, records: Sequence[Record]) -> Record:
-        whole, first = Record(self.model.taps, grad=False), records[0]
+        first = records[0]
+        whole = Record(self.model.taps, grad=False, lazy=first.lazy, native=first.native)
         for name in first.computed:
             whole.computed[name] = torch.cat([record.computed[name] for record in records], 1)
         assert first.base_state is not None

@@ -18,6 +18,7 @@ class GrowingLayer(DynamicLayer):
     key_room: Any
     value_room: Any
     _slots = (0, 0)
+    _placed: tuple[Any, Any, tuple[int, ...]] = (None, None, ())
 
     @property
     def keys(self) -> Tensor | None:
@@ -66,11 +67,25 @@ class GrowingLayer(DynamicLayer):
         self._slots = (stop, stop)
         return stop
 
+    @property
+    def places(self) -> tuple[int, ...]:
+        """`places` of `key_room` and `value_room`."""
+        key, value, found = self._placed
+        if key is not self.key_room or value is not self.value_room:
+            found = places(self.key_room, self.value_room)
+            self._placed = self.key_room, self.value_room, found
+        return found
+
     def truncate(self, slots: int) -> None:
         self._slots = (slots, slots)
 
     def get_seq_length(self) -> int:
         return self._slots[0]
+
+
+def places(key: Tensor, value: Tensor) -> tuple[int, ...]:
+    """Addresses of keys and values, then the strides of each by batch, head and slot."""
+    return (key.data_ptr(), value.data_ptr(), *key.stride()[:3], *value.stride()[:3])
 
 
 def _more(room: Tensor, start: int, stop: int) -> Tensor:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from operator import is_
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from otter_cli.model.watched import watch
+
 Weights = tuple[Tensor, Tensor | None, Tensor | None]
-# Where parameters were found, under which names, and which they were.
-Known = tuple[Any, Any, Any]
 
 
 class OfBase(NamedTuple):
@@ -43,7 +43,7 @@ class Joint:
     def __init__(self, *parts: TwoInputs) -> None:
         self.parts = parts
         self.packed: Weights | None = None  # without gradients, as long as it holds
-        self._known: Known = ((), (), ())
+        self.forgotten: Callable[[], None] | None = None  # called when it does not any more
 
     def __call__(self, x: Tensor, u: Tensor | None, made: Tensor | None = None) -> Tensor:
         """[n, outputs of all parts]. `made`: what `Batched` gave for x, and is written over."""
@@ -73,7 +73,7 @@ class Joint:
         """W^h [d, outputs], W^z [D, outputs] and b [outputs], of all parts."""
         if torch.is_grad_enabled():
             return _transposed(*map(_stacked, self._parameters()))
-        if self.packed is None or self.replaced():
+        if self.packed is None:
             with torch.inference_mode(False), torch.no_grad():
                 self.packed = _transposed(*self._pack(None))
         return self.packed
@@ -83,15 +83,11 @@ class Joint:
         self.packed = packed = _transposed(*self._pack(place))
         return packed
 
-    def replaced(self) -> bool:
-        """Whether loading, sharding or the like put other parameters in place."""
-        owners, names, parameters = self._known
-        # No loop of Python's: this is asked for every product of every token.
-        return not all(map(is_, map(dict.get, owners, names), parameters))
-
     def forget(self) -> None:
-        """The parameters have storages of their own from now on."""
+        """Some parameters have storages of their own from now on, or are others."""
         self.packed = None
+        if self.forgotten is not None:
+            self.forgotten()
 
     def _parameters(self) -> list[list[Tensor]]:
         return [
@@ -110,14 +106,8 @@ class Joint:
                 views = packed.split([len(one) for one in parameters])
                 for parameter, view in zip(parameters, views, strict=True):
                     parameter.data = view
-        found = [
-            (owner._parameters, name, parameter)
-            for part in self.parts
-            for owner in part.modules()
-            for name, parameter in owner.named_parameters(recurse=False)
-        ]
-        owners, names, known = zip(*found, strict=True)
-        self._known = owners, names, known
+        for part in self.parts:  # loading, sharding or the like may put other parameters in place
+            watch(part, self.forget)
         return whole
 
     def __getstate__(self) -> dict[str, tuple[TwoInputs, ...]]:

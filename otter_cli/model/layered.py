@@ -69,7 +69,7 @@ class Batched:
     def pack(self) -> Tensor:
         """W^h of all layers, [layers, d, outputs]."""
         held = len(self._packed) == len(self.joints) and not any(
-            joint.packed is not packed or joint.replaced()
+            joint.packed is not packed
             for joint, packed in zip(self.joints, self._packed, strict=True)
         )
         if not held or self._of_x is None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -201,9 +201,10 @@ class OtterForCausalLM(Generating, nn.Module):
         return {name: parameter.detach() for name, parameter in self.inserted_parameters()}
 
     def _of_signal(self, name: str) -> tuple[Insertion, str]:
-        (name,) = self._known((name,))
+        if name not in self._owner:
+            self._known((name,))
         owner = self._owner[name]
-        return cast(Insertion, self.insertions[owner]), owner
+        return self.taps.insertions[owner], owner
 
     def _known(self, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:

@@ -32,6 +32,7 @@ class Record:
     computed: dict[str, Tensor] = field(default_factory=dict)  # z, but for what is pending
     pending: list[Pending] = field(default_factory=list)
     lazy: bool = False  # layers of the streams wait until someone reads them
+    native: bool = False  # native code takes the streams through them, where it can
     deferred: bool = False  # who reads them is no one in this forward
     seen: list[Seen] = field(default_factory=list)  # by the taps, and not settled yet
     # Of the layer that is settled now.
@@ -58,18 +59,18 @@ class Record:
 
     def take(self, hooks: LayerHooks, attention: AttentionTap, ffn: BranchTap) -> None:
         """A layer of the streams whose base has handed over all that it reads."""
-        if self.lazy:
-            self.pending.append((hooks, attention, ffn))
-        else:
-            compute(hooks.step, self, attention, ffn, self.taps.insertions, {})
+        self.pending.append((hooks, attention, ffn))
+        if not self.lazy:
+            compute(_catch_up, self)
 
 
 def _catch_up(record: Record) -> None:
     pending, record.pending = record.pending, []
-    left = record.taps.not_native(record, pending)
+    taps = record.taps
+    left = taps.not_native(record, pending) if record.native else list(record.computed)
     if not left:
         return
-    made = record.taps.made_at_once(pending, left)
+    made = taps.made_at_once(pending, left) if record.lazy else {}
     for hooks, attention, ffn in pending:
         hooks.step(record, attention, ffn, left, made)
 

@@ -20,7 +20,7 @@ from otter_cli.model.record import ACTIVE, Hook, Pending, Record, compute
 from otter_cli.model.rotary import Rotations
 from otter_cli.model.stream import Insertion
 
-_FEW = 64
+_FEW, _MANY = 64, 192
 
 
 class Taps:
@@ -86,10 +86,14 @@ class Taps:
         """Takes the streams that native code can through the pending layers: names of the rest."""
         left = []
         for name, z in record.computed.items():
-            v = self.native[name](z, self._of(name, pending))
-            if v is None:
+            if not (mine := self._of(name, pending)):
+                continue
+            done = self.native[name](z, mine)
+            if done is None:
                 left.append(name)
-            else:
+                continue
+            record.computed[name], v = done
+            if v is not None:
                 record.inserted_state[name] = v
         return left
 
@@ -118,8 +122,9 @@ class Taps:
         self, record: Record, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
     ) -> None:
         tokens = inputs[0]
-        waits = record.deferred or _waits(tokens)
+        waits = record.deferred or _on_processor(tokens, _FEW)
         record.lazy = self.may_wait and not record.grad and waits
+        record.native = not record.grad and _on_processor(tokens, _MANY)
         for name, insertion in self.insertions.items():
             if insertion.config.hidden:
                 record.computed[name] = insertion.start(tokens)
@@ -156,11 +161,12 @@ class Taps:
             record.inserted_state[name] = self.insertions[name].norm(z, record.residual)
 
 
-def _waits(tokens: Tensor) -> bool:
-    """Whether the streams run in one go after the base: on a CPU its weights have passed through
-    the caches by then, so that each of their small operations runs several times as fast. What the
-    taps hold meanwhile grows with the rows."""
-    return tokens.device.type == "cpu" and tokens.numel() <= _FEW
+def _on_processor(tokens: Tensor, most: int) -> bool:
+    """Few rows wait, and the streams run in one go after the base: on a CPU its weights have passed
+    through the caches by then, so that each of their small operations runs several times as fast.
+    What the taps hold meanwhile grows with the rows, so more of them go layer by layer, by native
+    code as long as torch's products are no faster."""
+    return tokens.device.type == "cpu" and tokens.numel() <= most
 
 
 tap_attention_functions()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -43,6 +44,7 @@ class Fits:
             and shape.activation in ("silu", "swish")
         )
         self._turns: dict[int, bool] = {}
+        self._unhooked = -1  # how many hooks torch had made when there were none here
         self._hooks = [
             hooks
             for module in _called(insertion)
@@ -51,9 +53,9 @@ class Fits:
 
     def __call__(self, z: Tensor, pending: Sequence[Pending]) -> bool:
         # Who follows torch's operations, or hooks on the stream's modules, is to see them.
-        if not self.form or len(pending) != len(self.layers):
+        if not self.form or not pending:
             return False
-        if _get_current_dispatch_mode() is not None or _has_any_global_hook() or any(self._hooks):
+        if _get_current_dispatch_mode() is not None or self._hooked():
             return False
         if z.dtype != torch.float32 or not z.is_contiguous():
             return False
@@ -63,6 +65,15 @@ class Fits:
             and self._embedded(pending)
             and (_readable_keys(pending) if self.config.kv == "base" else _growing(pending))
         )
+
+    def _hooked(self) -> bool:
+        """Asks the modules only where torch has made any hook, of whatever module, since."""
+        made = RemovableHandle.next_id
+        if made != self._unhooked:
+            if _has_any_global_hook() or any(self._hooks):
+                return True
+            self._unhooked = made
+        return False
 
     def _turned(self, hooks: LayerHooks) -> bool:
         """Whether the layer's rotation, if there is one, is the usual one of whole heads."""

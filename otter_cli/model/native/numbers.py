@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from typing import Any
+from array import array
 
 import torch
 from torch import Tensor
 
 
-def table(numbers: Sequence[int]) -> Any:
-    return (ctypes.c_int64 * len(numbers))(*numbers)
+def at(numbers: array[int], first: int = 0) -> ctypes.c_void_p:
+    """Where native code finds them, as long as the array lives and is not added to."""
+    return ctypes.c_void_p(numbers.buffer_info()[0] + first * numbers.itemsize)
 
 
 class Memory:
-    """Addresses of numbers in single precision, one after the other, that live as long as it."""
+    """Addresses of numbers in single precision, one after the other: of a tensor, or of what it was
+    converted to, which lives as long as this."""
 
     def __init__(self) -> None:
         self.held: list[Tensor] = []
 
     def at(self, tensor: Tensor | None) -> int:
         assert tensor is not None
-        if tensor.dtype != torch.float32 or not tensor.is_contiguous():
+        if tensor.dtype is not torch.float32 or not tensor.is_contiguous():
             tensor = tensor.float().contiguous()
-        self.held.append(tensor)
+            self.held.append(tensor)
         return tensor.data_ptr()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,10 @@ from transformers.cache_utils import Cache
 from otter_cli.families import BaseShape
 from otter_cli.model.branch import AttentionCall, BranchTap
 from otter_cli.model.cache import reserve
+from otter_cli.model.growing_cache import places
 from otter_cli.model.native.fits import Fits
 from otter_cli.model.native.library import library
-from otter_cli.model.native.numbers import Memory, table
+from otter_cli.model.native.numbers import Memory, at
 from otter_cli.model.native.weights import Weights
 from otter_cli.model.record import Pending
 
@@ -49,71 +51,84 @@ class NativeStream:
         self.config, self.shape, self.depth, self.number = insertion.config, shape, depth, number
         self.fits, self.weights = Fits(insertion, shape), Weights(insertion)
         self._fixed = _sizes(insertion, shape)
+        self._places = {index: place for place, index in enumerate(sorted(self.config.layers))}
+        self._new: Tensor | None = None
 
     def __reduce__(self) -> Any:
         # A copy's weights lie elsewhere.
         return NativeStream, self._made_of
 
-    def __call__(self, z: Tensor, pending: Sequence[Pending]) -> Tensor | None:
-        """Takes z [batch, tokens, D] through the layers, in place, and gives v, its last norm.
-        None: nothing was done."""
+    def __call__(
+        self, z: Tensor, pending: Sequence[Pending]
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """z [batch, tokens, D] after some of the layers, one after the other, and v, its norm after
+        the last of all. None: nothing was done."""
         if not self.fits(z, pending):
             return None
         native = library()
-        weights = None if native is None else self.weights()
-        if native is None or weights is None:
+        if native is None or not self.weights.there():
             return None
         form, numbers, held = self._given(z, pending)
-        v = torch.empty_like(z)
+        first, form.layers = self._places[pending[0][0].index], len(pending)
+        last = first + len(pending) == len(self._places)
+        z = z.clone()
+        v = torch.empty_like(z) if last else None
+        to = ctypes.c_void_p(z.data_ptr()), ctypes.c_void_p(0 if v is None else v.data_ptr())
         with record_function("otter::stream") if _profiled() else nullcontext():
-            at = ctypes.c_void_p(z.data_ptr()), ctypes.c_void_p(v.data_ptr())
-            native.otter_stream(ctypes.byref(form), weights, table(numbers), *at)
+            native.otter_stream(ctypes.byref(form), self.weights.at(first), at(numbers), *to)
         del held  # what was converted lives until here
-        return v
+        return z, v
 
     def _given(
         self, z: Tensor, pending: Sequence[Pending]
-    ) -> tuple[_Form, list[int], list[Tensor]]:
+    ) -> tuple[_Form, array[int], list[Tensor]]:
         """The form of the call, and by layer the addresses of what it reads and writes."""
         form, memory = _Form.from_buffer_copy(self._fixed), Memory()
         form.batch, form.tokens = z.shape[:2]
-        numbers: list[int] = []
+        numbers = array("q")
         if not self.config.heads:
             for _, attention, ffn in pending:
-                numbers += map(memory.at, _read(attention, ffn))
-                numbers += [0] * _OF_HEADS
+                numbers.extend(map(memory.at, _read(attention, ffn)))
+                numbers.extend([0] * _OF_HEADS)
             return form, numbers, memory.held
         cache, new = pending[0][1].cache, self._new_heads(z)
         mask = self._mask(form, pending[0][1].call, memory)
         cos_sin = self._cos_sin(form, pending, memory)
         for hooks, attention, ffn in pending:
-            key, value, form.slots = self._keys(hooks.index, attention.call, cache, new)
-            memory.held += key, value
-            numbers += map(memory.at, _read(attention, ffn))
-            numbers += key.data_ptr(), value.data_ptr()
-            numbers += cos_sin if hooks.apply_rotary is not None else (0, 0)
-            numbers.append(mask)
-            numbers += key.stride()[:3]
-            numbers += value.stride()[:3]
+            held, form.slots = self._keys(hooks.index, attention.call, cache, new, memory)
+            turn = cos_sin if hooks.apply_rotary is not None else (0, 0)
+            numbers.extend((*map(memory.at, _read(attention, ffn)), *held, *turn, mask))
         form.first_slot = form.slots - form.tokens
         return form, numbers, memory.held
 
     def _new_heads(self, z: Tensor) -> Tensor:
-        """Room for one layer's new keys, or values."""
-        return z.new_empty(z.shape[0], self.config.kv_heads, z.shape[1], self.shape.head_dim)
+        """Shaped as one layer's new keys, or values; its numbers are nobody's."""
+        new = self._new
+        if new is None or new.shape[0] != z.shape[0] or new.shape[2] != z.shape[1]:
+            form = z.shape[0], self.config.kv_heads, z.shape[1], self.shape.head_dim
+            new = self._new = z.new_empty(form)
+        return new
 
     def _keys(
-        self, index: int, call: AttentionCall | None, cache: Cache | None, new: Tensor
-    ) -> tuple[Tensor, Tensor, int]:
-        """[batch, kv_heads, room, head_dim] and the slots of it; of one's own, with those of the
-        new tokens, not yet written."""
+        self,
+        index: int,
+        call: AttentionCall | None,
+        cache: Cache | None,
+        new: Tensor,
+        memory: Memory,
+    ) -> tuple[tuple[int, ...], int]:
+        """Where keys and values lie, and the slots of them; of one's own, with those of the new
+        tokens, not yet written."""
         assert call is not None
         if self.config.kv == "base":
             read = slice(self.config.kv_start, self.config.kv_start + self.config.kv_heads)
-            return call.key[:, read], call.value[:, read], call.key.shape[2]
+            return places(call.key[:, read], call.value[:, read]), call.key.shape[2]
         if cache is None:
-            return torch.empty_like(new), torch.empty_like(new), new.shape[2]
-        return reserve(cache, self.number * self.depth + index, depth=self.depth, new=new)
+            own = torch.empty_like(new), torch.empty_like(new)
+            memory.held += own
+            return places(*own), new.shape[2]
+        layer, slots = reserve(cache, self.number * self.depth + index, depth=self.depth, new=new)
+        return layer.places, slots
 
     def _cos_sin(self, form: _Form, pending: Sequence[Pending], memory: Memory) -> tuple[int, int]:
         """Addresses of cosines and sines [batch or 1, tokens, head_dim]."""
@@ -145,7 +160,6 @@ def _sizes(insertion: Insertion, shape: BaseShape) -> _Form:
     config, first = insertion.config, insertion.layered.layers[0]
     attention, ffn = first.attention, first.ffn
     return _Form(
-        layers=len(insertion.layered.layers),
         hidden=config.hidden,
         in_heads=attention.query.h.in_features if config.heads else 0,
         in_out=attention.out.h.in_features,

@@ -1,7 +1,8 @@
-// The inserted stream of all layers after the base, METHOD, 1: rows z [batch * tokens, D] in place,
-// and v, their last norm.
+// The inserted stream of some layers, one after the other, METHOD, 1: rows z [batch * tokens, D] in
+// place, and v, their norm after the last.
 // Single precision; norm by z's own rms; a gated FFN with SiLU. Weights are [outputs, inputs].
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -38,9 +39,9 @@ struct Weights {
 struct Taps {
   const float *normed, *attended, *ffn_normed, *activated;
   float *key, *value;
+  int64_t key_of[3], value_of[3];  // strides of batch, head and slot
   const float *cos, *sin;
   const void *mask;
-  int64_t key_of[3], value_of[3];  // strides of batch, head and slot
 };
 
 // What a layer's four products take from the base.
@@ -254,23 +255,73 @@ struct Stream {
 
 // Some outputs of a product with the base: as much as a thread takes at a time.
 struct Piece {
+  int64_t layer;
   const float *x, *w;
   int64_t width, from, to;
   float *out;
   int64_t stride;
+
+  void run(int64_t rows) const { product(x, rows, w, width, from, to, out, stride, false); }
 };
 
 constexpr int64_t PIECE = 32;
 
-void cut(std::vector<Piece> &pieces, const float *x, const float *w, int64_t width,
+void cut(std::vector<Piece> &pieces, int64_t layer, const float *x, const float *w, int64_t width,
          int64_t outputs, float *out) {
   for (int64_t from = 0; from < outputs; from += PIECE)
-    pieces.push_back({x, w, width, from, std::min(outputs, from + PIECE), out, outputs});
+    pieces.push_back({layer, x, w, width, from, std::min(outputs, from + PIECE), out, outputs});
+}
+
+// Rows go side by side: all pieces, then layer by layer.
+void many_rows(const Stream &stream, const Weights *weights, const Taps *taps,
+               const std::vector<Made> &layers, const std::vector<Piece> &pieces) {
+  const int64_t rows = stream.rows(), count = pieces.size();
+  const Piece *all = pieces.data();
+#pragma omp parallel
+  {
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < count; ++i) all[i].run(rows);
+    for (size_t l = 0; l < layers.size(); ++l) {
+      if (stream.form.heads) {
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < rows; ++row) stream.look(weights[l], taps[l], layers[l], row);
+      }
+#pragma omp for schedule(static)
+      for (int64_t row = 0; row < rows; ++row) stream.land(weights[l], taps[l], layers[l], row);
+    }
+  }
+}
+
+// A row goes through its layers one by one: by one thread, as soon as the pieces of a layer are
+// done, while the others are at those of later ones.
+void one_row(const Stream &stream, const Weights *weights, const Taps *taps,
+             const std::vector<Made> &layers, const std::vector<Piece> &pieces) {
+  const int64_t count = pieces.size();
+  std::vector<std::atomic<int64_t>> left(layers.size());
+  for (const Piece &piece : pieces) ++left[piece.layer];
+  std::atomic<int64_t> next{0};
+  const auto one_more = [&] {
+    const int64_t i = next.fetch_add(1, std::memory_order_relaxed);
+    if (i >= count) return false;
+    pieces[i].run(1);
+    left[pieces[i].layer].fetch_sub(1, std::memory_order_release);
+    return true;
+  };
+#pragma omp parallel
+  {
+#pragma omp master
+    for (size_t l = 0; l < layers.size(); ++l) {
+      while (left[l].load(std::memory_order_acquire)) one_more();
+      if (stream.form.heads) stream.look(weights[l], taps[l], layers[l], 0);
+      stream.land(weights[l], taps[l], layers[l], 0);
+    }
+    while (one_more()) {}
+  }
 }
 
 }  // namespace
 
-// `weights` has one entry more than there are layers, of the last norm.
+// After the last layer of all, `weights` has one entry more, of the last norm; before, v is null.
 extern "C" void otter_stream(const Form *form, const Weights *weights, const Taps *taps, float *z,
                              float *v) {
   static thread_local std::vector<float> kept;
@@ -286,33 +337,16 @@ extern "C" void otter_stream(const Form *form, const Weights *weights, const Tap
     float *first = made + l * of_layer;
     layers[l] = {first, first + rows * heads, first + rows * (heads + hidden),
                  first + rows * (heads + hidden + units)};
-    cut(pieces, taps[l].normed, weights[l].heads_h, form->in_heads, heads, layers[l].heads);
-    cut(pieces, taps[l].attended, weights[l].out_h, form->in_out, hidden, layers[l].out);
-    cut(pieces, taps[l].ffn_normed, weights[l].units_h, form->in_units, units, layers[l].units);
-    cut(pieces, taps[l].activated, weights[l].down_h, form->in_down, hidden, layers[l].down);
+    cut(pieces, l, taps[l].normed, weights[l].heads_h, form->in_heads, heads, layers[l].heads);
+    cut(pieces, l, taps[l].attended, weights[l].out_h, form->in_out, hidden, layers[l].out);
+    cut(pieces, l, taps[l].ffn_normed, weights[l].units_h, form->in_units, units, layers[l].units);
+    cut(pieces, l, taps[l].activated, weights[l].down_h, form->in_down, hidden, layers[l].down);
   }
-  const int64_t count = pieces.size();
-  const Piece *all = pieces.data();
-#pragma omp parallel
-  {
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < count; ++i) {
-      const Piece &one = all[i];
-      product(one.x, rows, one.w, one.width, one.from, one.to, one.out, one.stride, false);
-    }
-    for (int64_t l = 0; rows > 1 && l < form->layers; ++l) {
-      if (form->heads) {
-#pragma omp for schedule(static)
-        for (int64_t row = 0; row < rows; ++row) stream.look(weights[l], taps[l], layers[l], row);
-      }
-#pragma omp for schedule(static)
-      for (int64_t row = 0; row < rows; ++row) stream.land(weights[l], taps[l], layers[l], row);
-    }
-  }
-  for (int64_t l = 0; rows == 1 && l < form->layers; ++l) {
-    if (form->heads) stream.look(weights[l], taps[l], layers[l], 0);
-    stream.land(weights[l], taps[l], layers[l], 0);
-  }
+  if (rows == 1)
+    one_row(stream, weights, taps, layers, pieces);
+  else
+    many_rows(stream, weights, taps, layers, pieces);
+  if (!v) return;
   const Weights &last = weights[form->layers];
   for (int64_t row = 0; row < rows; ++row)
     normed(z + row * hidden, hidden, form->eps, last.norm, last.norm_bias, v + row * hidden);

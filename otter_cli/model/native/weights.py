@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
+from array import array
 from collections.abc import Iterator
-from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from otter_cli.model.joint import Joint
-from otter_cli.model.native.numbers import table
+from otter_cli.model.native.numbers import at
+from otter_cli.model.watched import watch
 
 if TYPE_CHECKING:
     from otter_cli.model.stream import InsertedLayer, Insertion
+
+_OF_LAYER = 18  # as in stream.cpp
 
 
 class Weights:
@@ -21,23 +25,23 @@ class Weights:
 
     def __init__(self, insertion: Insertion) -> None:
         self.layered, self.norm = insertion.layered, insertion.norm
-        self._table: Any = None
-        self._known: Any = None
+        self._table: array[int] | None = None
 
-    def __call__(self) -> Any | None:
-        """None where they are not rows of numbers in single precision."""
-        if self._table is None or not self._held():
+    def there(self) -> bool:
+        """Whether they are rows of numbers in single precision, whose addresses are known now."""
+        if self._table is None:
             with torch.inference_mode(False), torch.no_grad():
                 addresses = self._addresses()
-                self._table = None if addresses is None else table(addresses)
-        return self._table
+                self._table = None if addresses is None else array("q", addresses)
+        return self._table is not None
 
-    def _held(self) -> bool:
-        """Whether the parameters are those that were."""
-        owners, names, parameters, joints, packed = self._known
-        return all(map(is_, map(dict.get, owners, names), parameters)) and all(
-            map(is_, map(attrgetter("packed"), joints), packed)
-        )
+    def at(self, layer: int) -> ctypes.c_void_p:
+        """Where the addresses of a layer lie; those of further ones, and of the norm, follow."""
+        assert self._table is not None
+        return at(self._table, layer * _OF_LAYER)
+
+    def _forget(self) -> None:
+        self._table = None
 
     def _addresses(self) -> list[int] | None:
         # Packed for all layers at once, as torch's operations have them: one storage for both.
@@ -45,16 +49,10 @@ class Weights:
             if product.joints:
                 product.pack()
         layers = self.layered.layers
-        joints = [joint for layer in layers for joint in layer.joints if joint is not None]
-        owned = [
-            (owner._parameters, name, parameter)
-            for layer in layers
-            for owner in layer.modules()
-            for name, parameter in owner.named_parameters(recurse=False)
-        ]
-        owned += [(self.norm._parameters, name, one) for name, one in self.norm.named_parameters()]
-        owners, names, parameters = zip(*owned, strict=True)
-        self._known = owners, names, parameters, joints, [joint.packed for joint in joints]
+        for part in (*layers, self.norm):
+            watch(part, self._forget)
+        for joint in (joint for layer in layers for joint in layer.joints if joint is not None):
+            joint.forgotten = self._forget
         tensors = [tensor for layer in layers for tensor in _of(layer)]
         tensors += self.norm.weight, self.norm.bias
         given = [tensor for tensor in tensors if tensor is not None]
