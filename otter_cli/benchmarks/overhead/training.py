@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,10 +14,11 @@ from otter_cli.benchmarks.overhead.classifier import lora, separate
 from otter_cli.benchmarks.overhead.clock import interleaved
 from otter_cli.benchmarks.overhead.costs import random_tokens
 from otter_cli.benchmarks.overhead.memory import peak_above
-from otter_cli.benchmarks.overhead.result import Group, lines_of
+from otter_cli.benchmarks.overhead.result import Group, Line, lines_of
 from otter_cli.benchmarks.overhead.sizes import sized
 from otter_cli.benchmarks.overhead.subject import Subject, insert
 from otter_cli.benchmarks.overhead.work import Pass, Work, base_work, inserted_work
+from otter_cli.core.heap import freed_memory_kept
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -54,58 +56,98 @@ class Trained:
         self.optimiser.step()
 
 
+@dataclass(frozen=True)
+class Measured:
+    """One contestant: seconds of the base's forward and of its steps, in turns; peak bytes of both
+    above the weights; and how many numbers it trains."""
+
+    forward: np.ndarray
+    step: np.ndarray
+    forward_peak: int
+    peak: int
+    trained: int
+
+
 def training(bench: Bench) -> list[Group]:
     """Step time, tokens a second and activations of insertion, LoRA and full fine-tuning."""
-    import torch
-
     subject, settings = bench.subject, bench.settings
     texts = max(_LEAST_TEXTS, settings.batch + settings.batch % 2)
     tokens = random_tokens(subject, texts, settings.context, "training")
-    small = insert(
-        subject.name,
-        subject.stock,
-        sized(subject.shape, subject.parameters, _SHARE, "both"),
-    )
     insertions = {
         f"insertion, {100 * one.inserted / subject.parameters:.1f} %": one
-        for one in (small, bench.with_signals("reward"))
+        for one in (_small(subject), bench.with_signals("reward"))
     }
-    trained = {name: _inserted(one, tokens) for name, one in insertions.items()}
-    trained[LORA] = _classifier(lora(subject.stock, 8, ["q_proj", "v_proj"]), tokens)
-    trained["LoRA r 16 on all linear"] = _classifier(lora(subject.stock, 16, "all-linear"), tokens)
-    trained[FULL] = _classifier(separate(subject.stock), tokens)
+    contestants: dict[str, Callable[[], Trained]] = {
+        name: partial(_inserted, one, tokens) for name, one in insertions.items()
+    }
+    classifiers: dict[str, Callable[[], Any]] = {
+        LORA: partial(lora, subject.stock, 8, ["q_proj", "v_proj"]),
+        "LoRA r 16 on all linear": partial(lora, subject.stock, 16, "all-linear"),
+        FULL: partial(separate, subject.stock),
+    }
+    contestants |= {n: partial(_classifier, make, tokens) for n, make in classifiers.items()}
+    measured = {name: _alone(bench, make, tokens) for name, make in contestants.items()}
+    one = Pass(texts, settings.context, 0, subject.stock.dtype.itemsize)
+    floors = {name: _floor(bench, insertion, one) for name, insertion in insertions.items()}
+    notes = [
+        f"{texts} texts of {settings.context} tokens, Bradley-Terry on their last, AdamW.",
+        "Each trains alone, as `otter train` does, in turns with the base's forward.",
+        "The forward is the decoder's alone; a step has its backward and its update.",
+        "Floor: the operations of the forward, and of the insertion's forward and backward.",
+        "Above the weights: the peak of forward and backward, gradients of weights apart.",
+    ]
+    lines = _lines(measured, floors, tokens.numel())
+    return [Group(title="Training", reference=FORWARD, per="step", notes=notes, lines=lines)]
+
+
+def _small(subject: Subject) -> Subject:
+    plan = sized(subject.shape, subject.parameters, _SHARE, "both")
+    return insert(subject.name, subject.stock, plan)
+
+
+def _alone(bench: Bench, make: Callable[[], Trained], tokens: Tensor) -> Measured:
+    """No other contestant's memory is there, nor what freeing it taught the C library."""
+    import torch
+
+    subject, device = bench.subject, bench.settings.device
     decoder: Any = subject.stock.get_submodule(subject.shape.family.decoder)
 
     def forward() -> None:
         with torch.no_grad():
             decoder(tokens, use_cache=False)
 
-    steps = {FORWARD: forward, **{name: one.step for name, one in trained.items()}}
-    times = interleaved(steps, bench.rounds, synchronise=bench.synchronise, warm_up=1)
-    peaks = {FORWARD: peak_above(forward, settings.device)} | {
-        name: peak_above(one.gradients, settings.device) for name, one in trained.items()
-    }
-    one = Pass(texts, settings.context, 0, subject.stock.dtype.itemsize)
-    floors = {name: _floor(bench, insertion, one) for name, insertion in insertions.items()}
-    figures = {
-        name: {
-            "tokens a second": tokens.numel() / float(np.median(seconds)),
-            "speed over LoRA's": float(np.median(times[LORA] / seconds)),
-            "above the weights, bytes": float(peaks[name]),
-            "trained": float(sum(p.numel() for p in trained[name].parameters))
-            if name in trained
-            else 0.0,
+    with freed_memory_kept():
+        one = make()
+        steps = {FORWARD: forward, "step": one.step}
+        times = interleaved(steps, bench.rounds, synchronise=bench.synchronise, warm_up=1)
+        return Measured(
+            forward=times[FORWARD],
+            step=times["step"],
+            forward_peak=peak_above(forward, device),
+            peak=peak_above(one.gradients, device),
+            trained=sum(parameter.numel() for parameter in one.parameters),
+        )
+
+
+def _lines(measured: dict[str, Measured], floors: dict[str, float], tokens: int) -> list[Line]:
+    """The forward's, and each contestant's over the forward beside it."""
+    first = next(iter(measured.values()))
+    of_lora = float(np.median(measured[LORA].step / measured[LORA].forward))
+
+    def line(name: str, forward: np.ndarray, step: np.ndarray, peak: int, trained: int) -> Line:
+        figures = {
+            "tokens a second": tokens / float(np.median(step)),
+            "speed over LoRA's": of_lora / float(np.median(step / forward)),
+            "above the weights, bytes": float(peak),
+            "trained": float(trained),
         }
-        for name, seconds in times.items()
-    }
-    lines = lines_of(times, FORWARD, floors=floors, figures=figures)
-    notes = [
-        f"{texts} texts of {settings.context} tokens, Bradley-Terry on their last, AdamW.",
-        "The forward is the decoder's alone; a step has its backward and its update.",
-        "Floor: the operations of the forward, and of the insertion's forward and backward.",
-        "Above the weights: the peak of forward and backward, gradients of weights apart.",
+        times = {FORWARD: forward, name: step}
+        return lines_of(times, FORWARD, floors=floors, figures={name: figures})[-1]
+
+    lines = [line(FORWARD, first.forward, first.forward, first.forward_peak, 0)]
+    return lines + [
+        line(name, one.forward, one.step, one.peak, one.trained) for name, one in measured.items()
     ]
-    return [Group(title="Training", reference=FORWARD, per="step", notes=notes, lines=lines)]
 
 
 def _inserted(subject: Subject, tokens: Tensor) -> Trained:
@@ -119,7 +161,9 @@ def _inserted(subject: Subject, tokens: Tensor) -> Trained:
     return Trained(score, [parameter for _, parameter in graft.inserted_parameters()])
 
 
-def _classifier(model: Any, tokens: Tensor) -> Trained:
+def _classifier(make: Callable[[], Any], tokens: Tensor) -> Trained:
+    model = make()
+
     def score() -> Tensor:
         states = model.base_model(tokens, use_cache=False).last_hidden_state
         reward: Tensor = model.score(states[:, -1])
