@@ -48,6 +48,7 @@ SCORES = [
     ("copied last layer", WHOLE, "--baseline branch --set baselines.branch.learning_rate=1e-3"),
     ("insertion, 13.5 %, 250 steps", WHOLE, f"{RATE} --set steps=250"),
     ("insertion, 5 %, first values normal", "--hidden 8 --heads 1 --ffn 16 --init normal", RATE),
+    ("insertion, 13.2 %, 2 heads", "--hidden 32 --heads 2 --ffn 16", RATE),
 ]
 LATE = "--hidden 32 --heads 1 --ffn 88 --layers last:2 --signal future:4"
 FIRST = "--hidden 32 --heads 1 --ffn 88 --signal future:4,plain"

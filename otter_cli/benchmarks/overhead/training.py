@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 FORWARD, LORA, FULL = "base's forward", "LoRA r 8 on q, v", "full fine-tuning"
-_LEAST_TEXTS = 8
+_LEAST_TEXTS = 32  # as a batch of the recipes; fewer tokens are mostly calls
 _SHARE = 0.02
 
 
