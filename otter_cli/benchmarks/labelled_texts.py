@@ -50,8 +50,9 @@ def _span_end(pair: Pair) -> int:
 def encode_streams(
     streams: Sequence[Stream], file: Path, tokenizer: Any, *, positions: int, limit: int | None
 ) -> tuple[list[BenchPrompt], PromptsRecord]:
-    """The first `limit` texts as tokens, from their start. Raises OtterError without both kinds."""
-    chosen = list(streams)[:limit]
+    """The first `limit` texts as tokens, from their start; where they are of one kind, one of the
+    other in the last one's place. Raises OtterError where there is none."""
+    chosen = _both_kinds(streams, limit or len(streams))
     encode = Encoder(tokenizer, positions, eos=False, keep="start")
     whole = encode([stream.text for stream in chosen])
     if whole.truncation.cut:
@@ -72,6 +73,15 @@ def encode_streams(
         truncated=whole.truncation.cut,
     )
     return prompts, record
+
+
+def _both_kinds(streams: Sequence[Stream], limit: int) -> list[Stream]:
+    chosen = list(streams[:limit])
+    kinds = {stream.end is None for stream in chosen}
+    other = next((s for s in streams[limit:] if (s.end is None) not in kinds), None)
+    if len(chosen) > 1 and len(kinds) == 1 and other is not None:
+        chosen[-1] = other
+    return chosen
 
 
 def _tokens_until(stream: Stream, ids: list[int], encode: Encoder) -> int:

@@ -30,7 +30,7 @@ def matrix_report(result: MatrixResult) -> Report:
                 cell.name if cell.values else "Methods",
                 [] if i else text,
                 [_methods_table(result, cell)],
-                [_plot(result, name, [cell]) for name in result.metrics],
+                [_plot(result, name, [cell]) for name in result.metrics if _has(cell, name)],
             )
             for i, cell in enumerate(result.cells)
         ]
@@ -47,6 +47,10 @@ def matrix_report(result: MatrixResult) -> Report:
     facts = [(cell.name, ", ".join(cell.runs)) for cell in result.cells]
     data = result.model_dump(mode="json")
     return Report(f"Matrix: {result.of}", lead, sections, facts, data)
+
+
+def _has(cell: CellResult, name: str) -> bool:
+    return any(name in of for of in cell.figures.values())
 
 
 def _wide(result: MatrixResult) -> bool:

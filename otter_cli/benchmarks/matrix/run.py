@@ -8,6 +8,7 @@ result.json, report.html, report.md
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,10 +57,11 @@ def run_matrix(
     written = asked.model_dump(mode="json")
     write_text(out / "matrix.yaml", yaml.safe_dump(written, sort_keys=False))
     planned = list(cells(asked))
-    done = []
+    done: list[CellResult] = []
     for number, cell in enumerate(planned, 1):
         say(f"cell {number} of {len(planned)}: {cell.name}")
         done.append(_cell(asked, cell, out, find, device))
+        _require(asked, cell, done)
     result = MatrixResult(
         of=name,
         recipe=written,
@@ -94,7 +96,6 @@ def _cell(asked: MatrixRecipe, cell: Cell, out: Path, find: FindRecipe, device: 
             for metric in asked.metrics:
                 if metric in metrics:
                     found.setdefault(method, {}).setdefault(metric, []).append(metrics[metric])
-    _require(asked, cell, found)
     return CellResult(
         values=cell.values,
         parameters=parameters,
@@ -106,10 +107,10 @@ def _cell(asked: MatrixRecipe, cell: Cell, out: Path, find: FindRecipe, device: 
     )
 
 
-def _require(asked: MatrixRecipe, cell: Cell, found: dict[str, dict[str, list[Seeded]]]) -> None:
-    known = {metric for metrics in found.values() for metric in metrics}
-    missing = [metric for metric in asked.metrics if metric not in known]
-    if missing:
+def _require(asked: MatrixRecipe, cell: Cell, done: Sequence[CellResult]) -> None:
+    """What an earlier cell has, a later one may be without: nothing flagged, no tokens seen."""
+    known = {metric for each in done for of in each.figures.values() for metric in of}
+    if missing := [metric for metric in asked.metrics if metric not in known]:
         raise OtterError(
             f"cell {cell.name!r} has no figure {missing[0]!r}",
             hint="metrics are those of the bench's result.json, or of held-out rows (accuracy)",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 FORWARD, LORA, FULL = "base's forward", "LoRA r 8 on q, v", "full fine-tuning"
-_LEAST_TEXTS = 32  # as a batch of the recipes; fewer tokens are mostly calls
+_LEAST_TEXTS = 8
 _SHARE = 0.02
 
 
@@ -119,7 +119,7 @@ def _alone(bench: Bench, make: Callable[[], Trained], tokens: Tensor) -> Measure
     with freed_memory_kept():
         one = make()
         steps = {FORWARD: forward, "step": one.step}
-        times = interleaved(steps, bench.rounds, synchronise=bench.synchronise, warm_up=1)
+        times = interleaved(steps, bench.rounds, synchronise=bench.synchronise)
         return Measured(
             forward=times[FORWARD],
             step=times["step"],

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from otter_cli.benchmarks import detectors
 from otter_cli.benchmarks.assemble_detection import Texts, detection
 from otter_cli.benchmarks.detection import Detection, streams
-from otter_cli.benchmarks.labelled_texts import of_pairs
+from otter_cli.benchmarks.labelled_texts import Stream, encode_streams, of_pairs
 from otter_cli.benchmarks.models import load_graft
 from otter_cli.benchmarks.run import run
 from otter_cli.benchmarks.stored import read_run
@@ -138,3 +138,20 @@ def test_a_score_that_is_no_number_stops_the_run(folders, tmp_path: Path) -> Non
 def test_texts_of_one_kind_are_refused(folders) -> None:
     with pytest.raises(OtterError, match="all of its 1 texts offend, or none does"):
         made(folders, limit=1)
+
+
+def test_few_texts_have_one_of_the_other_kind_among_them(folders) -> None:
+    offending, clean = Stream("bad", 3), Stream("good", None)
+    tokenizer = AutoTokenizer.from_pretrained(folders["graft"])
+
+    def names(streams: list[Stream], limit: int | None) -> list[str]:
+        file = folders["graft"] / "texts"
+        found, _ = encode_streams(streams, file, tokenizer, positions=8, limit=limit)
+        return [prompt.text for prompt in found]
+
+    assert names([offending, offending, offending, clean, clean], 2) == ["bad", "good"]
+    assert names([clean, clean, offending, clean], 2) == ["good", "bad"]
+    assert names([clean, offending, offending, clean], 3) == ["good", "bad", "bad"]
+    assert names([clean, offending, offending], None) == ["good", "bad", "bad"]
+    with pytest.raises(OtterError, match="offend, or none does"):
+        names([clean, clean, clean], 2)
