@@ -43,7 +43,15 @@ def _telling(name: str) -> Callable[..., Any]:
     return changed
 
 
-for _name in (
-    *("__setitem__", "__delitem__", "__ior__", "update", "setdefault", "pop", "popitem", "clear"),
-):
+_CHANGES = (
+    "__setitem__",
+    "__delitem__",
+    "__ior__",
+    "update",
+    "setdefault",
+    "pop",
+    "popitem",
+    "clear",
+)
+for _name in _CHANGES:
     setattr(_Watched, _name, _telling(_name))

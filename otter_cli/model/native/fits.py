@@ -34,8 +34,7 @@ class Fits:
     """Whether an insertion is of the form that stream.cpp computes, and a call of such a kind."""
 
     def __init__(self, insertion: Insertion, shape: BaseShape) -> None:
-        self.layers, self.config = insertion.layered.layers, insertion.config
-        self.head_dim, family = shape.head_dim, shape.family
+        self.config, self.head_dim, family = insertion.config, shape.head_dim, shape.family
         self.form = (
             self.config.norm == "own"
             and not (shape.parallel or family.attention.post_norm or family.ffn.post_norm)
