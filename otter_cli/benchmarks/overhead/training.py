@@ -57,7 +57,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Turns:
     """One contestant: seconds of the base's forward and of its steps, in turns; peak bytes of both
     above the weights; and how many numbers it trains."""
 
@@ -105,7 +105,7 @@ def _small(subject: Subject) -> Subject:
     return insert(subject.name, subject.stock, plan)
 
 
-def _alone(bench: Bench, make: Callable[[], Trained], tokens: Tensor) -> Measured:
+def _alone(bench: Bench, make: Callable[[], Trained], tokens: Tensor) -> Turns:
     """No other contestant's memory is there, nor what freeing it taught the C library."""
     import torch
 
@@ -120,7 +120,7 @@ def _alone(bench: Bench, make: Callable[[], Trained], tokens: Tensor) -> Measure
         one = make()
         steps = {FORWARD: forward, "step": one.step}
         times = interleaved(steps, bench.rounds, synchronise=bench.synchronise)
-        return Measured(
+        return Turns(
             forward=times[FORWARD],
             step=times["step"],
             forward_peak=peak_above(forward, device),
@@ -129,7 +129,7 @@ def _alone(bench: Bench, make: Callable[[], Trained], tokens: Tensor) -> Measure
         )
 
 
-def _lines(measured: dict[str, Measured], floors: dict[str, float], tokens: int) -> list[Line]:
+def _lines(measured: dict[str, Turns], floors: dict[str, float], tokens: int) -> list[Line]:
     """The forward's, and each contestant's over the forward beside it."""
     first = next(iter(measured.values()))
     of_lora = float(np.median(measured[LORA].step / measured[LORA].forward))

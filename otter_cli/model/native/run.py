@@ -51,7 +51,7 @@ class NativeStream:
         self.config, self.shape, self.depth, self.number = insertion.config, shape, depth, number
         self.fits, self.weights = Fits(insertion, shape), Weights(insertion)
         self._fixed = _sizes(insertion, shape)
-        self._places = {index: place for place, index in enumerate(sorted(self.config.layers))}
+        self._order = {index: place for place, index in enumerate(sorted(self.config.layers))}
         self._new: Tensor | None = None
 
     def __reduce__(self) -> Any:
@@ -69,8 +69,8 @@ class NativeStream:
         if native is None or not self.weights.there():
             return None
         form, numbers, held = self._given(z, pending)
-        first, form.layers = self._places[pending[0][0].index], len(pending)
-        last = first + len(pending) == len(self._places)
+        first, form.layers = self._order[pending[0][0].index], len(pending)
+        last = first + len(pending) == len(self._order)
         z = z.clone()
         v = torch.empty_like(z) if last else None
         to = ctypes.c_void_p(z.data_ptr()), ctypes.c_void_p(0 if v is None else v.data_ptr())
