@@ -13,6 +13,7 @@ from otter_cli.core.errors import OtterError
 from otter_cli.families import BaseShape
 from otter_cli.insertion.config import InsertionConfig
 from otter_cli.model.branch import AttentionCall, AttentionTap, InsertedBranch, read_of
+from otter_cli.model.chosen import Chosen
 from otter_cli.model.joint import Joint, OfBase, TwoInputs, rows
 from otter_cli.model.norms import head_norm
 from otter_cli.model.rotary import Rotate
@@ -50,15 +51,18 @@ class InsertedAttention(InsertedBranch):
     def forward(
         self,
         z: Tensor,
-        entry: Tensor,
         tap: AttentionTap,
         rotate: Rotate,
         remember: Remember,
         made: OfBase,
+        chosen: Chosen | None,
     ) -> Tensor:
-        """z after the branch; `entry` is z where the branch begins."""
-        mine = self.heads(entry, tap, rotate, remember, made.heads) if self.thin else None
-        return self.land(self._out, z, tap, mine, made.out)
+        """z after the branch, whose heads see all positions."""
+        mine = self.heads(z, tap, rotate, remember, made.heads) if self.thin else None
+        if chosen is None:
+            return self.land(self._out, z, tap, mine, made.out)
+        mine = None if mine is None else chosen.of(mine)
+        return self.land(self._out, chosen.of(z), tap.at(chosen), mine, None)
 
     def heads(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
@@ -13,6 +13,9 @@ from otter_cli.families import Attention, BaseShape, FeedForward
 from otter_cli.insertion.config import InsertionConfig
 from otter_cli.model.joint import Joint, rows
 from otter_cli.model.norms import PostNorm, StreamNorm
+
+if TYPE_CHECKING:
+    from otter_cli.model.chosen import Chosen
 
 
 @dataclass(slots=True)
@@ -36,6 +39,13 @@ class BranchTap:
     residual: Tensor | None  # h before the norm, where a norm of the stream reads it
     part: Tensor | None = None  # a or m, or the whole branch's output
     branch: Tensor | None = None  # what the norm after the branch is given
+
+    def at(self, chosen: Chosen) -> BranchTap:
+        """At the chosen positions alone, [N, ...]."""
+        each = self.residual, self.part, self.branch
+        return BranchTap(
+            chosen.of(self.normed), *(None if one is None else chosen.of(one) for one in each)
+        )
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache
 from otter_cli.families import Attention, FeedForward
 from otter_cli.model.branch import AttentionTap, BranchTap
 from otter_cli.model.cache import own_layer
+from otter_cli.model.chosen import AtChosen
 from otter_cli.model.joint import OfBase
 from otter_cli.model.record import Record, Tapped
 from otter_cli.model.rotary import rotary_function
@@ -38,7 +39,13 @@ class LayerHooks:
         self.apply_rotary = rotary_function(self.attention, family.attention)
         self.rotary_width = getattr(self.attention, "rotary_ndims", taps.head_dim)
         self._install(family.attention, self.attention, self._enter_attention, "attention")
-        self._install(family.ffn, _module(self.layer, family.ffn), self._enter_ffn, "ffn")
+        ffn = _module(self.layer, family.ffn)
+        self._install(family.ffn, ffn, self._enter_ffn, "ffn")
+        self.ends = index == taps.depth - 1
+        if self.ends:
+            AtChosen(taps, ffn)
+            if family.attention.tap == "input":
+                AtChosen(taps, self.layer.get_submodule(family.attention.end))
         # An insertion's cache layers follow the base's, and those of the insertions before it.
         self.parts = [
             (name, insertion.layers[str(index)], partial(self._remember, number * taps.depth))
@@ -126,6 +133,7 @@ class LayerHooks:
                 rotate,
                 remember,
                 made.get((name, self.index), OfBase()),
+                record.chosen if self.ends else None,
             )
 
     def _remember(

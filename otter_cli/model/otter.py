@@ -18,6 +18,7 @@ from otter_cli.core.errors import OtterError
 from otter_cli.core.suggest import closest
 from otter_cli.families import BaseShape
 from otter_cli.insertion.manifest import Manifest
+from otter_cli.model.chosen import Chosen
 from otter_cli.model.generating import Generating
 from otter_cli.model.last_product import keep_stock_product
 from otter_cli.model.record import Record
@@ -32,7 +33,7 @@ Wanted = Literal["all"] | tuple[str, ...]
 @dataclass
 class OtterOutput:
     """One forward. Shapes: logits [batch, tokens, vocab], base_state [batch, tokens, d],
-    inserted_state [.., D]."""
+    inserted_state [.., D]; of N chosen positions [N, d] and [N, D]."""
 
     logits: Tensor | None
     signals: dict[str, Tensor]
@@ -136,29 +137,38 @@ class OtterForCausalLM(Generating, nn.Module):
         signals: Wanted = "all",
         logits: bool = True,
         logits_to_keep: int | Tensor = 0,
+        at: tuple[Tensor, Tensor] | None = None,
         **arguments: Any,
     ) -> OtterOutput:
-        """One pass of the base. `logits=False` skips the vocabulary product. Unknown signals raise
+        """One pass of the base. `logits=False` skips the vocabulary product. `at`: the texts and
+        columns of N positions; signals and states are these alone. Unknown signals raise
         OtterError.
 
-        The base runs without gradients; the streams build a graph when gradients are enabled.
+        The base runs without gradients; the streams build a graph when gradients are enabled. Then,
+        without logits, the base's last layer ends at the N positions, where they are few: y is what
+        it is otherwise but for rounding.
         """
         names = tuple(self.signal_configs) if signals == "all" else self._known(signals)
-        with self.streaming(grad=torch.is_grad_enabled()) as record, torch.no_grad():
+        grad, chosen = torch.is_grad_enabled(), None
+        if at is not None and grad and not logits:
+            chosen = Chosen(at, *input_ids.shape)
+            chosen = chosen if chosen.few else None
+        with self.taps.recording(grad, chosen=chosen) as record, torch.no_grad():
             if logits:
                 out = self.base(input_ids=input_ids, logits_to_keep=logits_to_keep, **arguments)
             else:
                 out = self.base.get_submodule(self.shape.family.decoder)(
                     input_ids=input_ids, **arguments
                 )
-        assert record.base_state is not None
+        y, inserted = record.base_state, record.inserted_state
+        assert y is not None
+        if at is not None and chosen is None:
+            y, inserted = y[at], {name: v[at] for name, v in inserted.items()}
         return OtterOutput(
             logits=out.logits if logits else None,
-            signals={
-                n: self.read_signal(n, record.base_state, record.inserted_state) for n in names
-            },
-            base_state=record.base_state,
-            inserted_state=record.inserted_state,
+            signals={n: self.read_signal(n, y, inserted) for n in names},
+            base_state=y,
+            inserted_state=inserted,
             past_key_values=out.past_key_values,
         )
 

@@ -14,6 +14,7 @@ from otter_cli.model.branch import AttentionTap, BranchTap
 from otter_cli.model.rotary import Rotations
 
 if TYPE_CHECKING:
+    from otter_cli.model.chosen import Chosen
     from otter_cli.model.layer_hooks import LayerHooks
     from otter_cli.model.taps import Taps
 
@@ -34,6 +35,7 @@ class Record:
     lazy: bool = False  # layers of the streams wait until someone reads them
     native: bool = False  # native code takes the streams through them, where it can
     deferred: bool = False  # who reads them is no one in this forward
+    chosen: Chosen | None = None  # the positions read in the end, where they are few
     seen: list[Seen] = field(default_factory=list)  # by the taps, and not settled yet
     # Of the layer that is settled now.
     attention: AttentionTap | None = None

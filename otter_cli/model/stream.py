@@ -14,6 +14,7 @@ from otter_cli.families import BaseShape
 from otter_cli.insertion.config import InsertionConfig
 from otter_cli.model.attention import InsertedAttention, Remember
 from otter_cli.model.branch import AttentionTap, BranchTap
+from otter_cli.model.chosen import Chosen
 from otter_cli.model.feed_forward import InsertedFeedForward
 from otter_cli.model.joint import Joint, OfBase, rows
 from otter_cli.model.layered import Layered
@@ -45,12 +46,16 @@ class InsertedLayer(nn.Module):
         rotate: Rotate,
         remember: Remember,
         made: OfBase,
+        chosen: Chosen | None = None,
     ) -> Tensor:
-        """z after the layer, [batch, tokens, D]. `made`: what all layers made at once."""
+        """z after the layer, [batch, tokens, D], or [N, D] at the positions that are read after the
+        last. `made`: what all layers made at once."""
         entry = rows(z)
-        middle = self.attention(entry, entry, attention, rotate, remember, made)
+        middle = self.attention(entry, attention, rotate, remember, made, chosen)
+        if chosen is not None:
+            entry, ffn = chosen.of(entry), ffn.at(chosen)
         after: Tensor = self.ffn(middle, entry if self.parallel else middle, ffn, made)
-        return after.view(z.shape)
+        return after.view(z.shape) if chosen is None else after
 
 
 class Named(nn.Module):

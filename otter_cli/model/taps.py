@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from otter_cli.core.errors import OtterError
 from otter_cli.families import BaseShape
 from otter_cli.model.attention_function import tap_attention_functions
+from otter_cli.model.chosen import Chosen
 from otter_cli.model.joint import OfBase
 from otter_cli.model.layer_hooks import LayerHooks, MadeAtOnce
 from otter_cli.model.native import NativeStream
@@ -48,10 +49,13 @@ class Taps:
         self._install(base)
 
     @contextmanager
-    def recording(self, grad: bool, *, deferred: bool = False) -> Iterator[Record]:
+    def recording(
+        self, grad: bool, *, deferred: bool = False, chosen: Chosen | None = None
+    ) -> Iterator[Record]:
         """Base calls inside carry the streams; the record then holds the last one's states. Of a
-        `deferred` call it holds what the streams are to read."""
-        record = Record(self, grad, deferred=deferred)
+        `deferred` call it holds what the streams are to read; of `chosen` positions, states at
+        these alone."""
+        record = Record(self, grad, deferred=deferred, chosen=chosen)
         token = ACTIVE.set(record)
         try:
             yield record
@@ -147,6 +151,8 @@ class Taps:
     ) -> None:
         record.settle()
         record.residual, record.base_state = inputs[0], output
+        if (chosen := record.chosen) is not None:
+            record.residual, record.base_state = chosen.of(inputs[0]), chosen.of(output)
         if not record.deferred:
             self.end(record)
 
@@ -158,6 +164,7 @@ class Taps:
         for name, z in record.streams.items():
             if name in record.inserted_state:  # by native code, with its layers
                 continue
+            z = z if record.chosen is None else record.chosen.of(z)
             record.inserted_state[name] = self.insertions[name].norm(z, record.residual)
 
 

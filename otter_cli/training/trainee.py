@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -79,6 +80,9 @@ class _Reader:
     def __call__(self, batch: Batch, at: Positions, tokens: Tensor | None = None) -> Tensor:
         return self._with_whole(lambda: self._read(batch, at, tokens))
 
+    def alone(self, batch: Batch, at: Positions) -> Tensor:
+        return self._with_whole(lambda: self._signal(self._run(batch, at)))
+
     def base_logits(self, batch: Batch, at: Positions) -> Tensor:
         """[N, vocab], without a graph."""
         with torch.no_grad():
@@ -93,19 +97,29 @@ class _Reader:
         out, at = self._once(batch), self._places(at)
         # Chosen positions first: a vocabulary head on all of them would dwarf the rest.
         inserted = {insertion: v[at] for insertion, v in out.inserted_state.items()}
-        return self.model.read_signal(self.name, out.base_state[at], inserted, tokens)
+        return self._signal(
+            replace(out, base_state=out.base_state[at], inserted_state=inserted), tokens
+        )
+
+    def _signal(self, out: OtterOutput, tokens: Tensor | None = None) -> Tensor:
+        return self.model.read_signal(self.name, out.base_state, out.inserted_state, tokens)
 
     def _once(self, batch: Batch) -> OtterOutput:
         if self.batch is not batch:
-            self.batch, self.shared = batch, SharedPrefixes.of(batch, self.model)
-            rows: dict[str, Any] = {
-                "input_ids": batch.input_ids,
-                "attention_mask": batch.attention_mask,
-            }
-            if self.shared is not None:
-                rows = self.shared.arguments(self.model)
-            self.out: OtterOutput = self.model(**rows, signals=(), logits=False, use_cache=False)
+            self.out, self.batch = self._run(batch), batch
         return self.out
+
+    def _run(self, batch: Batch, at: Positions | None = None) -> OtterOutput:
+        self.shared = SharedPrefixes.of(batch, self.model)
+        rows: dict[str, Any] = {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask,
+        }
+        if self.shared is not None:
+            rows = self.shared.arguments(self.model)
+        if at is not None:
+            rows["at"] = self._places(at)
+        return self.model(**rows, signals=(), logits=False, use_cache=False)
 
     def _places(self, at: Positions) -> Positions:
         return at if self.shared is None else self.shared.places(at)

@@ -151,12 +151,14 @@ def _lines(measured: dict[str, Turns], floors: dict[str, float], tokens: int) ->
 
 
 def _inserted(subject: Subject, tokens: Tensor) -> Trained:
-    graft = subject.graft
+    import torch
+
+    graft, (texts, columns) = subject.graft, tokens.shape
+    last = torch.arange(texts, device=tokens.device), tokens.new_full((texts,), columns - 1)
 
     def score() -> Tensor:
-        out = graft(tokens, signals=(), logits=False, use_cache=False)
-        last = {name: state[:, -1:] for name, state in out.inserted_state.items()}
-        return graft.read_signal("reward", out.base_state[:, -1:], last)
+        out = graft(tokens, signals=("reward",), logits=False, use_cache=False, at=last)
+        return out.signals["reward"]
 
     return Trained(score, [parameter for _, parameter in graft.inserted_parameters()])
 

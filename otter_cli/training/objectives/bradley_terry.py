@@ -8,7 +8,12 @@ from pydantic import NonNegativeFloat
 
 from otter_cli.core.errors import OtterError
 from otter_cli.signals import SignalConfig
-from otter_cli.training.objectives.objective import Read, growing_weights, last_tokens
+from otter_cli.training.objectives.objective import (
+    Read,
+    growing_weights,
+    last_tokens,
+    read_alone,
+)
 from otter_cli.training.objectives.pairs import PairObjective
 
 if TYPE_CHECKING:
@@ -54,7 +59,8 @@ class BradleyTerry(PairObjective):
         else:
             columns, weights = _every_column(batch), _weights(batch)
         rows = last_tokens(batch)[0].repeat_interleave(columns.shape[1])
-        chosen, rejected = _of_pairs(read(batch, (rows, columns.flatten())), batch)
+        scores = read_alone(read, batch, (rows, columns.flatten()))
+        chosen, rejected = _of_pairs(scores, batch)
         each = -F.logsigmoid(chosen - rejected - self._margin(batch))
         if self.centring:
             each = each + self.centring * (chosen + rejected) ** 2

@@ -15,6 +15,7 @@ from otter_cli.training.objectives.objective import (
     Positions,
     Read,
     last_tokens,
+    read_alone,
     real_tokens,
     weighed_by_text,
 )
@@ -62,7 +63,8 @@ class Classification(LabelledObjective):
 
         assert batch.labels is not None
         if self.positions == "last":
-            return F.binary_cross_entropy_with_logits(read(batch, last_tokens(batch)), batch.labels)
+            logits = read_alone(read, batch, last_tokens(batch))
+            return F.binary_cross_entropy_with_logits(logits, batch.labels)
         at = real_tokens(batch)
         logits, labels = read(batch, at), batch.labels[at[0]]
         if batch.since is not None:

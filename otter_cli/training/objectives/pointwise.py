@@ -13,6 +13,7 @@ from otter_cli.training.objectives.labelled import LabelledObjective
 from otter_cli.training.objectives.objective import (
     Read,
     last_tokens,
+    read_alone,
     real_tokens,
     weighed_by_text,
 )
@@ -38,7 +39,8 @@ class Pointwise(LabelledObjective):
     def loss(self, read: Read, batch: Batch) -> Tensor:
         assert batch.labels is not None
         at = last_tokens(batch) if self.positions == "last" else real_tokens(batch)
-        each = errors(self.loss_of, _columns(read(batch, at)), batch.labels[at[0]]).mean(-1)
+        scores = _columns(read_alone(read, batch, at))
+        each = errors(self.loss_of, scores, batch.labels[at[0]]).mean(-1)
         return each.mean() if self.positions == "last" else weighed_by_text(each, at, batch.last)
 
     def outcomes(self, read: Read, batch: Batch) -> dict[str, Tensor]:

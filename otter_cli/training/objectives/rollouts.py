@@ -15,7 +15,7 @@ from otter_cli.data.labelled import LabelledText
 from otter_cli.data.paths import find_data
 from otter_cli.data.records import Place
 from otter_cli.signals import SignalConfig
-from otter_cli.training.objectives.objective import Objective, Positions, Read, Source
+from otter_cli.training.objectives.objective import Objective, Positions, Read, Source, read_alone
 from otter_cli.training.objectives.pointwise import Loss, agreement, errors
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class Rollouts(Objective):
     def loss(self, read: Read, batch: Batch) -> Tensor:
         assert batch.labels is not None
         at, label = _places(batch), batch.labels[_chosen(batch)]
-        each = errors(self.loss_of, read(batch, at), label)
+        each = errors(self.loss_of, read_alone(read, batch, at), label)
         # Texts weigh the same, however many of their places there was room for.
         return (each / _chosen(batch).sum(1)[at[0]]).sum() / len(batch.last)
 

@@ -1,0 +1,116 @@
+"""Positions chosen beforehand: what is read there, and what the base's last layer leaves out."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from otter_cli.model import OtterForCausalLM
+from otter_cli.model.chosen import Chosen
+from tests.support.families import CASES, Case
+from tests.support.grafts import random_graft
+
+TEXTS, TOKENS = 4, 12
+AT = torch.tensor([0, 1, 2, 3, 3]), torch.tensor([11, 4, 0, 7, 10])
+
+
+def _model(case: Case, tiny_checkpoint: Any, out: Path, **form: Any) -> OtterForCausalLM:
+    base = case.write(tiny_checkpoint, dtype="bfloat16")
+    form = {"hidden": 8, "ffn": 16, "heads": 2 if case.full else 0, **form}
+    folder = random_graft(base, out, signals=("reward",), **form)
+    model = OtterForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    model.base.set_experts_implementation("eager")
+    return model
+
+
+def _tokens() -> Tensor:
+    return torch.randint(3, 23, (TEXTS, TOKENS), generator=torch.Generator().manual_seed(0))
+
+
+def _gradients(model: OtterForCausalLM, reward: Tensor) -> dict[str, Tensor | None]:
+    names, parameters = zip(*model.inserted_parameters(), strict=True)
+    found = torch.autograd.grad((reward**2).sum(), parameters, allow_unused=True)
+    return dict(zip(names, found, strict=True))
+
+
+@pytest.mark.parametrize("norm", ["own", "base"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_states_signals_and_gradients_are_those_of_a_whole_run(
+    tiny_checkpoint: Any, tmp_path: Path, case: Case, norm: str
+) -> None:
+    model = _model(case, tiny_checkpoint, tmp_path / "g", norm=norm)
+    whole = model(_tokens(), logits=False)
+    out = model(_tokens(), logits=False, at=AT)
+    # Attention functions take their softmax in float32, some rotations too.
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(out.base_state, whole.base_state[AT], **close)
+    torch.testing.assert_close(
+        out.inserted_state["main"], whole.inserted_state["main"][AT], **close
+    )
+    torch.testing.assert_close(out.signals["reward"], whole.signals["reward"][AT], **close)
+    expected = _gradients(model, whole.signals["reward"][AT])
+    for name, found in _gradients(model, out.signals["reward"]).items():
+        if expected[name] is None:
+            assert found is None, name
+        else:
+            torch.testing.assert_close(found, expected[name], rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_the_last_layer_s_ffn_runs_at_the_chosen_positions_alone(
+    tiny_checkpoint: Any, tmp_path: Path
+) -> None:
+    model, seen = _llama(tiny_checkpoint, tmp_path), []
+    for layer in model.taps.layers:
+        layer.mlp.up_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    model(_tokens(), logits=False, at=AT)
+    *others, last = (shape[:-1].numel() for shape in seen)
+    assert set(others) == {TEXTS * TOKENS} and last == len(AT[0])
+
+
+@pytest.mark.parametrize("way", ["logits", "no graph", "most positions"])
+def test_elsewhere_the_base_runs_as_ever(tiny_checkpoint: Any, tmp_path: Path, way: str) -> None:
+    """Logits have stock's bits, and so have states that are read without a graph."""
+    model, at = _llama(tiny_checkpoint, tmp_path), AT
+    if way == "most positions":
+        at = tuple(torch.ones(TEXTS, TOKENS).nonzero().T[:, 10:])
+    named = {"logits": way == "logits", "at": at}
+    with torch.set_grad_enabled(way != "no graph"):
+        whole = model(_tokens(), logits=way == "logits")
+        out = model(_tokens(), **named)
+    assert torch.equal(out.base_state, whole.base_state[at])
+    assert torch.equal(out.inserted_state["main"], whole.inserted_state["main"][at])
+    torch.testing.assert_close(out.signals["reward"], whole.signals["reward"][at])
+    if way == "logits":
+        assert torch.equal(out.logits, whole.logits)
+
+
+def test_two_grafts_of_one_base_choose_for_themselves(tiny_checkpoint: Any, tmp_path: Path) -> None:
+    base = tiny_checkpoint("llama")
+    first, second = (
+        random_graft(base, tmp_path / name, signals=("reward",), hidden=8, heads=2, ffn=16, seed=i)
+        for i, name in enumerate(("a", "b"))
+    )
+    one = OtterForCausalLM.from_pretrained(first)
+    other = one.beside(second)
+    for model in (one, other):
+        whole = model(_tokens(), logits=False).signals["reward"][AT]
+        found = model(_tokens(), logits=False, at=AT).signals["reward"]
+        torch.testing.assert_close(found, whole)
+
+
+def test_rows_of_the_chosen_alone_are_left_as_they_are() -> None:
+    chosen, whole = Chosen(AT, TEXTS, TOKENS), torch.randn(TEXTS, TOKENS, 3)
+    rows = chosen.of(whole)
+    assert torch.equal(rows, whole[AT]) and chosen.of(rows) is rows
+    spread = chosen.spread(rows[None], whole)
+    assert torch.equal(spread[AT], rows)
+    assert spread.count_nonzero() == rows.numel()
+
+
+def _llama(tiny_checkpoint: Any, tmp_path: Path) -> OtterForCausalLM:
+    folder = random_graft(
+        tiny_checkpoint("llama"), tmp_path / "g", signals=("reward",), hidden=8, heads=2, ffn=16
+    )
+    return OtterForCausalLM.from_pretrained(folder)
