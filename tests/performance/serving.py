@@ -1,7 +1,7 @@
 """What signals cost in vLLM: stock on the base, the plugin, and a reward model beside stock.
 
     python -m tests.performance.serving SHARED/models/chat-7m SHARED --out results/serving/throughput.json
-    ... --large --rounds 8 --prompts 16 --longest 32 --tokens 24 --out results/serving/throughput-large.json
+    ... --shape qwen3-0.6b --prompts 16 --longest 16 --tokens 32 --threads 2 --out results/serving/throughput-qwen3-0.6b.json
 
 In the environment of `make test-vllm`. Engines live side by side, one works at a time; a round asks
 each the same prompts, and who begins moves on. Times are paired within a round. A second insertion
@@ -32,13 +32,15 @@ from otter_cli.insertion import Manifest, Plan
 from otter_cli.serving.vllm.export import export_vllm
 from tests.support.grafts import random_graft
 
-# 2 to 5 % of the base, in every layer; where one head is few, zero heads fill up, as vLLM wants.
+# In every layer; where one head is few, zero heads fill up, as vLLM wants.
 FORM = {"kv": "base", "scale": 0.02, "signals": ("reward",)}
-SMALL = {"hidden": 16, "heads": 1, "kv_heads": 1, "ffn": 16}
-LARGE = {"hidden": 24, "heads": 4, "kv_heads": 4, "ffn": 64}
+SIZES = {"hidden": 16, "heads": 1, "kv_heads": 1, "ffn": 16}
 NO_HEADS = {"heads": 0, "kv_heads": 0}
-# At chat-7m's size a step is calls more than arithmetic: this one is 18 times as large.
-LARGE_SHAPE = {**SHAPES["llama-134m"], "num_key_value_heads": 4, "head_dim": 64}
+# At chat-7m's size a step is calls more than arithmetic: these are 18 and 86 times as large.
+LARGER = {
+    "llama-125m": {**SHAPES["llama-134m"], "num_key_value_heads": 4, "head_dim": 64},
+    "qwen3-0.6b": SHAPES["qwen3-0.6b"],
+}
 ENGINE = {
     "dtype": "float32", "max_model_len": 512, "max_num_seqs": 16, "seed": 0,
     "enable_prefix_caching": False, "distributed_executor_backend": "uni",
@@ -89,27 +91,28 @@ class Engine:
         self.process.wait(60)
 
 
-def write_large(like: Path, folder: Path) -> Path:
+def write_random(shape: str, like: Path, folder: Path) -> Path:
     """A random base of a real model's shape, with the tokenizer of `like`."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model(**LARGE_SHAPE, dtype="float32")
+    config = AutoConfig.for_model(**LARGER[shape], dtype="float32")
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     for path in like.glob("tokenizer*"):
         shutil.copy(path, folder)
     return folder
 
 
-def write_models(base: Path, work: Path, sizes: dict[str, int]) -> dict[str, dict[str, Any]]:
+def write_models(base: Path, work: Path) -> dict[str, dict[str, Any]]:
     """Keywords of LLM for each engine: the base, the served graft, and a classifier that has the
     base's weights and a random head, as large as the base and as fast as any."""
-    export_vllm(random_graft(base, work / "graft", **FORM, **sizes), work / "served")
-    fewer = {**FORM, **sizes, **NO_HEADS}
+    export_vllm(random_graft(base, work / "graft", **FORM, **SIZES), work / "served")
+    fewer = {**FORM, **SIZES, **NO_HEADS}
     export_vllm(random_graft(base, work / "fewer", **fewer), work / "served-without-heads")
     judge = work / "judge"
     shutil.copytree(base, judge, ignore=shutil.ignore_patterns("*.safetensors"))
     config = json.loads((base / "config.json").read_text())
-    changed = {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "reward"}}
+    judges = [n.replace("CausalLM", "SequenceClassification") for n in config["architectures"]]
+    changed = {"architectures": judges, "id2label": {"0": "reward"}}
     (judge / "config.json").write_text(json.dumps({**config, **changed, "num_labels": 1}))
     tensors = load_file(base / "model.safetensors")
     tensors.pop("lm_head.weight", None)
@@ -177,7 +180,9 @@ def described(graft: Path) -> dict[str, Any]:
 
 
 def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    base = write_large(options.base, work / "base") if options.large else options.base
+    base = options.base
+    if options.shape:
+        base = write_random(options.shape, options.base, work / "base")
     prompts = prompts_of(options.shared, options.base, options.prompts, options.longest)
     asked = {
         "prompts": prompts,
@@ -185,7 +190,7 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     }
     settings = {**ENGINE, "enforce_eager": options.eager}
     load, engines, rounds = os.getloadavg()[0], {}, []
-    for name, keywords in write_models(base, work, LARGE if options.large else SMALL).items():
+    for name, keywords in write_models(base, work).items():
         engines[name] = Engine(options.threads, name.startswith("plugin"), **settings, **keywords)
         print(f"{name}: started in {engines[name].start_seconds:.0f} s", flush=True)
     for turn in range(options.rounds + 1):
@@ -196,7 +201,7 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         engine.end()
     rounds = rounds[1:]  # the first warms up
     return {
-        "base": LARGE_SHAPE if options.large else options.base.name,
+        "base": LARGER[options.shape] if options.shape else options.base.name,
         "engine": settings,
         "insertions": {
             name: described(work / folder)
@@ -216,14 +221,14 @@ def main() -> None:
     parser.add_argument("base", type=Path)
     parser.add_argument("shared", type=Path, help="the folder with data/prompts")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--large", action="store_true", help="a random base of BASE's tokenizer")
+    parser.add_argument("--shape", choices=LARGER, help="a random base, with BASE's tokenizer")
     sizes = {"rounds": 12, "prompts": 48, "longest": 200, "tokens": 48, "threads": 1}
     for name, usual in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=usual)
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     options = parser.parse_args()
     flags = [f"--{name} {getattr(options, name)}" for name in sizes]
-    flags += [f"--{name}" for name in ("large", "eager") if getattr(options, name)]
+    flags += [f"--shape {options.shape}"] * bool(options.shape) + ["--eager"] * options.eager
     with tempfile.TemporaryDirectory() as work:
         record = {
             "command": f"python -m tests.performance.serving chat-7m SHARED {' '.join(flags)}",

@@ -93,6 +93,7 @@ def training(bench: Bench) -> list[Group]:
         f"{texts} texts of {settings.context} tokens, Bradley-Terry on their last, AdamW.",
         "Each trains alone, as `otter train` does, in turns with the base's forward.",
         "The forward is the decoder's alone; a step has its backward and its update.",
+        "Beside an insertion the base's last layer ends at the tokens that are scored.",
         "Floor: the operations of the forward, and of the insertion's forward and backward.",
         "Above the weights: the peak of forward and backward, gradients of weights apart.",
     ]
