@@ -23,12 +23,13 @@ WAYS: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     "prompts-whole-and-uncached": ("base", {**EAGER, **WHOLE}, INSIDE),
     "compiled": ("base", {**ENGINE, "distributed_executor_backend": "uni"}, INSIDE),
     "separate-processes": ("base", {**ENGINE, "enforce_eager": True}, {}),
-    "two-ranks": (
-        "base",
-        {**ENGINE, "enforce_eager": True, "tensor_parallel_size": 2},
-        {"VLLM_CPU_OMP_THREADS_BIND": "0|1"},
-    ),
 }
+for ranks, graft in ((2, "base"), (2, "own"), (4, "base"), (4, "uneven"), (8, "base"), (8, "own")):
+    WAYS[f"{ranks}-ranks-{graft}"] = (
+        graft,
+        {**ENGINE, "enforce_eager": True, "tensor_parallel_size": ranks},
+        {"VLLM_CPU_OMP_THREADS_BIND": "|".join(str(rank % 2) for rank in range(ranks))},
+    )
 
 
 @pytest.fixture(scope="module")

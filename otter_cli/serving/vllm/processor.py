@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo.decorators import mark_unbacked
 from vllm.exceptions import VLLMValidationError
 from vllm.v1.outputs import LogprobsTensors
 from vllm.v1.sample.logits_processor import LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+from vllm.v1.sample.ops.logprobs import batched_count_greater_than
 
 from otter_cli.core.errors import OtterError
 from otter_cli.serving.vllm.guiding import guide_row
@@ -92,7 +94,9 @@ class OtterProcessor(LogitsProcessor):
         """What stock gathers, less the best tokens, which nobody asked for; with the numbers."""
         token = sampled[:, None].long()
         chosen, groups = logprobs.gather(-1, token), self._groups()
-        ranks = (logprobs >= chosen).sum(-1)
+        mark_unbacked(logprobs, 0)  # as stock does: no compiling anew for another batch
+        mark_unbacked(chosen, 0)
+        ranks = batched_count_greater_than(logprobs, chosen)
         (wanted, rows), *others = groups.items()
         if not others and len(rows) == len(token):
             ids = torch.cat([token, _virtual(wanted, token).expand(len(token), -1)], -1)

@@ -1,5 +1,5 @@
-"""The inserted stream over vLLM's layers: METHOD, 1, with the projections of a branch in one
-product each.
+"""The inserted stream over vLLM's layers: METHOD, 1, with the projections of a branch side by
+side.
 
 The base's modules are vLLM's own and are called as its model calls them; this file reads what goes
 into them. Shapes: [tokens, ...], all sequences of a batch one after the other.
@@ -47,51 +47,55 @@ class Norm(nn.Module):
         return (z.float() * scale).to(z.dtype) * self.weight
 
 
-class Joined(nn.Module):
-    """`x W^h + u W^z (+ b)` for several projections at once, as `[x ; u] W`: in a small step a
-    product costs mostly that there is one more."""
+class TwoInputs(nn.Module):
+    """`x W^h + u W^z (+ b)`, of one projection or several side by side. Matrices lie as [in, out]:
+    a few columns are multiplied faster so, and two products faster than one over [x ; u]."""
 
-    def __init__(self, base: int, inserted: int, rows: int, bias: bool) -> None:
+    def __init__(self, base: int, inserted: int, out: int, bias: bool) -> None:
         super().__init__()
-        self.weight = parameter(rows, base + inserted)
-        self.bias = parameter(rows) if bias else None
+        self.h = parameter(base, out)
+        self.z = parameter(inserted, out) if inserted else None
+        self.bias = parameter(out) if bias else None
 
     def forward(self, x: Tensor, u: Tensor) -> Tensor:
-        return F.linear(torch.cat([x, u], -1), self.weight, self.bias)
+        of_x = x @ self.h if self.bias is None else torch.addmm(self.bias, x, self.h)
+        return of_x if self.z is None else torch.addmm(of_x, u, self.z)
 
     def load(self, stored: Stored, names: list[str], places: list[list[int]]) -> None:
         parts = list(zip(names, places, strict=True))
-        read = [
-            torch.cat([pick(stored[f"{name}.{kind}.weight"], at) for name, at in parts])
-            for kind in ("h", "z")
-        ]
-        self.weight.copy_(torch.cat(read, 1))
+        for kind, into in (("h", self.h), ("z", self.z)):
+            if into is not None:
+                read = [pick(stored[f"{name}.{kind}.weight"], at) for name, at in parts]
+                into.copy_(torch.cat(read).t())
         if self.bias is not None:
             self.bias.copy_(torch.cat([pick(stored[f"{name}.bias"], at) for name, at in parts]))
 
 
 class Branch(nn.Module):
-    """`z += t W^h + t' W^z (+ b)`, as `[t ; t'] W`, summed over the ranks."""
+    """`z += t W^h + t' W^z (+ b)`, summed over the ranks."""
 
     def __init__(self, layout: Layout, wide: int, thin: int, bias: bool) -> None:
         super().__init__()
         D = layout.config.hidden
-        self.ranks, self.columns, self.thin = layout.ranks, layout.base_columns(wide), thin
-        self.weight = parameter(D, len(self.columns) + thin)
+        self.ranks, self.columns = layout.ranks, layout.base_columns(wide)
+        self.h = parameter(len(self.columns), D)
+        self.z = parameter(thin, D) if thin else None
         self.bias = parameter(D) if bias else None
 
     def forward(self, z: Tensor, wide: Tensor, thin: Tensor | None) -> Tensor:
-        read = wide if thin is None else torch.cat([wide, thin], -1)
-        added = F.linear(read, self.weight)
         if self.ranks > 1:
-            added = tensor_model_parallel_all_reduce(added)
-        return z + added if self.bias is None else z + added + self.bias
+            z = z + tensor_model_parallel_all_reduce(self._plus(wide @ self.h, thin))
+        else:
+            z = self._plus(torch.addmm(z, wide, self.h), thin)
+        return z if self.bias is None else z + self.bias
+
+    def _plus(self, out: Tensor, thin: Tensor | None) -> Tensor:
+        return out if thin is None or self.z is None else torch.addmm(out, thin, self.z)
 
     def load(self, stored: Stored, name: str, places: list[int]) -> None:
-        read = [pick(stored[f"{name}.h.weight"], self.columns, 1)]
-        if self.thin:
-            read.append(pick(stored[f"{name}.z.weight"], places, 1))
-        self.weight.copy_(torch.cat(read, 1))
+        self.h.copy_(pick(stored[f"{name}.h.weight"], self.columns, 1).t())
+        if self.z is not None:
+            self.z.copy_(pick(stored[f"{name}.z.weight"], places, 1).t())
         if self.bias is not None:
             self.bias.copy_(stored[f"{name}.bias"])
 
@@ -112,7 +116,7 @@ class InsertedAttention(nn.Module):
         if not config.heads:
             return
         self.norm = Norm(config, shape)
-        self.project = Joined(shape.hidden, config.hidden, sum(self.rows), shape.attention_bias)
+        self.project = TwoInputs(shape.hidden, config.hidden, sum(self.rows), shape.attention_bias)
         normed, shared = bool(shape.family.attention.query_norm), config.kv == "base"
         self.query_norm = parameter(self.size) if normed else None
         self.key_norm = parameter(self.size) if normed and not shared else None
@@ -172,7 +176,7 @@ class InsertedFeedForward(nn.Module):
         if config.ffn:
             rows = 2 * len(layout.units)
             self.norm = Norm(config, shape)
-            self.gate_up = Joined(shape.hidden, config.hidden, rows, shape.ffn_bias)
+            self.gate_up = TwoInputs(shape.hidden, config.hidden, rows, shape.ffn_bias)
             self.activation = ACT2FN[shape.activation]
 
     def forward(self, z: Tensor, x: Tensor, h: Tensor, m: Tensor) -> Tensor:
