@@ -4,8 +4,10 @@
     ... --shape qwen3-0.6b --prompts 16 --longest 16 --tokens 32 --threads 2 --out results/serving/throughput-qwen3-0.6b.json
 
 In the environment of `make test-vllm`. Engines live side by side, one works at a time; a round asks
-each the same prompts, and who begins moves on. Times are paired within a round. A second insertion
-has no query heads: of the base it reads attention outputs and activations alone.
+each the same prompts, and who begins moves on. Times are paired within a round. Where a process's
+memory lies moves it by some per cent, so engines are started several times, with huge pages, and
+intervals are over starts. A second insertion has no query heads: of the base it reads attention
+outputs and activations alone.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -66,6 +68,7 @@ class Engine:
             "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads),
+            "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
             **({} if plugin else {"VLLM_PLUGINS": "none"}),
         }  # fmt: skip
         self.process = subprocess.Popen(
@@ -75,12 +78,20 @@ class Engine:
             text=True,
             env={**os.environ, **environment},
         )
-        self.start_seconds = self.ask(**keywords)["seconds"]
+        self._write(keywords)
 
     def ask(self, **asked: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None and self.process.stdout is not None
+        self._write(asked)
+        return self.answer()
+
+    def _write(self, asked: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
+
+    def answer(self) -> dict[str, Any]:
+        """The next one; the first says that the engine has started."""
+        assert self.process.stdout is not None
         if not (line := self.process.stdout.readline()):
             raise RuntimeError(f"an engine ended with {self.process.wait()}")
         return json.loads(line)
@@ -126,8 +137,31 @@ def write_models(base: Path, work: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def one_round(engines: dict[str, Engine], asked: dict[str, Any], first: int) -> dict[str, Any]:
-    """What each side took; checks that all say the same, and that every token has its number."""
+def one_start(
+    models: dict[str, dict[str, Any]],
+    settings: dict[str, Any],
+    asked: dict[str, Any],
+    options: argparse.Namespace,
+    number: int,
+) -> list[dict[str, float]]:
+    """Seconds of each side, by round; a first round warms up."""
+    engines = {
+        name: Engine(options.threads, name.startswith("plugin"), **settings, **keywords)
+        for name, keywords in models.items()
+    }
+    for name, engine in engines.items():
+        print(f"{name}: started in {engine.answer()['seconds']:.0f} s", flush=True)
+    rounds = []
+    for turn in range(options.rounds + 1):
+        rounds.append(one_round(engines, asked, number + turn))
+        print({name: round(seconds, 2) for name, seconds in rounds[-1].items()}, flush=True)
+    for engine in engines.values():
+        engine.end()
+    return rounds[1:]
+
+
+def one_round(engines: dict[str, Engine], asked: dict[str, Any], first: int) -> dict[str, float]:
+    """Seconds of each side; checks that all say the same, and that every token has its number."""
     names, found = list(SIDES), {}
     for name in names[first % len(names) :] + names[: first % len(names)]:
         engine, more = SIDES[name]
@@ -141,22 +175,24 @@ def one_round(engines: dict[str, Engine], asked: dict[str, Any], first: int) -> 
     scored = engines["judge"].ask(prompts=texts)
     assert scored["numbers"] == len(texts)
     # The pair generates as stock has just done, and then scores.
-    found[PAIR] = {key: found["stock"][key] + scored[key] for key in ("seconds", "cpu")}
-    return found
+    seconds = {name: one["seconds"] for name, one in found.items()}
+    return {**seconds, PAIR: seconds["stock"] + scored["seconds"]}
 
 
-def throughput(rounds: list[dict[str, Any]], clock: str) -> dict[str, Any]:
-    """Of each side over stock's, and of the plugin with signals over the pair's."""
-    times = {name: np.array([one[name][clock] for one in rounds]) for name in rounds[0]}
+def throughput(starts: list[list[dict[str, float]]]) -> dict[str, Any]:
+    """Of each side over stock's, and of the plugin with signals over the pair's; a start counts by
+    the medians of its rounds."""
+    times = {
+        name: np.array([np.median([one[name] for one in rounds]) for rounds in starts])
+        for name in starts[0][0]
+    }
     pairs = {f"{name} / stock": ("stock", name) for name in times if name != "stock"}
-    pairs["plugin, signals on / " + PAIR] = (PAIR, "plugin, signals on")
-    pairs["plugin, signals on / stock, a log-probability"] = (
-        "stock, a log-probability",
-        "plugin, signals on",
-    )
+    for plugin in ("plugin", "plugin without heads"):
+        on, off = f"{plugin}, signals on", f"{plugin}, signals off"
+        pairs |= {f"{on} / {PAIR}": (PAIR, on), f"{on} / off": (off, on)}
     figures = {}
     for name, (top, bottom) in pairs.items():
-        figure = interval(ratio(times[top], times[bottom]), len(rounds), what=name)
+        figure = interval(ratio(times[top], times[bottom]), len(starts), what=name)
         figures[name] = {k: round(getattr(figure, k), 3) for k in ("mean", "low", "high")}
     return figures
 
@@ -189,17 +225,10 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         "sampling": {"temperature": 0.0, "max_tokens": options.tokens, "ignore_eos": True},
     }
     settings = {**ENGINE, "enforce_eager": options.eager}
-    load, engines, rounds = os.getloadavg()[0], {}, []
-    for name, keywords in write_models(base, work).items():
-        engines[name] = Engine(options.threads, name.startswith("plugin"), **settings, **keywords)
-        print(f"{name}: started in {engines[name].start_seconds:.0f} s", flush=True)
-    for turn in range(options.rounds + 1):
-        found = one_round(engines, asked, turn)
-        print({name: round(one["seconds"], 2) for name, one in found.items()}, flush=True)
-        rounds.append(found)
-    for engine in engines.values():
-        engine.end()
-    rounds = rounds[1:]  # the first warms up
+    models, load = write_models(base, work), os.getloadavg()[0]
+    starts = [
+        one_start(models, settings, asked, options, number) for number in range(options.starts)
+    ]
     return {
         "base": LARGER[options.shape] if options.shape else options.base.name,
         "engine": settings,
@@ -209,9 +238,11 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         },
         "prompt_tokens": sum(map(len, prompts)),
         "load": {"before": load, "after": os.getloadavg()[0]},
-        "throughput": throughput(rounds, "seconds"),
-        "throughput_by_processor_time": throughput(rounds, "cpu"),
-        "seconds": {name: [round(r[name]["seconds"], 3) for r in rounds] for name in rounds[0]},
+        "throughput": throughput(starts),
+        "seconds": {
+            name: [[round(r[name], 3) for r in rounds] for rounds in starts]
+            for name in starts[0][0]
+        },
         "tokens_equal_to_stock": True,
     }
 
@@ -222,7 +253,7 @@ def main() -> None:
     parser.add_argument("shared", type=Path, help="the folder with data/prompts")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shape", choices=LARGER, help="a random base, with BASE's tokenizer")
-    sizes = {"rounds": 12, "prompts": 48, "longest": 200, "tokens": 48, "threads": 1}
+    sizes = {"starts": 3, "rounds": 4, "prompts": 48, "longest": 200, "tokens": 48, "threads": 1}
     for name, usual in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=usual)
     parser.add_argument("--eager", action="store_true", help="without torch.compile")

@@ -51,6 +51,7 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     load, engines, rounds = os.getloadavg()[0], {}, []
     for name, keywords in models(options, work).items():
         engines[name] = Engine(options.threads, name == STREAM, **settings, **keywords)
+        engines[name].answer()
     names = list(engines)
     for turn in range(options.rounds + 1):
         found = {
