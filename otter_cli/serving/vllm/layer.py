@@ -26,21 +26,22 @@ def run_layer(
     else:
         x, h = layer.input_layernorm(hidden, residual)
     attention, mlp = layer.self_attn, layer.mlp
-    a = attention.attn(*_heads(attention, positions, x))
-    place = str(index)
-    states = [
-        stream.attention[place](z, x, h, a, positions, attention.rotary_emb)
-        if place in stream.attention
-        else z
-        for stream, z in zip(streams, states, strict=True)
-    ]
+    # Streams without inserted parts here pass their z on.
+    here = {number: s.layer(index) for number, s in enumerate(streams) if index in s.config.layers}
+    heads, states = _heads(attention, positions, x), list(states)
+    asked = {
+        number: one.ask(states[number], x, h, positions, attention.rotary_emb)
+        for number, (one, _) in here.items()
+    }
+    a = attention.attn(*heads)
+    found = {number: one.attended(asked[number]) for number, (one, _) in here.items()}
+    for number, (one, _) in here.items():
+        states[number] = one.out(states[number], a, found[number])
     out, _ = attention.o_proj(a)
     x, h = layer.post_attention_layernorm(out, h)
     m = mlp.act_fn(mlp.gate_up_proj(x)[0])
-    states = [
-        stream.ffn[place](z, x, h, m) if place in stream.ffn else z
-        for stream, z in zip(streams, states, strict=True)
-    ]
+    for number, (_, ffn) in here.items():
+        states[number] = ffn(states[number], x, h, m)
     out, _ = mlp.down_proj(m)
     return out, h, states
 

@@ -131,20 +131,26 @@ class InsertedAttention(nn.Module):
             **engine,
         )
 
-    def forward(
-        self, z: Tensor, x: Tensor, h: Tensor, a: Tensor, positions: Tensor, rotary: Any
-    ) -> Tensor:
+    def ask(self, z: Tensor, x: Tensor, h: Tensor, positions: Tensor, rotary: Any) -> list[Tensor]:
+        """What the inserted heads give the engine's attention: queries, and keys and values of
+        their own. It is made before the base's attention runs, so that nothing has to be compiled
+        between the two."""
         if not self.parts:
-            return self.out(z, a, None)
+            return []
         query, *own = self.project(x, self.norm(z, h)).split(self.rows, -1)
         query, key = self._normed(query, self.query_norm).contiguous(), None
         if own:
             key = self._normed(own[0], self.key_norm).contiguous()
         query, key = rotary(positions, query, key)
         states = [query, key, own[1]] if own else [query]
-        filled = [p.filled(s, self.size) for p, s in zip(self.parts, states, strict=True)]
-        found = self.attend(*filled) if own else self.attend(filled[0], None, None)
-        return self.out(z, a, self.parts[0].taken(found, self.size))
+        return [p.filled(s, self.size) for p, s in zip(self.parts, states, strict=True)]
+
+    def attended(self, asked: list[Tensor]) -> Tensor | None:
+        """After the base's attention, which has written the keys and values that are shared."""
+        if not asked:
+            return None
+        found = self.attend(*asked) if len(asked) > 1 else self.attend(asked[0], None, None)
+        return self.parts[0].taken(found, self.size)
 
     def _normed(self, flat: Tensor, weight: Tensor | None) -> Tensor:
         if weight is None:
@@ -222,6 +228,10 @@ class Stream(nn.Module):
         if self.embedding is None:
             return like.new_zeros(len(tokens), self.hidden)
         return F.embedding(tokens, self.embedding)
+
+    def layer(self, index: int) -> tuple[InsertedAttention, InsertedFeedForward]:
+        """What is inserted into a layer of the base; KeyError where nothing is."""
+        return self.attention[str(index)], self.ffn[str(index)]
 
     def load(self, stored: Stored) -> None:
         """Takes every tensor of the insertion, by its name within it."""
