@@ -62,7 +62,7 @@ class InsertedAttention(InsertedBranch):
         if chosen is None:
             return self.land(self._out, z, tap, mine, made.out)
         mine = None if mine is None else chosen.of(mine)
-        return self.land(self._out, chosen.of(z), tap.at(chosen), mine, None)
+        return self.land(self._out, chosen.of(z), tap.at(chosen), mine, made.out)
 
     def heads(
         self,

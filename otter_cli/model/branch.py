@@ -33,7 +33,8 @@ class AttentionCall:
 
 @dataclass(slots=True)
 class BranchTap:
-    """What the hooks of one branch hand over: [batch, tokens, ...], or flattened to rows."""
+    """What the hooks of one branch hand over: [batch, tokens, ...], or flattened to rows, or those
+    of the chosen positions alone."""
 
     normed: Tensor  # x
     residual: Tensor | None  # h before the norm, where a norm of the stream reads it
@@ -65,7 +66,8 @@ class AttentionTap(BranchTap):
 
 class InsertedBranch(nn.Module):
     """`z += P(t W^h + t' W^z)`: t the base's part, t' the inserted one, P the norm after the branch
-    in families that have one. z and all that reads it are rows [batch * tokens, ...]."""
+    in families that have one. z and all that reads it are rows, [batch * tokens, ...] or those of
+    the chosen positions."""
 
     def __init__(
         self,

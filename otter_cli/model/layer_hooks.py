@@ -13,7 +13,6 @@ from transformers.cache_utils import Cache
 from otter_cli.families import Attention, FeedForward
 from otter_cli.model.branch import AttentionTap, BranchTap
 from otter_cli.model.cache import own_layer
-from otter_cli.model.chosen import AtChosen
 from otter_cli.model.joint import OfBase
 from otter_cli.model.record import Record, Tapped
 from otter_cli.model.rotary import rotary_function
@@ -35,17 +34,12 @@ class LayerHooks:
         family, configs = taps.family, [one.config for one in taps.insertions.values()]
         # Else h is let go as early as the base does.
         self.reads_residual = any(config.norm == "base" for config in configs)
-        self.attention = _module(self.layer, family.attention)
+        self.attention = module_of(self.layer, family.attention)
         self.apply_rotary = rotary_function(self.attention, family.attention)
         self.rotary_width = getattr(self.attention, "rotary_ndims", taps.head_dim)
         self._install(family.attention, self.attention, self._enter_attention, "attention")
-        ffn = _module(self.layer, family.ffn)
-        self._install(family.ffn, ffn, self._enter_ffn, "ffn")
+        self._install(family.ffn, module_of(self.layer, family.ffn), self._enter_ffn, "ffn")
         self.ends = index == taps.depth - 1
-        if self.ends:
-            AtChosen(taps, ffn)
-            if family.attention.tap == "input":
-                AtChosen(taps, self.layer.get_submodule(family.attention.end))
         # An insertion's cache layers follow the base's, and those of the insertions before it.
         self.parts = [
             (name, insertion.layers[str(index)], partial(self._remember, number * taps.depth))
@@ -148,7 +142,7 @@ def keep_residual(record: Record, inputs: tuple[Tensor, ...], named: Any) -> Non
     record.residual = inputs[0]
 
 
-def _module(layer: nn.Module, block: Attention | FeedForward) -> nn.Module:
+def module_of(layer: nn.Module, block: Attention | FeedForward) -> nn.Module:
     usual = hasattr(layer, block.module.partition(".")[0])
     if not usual and isinstance(block, Attention) and block.elsewhere:
         return layer.get_submodule(block.elsewhere)

@@ -146,7 +146,7 @@ class OtterForCausalLM(Generating, nn.Module):
 
         The base runs without gradients; the streams build a graph when gradients are enabled. Then,
         without logits, the base's last layer ends at the N positions, where they are few: y is what
-        it is otherwise but for rounding.
+        it is otherwise but for rounding, and hooks on that layer see zeros elsewhere.
         """
         names = tuple(self.signal_configs) if signals == "all" else self._known(signals)
         grad, chosen = torch.is_grad_enabled(), None

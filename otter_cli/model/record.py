@@ -42,12 +42,14 @@ class Record:
     ffn: BranchTap | None = None
     residual: Tensor | None = None
     rotations: Rotations = field(default_factory=Rotations)
-    base_state: Tensor | None = None  # y, [batch, tokens, d]
-    inserted_state: dict[str, Tensor] = field(default_factory=dict)  # v, [batch, tokens, D]
+    # y [batch, tokens, d] and v [batch, tokens, D]; of N chosen positions [N, d] and [N, D].
+    base_state: Tensor | None = None
+    inserted_state: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def streams(self) -> dict[str, Tensor]:
-        """z of every insertion, [batch, tokens, D], after the layers that the base has run."""
+        """z of every insertion after the layers that the base has run, [batch, tokens, D]; after
+        the last one [N, D] where N positions are chosen."""
         self.settle()
         if self.pending:
             compute(_catch_up, self)

@@ -1,5 +1,5 @@
 """Taps: hooks that hand what passes through base modules to the inserted stream, and never anything
-back."""
+back; where a gradient pass has chosen positions, the last layer ends at these (chosen.py)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from otter_cli.core.errors import OtterError
 from otter_cli.families import BaseShape
 from otter_cli.model.attention_function import tap_attention_functions
-from otter_cli.model.chosen import Chosen
+from otter_cli.model.chosen import AtChosen, Chosen
 from otter_cli.model.joint import OfBase
-from otter_cli.model.layer_hooks import LayerHooks, MadeAtOnce
+from otter_cli.model.layer_hooks import LayerHooks, MadeAtOnce, module_of
 from otter_cli.model.native import NativeStream
 from otter_cli.model.record import ACTIVE, Hook, Pending, Record, compute
 from otter_cli.model.rotary import Rotations
@@ -74,6 +74,16 @@ class Taps:
         self.first = min(chosen, default=0)
         for index in sorted(chosen):
             self.attention.add(LayerHooks(self, index).attention)
+        self._end_at_chosen(self.layers[-1])
+
+    def _end_at_chosen(self, last: nn.Module) -> None:
+        """Outside of the taps, which see the chosen rows alone."""
+        attention, ffn = self.family.attention, self.family.ffn
+        AtChosen(self, module_of(last, ffn))
+        if ffn.tap == "input" and not ffn.end.startswith(ffn.module + "."):
+            AtChosen(self, last.get_submodule(ffn.end))
+        if attention.tap == "input":
+            AtChosen(self, last.get_submodule(attention.end))
 
     def require_streams(self, record: Record) -> None:
         """Raises OtterError where the base was called without token ids."""

@@ -69,7 +69,8 @@ class Driftless(SeparateRows):
 
 
 class _Reader:
-    """The streams of a batch are run once; with a graph, if the first read demands one."""
+    """The streams of a batch are run once, with a graph if the first read demands one; and once
+    more for what is read `alone`."""
 
     def __init__(self, model: OtterForCausalLM, name: str, shards: Shards | None = None) -> None:
         self.model, self.name, self.signal = model, name, model.signal_configs[name]
@@ -81,7 +82,9 @@ class _Reader:
         return self._with_whole(lambda: self._read(batch, at, tokens))
 
     def alone(self, batch: Batch, at: Positions) -> Tensor:
-        return self._with_whole(lambda: self._signal(self._run(batch, at)))
+        shared = SharedPrefixes.of(batch, self.model)
+        places = at if shared is None else shared.places(at)
+        return self._with_whole(lambda: self._signal(self._run(batch, shared, places)))
 
     def base_logits(self, batch: Batch, at: Positions) -> Tensor:
         """[N, vocab], without a graph."""
@@ -106,20 +109,20 @@ class _Reader:
 
     def _once(self, batch: Batch) -> OtterOutput:
         if self.batch is not batch:
-            self.out, self.batch = self._run(batch), batch
+            self.shared = SharedPrefixes.of(batch, self.model)
+            self.out, self.batch = self._run(batch, self.shared), batch
         return self.out
 
-    def _run(self, batch: Batch, at: Positions | None = None) -> OtterOutput:
-        self.shared = SharedPrefixes.of(batch, self.model)
+    def _run(
+        self, batch: Batch, shared: SharedPrefixes | None, at: Positions | None = None
+    ) -> OtterOutput:
         rows: dict[str, Any] = {
             "input_ids": batch.input_ids,
             "attention_mask": batch.attention_mask,
         }
-        if self.shared is not None:
-            rows = self.shared.arguments(self.model)
-        if at is not None:
-            rows["at"] = self._places(at)
-        return self.model(**rows, signals=(), logits=False, use_cache=False)
+        if shared is not None:
+            rows = shared.arguments(self.model)
+        return self.model(**rows, at=at, signals=(), logits=False, use_cache=False)
 
     def _places(self, at: Positions) -> Positions:
         return at if self.shared is None else self.shared.places(at)

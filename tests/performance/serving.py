@@ -27,7 +27,7 @@ from safetensors.numpy import load_file, save_file
 
 from otter_cli.benchmarks.overhead.shapes import SHAPES
 from otter_cli.checkpoint.folder import Checkpoint
-from otter_cli.core.intervals import interval, ratio
+from otter_cli.core.intervals import interval, mean
 from otter_cli.core.provenance import provenance
 from otter_cli.families import base_shape
 from otter_cli.insertion import Manifest, Plan
@@ -57,7 +57,6 @@ SIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "plugin without heads, signals on": ("plugin without heads", ON),
 }
 PAIR = "stock, then a reward model"
-Times = dict[str, list[float]]
 
 
 class Engine:
@@ -180,20 +179,19 @@ def one_round(engines: dict[str, Engine], asked: dict[str, Any], first: int) -> 
 
 
 def throughput(starts: list[list[dict[str, float]]]) -> dict[str, Any]:
-    """Of each side over stock's, and of the plugin with signals over the pair's; a start counts by
-    the medians of its rounds."""
-    times = {
-        name: np.array([np.median([one[name] for one in rounds]) for rounds in starts])
-        for name in starts[0][0]
-    }
-    pairs = {f"{name} / stock": ("stock", name) for name in times if name != "stock"}
+    """Of each side over stock's, and of the plugin with signals over the pair's: a start gives the
+    median of its rounds, where sides are paired."""
+    names = starts[0][0]
+    pairs = {f"{name} / stock": ("stock", name) for name in names if name != "stock"}
     for plugin in ("plugin", "plugin without heads"):
         on, off = f"{plugin}, signals on", f"{plugin}, signals off"
         pairs |= {f"{on} / {PAIR}": (PAIR, on), f"{on} / off": (off, on)}
     figures = {}
     for name, (top, bottom) in pairs.items():
-        figure = interval(ratio(times[top], times[bottom]), len(starts), what=name)
+        of_starts = [np.median([one[top] / one[bottom] for one in rounds]) for rounds in starts]
+        figure = interval(mean(np.array(of_starts)), len(starts), what=name)
         figures[name] = {k: round(getattr(figure, k), 3) for k in ("mean", "low", "high")}
+        figures[name]["n"] = len(starts)
     return figures
 
 

@@ -23,6 +23,8 @@ from otter_cli.core.heap import freed_memory_kept
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from otter_cli.insertion import Plan
+
 FORWARD, LORA, FULL = "base's forward", "LoRA r 8 on q, v", "full fine-tuning"
 _LEAST_TEXTS = 8
 _SHARE = 0.02
@@ -87,14 +89,16 @@ def training(bench: Bench) -> list[Group]:
     }
     contestants |= {n: partial(_classifier, make, tokens) for n, make in classifiers.items()}
     measured = {name: _alone(bench, make, tokens) for name, make in contestants.items()}
-    one = Pass(texts, settings.context, 0, subject.stock.dtype.itemsize)
-    floors = {name: _floor(bench, insertion, one) for name, insertion in insertions.items()}
+    step = Pass(texts, settings.context, 0, subject.stock.dtype.itemsize)
+    floors = {name: _floor(bench, one, step) for name, one in insertions.items()}
+    whole = [f"{_floor(bench, one, step, whole=True):.3f}" for one in insertions.values()]
     notes = [
         f"{texts} texts of {settings.context} tokens, Bradley-Terry on their last, AdamW.",
         "Each trains alone, as `otter train` does, in turns with the base's forward.",
         "The forward is the decoder's alone; a step has its backward and its update.",
         "Beside an insertion the base's last layer ends at the tokens that are scored.",
-        "Floor: the operations of the forward, and of the insertion's forward and backward.",
+        "Floor: the operations of the forward, and of the insertion's forward and backward,",
+        f"less what the last layer leaves out; with that layer whole {' and '.join(whole)}.",
         "Above the weights: the peak of forward and backward, gradients of weights apart.",
     ]
     lines = _lines(measured, floors, tokens.numel())
@@ -179,8 +183,9 @@ def _wanted(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     return [parameter for parameter in parameters if parameter.requires_grad]
 
 
-def _floor(bench: Bench, inserted: Subject, one: Pass) -> float:
-    """Over the forward without its output head, which a reward does not need."""
+def _floor(bench: Bench, inserted: Subject, one: Pass, *, whole: bool = False) -> float:
+    """Over the forward without its output head, which a reward does not need. `whole`: with the
+    base's last layer at all positions, as METHOD counts, and not at the last ones alone."""
     shape, plan = bench.subject.shape, inserted.plans[0]
     head = shape.vocab * shape.hidden
     base = base_work(shape, bench.subject.layer_weights, one)
@@ -189,5 +194,22 @@ def _floor(bench: Bench, inserted: Subject, one: Pass) -> float:
     # Backward: every weight's gradient, and through W^z alone that of what it was given.
     through = sum(slot.count for slot in plan.slots if slot.name.endswith(".z.weight"))
     backward = Work(forward.flops + 2 * through * one.rows, forward.bytes)
+    left_out = Work(0 if whole else -_unread(bench.subject, plan, one), 0)
     rates = bench.rates
-    return rates.seconds(base + forward + backward) / rates.seconds(base)
+    return rates.seconds(base + forward + backward + left_out) / rates.seconds(base)
+
+
+def _unread(subject: Subject, plan: Plan, one: Pass) -> int:
+    """Operations at positions that are not scored, of the last layer's output projection and FFN
+    and of what is inserted there."""
+    family = subject.shape.family
+    last: Any = subject.stock.get_submodule(family.layers)[-1]
+    parts = [last.get_submodule(name) for name in (family.attention.end, family.ffn.module)]
+    base = sum(p.numel() for part in parts for p in part.parameters() if p.ndim > 1)
+    ends = tuple(f".layers.{subject.shape.layers - 1}.{part}" for part in ("attention.out", "ffn"))
+    mine = [
+        s for s in plan.slots if s.role in ("matrix", "output") and any(e in s.name for e in ends)
+    ]
+    inserted = sum(slot.count for slot in mine)
+    through = sum(slot.count for slot in mine if slot.name.endswith(".z.weight"))
+    return 2 * (base + 2 * inserted + through) * (one.rows - one.batch)

@@ -47,26 +47,25 @@ class Norm(nn.Module):
         return (z.float() * scale).to(z.dtype) * self.weight
 
 
-class TwoInputs(nn.Module):
+class Projections(nn.Module):
     """`x W^h + u W^z (+ b)`, of one projection or several side by side. Matrices lie as [in, out]:
     a few columns are multiplied faster so, and two products faster than one over [x ; u]."""
 
     def __init__(self, base: int, inserted: int, out: int, bias: bool) -> None:
         super().__init__()
         self.h = parameter(base, out)
-        self.z = parameter(inserted, out) if inserted else None
+        self.z = parameter(inserted, out)
         self.bias = parameter(out) if bias else None
 
     def forward(self, x: Tensor, u: Tensor) -> Tensor:
         of_x = x @ self.h if self.bias is None else torch.addmm(self.bias, x, self.h)
-        return of_x if self.z is None else torch.addmm(of_x, u, self.z)
+        return torch.addmm(of_x, u, self.z)
 
     def load(self, stored: Stored, names: list[str], places: list[list[int]]) -> None:
         parts = list(zip(names, places, strict=True))
         for kind, into in (("h", self.h), ("z", self.z)):
-            if into is not None:
-                read = [pick(stored[f"{name}.{kind}.weight"], at) for name, at in parts]
-                into.copy_(torch.cat(read).t())
+            read = [pick(stored[f"{name}.{kind}.weight"], at) for name, at in parts]
+            into.copy_(torch.cat(read).t())
         if self.bias is not None:
             self.bias.copy_(torch.cat([pick(stored[f"{name}.bias"], at) for name, at in parts]))
 
@@ -116,7 +115,9 @@ class InsertedAttention(nn.Module):
         if not config.heads:
             return
         self.norm = Norm(config, shape)
-        self.project = TwoInputs(shape.hidden, config.hidden, sum(self.rows), shape.attention_bias)
+        self.project = Projections(
+            shape.hidden, config.hidden, sum(self.rows), shape.attention_bias
+        )
         normed, shared = bool(shape.family.attention.query_norm), config.kv == "base"
         self.query_norm = parameter(self.size) if normed else None
         self.key_norm = parameter(self.size) if normed and not shared else None
@@ -182,7 +183,7 @@ class InsertedFeedForward(nn.Module):
         if config.ffn:
             rows = 2 * len(layout.units)
             self.norm = Norm(config, shape)
-            self.gate_up = TwoInputs(shape.hidden, config.hidden, rows, shape.ffn_bias)
+            self.gate_up = Projections(shape.hidden, config.hidden, rows, shape.ffn_bias)
             self.activation = ACT2FN[shape.activation]
 
     def forward(self, z: Tensor, x: Tensor, h: Tensor, m: Tensor) -> Tensor:

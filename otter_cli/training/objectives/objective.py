@@ -44,11 +44,14 @@ class ReadBeside(Read, Protocol):
 
     signal: SignalConfig
 
-    def alone(self, batch: Batch, at: Positions) -> Tensor:
-        """The signal at N positions, [N, ...], by a run of the batch that ends at these."""
-
     def base_logits(self, batch: Batch, at: Positions) -> Tensor:
         """What the base says of the next token at N positions, [N, vocab]."""
+
+
+@runtime_checkable
+class ReadAlone(Read, Protocol):
+    def alone(self, batch: Batch, at: Positions) -> Tensor:
+        """The signal at N positions, [N, ...], by a run of the batch that ends at these."""
 
 
 class Source(Section):
@@ -170,7 +173,7 @@ class Objective(Section, ABC):
 def read_alone(read: Read, batch: Batch, at: Positions) -> Tensor:
     """The signal at N positions, [N, ...], where nothing else of the batch is read, so that what
     can be left out at other positions is."""
-    return read.alone(batch, at) if isinstance(read, ReadBeside) else read(batch, at)
+    return read.alone(batch, at) if isinstance(read, ReadAlone) else read(batch, at)
 
 
 def last_tokens(batch: Batch) -> Positions:
