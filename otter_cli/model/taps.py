@@ -74,16 +74,19 @@ class Taps:
         self.first = min(chosen, default=0)
         for index in sorted(chosen):
             self.attention.add(LayerHooks(self, index).attention)
-        self._end_at_chosen(self.layers[-1])
+        self.ending = self._ending(self.layers[-1])
+        for module in self.ending:  # outside of the taps, which see the chosen rows alone
+            AtChosen(self, module)
 
-    def _end_at_chosen(self, last: nn.Module) -> None:
-        """Outside of the taps, which see the chosen rows alone."""
+    def _ending(self, last: nn.Module) -> list[nn.Module]:
+        """What the last layer runs at the chosen positions alone."""
         attention, ffn = self.family.attention, self.family.ffn
-        AtChosen(self, module_of(last, ffn))
+        modules = [module_of(last, ffn)]
         if ffn.tap == "input" and not ffn.end.startswith(ffn.module + "."):
-            AtChosen(self, last.get_submodule(ffn.end))
+            modules.append(last.get_submodule(ffn.end))
         if attention.tap == "input":
-            AtChosen(self, last.get_submodule(attention.end))
+            modules.append(last.get_submodule(attention.end))
+        return modules
 
     def require_streams(self, record: Record) -> None:
         """Raises OtterError where the base was called without token ids."""

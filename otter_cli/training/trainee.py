@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -84,7 +83,7 @@ class _Reader:
     def alone(self, batch: Batch, at: Positions) -> Tensor:
         shared = SharedPrefixes.of(batch, self.model)
         places = at if shared is None else shared.places(at)
-        return self._with_whole(lambda: self._signal(self._run(batch, shared, places)))
+        return self._with_whole(lambda: self._run(batch, shared, places).signals[self.name])
 
     def base_logits(self, batch: Batch, at: Positions) -> Tensor:
         """[N, vocab], without a graph."""
@@ -100,12 +99,7 @@ class _Reader:
         out, at = self._once(batch), self._places(at)
         # Chosen positions first: a vocabulary head on all of them would dwarf the rest.
         inserted = {insertion: v[at] for insertion, v in out.inserted_state.items()}
-        return self._signal(
-            replace(out, base_state=out.base_state[at], inserted_state=inserted), tokens
-        )
-
-    def _signal(self, out: OtterOutput, tokens: Tensor | None = None) -> Tensor:
-        return self.model.read_signal(self.name, out.base_state, out.inserted_state, tokens)
+        return self.model.read_signal(self.name, out.base_state[at], inserted, tokens)
 
     def _once(self, batch: Batch) -> OtterOutput:
         if self.batch is not batch:
@@ -122,7 +116,9 @@ class _Reader:
         }
         if shared is not None:
             rows = shared.arguments(self.model)
-        return self.model(**rows, at=at, signals=(), logits=False, use_cache=False)
+        # Of all positions no signal is read at once.
+        signals = () if at is None else (self.name,)
+        return self.model(**rows, at=at, signals=signals, logits=False, use_cache=False)
 
     def _places(self, at: Positions) -> Positions:
         return at if self.shared is None else self.shared.places(at)

@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from otter_cli.model import OtterForCausalLM
+
 MIXTURE = {"num_local_experts": 4, "num_experts_per_tok": 2}
 SOME_WINDOWS = {
     "sliding_window": 8,
@@ -38,6 +42,23 @@ class Case:
 
     def write(self, tiny_checkpoint: Callable[..., Path], **layout: Any) -> Path:
         return tiny_checkpoint(self.family, **self.config, **layout)
+
+    def graft(
+        self,
+        tiny_checkpoint: Callable[..., Path],
+        make: Callable[..., Path],
+        out: Path,
+        **form: Any,
+    ) -> OtterForCausalLM:
+        """A small insertion by `make`, in float64."""
+        # Weights of few bits, so that float32 holds their products with the family's multipliers.
+        base = self.write(tiny_checkpoint, dtype="bfloat16")
+        form = {"hidden": 8, "ffn": 16, "heads": 2 if self.full else 0, **form}
+        folder = make(base, out, signals=("reward",), **form)
+        model = OtterForCausalLM.from_pretrained(folder, dtype=torch.float64)
+        # The fused product of experts has no float64.
+        model.base.set_experts_implementation("eager")
+        return model
 
 
 CASES = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from otter_cli.core.heap import freed_memory_kept
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from otter_cli.insertion import Plan
+    from otter_cli.insertion.slots import Slot
 
 FORWARD, LORA, FULL = "base's forward", "LoRA r 8 on q, v", "full fine-tuning"
 _LEAST_TEXTS = 8
@@ -192,24 +192,30 @@ def _floor(bench: Bench, inserted: Subject, one: Pass, *, whole: bool = False) -
     base = Work(base.flops - 2 * head * one.batch, base.bytes - one.itemsize * head)
     forward = inserted_work(plan, one)
     # Backward: every weight's gradient, and through W^z alone that of what it was given.
-    through = sum(slot.count for slot in plan.slots if slot.name.endswith(".z.weight"))
-    backward = Work(forward.flops + 2 * through * one.rows, forward.bytes)
-    left_out = Work(0 if whole else -_unread(bench.subject, plan, one), 0)
+    backward = Work(forward.flops + 2 * _through(plan.slots) * one.rows, forward.bytes)
+    left_out = Work(0 if whole else -_unread(inserted, one), 0)
     rates = bench.rates
     return rates.seconds(base + forward + backward + left_out) / rates.seconds(base)
 
 
-def _unread(subject: Subject, plan: Plan, one: Pass) -> int:
-    """Operations at positions that are not scored, of the last layer's output projection and FFN
-    and of what is inserted there."""
-    family = subject.shape.family
-    last: Any = subject.stock.get_submodule(family.layers)[-1]
-    parts = [last.get_submodule(name) for name in (family.attention.end, family.ffn.module)]
-    base = sum(p.numel() for part in parts for p in part.parameters() if p.ndim > 1)
-    ends = tuple(f".layers.{subject.shape.layers - 1}.{part}" for part in ("attention.out", "ffn"))
+def _unread(inserted: Subject, one: Pass) -> int:
+    """Operations at positions that are not scored, of what ends at the scored ones: modules of the
+    base's last layer, and what is inserted beside them."""
+    base = sum(
+        p.numel() for part in inserted.graft.taps.ending for p in part.parameters() if p.ndim > 1
+    )
+    last = f".layers.{inserted.shape.layers - 1}."
     mine = [
-        s for s in plan.slots if s.role in ("matrix", "output") and any(e in s.name for e in ends)
+        slot
+        for slot in inserted.plans[0].slots
+        if slot.role in ("matrix", "output")
+        and (last + "attention.out" in slot.name or last + "ffn" in slot.name)
     ]
-    inserted = sum(slot.count for slot in mine)
-    through = sum(slot.count for slot in mine if slot.name.endswith(".z.weight"))
-    return 2 * (base + 2 * inserted + through) * (one.rows - one.batch)
+    forward = base + sum(slot.count for slot in mine)
+    backward = sum(slot.count for slot in mine) + _through(mine)
+    return 2 * (forward + backward) * (one.rows - one.batch)
+
+
+def _through(slots: Sequence[Slot]) -> int:
+    """Elements of W^z."""
+    return sum(slot.count for slot in slots if slot.name.endswith(".z.weight"))

@@ -16,14 +16,7 @@ TOKENS = torch.arange(3, 23)[None]
 
 
 def _model(case: Case, tiny_checkpoint: Any, out: Path, **form: Any) -> OtterForCausalLM:
-    # Weights of few bits, so that float32 holds their products with the family's multipliers.
-    base = case.write(tiny_checkpoint, dtype="bfloat16")
-    form = {"hidden": 8, "ffn": 16, "heads": 2 if case.full else 0, **form}
-    folder = graft_for(base, out, signals=("reward",), **form)
-    model = OtterForCausalLM.from_pretrained(folder, dtype=torch.float64)
-    # The fused product of experts has no float64.
-    model.base.set_experts_implementation("eager")
-    return model
+    return case.graft(tiny_checkpoint, graft_for, out, **form)
 
 
 def _plan(model: OtterForCausalLM) -> Plan:

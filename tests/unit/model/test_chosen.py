@@ -17,12 +17,7 @@ AT = torch.tensor([0, 1, 2, 3, 3]), torch.tensor([11, 4, 0, 7, 10])
 
 
 def _model(case: Case, tiny_checkpoint: Any, out: Path, **form: Any) -> OtterForCausalLM:
-    base = case.write(tiny_checkpoint, dtype="bfloat16")
-    form = {"hidden": 8, "ffn": 16, "heads": 2 if case.full else 0, **form}
-    folder = random_graft(base, out, signals=("reward",), **form)
-    model = OtterForCausalLM.from_pretrained(folder, dtype=torch.float64)
-    model.base.set_experts_implementation("eager")
-    return model
+    return case.graft(tiny_checkpoint, random_graft, out, **form)
 
 
 def _tokens() -> Tensor:

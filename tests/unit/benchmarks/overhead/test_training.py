@@ -17,5 +17,5 @@ def test_left_out_are_the_last_output_projection_and_ffn_and_what_is_inserted_th
     # Forward, the gradients of weights, and through W^z those of what it was given.
     inserted = 2 * (of_base + of_stream) + of_stream
     texts, tokens = 4, 10
-    left_out = _unread(subject, subject.plans[0], Pass(texts, tokens, 0, 4))
+    left_out = _unread(subject, Pass(texts, tokens, 0, 4))
     assert left_out == 2 * (base + inserted) * texts * (tokens - 1)
