@@ -48,7 +48,10 @@ def grafts(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     return {
         "base": random_graft(base, folder / "base", kv="base", heads=4, **sizes),
         "own": random_graft(base, folder / "own", kv="own", heads=2, **sizes),
-        "uneven": random_graft(base, folder / "uneven", kv="base", heads=3, kv_heads=1, **sizes),
+        # The two in the middle of the base's four key/value heads.
+        "uneven": random_graft(
+            base, folder / "uneven", kv="base", heads=4, kv_heads=2, kv_start=1, **sizes
+        ),
     }
 
 

@@ -17,7 +17,7 @@ WHOLE = {"enable_chunked_prefill": False, "enable_prefix_caching": False}
 WAYS: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     "in-process": ("base", EAGER, INSIDE),
     "own-keys-and-values": ("own", EAGER, INSIDE),
-    "zero-heads": ("uneven", EAGER, INSIDE),
+    "few-kv-heads": ("uneven", EAGER, INSIDE),
     "chunked-prefill": ("base", {**EAGER, **CHUNKED}, INSIDE),
     "own-and-chunked": ("own", {**EAGER, **CHUNKED}, INSIDE),
     "prompts-whole-and-uncached": ("base", {**EAGER, **WHOLE}, INSIDE),

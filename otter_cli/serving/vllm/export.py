@@ -99,8 +99,8 @@ def _notes(manifest: Manifest, shape: BaseShape) -> list[str]:
     for config in manifest.insertions:
         if zero := zero_heads(config, shape):
             notes.append(
-                f"{zero} zero heads a layer fill up {config.name!r}, since an engine gives every "
-                "key/value head the same number of query heads"
+                f"{zero} zero heads a layer fill up {config.name!r} on GPUs, where an engine gives "
+                "every key/value head the same number of query heads"
             )
     if any(one.kv == "own" and one.heads for one in manifest.insertions):
         notes.append("own keys and values take a KV cache of their own")

@@ -1,7 +1,8 @@
 """Which inserted heads and units one rank of a tensor-parallel engine holds, and where.
 
 The engine's attention wants the same number of query heads on every key/value head, and every rank
-the same number of both: places without an inserted head are zero heads, which add nothing.
+the same number of both: places without an inserted head are zero heads, which add nothing. Where a
+backend can read a span of a cache's heads (`span`), there are none.
 """
 
 from __future__ import annotations
@@ -99,6 +100,10 @@ class Trained:
         first, end = real[0], real[-1] + 1
         return cls(places[first:end], first, len(places) - end)
 
+    @property
+    def places(self) -> int:
+        return self.before + len(self.heads) + self.after
+
     def filled(self, rows: Tensor, size: int) -> Tensor:
         """[tokens, trained * size] to [tokens, heads * size]: zero heads take their places."""
         if not self.before and not self.after:
@@ -108,6 +113,20 @@ class Trained:
     def taken(self, rows: Tensor, size: int) -> Tensor:
         """What `filled` put there."""
         return rows.narrow(-1, self.before * size, len(self.heads) * size)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Key/value heads of a rank, from `first` on."""
+
+    first: int
+    count: int
+
+    @classmethod
+    def of(cls, queries: Trained, group: int) -> Span:
+        """Those that trained query heads read, of `group` places on each."""
+        first, end = queries.before // group, queries.before + len(queries.heads)
+        return cls(first, -(-end // group) - first)
 
 
 def pick(tensor: Tensor, places: list[int], dim: int = 0) -> Tensor:

@@ -19,7 +19,8 @@ from vllm.model_executor.layers.attention import Attention
 
 from otter_cli.families import BaseShape
 from otter_cli.insertion import InsertionConfig
-from otter_cli.serving.vllm.layout import Layout, Trained, pick
+from otter_cli.serving.vllm.layout import Layout, Span, Trained, pick
+from otter_cli.serving.vllm.span import spanning
 from otter_cli.signals import HEADS
 
 Stored = Mapping[str, Tensor]
@@ -121,16 +122,32 @@ class InsertedAttention(nn.Module):
         normed, shared = bool(shape.family.attention.query_norm), config.kv == "base"
         self.query_norm = parameter(self.size) if normed else None
         self.key_norm = parameter(self.size) if normed and not shared else None
+        if shared:
+            engine |= self._sharing(base)
         self.attend = Attention(
-            len(layout.heads),
+            self.parts[0].places,
             self.size,
             base.scaling,
-            num_kv_heads=base.num_kv_heads if shared else len(layout.kv_heads),
             per_layer_sliding_window=base.attn.sliding_window,
             prefix=prefix,
-            kv_sharing_target_layer_name=base.attn.layer_name if shared else None,
-            **engine,
+            **{"num_kv_heads": len(layout.kv_heads), **engine},
         )
+
+    def _sharing(self, base: Any) -> dict[str, Any]:
+        """Of an attention layer that reads the base's cache: all of it, or no more than is read."""
+        queries, every = self.parts[0], base.num_kv_heads
+        target = {"kv_sharing_target_layer_name": base.attn.layer_name}
+        span = Span.of(queries, queries.places // every)
+        narrow = spanning(base.attn.attn_backend, span.count) if span.count < every else None
+        if narrow is None:
+            return {**target, "num_kv_heads": every}
+        self.parts[0] = Trained(queries.heads, 0, 0)
+        return {
+            **target,
+            "num_kv_heads": span.count,
+            "attn_backend": narrow,
+            "first_kv_head": span.first,
+        }
 
     def ask(self, z: Tensor, x: Tensor, h: Tensor, positions: Tensor, rotary: Any) -> list[Tensor]:
         """What the inserted heads give the engine's attention: queries, and keys and values of

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from otter_cli.families import BaseShape, base_shape
 from otter_cli.insertion import InsertionConfig, resolve
-from otter_cli.serving.vllm.layout import NONE, Layout, Trained, pick
+from otter_cli.serving.vllm.layout import NONE, Layout, Span, Trained, pick
 
 
 def shape(heads: int, kv_heads: int) -> BaseShape:
@@ -64,6 +64,33 @@ def _base_heads(kv_heads: int, ranks: int, rank: int) -> list[int]:
         share = kv_heads // ranks
         return list(range(rank * share, (rank + 1) * share))
     return [rank // (ranks // kv_heads)]
+
+
+@given(
+    kv_heads=st.sampled_from([1, 2, 4, 8]),
+    share=st.integers(1, 3),
+    read=st.integers(1, 8),
+    after=st.integers(0, 7),
+    ranks=st.sampled_from([1, 2, 4, 8]),
+)
+def test_a_span_has_the_key_value_heads_that_trained_heads_read(
+    kv_heads: int, share: int, read: int, after: int, ranks: int
+) -> None:
+    base, read = shape(32, kv_heads), min(read, kv_heads)
+    start = min(after, kv_heads - read)
+    inserted = config(base, kv="base", heads=read * share, kv_heads=read, kv_start=start, ffn=4)
+    for rank in range(ranks):
+        part, own = Layout(inserted, base, ranks, rank), _base_heads(kv_heads, ranks, rank)
+        trained = Trained.of(part.heads)
+        assert trained.places == len(part.heads)
+        span = Span.of(trained, trained.places // len(own))
+        assert 0 <= span.first < span.first + span.count <= len(own)
+        # The engine's attention groups the span's queries evenly, each beside its own keys.
+        assert len(trained.heads) % span.count == 0
+        group = len(trained.heads) // span.count
+        for place, head in enumerate(trained.heads):
+            if head != NONE:
+                assert own[span.first + place // group] == start + head // share
 
 
 @given(places=st.lists(st.sampled_from([NONE, 3, 5]), min_size=1, max_size=6))
