@@ -36,7 +36,8 @@ def peers(bench: Bench) -> list[Group]:
     grafts = {
         "insertion, reward": bench.with_signals("reward"),
         "insertion, its keys and values the base's": _with(bench, kv="base"),
-        "insertion, 3 future tokens": bench.with_signals("future:3"),
+        "insertion, 3 future tokens": bench.with_signals("future:3,plain"),
+        "insertion, 3 future tokens by a cell": bench.with_signals("future:3"),
         "Medusa-1 heads, 3 future tokens": _with(
             bench, hidden=0, signals=signals_of(["future:3,plain"])
         ),
@@ -61,7 +62,10 @@ def peers(bench: Bench) -> list[Group]:
         name: 1 + float(figures[name]["added parameters"]) / subject.parameters
         for name in (*grafts, "separate reward model")
     }
-    notes = ["Floor: one, and the parameters added over the base's, all of them read once."]
+    notes = [
+        "Floor: one, and the parameters added over the base's, all of them read once.",
+        "A cell's guesses follow one another: each has a product over the vocabulary to itself.",
+    ]
     lines = lines_of(times, BASE, figures=figures, floors=floors)
     return [Group(title="Peers", reference=BASE, per="token", notes=notes, lines=lines)]
 
