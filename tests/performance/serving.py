@@ -34,7 +34,7 @@ from otter_cli.insertion import Manifest, Plan
 from otter_cli.serving.vllm.export import export_vllm
 from tests.support.grafts import random_graft
 
-# In every layer; where one head is few, zero heads fill up, as vLLM wants.
+# In every layer.
 FORM = {"kv": "base", "scale": 0.02, "signals": ("reward",)}
 SIZES = {"hidden": 16, "heads": 1, "kv_heads": 1, "ffn": 16}
 NO_HEADS = {"heads": 0, "kv_heads": 0}

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoTokenizer
 
 from tests.vllm.conftest import EAGER, ENGINE, INSIDE, Ask
+from tests.vllm.engine import WHOLE_CACHE
 from tests.vllm.support import ASKED, NUMBERS, differences, mixed_prompts, reference, requests
 
 TOLERANCE = 1e-4
@@ -18,6 +19,7 @@ WAYS: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     "in-process": ("base", EAGER, INSIDE),
     "own-keys-and-values": ("own", EAGER, INSIDE),
     "few-kv-heads": ("uneven", EAGER, INSIDE),
+    "zero-heads": ("uneven", EAGER, {**INSIDE, WHOLE_CACHE: "1"}),
     "chunked-prefill": ("base", {**EAGER, **CHUNKED}, INSIDE),
     "own-and-chunked": ("own", {**EAGER, **CHUNKED}, INSIDE),
     "prompts-whole-and-uncached": ("base", {**EAGER, **WHOLE}, INSIDE),

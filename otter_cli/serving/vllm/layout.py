@@ -2,7 +2,7 @@
 
 The engine's attention wants the same number of query heads on every key/value head, and every rank
 the same number of both: places without an inserted head are zero heads, which add nothing. Where a
-backend can read a span of a cache's heads (`span`), there are none.
+backend can read a span of a cache's heads (`span`), none fill up.
 """
 
 from __future__ import annotations

@@ -53,15 +53,15 @@ def spanning(backend: type[Any], count: int) -> type[Any] | None:
             super().__init__(*arguments, **named)
             self.num_kv_heads = count
 
+    class Backend(CPUAttentionBackend):
+        @staticmethod
+        def get_impl_cls() -> type[CPUAttentionBackendImpl]:
+            return SpanImpl
+
+        @staticmethod
+        def get_builder_cls() -> type[CPUAttentionMetadataBuilder]:
+            return Builder
+
     # The engine tells backends apart by their qualified names.
-    name = f"SpanOf{count}"
-    return type(
-        name,
-        (CPUAttentionBackend,),
-        {
-            "__qualname__": name,
-            "__module__": __name__,
-            "get_impl_cls": staticmethod(lambda: SpanImpl),
-            "get_builder_cls": staticmethod(lambda: Builder),
-        },
-    )
+    Backend.__qualname__ = f"SpanOf{count}"
+    return Backend

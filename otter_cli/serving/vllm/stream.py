@@ -122,15 +122,15 @@ class InsertedAttention(nn.Module):
         normed, shared = bool(shape.family.attention.query_norm), config.kv == "base"
         self.query_norm = parameter(self.size) if normed else None
         self.key_norm = parameter(self.size) if normed and not shared else None
-        if shared:
-            engine |= self._sharing(base)
+        keys = self._sharing(base) if shared else {"num_kv_heads": len(layout.kv_heads)}
         self.attend = Attention(
             self.parts[0].places,
             self.size,
             base.scaling,
             per_layer_sliding_window=base.attn.sliding_window,
             prefix=prefix,
-            **{"num_kv_heads": len(layout.kv_heads), **engine},
+            **keys,
+            **engine,
         )
 
     def _sharing(self, base: Any) -> dict[str, Any]:
