@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from otter_cli.benchmarks.overhead.shapes import SHAPES
 from otter_cli.checkpoint.folder import Checkpoint
@@ -38,10 +39,11 @@ from tests.support.grafts import random_graft
 FORM = {"kv": "base", "scale": 0.02, "signals": ("reward",)}
 SIZES = {"hidden": 16, "heads": 1, "kv_heads": 1, "ffn": 16}
 NO_HEADS = {"heads": 0, "kv_heads": 0}
-# At chat-7m's size a step is calls more than arithmetic: these are 18 and 86 times as large.
+# At chat-7m's size a step is calls more than arithmetic: these are 18, 86 and 178 times as large.
 LARGER = {
     "llama-125m": {**SHAPES["llama-134m"], "num_key_value_heads": 4, "head_dim": 64},
     "qwen3-0.6b": SHAPES["qwen3-0.6b"],
+    "llama-1b": SHAPES["llama-1b"],
 }
 ENGINE = {
     "dtype": "float32", "max_model_len": 512, "max_num_seqs": 16, "seed": 0,
@@ -101,11 +103,11 @@ class Engine:
         self.process.wait(60)
 
 
-def write_random(shape: str, like: Path, folder: Path) -> Path:
+def write_random(shape: str, like: Path, folder: Path, dtype: str) -> Path:
     """A random base of a real model's shape, with the tokenizer of `like`."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model(**LARGER[shape], dtype="float32")
+    config = AutoConfig.for_model(**LARGER[shape], dtype=dtype)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     for path in like.glob("tokenizer*"):
         shutil.copy(path, folder)
@@ -126,8 +128,9 @@ def write_models(base: Path, work: Path) -> dict[str, dict[str, Any]]:
     (judge / "config.json").write_text(json.dumps({**config, **changed, "num_labels": 1}))
     tensors = load_file(base / "model.safetensors")
     tensors.pop("lm_head.weight", None)
-    head = np.random.default_rng(0).normal(0, 0.05, (1, config["hidden_size"]))
-    save_file({**tensors, "score.weight": head.astype(np.float32)}, judge / "model.safetensors")
+    head = torch.randn(1, config["hidden_size"]) * 0.05
+    head = head.to(next(iter(tensors.values())).dtype)
+    save_file({**tensors, "score.weight": head}, judge / "model.safetensors")
     return {
         "stock": {"model": str(base)},
         "plugin": {"model": str(work / "served")},
@@ -216,13 +219,13 @@ def described(graft: Path) -> dict[str, Any]:
 def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     base = options.base
     if options.shape:
-        base = write_random(options.shape, options.base, work / "base")
+        base = write_random(options.shape, options.base, work / "base", options.dtype)
     prompts = prompts_of(options.shared, options.base, options.prompts, options.longest)
     asked = {
         "prompts": prompts,
         "sampling": {"temperature": 0.0, "max_tokens": options.tokens, "ignore_eos": True},
     }
-    settings = {**ENGINE, "enforce_eager": options.eager}
+    settings = {**ENGINE, "dtype": options.dtype, "enforce_eager": options.eager}
     models, load = write_models(base, work), os.getloadavg()[0]
     starts = [
         one_start(models, settings, asked, options, number) for number in range(options.starts)
@@ -254,10 +257,12 @@ def main() -> None:
     sizes = {"starts": 3, "rounds": 4, "prompts": 48, "longest": 200, "tokens": 48, "threads": 1}
     for name, usual in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=usual)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     options = parser.parse_args()
     flags = [f"--{name} {getattr(options, name)}" for name in sizes]
     flags += [f"--shape {options.shape}"] * bool(options.shape) + ["--eager"] * options.eager
+    flags += [f"--dtype {options.dtype}"]
     with tempfile.TemporaryDirectory() as work:
         record = {
             "command": f"python -m tests.performance.serving chat-7m SHARED {' '.join(flags)}",
