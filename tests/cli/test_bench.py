@@ -112,7 +112,7 @@ def test_a_run_without_a_result_has_no_report(otter_here: Otter, tmp_path: Path)
     ("result", "says"),
     [
         ("matrix/ablation", "part attention"),
-        ("performance/llama-134m-cpu-2-cores-avx512", "Training"),
+        ("performance/llama-134m-cpu-2-cores-amx", "Training"),
         ("detection/davidson", "task-head"),
     ],
 )
