@@ -4,7 +4,8 @@
     ... --shape qwen3-0.6b --prompts 16 --longest 16 --tokens 32 --threads 2 --out results/serving/throughput-qwen3-0.6b.json
 
 In the environment of `make test-vllm`. Engines live side by side, one works at a time; a round asks
-each the same prompts, and who begins moves on. Times are paired within a round. Where a process's
+each the same prompts, there and back again, so that a machine that gets slower or faster meanwhile
+does so for all, and who begins moves on. Times are paired within a round. Where a process's
 memory lies moves it by some per cent, so engines are started several times, with huge pages, and
 intervals are over starts. A second insertion has no query heads: of the base it reads attention
 outputs and activations alone.
@@ -164,21 +165,25 @@ def one_start(
 
 def one_round(engines: dict[str, Engine], asked: dict[str, Any], first: int) -> dict[str, float]:
     """Seconds of each side; checks that all say the same, and that every token has its number."""
-    names, found = list(SIDES), {}
-    for name in names[first % len(names) :] + names[: first % len(names)]:
+    names, said = list(SIDES), None
+    order = names[first % len(names) :] + names[: first % len(names)]
+    seconds = dict.fromkeys([*names, PAIR], 0.0)
+    for name in [*order, *reversed(order)]:
         engine, more = SIDES[name]
         sampling = {**asked["sampling"], **more}
-        found[name] = engines[engine].ask(prompts=asked["prompts"], sampling=sampling)
-    said = found["stock"]["tokens"]
-    assert all(one["tokens"] == said for one in found.values())
-    for name in ("plugin, signals on", "plugin without heads, signals on"):
-        assert found[name]["numbers"] == sum(map(len, said))
-    texts = [prompt + tokens for prompt, tokens in zip(asked["prompts"], said, strict=True)]
-    scored = engines["judge"].ask(prompts=texts)
-    assert scored["numbers"] == len(texts)
-    # The pair generates as stock has just done, and then scores.
-    seconds = {name: one["seconds"] for name, one in found.items()}
-    return {**seconds, PAIR: seconds["stock"] + scored["seconds"]}
+        found = engines[engine].ask(prompts=asked["prompts"], sampling=sampling)
+        said = said or found["tokens"]
+        assert found["tokens"] == said
+        if name.endswith("signals on"):
+            assert found["numbers"] == sum(map(len, said))
+        seconds[name] += found["seconds"]
+        if name == "stock":
+            # The pair generates as stock has just done, and then scores.
+            texts = [prompt + tokens for prompt, tokens in zip(asked["prompts"], said, strict=True)]
+            scored = engines["judge"].ask(prompts=texts)
+            assert scored["numbers"] == len(texts)
+            seconds[PAIR] += found["seconds"] + scored["seconds"]
+    return seconds
 
 
 def throughput(starts: list[list[dict[str, float]]]) -> dict[str, Any]:
