@@ -33,6 +33,7 @@ from otter_cli.core.intervals import interval, mean
 from otter_cli.core.provenance import provenance
 from otter_cli.families import base_shape
 from otter_cli.insertion import Manifest, Plan
+from otter_cli.serving.vllm.client import SignalReader
 from otter_cli.serving.vllm.export import export_vllm
 from tests.support.grafts import random_graft
 
@@ -50,7 +51,7 @@ ENGINE = {
     "dtype": "float32", "max_model_len": 512, "max_num_seqs": 16, "seed": 0,
     "enable_prefix_caching": False, "distributed_executor_backend": "uni",
 }  # fmt: skip
-ON = {"logprobs": 1, "extra_args": {"otter_signals": "reward"}}
+ON = SignalReader.from_signals("reward").sampling(["reward"])
 SIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "stock": ("stock", {}),
     "stock, a log-probability": ("stock", {"logprobs": 1}),

@@ -1,11 +1,13 @@
 """What the insertion must not do in an engine: change a token or a log-probability."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
+from otter_cli.serving.vllm.numbers import VIRTUAL
 from tests.vllm.conftest import Ask
 from tests.vllm.support import NUMBERS, mixed_prompts, requests, without_signals
 
@@ -50,12 +52,37 @@ def test_an_engine_with_the_insertion_says_what_stock_says(
     with_signals = asked(prompts, 3 + NUMBERS, extra_args=SIGNAL_NAMES)
     unguided = asked(prompts, 3, extra_args=STRENGTH_0)
     alone = asked(prompts, NUMBERS, extra_args=SIGNAL_NAMES)
-    answer = engine(served[kv], [*plain, *with_signals, *unguided, *alone])
+    silent = asked(prompts, NUMBERS, extra_args={**SIGNAL_NAMES, "otter_logprobs": False})
+    asks = [with_signals, silent, plain]
+    mixed = [[asks[i % 3][w][i] for i in range(PROMPTS)] for w in range(len(WAYS))]
+    answer = engine(served[kv], [*plain, *with_signals, *unguided, *alone, *silent, *mixed])
     found = [one["rows"] for one in answer["passes"]]
     count = len(WAYS)
     assert found[:count] == stock
     assert found[2 * count : 3 * count] == stock
-    for mine, theirs in zip(found[3 * count :], stock, strict=True):
+    for mine, theirs in zip(found[3 * count : 4 * count], stock, strict=True):
         assert [without_signals(row) for row in mine] == [chosen(row) for row in theirs]
     for mine, theirs in zip(found[count : 2 * count], stock, strict=True):
         assert [without_signals(row) for row in mine] == theirs
+    # Who declines log-probabilities has the same tokens and numbers, whoever else is in the batch.
+    for mine, theirs in zip(
+        found[4 * count : 5 * count], found[3 * count : 4 * count], strict=True
+    ):
+        assert mine == [[declined(one) for one in row] for row in theirs]
+    for way, mine in enumerate(found[5 * count :]):
+        apart = [found[part * count + way] for part in (1, 4, 0)]
+        for i, row in enumerate(mine):
+            assert without_signals(row) == without_signals(apart[i % 3][i])
+            # A head's product over fewer rows may be rounded otherwise.
+            assert numbers(row) == pytest.approx(numbers(apart[i % 3][i]), abs=1e-5)
+
+
+def numbers(row: list[dict[str, Any]]) -> list[float]:
+    steps = [step for choice in row for step in choice["logprobs"]]
+    return [value for step in steps for place, value in step if place >= VIRTUAL]
+
+
+def declined(choice: dict[str, Any]) -> dict[str, Any]:
+    """A choice with numbers, had it asked for no log-probabilities."""
+    steps = [[[step[0][0], -math.inf], *step[1:]] for step in choice["logprobs"]]
+    return {**choice, "logprobs": steps}

@@ -47,28 +47,29 @@ class SignalReader:
         return cls(Numbers(parse_signal(text) for text in signals))
 
     def completion(
-        self, signals: Iterable[str] = (), *, logprobs: int = 0, **guidance: Any
+        self, signals: Iterable[str] = (), *, logprobs: int | None = None, **guidance: Any
     ) -> dict[str, Any]:
-        """Keywords for `client.completions.create`; `logprobs` counts log-probabilities wanted
-        besides. Guidance: guide, strength, candidates, entropy_above, top_below."""
-        names, count = self._wanted(signals)
-        return {"logprobs": count + logprobs, "extra_body": _body(names, guidance)}
+        """Keywords for `client.completions.create`. `logprobs`: None, or 0 for log-probabilities of
+        the chosen tokens, or that many of the best besides. Guidance: guide, strength, candidates,
+        entropy_above, top_below."""
+        room, arguments = self._ask(signals, logprobs, guidance)
+        return {"logprobs": room, "extra_body": _body(arguments)}
 
     def chat(
-        self, signals: Iterable[str] = (), *, logprobs: int = 0, **guidance: Any
+        self, signals: Iterable[str] = (), *, logprobs: int | None = None, **guidance: Any
     ) -> dict[str, Any]:
         """Keywords for `client.chat.completions.create`: see `completion`."""
-        names, count = self._wanted(signals)
+        room, arguments = self._ask(signals, logprobs, guidance)
         # The chosen token itself takes one of the places.
-        room = {"logprobs": True, "top_logprobs": count + logprobs + 1}
-        return {**room, "extra_body": _body(names, guidance)}
+        places = {} if room is None else {"logprobs": True, "top_logprobs": room + 1}
+        return {**places, "extra_body": _body(arguments)}
 
     def sampling(
-        self, signals: Iterable[str] = (), *, logprobs: int = 0, **guidance: Any
+        self, signals: Iterable[str] = (), *, logprobs: int | None = None, **guidance: Any
     ) -> dict[str, Any]:
         """Keywords for vLLM's SamplingParams, offline: see `completion`."""
-        names, count = self._wanted(signals)
-        return {"logprobs": count + logprobs, "extra_args": _arguments(names, guidance)}
+        room, arguments = self._ask(signals, logprobs, guidance)
+        return {"logprobs": room, "extra_args": arguments}
 
     def read(self, choice: Any) -> dict[str, Scores]:
         """Signals by name, one entry a token: of a choice of the server's answer, streamed or
@@ -91,9 +92,15 @@ class SignalReader:
             found.setdefault(number.signal, {})[number.index] = value
         return {name: self._scores(name, [row])[0] for name, row in found.items()}
 
-    def _wanted(self, signals: Iterable[str]) -> tuple[list[str], int]:
-        names = list(signals)
-        return names, len(self.numbers.of(names))
+    def _ask(
+        self, signals: Iterable[str], logprobs: int | None, guidance: dict[str, Any]
+    ) -> tuple[int | None, dict[str, Any]]:
+        """How many log-probabilities to ask the engine for, and what to ask the graft."""
+        arguments, names = {f"otter_{key}": value for key, value in guidance.items()}, list(signals)
+        if not names:
+            return logprobs, arguments
+        asked = {"otter_signals": ",".join(names), "otter_logprobs": logprobs is not None}
+        return len(self.numbers.of(names)) + (logprobs or 0), {**asked, **arguments}
 
     def _scores(self, name: str, rows: list[dict[int, float]]) -> Scores:
         if self.numbers.signals[name].kind == "classes":
@@ -103,13 +110,8 @@ class SignalReader:
         return [[row[i] for i in sorted(row)] for row in rows]
 
 
-def _body(names: list[str], guidance: dict[str, Any]) -> dict[str, Any]:
-    return {"return_tokens_as_token_ids": True, "vllm_xargs": _arguments(names, guidance)}
-
-
-def _arguments(names: list[str], guidance: dict[str, Any]) -> dict[str, Any]:
-    signals = {"otter_signals": ",".join(names)} if names else {}
-    return {**signals, **{f"otter_{key}": value for key, value in guidance.items()}}
+def _body(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {"return_tokens_as_token_ids": True, "vllm_xargs": arguments}
 
 
 def _tokens(choice: Any) -> Iterator[list[tuple[int, float]]]:

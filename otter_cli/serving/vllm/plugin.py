@@ -70,9 +70,10 @@ def _extend_sampler() -> None:
         mine = _processor(sampling_metadata)
         if mine is None or sampling_metadata.max_num_logprobs is None:
             return stock(self, logits, sampling_metadata, *rest, **named)
-        # The best tokens of a vocabulary are dear to find, and here nobody asked for them.
+        # The best tokens of a vocabulary are dear to find, and log-probabilities are not free:
+        # here nobody asked for them.
         if mine.alone and self.logprobs_mode == "raw_logprobs":
-            logprobs = self.compute_logprobs(logits)
+            logprobs = self.compute_logprobs(logits) if mine.scored else None
             asked = dataclasses.replace(sampling_metadata, max_num_logprobs=None)
             out = stock(self, logits, asked, *rest, **named)
             out.logprobs_tensors = mine.numbers_alone(logprobs, out.sampled_token_ids[:, 0])

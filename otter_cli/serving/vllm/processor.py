@@ -40,8 +40,8 @@ class OtterProcessor(LogitsProcessor):
         config = vllm_config.model_config.hf_config
         self.numbers = numbers_of(config) if hasattr(config, "otter") else Numbers(())
         self.rows: dict[int, Request] = {}
-        # Rows that want log-probabilities besides, of the best tokens.
-        self.others: dict[int, bool] = {}
+        # Rows that want log-probabilities; true: of the best tokens, not of the chosen one alone.
+        self.scored: dict[int, bool] = {}
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
@@ -66,15 +66,16 @@ class OtterProcessor(LogitsProcessor):
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         process_dict_updates(self.rows, batch_update, self._new)
-        process_dict_updates(self.others, batch_update, self._wants_others)
+        process_dict_updates(self.scored, batch_update, self._wants_best)
 
     def _new(self, params: SamplingParams, *_: Any) -> Request | None:
         return read_request(params.extra_args, self.numbers)
 
-    def _wants_others(self, params: SamplingParams, *_: Any) -> bool | None:
+    def _wants_best(self, params: SamplingParams, *_: Any) -> bool | None:
         asked = read_request(params.extra_args, self.numbers)
-        numbers = len(asked.numbers) if asked else 0
-        return True if params.logprobs not in (None, numbers) else None
+        if params.logprobs is None or (asked and asked.silent):
+            return None
+        return params.logprobs != (len(asked.numbers) if asked else 0)
 
     def apply(self, logits: Tensor) -> Tensor:
         guided = {row: r.guide for row, r in self.rows.items() if r.guide is not None}
@@ -87,50 +88,59 @@ class OtterProcessor(LogitsProcessor):
 
     @property
     def alone(self) -> bool:
-        """Whether numbers are all that is asked of the log-probabilities of this step."""
-        return not self.others and any(request.numbers for request in self.rows.values())
+        """Whether no best tokens are asked for beside the numbers of this step."""
+        return not any(self.scored.values()) and any(r.numbers for r in self.rows.values())
 
-    def numbers_alone(self, logprobs: Tensor, sampled: Tensor) -> LogprobsTensors:
-        """What stock gathers, less the best tokens, which nobody asked for; with the numbers."""
-        token = sampled[:, None].long()
-        chosen, groups = logprobs.gather(-1, token), self._groups()
-        mark_unbacked(logprobs, 0)  # as stock does: no compiling anew for another batch
-        mark_unbacked(chosen, 0)
-        ranks = batched_count_greater_than(logprobs, chosen)
-        (wanted, rows), *others = groups.items()
-        if not others and len(rows) == len(token):
+    def numbers_alone(self, logprobs: Tensor | None, sampled: Tensor) -> LogprobsTensors:
+        """What stock gathers, less the best tokens, which nobody asked for; with the numbers.
+        `logprobs`: None where nobody asked for any."""
+        token, groups = sampled[:, None].long(), self._groups()
+        if logprobs is None:
+            chosen = torch.full(token.shape, -torch.inf, device=token.device)
+            ranks = torch.zeros_like(token[:, 0])
+        else:
+            chosen = logprobs.gather(-1, token)
+            mark_unbacked(logprobs, 0)  # as stock does: no compiling anew for another batch
+            mark_unbacked(chosen, 0)
+            ranks = batched_count_greater_than(logprobs, chosen)
+        ((wanted, silent), rows), *others = groups.items()
+        if not others and len(rows) == len(token) and silent == (logprobs is None):
             ids = torch.cat([token, _virtual(wanted, token).expand(len(token), -1)], -1)
             read = self._read(wanted, self._step(token), slice(None), sampled)
             return LogprobsTensors(ids.int(), torch.cat([chosen, read], -1), ranks)
-        room = (0, max(map(len, groups)))
+        room = (0, max(len(wanted) for wanted, _ in groups))
         found = LogprobsTensors(F.pad(token, room).int(), F.pad(chosen, room), ranks)
         return self.add_numbers(found, sampled)
 
     def add_numbers(self, found: LogprobsTensors, sampled: Tensor) -> LogprobsTensors:
         """Numbers go right behind the sampled token, before the best others, which make room.
 
-        `found`: [rows, 1 + n] ids and log-probabilities. Every row keeps its own n.
+        `found`: [rows, 1 + n] ids and log-probabilities. Every row keeps its own n. Of silent rows
+        log-probabilities read -inf and the rank 0, whatever the others ask for.
         """
         groups = self._groups()
         if not groups:
             return found
-        ids, values = found.logprob_token_ids.clone(), found.logprobs.clone()
+        ids, values, ranks = (part.clone() for part in found[:3])
         step = self._step(ids)
-        for wanted, rows in groups.items():
+        for (wanted, silent), rows in groups.items():
             at, end = torch.tensor(rows, device=ids.device), 1 + len(wanted)
             kept = ids.shape[1] - len(wanted)
             ids[at, end:] = found.logprob_token_ids[at, 1:kept]
             values[at, end:] = found.logprobs[at, 1:kept]
+            if silent:
+                ids[at, end:], values[at], ranks[at] = ids[at, :1], -torch.inf, 0
             ids[at, 1:end] = _virtual(wanted, ids).expand(len(rows), -1)
             values[at, 1:end] = self._read(wanted, step, at, sampled[at])
-        return found._replace(logprob_token_ids=ids, logprobs=values)
+        return found._replace(logprob_token_ids=ids, logprobs=values, selected_token_ranks=ranks)
 
-    def _groups(self) -> dict[tuple[int, ...], list[int]]:
-        """Rows by what they ask for: a step is short, and every operation shows in it."""
-        groups: dict[tuple[int, ...], list[int]] = {}
+    def _groups(self) -> dict[tuple[tuple[int, ...], bool], list[int]]:
+        """Rows by their numbers, and whether these are all: a step is short, and every operation
+        shows in it."""
+        groups: dict[tuple[tuple[int, ...], bool], list[int]] = {}
         for row, request in self.rows.items():
             if request.numbers:
-                groups.setdefault(request.numbers, []).append(row)
+                groups.setdefault((request.numbers, request.silent), []).append(row)
         return groups
 
     def _step(self, rows: Tensor) -> Step:

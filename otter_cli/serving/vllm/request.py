@@ -14,6 +14,7 @@ from otter_cli.serving.vllm.numbers import Numbers
 PREFIX = "otter_"
 KEYS = (
     "otter_signals",
+    "otter_logprobs",
     "otter_guide",
     "otter_strength",
     "otter_candidates",
@@ -37,10 +38,17 @@ class Guide:
 
 @dataclass(frozen=True)
 class Request:
-    """`numbers`: places in Numbers.all of what is to stand beside each token."""
+    """`numbers`: places in Numbers.all of what is to stand beside each token; `logprobs`: whether
+    log-probabilities are to stand there as well, which numbers only travel as."""
 
     numbers: tuple[int, ...]
     guide: Guide | None
+    logprobs: bool = True
+
+    @property
+    def silent(self) -> bool:
+        """Numbers, and no log-probability of any token."""
+        return bool(self.numbers) and not self.logprobs
 
 
 def read_request(arguments: Mapping[str, Any] | None, numbers: Numbers) -> Request | None:
@@ -56,7 +64,8 @@ def read_request(arguments: Mapping[str, Any] | None, numbers: Numbers) -> Reque
                 hint=(f"did you mean {near!r}? " if near else "") + f"there are {', '.join(KEYS)}",
             )
     asked, guide = numbers.of(_names(mine.get("otter_signals"))), _guide(mine, numbers)
-    return Request(asked, guide) if asked or guide else None
+    logprobs = _truth(mine, "otter_logprobs", True)
+    return Request(asked, guide, logprobs) if asked or guide else None
 
 
 def _guide(mine: Mapping[str, Any], numbers: Numbers) -> Guide | None:
@@ -99,6 +108,13 @@ def _strengths(value: Any, names: list[str]) -> list[float]:
 
 def _bound(mine: Mapping[str, Any], key: str) -> float | None:
     return _number(key, mine[key]) if key in mine else None
+
+
+def _truth(mine: Mapping[str, Any], key: str, usual: bool) -> bool:
+    value = mine.get(key, usual)
+    if value not in (True, False):
+        raise OtterError(f"{key} is {value!r}", hint="true or false")
+    return bool(value)
 
 
 def _integer(mine: Mapping[str, Any], key: str, usual: int) -> int:

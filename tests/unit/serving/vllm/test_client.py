@@ -59,8 +59,19 @@ def test_what_is_asked_has_room_for_every_number() -> None:
     chat = READER.chat(["tone"], guide="q", strength=2.0)
     assert chat["top_logprobs"] == 3
     assert chat["extra_body"]["vllm_xargs"] == {
-        "otter_signals": "tone", "otter_guide": "q", "otter_strength": 2.0,
+        "otter_signals": "tone", "otter_logprobs": False, "otter_guide": "q", "otter_strength": 2.0,
     }  # fmt: skip
+
+
+def test_log_probabilities_are_asked_for_by_those_who_want_them() -> None:
+    def asked(**logprobs: int) -> tuple[int, bool]:
+        keywords = READER.sampling(["reward"], **logprobs)
+        return keywords["logprobs"], keywords["extra_args"]["otter_logprobs"]
+
+    assert asked() == (1, False) and asked(logprobs=0) == (1, True)
+    assert asked(logprobs=2) == (3, True)
+    assert READER.completion(guide="q", strength=1.0)["logprobs"] is None
+    assert "logprobs" not in READER.chat(guide="q", strength=1.0)
 
 
 def test_an_unknown_signal_is_refused_before_the_request() -> None:

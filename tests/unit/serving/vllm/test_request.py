@@ -1,5 +1,7 @@
 """What a request may ask of a served graft, and what is refused with a message for its client."""
 
+from typing import Any
+
 import pytest
 
 from otter_cli.core.errors import OtterError
@@ -23,6 +25,17 @@ def test_a_signal_has_a_number_for_each_class_and_one_for_action_values() -> Non
     ]  # fmt: skip
     asked = read_request({"otter_signals": "q,tone"}, NUMBERS)
     assert asked is not None and asked.numbers == (3, 1, 2) and asked.guide is None
+
+
+def test_numbers_come_with_log_probabilities_unless_these_are_declined() -> None:
+    def silent(**more: Any) -> bool:
+        asked = read_request({"otter_signals": "reward", **more}, NUMBERS)
+        assert asked is not None
+        return asked.silent
+
+    assert not silent() and not silent(otter_logprobs=True)
+    # A server reads JSON's false as a number.
+    assert silent(otter_logprobs=False) and silent(otter_logprobs=0.0)
 
 
 def test_strength_zero_is_no_guide() -> None:
@@ -53,6 +66,7 @@ def test_guides_have_one_strength_together_or_one_each() -> None:
         ({"otter_guide": "q", "otter_strength": "much"}, "otter_strength is 'much'", "a number"),
         ({"otter_guide": "q", "otter_strength": float("nan")}, "otter_strength is nan", "a number"),
         ({"otter_guide": "q", "otter_strength": [1, 2]}, "2 numbers for 1 guides", "one for each"),
+        ({"otter_signals": "q", "otter_logprobs": "no"}, "otter_logprobs is 'no'", "true or false"),
         ({"otter_guide": "q", "otter_candidates": 1.5}, "otter_candidates is 1.5", "whole number"),
         ({"otter_guide": "q", "otter_candidates": -1}, "otter_candidates is -1", "whole number"),
     ],
