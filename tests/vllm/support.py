@@ -78,16 +78,18 @@ class _Logprob:
 
 
 @cache
-def reference(folder: Path) -> OtterForCausalLM:
-    return OtterForCausalLM.from_pretrained(folder)
+def reference(folder: Path, dtype: str = "float32") -> OtterForCausalLM:
+    return OtterForCausalLM.from_pretrained(folder, dtype=dtype)
 
 
 @torch.no_grad()
-def expected(folder: Path, prompt: list[int], tokens: list[int]) -> dict[str, torch.Tensor]:
+def expected(
+    folder: Path, prompt: list[int], tokens: list[int], dtype: str = "float32"
+) -> dict[str, torch.Tensor]:
     """Signals beside each of `tokens`, [tokens, numbers], by one pass of transformers."""
-    out = reference(folder)(torch.tensor([prompt + tokens]), signals=ASKED)
+    out = reference(folder, dtype)(torch.tensor([prompt + tokens]), signals=ASKED)
     rows = slice(len(prompt) - 1, len(prompt) + len(tokens) - 1)
-    found = {name: out.signals[name][0, rows] for name in ASKED}
+    found = {name: out.signals[name][0, rows].float() for name in ASKED}
     found["reward"] = found["reward"][:, None]
     found["toxicity"], found["tone"] = found["toxicity"].sigmoid(), found["tone"].sigmoid()
     found["value"] = found["value"].gather(-1, torch.tensor(tokens)[:, None])

@@ -7,7 +7,7 @@ into them. Shapes: [tokens, ...], all sequences of a batch one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
 from otter_cli.families import BaseShape
 from otter_cli.insertion import InsertionConfig
@@ -48,25 +49,49 @@ class Norm(nn.Module):
         return (z.float() * scale).to(z.dtype) * self.weight
 
 
+class Product(nn.Module):
+    """`x W`, W as [in, out]: a few columns are multiplied faster so. Half precision on a CPU takes
+    the engine's own kernels, since torch would pack W at every call."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        self.weight = parameter(rows, columns)
+        self.packed: Callable[[Tensor], Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight if self.packed is None else self.packed(x)
+
+    def plus(self, term: Tensor, x: Tensor) -> Tensor:
+        """`term + x W`."""
+        return torch.addmm(term, x, self.weight) if self.packed is None else term + self.packed(x)
+
+    def pack(self) -> None:
+        """Once W is there."""
+        if self.weight.device.type == "cpu" and self.weight.dtype != torch.float32:
+            linear: Any = nn.Module()
+            linear.weight = nn.Parameter(self.weight.t().contiguous(), requires_grad=False)
+            dispatch_cpu_unquantized_gemm(linear, remove_weight=False)
+            self.packed = lambda x: linear.cpu_linear(x, linear.weight, None)
+
+
 class Projections(nn.Module):
-    """`x W^h + u W^z (+ b)`, of one projection or several side by side. Matrices lie as [in, out]:
-    a few columns are multiplied faster so, and two products faster than one over [x ; u]."""
+    """`x W^h + u W^z (+ b)`, of one projection or several side by side. Two products are faster
+    than one over [x ; u]."""
 
     def __init__(self, base: int, inserted: int, out: int, bias: bool) -> None:
         super().__init__()
-        self.h = parameter(base, out)
-        self.z = parameter(inserted, out)
+        self.h = Product(base, out)
+        self.z = Product(inserted, out)
         self.bias = parameter(out) if bias else None
 
     def forward(self, x: Tensor, u: Tensor) -> Tensor:
-        of_x = x @ self.h if self.bias is None else torch.addmm(self.bias, x, self.h)
-        return torch.addmm(of_x, u, self.z)
+        return self.z.plus(self.h(x) if self.bias is None else self.h.plus(self.bias, x), u)
 
     def load(self, stored: Stored, names: list[str], places: list[list[int]]) -> None:
         parts = list(zip(names, places, strict=True))
         for kind, into in (("h", self.h), ("z", self.z)):
             read = [pick(stored[f"{name}.{kind}.weight"], at) for name, at in parts]
-            into.copy_(torch.cat(read).t())
+            into.weight.copy_(torch.cat(read).t())
         if self.bias is not None:
             self.bias.copy_(torch.cat([pick(stored[f"{name}.bias"], at) for name, at in parts]))
 
@@ -78,24 +103,24 @@ class Branch(nn.Module):
         super().__init__()
         D = layout.config.hidden
         self.ranks, self.columns = layout.ranks, layout.base_columns(wide)
-        self.h = parameter(len(self.columns), D)
-        self.z = parameter(thin, D) if thin else None
+        self.h = Product(len(self.columns), D)
+        self.z = Product(thin, D) if thin else None
         self.bias = parameter(D) if bias else None
 
     def forward(self, z: Tensor, wide: Tensor, thin: Tensor | None) -> Tensor:
         if self.ranks > 1:
-            z = z + tensor_model_parallel_all_reduce(self._plus(wide @ self.h, thin))
+            z = z + tensor_model_parallel_all_reduce(self._plus(self.h(wide), thin))
         else:
-            z = self._plus(torch.addmm(z, wide, self.h), thin)
+            z = self._plus(self.h.plus(z, wide), thin)
         return z if self.bias is None else z + self.bias
 
     def _plus(self, out: Tensor, thin: Tensor | None) -> Tensor:
-        return out if thin is None or self.z is None else torch.addmm(out, thin, self.z)
+        return out if thin is None or self.z is None else self.z.plus(out, thin)
 
     def load(self, stored: Stored, name: str, places: list[int]) -> None:
-        self.h.copy_(pick(stored[f"{name}.h.weight"], self.columns, 1).t())
+        self.h.weight.copy_(pick(stored[f"{name}.h.weight"], self.columns, 1).t())
         if self.z is not None:
-            self.z.copy_(pick(stored[f"{name}.z.weight"], places, 1).t())
+            self.z.weight.copy_(pick(stored[f"{name}.z.weight"], places, 1).t())
         if self.bias is not None:
             self.bias.copy_(stored[f"{name}.bias"])
 
@@ -263,6 +288,9 @@ class Stream(nn.Module):
         for name, parts in self.signals.items():
             for part, own in parts.items():
                 own.copy_(stored[f"signals.{name}.{part}"])
+        for module in self.modules():
+            if isinstance(module, Product):
+                module.pack()
 
 
 def _below(stored: Stored, prefix: str) -> dict[str, Tensor]:
