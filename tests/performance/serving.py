@@ -130,7 +130,7 @@ def write_models(base: Path, work: Path) -> dict[str, dict[str, Any]]:
     (judge / "config.json").write_text(json.dumps({**config, **changed, "num_labels": 1}))
     tensors = load_file(base / "model.safetensors")
     tensors.pop("lm_head.weight", None)
-    head = torch.randn(1, config["hidden_size"]) * 0.05
+    head = torch.randn(1, config["hidden_size"], generator=torch.Generator().manual_seed(0)) * 0.05
     head = head.to(next(iter(tensors.values())).dtype)
     save_file({**tensors, "score.weight": head}, judge / "model.safetensors")
     return {

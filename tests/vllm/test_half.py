@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from otter_cli.serving.vllm.client import SignalReader
 from tests.vllm.conftest import ENGINE, Ask
 from tests.vllm.support import (
     NUMBERS,
     Answer,
-    SignalReader,
     expected,
     mixed_prompts,
     requests,

@@ -82,6 +82,18 @@ def test_streamed_pieces_carry_their_signals(client: Any, reader: SignalReader) 
     assert streamed == pytest.approx(whole, abs=1e-5)
 
 
+def test_log_probabilities_come_to_those_who_ask(client: Any, reader: SignalReader) -> None:
+    def ask(**keywords: Any) -> tuple[list[float], Any]:
+        choice = complete(client, [10, 200, 77, 400], **keywords)
+        return choice.logprobs.token_logprobs, reader.read(choice).get("reward")
+
+    plain, _ = ask(logprobs=0)
+    asked, scores = ask(**reader.completion(["reward"], logprobs=0))
+    silent, same = ask(**reader.completion(["reward"]))
+    assert asked == pytest.approx(plain, abs=1e-5) and same == pytest.approx(scores, abs=1e-5)
+    assert set(silent) == {-9999.0} and min(plain) > -100
+
+
 def test_a_dialogue_carries_signals_and_is_stock_without(
     client: Any, reader: SignalReader, grafts: dict[str, Path], base: Path
 ) -> None:
