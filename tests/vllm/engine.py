@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-# Zero heads fill up, as on GPUs; for engines inside this process.
+# For engines inside this process. Zero heads fill up, as on GPUs:
 WHOLE_CACHE = "TEST_WHOLE_CACHE"
+# A stream that waits does so for one layer of the base at a time:
+ONE_BY_ONE = "TEST_ONE_BY_ONE"
 
 
 def main(spec_path: str, answer_path: str) -> None:
@@ -26,14 +28,32 @@ def main(spec_path: str, answer_path: str) -> None:
 
         # None, as beside a backend whose cache has no spans.
         stream.spanning = lambda *asked: refused.append(asked)
+    if os.environ.get(ONE_BY_ONE):
+        from otter_cli.serving.vllm import waiting
+
+        waiting.HELD_BYTES = 1
     llm = LLM(spec["model"], **spec["engine"])
     assert bool(refused) == bool(os.environ.get(WHOLE_CACHE))
     answer: dict[str, Any] = {"start_seconds": time.perf_counter() - started, "passes": []}
     for requests in spec["passes"]:
         answer["passes"].append(run(llm, requests))
+    if spec["engine"].get("distributed_executor_backend") == "uni":
+        answer["groups"] = groups(llm)
     if states := spec.get("states"):
         answer["drafts"] = drafts(llm, states)
     Path(answer_path).write_text(json.dumps(answer))
+
+
+def model_of(llm: Any) -> Any:
+    """What an engine inside this process runs."""
+    executor = llm.llm_engine.engine_core.engine_core.model_executor
+    return executor.driver_worker.worker.model_runner.model
+
+
+def groups(llm: Any) -> int:
+    """In how many groups of layers streams run that wait; 0 where they run beside the base's."""
+    streams = getattr(getattr(model_of(llm), "model", None), "streams", ())
+    return sum(len(one.waiting.groups) for one in streams if one.waiting is not None)
 
 
 def run(llm: Any, requests: list[dict[str, Any]]) -> dict[str, Any]:

@@ -33,7 +33,8 @@ def test_tokens_are_stocks_and_signals_as_far_from_single_precision_as_transform
     plain = requests(prompts, logprobs=0, **sampling)
     asked = requests(prompts, logprobs=NUMBERS, extra_args=NAMES, **sampling)
     (stock,) = engine(base, [plain], SETTINGS)["passes"]
-    mine, quiet = engine(served["base"], [asked, plain], SETTINGS)["passes"]
+    answers = engine(served["base"], [asked, plain], SETTINGS)
+    mine, quiet = answers["passes"]
     assert quiet["rows"] == stock["rows"]
     assert [without_signals(row) for row in mine["rows"]] == stock["rows"]
     reader, ours, theirs = SignalReader.from_folder(served["base"]), [], []
@@ -46,5 +47,6 @@ def test_tokens_are_stocks_and_signals_as_far_from_single_precision_as_transform
             ours.append((torch.tensor(read[name]).reshape(exact.shape) - exact).abs().flatten())
             theirs.append((rounded[name] - exact).abs().flatten())
     mean, usual = (torch.cat(gaps).mean().item() for gaps in (ours, theirs))
-    print(f"bfloat16: on average {mean:.1e} from single precision; transformers {usual:.1e}")
+    how = "behind the base" if answers["groups"] else "beside it"
+    print(f"bfloat16, {how}: on average {mean:.1e} from single precision; transformers {usual:.1e}")
     assert mean < 2 * usual

@@ -8,24 +8,31 @@ import torch
 from transformers import AutoTokenizer
 
 from tests.vllm.conftest import EAGER, ENGINE, INSIDE, Ask
-from tests.vllm.engine import WHOLE_CACHE
+from tests.vllm.engine import ONE_BY_ONE, WHOLE_CACHE
 from tests.vllm.support import ASKED, NUMBERS, differences, mixed_prompts, reference, requests
 
 TOLERANCE = 1e-4
 WITH_SIGNALS = {"logprobs": NUMBERS, "extra_args": {"otter_signals": ",".join(ASKED)}}
 CHUNKED = {"enable_chunked_prefill": True, "max_num_batched_tokens": 64, "max_num_seqs": 8}
+BESIDE = {**INSIDE, "OTTER_NATIVE": "0"}  # the base's layers, by torch's operations
 WHOLE = {"enable_chunked_prefill": False, "enable_prefix_caching": False}
 WAYS: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     "in-process": ("base", EAGER, INSIDE),
     "own-keys-and-values": ("own", EAGER, INSIDE),
     "few-kv-heads": ("uneven", EAGER, INSIDE),
-    "zero-heads": ("uneven", EAGER, {**INSIDE, WHOLE_CACHE: "1"}),
+    "layer-by-layer": ("base", EAGER, {**INSIDE, ONE_BY_ONE: "1"}),
+    "beside-the-base": ("base", EAGER, BESIDE),
+    "beside-few-kv-heads": ("uneven", EAGER, BESIDE),
+    "beside-zero-heads": ("uneven", EAGER, {**BESIDE, WHOLE_CACHE: "1"}),
     "chunked-prefill": ("base", {**EAGER, **CHUNKED}, INSIDE),
+    "beside-and-chunked": ("base", {**EAGER, **CHUNKED}, BESIDE),
     "own-and-chunked": ("own", {**EAGER, **CHUNKED}, INSIDE),
     "prompts-whole-and-uncached": ("base", {**EAGER, **WHOLE}, INSIDE),
     "compiled": ("base", {**ENGINE, "distributed_executor_backend": "uni"}, INSIDE),
+    "compiled-beside": ("base", {**ENGINE, "distributed_executor_backend": "uni"}, BESIDE),
     "separate-processes": ("base", {**ENGINE, "enforce_eager": True}, {}),
 }
+GROUPS = {"layer-by-layer": 8}  # of the base's layers, where they are not one
 for ranks, graft in ((2, "base"), (2, "own"), (4, "base"), (4, "uneven"), (8, "base"), (8, "own")):
     WAYS[f"{ranks}-ranks-{graft}"] = (
         graft,
@@ -52,6 +59,9 @@ def test_signals_are_those_of_transformers(
     temperature = 0.0 if CHUNKED.items() <= settings.items() else 0.8
     asked = requests(prompts, max_tokens=24, temperature=temperature, **WITH_SIGNALS)
     answer = engine(served[graft], [asked], settings, environment)
+    if settings.get("distributed_executor_backend") == "uni":
+        waits = graft != "own" and "OTTER_NATIVE" not in environment
+        assert answer["groups"] == (GROUPS.get(way, 1) if waits else 0)
     found = differences(grafts[graft], served[graft], asked, answer["passes"][0]["rows"])
     assert len(found) > 10 * len(prompts)
     largest = max(one["gap"] for one in found)

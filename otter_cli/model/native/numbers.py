@@ -27,3 +27,10 @@ class Memory:
             tensor = tensor.float().contiguous()
             self.held.append(tensor)
         return tensor.data_ptr()
+
+    def kept(self, tensor: Tensor | None) -> int:
+        """The address of a copy that lives as long as this; 0 of None."""
+        if tensor is None:
+            return 0
+        self.held.append(tensor.detach().to(torch.float32, copy=True).contiguous())
+        return self.held[-1].data_ptr()

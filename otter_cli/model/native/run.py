@@ -19,6 +19,7 @@ from otter_cli.model.branch import AttentionCall, BranchTap
 from otter_cli.model.cache import reserve
 from otter_cli.model.growing_cache import places
 from otter_cli.model.native.fits import Fits
+from otter_cli.model.native.form import ADDED, ALLOWED, CAUSAL, EVERYTHING, TAPS_OF_HEADS, Form
 from otter_cli.model.native.library import library
 from otter_cli.model.native.numbers import Memory, at
 from otter_cli.model.native.weights import Weights
@@ -26,21 +27,6 @@ from otter_cli.model.record import Pending
 
 if TYPE_CHECKING:
     from otter_cli.model.stream import Insertion
-
-_NUMBERS = """batch tokens layers hidden in_heads in_out in_units in_down heads kv_heads head_dim
-units own_kv slots first_slot mask mask_of_batch mask_of_token turn_of_batch"""
-_EVERYTHING, _CAUSAL, _ADDED, _ALLOWED = range(4)
-_OF_HEADS = 11  # numbers of a layer, in stream.cpp's Taps, that heads alone need
-
-
-class _Form(ctypes.Structure):
-    """As in stream.cpp."""
-
-    _fields_ = [
-        *[(name, ctypes.c_int64) for name in _NUMBERS.split()],
-        ("eps", ctypes.c_double),
-        ("scale", ctypes.c_double),
-    ]
 
 
 class NativeStream:
@@ -81,15 +67,15 @@ class NativeStream:
 
     def _given(
         self, z: Tensor, pending: Sequence[Pending]
-    ) -> tuple[_Form, array[int], list[Tensor]]:
+    ) -> tuple[Form, array[int], list[Tensor]]:
         """The form of the call, and by layer the addresses of what it reads and writes."""
-        form, memory = _Form.from_buffer_copy(self._fixed), Memory()
+        form, memory = Form.from_buffer_copy(self._fixed), Memory()
         form.batch, form.tokens = z.shape[:2]
         numbers = array("q")
         if not self.config.heads:
             for _, attention, ffn in pending:
                 numbers.extend(map(memory.at, _read(attention, ffn)))
-                numbers.extend([0] * _OF_HEADS)
+                numbers.extend([0] * TAPS_OF_HEADS)
             return form, numbers, memory.held
         cache, new = pending[0][1].cache, self._new_heads(z)
         mask = self._mask(form, pending[0][1].call, memory)
@@ -130,7 +116,7 @@ class NativeStream:
         layer, slots = reserve(cache, self.number * self.depth + index, depth=self.depth, new=new)
         return layer.places, slots
 
-    def _cos_sin(self, form: _Form, pending: Sequence[Pending], memory: Memory) -> tuple[int, int]:
+    def _cos_sin(self, form: Form, pending: Sequence[Pending], memory: Memory) -> tuple[int, int]:
         """Addresses of cosines and sines [batch or 1, tokens, head_dim]."""
         for hooks, attention, _ in pending:
             if hooks.apply_rotary is not None and attention.embeddings is not None:
@@ -139,15 +125,15 @@ class NativeStream:
                 return memory.at(cos), memory.at(sin)
         return 0, 0
 
-    def _mask(self, form: _Form, call: AttentionCall | None, memory: Memory) -> int:
+    def _mask(self, form: Form, call: AttentionCall | None, memory: Memory) -> int:
         assert call is not None
         form.scale = call.arguments.get("scaling") or form.head_dim**-0.5
         mask = call.mask
         if mask is None:
-            form.mask = _EVERYTHING if form.tokens == 1 else _CAUSAL
+            form.mask = EVERYTHING if form.tokens == 1 else CAUSAL
             return 0
         allowed = mask.dtype == torch.bool
-        form.mask = _ALLOWED if allowed else _ADDED
+        form.mask = ALLOWED if allowed else ADDED
         mask = mask if allowed or mask.dtype == torch.float32 else mask.float()
         mask = mask if mask.stride(-1) == 1 else mask.contiguous()
         form.mask_of_batch = 0 if len(mask) == 1 else mask.stride(0)
@@ -156,10 +142,10 @@ class NativeStream:
         return mask.data_ptr()
 
 
-def _sizes(insertion: Insertion, shape: BaseShape) -> _Form:
+def _sizes(insertion: Insertion, shape: BaseShape) -> Form:
     config, first = insertion.config, insertion.layered.layers[0]
     attention, ffn = first.attention, first.ffn
-    return _Form(
+    return Form(
         hidden=config.hidden,
         in_heads=attention.query.h.in_features if config.heads else 0,
         in_out=attention.out.h.in_features,

@@ -12,10 +12,21 @@ namespace {
 
 constexpr int64_t LANES = 16;
 typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
+typedef uint32_t Pairs __attribute__((vector_size(LANES * sizeof(uint32_t))));
 typedef float Eight __attribute__((vector_size(8 * sizeof(float))));
 typedef float Four __attribute__((vector_size(4 * sizeof(float))));
 
 enum Mask : int64_t { EVERYTHING, CAUSAL, ADDED, ALLOWED };
+
+// Keys and values of the base in a paged cache, where every row is of a sequence: of each block and
+// head keys [head_dim, size], and values [size, head_dim] behind them. Half: as bfloat16 in pairs,
+// keys [size / LANES, head_dim / 2, LANES, 2] and values [head_dim / LANES, size / 2, LANES, 2].
+struct Pages {
+  int64_t size, half;  // slots of a block, a multiple of twice LANES
+  int64_t of_block, of_head, of_sequence;  // strides in the caches, and in the table
+  const int32_t *table;                    // [sequences, ...] blocks
+  const int64_t *sequence, *seen;          // of a row; how many slots it sees
+};
 
 // What one insertion is, and one call of it.
 struct Form {
@@ -25,6 +36,7 @@ struct Form {
   int64_t own_kv, slots, first_slot;  // the tokens' keys and values go to first_slot and on
   int64_t mask, mask_of_batch, mask_of_token, turn_of_batch;
   double eps, scale;
+  const Pages *pages;  // null: `Taps` say where all keys and values lie
 };
 
 // Pointers of a layer; null where there is no such tensor.
@@ -49,11 +61,16 @@ struct Made {
   float *heads, *out, *units, *down;
 };
 
-inline Lanes load(const float *at) {
-  Lanes lanes;
+template <typename Many = Lanes>
+inline Many load(const void *at) {
+  Many lanes;
   std::memcpy(&lanes, at, sizeof lanes);
   return lanes;
 }
+
+// The numbers that stand first in pairs of bfloat16, and those that stand second.
+inline Lanes firsts(const Pairs &pairs) { return (Lanes)(pairs << 16); }
+inline Lanes seconds(const Pairs &pairs) { return (Lanes)(pairs & 0xffff0000u); }
 
 // Half as wide, until one is left.
 template <typename Half, typename Whole>
@@ -178,7 +195,7 @@ struct Stream {
   void land(const Weights &w, const Taps &taps, const Made &made, int64_t row) const {
     static thread_local std::vector<float> kept;
     const int64_t attended = form.heads * form.head_dim;
-    float *mine = room(kept, std::max(attended, form.units) + form.slots);
+    float *mine = room(kept, std::max(attended, form.units) + form.slots + 2 * LANES);
     float *here = z + row * form.hidden;
     for (int64_t head = 0; head < form.heads; ++head)
       attend(taps, made.heads + row * head_outputs() + head * form.head_dim, row, head,
@@ -224,30 +241,107 @@ struct Stream {
     }
   }
 
+  // A row's block with slot `at`: a head's keys, and its values behind them.
+  const char *page(const Taps &taps, int64_t row, int64_t kv, int64_t at) const {
+    const Pages &pages = *form.pages;
+    const int64_t block = pages.table[pages.sequence[row] * pages.of_sequence + at / pages.size];
+    return reinterpret_cast<const char *>(taps.key) +
+           (block * pages.of_block + kv * pages.of_head) * (pages.half ? 2 : 4);
+  }
+
+  // Whole lanes of slots at a time: what lies behind the last that is seen is nobody's.
+  template <bool half>
+  void score_pages(const Taps &taps, const float *query, int64_t row, int64_t kv, int64_t slots,
+                   float *scores) const {
+    const int64_t size = form.pages->size, c = form.head_dim;
+    for (int64_t at = 0; at < slots; at += LANES) {
+      const char *keys = page(taps, row, kv, at);
+      const float *whole = reinterpret_cast<const float *>(keys) + at % size;
+      const Pairs *pairs = reinterpret_cast<const Pairs *>(keys) + at % size / LANES * (c / 2);
+      Lanes even = {}, odd = {};
+      for (int64_t i = 0; i < c; i += 2) {
+        const Pairs both = half ? load<Pairs>(pairs + i / 2) : Pairs{};
+        even += query[i] * (half ? firsts(both) : load(whole + i * size));
+        odd += query[i + 1] * (half ? seconds(both) : load(whole + (i + 1) * size));
+      }
+      even += odd;
+      std::memcpy(scores + at, &even, sizeof even);
+    }
+  }
+
+  // out += weight * value, of the slots that are seen.
+  template <bool half>
+  void mix_pages(const Taps &taps, const float *weights, int64_t row, int64_t kv, int64_t slots,
+                 float *out) const {
+    const int64_t size = form.pages->size, c = form.head_dim;
+    for (int64_t at = 0; at < slots; at += 2) {
+      const char *values = page(taps, row, kv, at) + size * c * (half ? 2 : 4);
+      const bool second = at + 1 < slots;
+      for (int64_t i = 0; i < c; i += LANES) {
+        Lanes sum = load(out + i);
+        if (half) {
+          const Pairs *of_pair = reinterpret_cast<const Pairs *>(values) + i / LANES * (size / 2);
+          const Pairs both = load<Pairs>(of_pair + at % size / 2);
+          sum += weights[at] * firsts(both);
+          if (second) sum += weights[at + 1] * seconds(both);
+        } else {
+          const float *whole = reinterpret_cast<const float *>(values) + at % size * c + i;
+          sum += weights[at] * load(whole);
+          if (second) sum += weights[at + 1] * load(whole + c);
+        }
+        std::memcpy(out + i, &sum, sizeof sum);
+      }
+    }
+  }
+
+  void score_slots(const Taps &taps, const float *query, int64_t b, int64_t kv,
+                   float *scores) const {
+    const int64_t c = form.head_dim;
+    if (taps.key_of[2] == c)
+      product(query, 1, slot(taps.key, taps.key_of, b, kv, 0), c, 0, form.slots, scores, 1, false);
+    else
+      for (int64_t at = 0; at < form.slots; ++at)
+        product(query, 1, slot(taps.key, taps.key_of, b, kv, at), c, 0, 1, scores + at, 1, false);
+  }
+
+  void mix_slots(const Taps &taps, const float *weights, int64_t b, int64_t kv, float *out) const {
+    for (int64_t at = 0; at < form.slots; ++at) {
+      if (weights[at] == 0) continue;
+      const float *value = slot(taps.value, taps.value_of, b, kv, at);
+      for (int64_t i = 0; i < form.head_dim; ++i) out[i] += weights[at] * value[i];
+    }
+  }
+
   void attend(const Taps &taps, const float *query, int64_t row, int64_t head, float *out,
               float *weights) const {
     const int64_t c = form.head_dim, b = row / form.tokens, t = row % form.tokens;
     const int64_t kv = head / (form.heads / form.kv_heads);
-    if (taps.key_of[2] == c)
-      product(query, 1, slot(taps.key, taps.key_of, b, kv, 0), c, 0, form.slots, weights, 1, false);
+    const int64_t slots = form.pages ? form.pages->seen[row] : form.slots;
+    const bool half = form.pages && form.pages->half;
+    if (half)
+      score_pages<true>(taps, query, row, kv, slots, weights);
+    else if (form.pages)
+      score_pages<false>(taps, query, row, kv, slots, weights);
     else
-      for (int64_t at = 0; at < form.slots; ++at)
-        product(query, 1, slot(taps.key, taps.key_of, b, kv, at), c, 0, 1, weights + at, 1, false);
+      score_slots(taps, query, b, kv, weights);
     float largest = -INFINITY;
-    for (int64_t at = 0; at < form.slots; ++at) {
+    for (int64_t at = 0; at < slots; ++at) {
       float score = weights[at] * float(form.scale);
       weights[at] = sees(taps, b, t, at, score) ? score : -INFINITY;
       largest = std::max(largest, weights[at]);
     }
     std::fill(out, out + c, 0.0f);
     float sum = 0;
-    for (int64_t at = 0; at < form.slots; ++at) {
-      const float weight = std::exp(weights[at] - largest);
-      if (weight == 0 || weights[at] == -INFINITY) continue;
-      sum += weight;
-      const float *value = slot(taps.value, taps.value_of, b, kv, at);
-      for (int64_t i = 0; i < c; ++i) out[i] += weight * value[i];
+    for (int64_t at = 0; at < slots; ++at) {
+      const bool seen = weights[at] != -INFINITY;
+      sum += weights[at] = seen ? std::exp(weights[at] - largest) : 0;
     }
+    if (half)
+      mix_pages<true>(taps, weights, row, kv, slots, out);
+    else if (form.pages)
+      mix_pages<false>(taps, weights, row, kv, slots, out);
+    else
+      mix_slots(taps, weights, b, kv, out);
     if (sum != 0)
       for (int64_t i = 0; i < c; ++i) out[i] /= sum;
   }
@@ -257,19 +351,22 @@ struct Stream {
 struct Piece {
   int64_t layer;
   const float *x, *w;
-  int64_t width, from, to;
+  int64_t rows, width, from, to;
   float *out;
   int64_t stride;
 
-  void run(int64_t rows) const { product(x, rows, w, width, from, to, out, stride, false); }
+  void run() const { product(x, rows, w, width, from, to, out, stride, false); }
 };
 
-constexpr int64_t PIECE = 32;
+// As many rows of the base as stay near the processor from one output to the next.
+constexpr int64_t PIECE = 32, ROWS = 64;
 
-void cut(std::vector<Piece> &pieces, int64_t layer, const float *x, const float *w, int64_t width,
-         int64_t outputs, float *out) {
-  for (int64_t from = 0; from < outputs; from += PIECE)
-    pieces.push_back({layer, x, w, width, from, std::min(outputs, from + PIECE), out, outputs});
+void cut(std::vector<Piece> &pieces, int64_t layer, const float *x, int64_t rows, const float *w,
+         int64_t width, int64_t outputs, float *out) {
+  for (int64_t row = 0; row < rows; row += ROWS)
+    for (int64_t from = 0; from < outputs; from += PIECE)
+      pieces.push_back({layer, x + row * width, w, std::min(ROWS, rows - row), width, from,
+                        std::min(outputs, from + PIECE), out + row * outputs, outputs});
 }
 
 // Rows go side by side: all pieces, then layer by layer.
@@ -280,7 +377,7 @@ void many_rows(const Stream &stream, const Weights *weights, const Taps *taps,
 #pragma omp parallel
   {
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < count; ++i) all[i].run(rows);
+    for (int64_t i = 0; i < count; ++i) all[i].run();
     for (size_t l = 0; l < layers.size(); ++l) {
       if (stream.form.heads) {
 #pragma omp for schedule(static)
@@ -303,7 +400,7 @@ void one_row(const Stream &stream, const Weights *weights, const Taps *taps,
   const auto one_more = [&] {
     const int64_t i = next.fetch_add(1, std::memory_order_relaxed);
     if (i >= count) return false;
-    pieces[i].run(1);
+    pieces[i].run();
     left[pieces[i].layer].fetch_sub(1, std::memory_order_release);
     return true;
   };
@@ -337,10 +434,10 @@ extern "C" void otter_stream(const Form *form, const Weights *weights, const Tap
     float *first = made + l * of_layer;
     layers[l] = {first, first + rows * heads, first + rows * (heads + hidden),
                  first + rows * (heads + hidden + units)};
-    cut(pieces, l, taps[l].normed, weights[l].heads_h, form->in_heads, heads, layers[l].heads);
-    cut(pieces, l, taps[l].attended, weights[l].out_h, form->in_out, hidden, layers[l].out);
-    cut(pieces, l, taps[l].ffn_normed, weights[l].units_h, form->in_units, units, layers[l].units);
-    cut(pieces, l, taps[l].activated, weights[l].down_h, form->in_down, hidden, layers[l].down);
+    cut(pieces, l, taps[l].normed, rows, weights[l].heads_h, form->in_heads, heads, layers[l].heads);
+    cut(pieces, l, taps[l].attended, rows, weights[l].out_h, form->in_out, hidden, layers[l].out);
+    cut(pieces, l, taps[l].ffn_normed, rows, weights[l].units_h, form->in_units, units, layers[l].units);
+    cut(pieces, l, taps[l].activated, rows, weights[l].down_h, form->in_down, hidden, layers[l].down);
   }
   if (rows == 1)
     one_row(stream, weights, taps, layers, pieces);

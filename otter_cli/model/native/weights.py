@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from otter_cli.model.joint import Joint
+from otter_cli.model.native.form import WEIGHTS_OF_LAYER
 from otter_cli.model.native.numbers import at
 from otter_cli.model.watched import watch
 
 if TYPE_CHECKING:
     from otter_cli.model.stream import InsertedLayer, Insertion
-
-_OF_LAYER = 18  # as in stream.cpp
 
 
 class Weights:
@@ -38,7 +37,7 @@ class Weights:
     def at(self, layer: int) -> ctypes.c_void_p:
         """Where the addresses of a layer lie; those of further ones, and of the norm, follow."""
         assert self._table is not None
-        return at(self._table, layer * _OF_LAYER)
+        return at(self._table, layer * WEIGHTS_OF_LAYER)
 
     def _forget(self) -> None:
         self._table = None

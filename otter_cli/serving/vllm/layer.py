@@ -19,21 +19,23 @@ def run_layer(
     hidden: Tensor,
     residual: Tensor | None,
     states: list[Tensor],
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The layer's (hidden, residual), and every stream's z, [tokens, D]."""
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """The layer's (hidden, residual), every stream's z [tokens, D], and what streams read that
+    wait: the branches' inputs, attention's output and m."""
     if residual is None:
         x, h = layer.input_layernorm(hidden), hidden
     else:
         x, h = layer.input_layernorm(hidden, residual)
     attention, mlp = layer.self_attn, layer.mlp
     # Streams without inserted parts here pass their z on.
-    here = {number: s.layer(index) for number, s in enumerate(streams) if index in s.config.layers}
+    beside = {number: s.layer(index) for number, s in enumerate(streams)}
+    here = {number: parts for number, parts in beside.items() if parts is not None}
     heads, states = _heads(attention, positions, x), list(states)
     asked = {
         number: one.ask(states[number], x, h, positions, attention.rotary_emb)
         for number, (one, _) in here.items()
     }
-    a = attention.attn(*heads)
+    taps, a = [x], attention.attn(*heads)
     found = {number: one.attended(asked[number]) for number, (one, _) in here.items()}
     for number, (one, _) in here.items():
         states[number] = one.out(states[number], a, found[number])
@@ -43,7 +45,7 @@ def run_layer(
     for number, (_, ffn) in here.items():
         states[number] = ffn(states[number], x, h, m)
     out, _ = mlp.down_proj(m)
-    return out, h, states
+    return out, h, states, [*taps, a, x, m]
 
 
 def _heads(attention: Any, positions: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

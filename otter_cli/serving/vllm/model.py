@@ -76,12 +76,21 @@ class GraftedModel(nn.Module):
         hidden = self.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
         residual: Tensor | None = None
         states = [stream.start(input_ids, hidden) for stream in self.streams]
+        waiting = {n: s.waiting for n, s in enumerate(self.streams) if s.waiting is not None}
+        turns = {n: layers.turn(self.layers[0], positions) for n, layers in waiting.items()}
+        held: dict[int, list[Tensor]] = {n: [] for n in waiting}
         for index, layer in enumerate(self.layers):
-            hidden, residual, states = run_layer(
+            hidden, residual, states, taps = run_layer(
                 layer, index, self.streams, positions, hidden, residual, states
             )
+            for n, layers in waiting.items():
+                if index in layers.order:
+                    held[n] += taps
+                if index in layers.groups:
+                    states[n] = layers.behind(index, states[n], held[n], positions, turns[n])
+                    held[n] = []
         hidden, h = self.norm(hidden, residual)
-        read = [s.norm(z, h) for s, z in zip(self.streams, states, strict=True) if s.norm]
+        read = [s.end(z, h) for s, z in zip(self.streams, states, strict=True) if s.hidden]
         return torch.cat([hidden, *read], -1)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
@@ -136,6 +145,12 @@ class Grafted:
         self.pooler = make_pooler(vllm_config, numbers, self.score_texts)
         self.scoring = list(dict.fromkeys(number.signal for number in numbers.of_texts))
         register_model(vllm_config, self)
+
+    def ask(self, rows: tuple[int, ...]) -> None:
+        """Which sequences of the next batches want numbers; before it is called, all of them."""
+        for stream in self.model.streams:
+            if stream.waiting is not None:
+                stream.waiting.asking = rows
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         self.step = self.split(hidden_states)

@@ -86,20 +86,23 @@ def _extend_sampler() -> None:
 
 
 def _extend_decoder() -> None:
-    """The id of a number is no token's, so no tokenizer is asked what it reads as."""
+    """The id of a number is no token's, so no tokenizer is asked what it reads as; and a token is
+    read once, which costs more than its number does."""
     from vllm.v1.engine import logprobs
 
     stock = logprobs.convert_ids_list_to_tokens
     if hasattr(stock, "__wrapped__"):
         return
 
+    @functools.lru_cache(maxsize=1 << 16)
+    def read(tokenizer: Any, token: int) -> str:
+        return stock(tokenizer, [token])[0]
+
     @functools.wraps(stock)
     def convert(tokenizer: Any, token_ids: list[int]) -> list[str]:
-        tokens = [token for token in token_ids if token < VIRTUAL]
-        if len(tokens) == len(token_ids):
+        if all(token < VIRTUAL for token in token_ids):
             return stock(tokenizer, token_ids)
-        read = iter(stock(tokenizer, tokens))
-        return [next(read) if token < VIRTUAL else "" for token in token_ids]
+        return [read(tokenizer, token) if token < VIRTUAL else "" for token in token_ids]
 
     logprobs.convert_ids_list_to_tokens = convert
 

@@ -38,7 +38,8 @@ class OtterProcessor(LogitsProcessor):
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self.vllm_config = vllm_config
         config = vllm_config.model_config.hf_config
-        self.numbers = numbers_of(config) if hasattr(config, "otter") else Numbers(())
+        self.grafted = hasattr(config, "otter")
+        self.numbers = numbers_of(config) if self.grafted else Numbers(())
         self.rows: dict[int, Request] = {}
         # Rows that want log-probabilities; true: of the best tokens, not of the chosen one alone.
         self.scored: dict[int, bool] = {}
@@ -67,6 +68,8 @@ class OtterProcessor(LogitsProcessor):
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         process_dict_updates(self.rows, batch_update, self._new)
         process_dict_updates(self.scored, batch_update, self._wants_best)
+        if batch_update is not None and self.grafted:
+            find_model(self.vllm_config).ask(tuple(sorted(self.rows)))
 
     def _new(self, params: SamplingParams, *_: Any) -> Request | None:
         return read_request(params.extra_args, self.numbers)

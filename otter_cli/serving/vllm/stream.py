@@ -22,6 +22,7 @@ from otter_cli.families import BaseShape
 from otter_cli.insertion import InsertionConfig
 from otter_cli.serving.vllm.layout import Layout, Span, Trained, pick
 from otter_cli.serving.vllm.span import spanning
+from otter_cli.serving.vllm.waiting import WaitingLayers
 from otter_cli.signals import HEADS
 
 Stored = Mapping[str, Tensor]
@@ -243,7 +244,8 @@ class InsertedFeedForward(nn.Module):
 
 
 class Stream(nn.Module):
-    """One insertion beside the base's layers, and its signal heads."""
+    """One insertion beside the base's layers, or behind some of them (`waiting`), and its signal
+    heads."""
 
     def __init__(
         self, layout: Layout, layers: Mapping[int, Any], prefix: str, **engine: Any
@@ -255,12 +257,13 @@ class Stream(nn.Module):
         self.embedding = parameter(shape.vocab, config.hidden) if table else None
         self.attention = cast(dict[str, InsertedAttention], nn.ModuleDict())
         self.ffn = cast(dict[str, InsertedFeedForward], nn.ModuleDict())
-        for index in config.layers:
+        self.waiting = WaitingLayers.of(layout, layers, prefix)
+        for index in config.layers if self.waiting is None else ():
             place = f"{prefix}.layers.{index}.otter_{config.name}.attn"
             base = layers[index].self_attn
             self.attention[str(index)] = InsertedAttention(layout, base, place, **engine)
             self.ffn[str(index)] = InsertedFeedForward(layout)
-        self.norm = Norm(config, shape) if config.hidden else None
+        self.norm = Norm(config, shape) if config.hidden and self.waiting is None else None
         self.signals = cast(dict[str, nn.ParameterDict], nn.ModuleDict())
         for signal in config.signals:
             shapes = HEADS[signal.kind].shapes(signal, shape.hidden, config.hidden, shape.vocab)
@@ -269,12 +272,19 @@ class Stream(nn.Module):
 
     def start(self, tokens: Tensor, like: Tensor) -> Tensor:
         if self.embedding is None:
-            return like.new_zeros(len(tokens), self.hidden)
-        return F.embedding(tokens, self.embedding)
+            z = like.new_zeros(len(tokens), self.hidden)
+        else:
+            z = F.embedding(tokens, self.embedding)
+        return z if self.waiting is None else z.float()
 
-    def layer(self, index: int) -> tuple[InsertedAttention, InsertedFeedForward]:
-        """What is inserted into a layer of the base; KeyError where nothing is."""
-        return self.attention[str(index)], self.ffn[str(index)]
+    def layer(self, index: int) -> tuple[InsertedAttention, InsertedFeedForward] | None:
+        """What runs beside a layer of the base."""
+        place = str(index)
+        return (self.attention[place], self.ffn[place]) if place in self.attention else None
+
+    def end(self, z: Tensor, h: Tensor) -> Tensor:
+        """v [tokens, D]."""
+        return z.to(h.dtype) if self.norm is None else self.norm(z, h)
 
     def load(self, stored: Stored) -> None:
         """Takes every tensor of the insertion, by its name within it."""
@@ -283,6 +293,8 @@ class Stream(nn.Module):
         for index in self.attention:
             self.attention[index].load(_below(stored, f"layers.{index}.attention."))
             self.ffn[index].load(_below(stored, f"layers.{index}.ffn."))
+        if self.waiting is not None:
+            self.waiting.load(stored)
         if self.norm is not None:
             self.norm.weight.copy_(stored["norm.weight"])
         for name, parts in self.signals.items():

@@ -2,9 +2,11 @@
 precision; where it can't, they do."""
 
 import copy
+import ctypes
 import os
 import subprocess
 import sys
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from transformers import StaticCache
 from otter_cli.decoding import DecodingSession
 from otter_cli.model import OtterForCausalLM
 from otter_cli.model.native import NativeStream, library, run
+from otter_cli.model.native.form import WEIGHTS_OF_LAYER, Form, Pages
+from otter_cli.model.native.numbers import Memory, at
 from tests.support.families import FULL, Case
 from tests.support.grafts import random_graft
 
@@ -400,3 +404,65 @@ def test_a_user_without_a_home_has_torchs_operations(tmp_path: Path) -> None:
         check=True,
     ).stdout
     assert told.startswith("False") and "no home" in told
+
+
+@pytest.mark.parametrize("head_dim", [32, 80])
+@pytest.mark.parametrize("half", [False, True], ids=["single", "half"])
+def test_heads_read_a_paged_cache(half: bool, head_dim: int) -> None:
+    """Rows of sequences of unlike lengths, whose blocks lie anywhere, against attention in double
+    precision: all of z is what the heads found."""
+    native = library()
+    assert native is not None
+    random = torch.Generator().manual_seed(0)
+    blocks, kv_heads, size, wide, hidden, heads = 7, 3, 64, 24, 8, 4
+    lengths, read = [1, 63, 64, 65, 150, 33, 0], slice(1, 3)
+    keys, values = torch.randn(2, blocks, kv_heads, size, head_dim, generator=random)
+    if half:
+        keys, values = keys.bfloat16(), values.bfloat16()
+        packed = keys.unflatten(-1, (-1, 2)).unflatten(2, (-1, 16)).transpose(-2, -3).flatten(2)
+        behind = values.mT.unflatten(-1, (-1, 2)).unflatten(2, (-1, 16)).transpose(-2, -3)
+        cache = torch.cat([packed, behind.flatten(2)], -1)
+    else:
+        cache = torch.cat([keys.mT.flatten(2), values.flatten(2)], -1)
+    table = torch.stack([torch.randperm(blocks, generator=random)[:3] for _ in range(4)]).int()
+    sequence = torch.tensor([0, 1, 2, 3, 1, 0, 2])
+    x = torch.randn(len(lengths), wide, generator=random)
+    ask = torch.randn(heads * head_dim, wide, generator=random) * 0.3
+    out = torch.randn(hidden, heads * head_dim, generator=random)
+    memory, seen, z = Memory(), torch.tensor(lengths), torch.zeros(len(lengths), hidden)
+    parts = dict.fromkeys(range(WEIGHTS_OF_LAYER), 0)
+    ones, zeros = torch.ones(hidden), torch.zeros(heads * head_dim, hidden)
+    parts |= {0: memory.kept(ones), 2: memory.kept(ask), 3: memory.kept(zeros)}
+    parts |= {7: memory.kept(torch.zeros(hidden, wide)), 8: memory.kept(out)}
+    parts[15] = memory.kept(torch.zeros(hidden, wide))
+    pages = Pages(
+        size=size,
+        half=half,
+        of_block=cache.stride(0),
+        of_head=cache.stride(1),
+        of_sequence=table.stride(0),
+        table=table.data_ptr(),
+        sequence=sequence.data_ptr(),
+        seen=seen.data_ptr(),
+    )
+    widths = dict.fromkeys(("in_heads", "in_out", "in_units", "in_down"), wide)
+    form = Form(
+        batch=1, tokens=len(lengths), layers=1, hidden=hidden, heads=heads, kv_heads=2,
+        head_dim=head_dim, slots=max(lengths), eps=1e-6, scale=0.2,
+        pages=ctypes.addressof(pages), **widths,
+    )  # fmt: skip
+    first = cache.data_ptr() + read.start * cache.stride(1) * cache.itemsize
+    taps = array("q", [x.data_ptr()] * 4 + [first] + [0] * 10)
+    weights = array("q", parts.values())
+    native.otter_stream(
+        ctypes.byref(form), at(weights), at(taps), ctypes.c_void_p(z.data_ptr()), None
+    )
+    for row, length in enumerate(lengths):
+        query = (ask.double() @ x[row].double()).view(2, -1, head_dim)
+        mine = table[sequence[row]].long()
+        key, value = (
+            part[mine][:, read].transpose(0, 1).flatten(1, 2)[:, :length].double()
+            for part in (keys, values)
+        )
+        found = (query @ key.mT * 0.2).softmax(-1) @ value
+        assert torch.allclose(z[row].double(), out.double() @ found.flatten(), atol=1e-4)
