@@ -26,7 +26,12 @@ from otter_cli.serving.vllm.layer import run_layer
 from otter_cli.serving.vllm.layout import Layout
 from otter_cli.serving.vllm.numbers import Numbers
 from otter_cli.serving.vllm.pooling import make_pooler
-from otter_cli.serving.vllm.served import check_engine, read_insertions, register_model
+from otter_cli.serving.vllm.served import (
+    check_engine,
+    name_compiled,
+    read_insertions,
+    register_model,
+)
 from otter_cli.serving.vllm.stream import Stream
 from otter_cli.serving.vllm.weights import check_stored
 from otter_cli.signals import HEADS
@@ -62,6 +67,7 @@ class GraftedModel(nn.Module):
             for one in read_insertions(config)
         ]
         self.streams = cast(list[Stream], nn.ModuleList(streams))
+        name_compiled(vllm_config, [one.described for one in streams])
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         return self.embed_tokens(input_ids)

@@ -42,6 +42,14 @@ def find_model(vllm_config: VllmConfig) -> Any:
     return _MODELS[vllm_config.instance_id]
 
 
+def name_compiled(vllm_config: VllmConfig, streams: list[Any]) -> None:
+    """The engine keeps what it compiled by a hash of its configuration, where streams are not
+    named: other streams, or the same ones run otherwise, are other code."""
+    more = vllm_config.additional_config
+    if isinstance(more, dict):
+        vllm_config.additional_config = {**more, "otter": streams}
+
+
 def check_engine(vllm_config: VllmConfig) -> None:
     """Raises OtterError for what the plugin does not do."""
     if vllm_config.parallel_config.pipeline_parallel_size > 1:

@@ -270,6 +270,12 @@ class Stream(nn.Module):
             parts = {name: parameter(*form) for name, form in shapes.items()}
             self.signals[signal.name] = nn.ParameterDict(parts)
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """What its code is compiled of."""
+        waiting = None if self.waiting is None else sorted(self.waiting.groups)
+        return {"insertion": self.config.model_dump(mode="json"), "waiting": waiting}
+
     def start(self, tokens: Tensor, like: Tensor) -> Tensor:
         if self.embedding is None:
             z = like.new_zeros(len(tokens), self.hidden)

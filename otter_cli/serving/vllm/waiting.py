@@ -119,7 +119,7 @@ class WaitingLayers:
         """z [tokens, D] behind the group of layers that ends with `index`; behind the last of all
         v, its norm. Rows that are left out are anybody's."""
         run = torch.ops.vllm.otter_layers
-        return run(z, taps, positions, turn, self.name, self.groups[index])
+        return run(z, taps, positions, turn, self.name, self.groups[index])[0]
 
     def run(
         self, z: Tensor, taps: list[Tensor], positions: Tensor, turn: Tensor, first: int
@@ -198,15 +198,17 @@ def _turns_halves(rotary: Any, head_dim: int) -> bool:
 
 def _run(
     z: Tensor, taps: list[Tensor], positions: Tensor, turn: Tensor, name: str, first: int
-) -> Tensor:
+) -> list[Tensor]:
+    """In a list: what reads a single result the compiler moves to where that is read, which is
+    behind the whole base, and all that waits would be held until then."""
     layers: WaitingLayers = get_forward_context().no_compile_layers[name]
-    return layers.run(z, taps, positions, turn, first)
+    return [layers.run(z, taps, positions, turn, first)]
 
 
 def _like(
     z: Tensor, taps: list[Tensor], positions: Tensor, turn: Tensor, name: str, first: int
-) -> Tensor:
-    return torch.empty_like(z)
+) -> list[Tensor]:
+    return [torch.empty_like(z)]
 
 
 direct_register_custom_op(op_name="otter_layers", op_func=_run, fake_impl=_like)
