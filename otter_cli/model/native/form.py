@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 
 _NUMBERS = """batch tokens layers hidden in_heads in_out in_units in_down heads kv_heads head_dim
-units own_kv slots first_slot mask mask_of_batch mask_of_token turn_of_batch"""
+units own_kv slots first_slot mask mask_of_batch mask_of_token turn_of_batch half"""
 EVERYTHING, CAUSAL, ADDED, ALLOWED = range(4)
 WEIGHTS_OF_LAYER = 18  # numbers of a layer in Weights
 TAPS_OF_HEADS = 11  # of those in Taps that heads alone need

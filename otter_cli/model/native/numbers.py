@@ -28,9 +28,9 @@ class Memory:
             self.held.append(tensor)
         return tensor.data_ptr()
 
-    def kept(self, tensor: Tensor | None) -> int:
+    def kept(self, tensor: Tensor | None, dtype: torch.dtype = torch.float32) -> int:
         """The address of a copy that lives as long as this; 0 of None."""
         if tensor is None:
             return 0
-        self.held.append(tensor.detach().to(torch.float32, copy=True).contiguous())
+        self.held.append(tensor.detach().to(dtype, copy=True).contiguous())
         return self.held[-1].data_ptr()

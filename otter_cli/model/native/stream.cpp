@@ -1,6 +1,7 @@
 // The inserted stream of some layers, one after the other, METHOD, 1: rows z [batch * tokens, D] in
 // place, and v, their norm after the last.
-// Single precision; norm by z's own rms; a gated FFN with SiLU. Weights are [outputs, inputs].
+// Single precision; norm by z's own rms; a gated FFN with SiLU. Weights are [outputs, inputs], those
+// of the base's activations as bfloat16 where a form says so.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -12,6 +13,8 @@ namespace {
 
 constexpr int64_t LANES = 16;
 typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
+typedef uint16_t Half;
+typedef Half Halves __attribute__((vector_size(LANES * sizeof(Half))));
 typedef uint32_t Pairs __attribute__((vector_size(LANES * sizeof(uint32_t))));
 typedef float Eight __attribute__((vector_size(8 * sizeof(float))));
 typedef float Four __attribute__((vector_size(4 * sizeof(float))));
@@ -35,6 +38,7 @@ struct Form {
   int64_t heads, kv_heads, head_dim, units;
   int64_t own_kv, slots, first_slot;  // the tokens' keys and values go to first_slot and on
   int64_t mask, mask_of_batch, mask_of_token, turn_of_batch;
+  int64_t half;  // of Weights: heads_h, out_h, units_h, down_h
   double eps, scale;
   const Pages *pages;  // null: `Taps` say where all keys and values lie
 };
@@ -72,59 +76,107 @@ inline Many load(const void *at) {
 inline Lanes firsts(const Pairs &pairs) { return (Lanes)(pairs << 16); }
 inline Lanes seconds(const Pairs &pairs) { return (Lanes)(pairs & 0xffff0000u); }
 
-// Half as wide, until one is left.
-template <typename Half, typename Whole>
-inline Half folded(const Whole &whole) {
-  Half low, high;
+inline Lanes widened(const float *at) { return load(at); }
+inline Lanes widened(const Half *at) {
+  return (Lanes)(__builtin_convertvector(load<Halves>(at), Pairs) << 16);
+}
+inline float widened_one(const float *at) { return *at; }
+inline float widened_one(const Half *at) {
+  const uint32_t bits = uint32_t(*at) << 16;
+  float one;
+  std::memcpy(&one, &bits, sizeof one);
+  return one;
+}
+
+// Half as wide, until one is left. Where it can be said, without a detour over memory, on which all
+// sums of a tile would go with it.
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define SHUFFLES
+#endif
+#endif
+#ifdef SHUFFLES
+inline Eight folded(Lanes x) {
+  return __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
+         __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+inline Four folded(Eight x) {
+  return __builtin_shufflevector(x, x, 0, 1, 2, 3) + __builtin_shufflevector(x, x, 4, 5, 6, 7);
+}
+#else
+template <typename Less, typename Whole>
+inline Less halves(Whole whole) {
+  Less low, high;
   std::memcpy(&low, &whole, sizeof low);
   std::memcpy(&high, reinterpret_cast<const char *>(&whole) + sizeof low, sizeof high);
   return low + high;
 }
+inline Eight folded(Lanes x) { return halves<Eight>(x); }
+inline Four folded(Eight x) { return halves<Four>(x); }
+#endif
 
-inline float total(const Lanes &lanes) {
-  const Four four = folded<Four>(folded<Eight>(lanes));
+inline float total(Lanes lanes) {
+  const Four four = folded(folded(lanes));
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-// out[x][w] (+)= x . w, of X rows and W weights, while those of the next W are fetched: a row is too
-// short for the processor to see by itself where reading goes on.
-template <int W, int X>
-void tile(const float *x, const float *w, int64_t width, float *out, int64_t stride, bool add) {
+// out[x][w] (+)= x . w, of X rows and W weights, while F of the next weights are fetched: a row is
+// too short for the processor to see by itself where reading goes on.
+template <int W, int X, int F, typename Weight>
+void tile(const float *x, const Weight *w, const Weight *next, int64_t width, float *out,
+          int64_t stride, bool add) {
   Lanes sums[W][X] = {};
   int64_t i = 0;
   for (; i + LANES <= width; i += LANES) {
     Lanes rows[X];
     for (int r = 0; r < X; ++r) rows[r] = load(x + r * width + i);
+    for (int f = 0; f < F; ++f) __builtin_prefetch(next + f * width + i);
     for (int o = 0; o < W; ++o) {
-      const Lanes weight = load(w + o * width + i);
-      __builtin_prefetch(w + (W + o) * width + i);
+      const Lanes weight = widened(w + o * width + i);
       for (int r = 0; r < X; ++r) sums[o][r] += weight * rows[r];
     }
   }
+  float found[X][W];
+#pragma GCC unroll 8
   for (int r = 0; r < X; ++r)
-    for (int o = 0; o < W; ++o) {
-      float sum = total(sums[o][r]);
-      for (int64_t j = i; j < width; ++j) sum += w[o * width + j] * x[r * width + j];
-      out[r * stride + o] = add ? out[r * stride + o] + sum : sum;
-    }
+#pragma GCC unroll 8
+    for (int o = 0; o < W; ++o) found[r][o] = total(sums[o][r]);
+  for (; i < width; ++i)
+    for (int r = 0; r < X; ++r)
+      for (int o = 0; o < W; ++o) found[r][o] += widened_one(w + o * width + i) * x[r * width + i];
+  for (int r = 0; r < X; ++r)
+    for (int o = 0; o < W; ++o)
+      out[r * stride + o] = add ? out[r * stride + o] + found[r][o] : found[r][o];
 }
 
-template <int W>
-void weights(const float *x, int64_t rows, const float *w, int64_t width, float *out,
+// All rows, five at a time, which share what is to be fetched.
+template <int W, typename Weight>
+void weights(const float *x, int64_t rows, const Weight *w, int64_t width, float *out,
              int64_t stride, bool add) {
+  const Weight *next = w + W * width, *end = next + W * width;
+  const bool many = rows > 10;
   int64_t r = 0;
-  for (; r + 5 <= rows; r += 5)
-    tile<W, 5>(x + r * width, w, width, out + r * stride, stride, add);
+  for (; r + 5 <= rows; r += 5) {
+    const float *here = x + r * width;
+    if (many && next < end)
+      tile<W, 5, 1>(here, w, next, width, out + r * stride, stride, add);
+    else if (many)
+      tile<W, 5, 0>(here, w, next, width, out + r * stride, stride, add);
+    else
+      tile<W, 5, W>(here, w, next, width, out + r * stride, stride, add);
+    next += many ? width : 0;
+  }
   const float *left = x + r * width;
   float *there = out + r * stride;
-  if (rows - r == 4) tile<W, 4>(left, w, width, there, stride, add);
-  if (rows - r == 3) tile<W, 3>(left, w, width, there, stride, add);
-  if (rows - r == 2) tile<W, 2>(left, w, width, there, stride, add);
-  if (rows - r == 1) tile<W, 1>(left, w, width, there, stride, add);
+  if (rows - r == 4) tile<W, 4, 1>(left, w, next, width, there, stride, add);
+  if (rows - r == 3) tile<W, 3, 1>(left, w, next, width, there, stride, add);
+  if (rows - r == 2) tile<W, 2, 1>(left, w, next, width, there, stride, add);
+  if (rows - r == 1) tile<W, 1, W>(left, w, next, width, there, stride, add);
 }
 
 // out [rows, stride] (+)= x W^T for the outputs from `from` to `to`.
-void product(const float *x, int64_t rows, const float *w, int64_t width, int64_t from, int64_t to,
+template <typename Weight>
+void product(const float *x, int64_t rows, const Weight *w, int64_t width, int64_t from, int64_t to,
              float *out, int64_t stride, bool add) {
   int64_t o = from;
   for (; o + 4 <= to; o += 4)
@@ -354,19 +406,25 @@ struct Piece {
   int64_t rows, width, from, to;
   float *out;
   int64_t stride;
+  bool half;
 
-  void run() const { product(x, rows, w, width, from, to, out, stride, false); }
+  void run() const {
+    if (half)
+      product(x, rows, reinterpret_cast<const Half *>(w), width, from, to, out, stride, false);
+    else
+      product(x, rows, w, width, from, to, out, stride, false);
+  }
 };
 
 // As many rows of the base as stay near the processor from one output to the next.
 constexpr int64_t PIECE = 32, ROWS = 64;
 
 void cut(std::vector<Piece> &pieces, int64_t layer, const float *x, int64_t rows, const float *w,
-         int64_t width, int64_t outputs, float *out) {
+         int64_t width, int64_t outputs, float *out, bool half) {
   for (int64_t row = 0; row < rows; row += ROWS)
     for (int64_t from = 0; from < outputs; from += PIECE)
       pieces.push_back({layer, x + row * width, w, std::min(ROWS, rows - row), width, from,
-                        std::min(outputs, from + PIECE), out + row * outputs, outputs});
+                        std::min(outputs, from + PIECE), out + row * outputs, outputs, half});
 }
 
 // Rows go side by side: all pieces, then layer by layer.
@@ -434,10 +492,15 @@ extern "C" void otter_stream(const Form *form, const Weights *weights, const Tap
     float *first = made + l * of_layer;
     layers[l] = {first, first + rows * heads, first + rows * (heads + hidden),
                  first + rows * (heads + hidden + units)};
-    cut(pieces, l, taps[l].normed, rows, weights[l].heads_h, form->in_heads, heads, layers[l].heads);
-    cut(pieces, l, taps[l].attended, rows, weights[l].out_h, form->in_out, hidden, layers[l].out);
-    cut(pieces, l, taps[l].ffn_normed, rows, weights[l].units_h, form->in_units, units, layers[l].units);
-    cut(pieces, l, taps[l].activated, rows, weights[l].down_h, form->in_down, hidden, layers[l].down);
+    const Weights &w = weights[l];
+    const Made &to = layers[l];
+    const auto add = [&](const float *x, const float *w, int64_t width, int64_t outs, float *out) {
+      cut(pieces, l, x, rows, w, width, outs, out, form->half);
+    };
+    add(taps[l].normed, w.heads_h, form->in_heads, heads, to.heads);
+    add(taps[l].attended, w.out_h, form->in_out, hidden, to.out);
+    add(taps[l].ffn_normed, w.units_h, form->in_units, units, to.units);
+    add(taps[l].activated, w.down_h, form->in_down, hidden, to.down);
   }
   if (rows == 1)
     one_row(stream, weights, taps, layers, pieces);

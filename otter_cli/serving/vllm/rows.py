@@ -33,7 +33,7 @@ class Rows:
         sequences, most = len(starts) - 1, metadata.max_seq_len
         places: Tensor | None
         if asking is None:
-            sequence = torch.repeat_interleave(starts.diff())
+            sequence = torch.repeat_interleave(starts.diff()).long()
             places = torch.arange(len(sequence))
         else:
             known = [row for row in asking if row < sequences]

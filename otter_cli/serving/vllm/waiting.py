@@ -60,6 +60,7 @@ class WaitingLayers:
             kv_heads=self.config.kv_heads,
             head_dim=shape.head_dim,
             units=self.config.ffn,
+            half=engine.model_config.dtype == torch.bfloat16,
             eps=shape.norm_eps,
             scale=layers[min(self.order)].self_attn.scaling,
         )
@@ -104,7 +105,8 @@ class WaitingLayers:
         """One address for each part: of the names' tensors one below the other, 0 for none."""
         for part in parts:
             found = [stored[f"{name}.{part}"] for name in names if f"{name}.{part}" in stored]
-            self._table.append(self._held.kept(torch.cat(found) if found else None))
+            dtype = torch.bfloat16 if self.form.half and part == "h.weight" else torch.float32
+            self._table.append(self._held.kept(torch.cat(found) if found else None, dtype))
 
     def turn(self, layer: Any, positions: Tensor) -> Tensor:
         """Cosines and sines by which queries are turned, [2, tokens, head_dim]."""

@@ -417,6 +417,7 @@ def test_heads_read_a_paged_cache(half: bool, head_dim: int) -> None:
     blocks, kv_heads, size, wide, hidden, heads = 7, 3, 64, 24, 8, 4
     lengths, read = [1, 63, 64, 65, 150, 33, 0], slice(1, 3)
     keys, values = torch.randn(2, blocks, kv_heads, size, head_dim, generator=random)
+    dtype = torch.bfloat16 if half else torch.float32
     if half:
         keys, values = keys.bfloat16(), values.bfloat16()
         packed = keys.unflatten(-1, (-1, 2)).unflatten(2, (-1, 16)).transpose(-2, -3).flatten(2)
@@ -427,14 +428,14 @@ def test_heads_read_a_paged_cache(half: bool, head_dim: int) -> None:
     table = torch.stack([torch.randperm(blocks, generator=random)[:3] for _ in range(4)]).int()
     sequence = torch.tensor([0, 1, 2, 3, 1, 0, 2])
     x = torch.randn(len(lengths), wide, generator=random)
-    ask = torch.randn(heads * head_dim, wide, generator=random) * 0.3
+    ask = torch.randn(heads * head_dim, wide, generator=random).mul(0.3).to(dtype)
     out = torch.randn(hidden, heads * head_dim, generator=random)
     memory, seen, z = Memory(), torch.tensor(lengths), torch.zeros(len(lengths), hidden)
     parts = dict.fromkeys(range(WEIGHTS_OF_LAYER), 0)
     ones, zeros = torch.ones(hidden), torch.zeros(heads * head_dim, hidden)
-    parts |= {0: memory.kept(ones), 2: memory.kept(ask), 3: memory.kept(zeros)}
-    parts |= {7: memory.kept(torch.zeros(hidden, wide)), 8: memory.kept(out)}
-    parts[15] = memory.kept(torch.zeros(hidden, wide))
+    parts |= {0: memory.kept(ones), 2: memory.kept(ask, dtype), 3: memory.kept(zeros)}
+    parts |= {7: memory.kept(torch.zeros(hidden, wide), dtype), 8: memory.kept(out)}
+    parts[15] = memory.kept(torch.zeros(hidden, wide), dtype)
     pages = Pages(
         size=size,
         half=half,
@@ -448,7 +449,7 @@ def test_heads_read_a_paged_cache(half: bool, head_dim: int) -> None:
     widths = dict.fromkeys(("in_heads", "in_out", "in_units", "in_down"), wide)
     form = Form(
         batch=1, tokens=len(lengths), layers=1, hidden=hidden, heads=heads, kv_heads=2,
-        head_dim=head_dim, slots=max(lengths), eps=1e-6, scale=0.2,
+        head_dim=head_dim, slots=max(lengths), eps=1e-6, scale=0.2, half=half,
         pages=ctypes.addressof(pages), **widths,
     )  # fmt: skip
     first = cache.data_ptr() + read.start * cache.stride(1) * cache.itemsize

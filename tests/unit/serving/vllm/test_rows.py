@@ -56,6 +56,7 @@ def test_every_token_where_nobody_is_asked(parts: list[tuple[int, int]]) -> None
     assert torch.equal(rows.seen, positions + 1)
     whose = [row for row, (_, new) in enumerate(parts) for _ in range(new)]
     assert rows.sequence.tolist() == whose
+    assert rows.sequence.dtype == rows.seen.dtype == torch.int64
 
 
 def test_a_batch_of_one_token_each_is_not_copied() -> None:
