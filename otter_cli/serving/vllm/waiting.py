@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from vllm.config import VllmConfig, get_current_vllm_config
 from vllm.forward_context import get_forward_context
+from vllm.model_executor.layers.attention.attention import get_attention_context
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import direct_register_custom_op
@@ -159,13 +160,12 @@ class WaitingLayers:
 
     def _rows(self, positions: Tensor) -> Rows | None:
         """Those of this step; None: nobody asks, or the engine tries itself out."""
-        by_layer = get_forward_context().attn_metadata
-        metadata = by_layer and by_layer[self.attention[0].layer_name]
+        metadata, attention, cache, _ = get_attention_context(self.attention[0].layer_name)
         if metadata is None or self.asking == ():
             return None
         if self._step[0] is not metadata:
             if self.config.heads:
-                check_cache(self.attention[0], self.attention[0].kv_cache)
+                check_cache(attention, cache)
             self._step = metadata, Rows.of(metadata, positions, self.asking)
         return self._step[1]
 
