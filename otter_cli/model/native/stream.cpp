@@ -25,7 +25,7 @@ enum Mask : int64_t { EVERYTHING, CAUSAL, ADDED, ALLOWED };
 // head keys [head_dim, size], and values [size, head_dim] behind them. Half: as bfloat16 in pairs,
 // keys [size / LANES, head_dim / 2, LANES, 2] and values [head_dim / LANES, size / 2, LANES, 2].
 struct Pages {
-  int64_t size, half;  // slots of a block, a multiple of twice LANES
+  int64_t size, half;  // slots of a block, a multiple of LANES
   int64_t of_block, of_head, of_sequence;  // strides in the caches, and in the table
   const int32_t *table;                    // [sequences, ...] blocks
   const int64_t *sequence, *seen;          // of a row; how many slots it sees
@@ -247,7 +247,7 @@ struct Stream {
   void land(const Weights &w, const Taps &taps, const Made &made, int64_t row) const {
     static thread_local std::vector<float> kept;
     const int64_t attended = form.heads * form.head_dim;
-    float *mine = room(kept, std::max(attended, form.units) + form.slots + 2 * LANES);
+    float *mine = room(kept, std::max(attended, form.units) + form.slots + LANES);
     float *here = z + row * form.hidden;
     for (int64_t head = 0; head < form.heads; ++head)
       attend(taps, made.heads + row * head_outputs() + head * form.head_dim, row, head,

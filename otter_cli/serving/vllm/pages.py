@@ -10,7 +10,7 @@ from torch import Tensor
 from vllm import _custom_ops as engine_ops
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl, _get_attn_isa
 
-# Slots of a block: what stream.cpp takes at a time. The engine's blocks are multiples of it.
+# A block has multiples of SLOTS, which the engine's kernels take at a time; stream.cpp takes LANES.
 SLOTS, LANES = 32, 16
 
 
