@@ -70,5 +70,5 @@ def combine(
     weight = weights["base"]
     out = F.linear(base_state.to(weight.dtype), weight, weights["bias"])
     if "inserted" in weights and inserted_state is not None:
-        out = out + F.linear(inserted_state, weights["inserted"])
+        out = out + F.linear(inserted_state.to(weight.dtype), weights["inserted"])
     return out

@@ -15,16 +15,16 @@ def at(numbers: array[int], first: int = 0) -> ctypes.c_void_p:
 
 
 class Memory:
-    """Addresses of numbers in single precision, one after the other: of a tensor, or of what it was
-    converted to, which lives as long as this."""
+    """Addresses of numbers one after the other, in single precision unless told otherwise: of a
+    tensor, or of what it was converted to, which lives as long as this."""
 
     def __init__(self) -> None:
         self.held: list[Tensor] = []
 
-    def at(self, tensor: Tensor | None) -> int:
+    def at(self, tensor: Tensor | None, dtype: torch.dtype = torch.float32) -> int:
         assert tensor is not None
-        if tensor.dtype is not torch.float32 or not tensor.is_contiguous():
-            tensor = tensor.float().contiguous()
+        if tensor.dtype is not dtype or not tensor.is_contiguous():
+            tensor = tensor.to(dtype).contiguous()
             self.held.append(tensor)
         return tensor.data_ptr()
 

@@ -1,12 +1,13 @@
 // The inserted stream of some layers, one after the other, METHOD, 1: rows z [batch * tokens, D] in
 // place, and v, their norm after the last.
-// Single precision; norm by z's own rms; a gated FFN with SiLU. Weights are [outputs, inputs], those
-// of the base's activations as bfloat16 where a form says so.
+// Single precision; norm by z's own rms; a gated FFN with SiLU. Weights are [outputs, inputs]. What
+// is read of the base, and the weights that it meets, are bfloat16 where a form says so.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 namespace {
@@ -14,7 +15,6 @@ namespace {
 constexpr int64_t LANES = 16;
 typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
 typedef uint16_t Half;
-typedef Half Halves __attribute__((vector_size(LANES * sizeof(Half))));
 typedef uint32_t Pairs __attribute__((vector_size(LANES * sizeof(uint32_t))));
 typedef float Eight __attribute__((vector_size(8 * sizeof(float))));
 typedef float Four __attribute__((vector_size(4 * sizeof(float))));
@@ -38,7 +38,7 @@ struct Form {
   int64_t heads, kv_heads, head_dim, units;
   int64_t own_kv, slots, first_slot;  // the tokens' keys and values go to first_slot and on
   int64_t mask, mask_of_batch, mask_of_token, turn_of_batch;
-  int64_t half;  // of Weights: heads_h, out_h, units_h, down_h
+  int64_t half;  // of Weights: heads_h, out_h, units_h, down_h; of Taps: what the base hands
   double eps, scale;
   const Pages *pages;  // null: `Taps` say where all keys and values lie
 };
@@ -53,7 +53,7 @@ struct Weights {
 
 // What the base hands a layer; keys and values are the insertion's own, or the base's.
 struct Taps {
-  const float *normed, *attended, *ffn_normed, *activated;
+  const void *normed, *attended, *ffn_normed, *activated;
   float *key, *value;
   int64_t key_of[3], value_of[3];  // strides of batch, head and slot
   const float *cos, *sin;
@@ -76,16 +76,23 @@ inline Many load(const void *at) {
 inline Lanes firsts(const Pairs &pairs) { return (Lanes)(pairs << 16); }
 inline Lanes seconds(const Pairs &pairs) { return (Lanes)(pairs & 0xffff0000u); }
 
-inline Lanes widened(const float *at) { return load(at); }
-inline Lanes widened(const Half *at) {
-  return (Lanes)(__builtin_convertvector(load<Halves>(at), Pairs) << 16);
+// What a register holds of numbers that lie one after the other.
+template <typename Number>
+using Wide = std::conditional_t<std::is_same_v<Number, Half>, Pairs, Lanes>;
+
+inline Lanes plus_products(const Lanes &sum, const Lanes &one, const Lanes &other) {
+  return sum + one * other;
 }
-inline float widened_one(const float *at) { return *at; }
-inline float widened_one(const Half *at) {
-  const uint32_t bits = uint32_t(*at) << 16;
-  float one;
-  std::memcpy(&one, &bits, sizeof one);
-  return one;
+inline Lanes plus_products(const Lanes &sum, const Pairs &one, const Pairs &other) {
+  return sum + firsts(one) * firsts(other) + seconds(one) * seconds(other);
+}
+
+inline float whole(float one) { return one; }
+inline float whole(Half one) {
+  const uint32_t bits = uint32_t(one) << 16;
+  float same;
+  std::memcpy(&same, &bits, sizeof same);
+  return same;
 }
 
 // Half as wide, until one is left. Where it can be said, without a detour over memory, on which all
@@ -122,18 +129,19 @@ inline float total(Lanes lanes) {
 
 // out[x][w] (+)= x . w, of X rows and W weights, while F of the next weights are fetched: a row is
 // too short for the processor to see by itself where reading goes on.
-template <int W, int X, int F, typename Weight>
-void tile(const float *x, const Weight *w, const Weight *next, int64_t width, float *out,
+template <int W, int X, int F, typename Number>
+void tile(const Number *x, const Number *w, const Number *next, int64_t width, float *out,
           int64_t stride, bool add) {
+  constexpr int64_t STEP = sizeof(Wide<Number>) / sizeof(Number);
   Lanes sums[W][X] = {};
   int64_t i = 0;
-  for (; i + LANES <= width; i += LANES) {
-    Lanes rows[X];
-    for (int r = 0; r < X; ++r) rows[r] = load(x + r * width + i);
+  for (; i + STEP <= width; i += STEP) {
+    Wide<Number> rows[X];
+    for (int r = 0; r < X; ++r) rows[r] = load<Wide<Number>>(x + r * width + i);
     for (int f = 0; f < F; ++f) __builtin_prefetch(next + f * width + i);
     for (int o = 0; o < W; ++o) {
-      const Lanes weight = widened(w + o * width + i);
-      for (int r = 0; r < X; ++r) sums[o][r] += weight * rows[r];
+      const auto weight = load<Wide<Number>>(w + o * width + i);
+      for (int r = 0; r < X; ++r) sums[o][r] = plus_products(sums[o][r], weight, rows[r]);
     }
   }
   float found[X][W];
@@ -143,41 +151,45 @@ void tile(const float *x, const Weight *w, const Weight *next, int64_t width, fl
     for (int o = 0; o < W; ++o) found[r][o] = total(sums[o][r]);
   for (; i < width; ++i)
     for (int r = 0; r < X; ++r)
-      for (int o = 0; o < W; ++o) found[r][o] += widened_one(w + o * width + i) * x[r * width + i];
+      for (int o = 0; o < W; ++o) found[r][o] += whole(w[o * width + i]) * whole(x[r * width + i]);
   for (int r = 0; r < X; ++r)
     for (int o = 0; o < W; ++o)
       out[r * stride + o] = add ? out[r * stride + o] + found[r][o] : found[r][o];
 }
 
-// All rows, five at a time, which share what is to be fetched.
-template <int W, typename Weight>
-void weights(const float *x, int64_t rows, const Weight *w, int64_t width, float *out,
+// `tile` of so many rows, X at most.
+template <int W, int X, int F, typename... Given>
+void tile_of(int64_t rows, Given... given) {
+  if (rows == X)
+    tile<W, X, F>(given...);
+  else if constexpr (X > 1)
+    tile_of<W, X - 1, F>(rows, given...);
+}
+
+// All rows, up to five at a time and about as many each time. Many share what is to be fetched; few
+// fetch all of it, unless there is too little to do meanwhile.
+template <int W, typename Number>
+void weights(const Number *x, int64_t rows, const Number *w, int64_t width, float *out,
              int64_t stride, bool add) {
-  const Weight *next = w + W * width, *end = next + W * width;
-  const bool many = rows > 10;
-  int64_t r = 0;
-  for (; r + 5 <= rows; r += 5) {
-    const float *here = x + r * width;
-    if (many && next < end)
-      tile<W, 5, 1>(here, w, next, width, out + r * stride, stride, add);
-    else if (many)
-      tile<W, 5, 0>(here, w, next, width, out + r * stride, stride, add);
+  const Number *next = w + W * width, *last = next + (W - 1) * width;
+  const int64_t times = (rows + 4) / 5;
+  const bool all = rows == 1 || (rows >= 5 && times < 3);
+  for (int64_t time = 0, r = 0; time < times; ++time) {
+    const int64_t now = (rows - r + times - time - 1) / (times - time);
+    const Number *here = x + r * width, *ahead = std::min(next + time * width, last);
+    float *to = out + r * stride;
+    if (all)
+      tile_of<W, 5, W>(now, here, w, next, width, to, stride, add);
     else
-      tile<W, 5, W>(here, w, next, width, out + r * stride, stride, add);
-    next += many ? width : 0;
+      tile_of<W, 5, 1>(now, here, w, ahead, width, to, stride, add);
+    r += now;
   }
-  const float *left = x + r * width;
-  float *there = out + r * stride;
-  if (rows - r == 4) tile<W, 4, 1>(left, w, next, width, there, stride, add);
-  if (rows - r == 3) tile<W, 3, 1>(left, w, next, width, there, stride, add);
-  if (rows - r == 2) tile<W, 2, 1>(left, w, next, width, there, stride, add);
-  if (rows - r == 1) tile<W, 1, W>(left, w, next, width, there, stride, add);
 }
 
 // out [rows, stride] (+)= x W^T for the outputs from `from` to `to`.
-template <typename Weight>
-void product(const float *x, int64_t rows, const Weight *w, int64_t width, int64_t from, int64_t to,
-             float *out, int64_t stride, bool add) {
+template <typename Number>
+void product(const Number *x, int64_t rows, const Number *w, int64_t width, int64_t from,
+             int64_t to, float *out, int64_t stride, bool add) {
   int64_t o = from;
   for (; o + 4 <= to; o += 4)
     weights<4>(x, rows, w + o * width, width, out + o, stride, add);
@@ -293,7 +305,7 @@ struct Stream {
     }
   }
 
-  // A row's block with slot `at`: a head's keys, and its values behind them.
+  // A row's block that begins with slot `at`: a head's keys, and its values behind them.
   const char *page(const Taps &taps, int64_t row, int64_t kv, int64_t at) const {
     const Pages &pages = *form.pages;
     const int64_t block = pages.table[pages.sequence[row] * pages.of_sequence + at / pages.size];
@@ -301,48 +313,73 @@ struct Stream {
            (block * pages.of_block + kv * pages.of_head) * (pages.half ? 2 : 4);
   }
 
+  // scores[at...] = query . key, of N lanes of slots side by side: keys lie by their numbers.
+  template <typename Number, int N>
+  void score(const char *keys, const float *query, int64_t at, float *scores) const {
+    const int64_t size = form.pages->size, c = form.head_dim;
+    Lanes sums[N] = {};
+    for (int64_t i = 0; i < c; i += 2)
+      for (int n = 0; n < N; ++n)
+        if constexpr (std::is_same_v<Number, Half>) {
+          const Pairs *pairs = reinterpret_cast<const Pairs *>(keys) + (at / LANES + n) * (c / 2);
+          const Pairs both = load<Pairs>(pairs + i / 2);
+          sums[n] += query[i] * firsts(both) + query[i + 1] * seconds(both);
+        } else {
+          const float *here = reinterpret_cast<const float *>(keys) + at + n * LANES + i * size;
+          sums[n] += query[i] * load(here) + query[i + 1] * load(here + size);
+        }
+    std::memcpy(scores + at, sums, sizeof sums);
+  }
+
+  // out[i...] += weight * value, of N lanes of a value's numbers and the first slots of a block.
+  template <typename Number, int N>
+  void mix(const char *values, const float *weights, int64_t slots, int64_t i, float *out) const {
+    const int64_t size = form.pages->size, c = form.head_dim;
+    Lanes sums[N];
+    std::memcpy(sums, out + i, sizeof sums);
+    for (int64_t at = 0; at < slots; ++at)
+      for (int n = 0; n < N; ++n)
+        if constexpr (std::is_same_v<Number, Half>) {
+          const Pairs *pairs = reinterpret_cast<const Pairs *>(values) + (i / LANES + n) * (size / 2);
+          const Pairs both = load<Pairs>(pairs + at / 2);
+          sums[n] += weights[at] * (at % 2 ? seconds(both) : firsts(both));
+        } else {
+          const float *value = reinterpret_cast<const float *>(values) + at * c;
+          sums[n] += weights[at] * load(value + i + n * LANES);
+        }
+    std::memcpy(out + i, sums, sizeof sums);
+  }
+
   // Whole lanes of slots at a time: what lies behind the last that is seen is nobody's.
-  template <bool half>
+  template <typename Number>
   void score_pages(const Taps &taps, const float *query, int64_t row, int64_t kv, int64_t slots,
                    float *scores) const {
-    const int64_t size = form.pages->size, c = form.head_dim;
-    for (int64_t at = 0; at < slots; at += LANES) {
-      const char *keys = page(taps, row, kv, at);
-      const float *whole = reinterpret_cast<const float *>(keys) + at % size;
-      const Pairs *pairs = reinterpret_cast<const Pairs *>(keys) + at % size / LANES * (c / 2);
-      Lanes even = {}, odd = {};
-      for (int64_t i = 0; i < c; i += 2) {
-        const Pairs both = half ? load<Pairs>(pairs + i / 2) : Pairs{};
-        even += query[i] * (half ? firsts(both) : load(whole + i * size));
-        odd += query[i + 1] * (half ? seconds(both) : load(whole + (i + 1) * size));
-      }
-      even += odd;
-      std::memcpy(scores + at, &even, sizeof even);
+    const int64_t size = form.pages->size;
+    for (int64_t first = 0; first < slots; first += size, scores += size) {
+      const char *keys = page(taps, row, kv, first);
+      const int64_t seen = std::min(slots - first, size);
+      int64_t at = 0;
+      for (; at + 3 * LANES < seen; at += 4 * LANES) score<Number, 4>(keys, query, at, scores);
+      if (at + 2 * LANES < seen)
+        score<Number, 3>(keys, query, at, scores);
+      else if (at + LANES < seen)
+        score<Number, 2>(keys, query, at, scores);
+      else if (at < seen)
+        score<Number, 1>(keys, query, at, scores);
     }
   }
 
-  // out += weight * value, of the slots that are seen.
-  template <bool half>
+  template <typename Number>
   void mix_pages(const Taps &taps, const float *weights, int64_t row, int64_t kv, int64_t slots,
                  float *out) const {
     const int64_t size = form.pages->size, c = form.head_dim;
-    for (int64_t at = 0; at < slots; at += 2) {
-      const char *values = page(taps, row, kv, at) + size * c * (half ? 2 : 4);
-      const bool second = at + 1 < slots;
-      for (int64_t i = 0; i < c; i += LANES) {
-        Lanes sum = load(out + i);
-        if (half) {
-          const Pairs *of_pair = reinterpret_cast<const Pairs *>(values) + i / LANES * (size / 2);
-          const Pairs both = load<Pairs>(of_pair + at % size / 2);
-          sum += weights[at] * firsts(both);
-          if (second) sum += weights[at + 1] * seconds(both);
-        } else {
-          const float *whole = reinterpret_cast<const float *>(values) + at % size * c + i;
-          sum += weights[at] * load(whole);
-          if (second) sum += weights[at + 1] * load(whole + c);
-        }
-        std::memcpy(out + i, &sum, sizeof sum);
-      }
+    for (int64_t first = 0; first < slots; first += size, weights += size) {
+      const char *values = page(taps, row, kv, first) + size * c * sizeof(Number);
+      const int64_t seen = std::min(slots - first, size);
+      int64_t i = 0;
+      for (; i + 8 * LANES <= c; i += 8 * LANES) mix<Number, 8>(values, weights, seen, i, out);
+      for (; i + 4 * LANES <= c; i += 4 * LANES) mix<Number, 4>(values, weights, seen, i, out);
+      for (; i < c; i += LANES) mix<Number, 1>(values, weights, seen, i, out);
     }
   }
 
@@ -371,9 +408,9 @@ struct Stream {
     const int64_t slots = form.pages ? form.pages->seen[row] : form.slots;
     const bool half = form.pages && form.pages->half;
     if (half)
-      score_pages<true>(taps, query, row, kv, slots, weights);
+      score_pages<Half>(taps, query, row, kv, slots, weights);
     else if (form.pages)
-      score_pages<false>(taps, query, row, kv, slots, weights);
+      score_pages<float>(taps, query, row, kv, slots, weights);
     else
       score_slots(taps, query, b, kv, weights);
     float largest = -INFINITY;
@@ -389,9 +426,9 @@ struct Stream {
       sum += weights[at] = seen ? std::exp(weights[at] - largest) : 0;
     }
     if (half)
-      mix_pages<true>(taps, weights, row, kv, slots, out);
+      mix_pages<Half>(taps, weights, row, kv, slots, out);
     else if (form.pages)
-      mix_pages<false>(taps, weights, row, kv, slots, out);
+      mix_pages<float>(taps, weights, row, kv, slots, out);
     else
       mix_slots(taps, weights, b, kv, out);
     if (sum != 0)
@@ -402,29 +439,36 @@ struct Stream {
 // Some outputs of a product with the base: as much as a thread takes at a time.
 struct Piece {
   int64_t layer;
-  const float *x, *w;
-  int64_t rows, width, from, to;
+  const void *x, *w;
+  int64_t first, rows, width, from, to;  // rows from the first on, outputs `from` up to `to`
   float *out;
   int64_t stride;
   bool half;
 
   void run() const {
     if (half)
-      product(x, rows, reinterpret_cast<const Half *>(w), width, from, to, out, stride, false);
+      of<Half>();
     else
-      product(x, rows, w, width, from, to, out, stride, false);
+      of<float>();
+  }
+
+ private:
+  template <typename Number>
+  void of() const {
+    product(static_cast<const Number *>(x) + first * width, rows, static_cast<const Number *>(w), width,
+            from, to, out + first * stride, stride, false);
   }
 };
 
 // As many rows of the base as stay near the processor from one output to the next.
 constexpr int64_t PIECE = 32, ROWS = 64;
 
-void cut(std::vector<Piece> &pieces, int64_t layer, const float *x, int64_t rows, const float *w,
+void cut(std::vector<Piece> &pieces, int64_t layer, const void *x, int64_t rows, const void *w,
          int64_t width, int64_t outputs, float *out, bool half) {
   for (int64_t row = 0; row < rows; row += ROWS)
     for (int64_t from = 0; from < outputs; from += PIECE)
-      pieces.push_back({layer, x + row * width, w, std::min(ROWS, rows - row), width, from,
-                        std::min(outputs, from + PIECE), out + row * outputs, outputs, half});
+      pieces.push_back({layer, x, w, row, std::min(ROWS, rows - row), width, from,
+                        std::min(outputs, from + PIECE), out, outputs, half});
 }
 
 // Rows go side by side: all pieces, then layer by layer.
@@ -494,7 +538,7 @@ extern "C" void otter_stream(const Form *form, const Weights *weights, const Tap
                  first + rows * (heads + hidden + units)};
     const Weights &w = weights[l];
     const Made &to = layers[l];
-    const auto add = [&](const float *x, const float *w, int64_t width, int64_t outs, float *out) {
+    const auto add = [&](const void *x, const void *w, int64_t width, int64_t outs, float *out) {
       cut(pieces, l, x, rows, w, width, outs, out, form->half);
     };
     add(taps[l].normed, w.heads_h, form->in_heads, heads, to.heads);

@@ -146,6 +146,8 @@ class Grafted:
         self.model = GraftedModel(vllm_config=vllm_config, prefix=inner, base=self.model)
         self.step: Step | None = None
         self.signals = {s.name: (one, s) for one in self.model.streams for s in one.config.signals}
+        # Read at every step: a ParameterDict takes its time to list what it holds.
+        self.heads = {n: dict(one.signals[n].items()) for n, (one, _) in self.signals.items()}
         numbers = Numbers(signal for _, signal in self.signals.values())
         # vLLM's class for pooling, made of this one, keeps a pooler that is there already.
         self.pooler = make_pooler(vllm_config, numbers, self.score_texts)
@@ -184,7 +186,7 @@ class Grafted:
         inserted = step.inserted[owner.config.name]
         scores = HEADS[signal.kind].forward(
             signal,
-            dict(owner.signals[name].items()),
+            self.heads[name],
             step.base_state[rows],
             None if inserted is None else inserted[rows],
             EngineHead(super().compute_logits),  # type: ignore[misc]

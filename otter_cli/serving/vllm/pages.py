@@ -14,6 +14,7 @@ from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl, _get_at
 SLOTS, LANES = 32, 16
 
 
+@cache
 def kernels(dtype: torch.dtype, head_dim: int) -> str:
     """The engine's name for the kernels that write such a cache; they decide how it lies in
     memory."""

@@ -6,6 +6,7 @@ model, which runs in the same process and step.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -99,8 +100,7 @@ class OtterProcessor(LogitsProcessor):
         `logprobs`: None where nobody asked for any."""
         token, groups = sampled[:, None].long(), self._groups()
         if logprobs is None:
-            chosen = torch.full(token.shape, -torch.inf, device=token.device)
-            ranks = torch.zeros_like(token[:, 0])
+            chosen, ranks = _nothing(len(token), token.device)
         else:
             chosen = logprobs.gather(-1, token)
             mark_unbacked(logprobs, 0)  # as stock does: no compiling anew for another batch
@@ -108,9 +108,10 @@ class OtterProcessor(LogitsProcessor):
             ranks = batched_count_greater_than(logprobs, chosen)
         ((wanted, silent), rows), *others = groups.items()
         if not others and len(rows) == len(token) and silent == (logprobs is None):
-            ids = torch.cat([token, _virtual(wanted, token).expand(len(token), -1)], -1)
+            virtual = _virtual(wanted, token.device).expand(len(token), -1)
+            ids = torch.cat([token.int(), virtual], -1)
             read = self._read(wanted, self._step(token), slice(None), sampled)
-            return LogprobsTensors(ids.int(), torch.cat([chosen, read], -1), ranks)
+            return LogprobsTensors(ids, torch.cat([chosen, read], -1), ranks)
         room = (0, max(len(wanted) for wanted, _ in groups))
         found = LogprobsTensors(F.pad(token, room).int(), F.pad(chosen, room), ranks)
         return self.add_numbers(found, sampled)
@@ -133,7 +134,7 @@ class OtterProcessor(LogitsProcessor):
             values[at, end:] = found.logprobs[at, 1:kept]
             if silent:
                 ids[at, end:], values[at], ranks[at] = ids[at, :1], -torch.inf, 0
-            ids[at, 1:end] = _virtual(wanted, ids).expand(len(rows), -1)
+            ids[at, 1:end] = _virtual(wanted, ids.device).expand(len(rows), -1)
             values[at, 1:end] = self._read(wanted, step, at, sampled[at])
         return found._replace(logprob_token_ids=ids, logprobs=values, selected_token_ranks=ranks)
 
@@ -169,9 +170,17 @@ class OtterProcessor(LogitsProcessor):
         return scores[:, None] if scores.ndim == 1 else scores
 
 
-def _virtual(wanted: tuple[int, ...], like: Tensor) -> Tensor:
+@lru_cache(maxsize=64)
+def _nothing(rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and ranks where nobody asked for any, [rows, 1] and [rows]."""
+    none = torch.full((rows, 1), -torch.inf, device=device)
+    return none, torch.zeros(rows, dtype=torch.int64, device=device)
+
+
+@lru_cache(maxsize=64)
+def _virtual(wanted: tuple[int, ...], device: torch.device) -> Tensor:
     """The ids under which numbers travel."""
-    return torch.tensor(wanted, device=like.device, dtype=like.dtype) + VIRTUAL
+    return torch.tensor(wanted, device=device, dtype=torch.int32) + VIRTUAL
 
 
 def _check_room(wanted: int, logprobs: int | None) -> None:

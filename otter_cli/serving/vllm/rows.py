@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -36,9 +37,8 @@ class Rows:
             sequence = torch.repeat_interleave(starts.diff()).long()
             places = torch.arange(len(sequence))
         else:
-            known = [row for row in asking if row < sequences]
-            sequence = torch.tensor(known, dtype=torch.int64)
-            if len(known) == sequences == len(positions):
+            sequence = _known(tuple(asking), sequences)
+            if len(sequence) == sequences == len(positions):
                 return cls(sequences, None, sequence, positions + 1, table, most)
             places = starts[1:][sequence].long() - 1
         if not len(places):
@@ -62,3 +62,9 @@ class Rows:
                 seen=self.seen.data_ptr(),
             )
         return self.pages
+
+
+@lru_cache(maxsize=64)
+def _known(asking: tuple[int, ...], sequences: int) -> Tensor:
+    """Those of the step, as a tensor: from one step to the next they mostly stay the same."""
+    return torch.tensor([row for row in asking if row < sequences], dtype=torch.int64)

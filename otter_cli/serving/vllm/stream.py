@@ -28,8 +28,8 @@ from otter_cli.signals import HEADS
 Stored = Mapping[str, Tensor]
 
 
-def parameter(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.empty(shape), requires_grad=False)
+def parameter(*shape: int, **more: Any) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape, **more), requires_grad=False)
 
 
 def inverse_rms(measured: Tensor, eps: float) -> Tensor:
@@ -267,7 +267,10 @@ class Stream(nn.Module):
         self.signals = cast(dict[str, nn.ParameterDict], nn.ModuleDict())
         for signal in config.signals:
             shapes = HEADS[signal.kind].shapes(signal, shape.hidden, config.hidden, shape.vocab)
-            parts = {name: parameter(*form) for name, form in shapes.items()}
+            # A head of few numbers costs nothing in single precision; in half of it, on a
+            # processor, more than the stream.
+            few = {"dtype": torch.float32} if signal.kind in ("value", "classes") else {}
+            parts = {name: parameter(*form, **few) for name, form in shapes.items()}
             self.signals[signal.name] = nn.ParameterDict(parts)
 
     @property

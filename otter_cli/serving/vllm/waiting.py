@@ -41,14 +41,16 @@ class WaitingLayers:
     every token is computed, as where texts are scored.
     """
 
-    def __init__(self, layout: Layout, layers: Mapping[int, Any], prefix: str) -> None:
+    def __init__(self, layout: Layout, layers: Mapping[int, Any], prefix: str, native: Any) -> None:
         self.config, shape = layout.config, layout.shape
-        self.name = f"{prefix}.otter_{self.config.name}"
+        self.name, self._native = f"{prefix}.otter_{self.config.name}", native.otter_stream
         self.asking: tuple[int, ...] | None = None
         self.order = {index: place for place, index in enumerate(sorted(self.config.layers))}
         self.attention = [layers[index].self_attn.attn for index in self.order]
         inputs = shape.hidden, shape.heads * shape.head_dim, shape.hidden, shape.ffn
         engine = get_current_vllm_config()
+        # Of the base's activations, and of the weights that these meet.
+        self.dtype: torch.dtype = engine.model_config.dtype
         self.groups = self._groups(engine, sum(inputs))
         self.form = Form(
             batch=1,
@@ -61,7 +63,7 @@ class WaitingLayers:
             kv_heads=self.config.kv_heads,
             head_dim=shape.head_dim,
             units=self.config.ffn,
-            half=engine.model_config.dtype == torch.bfloat16,
+            half=self.dtype == torch.bfloat16,
             eps=shape.norm_eps,
             scale=layers[min(self.order)].self_attn.scaling,
         )
@@ -71,9 +73,8 @@ class WaitingLayers:
     @classmethod
     def of(cls, layout: Layout, layers: Mapping[int, Any], prefix: str) -> WaitingLayers | None:
         """None where native code does not know the form, or cannot read the engine's cache."""
-        if not _fits(layout, layers) or library() is None:
-            return None
-        return cls(layout, layers, prefix)
+        native = library() if _fits(layout, layers) else None
+        return None if native is None else cls(layout, layers, prefix, native)
 
     def _groups(self, engine: VllmConfig, width: int) -> dict[int, int]:
         """The last layer of each group, and the place in `order` at which it begins."""
@@ -106,7 +107,7 @@ class WaitingLayers:
         """One address for each part: of the names' tensors one below the other, 0 for none."""
         for part in parts:
             found = [stored[f"{name}.{part}"] for name in names if f"{name}.{part}" in stored]
-            dtype = torch.bfloat16 if self.form.half and part == "h.weight" else torch.float32
+            dtype = self.dtype if part == "h.weight" else torch.float32
             self._table.append(self._held.kept(torch.cat(found) if found else None, dtype))
 
     def turn(self, layer: Any, positions: Tensor) -> Tensor:
@@ -131,14 +132,14 @@ class WaitingLayers:
         rows = self._rows(positions)
         if rows is None:
             return z.clone()
-        form, count = Form.from_buffer_copy(self.form), len(taps) // TAPS
+        form, count = self.form, len(taps) // TAPS
         form.tokens, form.layers, form.slots = rows.count, count, rows.most
         memory, numbers = Memory(), array("q")
         memory.held = [rows.taken(tap) for tap in taps]
         turned = rows.taken(turn, 1) if self.config.heads else None
         for place in range(count):
             read = memory.held[TAPS * place : TAPS * (place + 1)]
-            numbers.extend(map(memory.at, read))
+            numbers.extend(memory.at(tap, self.dtype) for tap in read)
             if turned is None:
                 numbers.extend([0] * TAPS_OF_HEADS)
                 continue
@@ -152,9 +153,7 @@ class WaitingLayers:
         v = torch.empty_like(here) if last else None
         to = ctypes.c_void_p(here.data_ptr()), ctypes.c_void_p(0 if v is None else v.data_ptr())
         weights = at(self._table, first * WEIGHTS_OF_LAYER)
-        native = library()
-        assert native is not None
-        native.otter_stream(ctypes.byref(form), weights, at(numbers), *to)
+        self._native(ctypes.byref(form), weights, at(numbers), *to)
         made = here if v is None else v
         return made if rows.places is None else z.index_copy(0, rows.places, made)
 
