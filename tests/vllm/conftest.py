@@ -20,6 +20,8 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "OMP_NUM_THREADS": "1",
 }
+# On a CPU stock vLLM 0.32 stops at a request that has a seed and a prompt in chunks.
+CHUNKED = {"enable_chunked_prefill": True, "max_num_batched_tokens": 64, "max_num_seqs": 8}
 INSIDE = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 ENGINE = {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 16, "seed": 0}
 EAGER = {**ENGINE, "enforce_eager": True, "distributed_executor_backend": "uni"}
@@ -51,6 +53,9 @@ def grafts(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
         # The two in the middle of the base's four key/value heads.
         "uneven": random_graft(
             base, folder / "uneven", kv="base", heads=4, kv_heads=2, kv_start=1, **sizes
+        ),
+        "headless": random_graft(
+            base, folder / "headless", kv="base", heads=0, kv_heads=0, **sizes
         ),
     }
 

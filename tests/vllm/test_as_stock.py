@@ -86,3 +86,23 @@ def declined(choice: dict[str, Any]) -> dict[str, Any]:
     """A choice with numbers, had it asked for no log-probabilities."""
     steps = [[[step[0][0], -math.inf], *step[1:]] for step in choice["logprobs"]]
     return {**choice, "logprobs": steps}
+
+
+def test_who_names_tokens_has_their_log_probabilities_beside_those_who_ask_for_numbers(
+    base: Path, served: dict[str, Path], prompts: list[list[int]], engine: Ask
+) -> None:
+    """vLLM's `logprob_token_ids`: then the whole batch has a table as wide as these."""
+    few, labels = prompts[:12], {"logprob_token_ids": [5, 7]}
+    sampling = {"max_tokens": 4, "temperature": 0.0}
+    named = requests(few, **sampling, **labels)
+    numbers_too = {"logprobs": NUMBERS, "extra_args": SIGNAL_NAMES}
+    silent = {**numbers_too, "extra_args": {**SIGNAL_NAMES, "otter_logprobs": False}}
+    (stock,) = engine(base, [named])["passes"]
+    for more in numbers_too, silent:
+        asking = requests(few, **sampling, **more)
+        batch = [(named, asking)[i % 2][i] for i in range(len(few))]
+        mixed, alone = engine(served["base"], [batch, asking])["passes"]
+        assert mixed["rows"][::2] == stock["rows"][::2]
+        for mine, theirs in zip(mixed["rows"][1::2], alone["rows"][1::2], strict=True):
+            assert numbers(mine) == pytest.approx(numbers(theirs), abs=1e-5)
+            assert without_signals(mine) == without_signals(theirs)

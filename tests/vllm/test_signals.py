@@ -7,19 +7,21 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from tests.vllm.conftest import EAGER, ENGINE, INSIDE, Ask
+from tests.vllm.conftest import CHUNKED, EAGER, ENGINE, INSIDE, Ask
 from tests.vllm.engine import ONE_BY_ONE, WHOLE_CACHE
 from tests.vllm.support import ASKED, NUMBERS, differences, mixed_prompts, reference, requests
 
 TOLERANCE = 1e-4
 WITH_SIGNALS = {"logprobs": NUMBERS, "extra_args": {"otter_signals": ",".join(ASKED)}}
-CHUNKED = {"enable_chunked_prefill": True, "max_num_batched_tokens": 64, "max_num_seqs": 8}
 BESIDE = {**INSIDE, "OTTER_NATIVE": "0"}  # the base's layers, by torch's operations
 WHOLE = {"enable_chunked_prefill": False, "enable_prefix_caching": False}
 WAYS: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     "in-process": ("base", EAGER, INSIDE),
     "own-keys-and-values": ("own", EAGER, INSIDE),
     "few-kv-heads": ("uneven", EAGER, INSIDE),
+    "without-heads": ("headless", EAGER, INSIDE),
+    # Too few blocks for all: some sequences have to make room, and come again.
+    "preempted": ("base", {**EAGER, "num_gpu_blocks_override": 10}, INSIDE),
     "layer-by-layer": ("base", EAGER, {**INSIDE, ONE_BY_ONE: "1"}),
     "beside-the-base": ("base", EAGER, BESIDE),
     "beside-few-kv-heads": ("uneven", EAGER, BESIDE),
@@ -55,7 +57,6 @@ def test_signals_are_those_of_transformers(
     engine: Ask,
 ) -> None:
     graft, settings, environment = WAYS[way]
-    # On a CPU stock vLLM 0.32 stops at a request that has a seed and a prompt in chunks.
     temperature = 0.0 if CHUNKED.items() <= settings.items() else 0.8
     asked = requests(prompts, max_tokens=24, temperature=temperature, **WITH_SIGNALS)
     answer = engine(served[graft], [asked], settings, environment)

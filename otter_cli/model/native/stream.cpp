@@ -238,7 +238,8 @@ struct Stream {
   void look(const Weights &w, const Taps &taps, const Made &made, int64_t row) const {
     const int64_t c = form.head_dim, b = row / form.tokens, t = row % form.tokens;
     float *inputs = made.heads + row * head_outputs();
-    enter(z + row * form.hidden, w.norm, w.norm_bias, w.heads_z, w.heads_bias, head_outputs(), inputs);
+    enter(z + row * form.hidden, w.norm, w.norm_bias, w.heads_z, w.heads_bias, head_outputs(),
+          inputs);
     const int64_t at = b * form.turn_of_batch + t * c;
     for (int64_t head = 0; head < form.heads + kept_heads(); ++head) {
       float *one = inputs + head * c;
@@ -340,8 +341,8 @@ struct Stream {
     for (int64_t at = 0; at < slots; ++at)
       for (int n = 0; n < N; ++n)
         if constexpr (std::is_same_v<Number, Half>) {
-          const Pairs *pairs = reinterpret_cast<const Pairs *>(values) + (i / LANES + n) * (size / 2);
-          const Pairs both = load<Pairs>(pairs + at / 2);
+          const Pairs *pairs = reinterpret_cast<const Pairs *>(values);
+          const Pairs both = load<Pairs>(pairs + (i / LANES + n) * (size / 2) + at / 2);
           sums[n] += weights[at] * (at % 2 ? seconds(both) : firsts(both));
         } else {
           const float *value = reinterpret_cast<const float *>(values) + at * c;
@@ -455,8 +456,9 @@ struct Piece {
  private:
   template <typename Number>
   void of() const {
-    product(static_cast<const Number *>(x) + first * width, rows, static_cast<const Number *>(w), width,
-            from, to, out + first * stride, stride, false);
+    const Number *here = static_cast<const Number *>(x) + first * width;
+    product(here, rows, static_cast<const Number *>(w), width, from, to, out + first * stride,
+            stride, false);
   }
 };
 

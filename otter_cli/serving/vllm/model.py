@@ -83,7 +83,7 @@ class GraftedModel(nn.Module):
         residual: Tensor | None = None
         states = [stream.start(input_ids, hidden) for stream in self.streams]
         waiting = {n: s.waiting for n, s in enumerate(self.streams) if s.waiting is not None}
-        turns = {n: layers.turn(self.layers[0], positions) for n, layers in waiting.items()}
+        turns = {n: layers.turn(self.layers, positions) for n, layers in waiting.items()}
         held: dict[int, list[Tensor]] = {n: [] for n in waiting}
         for index, layer in enumerate(self.layers):
             hidden, residual, states, taps = run_layer(

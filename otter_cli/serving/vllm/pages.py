@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from vllm import _custom_ops as engine_ops
+from vllm.v1.attention.backend import AttentionType
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl, _get_attn_isa
 
 # A block has multiples of SLOTS, which the engine's kernels take at a time; stream.cpp takes LANES.
@@ -50,6 +51,7 @@ def plain(attention: Any) -> bool:
     impl = attention.impl
     return (
         type(impl) is CPUAttentionBackendImpl
+        and impl.attn_type == AttentionType.DECODER
         and impl.sliding_window == -1
         and not impl.logits_soft_cap
         and impl.alibi_slopes is None

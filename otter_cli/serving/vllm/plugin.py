@@ -72,7 +72,8 @@ def _extend_sampler() -> None:
             return stock(self, logits, sampling_metadata, *rest, **named)
         # The best tokens of a vocabulary are dear to find, and log-probabilities are not free:
         # here nobody asked for them.
-        if mine.alone and self.logprobs_mode == "raw_logprobs":
+        labels = sampling_metadata.logprob_token_ids  # of tokens that somebody named
+        if mine.alone and not labels and self.logprobs_mode == "raw_logprobs":
             logprobs = self.compute_logprobs(logits) if mine.scored else None
             asked = dataclasses.replace(sampling_metadata, max_num_logprobs=None)
             out = stock(self, logits, asked, *rest, **named)

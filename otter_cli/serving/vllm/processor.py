@@ -59,7 +59,7 @@ class OtterProcessor(LogitsProcessor):
             )
         try:
             asked = read_request(arguments, numbers)
-            _check_room(len(asked.numbers) if asked else 0, sampling_params.logprobs)
+            _check_room(len(asked.numbers) if asked else 0, sampling_params)
         except OtterError as error:
             raise VLLMValidationError(f"{error.what}; {error.hint}") from None
 
@@ -125,6 +125,11 @@ class OtterProcessor(LogitsProcessor):
         groups = self._groups()
         if not groups:
             return found
+        # Where others name their tokens, rows may be as wide as that asks.
+        lacking = 1 + max(len(wanted) for wanted, _ in groups) - found.logprobs.shape[1]
+        if lacking > 0:
+            wider = [F.pad(part, (0, lacking)) for part in found[:2]]
+            found = LogprobsTensors(*wider, found.selected_token_ranks)
         ids, values, ranks = (part.clone() for part in found[:3])
         step = self._step(ids)
         for (wanted, silent), rows in groups.items():
@@ -183,7 +188,13 @@ def _virtual(wanted: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(wanted, device=device, dtype=torch.int32) + VIRTUAL
 
 
-def _check_room(wanted: int, logprobs: int | None) -> None:
+def _check_room(wanted: int, sampling_params: SamplingParams) -> None:
+    logprobs = sampling_params.logprobs
+    if wanted and sampling_params.logprob_token_ids:
+        raise OtterError(
+            "numbers travel as log-probabilities, in the places of those of logprob_token_ids",
+            hint="two requests",
+        )
     if wanted and (logprobs is None or logprobs < wanted):
         raise OtterError(
             f"{wanted} numbers travel as log-probabilities, and the request asks for "

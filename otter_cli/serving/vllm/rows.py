@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -27,23 +26,21 @@ class Rows:
     pages: Pages | None = None
 
     @classmethod
-    def of(cls, metadata: Any, positions: Tensor, asking: Sequence[int] | None) -> Rows | None:
+    def of(cls, metadata: Any, positions: Tensor, asking: tuple[int, ...] | None) -> Rows | None:
         """The last token of each sequence that is asking, or with None every token; None where
         that is none. `metadata`: the engine's, of its attention on a processor."""
         starts, table = metadata.query_start_loc, metadata.block_table
-        sequences, most = len(starts) - 1, metadata.max_seq_len
-        places: Tensor | None
         if asking is None:
             sequence = torch.repeat_interleave(starts.diff()).long()
-            places = torch.arange(len(sequence))
         else:
-            sequence = _known(tuple(asking), sequences)
-            if len(sequence) == sequences == len(positions):
-                return cls(sequences, None, sequence, positions + 1, table, most)
-            places = starts[1:][sequence].long() - 1
-        if not len(places):
+            sequence = _known(asking, len(starts) - 1)
+        places, count = None, len(sequence)
+        if count < len(positions):
+            places = torch.arange(count) if asking is None else starts[1:][sequence].long() - 1
+        if not count:
             return None
-        return cls(len(places), places, sequence, positions[places] + 1, table, most)
+        seen = (positions if places is None else positions[places]) + 1
+        return cls(count, places, sequence, seen, table, metadata.max_seq_len)
 
     def taken(self, tensor: Tensor, dim: int = 0) -> Tensor:
         return tensor if self.places is None else tensor.index_select(dim, self.places)

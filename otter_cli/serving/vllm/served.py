@@ -63,11 +63,20 @@ def check_engine(vllm_config: VllmConfig) -> None:
             hint="set VLLM_USE_V2_MODEL_RUNNER=0",
         )
     _check_drafter(vllm_config)
+    if vllm_config.model_config.max_logprobs == -1:
+        raise OtterError(
+            "signals travel as log-probabilities, and those of a whole vocabulary leave no place",
+            hint="give --max-logprobs a number",
+        )
     if vllm_config.lora_config is not None:
         raise OtterError(
             "LoRA adapters change what the insertion was trained on",
             hint="serve the graft without --enable-lora",
         )
+    config = vllm_config.model_config.hf_config
+    for key in ("llama_4_scaling", "ada_rms_norm_t_cond"):
+        if getattr(config, key, None) not in (None, False):
+            raise OtterError(f"a base with {key} is called otherwise than grafts call theirs")
     if vllm_config.model_config.enable_prompt_embeds:
         raise OtterError(
             "the inserted stream starts from token ids; prompt embeddings have none",

@@ -26,6 +26,7 @@ from otter_cli.serving.vllm.waiting import WaitingLayers
 from otter_cli.signals import HEADS
 
 Stored = Mapping[str, Tensor]
+FEW = 64
 
 
 def parameter(*shape: int, **more: Any) -> nn.Parameter:
@@ -269,7 +270,8 @@ class Stream(nn.Module):
             shapes = HEADS[signal.kind].shapes(signal, shape.hidden, config.hidden, shape.vocab)
             # A head of few numbers costs nothing in single precision; in half of it, on a
             # processor, more than the stream.
-            few = {"dtype": torch.float32} if signal.kind in ("value", "classes") else {}
+            linear = signal.kind in ("value", "classes") and signal.size <= FEW
+            few = {"dtype": torch.float32} if linear else {}
             parts = {name: parameter(*form, **few) for name, form in shapes.items()}
             self.signals[signal.name] = nn.ParameterDict(parts)
 

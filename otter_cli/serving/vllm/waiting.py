@@ -49,8 +49,9 @@ class WaitingLayers:
         self.attention = [layers[index].self_attn.attn for index in self.order]
         inputs = shape.hidden, shape.heads * shape.head_dim, shape.hidden, shape.ffn
         engine = get_current_vllm_config()
-        # Of the base's activations, and of the weights that these meet.
-        self.dtype: torch.dtype = engine.model_config.dtype
+        half = engine.model_config.dtype == torch.bfloat16
+        # As which the base's activations are read, and the weights that these meet.
+        self.dtype = torch.bfloat16 if half else torch.float32
         self.groups = self._groups(engine, sum(inputs))
         self.form = Form(
             batch=1,
@@ -63,10 +64,11 @@ class WaitingLayers:
             kv_heads=self.config.kv_heads,
             head_dim=shape.head_dim,
             units=self.config.ffn,
-            half=self.dtype == torch.bfloat16,
+            half=half,
             eps=shape.norm_eps,
             scale=layers[min(self.order)].self_attn.scaling,
         )
+        self._held, self._table = Memory(), array("q")  # without weights: the engine has dummies
         self._step: tuple[Any, Rows | None] = (None, None)
         engine.compilation_config.static_forward_context[self.name] = self
 
@@ -89,7 +91,6 @@ class WaitingLayers:
 
     def load(self, stored: Mapping[str, Tensor]) -> None:
         """Takes the tensors of its layers, and of the norm behind them, by name."""
-        self._held, self._table = Memory(), array("q")
         for index in self.order:
             layer = f"layers.{index}."
             self._take(stored, [f"{layer}attention.norm"], ["weight", "bias"])
@@ -110,11 +111,12 @@ class WaitingLayers:
             dtype = self.dtype if part == "h.weight" else torch.float32
             self._table.append(self._held.kept(torch.cat(found) if found else None, dtype))
 
-    def turn(self, layer: Any, positions: Tensor) -> Tensor:
+    def turn(self, layers: Any, positions: Tensor) -> Tensor:
         """Cosines and sines by which queries are turned, [2, tokens, head_dim]."""
         if not self.config.heads:
             return positions.new_empty(0, dtype=torch.float32)
-        cos, sin = layer.self_attn.rotary_emb.cos_sin_cache[positions].float().chunk(2, -1)
+        rotary = layers[min(self.order)].self_attn.rotary_emb
+        cos, sin = rotary.cos_sin_cache[positions].float().chunk(2, -1)
         return torch.stack([torch.cat([cos, cos], -1), torch.cat([sin, sin], -1)])
 
     def behind(
@@ -160,7 +162,7 @@ class WaitingLayers:
     def _rows(self, positions: Tensor) -> Rows | None:
         """Those of this step; None: nobody asks, or the engine tries itself out."""
         metadata, attention, cache, _ = get_attention_context(self.attention[0].layer_name)
-        if metadata is None or self.asking == ():
+        if metadata is None or self.asking == () or not self._table:
             return None
         if self._step[0] is not metadata:
             if self.config.heads:
@@ -186,7 +188,8 @@ def _fits(layout: Layout, layers: Mapping[int, Any]) -> bool:
         config.kv == "base"
         and all(_turns_halves(one, shape.head_dim) for one in rotaries)
         and all(one is rotaries[0] for one in rotaries)
-        and all(plain(layers[index].self_attn.attn) for index in config.layers)
+        # Of all layers: else the engine keeps several tables of blocks.
+        and all(plain(layer.self_attn.attn) for layer in layers.values())
         and readable(engine.model_config.dtype, shape.head_dim)
     )
 

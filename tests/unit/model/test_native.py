@@ -21,7 +21,7 @@ from transformers import StaticCache
 from otter_cli.decoding import DecodingSession
 from otter_cli.model import OtterForCausalLM
 from otter_cli.model.native import NativeStream, library, run
-from otter_cli.model.native.form import WEIGHTS_OF_LAYER, Form, Pages
+from otter_cli.model.native.form import TAPS_OF_HEADS, WEIGHTS_OF_LAYER, Form, Pages
 from otter_cli.model.native.numbers import Memory, at
 from tests.support.families import FULL, Case
 from tests.support.grafts import random_graft
@@ -410,7 +410,7 @@ def test_a_user_without_a_home_has_torchs_operations(tmp_path: Path) -> None:
 @pytest.mark.parametrize("half", [False, True], ids=["single", "half"])
 def test_heads_read_a_paged_cache(half: bool, head_dim: int) -> None:
     """Rows of sequences of unlike lengths, whose blocks lie anywhere, against attention in double
-    precision: all of z is what the heads found. Slots that nobody has written yet are no numbers."""
+    precision: all of z is what the heads found. Slots that are not written yet are no numbers."""
     native = library()
     assert native is not None
     random = torch.Generator().manual_seed(0)
@@ -474,3 +474,38 @@ def test_heads_read_a_paged_cache(half: bool, head_dim: int) -> None:
         )
         found = (query @ key.mT * 0.2).softmax(-1) @ value
         assert torch.allclose(z[row].double(), out.double() @ found.flatten(), atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 16, 70])
+@pytest.mark.parametrize("half", [False, True], ids=["single", "half"])
+def test_what_is_read_of_the_base_in_either_precision(half: bool, rows: int) -> None:
+    """A layer without heads, against double precision over the same numbers."""
+    native = library()
+    assert native is not None
+    random = torch.Generator().manual_seed(rows)
+    dtype, wide, narrow, hidden, units = (torch.bfloat16 if half else torch.float32), 88, 41, 8, 6
+
+    def drawn(*shape: int, like: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.randn(shape, generator=random).to(like)
+
+    attended, x, m = (drawn(rows, width, like=dtype) for width in (narrow, wide, wide))
+    out, down = (drawn(hidden, width, like=dtype) for width in (narrow, wide))
+    units_h, units_z = drawn(2 * units, wide, like=dtype), drawn(2 * units, hidden)
+    down_z, norm, z = drawn(hidden, units), drawn(hidden), drawn(rows, hidden)
+    parts = dict.fromkeys(range(WEIGHTS_OF_LAYER), 0)
+    places = {7: out, 10: norm, 12: units_h, 13: units_z, 15: down, 16: down_z}
+    parts |= {place: tensor.data_ptr() for place, tensor in places.items()}
+    form = Form(
+        batch=1, tokens=rows, layers=1, hidden=hidden, in_out=narrow, in_units=wide, in_down=wide,
+        units=units, half=half, eps=1e-6,
+    )  # fmt: skip
+    taps = array("q", [0, attended.data_ptr(), x.data_ptr(), m.data_ptr()] + [0] * TAPS_OF_HEADS)
+    weights, found = array("q", parts.values()), z.clone()
+    native.otter_stream(
+        ctypes.byref(form), at(weights), at(taps), ctypes.c_void_p(found.data_ptr()), None
+    )
+    wanted = z.double() + attended.double() @ out.double().T
+    u = wanted * (wanted.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * norm.double()
+    gate, up = (x.double() @ units_h.double().T + u @ units_z.double().T).chunk(2, -1)
+    wanted += m.double() @ down.double().T + (gate.sigmoid() * gate * up) @ down_z.double().T
+    assert torch.allclose(found.double(), wanted, rtol=1e-4, atol=1e-3)

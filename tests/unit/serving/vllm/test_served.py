@@ -9,13 +9,18 @@ from otter_cli.core.errors import OtterError
 from otter_cli.serving.vllm.served import check_engine, read_insertions
 
 
+def model(**changes: Any) -> Any:
+    usual = {"enable_prompt_embeds": False, "max_logprobs": 20, "hf_config": SimpleNamespace()}
+    return SimpleNamespace(**{**usual, **changes})
+
+
 def engine(**changes: Any) -> Any:
     usual: dict[str, Any] = {
         "parallel_config": SimpleNamespace(pipeline_parallel_size=1),
         "use_v2_model_runner": False,
         "speculative_config": None,
         "lora_config": None,
-        "model_config": SimpleNamespace(enable_prompt_embeds=False),
+        "model_config": model(),
     }
     return SimpleNamespace(**{**usual, **changes})
 
@@ -31,7 +36,9 @@ def test_a_usual_engine_is_accepted() -> None:
         ({"use_v2_model_runner": True}, "second model runner"),
         ({"speculative_config": SimpleNamespace(method="ngram")}, "own future heads, not by"),
         ({"lora_config": object()}, "LoRA"),
-        ({"model_config": SimpleNamespace(enable_prompt_embeds=True)}, "prompt embeddings"),
+        ({"model_config": model(enable_prompt_embeds=True)}, "prompt embeddings"),
+        ({"model_config": model(max_logprobs=-1)}, "whole vocabulary"),
+        ({"model_config": model(hf_config=SimpleNamespace(llama_4_scaling={}))}, "llama_4"),
     ],
 )
 def test_what_the_plugin_does_not_do_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -52,7 +59,7 @@ def drafting(width: int) -> Any:
 def test_a_drafter_reads_the_states_of_its_own_graft() -> None:
     described = {"name": "main", "hidden": 8, "heads": 0, "kv_heads": 0, "ffn": 8, "layers": []}
     served = SimpleNamespace(hidden_size=64, otter={"insertions": [described]})
-    model = SimpleNamespace(enable_prompt_embeds=False, hf_config=served)
-    check_engine(engine(speculative_config=drafting(72), model_config=model))
+    grafted = model(hf_config=served)
+    check_engine(engine(speculative_config=drafting(72), model_config=grafted))
     with pytest.raises(OtterError, match="states of 64 units, this graft's have 72"):
-        check_engine(engine(speculative_config=drafting(64), model_config=model))
+        check_engine(engine(speculative_config=drafting(64), model_config=grafted))
