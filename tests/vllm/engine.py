@@ -39,6 +39,9 @@ def main(spec_path: str, answer_path: str) -> None:
         answer["passes"].append(run(llm, requests))
     if spec["engine"].get("distributed_executor_backend") == "uni":
         answer["groups"] = groups(llm)
+    if not spec["engine"].get("disable_log_stats", True):
+        counts = {m.name: m.value for m in llm.get_metrics() if hasattr(m, "value")}
+        answer["preempted"] = counts["vllm:num_preemptions"]
     if states := spec.get("states"):
         answer["drafts"] = drafts(llm, states)
     Path(answer_path).write_text(json.dumps(answer))

@@ -15,13 +15,14 @@ TOLERANCE = 1e-4
 WITH_SIGNALS = {"logprobs": NUMBERS, "extra_args": {"otter_signals": ",".join(ASKED)}}
 BESIDE = {**INSIDE, "OTTER_NATIVE": "0"}  # the base's layers, by torch's operations
 WHOLE = {"enable_chunked_prefill": False, "enable_prefix_caching": False}
+FEW_BLOCKS = {"num_gpu_blocks_override": 10, "disable_log_stats": False}
 WAYS: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     "in-process": ("base", EAGER, INSIDE),
     "own-keys-and-values": ("own", EAGER, INSIDE),
     "few-kv-heads": ("uneven", EAGER, INSIDE),
     "without-heads": ("headless", EAGER, INSIDE),
     # Too few blocks for all: some sequences have to make room, and come again.
-    "preempted": ("base", {**EAGER, "num_gpu_blocks_override": 10}, INSIDE),
+    "preempted": ("base", {**EAGER, **FEW_BLOCKS}, INSIDE),
     "layer-by-layer": ("base", EAGER, {**INSIDE, ONE_BY_ONE: "1"}),
     "beside-the-base": ("base", EAGER, BESIDE),
     "beside-few-kv-heads": ("uneven", EAGER, BESIDE),
@@ -63,6 +64,8 @@ def test_signals_are_those_of_transformers(
     if settings.get("distributed_executor_backend") == "uni":
         waits = graft != "own" and "OTTER_NATIVE" not in environment
         assert answer["groups"] == (GROUPS.get(way, 1) if waits else 0)
+    if way == "preempted":
+        assert answer["preempted"] > 0
     found = differences(grafts[graft], served[graft], asked, answer["passes"][0]["rows"])
     assert len(found) > 10 * len(prompts)
     largest = max(one["gap"] for one in found)
