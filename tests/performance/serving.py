@@ -52,6 +52,8 @@ ENGINE = {
     "enable_prefix_caching": False, "distributed_executor_backend": "uni",
 }  # fmt: skip
 ON = SignalReader.from_signals("reward").sampling(["reward"])
+# Of each engine with the plugin, the folder of its graft.
+GRAFTS = {"plugin": "graft", "plugin without heads": "fewer"}
 SIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "stock": ("stock", {}),
     "stock, a log-probability": ("stock", {"logprobs": 1}),
@@ -222,11 +224,16 @@ def described(graft: Path) -> dict[str, Any]:
     return {**config.model_dump(mode="json"), "parameters_over_base": round(inserted / base, 4)}
 
 
-def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+def made(options: argparse.Namespace, work: Path) -> tuple[Path, list[list[int]]]:
+    """The base, and the prompts that its tokenizer makes."""
     base = options.base
     if options.shape:
         base = write_random(options.shape, options.base, work / "base", options.dtype)
-    prompts = prompts_of(options.shared, options.base, options.prompts, options.longest)
+    return base, prompts_of(options.shared, options.base, options.prompts, options.longest)
+
+
+def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    base, prompts = made(options, work)
     asked = {
         "prompts": prompts,
         "sampling": {"temperature": 0.0, "max_tokens": options.tokens, "ignore_eos": True},
@@ -239,10 +246,7 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     return {
         "base": LARGER[options.shape] if options.shape else options.base.name,
         "engine": settings,
-        "insertions": {
-            name: described(work / folder)
-            for name, folder in {"plugin": "graft", "plugin without heads": "fewer"}.items()
-        },
+        "insertions": {name: described(work / folder) for name, folder in GRAFTS.items()},
         "prompt_tokens": sum(map(len, prompts)),
         "load": {"before": load, "after": os.getloadavg()[0]},
         "throughput": throughput(starts),
@@ -254,31 +258,43 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def arguments(what: str, sizes: dict[str, int]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=what)
     parser.add_argument("base", type=Path)
     parser.add_argument("shared", type=Path, help="the folder with data/prompts")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shape", choices=LARGER, help="a random base, with BASE's tokenizer")
-    sizes = {"starts": 3, "rounds": 4, "prompts": 48, "longest": 200, "tokens": 48, "threads": 1}
     for name, usual in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=usual)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    return parser
+
+
+def command(module: str, options: argparse.Namespace, sizes: dict[str, int]) -> str:
+    flags = [f"--{name} {getattr(options, name)}" for name in sizes]
+    flags += [f"--shape {options.shape}"] * bool(options.shape) + [f"--dtype {options.dtype}"]
+    return f"python -m {module} chat-7m SHARED {' '.join(flags)}"
+
+
+def write(out: Path, record: dict[str, Any], shown: str) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    print(json.dumps(record[shown], indent=2))
+
+
+def main() -> None:
+    sizes = {"starts": 3, "rounds": 4, "prompts": 48, "longest": 200, "tokens": 48, "threads": 1}
+    parser, module = arguments(__doc__.splitlines()[0], sizes), "tests.performance.serving"
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     options = parser.parse_args()
-    flags = [f"--{name} {getattr(options, name)}" for name in sizes]
-    flags += [f"--shape {options.shape}"] * bool(options.shape) + ["--eager"] * options.eager
-    flags += [f"--dtype {options.dtype}"]
     with tempfile.TemporaryDirectory() as work:
         record = {
-            "command": f"python -m tests.performance.serving chat-7m SHARED {' '.join(flags)}",
+            "command": command(module, options, sizes) + " --eager" * options.eager,
             **{name: getattr(options, name) for name in sizes},
             **measure(options, Path(work)),
-            "provenance": provenance(["tests.performance.serving"]),
+            "provenance": provenance([module]),
         }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-    print(json.dumps(record["throughput"], indent=2))
+    write(options.out, record, "throughput")
 
 
 if __name__ == "__main__":

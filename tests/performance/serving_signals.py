@@ -9,7 +9,6 @@ whose memory lies otherwise from start to start: here it is one process, and a t
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -21,16 +20,17 @@ from otter_cli.core.intervals import interval, mean
 from otter_cli.core.provenance import provenance
 from tests.performance.serving import (
     ENGINE,
+    GRAFTS,
     LARGER,
     ON,
     Engine,
+    arguments,
+    command,
     described,
-    prompts_of,
+    made,
+    write,
     write_models,
-    write_random,
 )
-
-GRAFTS = {"plugin": "graft", "plugin without heads": "fewer"}
 
 
 def one_engine(
@@ -62,45 +62,29 @@ def compared(seconds: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("base", type=Path)
-    parser.add_argument("shared", type=Path, help="the folder with data/prompts")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--shape", choices=LARGER, help="a random base, with BASE's tokenizer")
     sizes = {"turns": 24, "prompts": 16, "longest": 16, "tokens": 32, "threads": 1}
-    for name, usual in sizes.items():
-        parser.add_argument(f"--{name}", type=int, default=usual)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    options = parser.parse_args()
-    flags = [f"--{name} {getattr(options, name)}" for name in sizes]
-    flags += [f"--shape {options.shape}"] * bool(options.shape) + [f"--dtype {options.dtype}"]
+    module, shown = "tests.performance.serving_signals", "throughput with signals over without"
+    options = arguments(__doc__.splitlines()[0], sizes).parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        work, base = Path(folder), options.base
-        if options.shape:
-            base = write_random(options.shape, options.base, work / "base", options.dtype)
-        prompts = prompts_of(options.shared, options.base, options.prompts, options.longest)
+        base, prompts = made(options, work := Path(folder))
         engines, load = write_models(base, work), os.getloadavg()[0]
         seconds = {
             name: one_engine({**ENGINE, "dtype": options.dtype, **engines[name]}, prompts, options)
             for name in GRAFTS
         }
         record = {
-            "command": " ".join(
-                ["python -m tests.performance.serving_signals chat-7m SHARED", *flags]
-            ),
+            "command": command(module, options, sizes),
             "base": LARGER[options.shape] if options.shape else options.base.name,
             "insertions": {name: described(work / graft) for name, graft in GRAFTS.items()},
             "load": {"before": load, "after": os.getloadavg()[0]},
-            "throughput with signals over without": {n: compared(s) for n, s in seconds.items()},
+            shown: {name: compared(found) for name, found in seconds.items()},
             "seconds": {
                 name: {side: [round(one, 3) for one in times] for side, times in sides.items()}
                 for name, sides in seconds.items()
             },
-            "provenance": provenance(["tests.performance.serving_signals"]),
+            "provenance": provenance([module]),
         }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-    print(json.dumps(record["throughput with signals over without"], indent=2))
+    write(options.out, record, shown)
 
 
 if __name__ == "__main__":

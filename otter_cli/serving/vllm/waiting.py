@@ -90,7 +90,9 @@ class WaitingLayers:
         }
 
     def load(self, stored: Mapping[str, Tensor]) -> None:
-        """Takes the tensors of its layers, and of the norm behind them, by name."""
+        """Takes the tensors of its layers, and of the norm behind them, by name; instead of those
+        that it had, where an engine loads again."""
+        self._held, self._table = Memory(), array("q")
         for index in self.order:
             layer = f"layers.{index}."
             self._take(stored, [f"{layer}attention.norm"], ["weight", "bias"])
