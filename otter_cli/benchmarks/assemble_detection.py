@@ -23,9 +23,11 @@ class Texts:
     streams: Sequence[Stream]
 
 
-def texts_of(recipe: Path | None, pairs: Path | None, data: Path | None, signal: str) -> Texts:
+def texts_of(
+    recipe: Path | None, pairs: Path | None, data: Path | None, signal: str, folder: Path
+) -> Texts:
     """The held-out rows of a training recipe, whose data files lie in `data`, or both texts of
-    pairs. Raises OtterError."""
+    pairs; dialogues by the chat template of the graft in `folder`. Raises OtterError."""
     if (recipe is None) == (pairs is None):
         raise OtterError("give either --recipe or --pairs", hint="they name the texts to read")
     if recipe is None:
@@ -36,13 +38,17 @@ def texts_of(recipe: Path | None, pairs: Path | None, data: Path | None, signal:
     from otter_cli.signals import SignalConfig
     from otter_cli.training import load_recipe
     from otter_cli.training.material import held_out_rows
+    from otter_cli.training.tokenizer import load_tokenizer
 
     loaded = load_recipe(recipe, data=data).only([signal])
+    sources = loaded.signals[signal].sources
+    chat = any(source is not None and source.chat for source in sources)
+    tokenizer = load_tokenizer(folder) if chat else None
     config = SignalConfig(name=signal, kind="classes", labels=(signal,))
-    rows = held_out_rows(loaded.signals[signal], config, loaded.data_folder)
+    rows = held_out_rows(loaded.signals[signal], config, loaded.data_folder, tokenizer)
     if not rows:
         raise OtterError(f"{recipe} holds no rows aside", hint="give it a test file, or held_out")
-    return Texts(Path(loaded.signals[signal].sources[0].name), of_labelled(rows))
+    return Texts(Path(sources[0].name), of_labelled(rows))
 
 
 def detection(

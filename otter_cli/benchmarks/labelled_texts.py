@@ -10,6 +10,7 @@ from otter_cli.benchmarks.settings import PromptsRecord
 from otter_cli.core.console import warn
 from otter_cli.core.digests import sha256_json
 from otter_cli.core.errors import OtterError
+from otter_cli.data.chat_template import ChatText
 from otter_cli.data.encoding import Encoder
 from otter_cli.data.preference import Pair
 
@@ -58,9 +59,11 @@ def encode_streams(
     if whole.truncation.cut:
         warn(f"{whole.truncation.cut} of {len(chosen)} texts are cut to {positions} tokens")
     prompts = []
-    for number, (stream, ids) in enumerate(zip(chosen, whole.ids, strict=True), 1):
+    # A monitor reads what is being written: a dialogue up to the end of its last turn.
+    read = [ids[:end] for ids, end in zip(whole.ids, whole.lengths, strict=True)]
+    for number, (stream, ids) in enumerate(zip(chosen, read, strict=True), 1):
         by = 0 if stream.end is None else _tokens_until(stream, ids, encode)
-        prompts.append(BenchPrompt(str(number), stream.text, tuple(ids), offends_by=by))
+        prompts.append(BenchPrompt(str(number), str(stream.text), tuple(ids), offends_by=by))
     if not 0 < sum(prompt.offends_by > 0 for prompt in prompts) < len(prompts):
         raise OtterError(
             f"{file}: all of its {len(prompts)} texts offend, or none does",
@@ -85,7 +88,10 @@ def _both_kinds(streams: Sequence[Stream], limit: int) -> list[Stream]:
 
 
 def _tokens_until(stream: Stream, ids: list[int], encode: Encoder) -> int:
-    """How many tokens hold the span: those of the text up to its end, read by itself."""
+    """How many tokens hold the span: those of the text up to its end, read by itself. A dialogue
+    is one piece, and is looked up."""
     if stream.end == len(stream.text):
         return len(ids)
+    if isinstance(stream.text, ChatText):
+        return encode.place(stream.text, ids, int(stream.end or 1) - 1) + 1
     return min(len(encode([stream.text[: stream.end]]).ids[0]), len(ids))

@@ -171,7 +171,7 @@ class DetectionRequest(Section):
         monitors = dict(map(_named, self.monitor))
         return detection(
             self.folder,
-            texts_of(self.recipe, self.pairs, self.data, self.signal),
+            texts_of(self.recipe, self.pairs, self.data, self.signal, self.folder),
             self.signal,
             limit=self.limit,
             monitors=monitors,

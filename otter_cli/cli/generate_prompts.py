@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from otter_cli.core.errors import OtterError
+from otter_cli.data import chat_template
 from otter_cli.data.prompts import read_prompts
 
 
@@ -28,12 +29,7 @@ def prompts_of(prompt: str | None, file: Path | None) -> list[str]:
 
 
 def encoded_of(tokenizer: Any, text: str, chat: bool) -> list[int]:
-    """The tokens of a prompt, in the base's chat template where asked. Raises OtterError where it
-    has none."""
+    """The tokens of a prompt; with `chat` of a user's message, up to where the answer begins."""
     if not chat:
         return list(tokenizer(text)["input_ids"])
-    if not tokenizer.chat_template:
-        raise OtterError("the base's tokenizer has no chat template", hint="leave --chat out")
-    turn = [{"role": "user", "content": text}]
-    written = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    return list(tokenizer(written, add_special_tokens=False)["input_ids"])
+    return list(chat_template.chat(tokenizer, chat_template.user_turn(text), generate=True).ids)

@@ -1,4 +1,4 @@
-"""Columns of messages as the text that a tokenizer's chat template makes of them."""
+"""Columns of messages as the texts that a tokenizer's chat template makes of them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from otter_cli.core.errors import OtterError
+from otter_cli.data.chat_template import ChatText, chat, require_template
+from otter_cli.data.messages import Message, read_messages, shared_messages
 from otter_cli.data.records import Place, Record, read_records
 
-Messages = list[dict[str, str]]
+_USUAL = "messages"
 
 
 @dataclass(frozen=True)
 class Chat:
     """A table whose `columns` hold messages, [{"role": ..., "content": ...}, ...].
 
-    Those of the column `context`, where given, come before each of them; a plain text counts as a
-    user's message there, and as the assistant's in `columns`.
+    Each becomes a `ChatText`: the whole dialogue, with the token ids that transformers gives it.
+    The messages of the column `context`, where given, come before each of them; a plain text is a
+    user's message there, and the assistant's in `columns`. Where a row has no column of that name,
+    `messages` takes its place.
     """
 
     place: Place
@@ -29,58 +33,51 @@ class Chat:
         return str(self.place)
 
     def records(self) -> Iterator[Record]:
-        if getattr(self.tokenizer, "chat_template", None) is None:
-            raise OtterError(
-                f"{self}: chat is asked for, and the tokenizer has no chat template",
-                hint="leave chat out, or give the base's tokenizer_config.json a chat_template",
-            )
-        for record in read_records(self.place):
-            values, before = dict(record.values), self._context(record)
-            start = self._render(record, before, generate=True) if before else ""
-            for column in self.columns:
-                messages = before + _messages(record, column, "assistant" if before else None)
-                whole = self._render(record, messages)
-                if not whole.startswith(start):
-                    raise record.error(
-                        f"the chat template writes {self.context!r} otherwise before {column!r}",
-                        "put the whole dialogue into the columns, and leave prompt out",
-                    )
-                values[column] = whole.removeprefix(start)
-            if self.context is not None:
-                values[self.context] = start
-            yield replace(record, values=values)
-
-    def _context(self, record: Record) -> Messages:
-        return [] if self.context is None else _messages(record, self.context, "user")
-
-    def _render(self, record: Record, messages: Messages, generate: bool = False) -> str:
-        from jinja2 import TemplateError
-
         try:
-            text: str = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generate
-            )
-        except TemplateError as error:
-            raise record.error(f"the chat template refuses it: {error}", "check roles") from error
-        # The encoder puts BOS before every text, and once is enough.
-        return text.removeprefix(self.tokenizer.bos_token or "")
+            require_template(self.tokenizer)
+        except OtterError as error:
+            raise OtterError(
+                f"{self}: chat is asked for, and {error.what}", hint=error.hint
+            ) from error
+        for record in read_records(self.place):
+            yield self._rendered(record)
+
+    def _rendered(self, record: Record) -> Record:
+        before = [] if self.context is None else read_messages(record, self.context, "user")
+        dialogues = [self._dialogue(record, column, before) for column in self.columns]
+        shared = before or _question(dialogues)
+        start = str(self._render(record, shared, generate=True)) if shared else ""
+        values = dict(record.values)
+        for column, messages in zip(self.columns, dialogues, strict=True):
+            text = self._render(record, messages, prompt=start)
+            if before and not text.startswith(start):
+                raise record.error(
+                    f"the chat template writes {self.context!r} otherwise before {column!r}",
+                    "put the whole dialogue into the columns, and leave prompt out",
+                )
+            values[column] = text
+        if self.context is not None:
+            values[self.context] = start
+        return replace(record, values=values)
+
+    def _dialogue(self, record: Record, column: str, before: list[Message]) -> list[Message]:
+        if column not in record.values and _USUAL in record.values:
+            column = _USUAL
+        messages = read_messages(record, column, "assistant" if before else None)
+        # Some data sets repeat the prompt in its answers.
+        repeated = len(messages) > len(before) and messages[: len(before)] == before
+        return messages if repeated else [*before, *messages]
+
+    def _render(
+        self, record: Record, messages: list[Message], generate: bool = False, prompt: str = ""
+    ) -> ChatText:
+        try:
+            return chat(self.tokenizer, messages, generate=generate, prompt=prompt)
+        except OtterError as error:
+            raise record.error(error.what, error.hint) from error
 
 
-def _messages(record: Record, column: str, role: str | None) -> Messages:
-    """The messages of a column; of a plain text one of `role`."""
-    value = record.value(column)
-    if isinstance(value, str) and role is not None:
-        return [{"role": role, "content": record.text(column)}]
-    good = isinstance(value, list) and value and all(map(_is_message, value))
-    if not good:
-        raise record.error(
-            f"{column!r} holds no messages",
-            'with chat: true it is a list like [{"role": "user", "content": "Hello"}]',
-        )
-    return list(value)
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(value.get(key), str) for key in ("role", "content")
-    )
+def _question(dialogues: list[list[Message]]) -> list[Message]:
+    """What several dialogues of a row have in common, where it is something to be answered."""
+    shared = shared_messages(dialogues) if len(dialogues) > 1 else []
+    return shared if shared and shared[-1]["role"] in ("user", "tool") else []

@@ -15,7 +15,8 @@ from otter_cli.data.preference import Pair, shared_length
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded rows; `last` is the index of each row's last real token."""
+    """Right-padded rows; `last` is the index of each row's last real token. What a template writes
+    after the end of a dialogue's last turn is there and counts as padding."""
 
     input_ids: Tensor  # [rows, tokens]
     attention_mask: Tensor  # [rows, tokens], 1 where real
@@ -56,21 +57,26 @@ class Pairs:
         rejected = encoder([pair.rejected for pair in pairs], "rejected text")
         self.chosen, self.rejected = chosen.ids, rejected.ids
         self.truncation = chosen.truncation + rejected.truncation
+        self._ends = chosen.lengths, rejected.lengths
         self.lengths = [max(map(len, two)) for two in zip(chosen.ids, rejected.ids, strict=True)]
-        both = zip(chosen.ids, rejected.ids, strict=True)
-        self.shared = [shared_length(*two) for two in both] if share else []
+        self.shared = [self._shared(row) for row in range(len(pairs))] if share else []
         # All of a file have a margin, or none.
         self.margins = [pair.margin for pair in pairs if pair.margin is not None]
         self._pad_id = encoder.pad_id
 
     def batch(self, rows: Sequence[int]) -> Batch:
         texts = [self.chosen[row] for row in rows] + [self.rejected[row] for row in rows]
-        padded = pad(texts, self._pad_id)
+        ends = [self._ends[0][row] for row in rows] + [self._ends[1][row] for row in rows]
+        padded = pad(texts, self._pad_id, ends)
         if self.shared:
             padded = replace(padded, shared=torch.tensor([self.shared[row] for row in rows]))
         if not self.margins:
             return padded
         return replace(padded, labels=torch.tensor([[self.margins[row]] for row in rows]))
+
+    def _shared(self, row: int) -> int:
+        chosen, rejected = self._ends
+        return shared_length(self.chosen[row][: chosen[row]], self.rejected[row][: rejected[row]])
 
 
 class Labelled:
@@ -81,6 +87,7 @@ class Labelled:
         self.ids = encoded.ids
         self.truncation = encoded.truncation
         self.lengths = [len(ids) for ids in encoded.ids]
+        self._ends = encoded.lengths
         self.labels = torch.tensor([row.labels for row in texts], dtype=torch.float32)
         self.since = torch.tensor(
             [
@@ -91,7 +98,8 @@ class Labelled:
         self._pad_id = encoder.pad_id
 
     def batch(self, rows: Sequence[int]) -> Batch:
-        padded = pad([self.ids[row] for row in rows], self._pad_id)
+        ends = [self._ends[row] for row in rows]
+        padded = pad([self.ids[row] for row in rows], self._pad_id, ends)
         chosen = list(rows)
         return replace(padded, labels=self.labels[chosen], since=self.since[chosen])
 
@@ -99,8 +107,9 @@ class Labelled:
 class Blocks:
     """Plain texts joined end to end and cut into blocks of `block` tokens: nothing is padded.
 
-    Each text keeps its BOS, and gets an EOS with `eos`. Long texts go on in the next block; the
-    tokens after the last whole block are left out, and counted in `left_over`.
+    Each text keeps its BOS, and gets an EOS with `eos`; a dialogue is as its template writes it.
+    Long texts go on in the next block; the tokens after the last whole block are left out, and
+    counted in `left_over`.
     """
 
     def __init__(
@@ -125,11 +134,13 @@ class Blocks:
         return Batch(ids, torch.ones_like(ids), last)
 
 
-def pad(texts: Sequence[Sequence[int]], pad_id: int) -> Batch:
-    """Rows padded on the right to the longest of them."""
-    lengths = torch.tensor([len(ids) for ids in texts])
-    input_ids = torch.full((len(texts), int(lengths.max())), pad_id)
+def pad(texts: Sequence[Sequence[int]], pad_id: int, ends: Sequence[int] | None = None) -> Batch:
+    """Rows padded on the right to the longest of them; `ends`: how many tokens of each are real,
+    by default all."""
+    widest = max(len(ids) for ids in texts)
+    lengths = torch.tensor([len(ids) for ids in texts] if ends is None else list(ends))
+    input_ids = torch.full((len(texts), widest), pad_id)
     for row, ids in enumerate(texts):
         input_ids[row, : len(ids)] = torch.tensor(ids)
-    attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+    attention_mask = (torch.arange(widest) < lengths[:, None]).long()
     return Batch(input_ids, attention_mask, lengths - 1)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from otter_cli.core.errors import OtterError
 from otter_cli.core.units import percent_text
+from otter_cli.data.chat_template import ChatText, turn_length
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,12 @@ class Truncation:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of each text, and what was cut."""
+    """Token ids of each text, and what was cut. `lengths`: the tokens of each up to the one at
+    which a signal of the whole text is read, which are all of them but for dialogues."""
 
     ids: list[list[int]]
     truncation: Truncation
+    lengths: list[int]
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ class Encoder:
 
     `keep` says which end of a long text stays: a reward is read off the last token, so "end" is
     the default. BOS and EOS stay either way. `empty`: whether BOS or EOS alone will do.
+
+    A dialogue (`ChatText`) has ids of its own already, and nothing is added to them. `eos` says
+    there whether its signal is read at the token that ends the last turn, or at the one before.
     """
 
     tokenizer: Any
@@ -76,19 +82,23 @@ class Encoder:
     def __call__(self, texts: Sequence[str], what: str = "text") -> Encoded:
         """OtterError names the first of `texts` (a `what`) that has no tokens at all."""
         # The longest texts are cut on purpose: the tokenizer's own warning about them is noise.
-        encoded = self.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
-        ids, cut = [], 0
-        for number, (text, tokens) in enumerate(zip(texts, encoded, strict=True), 1):
-            head, body = self._parts(tokens)
-            if not body and not (self.empty and (head or self.eos)):
+        plain = [text for text in texts if not isinstance(text, ChatText)]
+        read = self.tokenizer(plain, truncation=False, verbose=False)["input_ids"] if plain else []
+        encoded, ids, lengths, cut = iter(read), [], [], 0
+        for number, text in enumerate(texts, 1):
+            tokens = list(text.ids) if isinstance(text, ChatText) else next(encoded)
+            head, body, tail = self._parts(text, tokens)
+            if not body and not (self.empty and (head or tail)):
                 raise OtterError(
                     f"{what} {number} has no tokens: {text[:40]!r}",
                     hint="the tokenizer knows none of its characters: remove the row",
                 )
-            fitted = self._fit(head, body)
-            cut += len(fitted) < len(head) + len(body) + self.eos
+            fitted = self._fit(head, body, tail)
+            lost = len(head) + len(body) + len(tail) - len(fitted)
+            cut += lost > 0
             ids.append(fitted)
-        return Encoded(ids, Truncation(cut, len(ids), self.max_length))
+            lengths.append(self._length(text, tokens, fitted, lost))
+        return Encoded(ids, Truncation(cut, len(ids), self.max_length), lengths)
 
     def place(self, text: str, ids: Sequence[int], character: int) -> int:
         """Which of a text's encoded `ids` holds this character; the first of the text where it was
@@ -98,22 +108,40 @@ class Encoder:
                 "the tokenizer does not say which characters a token holds",
                 hint="leave `since` out, or use a base with a fast tokenizer",
             )
-        read = self.tokenizer(text, return_offsets_mapping=True, truncation=False, verbose=False)
+        chat = isinstance(text, ChatText)
+        read = self.tokenizer(
+            str(text),
+            add_special_tokens=not chat,
+            return_offsets_mapping=True,
+            truncation=False,
+            verbose=False,
+        )
         ends = [end for _, end in read["offset_mapping"]]
         index = next((i for i, end in enumerate(ends) if end > character), len(ends) - 1)
-        head, body = self._parts(read["input_ids"])
-        lost = len(head) + len(body) + self.eos - len(ids)
+        head, body, tail = self._parts(text, read["input_ids"])
+        lost = len(head) + len(body) + len(tail) - len(ids)
         shifted = index - lost if self.keep == "end" else index
         return min(max(shifted, len(head)), len(ids) - 1)
 
-    def _parts(self, tokens: list[int]) -> tuple[list[int], list[int]]:
-        """BOS, and the text; an EOS that some tokenizers add themselves is not to come twice."""
-        start = int(tokens[:1] == [self.tokenizer.bos_token_id])
-        end = len(tokens) - int(self.eos and tokens[-1:] == [self.tokenizer.eos_token_id])
-        return tokens[:start], tokens[start:end]
+    def _parts(self, text: str, tokens: list[int]) -> tuple[list[int], list[int], list[int]]:
+        """BOS, the text, and EOS; an EOS that some tokenizers add themselves is not to come twice.
+        What ends a dialogue is a part of its text."""
+        start, eos = int(tokens[:1] == [self.tokenizer.bos_token_id]), self.tokenizer.eos_token_id
+        if not self.eos or isinstance(text, ChatText):
+            return tokens[:start], tokens[start:], []
+        end = len(tokens) - int(tokens[-1:] == [eos])
+        return tokens[:start], tokens[start:end], [eos]
 
-    def _fit(self, head: list[int], body: list[int]) -> list[int]:
-        tail = [self.tokenizer.eos_token_id] if self.eos else []
+    def _fit(self, head: list[int], body: list[int], tail: list[int]) -> list[int]:
         room = self.max_length - len(head) - len(tail)
         kept = body[-room:] if self.keep == "end" else body[:room]
         return [*head, *kept, *tail]
+
+    def _length(self, text: str, tokens: list[int], fitted: list[int], lost: int) -> int:
+        if not isinstance(text, ChatText):
+            return len(fitted)
+        length, ended = turn_length(self.tokenizer, tokens)
+        length -= int(ended and not self.eos)
+        # What was cut from the start moved the rest.
+        moved = length - lost if self.keep == "end" else length
+        return min(max(moved, 1), len(fitted))

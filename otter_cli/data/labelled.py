@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from otter_cli.core.errors import OtterError
 from otter_cli.core.suggest import closest
+from otter_cli.data.chat_template import ChatText
 from otter_cli.data.records import Place, Record, read_rows
 
 Mapped = Mapping[str, float | Sequence[float]]
@@ -40,7 +41,8 @@ def read_labelled(
     Each column of `labels` is a number from `low` to `high`; or, with `mapping`, one of its keys,
     that stands for a number or for several: {"0": 1, "1": 1, "2": 0} reads three classes as two,
     {"hate": [1, 0], "rude": [0, 1]} one column as two labels. `since` is a column of
-    characters, from 0, or of nothing. OtterError, with file and line, for anything else.
+    characters, from 0, or of nothing; in a dialogue they are those of the last message.
+    OtterError, with file and line, for anything else.
     """
     if mapping:
         _check_mapping(mapping, low, high)
@@ -54,10 +56,21 @@ def read_labelled(
     return read_rows(path, parse, limit=limit)
 
 
-def _since(record: Record, text: str, column: str | None) -> int | None:
-    if column is None or record.value(column) in (None, ""):
+def _since(record: Record, column: str, since: str | None) -> int | None:
+    """Counted in the text; of a dialogue in what its last message says."""
+    if since is None or record.value(since) in (None, ""):
         return None
-    return int(record.number(column, 0, len(record.text(text)) - 1))
+    text = record.text(column)
+    if not isinstance(text, ChatText):
+        return int(record.number(since, 0, len(text) - 1))
+    if text.answer is None:
+        raise record.error(
+            f"the last message of {column!r} stands otherwise in what the chat template writes, "
+            f"so that {since!r} has no place there",
+            "leave `since` out, or give the text as the template writes it, without chat",
+        )
+    start, end = text.answer
+    return start + int(record.number(since, 0, end - start - 1))
 
 
 def _labels(

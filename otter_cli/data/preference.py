@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from otter_cli.data.chat_template import ChatText
 from otter_cli.data.records import Place, Record, read_rows
 
 _ANSWER = "\n\nAssistant:"
@@ -40,7 +41,7 @@ def read_pairs(
 
     def parse(record: Record) -> Pair:
         start = record.text(prompt) if prompt else ""
-        better, worse = start + record.text(chosen), start + record.text(rejected)
+        better, worse = (_whole(start, record.text(column)) for column in (chosen, rejected))
         if better == worse:
             raise record.error(
                 f"{chosen!r} and {rejected!r} are equal", "remove the row: it prefers nothing"
@@ -51,8 +52,15 @@ def read_pairs(
     return read_rows(path, parse, limit=limit)
 
 
+def _whole(start: str, text: str) -> str:
+    """A dialogue has its prompt already: its ids are those of the whole."""
+    return text if isinstance(text, ChatText) else start + text
+
+
 def shared_dialogue(one: str, other: str) -> str:
     """The turns two dialogues share, up to and with the last `Assistant:`; "" if there is none."""
+    if isinstance(one, ChatText):
+        return one.prompt
     common = one[: shared_length(one, other)]
     end = common.rfind(_ANSWER)
     return common[: end + len(_ANSWER)] if end >= 0 else ""

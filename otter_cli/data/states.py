@@ -22,7 +22,9 @@ class States:
 
     def __init__(self, texts: Sequence[str], encoder: Encoder, count: int, seed: int) -> None:
         encoded = encoder(texts)
-        self.places = [_places(ids, count, seed) for ids in encoded.ids]
+        # A dialogue that has ended has no continuation: its states are those before.
+        open_ids = [ids[:end] for ids, end in zip(encoded.ids, encoded.lengths, strict=True)]
+        self.places = [_places(ids, count, seed) for ids in open_ids]
         self.ids = [ids[: p[-1] + 1] for ids, p in zip(encoded.ids, self.places, strict=True)]
         self.truncation = encoded.truncation
         self.lengths = [len(ids) for ids in self.ids]

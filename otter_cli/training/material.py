@@ -73,9 +73,11 @@ def prepare(
     return material
 
 
-def held_out_rows(objective: Objective, signal: SignalConfig, folder: Path | None) -> Sequence[Any]:
-    """The rows that training with this objective leaves aside, of texts that need no template."""
-    return _read(objective, signal, folder, None)[1]
+def held_out_rows(
+    objective: Objective, signal: SignalConfig, folder: Path | None, tokenizer: Any
+) -> Sequence[Any]:
+    """The rows that training with this objective leaves aside."""
+    return _read(objective, signal, folder, tokenizer)[1]
 
 
 def _read(

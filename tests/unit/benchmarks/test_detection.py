@@ -1,6 +1,8 @@
 """Monitors on tiny grafts: scores are the models' own; what is wrong with them stops the run."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from otter_cli.benchmarks import detectors
-from otter_cli.benchmarks.assemble_detection import Texts, detection
+from otter_cli.benchmarks.assemble_detection import Texts, detection, texts_of
 from otter_cli.benchmarks.detection import Detection, streams
 from otter_cli.benchmarks.labelled_texts import Stream, encode_streams, of_pairs
 from otter_cli.benchmarks.models import load_graft
@@ -19,6 +21,7 @@ from otter_cli.data.preference import Pair
 from otter_cli.decoding import Generation
 from otter_cli.model import OtterForCausalLM
 from otter_cli.training.probe import PROBE, write_probe
+from tests.support.chat import TEMPLATES, chat_tokenizer, said
 from tests.support.contestants import write_reward_model
 from tests.support.grafts import random_graft
 
@@ -155,3 +158,27 @@ def test_few_texts_have_one_of_the_other_kind_among_them(folders) -> None:
     assert names([clean, offending, offending], None) == ["good", "bad", "bad"]
     with pytest.raises(OtterError, match="offend, or none does"):
         names([clean, clean, clean], 2)
+
+
+def test_held_out_dialogues_are_read_by_the_graft_s_own_template(
+    tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    tokenizer = chat_tokenizer(tiny_tokenizer, TEMPLATES["BOS at every turn"], adds_bos=False)
+    tokenizer.save_pretrained(tmp_path / "graft")
+    rows = [{"messages": said("hi", f"{i}"), "toxicity": i % 2} for i in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "steps: 1\nsignals:\n  toxicity:\n    objective: classification\n    held_out: 0.5\n"
+        "    train: {path: rows.jsonl, text: messages, chat: true}\n"
+    )
+    texts = texts_of(recipe, None, None, "toxicity", tmp_path / "graft")
+    prompts, _ = encode_streams(texts.streams, texts.file, tokenizer, positions=99, limit=None)
+    by_text = {tokenizer.apply_chat_template(r["messages"], tokenize=False): r for r in rows}
+    assert len(prompts) > 5
+    for prompt in prompts:
+        row = by_text[prompt.text]
+        whole = tokenizer.apply_chat_template(row["messages"], tokenize=True, return_dict=False)
+        # Without what ends the turn, as a text that is still being written.
+        assert list(prompt.tokens) == whole[:-2]
+        assert prompt.offends_by == row["toxicity"] * len(prompt.tokens)

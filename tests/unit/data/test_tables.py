@@ -1,7 +1,6 @@
-"""Parquet files, datasets in the hub's layout and chat messages come out as other rows do."""
+"""Parquet files and datasets in the hub's layout come out as other rows do."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,9 @@ import pytest
 from pyarrow import parquet
 
 from otter_cli.core.errors import OtterError
-from otter_cli.data.chat import Chat
-from otter_cli.data.encoding import Encoder
 from otter_cli.data.hub import HubTable
-from otter_cli.data.plain import read_texts
 from otter_cli.data.preference import read_pairs
-from otter_cli.data.records import Record, read_records
+from otter_cli.data.records import read_records
 from otter_cli.signals import parse_signal
 from otter_cli.training import load_recipe
 from otter_cli.training.material import load_material
@@ -109,89 +105,3 @@ def test_what_the_hub_lacks_is_told(hub: Path) -> None:
 def test_a_source_is_one_place(tmp_path: Path, train: dict[str, Any]) -> None:
     with pytest.raises(OtterError, match="give path .* or dataset .*, one of them"):
         load_recipe(write_recipe(tmp_path, {"reward": {**REWARD, "train": train}}))
-
-
-class Templated:
-    """A tokenizer with a template of its own, that writes BOS itself as many do."""
-
-    bos_token = "<s>"
-    chat_template = "yes"
-
-    def apply_chat_template(
-        self, messages: Any, tokenize: bool, add_generation_prompt: bool
-    ) -> str:
-        said = "".join(f"[{m['role']}]{m['content']}\n" for m in messages)
-        return "<s>" + said + ("[assistant]" if add_generation_prompt else "")
-
-
-class Listed:
-    """A table of given rows."""
-
-    def __init__(self, *rows: dict[str, Any]) -> None:
-        self.rows = rows
-
-    def __str__(self) -> str:
-        return "table"
-
-    def records(self) -> Iterator[Record]:
-        for number, row in enumerate(self.rows, 1):
-            yield Record(self, number, row, "row")
-
-
-def _said(*turns: str) -> list[dict[str, str]]:
-    roles = ["user", "assistant"] * len(turns)
-    return [{"role": r, "content": turn} for r, turn in zip(roles, turns, strict=False)]
-
-
-def test_whole_dialogues_become_templated_texts() -> None:
-    row = {"chosen": _said("hi", "hello"), "rejected": _said("hi", "go")}
-    table = Chat(Listed(row, row), Templated(), ("chosen", "rejected"))
-    pair = read_pairs(table)[0]
-    assert pair.chosen == "[user]hi\n[assistant]hello\n"
-    assert pair.rejected == "[user]hi\n[assistant]go\n"
-
-
-@pytest.mark.parametrize("prompt", ["hi", _said("hi")], ids=["text", "messages"])
-def test_answers_follow_their_prompt(prompt: Any) -> None:
-    row = {"prompt": prompt, "chosen": "hello", "rejected": "go"}
-    table = Chat(Listed(row, row), Templated(), ("chosen", "rejected"), "prompt")
-    pair = read_pairs(table, prompt="prompt")[0]
-    assert (pair.prompt, pair.chosen) == ("[user]hi\n[assistant]", "[user]hi\n[assistant]hello\n")
-
-
-def test_a_real_template_and_its_bos_once(tiny_tokenizer: Any, monkeypatch: Any) -> None:
-    template = "{{ bos_token }}{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}"
-    monkeypatch.setattr(tiny_tokenizer, "chat_template", template)
-    texts = read_texts(Chat(Listed(*[{"text": _said("hi", "yo")}] * 2), tiny_tokenizer, ("text",)))
-    assert texts == ["u:hi;a:yo;"] * 2
-    ids = Encoder(tiny_tokenizer, 32)(texts).ids[0]
-    assert ids.count(tiny_tokenizer.bos_token_id) == 1
-
-
-@pytest.mark.parametrize(
-    ("row", "what"),
-    [
-        ({"text": "plain"}, "table, row 1: 'text' holds no messages"),
-        ({"text": []}, "'text' holds no messages"),
-        ({"text": [{"role": "user"}]}, "'text' holds no messages"),
-        ({"texts": _said("hi")}, "no column 'text'"),
-    ],
-)
-def test_what_is_no_dialogue_is_refused(row: dict[str, Any], what: str) -> None:
-    with pytest.raises(OtterError) as caught:
-        read_texts(Chat(Listed(row), Templated(), ("text",)))
-    assert what in caught.value.what
-
-
-def test_without_a_template_it_is_told(tiny_tokenizer: Any) -> None:
-    with pytest.raises(OtterError, match="the tokenizer has no chat template") as caught:
-        read_texts(Chat(Listed({"text": _said("hi")}), tiny_tokenizer, ("text",)))
-    assert "leave chat out" in caught.value.hint
-
-
-def test_a_template_that_writes_the_prompt_otherwise_is_refused() -> None:
-    tokenizer = Templated()
-    tokenizer.apply_chat_template = lambda messages, **how: f"{len(messages)}"  # type: ignore[method-assign]
-    row = {"prompt": "hi", "chosen": "a", "rejected": "b"}
-    with pytest.raises(OtterError, match="writes 'prompt' otherwise before 'chosen'"):
-        read_pairs(Chat(Listed(row), tokenizer, ("chosen", "rejected"), "prompt"), prompt="prompt")

@@ -1,0 +1,119 @@
+"""Messages to token ids. This is the only place that applies a chat template.
+
+Training, generation, benchmarks and scorers all get their ids here, from transformers' own
+`apply_chat_template(tokenize=True)`. Nothing is added and nothing is taken away, so that a model
+is trained on the tokens that it later reads: the template, and not the tokenizer, writes BOS and
+the end of a turn.
+
+Where a finished dialogue is read. Many templates write white space after the end of a turn
+(ChatML: `<|im_end|>` and a newline). A model that generates stops at the end of its turn and never
+reads that white space. So a signal of a whole dialogue is read at the token that ends the last
+turn, in training as in generation: see `turn_length`. The ids after it stay in the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Self
+
+from otter_cli.core.errors import OtterError
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+class ChatText(str):
+    """A dialogue as the template writes it, with its token ids.
+
+    `prompt`: the beginning that it has in common with the other texts of its row, as the template
+    writes it before an answer; "" if there is none.
+    """
+
+    ids: tuple[int, ...]
+    messages: tuple[Mapping[str, Any], ...]
+    prompt: str
+
+    def __new__(
+        cls, text: str, ids: Sequence[int] = (), messages: Messages = (), prompt: str = ""
+    ) -> Self:
+        made = super().__new__(cls, text)
+        made.ids, made.messages, made.prompt = tuple(ids), tuple(messages), prompt
+        return made
+
+    @property
+    def answer(self) -> tuple[int, int] | None:
+        """Where the text of the last message begins and ends, in characters; None where that
+        message is no plain text, or the template changes it."""
+        content = self.messages[-1].get("content") if self.messages else None
+        start = self.rfind(content) if isinstance(content, str) else -1
+        return None if start < 0 else (start, start + len(str(content)))
+
+
+def chat(
+    tokenizer: Any, messages: Messages, *, generate: bool = False, prompt: str = ""
+) -> ChatText:
+    """Text and token ids of a dialogue; with `generate` up to where the model's answer begins.
+
+    Raises OtterError for a tokenizer without a template, and for a template that fails.
+    """
+    text = _apply(tokenizer, messages, generate, tokenize=False)
+    ids = _apply(tokenizer, messages, generate, tokenize=True)
+    return ChatText(text, ids, messages, prompt)
+
+
+def user_turn(text: str) -> Messages:
+    """The dialogue of a prompt that is plain text."""
+    return [{"role": "user", "content": text}]
+
+
+def turn_length(tokenizer: Any, ids: Sequence[int]) -> tuple[int, bool]:
+    """How many of a dialogue's ids there are up to the token that ends its last turn, and whether
+    there is such a token: a special one that only white space follows. Else all ids count."""
+    special = _special_ids(tokenizer)
+    for index in range(len(ids) - 1, -1, -1):
+        if ids[index] in special:
+            return index + 1, True
+        if tokenizer.decode([ids[index]]).strip():
+            break
+    return len(ids), False
+
+
+def turn_end(tokenizer: Any) -> int | None:
+    """The token that ends an assistant's turn, or None where the template writes none."""
+    dialogue = [*user_turn("a"), {"role": "assistant", "content": "b"}]
+    ids = _apply(tokenizer, dialogue, generate=False, tokenize=True)
+    length, ended = turn_length(tokenizer, ids)
+    return int(ids[length - 1]) if ended else None
+
+
+def require_template(tokenizer: Any) -> None:
+    """Raises OtterError for a tokenizer without a chat template."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise OtterError(
+            "the tokenizer has no chat template",
+            hint="leave chat out, or give the base's tokenizer_config.json a chat_template",
+        )
+
+
+@lru_cache(maxsize=8)
+def _special_ids(tokenizer: Any) -> frozenset[int]:
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(tokenizer.all_special_ids) | {i for i, token in added if token.special}
+
+
+def _apply(tokenizer: Any, messages: Messages, generate: bool, *, tokenize: bool) -> Any:
+    require_template(tokenizer)
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages),
+            add_generation_prompt=generate,
+            tokenize=tokenize,
+            return_dict=False,
+        )
+    except Exception as error:
+        # A template is a program: it can fail in any way, and so can a tokenizer at its text.
+        raise OtterError(
+            f"the chat template refuses it: {type(error).__name__}: {error}",
+            hint="check the order of roles, and whether the template takes such messages "
+            "(contents as lists of parts, tool calls)",
+        ) from error

@@ -1,0 +1,258 @@
+"""Dialogues have the token ids that transformers gives them, whatever the template writes."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import otter_cli
+from otter_cli.core.errors import OtterError
+from otter_cli.data.chat import Chat
+from otter_cli.data.chat_template import chat, turn_end
+from otter_cli.data.datasets import Blocks, Labelled, Pairs
+from otter_cli.data.encoding import Encoder
+from otter_cli.data.labelled import read_labelled
+from otter_cli.data.plain import read_texts
+from otter_cli.data.preference import read_pairs
+from otter_cli.data.states import States
+from tests.support.chat import TEMPLATES, Listed, chat_tokenizer, said
+
+HELLO, GO = said("hi there", "hello, you"), said("hi there", "go away")
+
+
+@pytest.fixture(params=[True, False], ids=["adds BOS", "adds none"])
+def adds_bos(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture(params=TEMPLATES)
+def tokenizer(request: pytest.FixtureRequest, adds_bos: bool, tiny_tokenizer: Any) -> Any:
+    return chat_tokenizer(tiny_tokenizer, TEMPLATES[request.param], adds_bos=adds_bos)
+
+
+@pytest.fixture
+def chatml(tiny_tokenizer: Any) -> Any:
+    """A template as SmolLM2's: each turn ends in EOS and a newline."""
+    return chat_tokenizer(tiny_tokenizer, TEMPLATES["BOS at every turn"], adds_bos=False)
+
+
+def ids_of(tokenizer: Any, messages: Any, **how: Any) -> list[int]:
+    """What transformers gives, and no code of ours."""
+    found: list[int] = tokenizer.apply_chat_template(
+        messages, tokenize=True, return_dict=False, **how
+    )
+    return found
+
+
+ROWS = {
+    "whole dialogues": ({"chosen": HELLO, "rejected": GO}, None),
+    "a text as the prompt": (
+        {"prompt": "hi there", "chosen": "hello, you", "rejected": "go away"}, "prompt",
+    ),
+    "messages as the prompt": (
+        {"prompt": HELLO[:1], "chosen": HELLO[1:], "rejected": GO[1:]}, "prompt",
+    ),
+    "the prompt in the answers too": (
+        {"prompt": "hi there", "chosen": HELLO, "rejected": GO}, "prompt",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("eos", [True, False])
+@pytest.mark.parametrize("form", ROWS)
+def test_the_ids_of_pairs_are_transformers_own(tokenizer: Any, form: str, eos: bool) -> None:
+    row, prompt = ROWS[form]
+    table = Chat(Listed(row, row), tokenizer, ("chosen", "rejected"), prompt)
+    data = Pairs(read_pairs(table, prompt=prompt), Encoder(tokenizer, 99, eos=eos), share=True)
+    assert data.chosen == [ids_of(tokenizer, HELLO)] * 2
+    assert data.rejected == [ids_of(tokenizer, GO)] * 2
+    batch = data.batch([0])
+    for ids, given in zip(batch.input_ids.tolist(), [HELLO, GO], strict=True):
+        expected = ids_of(tokenizer, given)
+        assert ids[: len(expected)] == expected
+
+
+@pytest.mark.parametrize("form", ROWS)
+def test_a_pair_knows_its_prompt_as_generation_writes_it(tokenizer: Any, form: str) -> None:
+    row, prompt = ROWS[form]
+    pair = read_pairs(
+        Chat(Listed(row, row), tokenizer, ("chosen", "rejected"), prompt), prompt=prompt
+    )[0]
+    assert pair.prompt == tokenizer.apply_chat_template(
+        HELLO[:1], tokenize=False, add_generation_prompt=True
+    )
+    assert pair.identity == (pair.prompt,)
+
+
+def test_the_ids_of_labelled_and_plain_texts_are_transformers_own(tokenizer: Any) -> None:
+    rows = [{"text": HELLO, "toxicity": 0}, {"text": GO, "toxicity": 1}]
+    table = Chat(Listed(*rows), tokenizer, ("text",))
+    expected = [ids_of(tokenizer, HELLO), ids_of(tokenizer, GO)]
+    labelled = read_labelled(table, text="text", labels=["toxicity"])
+    assert Labelled(labelled, Encoder(tokenizer, 99)).ids == expected
+    joined = expected[0] + expected[1]
+    assert Blocks(read_texts(table), tokenizer, len(joined)).ids.tolist() == [joined]
+    states = States(read_texts(table), Encoder(tokenizer, 99, eos=False, keep="start"), 99, 0)
+    for prefix in states.prefixes():
+        assert any(prefix == ids[: len(prefix)] for ids in expected)
+
+
+def test_the_column_messages_is_read_by_itself(chatml: Any) -> None:
+    texts = read_texts(Chat(Listed({"messages": HELLO}, {"messages": GO}), chatml, ("text",)))
+    assert Encoder(chatml, 99)(texts).ids == [ids_of(chatml, HELLO), ids_of(chatml, GO)]
+
+
+def test_a_dialogue_is_read_at_the_token_that_ends_its_last_turn(tokenizer: Any) -> None:
+    """A model that generates stops there, and never reads what a template writes after it."""
+    row = {"chosen": HELLO, "rejected": GO}
+    pairs = read_pairs(Chat(Listed(row, row), tokenizer, ("chosen", "rejected")))
+    ids, end = ids_of(tokenizer, HELLO), tokenizer.eos_token_id
+    last_of = {True: len(ids) - 1, False: len(ids) - 1}
+    if end in ids:
+        last_of[True] = max(i for i, token in enumerate(ids) if token == end)
+        last_of[False] = last_of[True] - 1
+    for eos, last in last_of.items():
+        batch = Pairs(pairs, Encoder(tokenizer, 99, eos=eos)).batch([0])
+        assert int(batch.last[0]) == last
+        assert batch.attention_mask[0].tolist() == [
+            int(i <= last) for i in range(batch.input_ids.shape[1])
+        ]
+    assert turn_end(tokenizer) == (end if end in ids else None)
+
+
+def test_a_dialogue_is_cut_and_counted_and_still_read_at_its_end(chatml: Any) -> None:
+    ids = ids_of(chatml, HELLO)
+    assert ids[-2:] == [chatml.eos_token_id, chatml("\n")["input_ids"][0]]
+    texts = [chat(chatml, HELLO), chat(chatml, said("a", "b"))]
+    kept = Encoder(chatml, len(ids) - 4)(texts)
+    assert kept.ids[0] == [ids[0], *ids[5:]] and kept.lengths[0] == len(ids) - 5
+    assert (kept.truncation.cut, kept.truncation.texts) == (1, 2)
+    start = Encoder(chatml, len(ids) - 4, keep="start")(texts)
+    assert start.ids[0] == ids[:-4] and start.lengths[0] == len(ids) - 4
+
+
+def test_what_pairs_share_ends_where_they_are_read(chatml: Any) -> None:
+    """After a cut two texts can be alike to the end: no more is shared than is read."""
+    row = {"chosen": said("a", "bad cat"), "rejected": said("a", "sad cat")}
+    pairs = read_pairs(Chat(Listed(row, row), chatml, ("chosen", "rejected")))
+    data = Pairs(pairs, Encoder(chatml, 6), share=True)
+    assert data.chosen[0] == data.rejected[0]
+    batch = data.batch([0])
+    assert batch.shared is not None and int(batch.shared[0]) == int(batch.last[0]) + 1
+
+
+def test_since_counts_the_characters_of_the_last_message(chatml: Any) -> None:
+    rows = [{"text": HELLO, "toxicity": 1, "since": HELLO[1]["content"].index("you")}] * 2
+    labelled = read_labelled(
+        Chat(Listed(*rows), chatml, ("text",)), text="text", labels=["toxicity"], since="since"
+    )
+    whole = ids_of(chatml, HELLO)
+    place = len(whole) - 2 - len("you")
+    assert chatml.decode(whole[place:-2]) == "you"
+    assert Labelled(labelled, Encoder(chatml, 99)).since.tolist() == [place] * 2
+    assert Labelled(labelled, Encoder(chatml, len(whole) - 3)).since.tolist() == [place - 3] * 2
+    over = [{**rows[0], "since": 99}]
+    with pytest.raises(OtterError, match="table, row 1: 'since' is 99, outside 0 to 9"):
+        read_labelled(
+            Chat(Listed(*over), chatml, ("text",)), text="text", labels=["toxicity"], since="since"
+        )
+
+
+def test_messages_reach_the_template_as_they_are(tiny_tokenizer: Any) -> None:
+    """Tool calls without content, lists of parts, and keys of a data set's own."""
+    template = (
+        "{% for m in messages %}{{ m.role }}({{ m.name }})({{ m.tool_call_id }}):"
+        "{% if m.tool_calls %}{{ m.tool_calls[0].function.name }}{% endif %}"
+        "{% if m.content is string %}{{ m.content }}"
+        "{% else %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %};{% endfor %}"
+    )
+    tokenizer = chat_tokenizer(tiny_tokenizer, template)
+    call = {"type": "function", "function": {"name": "look_up", "arguments": {"what": "x"}}}
+    messages = [
+        {"role": "user", "name": "ann", "content": [{"type": "text", "text": "what is x?"}]},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "42"},
+        {"role": "assistant", "content": [{"type": "text", "text": "it is "}, {"text": "42"}]},
+    ]
+    texts = read_texts(Chat(Listed(*[{"text": messages}] * 2), tokenizer, ("text",)))
+    assert "(ann)" in texts[0] and "look_up" in texts[0] and "(c1):42" in texts[0]
+    assert texts[0].endswith(":it is 42;")
+    assert Encoder(tokenizer, 999)(texts).ids == [ids_of(tokenizer, messages)] * 2
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        ("plain", "'text' holds no messages"),
+        ([], "'text' holds no messages"),
+        (["hi"], "'text', message 1: 'hi' is no object with 'role' and 'content'"),
+        ([*HELLO, {"content": "x"}], "'text', message 3: no 'role'"),
+        ([{"role": 3, "content": "x"}], "'text', message 1: 'role' is 3, not a name"),
+        ([{"role": "user"}], "'text', message 1: no 'content', and no tool calls"),
+        ([{"role": "user", "content": None, "tool_calls": []}], "message 1: no 'content'"),
+        ([{"role": "user", "content": 3}], "'content' is 3, neither text nor a list of parts"),
+        ([{"role": "user", "content": [3]}], "'content' has a part 3, neither text nor an object"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "part of type 'text' without a 'text'"),
+    ],
+)
+def test_what_is_no_message_is_refused_by_row_column_and_key(
+    chatml: Any, value: Any, what: str
+) -> None:
+    with pytest.raises(OtterError) as caught:
+        read_texts(Chat(Listed({"text": HELLO}, {"text": value}), chatml, ("text",)))
+    assert caught.value.what.startswith("table, row 2: ") and what in caught.value.what
+    assert '{"role": "user", "content": "Hello"}' in caught.value.hint
+
+
+def test_a_column_that_is_not_there_is_named(chatml: Any) -> None:
+    with pytest.raises(OtterError, match="table, row 1: no column 'text'"):
+        read_texts(Chat(Listed({"texts": HELLO}), chatml, ("text",)))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('roles must alternate') }}",
+        "{% for m in messages %}{{ m.content + 1 }}{% endfor %}",
+        "{% for m in messages %}{{ m.content }}",
+        "{{ messages[9].content.strip() }}",
+        "{{ 1 / 0 }}",
+    ],
+    ids=["raises", "a type error", "left open", "undefined", "another error"],
+)
+def test_a_template_that_fails_names_the_row(tiny_tokenizer: Any, template: str) -> None:
+    tokenizer = chat_tokenizer(tiny_tokenizer, template)
+    with pytest.raises(OtterError, match="table, row 1: the chat template refuses it: ") as caught:
+        read_texts(Chat(Listed({"text": HELLO}), tokenizer, ("text",)))
+    assert "roles" in caught.value.hint
+
+
+def test_a_text_that_the_tokenizer_cannot_read_names_the_row(chatml: Any) -> None:
+    broken = said("a", "\ud800")
+    with pytest.raises(OtterError, match="table, row 1: the chat template refuses it: "):
+        read_texts(Chat(Listed({"text": broken}), chatml, ("text",)))
+
+
+def test_without_a_template_it_is_told(tiny_tokenizer: Any) -> None:
+    with pytest.raises(OtterError, match="table: .*the tokenizer has no chat template") as caught:
+        read_texts(Chat(Listed({"text": HELLO}), tiny_tokenizer, ("text",)))
+    assert "leave chat out" in caught.value.hint
+
+
+def test_a_template_that_writes_the_prompt_otherwise_is_refused(tiny_tokenizer: Any) -> None:
+    tokenizer = chat_tokenizer(tiny_tokenizer, "{{ messages | length }}!")
+    row = {"prompt": "hi", "chosen": "a", "rejected": "b"}
+    with pytest.raises(OtterError, match="writes 'prompt' otherwise before 'chosen'"):
+        read_pairs(Chat(Listed(row), tokenizer, ("chosen", "rejected"), "prompt"), prompt="prompt")
+
+
+def test_one_place_applies_a_chat_template() -> None:
+    package = Path(otter_cli.__file__).parent
+    calls = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if isinstance(node, ast.Attribute) and node.attr == "apply_chat_template"
+    }
+    assert calls == {"data/chat_template.py"}
