@@ -11,6 +11,7 @@ from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.console import warn
 from otter_cli.core.digests import sha256_file, sha256_json
 from otter_cli.core.errors import OtterError
+from otter_cli.core.provenance import base_changes
 from otter_cli.insertion.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -123,11 +124,9 @@ def load_graft(folder: Path, signal: str, *, device: str) -> Grafted:
     from transformers import AutoTokenizer
 
     from otter_cli.model import OtterForCausalLM
-    from otter_cli.model.load import check_same_base
 
-    manifest = Manifest.read(folder)
-    check_same_base(folder, manifest)
     model = OtterForCausalLM.from_pretrained(folder, device=device)
+    manifest = model.manifest
     if signal not in model.signal_configs:
         raise OtterError(
             f"{folder} has no signal {signal!r}",
@@ -138,18 +137,21 @@ def load_graft(folder: Path, signal: str, *, device: str) -> Grafted:
     record = ModelRecord(
         name=folder.resolve().name,
         kind="otter",
-        base=base_digest(manifest),
+        base=base_digest(folder, manifest),
         weights=manifest.inserted.sha256,
     )
     return Grafted(model, AutoTokenizer.from_pretrained(folder, local_files_only=True), record)
 
 
-def base_digest(manifest: Manifest) -> str:
-    """Of the base's weights and configuration, as grafted."""
+def base_digest(folder: Path, manifest: Manifest) -> str:
+    """Of the base's weights and configuration, as grafted; files that changed since, and were
+    accepted, make it another."""
     files = manifest.base.files.items()
-    return sha256_json(
-        {name: record.sha256 for name, record in files if name.endswith((".safetensors", ".json"))}
-    )
+    digests = {
+        name: record.sha256 for name, record in files if name.endswith((".safetensors", ".json"))
+    }
+    changed = {Path(path).name: digest for path, digest in base_changes(folder).items()}
+    return sha256_json({**digests, "changed": changed} if changed else digests)
 
 
 def load_reward_model(folder: Path, *, device: str) -> Loaded:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 from otter_cli.checkpoint.links import resolve_inside
@@ -12,6 +13,18 @@ from otter_cli.core.errors import OtterError
 _BOOKKEEPING = {".git", ".cache"}
 
 MANIFEST = "otter.json"
+
+# What transformers reads by its name: a change in one of these changes what a folder says.
+_DECIDE = (
+    "*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.py", "*.jinja",
+    "config.json", "generation_config.json", "adapter_config.json", "tokenizer*", "vocab*",
+    "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.model",
+)  # fmt: skip
+# Weights in any format: safetensors are read, the others lie beside them.
+_WEIGHTS = (
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".onnx_data",
+    ".gguf", ".tflite", ".ot",
+)  # fmt: skip
 
 # The inserted tensors, whole or in shards, the manifest, and what a killed writer leaves.
 _OURS = re.compile(
@@ -24,6 +37,16 @@ def is_ours(file: str) -> bool:
     """Whether a file's relative path is one that grafting or training adds to a base."""
     top, _, rest = file.partition("/")
     return top == "training" if rest else bool(_OURS.fullmatch(top))
+
+
+def decides(file: str) -> bool:
+    """Whether transformers reads a file of this name, so that it decides what a folder says."""
+    return any(fnmatch(file, pattern) for pattern in _DECIDE)
+
+
+def is_weights(file: str) -> bool:
+    """Whether a file holds weights by its name: these alone are linked, and may be large."""
+    return file.endswith(_WEIGHTS)
 
 
 def base_files(folder: Path) -> list[str]:

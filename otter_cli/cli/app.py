@@ -26,7 +26,7 @@ OtterError. Several functions in one file become subcommands (`otter recipes ls`
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -63,13 +63,16 @@ def verb_app(
 
 
 def verb(
-    app: typer.Typer, *, example: str, name: str | None = None
+    app: typer.Typer, *, example: str, name: str | None = None, uses_graft: bool = False
 ) -> Callable[[Callable[..., Outcome]], Callable[..., Outcome]]:
-    """Register a function on `app`; `example` is one command a line, shown under its help."""
+    """Register a function on `app`; `example` is one command a line, shown under its help. A verb
+    that runs, trains or exports a graft takes --base-changed-ok too."""
 
     def register(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
         from_docstring = _escape(inspect.getdoc(function) or "")
-        app.command(name, help=from_docstring, epilog=_examples(example))(_command(function))
+        app.command(name, help=from_docstring, epilog=_examples(example))(
+            _command(_with_consent(function) if uses_graft else function)
+        )
         return function
 
     return register
@@ -78,6 +81,15 @@ def verb(
 def _flag(option: str, help: str) -> Any:
     return Annotated[bool, typer.Option(option, help=help, rich_help_panel="Output")]
 
+
+_CONSENT = Annotated[
+    bool,
+    typer.Option(
+        "--base-changed-ok",
+        help="use a base whose files are not those that were grafted; results then say so",
+        rich_help_panel="Base",
+    ),
+]
 
 _OUTPUT_OPTIONS = {
     "as_json": _flag("--json", "one JSON object on stdout, nothing else there"),
@@ -113,6 +125,39 @@ def _command(function: Callable[..., Outcome]) -> Callable[..., None]:
     # inspect and typer look here first; functools.wraps has copied the rest.
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return command
+
+
+def _with_consent(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
+    """`function` with an option that accepts a base which changed under its graft; what was
+    accepted goes into its data."""
+
+    @functools.wraps(function)
+    def command(base_changed_ok: bool, **arguments: Any) -> Outcome:
+        if not base_changed_ok:
+            return function(**arguments)
+        from otter_cli.core.provenance import base_changes
+        from otter_cli.insertion.opened import changed_base_accepted
+
+        with changed_base_accepted():
+            outcome = function(**arguments)
+            return _with_changes(outcome, base_changes())
+
+    signature = inspect.signature(function, eval_str=True)
+    option = inspect.Parameter(
+        "base_changed_ok", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_CONSENT
+    )
+    parameters = [*signature.parameters.values(), option]
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return command
+
+
+def _with_changes(outcome: Outcome, changes: dict[str, str]) -> Outcome:
+    if not changes:
+        return outcome
+    more = {"base_changed": changes}
+    if isinstance(outcome.data, Mapping):
+        return replace(outcome, data={**outcome.data, **more})
+    return replace(outcome, data=[{**record, **more} for record in outcome.data])
 
 
 def _examples(commands: str) -> str:

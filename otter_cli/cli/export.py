@@ -30,6 +30,7 @@ class Layout(StrEnum):
 @verb(
     app,
     example="otter export grafted my-adapter --to adapter\notter export grafted wide --to wide",
+    uses_graft=True,
 )
 def export(
     folder: Annotated[Path, typer.Argument(help="the grafted folder")],

@@ -18,6 +18,7 @@ app = verb_app()
     otter generate grafted "How are you?" --guide reward:1.5 --gate "entropy>1" --candidates 10
     otter generate grafted "How are you?" --draft future --tree learnt:16 --max-new-tokens 64
     cat prompts.txt | otter generate grafted - --json""",
+    uses_graft=True,
 )
 def generate(
     folder: o.Folder,

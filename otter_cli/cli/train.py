@@ -27,6 +27,7 @@ def _control(name: str, text: str) -> Any:
     otter train grafted --recipe preference/paradetox
     otter train grafted --recipe my-recipe.yaml --resume
     otter train grafted --recipe my-recipe.yaml --baseline head --to head-only""",
+    uses_graft=True,
 )
 def train(
     folder: Annotated[Path, typer.Argument(help="the grafted folder")],

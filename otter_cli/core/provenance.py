@@ -24,6 +24,30 @@ _PACKAGES = (
 )
 
 
+# Files of a base that are not those that were grafted, and were used all the same, by path.
+_base_changes: dict[str, str] = {}
+
+
+def note_base_change(path: str, digest: str) -> None:
+    """Every provenance that this process writes from now on says so."""
+    _base_changes[path] = digest
+
+
+def base_changes(folder: Path | None = None) -> dict[str, str]:
+    """Changed files that this process used by consent, with their digests; of one folder or all."""
+    return {
+        path: digest
+        for path, digest in _base_changes.items()
+        if folder is None or Path(path).is_relative_to(folder)
+    }
+
+
+def restore_base_changes(noted: dict[str, str]) -> None:
+    """Forget what was noted since `base_changes` gave this."""
+    _base_changes.clear()
+    _base_changes.update(noted)
+
+
 def versions() -> dict[str, str]:
     """Python and those of our packages that are installed, read without importing them."""
     found = {"python": platform.python_version()}
@@ -53,6 +77,7 @@ def provenance(command: list[str] | None = None) -> dict[str, Any]:
         "command": list(sys.argv if command is None else command),
         "versions": versions(),
         "hardware": hardware(),
+        **({"base_changed": base_changes()} if _base_changes else {}),
     }
 
 

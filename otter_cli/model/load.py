@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from otter_cli.checkpoint.folder import Checkpoint
-from otter_cli.core.digests import sha256_file
 from otter_cli.core.errors import OtterError
 from otter_cli.families import BaseShape, base_shape
 from otter_cli.insertion.manifest import Manifest
+from otter_cli.insertion.opened import IfChanged, open_graft
 from otter_cli.insertion.plan import Plan
 from otter_cli.insertion.storage import open_stored
 
@@ -31,16 +31,14 @@ def load(
     folder: Path,
     *,
     base: Path | None,
+    if_changed: IfChanged = "refuse",
     dtype: torch.dtype | None,
     insertion_dtype: torch.dtype | None,
     attn_implementation: str | None,
     quantization_config: Any,
     device: torch.device,
 ) -> OtterForCausalLM:
-    manifest = Manifest.read(folder)
-    manifest.check_tensors(folder)
-    if base is not None:
-        check_same_base(base, manifest)
+    manifest = open_graft(folder, base=base, if_changed=if_changed)
     model = load_base(
         base or folder,
         dtype=dtype,
@@ -136,19 +134,3 @@ def read_inserted(folder: Path, manifest: Manifest, shape: BaseShape) -> dict[st
     for file in open_stored(folder, plans).files:
         tensors |= load_file(folder / file)
     return tensors
-
-
-def check_same_base(base: Path, manifest: Manifest) -> None:
-    """Raises OtterError, naming the file, where `base` is not the base that was grafted."""
-    for name, record in manifest.base.identity().items():
-        path = base / name
-        if (
-            not path.is_file()
-            or path.stat().st_size != record.bytes
-            or sha256_file(path) != record.sha256
-        ):
-            raise OtterError(
-                f"{path} is not the base of this insertion: "
-                f"{'its digest differs' if path.is_file() else 'it is missing'}",
-                hint=f"the insertion was made for {manifest.base.source}",
-            )

@@ -18,6 +18,7 @@ from otter_cli.core.errors import OtterError
 from otter_cli.core.suggest import closest
 from otter_cli.families import BaseShape
 from otter_cli.insertion.manifest import Manifest
+from otter_cli.insertion.opened import IfChanged
 from otter_cli.model.chosen import Chosen
 from otter_cli.model.generating import Generating
 from otter_cli.model.last_product import keep_stock_product
@@ -72,12 +73,15 @@ class OtterForCausalLM(Generating, nn.Module):
         attn_implementation: str | None = None,
         quantization_config: Any = None,
         device: str | torch.device = "cpu",
+        if_base_changed: IfChanged = "refuse",
     ) -> OtterForCausalLM:
         """Loads a grafted folder, or an adapter with its `base`, strictly: every tensor accounted
         for, or OtterError.
 
         `dtype`: the base's, by default the file's; `insertion_dtype`: the inserted tensors', by
         default the base's. `quantization_config`: one of transformers', for the base as it loads.
+        `if_base_changed`: files of the base that are not those that were grafted are refused,
+        warned about and recorded, or not looked at.
         """
         from otter_cli.model.load import load
 
@@ -89,6 +93,7 @@ class OtterForCausalLM(Generating, nn.Module):
             insertion_dtype=insertion_dtype,
             attn_implementation=attn_implementation,
             quantization_config=quantization_config,
+            if_changed=if_base_changed,
             device=torch.device(device),
         )
 

@@ -13,6 +13,7 @@ from otter_cli.core.digests import sha256_file
 from otter_cli.core.errors import OtterError
 from otter_cli.families import base_shape
 from otter_cli.insertion import MANIFEST, Manifest, Plan, strip
+from otter_cli.insertion.opened import open_graft
 from otter_cli.insertion.storage import open_stored, stored_files
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Export:
 
 def export_adapter(folder: Path, to: Path) -> Export:
     """The inserted tensors and otter.json alone; they load on this base and no other."""
-    manifest = Manifest.read(folder)
+    manifest = open_graft(folder)
     shape = base_shape(Checkpoint.open(folder).config)
     files = [*stored_files(folder), MANIFEST]
     with staged_folder(to) as staging:

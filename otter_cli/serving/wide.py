@@ -17,6 +17,7 @@ from otter_cli.core.errors import OtterError
 from otter_cli.families import Family, base_shape
 from otter_cli.families.wide import WIDE, why_not_wide
 from otter_cli.insertion import Manifest, Plan
+from otter_cli.insertion.opened import open_graft
 from otter_cli.insertion.storage import open_stored
 from otter_cli.model.wide import AUTO_MAP, MODELLING, modelling_file
 from otter_cli.serving.layouts import Export, Word
@@ -49,8 +50,7 @@ def write_wide(folder: Path, to: Path) -> WidePlan:
 
     Raises OtterError for a family or an insertion that the layout cannot hold.
     """
-    manifest, base = Manifest.read(folder), Checkpoint.open(folder)
-    manifest.check_tensors(folder)
+    manifest, base = open_graft(folder), Checkpoint.open(folder)
     shape = base_shape(base.config)
     _check(manifest, shape.family)
     plan = Plan(manifest.insertions[0], shape)

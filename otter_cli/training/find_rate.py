@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from otter_cli.core.errors import CheckFailed, OtterError
+from otter_cli.insertion.opened import open_graft
 from otter_cli.training.material import load_material, prepare
 from otter_cli.training.targets import graft_signals
 from otter_cli.training.tokenizer import load_tokenizer
@@ -34,6 +35,7 @@ class RateSearch:
 
 def find_rate(folder: Path, recipe: Recipe, *, steps: int = 60, device: str = "cpu") -> RateSearch:
     """No tensor is written. Raises OtterError where the loss falls at no rate."""
+    open_graft(folder)
     signals, tokenizer = graft_signals(folder, recipe), load_tokenizer(folder)
     material = {name: load_material(name, recipe, signals[name], tokenizer) for name in signals}
     prepare(material, recipe, folder, device)

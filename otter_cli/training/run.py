@@ -14,8 +14,10 @@ from otter_cli.core.errors import OtterError
 from otter_cli.core.heap import freed_memory_kept
 from otter_cli.core.intervals import Interval
 from otter_cli.core.lock import writer_lock
+from otter_cli.core.provenance import base_changes
 from otter_cli.core.units import bytes_text
 from otter_cli.insertion import TrainingRecord
+from otter_cli.insertion.opened import open_graft
 from otter_cli.training.choice import check_choice
 from otter_cli.training.controls import Baseline
 from otter_cli.training.group import Group, check_divides, joined, launched
@@ -95,6 +97,8 @@ def train(
     states = StateFolder(target)
     if not (options.resume or options.restart):
         refuse_unfinished(states)
+    # Before hours of training on a base that is not the one that was grafted.
+    open_graft(folder)
     # Data first: a bad row is told before anything is made or loaded.
     signals = graft_signals(folder, recipe)
     tokenizer = load_tokenizer(folder)
@@ -180,6 +184,6 @@ def _record(
         seed=recipe.seed,
         objective=recipe.signals[name].objective,
         recipe_sha256=recipe.sha256(),
-        data=data,
+        data={**data, "base_changed": changed} if (changed := base_changes()) else data,
         metrics={what: vars(value) for what, value in metrics.get(name, {}).items()},
     )

@@ -43,7 +43,14 @@ def open_pair(request: Request, *, dtype: str, device: str, shared: bool) -> Pai
         other = load_other(folder, kind, trust=request.trust).to(device)
         return Pair(_subject(plain, plain), _subject(other, plain))
     adapted = None if (folder / "config.json").exists() else base
-    otter = OtterForCausalLM.from_pretrained(folder, base=adapted, dtype=kind, device=device)
+    # The static level has hashed every file, and what it saw is part of the report.
+    otter = OtterForCausalLM.from_pretrained(
+        folder,
+        base=adapted,
+        dtype=kind,
+        device=device,
+        if_base_changed="ignore" if adapted is None else "refuse",
+    )
     plain = otter.base if shared else load_base(base, dtype=kind).to(device).eval()
     return Pair(_subject(plain, plain), _subject(otter.base, plain, otter.streaming), otter)
 

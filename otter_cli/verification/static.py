@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from fnmatch import fnmatch
 from pathlib import Path
 
 from otter_cli.checkpoint.folder import Checkpoint
-from otter_cli.checkpoint.listing import base_files
+from otter_cli.checkpoint.listing import base_files, decides
 from otter_cli.checkpoint.tensor_info import TensorInfo
 from otter_cli.checkpoint.weights import Weights
 from otter_cli.core.console import progress
@@ -18,13 +17,6 @@ from otter_cli.insertion import MANIFEST, Manifest, Plan
 from otter_cli.insertion.storage import STEM, stored_files
 from otter_cli.verification.findings import Digests, Finding, Static
 from otter_cli.verification.tensors import compare_tensors
-
-# What transformers reads by its name: one of these that is added changes what a folder says.
-_READ = (
-    "*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.py", "*.jinja",
-    "config.json", "generation_config.json", "adapter_config.json", "tokenizer*", "vocab*",
-    "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.model",
-)  # fmt: skip
 
 
 def check_graft(folder: Path, base: Path | None) -> Static:
@@ -69,7 +61,7 @@ def _check_files(
 
 def _added(folder: Path, manifest: Manifest) -> Iterator[Finding]:
     for name in base_files(folder):
-        if name not in manifest.base.files and any(fnmatch(name, part) for part in _READ):
+        if name not in manifest.base.files and decides(name):
             yield Finding("was added to the base's files", str(folder / name))
 
 

@@ -36,6 +36,7 @@ from otter_cli.core.intervals import mean
 from otter_cli.core.jsonlines import JsonLines
 from otter_cli.core.provenance import provenance
 from otter_cli.insertion import Manifest
+from otter_cli.insertion.opened import open_graft
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -100,12 +101,12 @@ class Asked:
 def run(asked: Asked, out: Path | None = None) -> tuple[LmEvalResult, Path]:
     """The result and its folder. What a method has answered there is kept: a run that was killed
     goes on with the method that it was at. Raises OtterError."""
-    manifest = Manifest.read(asked.folder)
+    manifest = open_graft(asked.folder, base=asked.base)
     if asked.guidance:
         _require_scores(manifest, asked.guidance.signal)
     settings = Settings(
         folder=str(asked.folder),
-        base=base_digest(manifest),
+        base=base_digest(asked.base or asked.folder, manifest),
         weights=manifest.inserted.sha256,
         tasks=list(asked.tasks.names),
         limit=asked.tasks.limit,

@@ -13,6 +13,7 @@ from otter_cli.core.seeds import derive_seed
 from otter_cli.families import base_shape
 from otter_cli.insertion import Manifest, Plan, resolve
 from otter_cli.insertion.manifest import BaseRecord, InsertedRecord
+from otter_cli.insertion.opened import open_graft
 from otter_cli.insertion.storage import stored_files
 
 if TYPE_CHECKING:
@@ -81,8 +82,7 @@ def from_folder(folder: Path, *, dtype: torch.dtype | None, device: str) -> Subj
     from otter_cli.model import OtterForCausalLM, load_base
     from otter_cli.model.load import assemble, read_inserted
 
-    manifest = Manifest.read(folder)
-    manifest.check_tensors(folder)
+    manifest = open_graft(folder)
     stock = load_base(folder, dtype=dtype).to(device).eval()
     shape = base_shape(stock.config.to_dict())
     plans = [Plan(config, shape) for config in manifest.insertions]

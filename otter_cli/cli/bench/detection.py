@@ -17,6 +17,7 @@ from otter_cli.cli.recipe_files import recipe_path
     example="""\
     otter bench detection grafted --recipe detox/davidson --monitor head=head-only
     otter bench detection grafted --pairs paradetox.test.jsonl.gz --classifier separate""",
+    uses_graft=True,
 )
 def detection(
     folder: Folder,

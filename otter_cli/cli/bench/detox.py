@@ -34,6 +34,7 @@ from otter_cli.cli.bench.show import run_and_show
     app,
     example="otter bench detox grafted --prompts rtp-toxic.test.jsonl --task-head head-only "
     "--detoxify detoxify-mini",
+    uses_graft=True,
 )
 def detox(
     folder: Folder,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     example="""\
     otter bench lm-eval grafted --tasks blimp_anaphor,hellaswag --include-path my-tasks
     otter bench lm-eval grafted --tasks gsm8k --guide reward --strength 0.5""",
+    uses_graft=True,
 )
 def lm_eval(
     folder: Folder,

@@ -16,6 +16,7 @@ from otter_cli.cli.bench.show import shown
     example="""\
     otter bench matrix matrix/ablation
     otter bench matrix my-matrix.yaml --out runs/strengths""",
+    uses_graft=True,
 )
 def matrix(
     recipe: Annotated[str, typer.Argument(help="a YAML file, or a matrix that ships")],

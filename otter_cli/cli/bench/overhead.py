@@ -15,6 +15,7 @@ from otter_cli.cli.bench.options import option
     example="""\
     otter bench overhead --shape llama-134m --threads 2
     otter bench overhead grafted --batch 8 --context 512""",
+    uses_graft=True,
 )
 def overhead(
     folder: Annotated[

@@ -34,6 +34,7 @@ from otter_cli.core.errors import OtterError
     example="""\
     otter bench preference grafted --prompts p.jsonl --task-head head --reward-model rm --gold g
     otter bench preference grafted --pairs reward-bench.jsonl --task-head head --reward-model rm""",
+    uses_graft=True,
 )
 def preference(
     folder: Folder,

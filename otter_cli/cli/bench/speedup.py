@@ -26,6 +26,7 @@ from otter_cli.cli.bench.show import run_and_show
 @verb(
     app,
     example="otter bench speedup grafted --prompts spec-bench.jsonl --task-head head-only",
+    uses_graft=True,
 )
 def speedup(
     folder: Folder,

@@ -13,6 +13,7 @@ from otter_cli.core.atomic import staged_folder, write_json
 from otter_cli.core.errors import OtterError
 from otter_cli.families import BaseShape, base_shape
 from otter_cli.insertion import MANIFEST, InsertionConfig, Manifest, Plan
+from otter_cli.insertion.opened import open_graft
 from otter_cli.insertion.storage import open_stored, stored_files
 from otter_cli.serving.layouts import Export
 from otter_cli.serving.vllm.drafter import FILES, FOLDER, Drafter
@@ -30,8 +31,7 @@ def export_vllm(folder: Path, to: Path, *, draft: str | None = None, mode: Mode 
 
     Raises OtterError for families, insertions and drafters that the plugin does not run.
     """
-    manifest, base = Manifest.read(folder), Checkpoint.open(folder)
-    manifest.check_tensors(folder)
+    manifest, base = open_graft(folder), Checkpoint.open(folder)
     shape = base_shape(base.config)
     _check(shape)
     plans = [Plan(config, shape) for config in manifest.insertions]
