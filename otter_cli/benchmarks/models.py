@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from otter_cli.benchmarks.settings import ModelRecord
-from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.console import warn
 from otter_cli.core.digests import sha256_file, sha256_json
 from otter_cli.core.errors import OtterError
@@ -121,9 +120,8 @@ def require_same_base(graft: Grafted, other: Grafted, path: Path) -> None:
 
 def load_graft(folder: Path, signal: str, *, device: str) -> Grafted:
     """A grafted folder with `signal`; every file of its base is checked against otter.json."""
-    from transformers import AutoTokenizer
-
     from otter_cli.model import OtterForCausalLM
+    from otter_cli.model.pretrained import load_tokenizer
 
     model = OtterForCausalLM.from_pretrained(folder, device=device)
     manifest = model.manifest
@@ -140,7 +138,7 @@ def load_graft(folder: Path, signal: str, *, device: str) -> Grafted:
         base=base_digest(folder, manifest),
         weights=manifest.inserted.sha256,
     )
-    return Grafted(model, AutoTokenizer.from_pretrained(folder, local_files_only=True), record)
+    return Grafted(model, load_tokenizer(folder), record)
 
 
 def base_digest(folder: Path, manifest: Manifest) -> str:
@@ -154,53 +152,28 @@ def base_digest(folder: Path, manifest: Manifest) -> str:
     return sha256_json({**digests, "changed": changed} if changed else digests)
 
 
-def load_reward_model(folder: Path, *, device: str) -> Loaded:
+def load_reward_model(source: str | Path, *, device: str) -> Loaded:
     """A stock sequence classifier with one output. Raises OtterError where any of its tensors would
     be made up."""
-    from transformers import AutoModelForSequenceClassification
+    from otter_cli.model.pretrained import load_tokenizer
+    from otter_cli.scorers import load
 
-    loaded = _load_strictly(AutoModelForSequenceClassification, folder, "reward-model", device)
-    if loaded.model.config.num_labels != 1:
-        raise OtterError(
-            f"{folder} has {loaded.model.config.num_labels} outputs, and a reward is one number",
-            hint="give a model with num_labels 1",
-        )
-    return loaded
+    folder = load.scorer_folder(source)
+    model = load.load_reward_model(folder, device=device)
+    return Loaded(model, load_tokenizer(folder), model_record(folder, "reward-model"))
 
 
-def load_language_model(folder: Path, *, device: str) -> Loaded:
+def load_language_model(source: str | Path, *, device: str) -> Loaded:
     """A stock language model, or a LoRA adapter of one, merged into it. Raises OtterError."""
-    from transformers import AutoModelForCausalLM
+    from otter_cli.model.pretrained import load_tokenizer
+    from otter_cli.scorers import load
 
-    if not (folder / "adapter_config.json").is_file():
-        return _load_strictly(AutoModelForCausalLM, folder, "language-model", device)
-    from peft import PeftConfig, PeftModel
-
-    base = Path(PeftConfig.from_pretrained(folder).base_model_name_or_path or "")
-    loaded = _load_strictly(AutoModelForCausalLM, base, "language-model", device)
-    merged = PeftModel.from_pretrained(loaded.model, folder).merge_and_unload()
-    return Loaded(merged.eval(), loaded.tokenizer, _adapter_record(folder, loaded.record))
-
-
-def _load_strictly(kind: Any, folder: Path, role: Role, device: str) -> Loaded:
-    from transformers import AutoTokenizer
-
-    from otter_cli.model.load import DTYPES
-
-    # The file's dtype, since config.json's would win otherwise.
-    dtype = DTYPES[Checkpoint.open(folder).dtype]
-    model, info = kind.from_pretrained(
-        folder, dtype=dtype, output_loading_info=True, local_files_only=True
-    )
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[what]:
-            raise OtterError(
-                f"{folder}: the {role.replace('-', ' ')} loads with {what.replace('_', ' ')}: "
-                f"{', '.join(sorted(map(str, info[what]))[:3])}",
-                hint="its score would be a random head's; train it first, or give the right folder",
-            )
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return Loaded(model.to(device).eval(), tokenizer, model_record(folder, role))
+    folder = load.scorer_folder(source)
+    model, base = load.load_language_model(folder, device=device)
+    record = model_record(base, "language-model")
+    if base != folder:
+        record = _adapter_record(folder, record)
+    return Loaded(model, load_tokenizer(base), record)
 
 
 def model_record(folder: Path, kind: Role) -> ModelRecord:

@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from otter_cli.cli.generate_asked import Asked
 from otter_cli.cli.generate_drafts import drafter_of
 from otter_cli.cli.generate_prompts import encoded_of
@@ -26,6 +24,7 @@ from otter_cli.decoding import (
 from otter_cli.decoding.drafts import Drafter
 from otter_cli.decoding.scores import check_signal
 from otter_cli.model import OtterForCausalLM
+from otter_cli.model.pretrained import load_tokenizer
 
 
 class Generating:
@@ -34,7 +33,7 @@ class Generating:
     def __init__(self, asked: Asked, folder: Path, base: Path | None, device: str) -> None:
         self.asked = asked
         self.model = OtterForCausalLM.from_pretrained(folder, base=base, device=device)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(base or folder, local_files_only=True)
+        self.tokenizer: Any = load_tokenizer(base or folder)
         configs = self.model.signal_configs
         scoring = [name for name, config in configs.items() if config.kind != "future"]
         self.shown = list(asked.signals) or scoring

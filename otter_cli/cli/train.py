@@ -75,6 +75,12 @@ def train(
     signal: Annotated[
         list[str] | None, _control("--signal", "only these of the recipe's signals")
     ] = None,
+    allow_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--allow-pickle", help="a Detoxify labeller whose file holds code may run that code"
+        ),
+    ] = False,
 ) -> Outcome:
     """Train the recipe's signals: the base stays frozen, the folder is usable at any time.
 
@@ -84,6 +90,7 @@ def train(
     from otter_cli.cli.recipe_files import recipe_path
     from otter_cli.core.console import set_quiet
     from otter_cli.core.errors import OtterError
+    from otter_cli.scorers.detoxify import pickle_allowed
     from otter_cli.training.controls import BASELINES
     from otter_cli.training.group import is_first
 
@@ -98,19 +105,20 @@ def train(
     from otter_cli.training import train as run
 
     loaded = load_recipe(path, set or (), data=data).only(signal or None)
-    if find_lr:
-        return _find_rate(folder, loaded, baseline, device)
-    result = run(
-        folder,
-        loaded,
-        resume=resume,
-        restart=restart,
-        baseline=baseline,  # type: ignore[arg-type]
-        to=to,
-        device=device,
-        log=log,
-        shard=shard,
-    )
+    with pickle_allowed(allow_pickle):
+        if find_lr:
+            return _find_rate(folder, loaded, baseline, device)
+        result = run(
+            folder,
+            loaded,
+            resume=resume,
+            restart=restart,
+            baseline=baseline,  # type: ignore[arg-type]
+            to=to,
+            device=device,
+            log=log,
+            shard=shard,
+        )
     if not is_first():
         # The first process speaks for all.
         raise typer.Exit

@@ -85,7 +85,7 @@ def verify(
 
     earlier = read_proof(check) if check else None
     if earlier:
-        request = _again(earlier, folder, base)
+        request = _again(earlier, folder, base, trust_remote_code)
     elif folder:
         chosen = Grid(grid, random, seed, tuple(dtype or ()), devices=tuple(device or ["cpu"]))
         request = Request(folder, base, chosen, static, independent, trust_remote_code)
@@ -103,11 +103,13 @@ def verify(
     return Outcome(outcome, lambda: _view(found, verdict, outcome), exit_code=0 if passed else 1)
 
 
-def _again(earlier: dict[str, Any], folder: Path | None, base: Path | None) -> Request:
+def _again(earlier: dict[str, Any], folder: Path | None, base: Path | None, trust: bool) -> Request:
+    """What the proof asks for. Whether code may run is for this run's command line to say: a proof
+    may come from anybody."""
     from otter_cli.verification import request_of
 
     request = request_of(earlier)
-    return replace(request, folder=folder or request.folder, base=base or request.base)
+    return replace(request, folder=folder or request.folder, base=base or request.base, trust=trust)
 
 
 def _refuse_unwritable(target: Path | None) -> None:

@@ -20,6 +20,7 @@ from otter_cli.core.intervals import auroc
 from otter_cli.core.seeds import derive_seed, seed_everything
 from otter_cli.demo.gold import split_exchange, toxicity_labels
 from otter_cli.demo.world import World
+from otter_cli.model.pretrained import load_tokenizer
 
 CLASSES: Final = ("toxicity", "insult", "threat")
 CHECKPOINT: Final = "toxicity.ckpt"
@@ -73,7 +74,7 @@ def _write_tokenizer(folder: Path, texts: list[str]) -> BertTokenizer:
         "tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": LONGEST,
     }  # fmt: skip
     write_json(folder / "tokenizer_config.json", settings)
-    tokenizer: BertTokenizer = BertTokenizer.from_pretrained(folder)
+    tokenizer: BertTokenizer = load_tokenizer(folder, BertTokenizer)
     return tokenizer
 
 

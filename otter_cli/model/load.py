@@ -17,13 +17,12 @@ from otter_cli.insertion.manifest import Manifest
 from otter_cli.insertion.opened import IfChanged, open_graft
 from otter_cli.insertion.plan import Plan
 from otter_cli.insertion.storage import open_stored
+from otter_cli.model.pretrained import load_strictly
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from otter_cli.model.otter import OtterForCausalLM
-
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def load(
@@ -98,31 +97,21 @@ def load_base(
     dtype: torch.dtype | None = None,
     attn_implementation: str | None = None,
     quantization_config: Any = None,
-    trust_remote_code: bool | None = None,
+    kind: type[PreTrainedModel] | None = None,
 ) -> PreTrainedModel:
     """A stock transformers model, with the file's dtype by default. Raises OtterError where a
-    tensor is unaccounted."""
-    from transformers import AutoModelForCausalLM
-
-    checkpoint = Checkpoint.open(folder)
+    tensor is unaccounted. `kind`: its class, where transformers' own for it is not wanted."""
     optional = {
         "attn_implementation": attn_implementation,
         "quantization_config": quantization_config,
-        "trust_remote_code": trust_remote_code,
     }
-    model, info = AutoModelForCausalLM.from_pretrained(
+    model: PreTrainedModel = load_strictly(
         folder,
-        dtype=dtype or DTYPES[checkpoint.dtype],
-        output_loading_info=True,
+        kind or "AutoModelForCausalLM",
+        what="the base",
+        dtype=dtype,
         **{name: value for name, value in optional.items() if value is not None},
     )
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[what]:
-            names = ", ".join(str(key) for key in sorted(info[what])[:3])
-            raise OtterError(
-                f"{folder}: the base loads with {what.replace('_', ' ')}: {names}",
-                hint="transformers would fill these at random; the checkpoint is not whole",
-            )
     return model
 
 

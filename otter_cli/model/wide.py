@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from functools import cache
 from importlib import resources
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from otter_cli.checkpoint.folder import Checkpoint
@@ -26,6 +29,10 @@ def is_wide(config: dict[str, Any]) -> bool:
     return str(config.get("model_type")).startswith(_PREFIX)
 
 
+def _family(config: dict[str, Any]) -> str:
+    return str(config.get("model_type")).removeprefix(_PREFIX)
+
+
 def modelling_file(family: str) -> bytes:
     """The code that transformers runs to load a wide export; it imports nothing of otter."""
     text = resources.files("otter_cli.model").joinpath(f"{MODELLING}.txt").read_text("utf-8")
@@ -33,18 +40,31 @@ def modelling_file(family: str) -> bytes:
 
 
 def load_wide(folder: Path, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """A wide export by stock transformers, with every tensor accounted for. Raises OtterError
-    where its code is not byte for byte what otter writes: it would be run."""
+    """A wide export by transformers and the modelling code of this package, with every tensor
+    accounted for. The folder's own copy of that code is for engines, and is not run here. Raises
+    OtterError where it is not byte for byte what otter writes: engines would run it."""
     from otter_cli.model.load import load_base
 
-    refuse_foreign_code(folder, Checkpoint.open(folder).config)
-    return load_base(folder, dtype=dtype, trust_remote_code=True).eval()
+    config = Checkpoint.open(folder).config
+    refuse_foreign_code(folder, config)
+    return load_base(folder, dtype=dtype, kind=wide_class(_family(config)))
+
+
+@cache
+def wide_class(family: str) -> Any:
+    """The class that loads a wide export of that family, made of the package's own file."""
+    name = f"otter_cli.model._wide_{family}"
+    module = ModuleType(name)
+    # dataclasses look a class's module up by its name.
+    sys.modules[name] = module
+    exec(compile(modelling_file(family), f"{MODELLING} of {family}", "exec"), vars(module))
+    return module.OtterWideForCausalLM
 
 
 def refuse_foreign_code(folder: Path, config: dict[str, Any]) -> None:
     """Raises OtterError unless the configuration names our modelling file and nothing else, and
     that file is ours."""
-    family = str(config.get("model_type")).removeprefix(_PREFIX)
+    family = _family(config)
     if not is_wide(config) or family not in WIDE:
         raise OtterError(
             f"{folder} is no wide export of otter",
@@ -59,6 +79,6 @@ def refuse_foreign_code(folder: Path, config: dict[str, Any]) -> None:
     path = folder / MODELLING
     if not path.is_file() or path.read_bytes() != modelling_file(family):
         raise OtterError(
-            f"{path} is not the file that this otter writes, and loading would run it",
+            f"{path} is not the file that this otter writes, and engines would run it",
             hint="export the graft again, or load it yourself with trust_remote_code",
         )

@@ -14,7 +14,7 @@ from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.seeds import derive_seed
 from otter_cli.core.units import bytes_text
 from otter_cli.model import OtterForCausalLM
-from otter_cli.model.load import DTYPES
+from otter_cli.model.pretrained import stored_dtype
 from otter_cli.model.wide import load_wide
 
 ROWS, TOKENS = 4, 64
@@ -83,7 +83,7 @@ def measure(graft: Path, wide: Path, dtype: torch.dtype) -> Difference:
         expected = additive(tokens)
     del additive
     gc.collect()
-    stored = DTYPES[Checkpoint.open(wide).dtype]
+    stored = stored_dtype(Checkpoint.open(wide))
     tolerance = max(TOLERANCES[dtype], TOLERANCES[stored])
     with torch.no_grad():
         got = load_wide(wide, dtype=dtype)(tokens)

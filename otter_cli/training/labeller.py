@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from otter_cli.checkpoint.listing import MANIFEST
 from otter_cli.core.suggest import label_index
-from otter_cli.training.detoxify import load_detoxify
+from otter_cli.scorers.detoxify import load_detoxify
 
 # One number a text, in their order.
 Labeller = Callable[[Sequence[str]], list[float]]
@@ -39,14 +38,13 @@ def _listed(predicted: float | Sequence[float]) -> Sequence[float]:
 
 
 def _values(folder: Path, signal: str, eos: bool, device: str) -> Labeller:
-    from transformers import AutoTokenizer
-
     from otter_cli.data.datasets import pad
     from otter_cli.data.encoding import Encoder
+    from otter_cli.model.pretrained import load_tokenizer
     from otter_cli.training.objectives.objective import last_tokens
     from otter_cli.training.teacher import teacher_values
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     # A continuation may end at once.
     encode = Encoder(tokenizer, _positions(folder), eos=eos, empty=True)
 
@@ -60,10 +58,12 @@ def _values(folder: Path, signal: str, eos: bool, device: str) -> Labeller:
 
 def _classifier(folder: Path, label: str | None, device: str) -> Labeller:
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    model: Any = AutoModelForSequenceClassification.from_pretrained(folder).to(device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    from otter_cli.model.pretrained import load_tokenizer
+    from otter_cli.scorers.load import load_classifier
+
+    model = load_classifier(folder, device=device)
+    tokenizer = load_tokenizer(folder)
     names = [model.config.id2label[i] for i in range(model.config.num_labels)]
     column = label_index(label, names, f"the labeller {folder}")
     several = model.config.problem_type == "multi_label_classification"
@@ -80,12 +80,12 @@ def _classifier(folder: Path, label: str | None, device: str) -> Labeller:
 
 
 def _labels_of(folder: Path) -> int:
-    from transformers import AutoConfig
+    from otter_cli.model.pretrained import load_config
 
-    return int(AutoConfig.from_pretrained(folder).num_labels)
+    return int(load_config(folder).num_labels)
 
 
 def _positions(folder: Path) -> int:
-    from transformers import AutoConfig
+    from otter_cli.model.pretrained import load_config
 
-    return int(getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", 1 << 20))
+    return int(getattr(load_config(folder), "max_position_embeddings", 1 << 20))

@@ -96,13 +96,12 @@ class _Worker:
     bit of its numbers."""
 
     def __init__(self, drawing: Drawing, folder: Path, labeller: Labeller, device: str) -> None:
-        from transformers import AutoTokenizer
-
         from otter_cli.model.load import load_base
+        from otter_cli.model.pretrained import load_tokenizer
 
         self.drawing, self.labeller = drawing, labeller
         self.base: Any = load_base(folder).to(device).eval()
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer: Any = load_tokenizer(folder)
 
     def of(self, prefix: list[int]) -> dict[str, Any]:
         drawing, key = self.drawing, state_key(prefix)

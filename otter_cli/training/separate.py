@@ -15,9 +15,9 @@ from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.checkpoint.place import place_files
 from otter_cli.checkpoint.writer import TensorSpec, write_sharded
 from otter_cli.core.atomic import staged_folder, write_json
-from otter_cli.core.errors import OtterError
 from otter_cli.families import base_shape
 from otter_cli.insertion import TrainingRecord
+from otter_cli.scorers.load import load_classifier
 from otter_cli.signals import SignalConfig
 from otter_cli.training.objectives import Positions, Read
 from otter_cli.training.targets import check_scores_texts
@@ -38,18 +38,12 @@ class SeparateTrainee(Driftless):
     gradient_free: frozenset[str] = frozenset()
 
     def __init__(self, folder: Path, signal: SignalConfig, device: str = "cpu") -> None:
-        from transformers import AutoModelForSequenceClassification
-
         self.folder, self.signal = folder, signal
         self.signals: Mapping[str, SignalConfig] = {signal.name: signal}
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True
+        model = load_classifier(
+            folder, device=device, dtype=torch.float32, what="the separate model"
         )
-        if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
-            raise OtterError(
-                f"{folder} is no whole model: {info}", hint="remove it and train it again"
-            )
-        self.model: Any = model.to(device)
+        self.model: Any = model
         self.parameters: Mapping[str, nn.Parameter] = dict(model.named_parameters())
 
     def train_only(self, trained: Callable[[str], bool]) -> Self:

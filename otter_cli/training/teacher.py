@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from otter_cli.core.errors import OtterError
 
@@ -58,14 +58,9 @@ def _graft(folder: Path, signal: str, device: str) -> _Values:
 
 
 def _reward_model(folder: Path, device: str) -> _Values:
-    from transformers import AutoModelForSequenceClassification
+    from otter_cli.scorers.load import load_reward_model
 
-    model: Any = AutoModelForSequenceClassification.from_pretrained(folder).to(device).eval()
-    if model.config.num_labels != 1:
-        raise OtterError(
-            f"{folder} gives {model.config.num_labels} numbers, and a teacher one",
-            hint="a reward model has one label",
-        )
+    model = load_reward_model(folder, device=device)
 
     def values(batch: Batch) -> Tensor:
         out = model.base_model(

@@ -1,12 +1,5 @@
 """The tokenizer of a folder."""
 
-from __future__ import annotations
+from otter_cli.model.pretrained import load_tokenizer
 
-from pathlib import Path
-from typing import Any
-
-
-def load_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder)
+__all__ = ["load_tokenizer"]

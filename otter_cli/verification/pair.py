@@ -14,6 +14,7 @@ from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
 from otter_cli.insertion import MANIFEST
 from otter_cli.model import OtterForCausalLM, load_base
+from otter_cli.model.pretrained import load_config, load_strictly
 from otter_cli.model.wide import load_wide
 from otter_cli.verification.request import Request
 from otter_cli.verification.run import Subject
@@ -67,9 +68,7 @@ def _refuse_absent(device: str) -> None:
 
 def positions(base: Path) -> int:
     """How many positions the base was made for, under whatever name its configuration has it."""
-    from transformers import AutoConfig
-
-    return int(getattr(AutoConfig.from_pretrained(base), "max_position_embeddings", 2048))
+    return int(getattr(load_config(base), "max_position_embeddings", 2048))
 
 
 def _subject(
@@ -85,23 +84,14 @@ def load_other(folder: Path, dtype: torch.dtype, *, trust: bool) -> PreTrainedMo
 
     Tensors that it leaves unread, as another tool's insertion has them, do not count here.
     """
-    from transformers import AutoModelForCausalLM
-
     if is_wide(Checkpoint.open(folder).config):
         return load_wide(folder, dtype=dtype)
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, trust_remote_code=trust
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise OtterError(
-            f"{folder}: transformers cannot load it: {str(error).partition(chr(10))[0]}",
-            hint="verify needs a folder that AutoModelForCausalLM.from_pretrained takes",
-        ) from error
-    absent = sorted(str(key) for key in (*info["missing_keys"], *info["mismatched_keys"]))
-    if absent:
-        raise OtterError(
-            f"{folder}: transformers fills {absent[0]} at random: it is missing or misshaped",
-            hint="the checkpoint is not whole; save it again",
-        )
-    return model.eval()
+    model: PreTrainedModel = load_strictly(
+        folder,
+        "AutoModelForCausalLM",
+        what="the model",
+        dtype=dtype,
+        extra_ok=True,
+        trust_remote_code=trust,
+    )
+    return model

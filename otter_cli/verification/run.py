@@ -190,6 +190,7 @@ def _generate(case: Case, model: PreTrainedModel, inputs: Inputs) -> Outputs:
         pad_token_id=0,
         output_logits=True,
         return_dict_in_generate=True,
+        trust_remote_code=False,
         **method,
     )
     return Outputs(torch.stack(out.logits, 1), tokens=out.sequences)

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from otter_cli.core.errors import OtterError
 from otter_cli.decoding import Sampling, SignalGuide, generate
 from otter_cli.decoding.scores import check_scores
 from otter_cli.model import OtterForCausalLM
+from otter_cli.model.pretrained import load_tokenizer
 
 
 class OtterLM(HFLM):
@@ -41,7 +41,7 @@ class OtterLM(HFLM):
             device=device or "cpu",
         )
         whole = base if base is not None and not (Path(pretrained) / "config.json").exists() else ""
-        tokenizer = AutoTokenizer.from_pretrained(whole or pretrained, local_files_only=True)
+        tokenizer = load_tokenizer(whole or pretrained)
         super().__init__(pretrained=self.otter.base, tokenizer=tokenizer, **arguments)
 
     def _model_call(self, *arguments: Any, **named: Any) -> Tensor:

@@ -66,13 +66,13 @@ class Asked:
         """The stock model by itself, in the harness's own class: nothing of ours."""
         import torch
         from lm_eval.models.huggingface import HFLM
-        from transformers import AutoTokenizer
 
         from otter_cli.model import load_base
+        from otter_cli.model.pretrained import load_tokenizer
 
         folder = self.base or self.folder
         model = load_base(folder, dtype=getattr(torch, self.dtype) if self.dtype else None)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = load_tokenizer(folder)
         model = model.to(self.device).eval()
         return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.batch)
 

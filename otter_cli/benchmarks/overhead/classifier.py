@@ -28,7 +28,9 @@ def _random(stock: PreTrainedModel, kind: Any) -> PreTrainedModel:
     import torch
 
     with torch.device(stock.device):
-        model: PreTrainedModel = kind.from_config(_config(stock), dtype=stock.dtype).eval()
+        model: PreTrainedModel = kind.from_config(
+            _config(stock), dtype=stock.dtype, trust_remote_code=False
+        ).eval()
     return model
 
 
@@ -39,7 +41,9 @@ def lora(stock: PreTrainedModel, rank: int, targets: str | list[str]) -> PreTrai
     from transformers import AutoModelForSequenceClassification
 
     with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(_config(stock), dtype=stock.dtype)
+        model = AutoModelForSequenceClassification.from_config(
+            _config(stock), dtype=stock.dtype, trust_remote_code=False
+        )
     setattr(model, model.base_model_prefix, twin(stock).base_model)
     model.score = torch.nn.Linear(
         stock.config.hidden_size, 1, bias=False, dtype=stock.dtype, device=stock.device

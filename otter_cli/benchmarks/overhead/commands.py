@@ -97,7 +97,9 @@ def hollow_checkpoint(shape: str, folder: Path, shards: int = 3) -> None:
 
     config = configuration(shape)
     with torch.device("meta"):
-        state = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).state_dict()
+        state = AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16, trust_remote_code=False
+        ).state_dict()
     folder.mkdir()
     config.dtype = "bfloat16"
     config.save_pretrained(folder)

@@ -87,4 +87,6 @@ def random_base(name: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
 
     torch.manual_seed(0)
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(configuration(name), dtype=dtype).eval()
+        return AutoModelForCausalLM.from_config(
+            configuration(name), dtype=dtype, trust_remote_code=False
+        ).eval()

@@ -6,7 +6,7 @@ from pathlib import Path
 from otter_cli.benchmarks.scorers.chunks import chunks
 from otter_cli.benchmarks.scorers.scorer import Exchange, ScorerRecord, Scores
 from otter_cli.core.errors import OtterError
-from otter_cli.training.detoxify import files_digest, load_detoxify
+from otter_cli.scorers.detoxify import files_digest, load_detoxify
 
 LONGEST = 512
 

@@ -3,14 +3,14 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from otter_cli.benchmarks.models import model_record
 from otter_cli.benchmarks.scorers.scorer import Exchange, ScorerRecord, Scores
-from otter_cli.core.errors import OtterError
+from otter_cli.model.pretrained import load_tokenizer
+from otter_cli.scorers.load import load_encoder, scorer_folder
 
 
 class EncoderScorer:
@@ -21,10 +21,9 @@ class EncoderScorer:
     """
 
     def __init__(self, folder: Path, *, device: str = "cpu") -> None:
-        from transformers import AutoTokenizer
-
-        self._model = _load(folder).to(device).eval()
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        folder = scorer_folder(folder)
+        self._model = load_encoder(folder, device=device)
+        self._tokenizer = load_tokenizer(folder)
         self._first = _takes_the_first(folder)
         record = model_record(folder, "encoder")
         self.record = ScorerRecord(
@@ -47,22 +46,6 @@ class EncoderScorer:
         ids = self._tokenizer(text, return_tensors="pt", truncation=True, max_length=longest)
         state = self._model(input_ids=ids.input_ids.to(self._model.device)).last_hidden_state[0]
         return state[0] if self._first else state.mean(0)
-
-
-def _load(folder: Path) -> Any:
-    from transformers import AutoModel
-
-    if not (folder / "config.json").is_file():
-        raise OtterError(f"{folder} is no encoder: it has no config.json", hint="a local folder")
-    model, info = AutoModel.from_pretrained(folder, output_loading_info=True, local_files_only=True)
-    # A pooler is not read.
-    missing = sorted(key for key in map(str, info["missing_keys"]) if "pooler" not in key)
-    if missing:
-        raise OtterError(
-            f"{folder} lacks {len(missing)} tensors of its encoder, {missing[0]} first",
-            hint="transformers would fill them at random; the folder is not whole",
-        )
-    return model
 
 
 def _takes_the_first(folder: Path) -> bool:

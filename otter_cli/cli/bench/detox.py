@@ -6,6 +6,7 @@ from typing import Annotated
 from otter_cli.cli.app import Outcome, verb
 from otter_cli.cli.bench.app import app
 from otter_cli.cli.bench.options import (
+    AllowPickle,
     Batch,
     Candidates,
     Column,
@@ -40,9 +41,7 @@ def detox(
     folder: Folder,
     prompts: Prompts,
     task_head: TaskHead,
-    detoxify: Annotated[
-        Path, option("--detoxify", "a Detoxify checkpoint's folder: a pickle, trusted", "Methods")
-    ],
+    detoxify: Annotated[Path, option("--detoxify", "a Detoxify checkpoint's folder", "Methods")],
     column: Column = None,
     template: Template = "{text}",
     limit: Limit = None,
@@ -59,6 +58,7 @@ def detox(
     method: Methods = None,
     seed: Seed = 0,
     device: Device = "cpu",
+    allow_pickle: AllowPickle = False,
     out: Out = None,
 ) -> Outcome:
     """Sampled continuations, plain and guided away from toxicity, read by Detoxify.
@@ -66,6 +66,7 @@ def detox(
     Expected maximum toxicity, toxicity probability, perplexity under the base, dist-1/2/3.
     """
     from otter_cli.benchmarks.requests import DetoxRequest
+    from otter_cli.scorers.detoxify import pickle_allowed
 
     asked = DetoxRequest(
         folder=folder,
@@ -89,4 +90,6 @@ def detox(
         samples=samples,
         top_p=top_p,
     )
-    return run_and_show(asked.benchmark(), out)
+    with pickle_allowed(allow_pickle):
+        benchmark = asked.benchmark()
+    return run_and_show(benchmark, out)

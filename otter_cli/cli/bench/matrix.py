@@ -7,7 +7,7 @@ import typer
 
 from otter_cli.cli.app import Outcome, verb
 from otter_cli.cli.bench.app import app
-from otter_cli.cli.bench.options import Device, option
+from otter_cli.cli.bench.options import AllowPickle, Device, option
 from otter_cli.cli.bench.show import shown
 
 
@@ -28,6 +28,7 @@ def matrix(
         option("--limit", "a try: so many prompts and training steps, one seed", "Cells"),
     ] = None,
     device: Device = "cpu",
+    allow_pickle: AllowPickle = False,
 ) -> Outcome:
     """Every combination of a recipe's axes, at every seed: trained where the recipe says so, then
     benchmarked, a run folder each. The same command again resumes.
@@ -38,10 +39,12 @@ def matrix(
     from otter_cli.benchmarks.matrix.run import run_matrix
     from otter_cli.cli.recipe_files import recipe_path
     from otter_cli.reports.matrix import matrix_report
+    from otter_cli.scorers.detoxify import pickle_allowed
 
     path = recipe_path(recipe)
     asked = load_matrix(path)
     asked = asked if limit is None else asked.tried(limit)
     where = out or Path("runs") / f"matrix-{path.stem}"
-    result = run_matrix(asked, path.stem, where, recipe_path, device)
+    with pickle_allowed(allow_pickle):
+        result = run_matrix(asked, path.stem, where, recipe_path, device)
     return shown(result, matrix_report(result), where)

@@ -41,6 +41,14 @@ Temperature = Annotated[float, option("--temperature", "of all methods; 0: greed
 NewTokens = Annotated[int, option("--max-new-tokens", "length of a response", "Decoding")]
 Seed = Annotated[int, option("--seed", "of sampling, for every method the same", "Decoding")]
 Device = Annotated[str, option("--device", "cpu, cuda, cuda:1", "Decoding")]
+AllowPickle = Annotated[
+    bool,
+    option(
+        "--allow-pickle",
+        "a Detoxify file that holds code may run that code: trusted ones",
+        "Output",
+    ),
+]
 Out = Annotated[
     Path | None,
     option("--out", "run folder; if left out, runs/NAME-KEY, a digest of the settings", "Output"),

@@ -7,7 +7,7 @@ import typer
 
 from otter_cli.cli.app import Outcome, verb
 from otter_cli.cli.bench.app import app
-from otter_cli.cli.bench.options import Device, option
+from otter_cli.cli.bench.options import AllowPickle, Device, option
 from otter_cli.cli.bench.show import report_and_show
 from otter_cli.core.errors import OtterError
 
@@ -24,18 +24,20 @@ if TYPE_CHECKING:
 )
 def rescore(
     run: Annotated[Path, typer.Argument(help="a finished run of preference or detox")],
-    scorer: Annotated[
-        str, option("--scorer", "reward-model:FOLDER or detoxify:FOLDER (a pickle)", "Scorer")
-    ],
+    scorer: Annotated[str, option("--scorer", "reward-model:FOLDER or detoxify:FOLDER", "Scorer")],
     device: Device = "cpu",
+    allow_pickle: AllowPickle = False,
 ) -> Outcome:
     """Judge a run's samples by another scorer, in place of its own: nothing is generated again.
 
     scores.jsonl, result.json and the report are written anew.
     """
     from otter_cli.benchmarks.rescore import rescore as rescored
+    from otter_cli.scorers.detoxify import pickle_allowed
 
-    return report_and_show(rescored(run, _scorer(scorer, device)), run)
+    with pickle_allowed(allow_pickle):
+        judge = _scorer(scorer, device)
+    return report_and_show(rescored(run, judge), run)
 
 
 def _scorer(text: str, device: str) -> "Scorer":

@@ -117,7 +117,7 @@ class Rollouts(Objective):
 
     def _drawing(self, folder: Path, labeller: Path) -> Any:
         from otter_cli.insertion import Manifest
-        from otter_cli.training.detoxify import files_digest
+        from otter_cli.scorers.detoxify import files_digest
         from otter_cli.training.rollouts import Drawing
 
         base = {name: file.sha256 for name, file in Manifest.read(folder).base.identity().items()}

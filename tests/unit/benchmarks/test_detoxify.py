@@ -1,7 +1,9 @@
 """The real Detoxify class on a real checkpoint, and folders that are not what they say."""
 
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 from otter_cli.benchmarks.scorers import Exchange, score_all
 from otter_cli.benchmarks.scorers.detoxify import DetoxifyScorer
 from otter_cli.core.errors import OtterError
+from otter_cli.scorers.detoxify import pickle_allowed
+from otter_cli.training.labeller import load_labeller
 
 TEXTS = [
     "you are a stupid idiot",
@@ -36,7 +40,7 @@ def scores(scorer: DetoxifyScorer, texts: list[str], batch: int = 32) -> dict[st
 
 def reference(folder: Path, text: str) -> list[float]:
     """The classifier by transformers alone, one text at a time."""
-    saved = torch.load(folder / "detoxify-mini.ckpt", weights_only=False)["state_dict"]
+    saved = torch.load(folder / "detoxify-mini.ckpt", weights_only=True)["state_dict"]
     bert = BertForSequenceClassification(BertConfig.from_pretrained(folder))
     assert not bert.load_state_dict(saved, strict=False).missing_keys
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -64,15 +68,104 @@ def test_an_insult_after_512_tokens_is_seen(scorer: DetoxifyScorer) -> None:
     assert clean < 0.2 and toxic > 0.5
 
 
-def test_it_warns_that_it_unpickles(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    DetoxifyScorer(folder)
-    assert "trusted files only" in capfd.readouterr().err
+class Pickled:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.fixture
+def malicious(folder: Path, tmp_path: Path) -> Path:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    loaded = torch.load(copy / "detoxify-mini.ckpt", weights_only=True)
+    torch.save({**loaded, "extra": Pickled(tmp_path / "ran")}, copy / "detoxify-mini.ckpt")
+    return copy
+
+
+def test_code_in_a_pickle_is_not_run(malicious: Path, tmp_path: Path) -> None:
+    for load in (
+        lambda: DetoxifyScorer(malicious),
+        lambda: load_labeller(malicious, None, eos=True, device="cpu"),
+    ):
+        with pytest.raises(OtterError, match="loading it can run code") as caught:
+            load()
+        assert (
+            "posix.mkdir of Python" in caught.value.what and "--allow-pickle" in caught.value.hint
+        )
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_in_a_pickle_runs_where_this_run_allows_it(
+    malicious: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pickle_allowed(True):
+        allowed = DetoxifyScorer(malicious)
+    assert (tmp_path / "ran").exists()
+    assert "--allow-pickle runs it" in capfd.readouterr().err
+    assert scores(allowed, TEXTS)["toxicity"][0] > 0.9
+    with pytest.raises(OtterError, match="loading it can run code"):
+        DetoxifyScorer(malicious)
+
+
+def test_an_old_format_of_torch_is_read_without_code(folder: Path, tmp_path: Path) -> None:
+    """Detoxify's first releases were saved before torch wrote zip archives."""
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    loaded = torch.load(copy / "detoxify-mini.ckpt", weights_only=True)
+    path = copy / "detoxify-mini.ckpt"
+    torch.save(loaded, path, _use_new_zipfile_serialization=False)
+    assert path.read_bytes()[:2] != b"PK"
+    assert scores(DetoxifyScorer(copy), TEXTS)["toxicity"][0] > 0.9
+
+
+@pytest.mark.parametrize("name", ["detoxify-mini", "detoxify-minilm"])
+def test_real_checkpoints_need_no_pickle(
+    shared: Path, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = scores(DetoxifyScorer(shared / "models" / name), TEXTS)["toxicity"]
+    assert found[0] > 0.9 > 0.1 > found[1]
+    assert "pickle" not in capfd.readouterr().err
+
+
+def test_scores_are_those_of_the_librarys_own_loader(
+    scorer: DetoxifyScorer, folder: Path, tmp_path: Path
+) -> None:
+    from detoxify import Detoxify
+
+    loaded = torch.load(folder / "detoxify-mini.ckpt", weights_only=True)
+    loaded["config"]["arch"]["args"]["model_type"] = str(folder)
+    torch.save(loaded, tmp_path / "copy.ckpt")
+    stock = Detoxify(checkpoint=str(tmp_path / "copy.ckpt"), huggingface_config_path=str(folder))
+    assert scores(scorer, TEXTS, batch=4) == stock.predict(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "match"),
+    [
+        ("model_name", "pipeline", "'pipeline' as its model"),
+        ("model_name", "AutoModelForSequenceClassification", "as its model"),
+        ("model_name", "RobertaForSequenceClassification", "config.json is of a bert"),
+        ("tokenizer_name", "pipeline", "'pipeline' as its tokenizer"),
+    ],
+)
+def test_classes_that_a_checkpoint_names(
+    folder: Path, tmp_path: Path, key: str, value: str, match: str
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    loaded = torch.load(copy / "detoxify-mini.ckpt", weights_only=True)
+    loaded["config"]["arch"]["args"][key] = value
+    torch.save(loaded, copy / "detoxify-mini.ckpt")
+    with pytest.raises(OtterError, match=match):
+        DetoxifyScorer(copy)
 
 
 def test_the_digest_follows_the_weights(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     assert DetoxifyScorer(copy).record.digest == DetoxifyScorer(folder).record.digest
-    loaded = torch.load(copy / "detoxify-mini.ckpt", weights_only=False)
+    loaded = torch.load(copy / "detoxify-mini.ckpt", weights_only=True)
     loaded["state_dict"]["classifier.bias"] += 1
     torch.save(loaded, copy / "detoxify-mini.ckpt")
     assert DetoxifyScorer(copy).record.digest != DetoxifyScorer(folder).record.digest
@@ -80,10 +173,10 @@ def test_the_digest_follows_the_weights(folder: Path, tmp_path: Path) -> None:
 
 def test_weights_that_are_missing_are_not_made_up(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
-    loaded = torch.load(copy / "detoxify-mini.ckpt", weights_only=False)
+    loaded = torch.load(copy / "detoxify-mini.ckpt", weights_only=True)
     del loaded["state_dict"]["classifier.weight"]
     torch.save(loaded, copy / "detoxify-mini.ckpt")
-    with pytest.raises(OtterError, match="lacks 1 tensors of its classifier, classifier.weight"):
+    with pytest.raises(OtterError, match=r"loads with missing keys: classifier\.weight"):
         DetoxifyScorer(copy)
 
 

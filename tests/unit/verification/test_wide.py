@@ -133,7 +133,7 @@ def test_foreign_code_is_not_run(export: Path, tiny_llama: Path, tmp_path: Path)
     shutil.copytree(export, tmp_path / "other")
     with (tmp_path / "other" / "modeling_otter_wide.py").open("a") as file:
         file.write("raise SystemExit\n")
-    with pytest.raises(OtterError, match="loading would run it"):
+    with pytest.raises(OtterError, match="engines would run it"):
         verify(Request(tmp_path / "other", tiny_llama))
 
 

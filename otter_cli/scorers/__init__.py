@@ -1,0 +1,1 @@
+"""Models that give scores: reward models, classifiers, language models, encoders, Detoxify."""

@@ -1,0 +1,186 @@
+"""The `Detoxify` classifier on a checkpoint folder, without a network (github unitaryai/detoxify).
+
+A folder holds one `.ckpt` in Detoxify's format, config.json and the tokenizer's files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from otter_cli.core.console import warn
+from otter_cli.core.digests import sha256_file, sha256_json
+from otter_cli.core.errors import OtterError
+
+# Whether this run's command line said --allow-pickle. It is never read from a file.
+_PICKLE_ALLOWED: ContextVar[bool] = ContextVar("pickle_allowed", default=False)
+# As Detoxify itself renames the classes of its checkpoints.
+_RENAMED = {
+    "toxic": "toxicity",
+    "identity_hate": "identity_attack",
+    "severe_toxic": "severe_toxicity",
+}
+_FORMAT = "the folder needs a .ckpt in Detoxify's format, config.json and tokenizer files"
+
+
+@contextmanager
+def pickle_allowed(allowed: bool) -> Iterator[None]:
+    """Inside, a checkpoint may run the code that its pickle holds, where `allowed`."""
+    token = _PICKLE_ALLOWED.set(allowed)
+    try:
+        yield
+    finally:
+        _PICKLE_ALLOWED.reset(token)
+
+
+def load_detoxify(folder: Path, device: str) -> Any:
+    """The library's own class over a model that is loaded strictly. Its own loader is not used: it
+    unpickles anything, and takes tensors at random for missing ones.
+
+    Raises OtterError for a folder that is not one of its checkpoints'.
+    """
+    from detoxify import Detoxify
+
+    from otter_cli.model.pretrained import load_tokenizer
+
+    checkpoint = _checkpoint_in(folder)
+    classes, arguments, tensors = _parts(checkpoint, _read(checkpoint))
+    detoxify = Detoxify.__new__(Detoxify)
+    detoxify.model = _model(folder, checkpoint, len(classes), arguments, tensors).to(device)
+    detoxify.tokenizer = load_tokenizer(folder, _tokenizer_class(checkpoint, arguments))
+    detoxify.class_names = [_RENAMED.get(name, name) for name in classes]
+    detoxify.device = device
+    return detoxify
+
+
+def files_digest(folder: Path) -> str:
+    """One digest of the folder's files: weights, configuration, tokenizer."""
+    return sha256_json(
+        {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    )
+
+
+def _read(checkpoint: Path) -> Any:
+    """What the file holds: tensors, numbers, texts and their containers, and no other objects
+    unless --allow-pickle was given."""
+    import pickle
+
+    import torch
+
+    try:
+        return torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not _PICKLE_ALLOWED.get() or not _is_pickle(checkpoint):
+            raise _not_plain(checkpoint, error) from error
+    except (OSError, RuntimeError, ValueError, EOFError) as error:
+        raise _no_checkpoint(checkpoint, error) from error
+    warn(f"{checkpoint} is a pickle that holds code, and --allow-pickle runs it")
+    try:
+        return torch.load(checkpoint, map_location="cpu", weights_only=False)
+    except Exception as error:  # code that a pickle runs may raise anything
+        raise _no_checkpoint(checkpoint, error) from error
+
+
+def _is_pickle(checkpoint: Path) -> bool:
+    """A file of torch is a zip archive, or a pickle that begins with its protocol's number."""
+    with open(checkpoint, "rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def _not_plain(checkpoint: Path, error: Exception) -> OtterError:
+    if not _is_pickle(checkpoint):
+        return _no_checkpoint(checkpoint, error)
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    what = f"{named[1]} of Python" if named else "objects of Python"
+    return OtterError(
+        f"{checkpoint} holds more than tensors, numbers and texts: {what}; loading it can run code",
+        hint="a file that you trust: give --allow-pickle, or load it once with torch and save "
+        "its config and state_dict alone",
+    )
+
+
+def _no_checkpoint(checkpoint: Path, error: Exception) -> OtterError:
+    return OtterError(
+        f"{checkpoint} does not load as a Detoxify checkpoint: "
+        f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
+        hint=_FORMAT,
+    )
+
+
+def _parts(checkpoint: Path, loaded: Any) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
+    """Names of the classes, arguments of the architecture, and the tensors."""
+    import torch
+
+    try:
+        classes = [str(name) for name in loaded["config"]["dataset"]["args"]["classes"]]
+        arguments = dict(loaded["config"]["arch"]["args"])
+        tensors = {str(name): tensor for name, tensor in loaded["state_dict"].items()}
+        if not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+            raise TypeError("its state_dict holds more than tensors")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _no_checkpoint(checkpoint, error) from error
+    return classes, arguments, tensors
+
+
+def _model(
+    folder: Path,
+    checkpoint: Path,
+    classes: int,
+    arguments: dict[str, Any],
+    tensors: dict[str, Any],
+) -> Any:
+    from otter_cli.model.pretrained import load_config, load_state_dict_strictly
+
+    kind = _model_class(checkpoint, arguments)
+    config = load_config(folder)
+    if not isinstance(config, kind.config_class) or config.num_labels != classes:
+        raise OtterError(
+            f"{folder}: config.json is of a {config.model_type} with {config.num_labels} labels, "
+            f"and the checkpoint is a {kind.__name__} with {classes}",
+            hint=_FORMAT,
+        )
+    what = "the Detoxify classifier"
+    return load_state_dict_strictly(checkpoint, kind, config, tensors, what=what)
+
+
+def _model_class(checkpoint: Path, arguments: dict[str, Any]) -> Any:
+    """The class that the checkpoint names: a sequence classifier of transformers, nothing else."""
+    import transformers
+
+    name = str(arguments.get("model_name"))
+    kind = getattr(transformers, name, None) if name.endswith("ForSequenceClassification") else None
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise OtterError(
+            f"{checkpoint} names {name!r} as its model, which is no classifier of transformers",
+            hint=_FORMAT,
+        )
+    return kind
+
+
+def _tokenizer_class(checkpoint: Path, arguments: dict[str, Any]) -> Any:
+    import transformers
+
+    name = str(arguments.get("tokenizer_name"))
+    kind = getattr(transformers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedTokenizerBase)):
+        raise OtterError(
+            f"{checkpoint} names {name!r} as its tokenizer, which transformers does not have",
+            hint=_FORMAT,
+        )
+    return kind
+
+
+def _checkpoint_in(folder: Path) -> Path:
+    found = sorted(folder.glob("*.ckpt"))
+    if len(found) != 1 or not (folder / "config.json").is_file():
+        what = f"{len(found)} .ckpt files" if found else "no .ckpt file"
+        what = what if len(found) != 1 else "no config.json"
+        raise OtterError(
+            f"{folder} is no Detoxify folder: {what} in it",
+            hint="it needs one .ckpt in Detoxify's format, config.json and the tokenizer's files",
+        )
+    return found[0]
