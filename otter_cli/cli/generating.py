@@ -11,18 +11,15 @@ from otter_cli.cli.generate_drafts import drafter_of
 from otter_cli.cli.generate_prompts import encoded_of
 from otter_cli.cli.generated import Told, labels_of, record_of
 from otter_cli.core.console import progress, warn
-from otter_cli.core.errors import OtterError
 from otter_cli.decoding import (
     Generation,
     Guide,
-    SignalGuide,
     Stops,
-    VocabularyGuide,
     both_paths,
     generate,
 )
 from otter_cli.decoding.drafts import Drafter
-from otter_cli.decoding.scores import check_signal
+from otter_cli.decoding.named_guides import guide_of, parse_guide
 from otter_cli.model import OtterForCausalLM
 from otter_cli.model.pretrained import load_tokenizer
 
@@ -85,19 +82,9 @@ class Generating:
         return rows
 
     def _guide(self, text: str) -> Guide:
-        """NAME[/LABEL][:WEIGHT]: V-style by a score of text, Q-style by action values. Labels of
-        one signal, each with a weight of its own, take one pass together."""
-        asked, colon, weight = text.partition(":")
-        name, _, label = asked.partition("/")
-        try:
-            pull = float(weight) if colon else self.asked.strength
-        except ValueError:
-            raise OtterError(
-                f"--guide {text!r}: {weight!r} is no number", hint="reward:1.5"
-            ) from None
-        if check_signal(self.model, name).kind == "vocabulary" and not label:
-            return VocabularyGuide(name, pull, self.asked.candidates)
-        return SignalGuide(name, pull, self.asked.candidates, label or self.asked.label)
+        """NAME[/LABEL][:WEIGHT]."""
+        name, weight = parse_guide(text, self.asked.strength)
+        return guide_of(self.model, name, weight, self.asked.candidates, self.asked.label)
 
     def _warn_untrained(self) -> None:
         steering = [text.partition(":")[0].partition("/")[0] for text in self.asked.guides]

@@ -20,6 +20,7 @@ VERBS = {
     "export": Verb("otter_cli.cli.export", "Checkpoints", "adapter, wide or base, with a verdict"),
     "train": Verb("otter_cli.cli.train", "Training", "train inserted tensors, or a baseline"),
     "generate": Verb("otter_cli.cli.generate", "Use", "text with its signals, guided or drafted"),
+    "chat": Verb("otter_cli.cli.chat", "Use", "talk with a graft, tokens coloured by a signal"),
     "bench": Verb("otter_cli.cli.bench", "Use", "compare with plain decoding and baselines"),
     "demo": Verb(
         "otter_cli.cli.demo", "Help", "the whole job on a tiny base that ships, in minutes"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from otter_cli.decoding.choosing import Chooser, Plain
 from otter_cli.decoding.drafted import Drafted, check_over_trees
@@ -17,7 +17,7 @@ from otter_cli.decoding.requests import (
     check_request,
     read_every_of,
 )
-from otter_cli.decoding.rows import Rows
+from otter_cli.decoding.rows import OnRead, OnToken, Rows
 from otter_cli.decoding.sampling import Sampler
 from otter_cli.decoding.scores import check_scores
 from otter_cli.decoding.session import DecodingSession
@@ -27,8 +27,6 @@ from otter_cli.decoding.stops import NO_STOPS, Stops
 from otter_cli.decoding.types import Generation, Sampling
 from otter_cli.decoding.verify_drafts import Acceptance
 from otter_cli.model import OtterForCausalLM
-
-OnToken = Callable[[int, int], None]
 
 
 def generate(
@@ -45,9 +43,11 @@ def generate(
     read_every: int | None = None,
     stops: Stops = NO_STOPS,
     on_token: OnToken | None = None,
+    on_read: OnRead | None = None,
 ) -> list[Generation]:
     """Continues each prompt. `signals` are read at every new token; `on_token(row, token)` sees
-    tokens as they come. Signals of `read_every` passes are read at once (by default 16, and 1 where
+    tokens as they come, `on_read(row, token, scores)` each token with its scores by signal, once
+    they are read. Signals of `read_every` passes are read at once (by default 16, and 1 where
     one may stop a text): the stream waits until it is read. A guide of strength 0 is plain
     decoding, bit for bit. Drafts lose nothing unless `acceptance` is typical; `exact` decides
     near-ties of one greedy prompt by steps of one token, so that the text is plain decoding's
@@ -73,7 +73,7 @@ def generate(
     drafting = None if drafter is None else drafter.start(session)
     sampler = Sampler(sampling, texts, session.device)
     every = read_every_of(read_every, stops)
-    rows = Rows(session, texts, sampling, list(signals), stops, on_token, every)
+    rows = Rows(session, texts, sampling, list(signals), stops, on_token, every, on_read)
     started = time.perf_counter()
     chooser.prefill(texts)
     if drafting is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 
 import torch
@@ -17,6 +17,9 @@ from otter_cli.decoding.stops import Stops
 from otter_cli.decoding.types import Counters, Generation, Sampling
 from otter_cli.decoding.unread import Unread
 
+OnToken = Callable[[int, int], None]
+OnRead = Callable[[int, int, Mapping[str, float | list[float]]], None]
+
 
 class Rows:
     """Takes what each pass kept; a row that has ended takes no more."""
@@ -28,11 +31,12 @@ class Rows:
         sampling: Sampling,
         signals: list[str],
         stops: Stops,
-        on_token: Callable[[int, int], None] | None,
+        on_token: OnToken | None,
         read_every: int,
+        on_read: OnRead | None = None,
     ) -> None:
         self.session, self.prompts, self.sampling = session, prompts, sampling
-        self.signals, self.stops, self.on_token = signals, stops, on_token
+        self.signals, self.stops, self.on_token, self.on_read = signals, stops, on_token, on_read
         self.eos = set() if sampling.ignore_eos else end_tokens(session)
         self.rows = [
             Generation([], [], {s: [] for s in signals}, "length", Counters()) for _ in prompts
@@ -42,6 +46,7 @@ class Rows:
         self.read_every = read_every
         self.unread = Unread()
         self.told = [0] * len(prompts)
+        self.passed_on = [0] * len(prompts)  # tokens that `on_read` has seen, by row
         self.seconds = self.prefill_seconds = 0.0
         self.rescoring_passes = 0
         self.lossy = False
@@ -139,6 +144,17 @@ class Rows:
         # What a signal may still take back is told only now.
         if self.stops.signals:
             self._tell()
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Gives `on_read` the tokens whose signals were just read."""
+        if self.on_read is None:
+            return
+        for row, generation in enumerate(self.rows):
+            for place in range(self.passed_on[row], len(generation.tokens)):
+                scores = {name: values[place] for name, values in generation.signals.items()}
+                self.on_read(row, generation.tokens[place], scores)
+            self.passed_on[row] = len(generation.tokens)
 
     def _tell(self) -> None:
         """Passes on the tokens that stay and were not passed on yet."""

@@ -5,7 +5,8 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from otter_cli.reports.page import FACTS, Cell, Report, Section, Table, as_cell
+from otter_cli.reports.colours import colour_of
+from otter_cli.reports.page import FACTS, Cell, ColouredText, Report, Section, Table, as_cell
 from otter_cli.reports.plots import Plot
 from otter_cli.reports.svg import Colours, colours_of, draw
 
@@ -33,8 +34,27 @@ def _section(section: Section) -> str:
         colours = colours_of(section.plots)
         figures = "".join(_figure(plot, colours) for plot in section.plots)
         parts.append(f'<div class="plots">{figures}</div>')
+    parts += [_coloured(text) for text in section.texts]
     parts += [_table(table) for table in section.tables]
     return f"<section>\n{chr(10).join(parts)}\n</section>"
+
+
+def _coloured(text: ColouredText) -> str:
+    """Tokens with their signal as background; a reader finds the number in each token's title."""
+    spans = []
+    for token, value in zip(text.tokens, text.values, strict=True):
+        if value is None:
+            spans.append(f"<span>{escape(token)}</span>")
+            continue
+        colour = colour_of(value, text.low, text.high)
+        spans.append(
+            f'<span style="background:{colour}" title="{value:+.3f}">{escape(token)}</span>'
+        )
+    detail = f"<small>{escape(text.detail)}</small>" if text.detail else ""
+    return (
+        f'<div class="tokens"><b>{escape(text.label)}</b>{detail}'
+        f'<p><span class="prompt">{escape(text.prompt)}</span>{"".join(spans)}</p></div>'
+    )
 
 
 def _table(table: Table) -> str:

@@ -18,6 +18,9 @@ def _section(section: Section) -> Iterator[str]:
     yield f"## {section.title}"
     for paragraph in section.text:
         yield from ("", paragraph)
+    for text in section.texts:
+        written = " ".join(f"{text.prompt}{''.join(text.tokens)}".split())
+        yield from ("", f"- {text.label}: {written}")
     for table in section.tables:
         yield from ("", *_table(table))
 

@@ -35,13 +35,30 @@ class Table:
 
 
 @dataclass(frozen=True)
+class ColouredText:
+    """A text whose tokens show a signal by their colour, on the scale from `low` to `high`.
+
+    `values` has a number for each of `tokens`, or None. `label` says which method wrote the text.
+    """
+
+    label: str
+    prompt: str
+    tokens: Sequence[str]
+    values: Sequence[float | None]
+    low: float
+    high: float
+    detail: str = ""
+
+
+@dataclass(frozen=True)
 class Section:
-    """A heading with paragraphs, then plots, then tables."""
+    """A heading with paragraphs, then plots, then coloured texts, then tables."""
 
     title: str
     text: Sequence[str] = ()
     tables: Sequence[Table] = ()
     plots: Sequence[Plot] = ()
+    texts: Sequence[ColouredText] = ()
 
 
 @dataclass(frozen=True)

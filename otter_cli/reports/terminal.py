@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from otter_cli.reports.page import Cell, Report, Table, as_cell
+from otter_cli.reports.colours import colour_of
+from otter_cli.reports.page import Cell, ColouredText, Report, Table, as_cell
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
@@ -31,9 +32,21 @@ def _parts(report: Report) -> "Iterator[RenderableType]":
         yield Text(section.title, style="bold cyan")
         for paragraph in section.text:
             yield Text(paragraph)
+        for written in section.texts:
+            yield _coloured(written)
         for table in section.tables:
             for part in _split(table):
                 yield _table(part)
+
+
+def _coloured(written: ColouredText) -> "Text":
+    from rich.text import Text
+
+    text = Text(f"{written.label}: ", style="bold").append(written.prompt, "not bold dim")
+    for token, value in zip(written.tokens, written.values, strict=True):
+        style = "" if value is None else colour_of(value, written.low, written.high)
+        text.append(token, f"not bold {style}")
+    return text.append(f"  {written.detail}", "not bold dim") if written.detail else text
 
 
 def _split(table: Table) -> Iterator[Table]:

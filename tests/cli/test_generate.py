@@ -162,7 +162,7 @@ def test_guides_gates_trees_and_stops(otter_here: Otter, folder: str) -> None:
     [
         (("--tree", "3,2"), "--tree needs --draft"),
         (("--draft", "future", "--tree", "a"), "list of widths"),
-        (("--guide", "reward:x"), "no number"),
+        (("--guide", "reward:x"), "not a number"),
         (("--gate", "entropy"), "is no bound"),
         (("--chat",), "no chat template"),
         (("--typical",), "accepts drafts"),

@@ -1,0 +1,13 @@
+"""The Python interface: `load("OUT")`, then `generate`, `score`, or a call like transformers'.
+
+from otter_cli import load
+
+model = load("grafted")
+answer = model.generate([{"role": "user", "content": "Hello"}], guide={"reward": 2.0})
+print(answer.text, answer.signals["reward"])
+"""
+
+from otter_cli.api.generated import GeneratedText, ScoredText
+from otter_cli.api.model import Otter, load
+
+__all__ = ["GeneratedText", "Otter", "ScoredText", "load"]

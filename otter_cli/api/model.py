@@ -1,0 +1,165 @@
+"""A grafted model with its tokenizer, for use from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from otter_cli.api.generated import ScoredText, generated_text
+from otter_cli.api.options import sampling_of, stops_of
+from otter_cli.api.prompts import prompt_ids
+from otter_cli.core.errors import OtterError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from otter_cli.model import OtterForCausalLM, OtterOutput
+
+
+def load(
+    folder: str | Path,
+    *,
+    base: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    **options: Any,
+) -> Otter:
+    """Loads a grafted folder, or an adapter with its `base`. Every tensor is accounted for.
+
+    `dtype` is the base's, by default the file's; `options` are those of
+    `OtterForCausalLM.from_pretrained`. Raises OtterError.
+    """
+    from otter_cli.model import OtterForCausalLM
+    from otter_cli.training.tokenizer import load_tokenizer
+
+    model = OtterForCausalLM.from_pretrained(
+        folder, base=base, dtype=dtype, device=device, **options
+    )
+    return Otter(model, load_tokenizer(Path(base or folder)))
+
+
+class Otter:
+    """`model` is the OtterForCausalLM, `tokenizer` the base's."""
+
+    def __init__(self, model: OtterForCausalLM, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+
+    @property
+    def signals(self) -> list[str]:
+        """Names of the signals that score text."""
+        kinds = self.model.signal_configs.items()
+        return [name for name, config in kinds if config.kind in ("value", "classes")]
+
+    def __call__(self, input_ids: Tensor, **arguments: Any) -> OtterOutput:
+        """One forward pass: logits [batch, tokens, vocab] as the base gives them, and `signals`.
+
+        Takes the base's own keyword arguments, such as `attention_mask`.
+        """
+        output: OtterOutput = self.model(input_ids, **arguments)
+        return output
+
+    def generate(
+        self,
+        prompts: Any,
+        *,
+        guide: Mapping[str, float] | None = None,
+        candidates: int = 10,
+        signals: Sequence[str] | None = None,
+        max_new_tokens: int = 64,
+        do_sample: bool | None = None,
+        temperature: float | None = None,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        num_return_sequences: int = 1,
+        stop_strings: str | Sequence[str] = (),
+        reject: Sequence[str] = (),
+        gate: Sequence[str] = (),
+        attention_mask: Tensor | None = None,
+        streamer: Any = None,
+    ) -> Any:
+        """Continues text, messages (through the chat template), token ids, or a batch of these.
+
+        `guide` maps signals to weights, {"reward": 2.0}; "toxicity/insult" names a label. Without a
+        guide the text is the base's own. Names that `transformers.generate` has mean what they mean
+        there; the default is greedy. `signals`: which to read (default: all that score text).
+        Returns a GeneratedText, or a list of them for a batch. Raises OtterError.
+        """
+        from otter_cli.decoding import generate
+        from otter_cli.decoding.gates import parse_gate
+        from otter_cli.decoding.named_guides import guides_of
+
+        ids, batch = prompt_ids(self.tokenizer, prompts, attention_mask)
+        ids = [row for row in ids for _ in range(num_return_sequences)]
+        batch = batch or num_return_sequences != 1
+        names = self.signals if signals is None else list(signals)
+        rows = generate(
+            self.model,
+            ids,
+            sampling_of(max_new_tokens, do_sample, temperature, top_k, top_p, seed),
+            guide=guides_of(self.model, guide or {}, candidates),
+            gate=parse_gate(list(gate)),
+            signals=names,
+            stops=stops_of(stop_strings, reject, self.tokenizer),
+            on_token=_feeder(streamer, ids),
+        )
+        if streamer is not None:
+            streamer.end()
+        labels = self.labels(names)
+        texts = [
+            generated_text(self.tokenizer, prompt, row, labels)
+            for prompt, row in zip(ids, rows, strict=True)
+        ]
+        return texts if batch else texts[0]
+
+    def score(self, text: Any, *, signals: Sequence[str] | None = None) -> ScoredText:
+        """The signals at every token of a text, or of messages. Raises OtterError."""
+        import numpy as np
+        import torch
+
+        from otter_cli.decoding.scores import check_scores
+        from otter_cli.decoding.texts import token_texts
+
+        ids = prompt_ids(self.tokenizer, text)[0]
+        if len(ids) != 1 or not ids[0]:
+            raise OtterError("score reads one text at a time", hint="call it for each text")
+        names = self.signals if signals is None else list(signals)
+        for name in names:
+            check_scores(self.model, name)
+        tensor = torch.tensor(ids, device=self.model.device)
+        with torch.no_grad():
+            read = self.model(tensor, signals=tuple(names), logits=False).signals
+        configs = self.model.signal_configs
+        values = {
+            name: (read[name].sigmoid() if configs[name].kind == "classes" else read[name])
+            .float()
+            .cpu()
+            .numpy()[0]
+            .astype(np.float64)
+            for name in names
+        }
+        tokens = token_texts(self.tokenizer, [], ids[0])
+        return ScoredText("".join(tokens), tokens, ids[0], values, self.labels(names))
+
+    def labels(self, names: Sequence[str]) -> dict[str, list[str]]:
+        """What the several scores of a signal are called, for those that have several."""
+        configs = {name: self.model.signal_configs[name] for name in names}
+        return {name: list(c.labels) for name, c in configs.items() if c.size > 1}
+
+
+def _feeder(streamer: Any, ids: Sequence[Sequence[int]]) -> Any:
+    """A transformers streamer gets the prompt first, then each token. Raises OtterError."""
+    if streamer is None:
+        return None
+    if len(ids) != 1:
+        raise OtterError("a streamer takes one prompt at a time", hint="leave streamer out")
+    import torch
+
+    streamer.put(torch.tensor(ids))
+
+    def put(row: int, token: int) -> None:
+        streamer.put(torch.tensor([token]))
+
+    return put

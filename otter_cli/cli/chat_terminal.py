@@ -1,0 +1,75 @@
+"""Where a conversation is typed and shown: a terminal with history, or a pipe."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Any, Self
+
+from otter_cli.cli.output import console
+from otter_cli.core.console import say
+from otter_cli.core.errors import OtterError
+from otter_cli.reports.colours import colour_of
+
+PROMPT = "> "
+
+
+class Terminal:
+    """Lines come from the keyboard by prompt_toolkit (history, editing), else from stdin."""
+
+    def __init__(self) -> None:
+        self.typed = sys.stdin.isatty() and sys.stdout.isatty()
+        self.console = console()
+        self._prompt: Any = None
+
+    def __enter__(self) -> Self:
+        if self.typed:
+            from prompt_toolkit import PromptSession
+            from prompt_toolkit.history import InMemoryHistory
+
+            # In memory alone: what people say to a model is not left on the disk unasked.
+            self._prompt = PromptSession(history=InMemoryHistory())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        return
+
+    def read(self) -> str | None:
+        """The next line, or None at the end of the input."""
+        if not self.typed:
+            line = sys.stdin.readline()
+            return line.rstrip("\n") if line else None
+        try:
+            line = self._prompt.prompt(PROMPT)
+        except KeyboardInterrupt:
+            # Ctrl-C while typing drops the line, as in a shell.
+            return ""
+        except EOFError:
+            return None
+        return str(line)
+
+    def say(self, text: str) -> None:
+        """Talk that is no part of the conversation, on stderr."""
+        say(text)
+
+    def say_error(self, error: OtterError) -> None:
+        say(f"error: {error}" + (f"\nhint: {error.hint}" if error.hint else ""))
+
+    def show_token(self, text: str, value: float | None, low: float, high: float) -> None:
+        from rich.text import Text
+
+        style = "" if value is None else colour_of(value, low, high)
+        self.console.print(Text(text, style), end="", soft_wrap=True)
+        sys.stdout.flush()
+
+    def end_answer(self, finish: str) -> None:
+        self.console.print()
+        if finish == "interrupted":
+            say("stopped; what was written stays in the conversation")
+        elif finish == "length":
+            say("cut at --max-new-tokens")

@@ -1,0 +1,107 @@
+"""`otter chat`, driven through a pipe as a script would."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from otter_cli import load
+from tests.conftest import Otter
+from tests.support.grafts import random_graft
+from tests.unit.api.test_api import TEMPLATE
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("chat") / "base"
+    shutil.copytree(tiny_llama, base)
+    (base / "chat_template.jinja").write_text(TEMPLATE)
+    return random_graft(base, base.parent / "graft", hidden=8, heads=2, ffn=16)
+
+
+@pytest.fixture
+def chat(otter_here: Otter, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    def run(lines: str, *options: str) -> Any:
+        monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+        return otter_here("chat", folder, "--max-new-tokens", "6", *options)
+
+    return run
+
+
+def test_each_line_is_answered_with_the_turns_before_it(chat: Any, folder: Path) -> None:
+    run = chat("hello\ngood day\n", "--json")
+    turns = json.loads(run.stdout)["turns"]
+    model = load(folder)
+    messages: list[dict[str, str]] = []
+    for turn, text in zip(turns, ("hello", "good day"), strict=True):
+        messages.append({"role": "user", "content": text})
+        expected = model.generate(messages, max_new_tokens=6)
+        assert turn["user"] == text and turn["assistant"] == expected.text
+        assert turn["signals"]["reward"] == pytest.approx(
+            expected.signals["reward"].tolist(), abs=1e-4
+        )
+        messages.append({"role": "assistant", "content": expected.text})
+
+
+def test_the_answer_is_on_stdout_and_talk_on_stderr(chat: Any, folder: Path) -> None:
+    run = chat("hello\n")
+    expected = load(folder).generate([{"role": "user", "content": "hello"}], max_new_tokens=6)
+    assert expected.text in run.stdout.replace("\n", "") or expected.text in run.stdout
+    assert "/help" in run.stderr and "/help" not in run.stdout
+
+
+def test_a_guide_is_switched_on_and_off(chat: Any) -> None:
+    run = chat("hello\n/guide reward:50\n/new\nhello\n/plain\n/new\nhello\n", "--json")
+    plain, guided, again = (turn["assistant"] for turn in json.loads(run.stdout)["turns"])
+    assert plain == again != guided
+    assert "guided by reward:50" in run.stderr and "no guide is on" in run.stderr
+
+
+def test_bad_commands_are_told_and_the_chat_goes_on(chat: Any) -> None:
+    run = chat("/nothing\n/guide rewrd:1\n/signal none\n/save\n/guide reward:x\nhello\n", "--json")
+    assert run.stderr.count("error:") == 5
+    assert len(json.loads(run.stdout)["turns"]) == 1
+
+
+def test_a_conversation_is_saved(chat: Any, tmp_path: Path) -> None:
+    chat(f"hello\n/save {tmp_path / 'chat.json'}\n/quit\nnever read\n")
+    saved = json.loads((tmp_path / "chat.json").read_text())
+    assert [message["role"] for message in saved["messages"]] == ["user", "assistant"]
+    assert saved["turns"][0]["signals"]["reward"]
+
+
+def test_a_system_message_comes_first(chat: Any, folder: Path) -> None:
+    run = chat("hello\n", "--json", "--system", "be kind")
+    messages = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hello"}]
+    expected = load(folder).generate(messages, max_new_tokens=6).text
+    assert json.loads(run.stdout)["turns"][0]["assistant"] == expected
+
+
+def test_ctrl_c_keeps_what_was_written(chat: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from otter_cli.cli.chat_terminal import Terminal
+
+    shown: list[str] = []
+    show = Terminal.show_token
+
+    def stop_at_third(self: Terminal, text: str, *values: Any) -> None:
+        shown.append(text)
+        show(self, text, *values)
+        if len(shown) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Terminal, "show_token", stop_at_third)
+    run = chat("hello\ngood day\n", "--json")
+    first, second = json.loads(run.stdout)["turns"]
+    assert first["finish"] == "interrupted" and first["assistant"] == "".join(shown[:3])
+    assert second["finish"] == "length"
+
+
+def test_a_base_without_a_template_does_not_chat(
+    otter_here: Otter, tiny_llama: Path, tmp_path: Path
+) -> None:
+    folder = random_graft(tiny_llama, tmp_path / "g", hidden=8, heads=2, ffn=16)
+    run = otter_here("chat", folder)
+    assert run.returncode == 2 and "no chat template" in run.stderr

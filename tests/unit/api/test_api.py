@@ -1,0 +1,163 @@
+"""The Python interface: `from otter_cli import load`."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from otter_cli import GeneratedText, Otter, load
+from otter_cli.core.errors import OtterError
+from tests.support.grafts import random_graft
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+MESSAGES = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("api") / "base"
+    shutil.copytree(tiny_llama, base)
+    (base / "chat_template.jinja").write_text(TEMPLATE)
+    return random_graft(base, base.parent / "graft", hidden=8, heads=2, ffn=16)
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Otter:
+    return load(folder)
+
+
+@pytest.fixture(scope="module")
+def stock(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_text_goes_on_as_transformers_writes_it(model: Otter, stock: Any, folder: Path) -> None:
+    answer = model.generate("hello", max_new_tokens=12)
+    ids = AutoTokenizer.from_pretrained(folder)("hello", return_tensors="pt")
+    expected = stock.generate(**ids, max_new_tokens=12, do_sample=False)
+    assert isinstance(answer, GeneratedText)
+    assert answer.token_ids == expected[0, ids["input_ids"].shape[1] :].tolist()
+    assert answer.text == model.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+
+
+def test_each_token_has_its_signals_as_arrays(model: Otter) -> None:
+    answer = model.generate("hello", max_new_tokens=9)
+    assert set(answer.signals) == {"reward", "toxicity"}
+    for values in (*answer.signals.values(), answer.logprobs):
+        assert isinstance(values, np.ndarray) and values.shape == (9,)
+    assert len(answer.tokens) == len(answer) == 9
+
+
+def test_signals_equal_one_forward_pass_over_the_whole_text(model: Otter, folder: Path) -> None:
+    answer = model.generate("hello", max_new_tokens=9)
+    ids = AutoTokenizer.from_pretrained(folder)("hello")["input_ids"]
+    with torch.no_grad():
+        whole = model(torch.tensor([[*ids, *answer.token_ids]])).signals["reward"][0]
+    expected = whole[len(ids) :].float().numpy()
+    np.testing.assert_allclose(answer.signals["reward"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_call_gives_the_bases_logits(model: Otter, stock: Any) -> None:
+    ids = torch.tensor([[1, 5, 9, 7]])
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, stock(ids).logits)
+
+
+def test_messages_go_through_the_chat_template(model: Otter) -> None:
+    ids = model.tokenizer.apply_chat_template(
+        MESSAGES, tokenize=True, add_generation_prompt=True, return_dict=False
+    )
+    chat = model.generate(MESSAGES, max_new_tokens=8)
+    assert chat.token_ids == model.generate(ids, max_new_tokens=8).token_ids
+    assert chat.token_ids != model.generate("hello", max_new_tokens=8).token_ids
+
+
+def test_a_guide_changes_the_text_and_strength_0_does_not(model: Otter) -> None:
+    plain = model.generate("hello", max_new_tokens=16).token_ids
+    assert model.generate("hello", guide={"reward": 0.0}, max_new_tokens=16).token_ids == plain
+    assert model.generate("hello", guide={"reward": 50.0}, max_new_tokens=16).token_ids != plain
+
+
+@pytest.mark.parametrize("name", ["rewrd", "toxicity/nothing"])
+def test_an_unknown_guide_is_refused(model: Otter, name: str) -> None:
+    with pytest.raises(OtterError):
+        model.generate("hello", guide={name: 1.0})
+
+
+def test_a_batch_gives_a_list(model: Otter) -> None:
+    texts = model.generate(["hello", "good day"], max_new_tokens=6)
+    assert [text.token_ids for text in texts] == [
+        model.generate(prompt, max_new_tokens=6).token_ids for prompt in ("hello", "good day")
+    ]
+    drawn = model.generate("hello", max_new_tokens=6, do_sample=True, num_return_sequences=3)
+    assert len({tuple(text.token_ids) for text in drawn}) > 1
+
+
+def test_padded_tensors_with_a_mask(model: Otter) -> None:
+    ids = torch.tensor([[0, 0, 5, 9], [3, 4, 5, 9]])
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    texts = model.generate(ids, attention_mask=mask, max_new_tokens=6)
+    assert texts[0].token_ids == model.generate([5, 9], max_new_tokens=6).token_ids
+    with pytest.raises(OtterError, match="shape"):
+        model.generate(ids, attention_mask=mask[:, :2])
+
+
+def test_a_transformers_streamer_gets_prompt_tokens_and_end(model: Otter) -> None:
+    class Kept:
+        def __init__(self) -> None:
+            self.put_, self.ended = [], False
+
+        def put(self, value: torch.Tensor) -> None:
+            self.put_.append(value.flatten().tolist())
+
+        def end(self) -> None:
+            self.ended = True
+
+    streamer = Kept()
+    answer = model.generate([5, 9], max_new_tokens=4, streamer=streamer)
+    assert streamer.put_ == [[5, 9], *[[token] for token in answer.token_ids]] and streamer.ended
+
+
+def test_stop_strings_and_rejection_end_a_text(model: Otter) -> None:
+    plain = model.generate("hello", max_new_tokens=20)
+    part = "".join(plain.tokens[2:5])
+    stopped = model.generate("hello", max_new_tokens=20, stop_strings=part)
+    assert stopped.finish == "stop" and len(stopped) < len(plain)
+    bound = float(np.median(plain.signals["reward"]))
+    rejected = model.generate("hello", max_new_tokens=20, reject=[f"reward>{bound}"])
+    assert rejected.finish == "rejected" and rejected.message
+
+
+def test_scores_of_a_text(model: Otter) -> None:
+    scored = model.score("hello")
+    ids = torch.tensor([scored.token_ids])
+    with torch.no_grad():
+        expected = model(ids).signals["reward"][0]
+    np.testing.assert_allclose(scored.signals["reward"], expected.float().numpy(), rtol=1e-6)
+    assert len(scored.tokens) == ids.shape[1]
+    with pytest.raises(OtterError, match="one text"):
+        model.score(["a", "b"])
+
+
+def test_a_notebook_shows_coloured_escaped_tokens(model: Otter) -> None:
+    scored = model.score("<b>hello")
+    shown = scored._repr_html_()
+    assert shown.count("<span") == len(scored) and "<b>" not in shown
+
+
+@pytest.mark.parametrize("prompt", [7, [], None])
+def test_a_prompt_of_a_wrong_type_is_refused(model: Otter, prompt: Any) -> None:
+    with pytest.raises(OtterError):
+        model.generate(prompt)
+
+
+def test_greedy_with_a_temperature_asked_for_sampling_is_refused(model: Otter) -> None:
+    with pytest.raises(OtterError, match="temperature"):
+        model.generate("hello", do_sample=True, temperature=0.0)
