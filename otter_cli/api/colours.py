@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING
 
 from otter_cli.reports.colours import colour_of, scale_of
+from otter_cli.reports.escaping import html_text
 
 if TYPE_CHECKING:
     from otter_cli.api.generated import ScoredText
@@ -15,16 +15,15 @@ def html_of(text: ScoredText) -> str:
     """One <div>; hovering over a token shows its value. Without signals, the text alone."""
     series = text.series()
     if not series:
-        return f'<div style="white-space: pre-wrap">{escape(text.text)}</div>'
+        return f'<div style="white-space: pre-wrap">{html_text(text.text)}</div>'
     name, values = next(iter(series.items()))
     low, high = scale_of(values.tolist())
     spans = []
     for token, value in zip(text.tokens, values, strict=True):
         style = f"background: {colour_of(value, low, high)}; color: #111"
-        spans.append(
-            f'<span style="{style}" title="{escape(name)} {value:+.3f}">{escape(token)}</span>'
-        )
+        title = f"{html_text(name)} {value:+.3f}"
+        spans.append(f'<span style="{style}" title="{title}">{html_text(token)}</span>')
     return (
         f'<div style="white-space: pre-wrap">{"".join(spans)}</div>'
-        f"<div><small>{escape(name)}: {low:+.2f} (red) to {high:+.2f} (green)</small></div>"
+        f"<div><small>{html_text(name)}: {low:+.2f} (red) to {high:+.2f} (green)</small></div>"
     )

@@ -25,8 +25,11 @@ OtterError. Several functions in one file become subcommands (`otter recipes ls`
 
 import functools
 import inspect
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -34,6 +37,7 @@ from typer.core import TyperGroup
 
 from otter_cli.cli import output
 from otter_cli.core.console import set_quiet
+from otter_cli.core.errors import OtterError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -104,6 +108,7 @@ def _command(function: Callable[..., Outcome]) -> Callable[..., None]:
     @functools.wraps(function)
     def command(as_json: bool, quiet: bool, debug: bool, **arguments: Any) -> None:
         set_quiet(quiet)
+        _refuse_undecoded(arguments)
         if as_json:
             with output.stdout_reserved():
                 outcome = function(**arguments)
@@ -158,6 +163,25 @@ def _with_changes(outcome: Outcome, changes: dict[str, str]) -> Outcome:
     if isinstance(outcome.data, Mapping):
         return replace(outcome, data={**outcome.data, **more})
     return replace(outcome, data=[{**record, **more} for record in outcome.data])
+
+
+def _refuse_undecoded(arguments: Mapping[str, Any]) -> None:
+    """Bytes that are no text come as halves of characters. A file's name may hold them; a text,
+    which libraries and JSON must encode, may not."""
+    for name, value in arguments.items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and _UNDECODED.search(text) and not Path(text).exists():
+                raise OtterError(
+                    f"{name.replace('_', ' ')}: {text[:80]!r} is not {_encoding()} text",
+                    hint="convert it, e.g. `iconv -f latin1 -t utf-8`, or set LANG=C.UTF-8",
+                )
+
+
+_UNDECODED = re.compile("[\ud800-\udfff]")
+
+
+def _encoding() -> str:
+    return sys.getfilesystemencoding().upper()
 
 
 def _examples(commands: str) -> str:

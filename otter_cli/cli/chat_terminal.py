@@ -7,8 +7,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from otter_cli.cli.output import console
+from otter_cli.cli.stdin import lines_of_stdin
 from otter_cli.core.console import say
 from otter_cli.core.errors import OtterError
+from otter_cli.core.escaping import terminal_text
 from otter_cli.reports.colours import colour_of
 
 PROMPT = "> "
@@ -21,6 +23,7 @@ class Terminal:
         self.typed = sys.stdin.isatty() and sys.stdout.isatty()
         self.console = console()
         self._prompt: Any = None
+        self._lines = lines_of_stdin()
 
     def __enter__(self) -> Self:
         if self.typed:
@@ -42,8 +45,7 @@ class Terminal:
     def read(self) -> str | None:
         """The next line, or None at the end of the input."""
         if not self.typed:
-            line = sys.stdin.readline()
-            return line.rstrip("\n") if line else None
+            return next(self._lines, None)
         try:
             line = self._prompt.prompt(PROMPT)
         except KeyboardInterrupt:
@@ -64,7 +66,7 @@ class Terminal:
         from rich.text import Text
 
         style = "" if value is None else colour_of(value, low, high)
-        self.console.print(Text(text, style), end="", soft_wrap=True)
+        self.console.print(Text(terminal_text(text), style), end="", soft_wrap=True)
         sys.stdout.flush()
 
     def end_answer(self, finish: str) -> None:

@@ -98,6 +98,7 @@ def _page(
 ) -> "RenderableType":
     from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_row("system", f"{machine['system']}, python {versions()['python']}")
@@ -109,6 +110,7 @@ def _page(
         facts.add_row("inserted stream", f"on the processor by {machine['stream']}")
     packages = Table("package", "wanted", "installed", "", box=None, pad_edge=False)
     for r in required:
-        packages.add_row(r.package, r.wanted, r.installed or "-", "" if r.fine else "[red]missing")
+        state = "" if r.fine else Text("missing", style="red")
+        packages.add_row(r.package, r.wanted, r.installed or "-", state)
     verdict = "everything is there" if not problems else f"missing: {'; '.join(problems)}"
     return Group(facts, "", packages, "", verdict)

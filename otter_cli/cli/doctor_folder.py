@@ -28,6 +28,7 @@ def examine(path: Path) -> Outcome:
 def _page(health: Health) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
     facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     facts.add_column(style="cyan", no_wrap=True)
@@ -37,7 +38,9 @@ def _page(health: Health) -> RenderableType:
         facts.add_row(title, text)
     for note in health.notes:
         facts.add_row("note", note)
-    lines = [f"[red]wrong[/]: {_text(health, p)}" for p in health.problems[:_SHOWN]]
+    lines: list[RenderableType] = [
+        Text.assemble(("wrong", "red"), f": {_text(health, p)}") for p in health.problems[:_SHOWN]
+    ]
     if more := len(health.problems) - _SHOWN:
         lines += [f"and {more} more; --json lists all"] if more > 0 else []
     count = len(health.problems)
@@ -64,7 +67,5 @@ def _checks(health: Health) -> list[tuple[str, str]]:
 
 
 def _text(health: Health, problem: Finding) -> str:
-    from rich.markup import escape
-
     where = str(health.path)
-    return escape(problem.what if problem.what.startswith(where) else str(problem))
+    return problem.what if problem.what.startswith(where) else str(problem)

@@ -43,6 +43,10 @@ class Asked:
         """Raises OtterError for options that go with nothing."""
         if self.batch < 1:
             raise OtterError(f"--batch is {self.batch}", hint="at least 1")
+        if "" in self.stops:
+            raise OtterError(
+                "--stop is empty, and every text holds that", hint="give the string to end at"
+            )
         by_heads = self.draft not in (None, PROMPT_LOOKUP) and not self.draft_folder
         if self.tree is not None and not by_heads:
             raise OtterError("--tree needs --draft with a future signal", hint="--draft future")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
+from otter_cli.cli.stdin import lines_of_stdin
 from otter_cli.core.errors import OtterError
 from otter_cli.data import chat_template
 from otter_cli.data.prompts import read_prompts
@@ -22,7 +22,7 @@ def prompts_of(prompt: str | None, file: Path | None) -> list[str]:
         return [row.text for row in read_prompts(file)]
     if prompt != "-":
         return [str(prompt)]
-    lines = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    lines = [line for line in lines_of_stdin() if line.strip()]
     if not lines:
         raise OtterError("stdin holds no prompt", hint="one prompt a line")
     return lines

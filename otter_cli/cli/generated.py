@@ -41,7 +41,7 @@ class Told:
         self._print(self.stream.rest() + "\n")
 
     def _print(self, text: str, **style: Any) -> None:
-        console().print(text, end="", markup=False, soft_wrap=True, **style)
+        console().print(text, end="", soft_wrap=True, **style)
         sys.stdout.flush()
 
 

@@ -1,14 +1,18 @@
 """The way in: runs a verb, and turns what goes wrong into `error:`, `hint:` and an exit code."""
 
+import io
 import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 
 from otter_cli.core.errors import OtterError
+from otter_cli.core.escaping import terminal_text
 
 _INTERRUPTED = 130
 
@@ -17,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `otter` with these arguments (default: the process's own); returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    _escape_what_libraries_say()
     if not debug:
         _hush_libraries()
     try:
@@ -25,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last resort: told in full, never swallowed
         if debug:
-            traceback.print_exc()
+            typer.echo(terminal_text(traceback.format_exc()), err=True, nl=False)
         return _tell(_as_otter_error(error))
     if code == _INTERRUPTED:
         typer.echo("interrupted", err=True)
@@ -40,6 +45,33 @@ def _run(arguments: list[str]) -> int:
     return int(get_command(app).main(arguments, prog_name="otter", standalone_mode=False) or 0)
 
 
+def _escape_what_libraries_say() -> None:
+    """Warnings and log records quote file names and values: they reach the terminal escaped too.
+
+    A character that the terminal's encoding lacks becomes an escape, not an error.
+    """
+    logging.setLogRecordFactory(_EscapedRecord)
+    if warnings.formatwarning is not _escaped_warning:
+        warnings.formatwarning = _escaped_warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+class _EscapedRecord(logging.LogRecord):
+    def getMessage(self) -> str:
+        return terminal_text(super().getMessage())
+
+
+def _escaped_warning(
+    message: Warning | str, category: type[Warning], *where: Any, **more: Any
+) -> str:
+    return terminal_text(_format_warning(message, category, *where, **more))
+
+
+_format_warning = warnings.formatwarning
+
+
 def _hush_libraries() -> None:
     """Their bars and advice would drown ours; what matters of it is checked by our own code."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -51,9 +83,13 @@ def _hush_libraries() -> None:
 
 
 def _tell(error: OtterError) -> int:
-    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {error.what}", err=True)
+    typer.echo(
+        f"{typer.style('error:', fg='red', bold=True)} {terminal_text(error.what)}", err=True
+    )
     if error.hint:
-        typer.echo(f"{typer.style('hint:', fg='cyan', bold=True)} {error.hint}", err=True)
+        typer.echo(
+            f"{typer.style('hint:', fg='cyan', bold=True)} {terminal_text(error.hint)}", err=True
+        )
     return error.exit_code
 
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from otter_cli.core.escaping import json_text
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -17,16 +19,17 @@ _WIDTH_OF_FILES = 100
 
 def console() -> "Console":
     """A rich console on stdout; in a pipe or a file lines are 100 columns wide, or $COLUMNS."""
-    from rich.console import Console
+    from otter_cli.core.safe_console import SafeConsole
 
     wide = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(highlight=False, width=None if wide else _WIDTH_OF_FILES)
+    return SafeConsole(width=None if wide else _WIDTH_OF_FILES)
 
 
 def show(view: "RenderableType") -> None:
-    """Text goes out as it is, unwrapped and with its brackets; anything else rich lays out."""
+    """Text goes out unwrapped; anything else rich lays out. Control characters become escapes, on a
+    terminal and in a file: --json is the exact data."""
     if isinstance(view, str):
-        console().print(view, markup=False, soft_wrap=True)
+        console().print(view, soft_wrap=True)
     else:
         console().print(view)
 
@@ -60,7 +63,7 @@ def print_json_lines(data: Iterable[Mapping[str, Any]]) -> None:
 
 def _write_json(data: Mapping[str, Any], indent: int | None) -> None:
     text = json.dumps(data, default=_plain, ensure_ascii=False, allow_nan=False, indent=indent)
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(json_text(text) + "\n")
     sys.stdout.flush()
 
 

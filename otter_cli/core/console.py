@@ -26,18 +26,18 @@ def set_quiet(quiet: bool) -> None:
 @cache
 def console() -> "Console":
     """The one rich console on stderr, made on first use."""
-    from rich.console import Console
+    from otter_cli.core.safe_console import SafeConsole
 
-    return Console(stderr=True, highlight=False)
+    return SafeConsole(stderr=True)
 
 
 def say(text: str) -> None:
     if not _quiet:
-        console().print(text, markup=False, soft_wrap=True)
+        console().print(text, soft_wrap=True)
 
 
 def warn(text: str) -> None:
-    console().print(f"warning: {text}", markup=False, soft_wrap=True, style="yellow")
+    console().print(f"warning: {text}", soft_wrap=True, style="yellow")
 
 
 @contextmanager
@@ -57,7 +57,12 @@ def _bar(total: int, label: str) -> Iterator[Advance]:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
     from rich.progress import TimeRemainingColumn as TimeLeft
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeLeft())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeLeft(),
+    )
     with Progress(*columns, console=console(), transient=True) as bars:
         task = bars.add_task(label, total=total)
         yield lambda count: bars.advance(task, count)

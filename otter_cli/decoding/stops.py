@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from otter_cli.core.errors import OtterError
 from otter_cli.decoding.gates import SignalBound
 
 
@@ -17,6 +18,13 @@ class Stops:
     strings: tuple[str, ...] = ()
     signals: tuple[SignalBound, ...] = ()
     tokenizer: Any = None
+
+    def __post_init__(self) -> None:
+        if "" in self.strings:
+            raise OtterError(
+                "a stop string is empty, and every text holds that",
+                hint="give the string to end at",
+            )
 
     @property
     def needs_stream(self) -> bool:

@@ -5,8 +5,8 @@ wide pages set several beside one another.
 """
 
 from collections.abc import Iterable, Mapping
-from html import escape
 
+from otter_cli.reports.escaping import html_text
 from otter_cli.reports.plots import IntervalPlot, LinePlot, Plot, Point, ScatterPlot, Series
 from otter_cli.reports.scale import Scale, covering, tick_text, ticks
 
@@ -117,27 +117,27 @@ def _vertical_grid(x: Scale, top: float, bottom: float, *, whole: bool = False) 
 
 def _svg(title: str, height: float, parts: Iterable[str]) -> str:
     return (
-        f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title)}">'
+        f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{html_text(title)}">'
         f"{''.join(parts)}</svg>"
     )
 
 
 def _legend(colours: Colours) -> str:
     items = "".join(
-        f'<li><i class="{colour}"></i>{escape(label)}</li>' for label, colour in colours.items()
+        f'<li><i class="{colour}"></i>{html_text(label)}</li>' for label, colour in colours.items()
     )
     return f'<ul class="legend">{items}</ul>'
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str, title: str = "") -> str:
     shape = f'<line class="{kind}" x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}"'
-    return f"{shape}><title>{escape(title)}</title></line>" if title else f"{shape}/>"
+    return f"{shape}><title>{html_text(title)}</title></line>" if title else f"{shape}/>"
 
 
 def _dot(x: float, y: float, colour: str, title: str) -> str:
     shape = f'<circle class="dot {colour}" cx="{x:g}" cy="{y:g}" r="4.5">'
-    return f"{shape}<title>{escape(title)}</title></circle>"
+    return f"{shape}<title>{html_text(title)}</title></circle>"
 
 
 def _text(x: float, y: float, text: str, kind: str) -> str:
-    return f'<text class="{kind}" x="{x:g}" y="{y:g}">{escape(text)}</text>'
+    return f'<text class="{kind}" x="{x:g}" y="{y:g}">{html_text(text)}</text>'

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from otter_cli.core.escaping import terminal_text
 from otter_cli.reports.colours import colour_of
 from otter_cli.reports.page import Cell, ColouredText, Report, Table, as_cell
 
@@ -25,13 +26,13 @@ def terminal_page(report: Report) -> "Group":
 def _parts(report: Report) -> "Iterator[RenderableType]":
     from rich.text import Text
 
-    yield Text(report.title, style="bold")
-    yield Text(report.lead)
+    yield Text(terminal_text(report.title), style="bold")
+    yield Text(terminal_text(report.lead))
     for section in report.sections:
         yield Text()
-        yield Text(section.title, style="bold cyan")
+        yield Text(terminal_text(section.title), style="bold cyan")
         for paragraph in section.text:
-            yield Text(paragraph)
+            yield Text(terminal_text(paragraph))
         for written in section.texts:
             yield _coloured(written)
         for table in section.tables:
@@ -42,11 +43,16 @@ def _parts(report: Report) -> "Iterator[RenderableType]":
 def _coloured(written: ColouredText) -> "Text":
     from rich.text import Text
 
-    text = Text(f"{written.label}: ", style="bold").append(written.prompt, "not bold dim")
+    text = Text(terminal_text(f"{written.label}: "), style="bold")
+    text.append(terminal_text(written.prompt), "not bold dim")
     for token, value in zip(written.tokens, written.values, strict=True):
         style = "" if value is None else colour_of(value, written.low, written.high)
-        text.append(token, f"not bold {style}")
-    return text.append(f"  {written.detail}", "not bold dim") if written.detail else text
+        text.append(terminal_text(token), f"not bold {style}")
+    return (
+        text.append(f"  {terminal_text(written.detail)}", "not bold dim")
+        if written.detail
+        else text
+    )
 
 
 def _split(table: Table) -> Iterator[Table]:
@@ -62,12 +68,13 @@ def _split(table: Table) -> Iterator[Table]:
 
 def _table(table: Table) -> "RenderableType":
     from rich.table import Table as RichTable
+    from rich.text import Text
 
     drawn = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for i, column in enumerate(table.columns):
         # A name that does not fit goes on below: its end may be all that tells it from the next.
         drawn.add_column(
-            column,
+            Text(terminal_text(column)),
             justify="right" if i and table.numeric else "left",
             overflow="ellipsis" if i else "fold",
         )
@@ -79,5 +86,5 @@ def _table(table: Table) -> "RenderableType":
 def _text(cell: Cell) -> "Text":
     from rich.text import Text
 
-    text = Text(cell.text, style=_STYLES[cell.tone])
-    return text.append(f"\n{cell.detail}", style="dim") if cell.detail else text
+    text = Text(terminal_text(cell.text), style=_STYLES[cell.tone])
+    return text.append(f"\n{terminal_text(cell.detail)}", style="dim") if cell.detail else text

@@ -8,6 +8,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from otter_cli.core.escaping import terminal_text
+
 _BARS = "▁▂▃▄▅▆▇█"
 # From low to high; the scale is the text's own, since a reward has no fixed range.
 _COLOURS = ("#d73027", "#f46d43", "#fdae61", "#d9d9d9", "#a6d96a", "#66bd63", "#1a9850")
@@ -21,9 +23,12 @@ def text_lines(record: dict[str, Any]) -> list[Text]:
     """The prompt and its text, coloured by the first signal, and what the colours mean."""
     series = series_of(record)
     first = next(iter(series.values()), None)
-    text = Text(record["prompt"], style="dim")
+    text = Text(terminal_text(record["prompt"]), style="dim")
     for i, token in enumerate(record["tokens"]):
-        text.append(token["text"], style=_COLOURS[_level(first, i, len(_COLOURS))] if first else "")
+        text.append(
+            terminal_text(token["text"]),
+            style=_COLOURS[_level(first, i, len(_COLOURS))] if first else "",
+        )
     if not first:
         return [text]
     legend = Text(f"{next(iter(series))}: ", style="dim")

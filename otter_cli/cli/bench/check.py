@@ -50,6 +50,7 @@ def check(
 def _view(found: list[Checked], failed: int) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(
         "", "method", "metric", "expected", "found", "n", box=None, header_style="bold",
@@ -57,7 +58,7 @@ def _view(found: list[Checked], failed: int) -> RenderableType:
     )  # fmt: skip
     for one in found:
         figure = f"{one.figure.mean:.3g} ({one.figure.low:.3g} to {one.figure.high:.3g})"
-        verdict = "[green]holds[/]" if one.holds else "[red]fails[/]"
+        verdict = Text("holds", "green") if one.holds else Text("fails", "red")
         table.add_row(verdict, one.method, one.metric, one.bound, figure, f"{one.figure.n:,}")
     total = len(found)
     return Group(table, f"{total - failed} of {total} expectations hold")

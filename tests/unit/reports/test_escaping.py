@@ -1,0 +1,116 @@
+"""Strings from outside are text in a report: never markup, an element, a link or a script."""
+
+import dataclasses
+import html
+import re
+
+import pytest
+from markdown_it import MarkdownIt
+
+from otter_cli.reports import Cell, Report, Section, Table, html_page, markdown_page
+from otter_cli.reports.escaping import html_text, markdown_paragraph, markdown_text
+from otter_cli.reports.page import ColouredText
+from otter_cli.reports.plots import IntervalPlot, LinePlot, Point, ScatterPlot, Series
+from tests.support.hostile import CONTROL, HOSTILE, shown_as
+
+MARKS = {
+    "heading": "# not a heading",
+    "quote": "> not a quote",
+    "list": "- not a list",
+    "numbered": "12. not a list",
+    "rule": "---",
+    "underline": "=== x",
+    "reference": "[x]: javascript:alert(1)",
+    "autolink": "<javascript:alert(1)>",
+    "image": "![x](http://example.org/pixel.png)",
+    "entity": "&lt;b&gt; &#60;",
+    "code": "`a` ``b``",
+    "emphasis": "*a* _b_ __c__ ~~d~~",
+    "cells": "a | b",
+    "backslash": "a\\|b\\",
+    "comment": "<!-- x",
+    "two lines": "a\n# b",
+}
+TEXTS = {**HOSTILE, **MARKS}
+hostile = pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+
+
+def _report(text: str) -> Report:
+    point = Point(text, 0.5, 0.4, 0.6, bound=0.3)
+    plots = [
+        IntervalPlot(text, text, [point]),
+        ScatterPlot(text, text, text, [(point, point)]),
+        LinePlot(text, text, text, [Series(text, [0.0, 1.0], [0.0, 1.0])]),
+    ]
+    table = Table([text, text], [[text, Cell(text, text)]])
+    coloured = ColouredText(text, text, [text, text], [0.5, None], 0.0, 1.0, text)
+    section = Section(text, [text], [table], plots, [coloured])
+    return Report(text, text, [section], [(text, text)], {text: text})
+
+
+@hostile
+def test_a_page_holds_no_control_character_and_no_element_of_a_string(text: str) -> None:
+    page = html_page(_report(text))
+    assert not CONTROL.search(page)
+    elements = re.sub(r"<style>.*?</style>", "", page, flags=re.S)
+    plain = html_page(_report("harmless"))
+    tags = re.compile(r"<[a-z/!][^>]*>")
+    values = re.compile(r'="[^"]*"')
+    count = [
+        len(tags.findall(p))
+        for p in (elements, re.sub(r"<style>.*?</style>", "", plain, flags=re.S))
+    ]
+    assert count[0] == count[1]
+    assert {values.sub("", tag) for tag in tags.findall(elements)} <= {
+        values.sub("", tag) for tag in tags.findall(plain)
+    }
+    assert shown_as(text) in html.unescape(page)
+
+
+@hostile
+def test_markdown_shows_the_string_and_nothing_else(text: str) -> None:
+    """By a CommonMark reader that lets HTML through: it must see text alone."""
+    shown = " ".join(shown_as(text).split("\n"))
+    tokens = (
+        MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(markdown_paragraph(text))
+    )
+    assert [token.type for token in tokens] == ["paragraph_open", "inline", "paragraph_close"]
+    children = tokens[1].children or []
+    assert {child.type for child in children} <= {"text", "text_special"}
+    assert "".join(child.content for child in children) == shown
+
+
+@hostile
+def test_a_cell_stays_a_cell(text: str) -> None:
+    page = markdown_page(_report(text))
+    assert not CONTROL.search(page)
+    tokens = MarkdownIt("commonmark").enable("table").parse(page)
+    kinds = {token.type for token in tokens}
+    assert not kinds & {"html_block", "blockquote_open", "fence", "code_block", "hr"}
+    cells = [t for t in tokens if t.type in ("th_open", "td_open")]
+    assert len(cells) == 4
+    for token in tokens:
+        for child in token.children or []:
+            assert child.type in ("text", "text_special"), (child.type, child.content)
+
+
+def test_names_and_numbers_stay_readable() -> None:
+    for text in ("expected_max_toxicity", "0.5, 0.4 to 0.6", "-", "runs/a-b.c", "n = 1,675"):
+        assert markdown_text(text) == text
+
+
+def test_attributes_are_closed_by_no_string() -> None:
+    assert html_text("\" onload='x'") == "&quot; onload=&#x27;x&#x27;"
+
+
+def test_every_string_of_a_report_is_tried() -> None:
+    """A field that is added to a report must be added to the report of these tests."""
+    names = {field.name for field in dataclasses.fields(Report)}
+    assert names == {"title", "lead", "sections", "facts", "data"}
+    assert {f.name for f in dataclasses.fields(Section)} == {
+        "title",
+        "text",
+        "tables",
+        "plots",
+        "texts",
+    }
