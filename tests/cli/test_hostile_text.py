@@ -128,17 +128,16 @@ def test_a_token_of_the_model(
     otter_here: Otter, tiny_llama: Path, tmp_path: Path, text: str, stream: str
 ) -> None:
     """Every token of this vocabulary is the hostile string: whatever the model says, it says it."""
-    folder = tmp_path / "g"
-    random_graft(tiny_llama, folder, hidden=8, heads=2, ffn=16)
-    path = folder / "tokenizer.json"
+    base = shutil.copytree(tiny_llama, tmp_path / "base")
+    path = base / "tokenizer.json"
     data = json.loads(path.read_text())
     vocabulary = data["model"]["vocab"]
     for token, index in list(vocabulary.items()):
         if token not in ("<pad>", "<s>", "</s>", "h", "i"):
             del vocabulary[token]
             vocabulary[f"{text}{index}."] = index
-    path.unlink()
     path.write_text(json.dumps(data))
+    folder = random_graft(base, tmp_path / "g", hidden=8, heads=2, ffn=16)
     run = otter_here("generate", folder, "hi", "--max-new-tokens", "4", stream)
     _check(run, text)
 
