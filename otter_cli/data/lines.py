@@ -12,11 +12,16 @@ _BYTE_ORDER_MARK = "\ufeff"
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbers (from 1) and lines, endings kept; OtterError unless it is non-empty UTF-8."""
+    """Numbers (from 1) and lines, endings kept; OtterError unless it is non-empty UTF-8.
+
+    A line ends with LF, CR LF or a lone CR, as in Python's universal newlines.
+    """
     number = 0
     try:
         with _open(path) as file:
-            for number, line in enumerate(file, 1):
+            # Bytes split at these three alone; a text would split at U+2028 as well.
+            lines = (line for part in file for line in part.splitlines(keepends=True))
+            for number, line in enumerate(lines, 1):
                 text = _decoded(line, path, number)
                 yield number, text.removeprefix(_BYTE_ORDER_MARK) if number == 1 else text
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:

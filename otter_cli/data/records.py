@@ -169,8 +169,14 @@ def _csv_records(path: Path, delimiter: str) -> Iterator[Record]:
                 yield Record(path, record.line, dict(zip(columns, row, strict=True)))
     except csv.Error as error:
         raise Record(path, first_line, {}).error(
-            f"not CSV: {error}", "is a quote left open?"
+            f"not CSV: {error}", _csv_hint(str(error))
         ) from error
+
+
+def _csv_hint(message: str) -> str:
+    if "expected after" in message:
+        return "write a quote inside a quoted field twice, as in \"a \"\"b\"\" c\""
+    return "is a quote left open?"
 
 
 def _header(row: list[str], record: Record) -> list[str]:

@@ -13,7 +13,7 @@ from otter_cli.data.plain import read_texts
 from otter_cli.data.preference import Pair, read_pairs, shared_dialogue
 
 same_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), min_size=1)
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
 pairs = st.lists(
     st.tuples(texts, texts).filter(lambda p: p[0] != p[1] and p[0].strip() and p[1].strip()),
     min_size=2,

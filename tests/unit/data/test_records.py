@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from otter_cli.core.errors import OtterError
+from otter_cli.data.plain import read_texts
+from otter_cli.data.prompts import read_prompts
 from otter_cli.data.records import Record, read_records, read_rows
 
 
@@ -49,6 +51,43 @@ def test_csv_counts_the_lines_of_quoted_fields(tmp_path: Path) -> None:
         (2, {"": "0", "text": 'one\r\ntwo, "three"', "label": "1"}),
         (4, {"": "1", "text": "four", "label": "0"}),
     ]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CR LF", "CR"])
+@pytest.mark.parametrize("last", [True, False], ids=["ended", "no last newline"])
+def test_every_kind_of_line_end_is_read(tmp_path: Path, end: bytes, last: bool) -> None:
+    """Old spreadsheets write CR alone: each reader sees the same rows and line numbers."""
+    expected = [(2, {"text": "a, b", "n": "1"}), (4, {"text": "c", "n": "2"})]
+    for name, lines in [
+        ("a.csv", [b"text,n", b'"a, b",1', b"", b"c,2"]),
+        ("a.tsv", [b"text\tn", b"a, b\t1", b"", b"c\t2"]),
+        ("a.jsonl", [b"", b'{"text": "a, b", "n": "1"}', b"", b'{"text": "c", "n": "2"}']),
+    ]:
+        (tmp_path / name).write_bytes(end.join(lines) + end * last)
+        assert values(tmp_path / name) == expected, name
+    (tmp_path / "a.txt").write_bytes(end.join([b"one", b"two", b"", b"three"]) + end * last)
+    assert [text.splitlines() for text in read_texts(tmp_path / "a.txt")] == [
+        ["one", "two"],
+        ["three"],
+    ]
+    assert [prompt.line for prompt in read_prompts(tmp_path / "a.txt")] == [1, 2, 4]
+
+
+def test_a_quoted_field_keeps_its_own_line_ends(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'text,n\r"one\rtwo\nthree",1\rfour,2\r')
+    assert values(path) == [
+        (2, {"text": "one\rtwo\nthree", "n": "1"}),
+        (5, {"text": "four", "n": "2"}),
+    ]
+
+
+def test_a_stray_quote_has_its_own_hint(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'text,n\n"a "b" c",1\n')
+    assert "twice" in refusal(path).hint
+    path.write_bytes(b'text,n\n"a b c,1\n')
+    assert refusal(path).hint == "is a quote left open?"
 
 
 def test_tsv(tmp_path: Path) -> None:
