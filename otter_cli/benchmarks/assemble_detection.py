@@ -8,7 +8,13 @@ from otter_cli.benchmarks import detectors
 from otter_cli.benchmarks.benchmark import Setting
 from otter_cli.benchmarks.contest import INSERTION
 from otter_cli.benchmarks.detection import Detection
-from otter_cli.benchmarks.labelled_texts import Stream, encode_streams, of_labelled, of_pairs
+from otter_cli.benchmarks.labelled_texts import (
+    Stream,
+    encode_streams,
+    of_labelled,
+    of_pairs,
+    require_both_kinds,
+)
 from otter_cli.benchmarks.models import load_graft, load_reward_model, require_same_base
 from otter_cli.benchmarks.names import PLAIN
 from otter_cli.core.errors import OtterError
@@ -31,10 +37,12 @@ def texts_of(
     if (recipe is None) == (pairs is None):
         raise OtterError("give either --recipe or --pairs", hint="they name the texts to read")
     if recipe is None:
+        from otter_cli.data.columns import pair_prompt, sample_rows
         from otter_cli.data.preference import read_pairs
 
         assert pairs is not None
-        return Texts(pairs, of_pairs(read_pairs(pairs)))
+        prompt = pair_prompt("chosen", "rejected", sample_rows(pairs))
+        return _of_both_kinds(pairs, of_pairs(read_pairs(pairs, prompt=prompt)))
     from otter_cli.signals import SignalConfig
     from otter_cli.training import load_recipe
     from otter_cli.training.material import held_out_rows
@@ -42,13 +50,18 @@ def texts_of(
 
     loaded = load_recipe(recipe, data=data).only([signal])
     sources = loaded.signals[signal].sources
-    chat = any(source is not None and source.chat for source in sources)
-    tokenizer = load_tokenizer(folder) if chat else None
+    tokenizer = load_tokenizer(folder)
     config = SignalConfig(name=signal, kind="classes", labels=(signal,))
     rows = held_out_rows(loaded.signals[signal], config, loaded.data_folder, tokenizer)
     if not rows:
         raise OtterError(f"{recipe} holds no rows aside", hint="give it a test file, or held_out")
-    return Texts(Path(sources[0].name), of_labelled(rows))
+    return _of_both_kinds(Path(sources[0].name), of_labelled(rows))
+
+
+def _of_both_kinds(file: Path, streams: Sequence[Stream]) -> Texts:
+    """Checked before any model is loaded."""
+    require_both_kinds(streams, file)
+    return Texts(file, streams)
 
 
 def detection(
@@ -57,6 +70,7 @@ def detection(
     signal: str,
     *,
     limit: int | None = None,
+    limit_seed: int = 0,
     monitors: Mapping[str, Path] | None = None,
     classifier: Path | None = None,
     device: str = "cpu",
@@ -67,7 +81,7 @@ def detection(
     graft = load_graft(folder, signal, device=device)
     prompts, record = encode_streams(
         texts.streams, texts.file, graft.tokenizer,
-        positions=graft.model.shape.max_positions, limit=limit,
+        positions=graft.model.shape.max_positions, limit=limit, limit_seed=limit_seed,
     )  # fmt: skip
     compared = {
         PLAIN: detectors.base_alone(graft),

@@ -10,15 +10,19 @@ import numpy as np
 from pydantic import Field
 
 from otter_cli.benchmarks.estimates import Estimate, estimate
+from otter_cli.benchmarks.prompts import drawn_record
 from otter_cli.benchmarks.result_file import Part, ResultFile
 from otter_cli.benchmarks.scorers import Exchange, Scorer, ScorerRecord, score_all
+from otter_cli.benchmarks.settings import DrawnRecord
 from otter_cli.core.console import progress, warn
 from otter_cli.core.digests import sha256_file, sha256_json
 from otter_cli.core.intervals import mean
 from otter_cli.core.jsonlines import JsonLines
 from otter_cli.core.provenance import provenance
+from otter_cli.data.drawing import LimitedTable
 from otter_cli.data.encoding import Encoder
 from otter_cli.data.judged_pairs import JudgedPair, read_judged_pairs
+from otter_cli.data.preference import check_identical
 
 if TYPE_CHECKING:
     from otter_cli.benchmarks.models import Grafted
@@ -39,6 +43,9 @@ class PairSettings(Part):
     template: str
     limit: int | None
     cut: int = Field(description="texts longer than the base's window, cut from the left")
+    drawn: DrawnRecord | None = None
+    identical: int = Field(0, description="pairs without a difference in tokens, left out")
+    ignored: list[str] = Field(default_factory=list, description="columns that are not read")
 
 
 class PairsResult(ResultFile):
@@ -54,7 +61,9 @@ class PairsResult(ResultFile):
     @property
     def key(self) -> str:
         judges = {name: judge.digest for name, judge in self.judges.items()}
-        return sha256_json([self.settings.digest, self.settings.template, judges])
+        drawn = self.settings.drawn
+        rows = [drawn.lines] if drawn else []
+        return sha256_json([self.settings.digest, self.settings.template, judges, *rows])
 
 
 def judge_pairs(
@@ -64,18 +73,26 @@ def judge_pairs(
     *,
     template: str = "{text}",
     limit: int | None = None,
+    limit_seed: int = 0,
 ) -> tuple[PairsResult, list[dict[str, Any]]]:
     """The result, and a record a pair with every judge's two scores. Raises OtterError."""
-    pairs = read_judged_pairs(file, template=template, limit=limit)
-    better, cut = _exchanges(pairs, [pair.chosen for pair in pairs], graft)
-    worse, more = _exchanges(pairs, [pair.rejected for pair in pairs], graft)
-    if cut + more:
-        warn(f"{cut + more} of {2 * len(pairs)} texts are cut to their last tokens")
+    table = file if limit is None else LimitedTable(file, limit, limit_seed)
+    found = read_judged_pairs(table, template=template)
+    pairs, better, worse, cut = _different(found.pairs, graft, file)
+    if cut:
+        warn(f"{cut} of {2 * len(found.pairs)} texts are cut to their last tokens")
     scores = {name: _scores(judge, better, worse) for name, judge in judges.items()}
     sections = [pair.section for pair in pairs]
     result = PairsResult(
         settings=PairSettings(
-            file=file.name, digest=sha256_file(file), template=template, limit=limit, cut=cut + more
+            file=file.name,
+            digest=sha256_file(file),
+            template=template,
+            limit=limit,
+            cut=cut,
+            drawn=drawn_record(table.drawn) if isinstance(table, LimitedTable) else None,
+            identical=len(found.pairs) - len(pairs),
+            ignored=found.ignored,
         ),
         judges={name: judge.record for name, judge in judges.items()},
         figures={name: _by_section(sections, *both) for name, both in scores.items()},
@@ -99,6 +116,21 @@ def write_pairs(result: PairsResult, records: Sequence[dict[str, Any]], folder: 
         for record in records:
             lines.append(record)
     result.write(folder)
+
+
+def _different(
+    pairs: Sequence[JudgedPair], graft: Grafted, file: Path
+) -> tuple[list[JudgedPair], list[Exchange], list[Exchange], int]:
+    """The pairs whose texts differ in the tokens that a judge reads, both texts of each, and how
+    many texts were cut. Others prefer nothing: their scores differ by rounding alone."""
+    better, cut = _exchanges(pairs, [pair.chosen for pair in pairs], graft)
+    worse, more = _exchanges(pairs, [pair.rejected for pair in pairs], graft)
+    alike = [
+        one.prompt_tokens == other.prompt_tokens for one, other in zip(better, worse, strict=True)
+    ]
+    check_identical(sum(alike), len(pairs), str(file))
+    kept = [index for index, same in enumerate(alike) if not same]
+    return [pairs[i] for i in kept], [better[i] for i in kept], [worse[i] for i in kept], cut + more
 
 
 def _exchanges(

@@ -4,22 +4,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from otter_cli.benchmarks.settings import PromptsRecord
+from otter_cli.benchmarks.settings import DrawnRecord, PromptsRecord
 from otter_cli.core.console import warn
 from otter_cli.core.digests import sha256_json
 from otter_cli.core.errors import OtterError
+from otter_cli.data.drawing import RowDraw
 from otter_cli.data.encoding import Encoder
-from otter_cli.data.prompts import read_prompts
+from otter_cli.data.prompts import draw_prompts
 
 
 @dataclass(frozen=True)
 class PromptFile:
-    """Where prompts come from; see `data.prompts.read_prompts`."""
+    """Where prompts come from; see `data.prompts.draw_prompts`."""
 
     path: Path
     column: str | None = None
     template: str = "{text}"
     limit: int | None = None
+    limit_seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,14 @@ def load_prompts(
             "positions",
             hint="lower --max-new-tokens",
         )
-    rows = read_prompts(file.path, column=file.column, template=file.template, limit=file.limit)
+    found = draw_prompts(
+        file.path,
+        column=file.column,
+        template=file.template,
+        limit=file.limit,
+        seed=file.limit_seed,
+    )
+    rows = found.rows
     encoded = Encoder(tokenizer, room, eos=False)([row.text for row in rows], "prompt")
     if encoded.truncation.cut:
         warn(f"{encoded.truncation.cut} of {len(rows)} prompts are cut to their last {room} tokens")
@@ -59,5 +68,13 @@ def load_prompts(
         digest=sha256_json([[p.name, p.text, p.tokens] for p in prompts]),
         count=len(prompts),
         truncated=encoded.truncation.cut,
+        drawn=drawn_record(found.drawn),
     )
     return prompts, record
+
+
+def drawn_record(drawn: RowDraw | None) -> DrawnRecord | None:
+    """None where nothing was left out."""
+    if drawn is None or drawn.whole:
+        return None
+    return DrawnRecord(seed=drawn.seed, of=drawn.of, lines=list(drawn.lines))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from otter_cli.core.errors import OtterError
 from otter_cli.training.section import Section
@@ -26,7 +26,8 @@ class Request(Section):
     signal: str
     column: str | None = None
     template: str = "{text}"
-    limit: int | None = None
+    limit: PositiveInt | None = None
+    limit_seed: NonNegativeInt = 0
     method: tuple[str, ...] = ()
     samples: int = 1
     batch: int = 1
@@ -53,7 +54,7 @@ class Request(Section):
             self.folder,
             self.task_head,
             self.signal,
-            PromptFile(self.prompts, self.column, self.template, self.limit),
+            PromptFile(self.prompts, self.column, self.template, self.limit, self.limit_seed),
             sampling,
             repeats=self.samples,
             batch=self.batch,
@@ -159,7 +160,8 @@ class DetectionRequest(Section):
     recipe: Path | None = None
     pairs: Path | None = None
     data: Path | None = None
-    limit: int | None = None
+    limit: PositiveInt | None = None
+    limit_seed: NonNegativeInt = 0
     signal: str = "toxicity"
     monitor: tuple[str, ...] = ()
     classifier: Path | None = None
@@ -174,6 +176,7 @@ class DetectionRequest(Section):
             texts_of(self.recipe, self.pairs, self.data, self.signal, self.folder),
             self.signal,
             limit=self.limit,
+            limit_seed=self.limit_seed,
             monitors=monitors,
             classifier=self.classifier,
             device=self.device,

@@ -15,13 +15,24 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class DrawnRecord(_Part):
+    """Lines of the file that a limit kept of `of`, drawn by `seed` across categories; of texts of
+    pairs and of held-out rows their places, from 1."""
+
+    seed: int
+    of: int
+    lines: list[int]
+
+
 class PromptsRecord(_Part):
-    """Which prompts: `digest` is of their texts as used, `truncated` counts those cut to fit."""
+    """Which prompts: `digest` is of their texts as used, `truncated` counts those cut to fit.
+    `drawn`: of a limit, which lines it kept."""
 
     file: str
     digest: str
     count: int
     truncated: int
+    drawn: DrawnRecord | None = None
 
 
 class ModelRecord(_Part):
@@ -64,6 +75,8 @@ class RunSettings(_Part):
         # Runs from before prompts could share a call keep their keys.
         unsaid = {"together"} if self.together == 1 else set()
         decides: dict[str, Any] = _without_names(self.model_dump(mode="json", exclude=unsaid))
+        # The digest says which prompts they are.
+        decides["prompts"].pop("drawn")
         return decides
 
     def differences(self, other: "RunSettings") -> list[str]:

@@ -37,7 +37,10 @@ class Batch:
 
 
 class Dataset(Protocol):
-    """What a training loop needs: how long each row is, and a batch of chosen rows."""
+    """What a training loop needs: how long each row is, and a batch of chosen rows. `identical`:
+    rows that were left out since nothing tells their two texts apart."""
+
+    identical: int
 
     @property
     def lengths(self) -> Sequence[int]: ...
@@ -50,18 +53,24 @@ class Dataset(Protocol):
 
 class Pairs:
     """Preference pairs; a batch of n rows has 2 n texts: the chosen ones, then the rejected. With
-    `share` it says how many tokens the two of each have in common."""
+    `share` it says how many tokens the two of each have in common. A pair whose texts have the same
+    tokens, as after a cut, is left out: the two scores differ by rounding alone."""
 
     def __init__(self, pairs: Sequence[Pair], encoder: Encoder, *, share: bool = False) -> None:
         chosen = encoder([pair.chosen for pair in pairs], "chosen text")
         rejected = encoder([pair.rejected for pair in pairs], "rejected text")
-        self.chosen, self.rejected = chosen.ids, rejected.ids
         self.truncation = chosen.truncation + rejected.truncation
-        self._ends = chosen.lengths, rejected.lengths
-        self.lengths = [max(map(len, two)) for two in zip(chosen.ids, rejected.ids, strict=True)]
-        self.shared = [self._shared(row) for row in range(len(pairs))] if share else []
+        alike = [one == other for one, other in zip(chosen.read, rejected.read, strict=True)]
+        kept = [row for row, same in enumerate(alike) if not same]
+        self.identical = sum(alike)
+        self.chosen = [chosen.ids[row] for row in kept]
+        self.rejected = [rejected.ids[row] for row in kept]
+        self._ends = [chosen.lengths[row] for row in kept], [rejected.lengths[row] for row in kept]
+        self.lengths = [max(map(len, two)) for two in zip(self.chosen, self.rejected, strict=True)]
+        self.shared = [self._shared(row) for row in range(len(kept))] if share else []
         # All of a file have a margin, or none.
-        self.margins = [pair.margin for pair in pairs if pair.margin is not None]
+        margins = [pairs[row].margin for row in kept]
+        self.margins = [margin for margin in margins if margin is not None]
         self._pad_id = encoder.pad_id
 
     def batch(self, rows: Sequence[int]) -> Batch:
@@ -81,6 +90,8 @@ class Pairs:
 
 class Labelled:
     """Texts with their labels."""
+
+    identical = 0
 
     def __init__(self, texts: Sequence[LabelledText], encoder: Encoder) -> None:
         encoded = encoder([row.text for row in texts])
@@ -111,6 +122,8 @@ class Blocks:
     Long texts go on in the next block; the tokens after the last whole block are left out, and
     counted in `left_over`.
     """
+
+    identical = 0
 
     def __init__(
         self, texts: Sequence[str], tokenizer: object, block: int, *, eos: bool = True

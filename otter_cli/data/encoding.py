@@ -44,6 +44,11 @@ class Encoded:
     truncation: Truncation
     lengths: list[int]
 
+    @property
+    def read(self) -> list[list[int]]:
+        """The tokens that such a signal sees, of each text."""
+        return [ids[:end] for ids, end in zip(self.ids, self.lengths, strict=True)]
+
 
 @dataclass(frozen=True)
 class Encoder:

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from otter_cli.core.console import say
+from otter_cli.data.columns import ignored_columns, pair_prompt, sample_rows
 from otter_cli.data.preference import shared_dialogue
-from otter_cli.data.records import Record, read_rows
+from otter_cli.data.records import Place, Record, read_rows
 
 # Subsets of RewardBench by its own sections (arXiv 2403.13787, table 1).
 _SECTIONS = {
@@ -29,21 +31,35 @@ class JudgedPair:
     section: str
 
 
-def read_judged_pairs(
-    path: str | Path, *, template: str = "{text}", limit: int | None = None
-) -> list[JudgedPair]:
+@dataclass(frozen=True)
+class JudgedPairs:
+    """The pairs of a table, and its columns that are not read."""
+
+    pairs: list[JudgedPair]
+    ignored: list[str]
+
+
+def read_judged_pairs(path: str | Place, *, template: str = "{text}") -> JudgedPairs:
     """RewardBench (`prompt`, `chosen`, `rejected`, `subset`) and HH (`chosen`, `rejected`, whole
-    dialogues), from jsonl or csv. `template` holds {text} for a prompt that has a column."""
+    dialogues), from jsonl or csv. The prompt may have any of its usual names. `template` holds
+    {text} for a prompt that has a column."""
+    place = Path(path) if isinstance(path, str) else path
+    sample = sample_rows(place)
+    column = pair_prompt("chosen", "rejected", sample)
 
     def parse(record: Record) -> JudgedPair:
         better, worse = record.text("chosen"), record.text("rejected")
         subset = str(record.values.get("subset", record.values.get("section", "")))
-        if "prompt" in record.values:
-            prompt = template.replace("{text}", record.text("prompt"))
+        if column is not None:
+            prompt = template.replace("{text}", record.text(column))
         else:
             prompt = shared_dialogue(better, worse)
             better, worse = better[len(prompt) :], worse[len(prompt) :]
         section = _SECTION_OF.get(subset, subset) or "all"
         return JudgedPair(str(record.line), prompt, better, worse, section)
 
-    return read_rows(path, parse, limit=limit, at_least=1)
+    used = ["chosen", "rejected", "subset", "section", *([column] if column else [])]
+    ignored = ignored_columns(sample, used)
+    if ignored:
+        say(f"{place}: columns that are not read: {', '.join(map(repr, ignored))}")
+    return JudgedPairs(read_rows(place, parse, at_least=1), ignored)

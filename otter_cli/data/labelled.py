@@ -31,29 +31,67 @@ def read_labelled(
     text: str,
     labels: Sequence[str],
     mapping: Mapped | None = None,
+    classes: Sequence[str] = (),
+    prompt: str | None = None,
     low: float = 0.0,
     high: float = 1.0,
     since: str | None = None,
-    limit: int | None = None,
 ) -> list[LabelledText]:
     """Texts with their labels, from a table.
 
     Each column of `labels` is a number from `low` to `high`; or, with `mapping`, one of its keys,
     that stands for a number or for several: {"0": 1, "1": 1, "2": 0} reads three classes as two,
-    {"hate": [1, 0], "rude": [0, 1]} one column as two labels. `since` is a column of
-    characters, from 0, or of nothing; in a dialogue they are those of the last message.
+    {"hate": [1, 0], "rude": [0, 1]} one column as two labels. One column without a mapping says
+    which of several `classes` a text is of: see `class_labels`. `prompt` is a column that is put
+    before the text. `since` is a column of characters of the text, from 0, or of nothing; in a
+    dialogue they are those of the last message.
     OtterError, with file and line, for anything else.
     """
     if mapping:
         _check_mapping(mapping, low, high)
+    by_class = not mapping and len(labels) == 1 and len(classes) > 1
 
     def parse(record: Record) -> LabelledText:
         found: list[float] = []
         for column in labels:
-            found += _labels(record, column, mapping, low, high)
-        return LabelledText(record.text(text), tuple(found), _since(record, text, since))
+            if by_class:
+                found += class_labels(record, column, classes)
+            else:
+                found += _labels(record, column, mapping, low, high)
+        written = record.text(text)
+        # A dialogue has its prompt already.
+        start = record.text(prompt) if prompt and not isinstance(written, ChatText) else ""
+        begins = _since(record, text, since)
+        begins = None if begins is None else len(start) + begins
+        return LabelledText(start + written if start else written, tuple(found), begins)
 
-    return read_rows(path, parse, limit=limit)
+    return read_rows(path, parse)
+
+
+def class_labels(record: Record, column: str, classes: Sequence[str]) -> list[float]:
+    """One number for each class: 1 for those that the column names, as a name, a number from 0, a
+    list of these, or (of two classes) a truth value: false is the first."""
+    value = record.value(column)
+    named = value if isinstance(value, list) else [value]
+    chosen = {_class_index(record, column, one, classes) for one in named}
+    return [float(index in chosen) for index in range(len(classes))]
+
+
+def _class_index(record: Record, column: str, value: object, classes: Sequence[str]) -> int:
+    text = str(value).strip()
+    if (name := text.lower() if isinstance(value, bool) else text) in classes:
+        return list(classes).index(name)
+    if isinstance(value, bool) or text.lower() in ("true", "false"):
+        if len(classes) == 2:
+            return int(text.lower() == "true")
+    elif text.removesuffix(".0").isdecimal() and int(text.removesuffix(".0")) < len(classes):
+        return int(text.removesuffix(".0"))
+    near = closest(text, classes)
+    raise record.error(
+        f"{column!r} is {text!r}, which is none of the classes {', '.join(classes)}",
+        (f"did you mean {near!r}? " if near else "")
+        + f"give a name, a number from 0 to {len(classes) - 1}, or a mapping",
+    )
 
 
 def _since(record: Record, column: str, since: str | None) -> int | None:

@@ -25,10 +25,13 @@ class Overlap:
 
 def find_overlap(train: Sequence[Identified], test: Sequence[Identified]) -> Overlap:
     """Texts count as the same when they differ in case and white space only."""
-    seen = {_normal(text) for row in train for text in row.identity}
-    rows = [i for i, row in enumerate(test) if any(_normal(text) in seen for text in row.identity)]
+    seen = {normal_text(text) for row in train for text in row.identity}
+    rows = [
+        i for i, row in enumerate(test) if any(normal_text(text) in seen for text in row.identity)
+    ]
     return Overlap(len(rows), len(test), tuple(rows[:10]))
 
 
-def _normal(text: str) -> str:
+def normal_text(text: str) -> str:
+    """A text for comparison: without case and amounts of white space."""
     return " ".join(text.casefold().split())

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from otter_cli.core.console import warn
+from otter_cli.core.errors import OtterError
 from otter_cli.data.chat_template import ChatText
 from otter_cli.data.records import Place, Record, read_rows
 
@@ -32,7 +34,6 @@ def read_pairs(
     rejected: str = "rejected",
     prompt: str | None = None,
     margin: str | None = None,
-    limit: int | None = None,
 ) -> list[Pair]:
     """Pairs of a table; with `prompt`, that column is put before both texts.
 
@@ -49,7 +50,26 @@ def read_pairs(
         apart = record.number(margin, low=0.0) if margin else None
         return Pair(better, worse, start or shared_dialogue(better, worse), apart)
 
-    return read_rows(path, parse, limit=limit)
+    return read_rows(path, parse)
+
+
+# Where more of the pairs are identical, what is left of the file says little.
+_MOST_IDENTICAL = 0.5
+
+
+def check_identical(identical: int, pairs: int, where: str, what: str = "pairs") -> None:
+    """Tells how many pairs have the same tokens twice, and are left out. Raises OtterError where
+    these are all, or more than half."""
+    if not identical:
+        return
+    told = f"{where}: {identical} of {pairs} {what} are identical in the tokens that are read"
+    if identical == pairs or identical > _MOST_IDENTICAL * pairs:
+        raise OtterError(
+            told,
+            hint="their texts differ only in what is cut away, or in what the tokenizer makes the "
+            "same: raise max_length, or shorten the texts",
+        )
+    warn(f"{told}, and are left out: they prefer nothing")
 
 
 def _whole(start: str, text: str) -> str:

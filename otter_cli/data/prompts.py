@@ -1,13 +1,14 @@
 """Prompts, in the forms that benchmarks publish them in."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from otter_cli.core.errors import OtterError
+from otter_cli.data.drawing import LimitedTable, RowDraw, toxicity_of
 from otter_cli.data.lines import format_of, numbered_lines
 from otter_cli.data.preference import shared_dialogue
-from otter_cli.data.records import Record, read_rows, require_rows
+from otter_cli.data.records import Place, Record, read_rows
 
 _SLOT = "{text}"
 
@@ -26,12 +27,16 @@ class Prompt:
         return (self.text,)
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a file, and which of its rows a limit kept."""
+
+    rows: list[Prompt]
+    drawn: RowDraw | None = None
+
+
 def read_prompts(
-    path: str | Path,
-    *,
-    column: str | None = None,
-    template: str = _SLOT,
-    limit: int | None = None,
+    path: str | Path, *, column: str | None = None, template: str = _SLOT
 ) -> list[Prompt]:
     """Prompts from rows or, in a txt file, from lines.
 
@@ -39,30 +44,50 @@ def read_prompts(
     RealToxicityPrompts, Spec-Bench (its first turn), `prompt`, `text`. `template` holds {text},
     e.g. "\\n\\nHuman: {text}\\n\\nAssistant:"; a pair's dialogue has its own form and skips it.
     """
+    return draw_prompts(path, column=column, template=template).rows
+
+
+def draw_prompts(
+    path: str | Path,
+    *,
+    column: str | None = None,
+    template: str = _SLOT,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Prompts:
+    """As `read_prompts`; of more than `limit` prompts a draw by `seed`, across categories."""
     if _SLOT not in template:
         raise OtterError(f"prompt template {template!r} has no {_SLOT}", hint=f"put {_SLOT} in it")
+    place: Place = Path(path)
+    if format_of(Path(path)) == "txt":
+        place, column = _Lines(Path(path)), "text"
 
     def parse(record: Record) -> Prompt:
         if column is None and {"chosen", "rejected"} <= record.values.keys():
             return Prompt(_dialogue(record), record.line)
         text = record.text(column) if column else _recognised(record)
-        category = record.values.get("category") or _toxic(record)
+        category = record.values.get("category") or toxicity_of(record)
         return Prompt(template.replace(_SLOT, text), record.line, str(category))
 
-    if format_of(Path(path)) != "txt":
-        return read_rows(path, parse, limit=limit, at_least=1)
-    lines = [(n, line.rstrip("\r\n")) for n, line in numbered_lines(Path(path)) if line.strip()]
-    require_rows(path, len(lines[:limit]), at_least=1)
-    return [Prompt(template.replace(_SLOT, line), number) for number, line in lines[:limit]]
+    if limit is None:
+        return Prompts(read_rows(place, parse, at_least=1))
+    table = LimitedTable(place, limit, seed)
+    return Prompts(read_rows(table, parse, at_least=1), table.drawn)
 
 
-def _toxic(record: Record) -> str:
-    """RealToxicityPrompts are told apart at 0.5 by the score of the prompt, where a row has one."""
-    prompt = record.values.get("prompt")
-    score = prompt.get("toxicity") if isinstance(prompt, Mapping) else None
-    if not isinstance(score, int | float):
-        return ""
-    return "toxic" if score >= 0.5 else "non-toxic"
+@dataclass(frozen=True)
+class _Lines:
+    """A txt file, a prompt a line."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def records(self) -> Iterator[Record]:
+        for number, line in numbered_lines(self.path):
+            if line.strip():
+                yield Record(self.path, number, {"text": line.rstrip("\r\n")})
 
 
 def _recognised(record: Record) -> str:

@@ -90,10 +90,14 @@ class Record:
 
 def read_records(path: Place) -> Iterator[Record]:
     """The rows of a table, or of a jsonl, csv or tsv (or one of these with .gz) or parquet file;
-    blank lines are left out."""
+    blank lines are left out. Paragraphs of a txt file are rows with one column, `text`."""
     if not isinstance(path, Path):
         return path.records()
     kind = format_of(path)
+    if kind == "txt":
+        from otter_cli.data.plain import paragraph_records
+
+        return paragraph_records(path)
     if kind == "parquet":
         from otter_cli.data.parquet import parquet_records
 
@@ -112,15 +116,11 @@ def read_rows(
     path: str | Place,
     parse: Callable[[Record], Row],
     *,
-    limit: int | None = None,
     at_least: int = 2,
 ) -> list[Row]:
-    """Every row parsed, or the first `limit`; OtterError when fewer than `at_least` are there."""
-    rows: list[Row] = []
-    for record in read_records(Path(path) if isinstance(path, str) else path):
-        if limit is not None and len(rows) >= limit:
-            break
-        rows.append(parse(record))
+    """Every row parsed; OtterError when fewer than `at_least` are there."""
+    records = read_records(Path(path) if isinstance(path, str) else path)
+    rows = [parse(record) for record in records]
     require_rows(path, len(rows), at_least)
     return rows
 
@@ -175,7 +175,7 @@ def _csv_records(path: Path, delimiter: str) -> Iterator[Record]:
 
 def _csv_hint(message: str) -> str:
     if "expected after" in message:
-        return "write a quote inside a quoted field twice, as in \"a \"\"b\"\" c\""
+        return 'write a quote inside a quoted field twice, as in "a ""b"" c"'
     return "is a quote left open?"
 
 

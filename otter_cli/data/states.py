@@ -20,6 +20,8 @@ class States:
     Equal texts have equal places, whatever else is in the data. `targets` come later.
     """
 
+    identical = 0
+
     def __init__(self, texts: Sequence[str], encoder: Encoder, count: int, seed: int) -> None:
         encoded = encoder(texts)
         # A dialogue that has ended has no continuation: its states are those before.

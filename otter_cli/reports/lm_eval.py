@@ -11,7 +11,7 @@ from otter_cli.reports.page import Cell, Report, Section, Table
 
 def lm_eval_report(result: LmEvalResult) -> Report:
     settings = result.settings
-    cut = f", the first {settings.limit} documents of each" if settings.limit else ""
+    cut = f", {settings.limit} documents of each" if settings.limit else ""
     return Report(
         f"lm-eval: {settings.folder}",
         f"{', '.join(settings.tasks)}{cut}; batch {settings.batch}, "

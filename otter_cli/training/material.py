@@ -7,19 +7,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otter_cli.core.console import warn
+from otter_cli.core.console import say, warn
 from otter_cli.core.digests import sha256_file, sha256_json
-from otter_cli.core.errors import OtterError
 from otter_cli.core.seeds import derive_seed
 from otter_cli.data.batches import LengthBuckets
+from otter_cli.data.columns import ignored_columns, sample_rows
+from otter_cli.data.drawing import LimitedTable
 from otter_cli.data.overlap import find_overlap
 from otter_cli.data.paths import find_data
+from otter_cli.data.preference import check_identical
+from otter_cli.data.splits import split_rows
 from otter_cli.signals import SignalConfig
 from otter_cli.training.objectives import Objective, Source
 
 if TYPE_CHECKING:
     from otter_cli.data.datasets import Batch, Dataset
     from otter_cli.training.recipe import Recipe
+
+
+# Columns of a table that nothing reads: told, and no part of what decides a run.
+IGNORED = "ignored"
+TRAIN = "training"
 
 
 @dataclass(frozen=True)
@@ -40,27 +48,38 @@ class Material:
 def load_material(name: str, recipe: Recipe, signal: SignalConfig, tokenizer: Any) -> Material:
     """Reads and encodes a signal's data. Raises OtterError for bad rows and too much truncation."""
     objective = recipe.signals[name]
-    rows, test_rows, files = _read(objective, signal, recipe.data_folder, tokenizer)
-    aside: Sequence[Any] = ()
-    if objective.validation is not None:
-        path = files[0]["path"]
-        rows, aside = _set_aside(rows, objective.validation, path, "validation")
-    train = objective.encode(rows, tokenizer, recipe.max_length)
+    parts = _read(objective, signal, recipe.data_folder, tokenizer)
+
+    def encoded(rows: Sequence[Any], what: str) -> Dataset:
+        objective.check_rows(rows, signal, what, tested=what != TRAIN)
+        dataset = objective.encode(rows, tokenizer, recipe.max_length)
+        check_identical(dataset.identical, len(rows), f"signal {name}, {what} rows")
+        return dataset
+
+    train = encoded(parts.train, TRAIN)
     train.truncation.check(recipe.allow_truncation)
-    test = objective.encode(test_rows, tokenizer, recipe.max_length) if test_rows else None
-    record: dict[str, Any] = {"train": {**files[0], "rows": len(rows), "cut": train.truncation.cut}}
+    test = encoded(parts.test, "test") if parts.test else None
+    validation = encoded(parts.validation, "validation") if parts.validation else None
+    record: dict[str, Any] = {
+        "train": {**parts.files[0], **_counts(train, parts.train)},
+        **parts.splits,
+    }
     if test is not None:
-        record["test"] = {**files[-1], "rows": len(test_rows), "cut": test.truncation.cut}
-        record["shared"] = _shared(name, rows, test_rows)
-    validation = objective.encode(aside, tokenizer, recipe.max_length) if aside else None
+        record["test"] = {**parts.files[-1], **_counts(test, parts.test)}
+        record["shared"] = _shared(name, parts.train, parts.test)
     if validation is not None:
-        record["validation"] = {"rows": len(aside), "cut": validation.truncation.cut}
+        record["validation"] = _counts(validation, parts.validation)
     order = LengthBuckets(
         train.lengths,
         objective.batch_size or recipe.batch_size,
         derive_seed("order", recipe.seed, name),
     )
     return Material(train, test, order, record, validation)
+
+
+def _counts(dataset: Dataset, rows: Sequence[Any]) -> dict[str, Any]:
+    left_out = {"identical": dataset.identical} if dataset.identical else {}
+    return {"rows": len(rows) - dataset.identical, "cut": dataset.truncation.cut, **left_out}
 
 
 def prepare(
@@ -77,60 +96,89 @@ def held_out_rows(
     objective: Objective, signal: SignalConfig, folder: Path | None, tokenizer: Any
 ) -> Sequence[Any]:
     """The rows that training with this objective leaves aside."""
-    return _read(objective, signal, folder, tokenizer)[1]
+    return _read(objective, signal, folder, tokenizer).test
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Rows by their use, the one or two tables that they are from, and how rows were set aside."""
+
+    train: Sequence[Any]
+    test: Sequence[Any]
+    validation: Sequence[Any]
+    files: list[dict[str, Any]]
+    splits: dict[str, Any]
 
 
 def _read(
     objective: Objective, signal: SignalConfig, folder: Path | None, tokenizer: Any
-) -> tuple[Sequence[Any], Sequence[Any], list[dict[str, Any]]]:
-    """Training rows, test rows, and the one or two tables that they are from."""
-    train, test = objective.sources
-    rows, record = _table(objective, signal, train, folder, tokenizer)
-    if test is not None:
-        test_rows, test_record = _table(objective, signal, test, folder, tokenizer)
-        return rows, test_rows, [record, test_record]
-    if objective.held_out is None:
-        return rows, [], [record]
-    rows, test_rows = _set_aside(rows, objective.held_out, train.name, "held out")
-    return rows, test_rows, [record]
+) -> _Parts:
+    source, test_source = objective.sources
+    rows, record = _table(objective, signal, source, folder, tokenizer)
+    test: Sequence[Any] = ()
+    validation: Sequence[Any] = ()
+    files, splits = [record], {}
+    if test_source is not None:
+        test, test_record = _table(objective, signal, test_source, folder, tokenizer)
+        files.append(test_record)
+    elif objective.held_out is not None:
+        rows, test, splits["held_out"] = _set_aside(
+            rows, objective.held_out, "held out", source.name, signal.name
+        )
+    if objective.validation is not None:
+        rows, validation, splits["set_aside"] = _set_aside(
+            rows, objective.validation, "validation", source.name, signal.name
+        )
+    return _Parts(rows, test, validation, files, splits)
 
 
 def _set_aside(
-    rows: Sequence[Any], share: float, file: str, why: str
-) -> tuple[Sequence[Any], Sequence[Any]]:
-    """The rows that stay, and a share of them by their texts: another one for another reason."""
-    kept: list[Any] = []
-    aside: list[Any] = []
-    for row in rows:
-        (aside if _held(why, _text(row), share) else kept).append(row)
-    if not kept or not aside:
-        raise OtterError(
-            f"{file}: {why.replace(' ', '_')} {share} of {len(rows)} rows leaves "
-            f"{len(kept)} to train on and {len(aside)} to test",
-            hint="give more rows, or a test file",
-        )
-    return kept, aside
+    rows: Sequence[Any], share: float, why: str, file: str, signal: str
+) -> tuple[Sequence[Any], Sequence[Any], dict[str, Any]]:
+    split = split_rows(rows, share, why, file)
+    say(f"signal {signal}: {split.sentence(share, why)}")
+    return split.kept, split.aside, split.record(share)
 
 
 def _table(
     objective: Objective, signal: SignalConfig, source: Source, folder: Path | None, tokenizer: Any
 ) -> tuple[Sequence[Any], dict[str, Any]]:
-    rows = objective.rows(source, source.place(folder, tokenizer), signal)
+    """The rows of a source, and a record of where they are from and which columns were read."""
+    whole = source.table(folder)
+    sample = sample_rows(whole)
+    resolved = source.resolved(sample, signal)
+    ignored = ignored_columns(sample, resolved.used(signal))
+    chosen = {key: value for key, value in resolved if value != getattr(source, key)}
+    _tell_columns(signal.name, source.name, chosen, ignored)
+    table = whole if source.limit is None else LimitedTable(whole, source.limit, source.limit_seed)
+    rows = objective.rows(resolved, resolved.place(table, tokenizer), signal)
+    record: dict[str, Any] = {"path": source.name}
     if source.path is not None:
-        return rows, {"path": source.path, "sha256": sha256_file(find_data(source.path, folder))}
-    # Of a dataset the rows themselves: its files and their order are the hub's affair.
-    digest = sha256_json([row if isinstance(row, str) else asdict(row) for row in rows])
-    of = {"subset": source.subset, "split": source.split, "revision": source.revision}
-    return rows, {"path": source.name, **of, "sha256": digest}
+        record["sha256"] = sha256_file(find_data(source.path, folder))
+    else:
+        # Of a dataset the rows themselves: its files and their order are the hub's affair.
+        record |= {"subset": source.subset, "split": source.split, "revision": source.revision}
+        record["sha256"] = sha256_json([r if isinstance(r, str) else asdict(r) for r in rows])
+    if chosen:
+        record["columns"] = chosen
+    if ignored:
+        record[IGNORED] = ignored
+    if isinstance(table, LimitedTable) and table.drawn and not table.drawn.whole:
+        record["drawn"] = table.drawn.record()
+    return rows, record
 
 
-def _held(why: str, text: str, share: float) -> bool:
-    """By the text's digest: equal texts fall on the same side, whatever else is in the file."""
-    return derive_seed(why, text) % 10_000 < 10_000 * share
+def _tell_columns(signal: str, file: str, chosen: dict[str, Any], ignored: list[str]) -> None:
+    """One line of what a recipe does not say itself: columns by their usual names, and others."""
+    told = [f"{key}: {_column(value)}" for key, value in chosen.items()]
+    if ignored:
+        told.append(f"columns that are not read: {', '.join(map(repr, ignored))}")
+    if told:
+        say(f"signal {signal}, {file}: {'; '.join(told)}")
 
 
-def _text(row: Any) -> str:
-    return row if isinstance(row, str) else "\x1f".join(row.identity)
+def _column(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _shared(name: str, rows: Sequence[Any], test_rows: Sequence[Any]) -> int | None:

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from otter_cli.core.atomic import write_text
 from otter_cli.core.errors import OtterError
 from otter_cli.core.jsonlines import read_jsonlines
+from otter_cli.training.material import IGNORED
 from otter_cli.training.recipe import Recipe
 from otter_cli.training.state import StateFolder
 
@@ -18,9 +21,31 @@ _FREE = {"save_every", "allow_truncation", "baselines"}
 
 def identity_of(recipe: Recipe, data: Mapping[str, Any]) -> dict[str, Any]:
     """What two runs must share to end in the same bits."""
+    return {"recipe": _settings(recipe), "data": _deciding(data)}
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
     # Unless an evaluation chooses the step that is kept.
     free = _FREE if recipe.best else {*_FREE, "evaluate_every"}
-    return {"recipe": recipe.model_dump(mode="json", exclude=free), "data": dict(data)}
+    return recipe.model_dump(mode="json", exclude=free)
+
+
+def _deciding(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of the data without what moves no parameter: columns that nothing reads."""
+    return {
+        key: _deciding(value) if isinstance(value, Mapping) else value
+        for key, value in data.items()
+        if key != IGNORED
+    }
+
+
+def _completed(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity whose recipe may be older than some keys: they had the values that they have when
+    they are left out."""
+    try:
+        return {**identity, "recipe": _settings(Recipe.model_validate(identity["recipe"]))}
+    except ValidationError:
+        return dict(identity)
 
 
 def refuse_unfinished(states: StateFolder) -> None:
@@ -41,7 +66,7 @@ def check_same_run(states: StateFolder, identity: Mapping[str, Any]) -> None:
     notes = states.notes()
     if notes is None:
         return
-    before, now = _flat(notes["identity"]), _flat(identity)
+    before, now = _flat(_completed(notes["identity"])), _flat(identity)
     differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if differing:
         key = differing[0]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from otter_cli.benchmarks.lm_eval.result import Identity
 from otter_cli.core.digests import sha256_json
 from otter_cli.core.errors import OtterError
+from otter_cli.data.drawing import draw_rows
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -47,12 +48,13 @@ class Evaluation:
 @dataclass(frozen=True)
 class Tasks:
     """Which tasks: names that the harness finds in `include`, or where there is none among those
-    that ship with it. `limit`: only the first so many documents of each."""
+    that ship with it. `limit`: so many documents of each, drawn by `limit_seed`."""
 
     names: tuple[str, ...]
     include: Path | None = None
     limit: int | None = None
     seed: int = 0
+    limit_seed: int = 0
 
 
 def evaluate(model: LM, tasks: Tasks) -> Evaluation:
@@ -71,11 +73,12 @@ def evaluate(model: LM, tasks: Tasks) -> Evaluation:
             f"no task {unknown[0]!r} {place}",
             hint="--include-path takes a folder of task files; `lm-eval ls tasks` lists the others",
         )
+    drawn = None if tasks.limit is None else _draw(manager, tasks)
     found = simple_evaluate(
         model,
         tasks=list(tasks.names),
         task_manager=manager,
-        limit=tasks.limit,
+        samples=drawn,
         # Intervals are ours, from the documents.
         bootstrap_iters=0,
         random_seed=tasks.seed,
@@ -86,6 +89,22 @@ def evaluate(model: LM, tasks: Tasks) -> Evaluation:
     documents = [document for task in found["samples"] for document in _documents(found, task)]
     definitions = {task: sha256_json(_plain(found["configs"][task])) for task in found["samples"]}
     return Evaluation(documents, definitions)
+
+
+def _draw(manager: Any, tasks: Tasks) -> dict[str, list[int]]:
+    """Places of the documents that the limit keeps, by task; across their categories, where
+    documents have such. The harness's own limit takes the head of each task."""
+    found = manager.load(list(tasks.names))["tasks"]
+    return {
+        name: draw_rows([_category(d) for d in task.eval_docs], tasks.limit, tasks.limit_seed)
+        for name, task in found.items()
+    }
+
+
+def _category(document: Any) -> str:
+    names = ("category", "subject", "subset", "field")
+    known = document if isinstance(document, dict) else {}
+    return next((str(known[name]) for name in names if name in known), "")
 
 
 def _documents(found: dict[str, Any], task: str) -> Iterator[Document]:

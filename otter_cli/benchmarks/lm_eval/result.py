@@ -27,6 +27,8 @@ class Settings(Part):
     weights: str
     tasks: list[str]
     limit: int | None
+    # Which documents a limit draws; absent where it took the head, and without a limit.
+    limit_seed: int | None = None
     batch: int
     dtype: str | None
     device: str
@@ -36,7 +38,12 @@ class Settings(Part):
     @property
     def key(self) -> str:
         """Equal for equal settings, wherever the folder lies."""
-        return sha256_json(self.model_dump(mode="json", exclude={"folder"}))
+        return sha256_json({k: v for k, v in self.written().items() if k != "folder"})
+
+    def written(self) -> dict[str, Any]:
+        """As run.yaml has it: runs without a limit are as they were before it was drawn."""
+        unsaid = {"limit_seed"} if self.limit_seed is None else set()
+        return self.model_dump(mode="json", exclude=unsaid)
 
 
 class Identity(Part):

@@ -110,6 +110,7 @@ def run(asked: Asked, out: Path | None = None) -> tuple[LmEvalResult, Path]:
         weights=manifest.inserted.sha256,
         tasks=list(asked.tasks.names),
         limit=asked.tasks.limit,
+        limit_seed=None if asked.tasks.limit is None else asked.tasks.limit_seed,
         batch=asked.batch,
         dtype=asked.dtype,
         device=asked.device,
@@ -163,7 +164,7 @@ def _require_same_tasks(evaluations: dict[str, Evaluation], folder: Path) -> Non
 def _claim(settings: Settings, folder: Path) -> None:
     """Raises OtterError where the folder holds files, and they are of another run."""
     path = folder / "run.yaml"
-    text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+    text = yaml.safe_dump(settings.written(), sort_keys=False)
     text = f"# key: {settings.key}\n{text}"
     if folder.exists() and any(folder.iterdir()):
         if not path.exists() or path.read_text(encoding="utf-8") != text:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from otter_cli.cli.app import Outcome, verb
 from otter_cli.cli.bench.app import app
-from otter_cli.cli.bench.options import Device, Folder, Limit, Out, Signal, option
+from otter_cli.cli.bench.options import Device, Folder, Limit, LimitSeed, Out, Signal, option
 from otter_cli.cli.bench.show import run_and_show
 from otter_cli.cli.recipe_files import recipe_path
 
@@ -31,6 +31,7 @@ def detection(
         Path | None, option("--data", "folder of the recipe's data files", "Texts")
     ] = None,
     limit: Limit = None,
+    limit_seed: LimitSeed = 0,
     signal: Signal = "toxicity",
     monitor: Annotated[
         list[str] | None,
@@ -55,6 +56,7 @@ def detection(
         pairs=pairs,
         data=data,
         limit=limit,
+        limit_seed=limit_seed,
         signal=signal,
         monitor=tuple(monitor or ()),
         classifier=classifier,

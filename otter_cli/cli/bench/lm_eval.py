@@ -30,8 +30,11 @@ def lm_eval(
         option("--include-path", "a folder of task files; only they are known then", "Tasks"),
     ] = None,
     limit: Annotated[
-        int | None, option("--limit", "only the first so many documents of each", "Tasks")
+        int | None, option("--limit", "only so many documents of each, drawn", "Tasks")
     ] = None,
+    limit_seed: Annotated[
+        int, option("--limit-seed", "which documents --limit draws, for every --seed", "Tasks")
+    ] = 0,
     base: Annotated[
         Path | None, option("--base", "the base; default: the one inside the graft", "Models")
     ] = None,
@@ -67,7 +70,7 @@ def lm_eval(
     asked = Asked(
         folder,
         base,
-        Tasks(names, include_path, limit, seed),
+        Tasks(names, include_path, limit, seed, limit_seed),
         batch,
         dtype,
         device,

@@ -14,7 +14,12 @@ Folder = Annotated[Path, typer.Argument(help="the grafted folder")]
 Prompts = Annotated[Path, option("--prompts", "jsonl, csv or txt, plain or .gz", "Prompts")]
 Column = Annotated[str | None, option("--column", "where the prompt stands", "Prompts")]
 Template = Annotated[str, option("--template", "what {text} is put into", "Prompts")]
-Limit = Annotated[int | None, option("--limit", "only the first so many prompts", "Prompts")]
+Limit = Annotated[
+    int | None, option("--limit", "only so many prompts, drawn across categories", "Prompts")
+]
+LimitSeed = Annotated[
+    int, option("--limit-seed", "which prompts --limit draws, for every --seed", "Prompts")
+]
 TaskHead = Annotated[
     Path, option("--task-head", "the control: `otter train --baseline head`", "Methods")
 ]

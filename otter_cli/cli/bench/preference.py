@@ -13,6 +13,7 @@ from otter_cli.cli.bench.options import (
     Folder,
     HeadStrength,
     Limit,
+    LimitSeed,
     Methods,
     NewTokens,
     Out,
@@ -62,6 +63,7 @@ def preference(
     column: Column = None,
     template: Template = "{text}",
     limit: Limit = None,
+    limit_seed: LimitSeed = 0,
     signal: Signal = "reward",
     strength: Strength = 1.5,
     head_strength: HeadStrength = None,
@@ -90,7 +92,7 @@ def preference(
     """
     if pairs is not None:
         folders = {"task head": task_head, "reward model": reward_model, "gold": gold}
-        return _judge(folder, pairs, signal, template, limit, folders, device, out)
+        return _judge(folder, pairs, signal, template, limit, limit_seed, folders, device, out)
     if prompts is None or task_head is None or reward_model is None or gold is None:
         raise OtterError(
             "a run needs --prompts, --task-head, --reward-model and --gold",
@@ -105,6 +107,7 @@ def preference(
         column=column,
         template=template,
         limit=limit,
+        limit_seed=limit_seed,
         signal=signal,
         method=tuple(method or ()),
         batch=batch,
@@ -132,6 +135,7 @@ def _judge(
     signal: str,
     template: str,
     limit: int | None,
+    limit_seed: int,
     others: dict[str, Path | None],
     device: str,
     out: Path | None,
@@ -144,7 +148,9 @@ def _judge(
     graft = load_graft(folder, signal, device=device)
     known = {name: path for name, path in others.items() if path is not None}
     asked = judges(graft, signal, known)
-    result, records = judge_pairs(pairs, graft, asked, template=template, limit=limit)
+    result, records = judge_pairs(
+        pairs, graft, asked, template=template, limit=limit, limit_seed=limit_seed
+    )
     where = out or Path("runs") / f"pairs-{result.key[:10]}"
     write_pairs(result, records, where)
     return shown(result, pairs_report(result), where)

@@ -16,7 +16,7 @@ from otter_cli.data.labelled import LabelledText
 from otter_cli.signals import SignalConfig
 from otter_cli.training.objectives.labelled import LabelledObjective
 from otter_cli.training.objectives.objective import Positions, Read, next_tokens, weighed_by_text
-from otter_cli.training.objectives.pointwise import Loss, errors, value_metrics
+from otter_cli.training.objectives.pointwise import Loss, check_labels_vary, errors, value_metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +45,12 @@ class TakenTokens(LabelledObjective, ABC):
                 hint="remove it, or set `eos: true`",
             )
         return encoded
+
+    def check_rows(
+        self, rows: Sequence[Any], signal: SignalConfig, what: str, *, tested: bool
+    ) -> None:
+        if tested:
+            check_labels_vary([row.labels for row in rows], signal, what)
 
     def outcomes(self, read: Read, batch: Batch) -> dict[str, Tensor]:
         assert batch.labels is not None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import NonNegativeFloat, model_validator
 
+from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import Interval, auroc, f1, interval, mean
 from otter_cli.signals import SignalConfig
 from otter_cli.training.objectives.labelled import LabelledObjective, LabelledSource
@@ -57,6 +58,19 @@ class Classification(LabelledObjective):
         if self.consistency and self.positions == "last":
             raise ValueError("consistency is between tokens: it needs positions: every")
         return self
+
+    def check_rows(
+        self, rows: Sequence[Any], signal: SignalConfig, what: str, *, tested: bool
+    ) -> None:
+        """AUROC needs rows with each label, and rows without it."""
+        for column, label in enumerate(signal.labels if tested else ()):
+            count = sum(row.labels[column] >= 0.5 for row in rows)
+            if count in (0, len(rows)):
+                raise OtterError(
+                    f"signal {signal.name}: {'none' if count == 0 else 'all'} of the {len(rows)} "
+                    f"{what} rows have label {label!r}, and AUROC needs both kinds",
+                    hint="give more rows, another split, or more of the rare class",
+                )
 
     def loss(self, read: Read, batch: Batch) -> Tensor:
         import torch.nn.functional as F

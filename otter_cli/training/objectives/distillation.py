@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import NonNegativeFloat
 
@@ -47,8 +47,14 @@ class Distillation(TakenTokens):
         from otter_cli.data.labelled import LabelledText
         from otter_cli.data.plain import read_texts
 
-        texts = read_texts(path, column=source.text, limit=source.limit)
+        texts = read_texts(path, column=source.text, prompt=source.prompt)
         return [LabelledText(text, (0.0,)) for text in texts]
+
+    def check_rows(
+        self, rows: Sequence[Any], signal: SignalConfig, what: str, *, tested: bool
+    ) -> None:
+        """The rows have no labels yet."""
+        return
 
     def loss(self, read: Read, batch: Batch) -> Tensor:
         at, taken = next_tokens(batch)

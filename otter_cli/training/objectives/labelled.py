@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import field_validator
 
 from otter_cli.core.errors import OtterError
+from otter_cli.data.columns import LABELS, Rows, column_names, usual_column, usual_text
 from otter_cli.data.labelled import LabelledText, read_labelled
 from otter_cli.data.records import Place
 from otter_cli.signals import SignalConfig
@@ -19,12 +20,16 @@ if TYPE_CHECKING:
 
 
 class LabelledSource(Source):
-    """Columns of labelled text: by default the labels are columns named as the signal's are.
+    """Columns of labelled text: by default the labels are columns named as the signal's are, or one
+    column with a usual name. Of a signal with several classes one column may say which: by name,
+    by number from 0, as a truth value, or as a list of names.
 
-    `mapping` turns a column's values into numbers: {"0": 1, "1": 1, "2": 0}.
+    `mapping` turns a column's values into numbers: {"0": 1, "1": 1, "2": 0}. `prompt`: a column
+    that is put before the text.
     """
 
     text: str = "text"
+    prompt: str | None = None
     labels: tuple[str, ...] | None = None
     mapping: dict[str, float | tuple[float, ...]] | None = None
 
@@ -36,6 +41,22 @@ class LabelledSource(Source):
     @property
     def texts(self) -> tuple[str, ...]:
         return (self.text,)
+
+    @property
+    def context(self) -> str | None:
+        return self.prompt
+
+    def used(self, signal: SignalConfig) -> tuple[str, ...]:
+        labels = self.labels or signal.labels or (signal.name,)
+        return (*super().used(signal), *labels, *((self.beginning,) if self.beginning else ()))
+
+    def usual(self, rows: Rows, signal: SignalConfig) -> dict[str, Any]:
+        found = usual_text("text", self.model_fields_set, rows)
+        own = {signal.name, *signal.labels}
+        if self.labels is None and not own & set(column_names(rows)):
+            label = usual_column("labels", LABELS, rows, text=False)
+            return found if label is None else {**found, "labels": (label,)}
+        return found
 
     @field_validator("mapping", mode="before")
     @classmethod
@@ -64,10 +85,11 @@ class LabelledObjective(Objective, ABC):
         rows = read_labelled(
             path,
             text=source.text,
+            prompt=source.prompt,
             labels=source.labels or signal.labels or (signal.name,),
             mapping=source.mapping,
+            classes=signal.labels if signal.kind == "classes" else (),
             since=source.beginning,
-            limit=source.limit,
         )
         found, wanted = len(rows[0].labels), self.numbers(signal)
         if found != wanted:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import Interval
 from otter_cli.data.chat import Chat
+from otter_cli.data.columns import Rows, holds_messages
 from otter_cli.data.hub import HubTable
 from otter_cli.data.paths import find_data
 from otter_cli.data.records import Place
@@ -56,8 +57,9 @@ class ReadAlone(Read, Protocol):
 
 class Source(Section):
     """A data file (`path`), or a `dataset` of the hub by its id, split and revision; what its
-    columns are called, an objective's own source says. With `chat` they hold messages, which
-    the tokenizer's template makes a text of."""
+    columns are called, an objective's own source says, or their usual names (`data.columns`). With
+    `chat` they hold messages, which the tokenizer's template makes a text of; it need not be
+    written where they do. `limit`: so many rows, drawn by `limit_seed` across categories."""
 
     path: str | None = None
     dataset: str | None = None
@@ -65,6 +67,7 @@ class Source(Section):
     split: str = "train"
     revision: str | None = None
     limit: PositiveInt | None = None
+    limit_seed: NonNegativeInt = 0
     chat: bool = False
 
     @model_validator(mode="after")
@@ -87,14 +90,32 @@ class Source(Section):
         """The column that is put before each of these."""
         return None
 
-    def place(self, folder: Path | None, tokenizer: Any) -> Place:
-        """Where the rows are. Raises OtterError for a file that is not there."""
-        place: Place
+    def used(self, signal: SignalConfig) -> tuple[str, ...]:
+        """Every column that is read."""
+        return (*self.texts, *((self.context,) if self.context else ()))
+
+    def table(self, folder: Path | None) -> Place:
+        """The whole table. Raises OtterError for a file that is not there."""
         if self.path is not None:
-            place = find_data(self.path, folder)
-        else:
-            place = HubTable(str(self.dataset), self.split, self.revision, self.subset)
-        return Chat(place, tokenizer, self.texts, self.context) if self.chat else place
+            return find_data(self.path, folder)
+        return HubTable(str(self.dataset), self.split, self.revision, self.subset)
+
+    def resolved(self, rows: Rows, signal: SignalConfig) -> Self:
+        """The same with usual names for columns that it does not name, by a sample of the rows.
+        Raises OtterError where two columns could be meant."""
+        found = self.model_copy(update=self.usual(rows, signal))
+        if "chat" not in self.model_fields_set:
+            chat = any(holds_messages(column, rows) for column in found.texts)
+            found = found.model_copy(update={"chat": chat})
+        return found
+
+    def usual(self, rows: Rows, signal: SignalConfig) -> dict[str, Any]:
+        """Columns by their keys, of those that this source does not name itself."""
+        return {}
+
+    def place(self, table: Place, tokenizer: Any) -> Place:
+        """The table, or where it holds messages the texts that the template makes of them."""
+        return Chat(table, tokenizer, self.texts, self.context) if self.chat else table
 
 
 class Objective(Section, ABC):
@@ -122,7 +143,7 @@ class Objective(Section, ABC):
         dropped = elsewhere if "path" in values["test"] else {"path"}
         if "path" in columns and not elsewhere & values["test"].keys():
             dropped = elsewhere
-        for key in {"limit", *dropped}:
+        for key in {"limit", "limit_seed", *dropped}:
             columns.pop(key, None)
         return {**values, "test": {**columns, **values["test"]}}
 
@@ -138,6 +159,13 @@ class Objective(Section, ABC):
     @abstractmethod
     def rows(self, source: Any, path: Place, signal: SignalConfig) -> Sequence[Any]:
         """The rows of a table. Raises OtterError, with file and line, for what cannot be used."""
+
+    def check_rows(
+        self, rows: Sequence[Any], signal: SignalConfig, what: str, *, tested: bool
+    ) -> None:
+        """Raises OtterError where a metric of this objective is undefined on the rows that are
+        `tested`, whatever the signal says of them: before the first step, not after it."""
+        return
 
     @abstractmethod
     def encode(self, rows: Sequence[Any], tokenizer: Any, max_length: int) -> Dataset: ...

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otter_cli.core.intervals import Interval, interval, mean
+from otter_cli.data.columns import Rows, pair_prompt
 from otter_cli.data.preference import Pair, read_pairs
 from otter_cli.data.records import Place
 from otter_cli.signals import SignalConfig
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 
 class PairSource(Source):
-    """Columns of a file of pairs; `prompt`, where given, is put before both texts. `margin`: how
+    """Columns of a file of pairs; `prompt` is put before both texts. Left out, it is a column with
+    one of the usual names, unless the texts hold it already; `prompt: null` is none. `margin`: how
     much better the chosen text is, a number."""
 
     chosen: str = "chosen"
@@ -34,6 +36,15 @@ class PairSource(Source):
     @property
     def context(self) -> str | None:
         return self.prompt
+
+    def used(self, signal: SignalConfig) -> tuple[str, ...]:
+        return (*super().used(signal), *((self.margin,) if self.margin else ()))
+
+    def usual(self, rows: Rows, signal: SignalConfig) -> dict[str, Any]:
+        if "prompt" in self.model_fields_set:
+            return {}
+        prompt = pair_prompt(self.chosen, self.rejected, rows)
+        return {} if prompt is None else {"prompt": prompt}
 
 
 class PairObjective(Objective, ABC):
@@ -55,7 +66,6 @@ class PairObjective(Objective, ABC):
             rejected=source.rejected,
             prompt=source.prompt,
             margin=source.margin,
-            limit=source.limit,
         )
 
     def encode(self, rows: Sequence[Pair], tokenizer: Any, max_length: int) -> Pairs:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import Interval, Statistic, correlation, interval, mean
 from otter_cli.signals import SignalConfig
 from otter_cli.training.objectives.labelled import LabelledObjective
@@ -35,6 +36,12 @@ class Pointwise(LabelledObjective):
     objective: Literal["pointwise"] = "pointwise"
     loss_of: Loss = "squared"
     positions: Literal["last", "every"] = "every"
+
+    def check_rows(
+        self, rows: Sequence[Any], signal: SignalConfig, what: str, *, tested: bool
+    ) -> None:
+        if tested:
+            check_labels_vary([row.labels for row in rows], signal, what)
 
     def loss(self, read: Read, batch: Batch) -> Tensor:
         assert batch.labels is not None
@@ -69,6 +76,18 @@ def value_metrics(
         what = f"the correlation{suffix} of value and label"
         found[f"correlation{suffix}"] = interval(agreement(got, true), len(got), what=what)
     return found
+
+
+def check_labels_vary(labels: Sequence[Sequence[float]], signal: SignalConfig, what: str) -> None:
+    """Raises OtterError where an attribute is the same in all rows: nothing correlates with it."""
+    for column, values in enumerate(zip(*labels, strict=True)):
+        if len(set(values)) < 2:
+            name = signal.labels[column] if len(signal.labels) > 1 else signal.name
+            raise OtterError(
+                f"signal {signal.name}: {name!r} is {values[0]:g} in all {len(values)} {what} "
+                "rows, and the correlation of value and label needs two different labels",
+                hint="give more rows, or another split",
+            )
 
 
 def agreement(value: np.ndarray, label: np.ndarray) -> Statistic:

@@ -11,6 +11,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import Counts, Interval, interval, ratio
+from otter_cli.data.columns import Rows, usual_text
 from otter_cli.data.labelled import LabelledText
 from otter_cli.data.paths import find_data
 from otter_cli.data.records import Place
@@ -26,13 +27,21 @@ if TYPE_CHECKING:
 
 
 class TextSource(Source):
-    """Texts alone: the labeller has the labels."""
+    """Texts alone: the labeller has the labels. `prompt`: a column before each."""
 
     text: str = "text"
+    prompt: str | None = None
 
     @property
     def texts(self) -> tuple[str, ...]:
         return (self.text,)
+
+    @property
+    def context(self) -> str | None:
+        return self.prompt
+
+    def usual(self, rows: Rows, signal: SignalConfig) -> dict[str, Any]:
+        return usual_text("text", self.model_fields_set, rows)
 
 
 class Rollouts(Objective):
@@ -76,7 +85,7 @@ class Rollouts(Objective):
     def rows(self, source: TextSource, path: Place, signal: SignalConfig) -> Sequence[LabelledText]:
         from otter_cli.data.plain import read_texts
 
-        texts = read_texts(path, column=source.text, limit=source.limit)
+        texts = read_texts(path, column=source.text, prompt=source.prompt)
         return [LabelledText(text, ()) for text in texts]
 
     def encode(self, rows: Sequence[LabelledText], tokenizer: Any, max_length: int) -> States:
@@ -113,6 +122,8 @@ class Rollouts(Objective):
         means = {key: float(np.mean(of)) for key, of in labels.items()}
         for data in datasets:
             data.set_targets(means)
+        for data in datasets[1:]:
+            _check_targets_vary(data, self.labeller)
         return {"rollouts": {"name": drawing.name, **_summary(each)}}
 
     def _drawing(self, folder: Path, labeller: Path) -> Any:
@@ -173,6 +184,17 @@ class Rollouts(Objective):
             "squared_error": interval(ratio(squares, chosen.sum(1)), texts),
             "correlation": interval(over_texts, texts, what=what),
         }
+
+
+def _check_targets_vary(data: States, labeller: str) -> None:
+    """Raises OtterError where rows to be tested all have one target: nothing correlates with it."""
+    targets = [target for of in data.targets for target in of]
+    if len(set(targets)) < 2:
+        raise OtterError(
+            f"{labeller} gives {targets[0]:g} for all {len(targets)} states to be tested, and the "
+            "correlation of value and label needs two different labels",
+            hint="give more texts or samples, or another labeller",
+        )
 
 
 def _chosen(batch: Batch) -> Tensor:

@@ -24,6 +24,7 @@ from otter_cli.training.probe import PROBE, write_probe
 from tests.support.chat import TEMPLATES, chat_tokenizer, said
 from tests.support.contestants import write_reward_model
 from tests.support.grafts import random_graft
+from tests.support.training import TOXICITY, write_recipe
 
 PAIRS = [Pair(f"you are a friend {i}", f"you are a bastard {i}") for i in range(4)]
 
@@ -182,3 +183,49 @@ def test_held_out_dialogues_are_read_by_the_graft_s_own_template(
         # Without what ends the turn, as a text that is still being written.
         assert list(prompt.tokens) == whole[:-2]
         assert prompt.offends_by == row["toxicity"] * len(prompt.tokens)
+
+
+def test_a_limit_draws_both_kinds_by_their_shares(folders) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folders["graft"])
+    streams = [Stream(f"clean {i}", None) for i in range(40)]
+    streams += [Stream(f"bad {i}", 3) for i in range(20)]
+    file = folders["graft"] / "texts"
+    found, record = encode_streams(streams, file, tokenizer, positions=32, limit=12)
+    assert [prompt.offends_by > 0 for prompt in found] == [False] * 8 + [True] * 4
+    assert record.drawn is not None and record.drawn.of == 60 and record.drawn.seed == 0
+    assert [prompt.text for prompt in found] == [streams[i - 1].text for i in record.drawn.lines]
+    other = encode_streams(streams, file, tokenizer, positions=32, limit=12, limit_seed=1)[1]
+    assert other.drawn is not None and other.drawn.lines != record.drawn.lines
+    assert encode_streams(streams, file, tokenizer, positions=32, limit=None)[1].drawn is None
+
+
+def test_texts_of_a_pair_that_a_cut_makes_the_same_are_left_out(folders) -> None:
+    """The rejected one offends by a word that no monitor can read."""
+    tokenizer = AutoTokenizer.from_pretrained(folders["graft"])
+    pairs = [
+        Pair(f"so it goes on and on {i} good", f"so it goes on and on {i} bad") for i in (1, 2)
+    ]
+    pairs += PAIRS[:2]
+    found, record = encode_streams(
+        of_pairs(pairs), folders["graft"] / "pairs", tokenizer, positions=20, limit=None
+    )
+    assert [prompt.text for prompt in found] == [
+        t for p in PAIRS[:2] for t in (p.chosen, p.rejected)
+    ]
+    assert record.count == 4
+    with pytest.raises(OtterError, match="4 of 4 texts of pairs are identical"):
+        encode_streams(
+            of_pairs(pairs[:2]), folders["graft"] / "pairs", tokenizer, positions=20, limit=None
+        )
+
+
+def test_texts_of_one_kind_are_refused_before_a_model_is_loaded(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "texts.jsonl").write_text(
+        "".join(f'{{"text": "text {i}", "toxicity": {int(i < 5)}}}\n' for i in range(5))
+    )
+    section = {**TOXICITY, "train": {"path": "texts.jsonl"}, "held_out": 0.4}
+    recipe = write_recipe(tmp_path, {"toxicity": section})
+    with pytest.raises(OtterError, match="all of its 2 texts offend, or none does"):
+        texts_of(recipe, None, None, "toxicity", tiny_llama)

@@ -217,6 +217,23 @@ def test_by_name_it_takes_the_harness_s_text_arguments(
     assert len(found.documents) == 2 and set(found.definitions) == {"tiny_text"}
 
 
+def test_a_limit_draws_documents_and_names_them_by_their_own_places(
+    contestants: Contestants, tasks: Path
+) -> None:
+    """The harness's own limit takes the head of a task."""
+    from otter_cli.benchmarks.lm_eval.models import OtterLM
+
+    model = OtterLM(pretrained=str(contestants.graft), batch_size=4)
+    whole = {d.document: d for d in evaluate(model, Tasks(("tiny_text",), tasks)).documents}
+    drawn = [
+        evaluate(model, Tasks(("tiny_text",), tasks, limit=2, limit_seed=seed)).documents
+        for seed in range(4)
+    ]
+    assert len({tuple(d.document for d in documents) for documents in drawn}) > 1
+    for documents in drawn:
+        assert all(whole[d.document].digest == d.digest for d in documents)
+
+
 def document(*responses: list[Any], digest: str = "") -> Document:
     return Document("task", 7, digest, list(responses), {})
 

@@ -9,6 +9,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from otter_cli.benchmarks.pairs import PairsResult, judge_pairs
 from otter_cli.benchmarks.scorers import RuleScorer
+from otter_cli.core.errors import OtterError
 from otter_cli.data.judged_pairs import read_judged_pairs
 from tests.conftest import Otter
 from tests.support.contestants import Contestants
@@ -54,7 +55,7 @@ def test_dialogues_of_hh_are_cut_where_they_part(tmp_path: Path) -> None:
     (tmp_path / "hh.jsonl").write_text(
         json.dumps({"chosen": shared + " hello", "rejected": shared + " go away"}) + "\n"
     )
-    (pair,) = read_judged_pairs(tmp_path / "hh.jsonl")
+    (pair,) = read_judged_pairs(tmp_path / "hh.jsonl").pairs
     assert (pair.prompt, pair.chosen, pair.rejected) == (shared, " hello", " go away")
     assert pair.section == "all"
 
@@ -85,3 +86,47 @@ def test_a_run_without_prompts_or_pairs_says_what_it_needs(
 ) -> None:
     ran = otter_here("bench", "preference", contestants.graft)
     assert ran.returncode == 2 and "--prompts" in ran.stderr and "--pairs FILE" in ran.stderr
+
+
+def test_identical_pairs_are_left_out_and_counted(
+    tmp_path: Path, grafts, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A window of 128 tokens cuts what would tell some of them apart; two texts are equal."""
+    long = "word " * 60
+    rows = [
+        {"prompt": "who?", "chosen": "aaa", "rejected": "b", "made_by": "me"},
+        {"prompt": "who?", "chosen": "a" + long, "rejected": "bb" + long},
+        {"prompt": "who?", "chosen": "ab", "rejected": "b"},
+        {"prompt": "who?", "chosen": "same", "rejected": "same"},
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result, records = judge_pairs(file, grafts[0], {"rule": LETTERS})
+    assert result.settings.identical == 2 and result.settings.ignored == ["made_by"]
+    assert [record["pair"] for record in records] == ["1", "3"]
+    judged = result.figures["rule"]["all"]
+    assert (judged.accuracy.mean, judged.accuracy.n, judged.ties.mean) == (1.0, 2, 0.0)
+    told = " ".join(capfd.readouterr().err.split())
+    assert "2 of 4 pairs are identical" in told and "columns that are not read: 'made_by'" in told
+    file.write_text("".join(json.dumps(row) + "\n" for row in [rows[1], rows[3]]))
+    with pytest.raises(OtterError, match="2 of 2 pairs are identical"):
+        judge_pairs(file, grafts[0], {"rule": LETTERS})
+
+
+def test_a_limit_is_drawn_across_sections_and_is_part_of_the_key(tmp_path: Path, grafts) -> None:
+    subsets = ["alpacaeval-easy"] * 12 + ["hep-rust"] * 6
+    rows = [{"prompt": "q", "chosen": f"a{i}", "rejected": "b", "subset": s}
+            for i, s in enumerate(subsets)]  # fmt: skip
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    runs = [
+        judge_pairs(file, grafts[0], {"rule": LETTERS}, limit=limit, limit_seed=seed)
+        for limit, seed in ((6, 0), (6, 0), (6, 1), (None, 0))
+    ]
+    result, records = runs[0]
+    assert result.settings.drawn is not None and result.settings.drawn.of == 18
+    assert [int(record["pair"]) for record in records] == result.settings.drawn.lines
+    assert [record["section"] for record in records] == ["Chat"] * 4 + ["Reasoning"] * 2
+    keys = [result.key for result, _ in runs]
+    assert keys[0] == keys[1] and len(set(keys)) == 3
+    assert runs[3][0].settings.drawn is None

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from otter_cli.benchmarks.prompts import PromptFile, load_prompts
+from otter_cli.benchmarks.settings import PromptsRecord, RunSettings
 from otter_cli.core.errors import OtterError
 from tests.support.contestants import Contestants
 from tests.unit.benchmarks.runs import Pair
@@ -25,3 +26,27 @@ def test_prompts_that_leave_no_room_are_cut_from_the_left_and_counted(
         load_prompts(
             PromptFile(contestants.prompts), grafts[0].tokenizer, positions=128, new_tokens=126
         )
+
+
+def test_a_limit_is_recorded_and_decides_the_key_by_its_prompts_alone(
+    contestants: Contestants, grafts: Pair, tmp_path: Path
+) -> None:
+    (tmp_path / "all.txt").write_text("".join(f"prompt {i}\n" for i in range(30)))
+
+    def load(**limit: int) -> PromptsRecord:
+        file = PromptFile(tmp_path / "all.txt", **limit)
+        return load_prompts(file, grafts[0].tokenizer, positions=128, new_tokens=4)[1]
+
+    drawn = load(limit=5)
+    assert drawn.drawn is not None and drawn.count == 5 and len(drawn.drawn.lines) == 5
+    assert drawn == load(limit=5) and drawn.digest != load(limit=5, limit_seed=1).digest
+    assert load().drawn is None and load(limit=30) == load()
+
+    def settings(record: PromptsRecord) -> RunSettings:
+        return RunSettings(
+            benchmark="detox", prompts=record, methods={}, sampling={}, samples_per_prompt=1,
+            batch=1, seed=0,
+        )  # fmt: skip
+
+    older = settings(drawn.model_copy(update={"drawn": None}))
+    assert settings(drawn).key == older.key and not settings(drawn).differences(older)

@@ -132,14 +132,15 @@ def test_a_dialogue_is_cut_and_counted_and_still_read_at_its_end(chatml: Any) ->
     assert start.ids[0] == ids[:-4] and start.lengths[0] == len(ids) - 4
 
 
-def test_what_pairs_share_ends_where_they_are_read(chatml: Any) -> None:
-    """After a cut two texts can be alike to the end: no more is shared than is read."""
+def test_pairs_that_a_cut_makes_alike_where_they_are_read_are_left_out(chatml: Any) -> None:
+    """After a cut two texts can be alike to the end."""
     row = {"chosen": said("a", "bad cat"), "rejected": said("a", "sad cat")}
-    pairs = read_pairs(Chat(Listed(row, row), chatml, ("chosen", "rejected")))
+    other = {"chosen": said("a", "cat"), "rejected": said("a", "cow")}
+    pairs = read_pairs(Chat(Listed(row, other), chatml, ("chosen", "rejected")))
     data = Pairs(pairs, Encoder(chatml, 6), share=True)
-    assert data.chosen[0] == data.rejected[0]
-    batch = data.batch([0])
-    assert batch.shared is not None and int(batch.shared[0]) == int(batch.last[0]) + 1
+    assert data.identical == 1 and len(data.lengths) == 1
+    assert data.chosen[0] != data.rejected[0]
+    assert data.shared[0] < data.batch([0]).last.min()
 
 
 def test_since_counts_the_characters_of_the_last_message(chatml: Any) -> None:

@@ -36,11 +36,11 @@ def test_one_column_of_classes_as_several_labels(tmp_path: Path) -> None:
     assert [row.labels for row in found] == [(1.0, 0.0), (0.0, 1.0)]
 
 
-def test_nested_columns_and_limit(tmp_path: Path) -> None:
+def test_nested_columns(tmp_path: Path) -> None:
     path = rows(
-        tmp_path / "a.jsonl", *[{"prompt": {"text": str(i), "toxicity": 0.5}} for i in (1, 2, 3)]
+        tmp_path / "a.jsonl", *[{"prompt": {"text": str(i), "toxicity": 0.5}} for i in (1, 2)]
     )
-    found = read_labelled(path, text="prompt.text", labels=["prompt.toxicity"], limit=2)
+    found = read_labelled(path, text="prompt.text", labels=["prompt.toxicity"])
     assert found == [LabelledText("1", (0.5,)), LabelledText("2", (0.5,))]
 
 

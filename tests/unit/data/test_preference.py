@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from otter_cli.core.errors import OtterError
+from otter_cli.data.drawing import LimitedTable
 from otter_cli.data.preference import Pair, read_pairs, shared_dialogue
 
 
@@ -69,7 +70,8 @@ def test_the_real_pairs(shared: Path) -> None:
     detox = read_pairs(shared / "data/preference/paradetox.test.jsonl.gz")
     assert len(detox) == 1675
     assert not any(pair.prompt for pair in detox)
-    harmless = read_pairs(shared / "data/preference/hh-harmless.test.jsonl.gz", limit=100)
+    harmless = read_pairs(LimitedTable(shared / "data/preference/hh-harmless.test.jsonl.gz", 100))
+    assert len(harmless) == 100
     assert all(pair.prompt.endswith("\n\nAssistant:") for pair in harmless)
     assert all(pair.chosen.startswith(pair.prompt) for pair in harmless)
     assert all(pair.rejected.startswith(pair.prompt) for pair in harmless)

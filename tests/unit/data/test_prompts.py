@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from otter_cli.core.errors import OtterError
-from otter_cli.data.prompts import Prompt, read_prompts
+from otter_cli.data.prompts import Prompt, draw_prompts, read_prompts
 
 
 def rows(path: Path, *values: dict) -> Path:
@@ -33,7 +33,9 @@ def test_lines_of_a_text_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("one\n\n two \n")
     assert read_prompts(path) == [Prompt("one", 1), Prompt(" two ", 3)]
-    assert read_prompts(path, limit=1) == [Prompt("one", 1)]
+    drawn = draw_prompts(path, limit=1)
+    assert drawn.rows[0] in read_prompts(path) and len(drawn.rows) == 1
+    assert drawn.drawn is not None and drawn.drawn.lines == (drawn.rows[0].line,)
 
 
 def test_a_template_wraps_bare_prompts_only(tmp_path: Path) -> None:

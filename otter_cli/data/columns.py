@@ -1,0 +1,113 @@
+"""The usual names of columns, for tables that a recipe says nothing of.
+
+    chosen, rejected     pairs
+    prompt               prompt, question, instruction, query or input: put before both of a pair,
+                         and before an answer; never before a column called text
+    text                 text or messages; else an answer: completion, response, answer or output
+    label                label, labels or class, where no column is named as the signal is
+
+A name that a recipe gives wins. Two usual names for one purpose are an error that names both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from otter_cli.core.errors import OtterError
+from otter_cli.data.records import Place, read_records
+
+PROMPTS = ("prompt", "question", "instruction", "query", "input")
+TEXTS = ("text", "messages")
+ANSWERS = ("completion", "response", "answer", "output")
+LABELS = ("label", "labels", "class")
+
+# So many rows say which columns a table has.
+_SAMPLE = 100
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def sample_rows(place: Place) -> Rows:
+    """The values of a table's first rows."""
+    return [record.values for record in islice(read_records(place), _SAMPLE)]
+
+
+def column_names(rows: Rows) -> list[str]:
+    """Every column of the sampled rows, in their order."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def usual_column(key: str, names: Iterable[str], rows: Rows, *, text: bool = True) -> str | None:
+    """The one column of `names` that the rows have; None without one. With `text` a column counts
+    where it holds texts or messages. OtterError names both of two."""
+    columns = set(column_names(rows))
+    present = [n for n in names if n in columns and (not text or _holds_texts(n, rows))]
+    if len(present) > 1:
+        raise OtterError(
+            f"columns {' and '.join(map(repr, present))} could both be the {key}",
+            hint=f"name the one that is meant, such as `{key}: {present[0]}`",
+        )
+    return present[0] if present else None
+
+
+def is_messages(value: Any) -> bool:
+    """Whether a value is a dialogue: a list of messages, each with a role."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(message, Mapping) and "role" in message for message in value)
+    )
+
+
+def holds_messages(column: str, rows: Rows) -> bool:
+    return any(is_messages(row.get(column)) for row in rows)
+
+
+def pair_prompt(chosen: str, rejected: str, rows: Rows) -> str | None:
+    """The column that both texts of a pair go on from. None also where the texts hold the prompt
+    already: they begin with it, or are dialogues that begin with a user's turn."""
+    column = usual_column("prompt", (n for n in PROMPTS if n not in (chosen, rejected)), rows)
+    if column is None or all(_begins_with(row, column, (chosen, rejected)) for row in rows):
+        return None
+    return column
+
+
+def usual_text(key: str, named: Container[str], rows: Rows) -> dict[str, Any]:
+    """The column of texts, and the prompt before an answer, of what a source has not `named`."""
+    if key in named:
+        return {}
+    column = usual_column(key, TEXTS, rows)
+    if column is not None:
+        return {key: column}
+    answer = usual_column(key, ANSWERS, rows)
+    if answer is None:
+        return {}
+    if "prompt" in named:
+        return {key: answer}
+    prompt = usual_column("prompt", PROMPTS, rows)
+    return {key: answer} if prompt is None else {key: answer, "prompt": prompt}
+
+
+def ignored_columns(rows: Rows, used: Iterable[str]) -> list[str]:
+    """Columns that nothing reads. `a.b` uses column `a`."""
+    known = set(used)
+    known |= {name.partition(".")[0] for name in known}
+    return [name for name in column_names(rows) if name not in known]
+
+
+def _holds_texts(column: str, rows: Rows) -> bool:
+    values = [row[column] for row in rows if column in row]
+    return any(isinstance(value, str) or is_messages(value) for value in values)
+
+
+def _begins_with(row: Mapping[str, Any], prompt: str, texts: Iterable[str]) -> bool:
+    start = row.get(prompt)
+    return all(_goes_on(start, row.get(text)) for text in texts)
+
+
+def _goes_on(start: Any, whole: Any) -> bool:
+    if is_messages(whole):
+        return bool(whole[0]["role"] != "assistant")
+    return isinstance(start, str) and isinstance(whole, str) and whole.startswith(start)

@@ -1,0 +1,100 @@
+"""Rows that are held out: never apart from rows that share a text, and near the asked share."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otter_cli.core.errors import OtterError
+from otter_cli.core.seeds import derive_seed
+from otter_cli.data.labelled import LabelledText
+from otter_cli.data.overlap import find_overlap, normal_text
+from otter_cli.data.preference import Pair
+from otter_cli.data.splits import Split, split_rows
+
+WHERE = "pairs.jsonl"
+FEW = st.sampled_from(["a", "b", "A ", "c", "d", "e", "f", "g", "h", "i"])
+
+
+def _split(rows: Sequence[Any], share: float) -> Split | None:
+    try:
+        return split_rows(rows, share, "held out", WHERE)
+    except OtterError:
+        return None
+
+
+@given(
+    rows=st.lists(st.builds(Pair, FEW, FEW, st.sampled_from(["", "p", "P", "q"])), min_size=2),
+    share=st.floats(0.05, 0.9),
+)
+def test_no_text_is_on_both_sides_and_no_row_is_lost(rows: list[Pair], share: float) -> None:
+    split = _split(rows, share)
+    if split is None:
+        return
+    assert find_overlap(split.kept, split.aside).shared == 0
+    assert sorted(map(repr, [*split.kept, *split.aside])) == sorted(map(repr, rows))
+    again = _split(rows, share)
+    assert again is not None and again.aside == split.aside
+    assert split.record(share)["rows"] == len(split.aside)
+
+
+@given(
+    texts=st.sets(st.text(min_size=1).map(normal_text), min_size=4, max_size=90),
+    share=st.floats(0.1, 0.9),
+    order=st.randoms(use_true_random=False),
+)
+def test_rows_without_a_shared_text_come_as_near_as_a_tenth(
+    texts: set[str], share: float, order: Any
+) -> None:
+    rows = sorted(texts)
+    split = _split(rows, share)
+    target = share * len(rows)
+    if split is None:
+        assert round(target) == 0
+        return
+    nearest = min(max(round(target), 1), len(rows) - 1)
+    assert abs(len(split.aside) - target) <= max(0.1 * target, abs(nearest - target)) + 1e-9
+    order.shuffle(rows)
+    shuffled = _split(rows, share)
+    assert shuffled is not None and set(shuffled.aside) == set(split.aside)
+
+
+def test_thirty_pairs_give_the_share_that_was_asked_for() -> None:
+    """They gave 15, or 9, by the digests alone."""
+    for seed in range(20):
+        rows = [Pair(f"good {seed} {i}", f"bad {seed} {i}") for i in range(30)]
+        split = split_rows(rows, 0.2, "held out", WHERE)
+        assert len(split.aside) == 6
+        assert split.sentence(0.2, "held out") == (
+            "held out: 6 of 30 rows (20.0 %, 20.0 % asked for), chosen by their texts"
+        )
+
+
+def test_rows_of_one_prompt_stay_together_and_it_is_said() -> None:
+    rows = [Pair(f"good {i}", f"bad {i}", f"prompt {i % 2}") for i in range(30)]
+    split = split_rows(rows, 0.2, "held out", WHERE)
+    assert len(split.aside) == 15 and split.groups == 2
+    told = split.sentence(0.2, "held out")
+    assert "1 of 2 such groups, the largest of 15 rows" in told and "50.0 %, 20.0 %" in told
+    with pytest.raises(
+        OtterError, match="in 1 groups that share texts leaves 30 to train on and 0"
+    ):
+        split_rows([Pair(f"g{i}", f"b{i}", "p") for i in range(30)], 0.2, "held out", WHERE)
+
+
+def test_groups_of_unlike_size_come_near_the_share() -> None:
+    rows = [Pair(f"g{i}", f"b{i}", f"p{i // 7}") for i in range(70)]
+    for share in (0.1, 0.2, 0.4):
+        assert len(split_rows(rows, share, "held out", WHERE).aside) == 70 * share
+
+
+def test_large_files_are_split_by_the_digest_of_each_text_as_before(shared: Path) -> None:
+    """A graft that was trained by an earlier version left the same rows aside."""
+    rows = [LabelledText(f"text {i}", (0.0,)) for i in range(5_000)]
+    split = split_rows(rows, 0.1, "held out", WHERE)
+    assert split.by_bound
+    expected = [r for r in rows if derive_seed("held out", r.text) % 10_000 < 1_000]
+    assert split.aside == expected
