@@ -16,6 +16,7 @@ from otter_cli.decoding.generate import one_by_one
 from otter_cli.decoding.requests import READ_EVERY, check_request
 from otter_cli.decoding.reward_guides import check_reward_model
 from otter_cli.decoding.rows import Rows
+from otter_cli.decoding.rows_apart import models_of, must_part, rules_of, share_counters
 from otter_cli.decoding.sampling import Sampler
 from otter_cli.decoding.scores import score_column
 from otter_cli.decoding.session import DecodingSession, RewardSession
@@ -57,14 +58,35 @@ def best_of(
 ) -> list[Generation]:
     """The best continuation of each prompt. Raises OtterError for requests without meaning."""
     texts = [list(prompt) for prompt in prompts]
-    check_request(model, texts, sampling)
+    check_request(model, texts, sampling, models_of([request]))
     _check(request, sampling)
+    lengths = [len(text) for text in texts]
+    if must_part(rules_of([model]), lengths, sampling.max_new_tokens, in_step=True):
+        alone = [
+            _batch(model, [text], sampling, request, signals, texts[:row])[0]
+            for row, text in enumerate(texts)
+        ]
+        return share_counters(alone)
+    return _batch(model, texts, sampling, request, signals, ())
+
+
+def _batch(
+    model: OtterForCausalLM,
+    texts: list[list[int]],
+    sampling: Sampling,
+    request: BestOf,
+    signals: Sequence[str],
+    before: Sequence[Sequence[int]],
+) -> list[Generation]:
+    """`best_of` prompts that share every pass; `before`: those of other batches."""
     read = [request.signal] if request.signal is not None else []
     names = list(dict.fromkeys([*signals, *read]))
     session = DecodingSession(model, stream=bool(names))
+    session.require_attention_only()
     judge = _Judge(request, session)
     copies = [text for text in texts for _ in range(request.n)]
-    sampler = Sampler(sampling, copies, session.device)
+    earlier = [text for text in before for _ in range(request.n)]
+    sampler = Sampler(sampling, copies, session.device, earlier)
     rows = Rows(session, copies, sampling, names, NO_STOPS, None, READ_EVERY)
     started = time.perf_counter()
     state = session.prefill(texts)
@@ -108,13 +130,20 @@ class _Judge:
     def _scores(self, rows: Rows) -> list[float]:
         signal = self.request.signal
         if signal is None:
-            session = RewardSession(self.request.reward_model)
-            rewards = session.rewards(session.prefill(rows.texts()))[:, 0]
-            self.passes += session.passes
-            self.bytes = max(self.bytes, session.cache_bytes())
-            return [float(reward) for reward in rewards]
+            texts = rows.texts()
+            rules, lengths = rules_of([self.request.reward_model]), [len(text) for text in texts]
+            apart = must_part(rules, lengths, 0, in_step=False)
+            batches = [[text] for text in texts] if apart else [texts]
+            return [reward for batch in batches for reward in self._rewards(batch)]
         last = [self._last(generation, generation.signals[signal]) for generation in rows.rows]
         return [score[self.column] if isinstance(score, list) else score for score in last]
+
+    def _rewards(self, texts: list[list[int]]) -> list[float]:
+        session = RewardSession(self.request.reward_model)
+        rewards = session.rewards(session.prefill(texts))[:, 0]
+        self.passes += session.passes
+        self.bytes = max(self.bytes, session.cache_bytes())
+        return [float(reward) for reward in rewards]
 
     def _last(self, generation: Generation, scores: list[Any]) -> Any:
         # A text that is nothing but its end has no score before it.

@@ -7,7 +7,7 @@ of the cache that a row does not keep is masked out for it; slots that no row ke
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,15 +19,26 @@ from otter_cli.core.errors import OtterError
 from otter_cli.decoding.seen import tree_of
 from otter_cli.decoding.slots import Slots
 from otter_cli.decoding.state import State
-from otter_cli.model.masks import MASKED_ATTENTIONS, masks, windows_of
+from otter_cli.families import length_rule
+from otter_cli.model.masks import MASKED_ATTENTIONS, masks, recurrent, windows_of
 
 
 class Session(ABC):
-    """The cache and its bookkeeping, for any decoder."""
+    """The cache and its bookkeeping, for any decoder.
 
-    def __init__(self, cache: Cache, model: PreTrainedModel) -> None:
-        self.cache, self.slots, self.device = cache, Slots(cache), model.device
+    Where the base computes texts of more than so many tokens in another way (longrope), the cache
+    is made anew as a text passes that length: all its tokens are fed again, as `generate` of
+    transformers does for the family.
+    """
+
+    def __init__(self, new_cache: Callable[[], Cache], model: PreTrainedModel) -> None:
+        self.new_cache, self.rule = new_cache, length_rule(model.config.to_dict())
+        self.cache, self.device, self.recurrent = new_cache(), model.device, recurrent(model.config)
+        nothing = torch.zeros(0, 0, dtype=torch.long, device=model.device)
+        self.slots = Slots(self.cache, None if self.rule is None else nothing)
+        self.past_rule = False  # whether the cache is of texts past the rule's length
         self.attention: str = model.config._attn_implementation
+        self.family: str = model.config.model_type
         self.windows = windows_of(model.config)
         self.valid = torch.zeros(0, 0, dtype=torch.bool)  # what a row keeps, [rows, slots]
         self.positions = torch.zeros(0, dtype=torch.long)  # tokens kept so far, [rows]
@@ -36,8 +47,8 @@ class Session(ABC):
         self.passes = self.fed = self.kept = 0
 
     @abstractmethod
-    def run(self, tokens: Tensor, mask: Any, positions: Tensor) -> State:
-        """One pass over the cache; the states of `tokens` [rows, n]."""
+    def run(self, tokens: Tensor, mask: Any, positions: Tensor, last: int) -> State:
+        """One pass over the cache; the states of `tokens` [rows, n], or of the `last` of them."""
 
     def settle(self) -> None:
         """What lags behind the cache catches up: before slots move, or are looked at."""
@@ -47,6 +58,13 @@ class Session(ABC):
     def width(self) -> int:
         """How many slots of the cache are decided on."""
         return self.valid.shape[1]
+
+    @property
+    def depth(self) -> int | None:
+        """How many tokens deep a step may go in which only states of one kind are wanted; None: as
+        deep as any."""
+        left = 0 if self.rule is None else self.rule.at - int(self.positions.max())
+        return left if left > 0 else None
 
     def prefill(self, prompts: list[list[int]]) -> State:
         """Feeds the prompts; the states of their last tokens, [rows, 1, ...]."""
@@ -58,7 +76,8 @@ class Session(ABC):
         self.positions = lengths
         positions = (self.valid.long().cumsum(-1) - 1).clamp(min=0)
         tokens = torch.tensor(padded, device=self.device)
-        return self._forward(tokens, self.valid.long(), positions).last()
+        self._starts_again(positions)
+        return self._forward(tokens, self.valid.long(), positions, last=1)
 
     def step(self, tokens: Tensor) -> State:
         """One token a row, [rows]; its states, [rows, 1, ...]."""
@@ -69,12 +88,17 @@ class Session(ABC):
     def extend(self, chain: Tensor) -> State:
         """n tokens a row, [rows, n], each seeing those before it; `keep` must follow."""
         n = chain.shape[1]
+        if n > 1:
+            self.require_attention_only()
         if self._windowed and (n > 1 or not self._cached_windows):
             return self.grow(chain, range(-1, n - 1))
         self._require_room(n)
         self.tree = tree_of(tuple(range(-1, n - 1)), self.device)
         seen = torch.cat([self.valid, torch.ones_like(chain, dtype=torch.bool)], 1)
-        return self._forward(chain, seen.long(), self.positions[:, None] + self.tree.depths)
+        positions = self.positions[:, None] + self.tree.depths
+        if self._starts_again(positions):
+            positions = self._slot_positions()
+        return self._forward(chain, seen.long(), positions, last=n)
 
     def branch(self, candidates: Tensor) -> State:
         """k candidates a row for one next position, [rows, k]; `choose` must follow.
@@ -88,20 +112,23 @@ class Session(ABC):
         """Tokens [rows, n] of a tree, each seeing the text and those it follows: `parents` counts
         all tokens of the tree, those of earlier calls too; -1 is the text. `keep_path` must
         follow. Raises OtterError where the attention or the cache can't."""
-        self._require_masks()
+        self.require_masks()
         self._require_room(tokens.shape[1])
         start = len(self.tree)
         self.tree = tree_of((*self.tree.parents, *parents), self.device)
-        rows, n = tokens.shape
-        prefix = self.valid[:, None].expand(rows, n, self.width)
-        among = self.tree.seen[start:].expand(rows, n, len(self.tree))
         positions = self.positions[:, None] + self.tree.depths[start:]
-        seen = self._padded(torch.cat([prefix, among], -1))
-        distance = None
-        if self._windowed:
-            distance = positions[:, :, None] - self._padded(self._slot_positions())[:, None]
-        mask = masks(seen, distance, self.windows, self.slots.dtype())
-        return self._forward(tokens, mask, positions)
+        dtype = self.slots.dtype()
+        if self._starts_again(positions):
+            start, positions = 0, self._slot_positions()
+        n = len(self.tree) - start
+        prefix = self.valid[:, None].expand(-1, n, -1)
+        among = self.tree.seen[start:].expand(len(prefix), -1, -1)
+        seen = torch.cat([prefix, among], -1)
+        if positions.shape[1] > n:  # the text is fed again
+            seen = torch.cat([self._seen_in_text(), seen], 1)
+        slots = (positions, self._padded(self._slot_positions())) if self._windowed else None
+        mask = masks(self._padded(seen), slots, self.windows, dtype)
+        return self._forward(tokens, mask, positions, last=tokens.shape[1])
 
     def keep(self, counts: Tensor) -> None:
         """Keeps the first `counts` [rows] tokens of the last `extend`."""
@@ -132,6 +159,7 @@ class Session(ABC):
         """Takes the last `counts` [rows] kept tokens back."""
         if self._cached_windows:
             raise OtterError("a windowed KV cache takes no tokens back", hint="use masked windows")
+        self.require_attention_only()
         self.settle()
         from_end = self.valid.long().flip(1).cumsum(1).flip(1)
         self.valid &= from_end > counts[:, None]
@@ -144,6 +172,7 @@ class Session(ABC):
 
     def reorder(self, rows: Tensor) -> None:
         """The rows become `rows`, an index that may repeat some and leave others out."""
+        self.require_attention_only()
         self.settle()
         self.slots.select(rows)
         self.valid, self.positions = self.valid[rows], self.positions[rows]
@@ -197,11 +226,41 @@ class Session(ABC):
         self.valid = self.valid.gather(1, order)
         return True
 
-    def _forward(self, tokens: Tensor, mask: Any, positions: Tensor) -> State:
+    def _forward(self, tokens: Tensor, mask: Any, positions: Tensor, last: int) -> State:
+        """States of the `last` tokens. Of more positions than tokens, the text is fed again."""
+        wanted_all = last == positions.shape[1]
+        self.slots.add(tokens)
+        if positions.shape[1] > tokens.shape[1]:
+            assert self.slots.tokens is not None
+            tokens, positions = self.slots.tokens, positions.clamp(min=0)
         self.passes += 1
         self.fed += tokens.numel()
         with torch.no_grad():
-            return self.run(tokens, mask, positions)
+            state = self.run(tokens, mask, positions, last)
+        # States that are made only when somebody looks are left as they are.
+        return state if wanted_all else state.last(last)
+
+    def _starts_again(self, positions: Tensor) -> bool:
+        """Whether all tokens have to be fed again, after which the cache is empty: `positions`
+        [rows, n], which come next, and the cache lie on different sides of the rule's length."""
+        if self.rule is None:
+            return False
+        longest = positions.amax(1) + 1
+        shortest, most = int(longest.min()), int(longest.max())
+        self.rule.check_one_side(shortest, most, "one batch")
+        changed = self.past_rule != (most > self.rule.at)
+        self.past_rule = most > self.rule.at
+        if not (changed and self.width):
+            return False
+        self.settle()
+        self.cache = self.new_cache()
+        self.slots = Slots(self.cache, self.slots.tokens)
+        return self.passes > 0
+
+    def _seen_in_text(self) -> Tensor:
+        """Which slots each token of the text sees, [rows, width, width + tree]."""
+        causal = torch.ones(self.width, self.width, dtype=torch.bool, device=self.device).tril()
+        return torch.nn.functional.pad(self.valid[:, None] & causal, (0, len(self.tree)))
 
     def _slot_positions(self) -> Tensor:
         kept = self.valid.long().cumsum(-1) - 1
@@ -219,7 +278,17 @@ class Session(ABC):
                 f"{wanted} slots, of a KV cache of {capacity}", hint="preallocate a longer one"
             )
 
-    def _require_masks(self) -> None:
+    def require_attention_only(self) -> None:
+        if self.recurrent:
+            raise OtterError(
+                f"{self.family} has layers of linear attention: their state goes from token to "
+                "token and takes none back, so candidates, drafts and forks are not supported",
+                hint="decode plainly, or guide by action values (a vocabulary signal)",
+            )
+
+    def require_masks(self) -> None:
+        """Raises OtterError where a step can't hold tokens of which some are not kept."""
+        self.require_attention_only()
         if self._cached_windows:
             raise OtterError(
                 "a step of many tokens needs every slot, and this KV cache keeps windows only",

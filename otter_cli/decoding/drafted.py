@@ -45,7 +45,7 @@ class Drafted:
             state, before, pending = self._step(state, before, pending)
 
     def _step(self, state: State, before: Tensor, pending: Tensor) -> tuple[State, Tensor, Tensor]:
-        draft = self.drafting.draft(state, self.rows.texts(pending)).within(self.rows.room - 1)
+        draft = self.drafting.draft(state, self.rows.texts(pending)).within(self._room())
         fed = torch.cat([pending[:, None], draft.tokens], 1)
         parents = [-1, *(parent + 1 for parent in draft.parents)]
         states = self.session.extend(fed) if draft.is_chain else self.session.grow(fed, parents)
@@ -65,6 +65,16 @@ class Drafted:
             self.ties.note(taken, accepted)
         last = nodes.gather(1, accepted[:, None])
         return states.along(last), _along(logits, last), following
+
+    def _room(self) -> int:
+        """How many drafts may follow the pending token: no more than the rows have room for, nor
+        past the length at which the base goes over to other angles, where drafts before it, and
+        candidates of a guide after them, would be computed with those."""
+        room, depth = self.rows.room - 1, self.session.depth
+        if depth is not None:
+            feeds = self.steered is not None and self.steered.feeds
+            room = min(room, max(depth - 1 - feeds, 0))
+        return room
 
     def _settled(
         self,

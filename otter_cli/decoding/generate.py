@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from otter_cli.decoding.choosing import Chooser, Plain
 from otter_cli.decoding.drafted import Drafted, check_over_trees
@@ -18,6 +19,13 @@ from otter_cli.decoding.requests import (
     read_every_of,
 )
 from otter_cli.decoding.rows import OnRead, OnToken, Rows
+from otter_cli.decoding.rows_apart import (
+    guides_of_row,
+    models_of,
+    must_part,
+    rules_of,
+    share_counters,
+)
 from otter_cli.decoding.sampling import Sampler
 from otter_cli.decoding.scores import check_scores
 from otter_cli.decoding.session import DecodingSession
@@ -57,11 +65,65 @@ def generate(
     """
     texts = [list(prompt) for prompt in prompts]
     guides = [guide] if isinstance(guide, Guide) else list(guide or ())
-    check_request(model, texts, sampling)
+    beside = models_of([*guides, drafter])
+    check_request(model, texts, sampling, beside)
     for name in signals:
         check_scores(model, name)
     if exact:
         check_exact(texts, sampling, guides, acceptance)
+    rules = rules_of([model, *beside])
+    lengths = [len(text) for text in texts]
+    batch = partial(
+        _batch,
+        model,
+        sampling=sampling,
+        gate=gate,
+        drafter=drafter,
+        acceptance=acceptance,
+        exact=exact,
+        signals=signals,
+        read_every=read_every,
+        stops=stops,
+    )
+    if not must_part(rules, lengths, sampling.max_new_tokens, in_step=drafter is None):
+        return batch(texts, guides=guides, on_token=on_token, on_read=on_read)
+    for one in guides:
+        one.check(len(texts), model.shape.vocab)
+    alone = []
+    for row, text in enumerate(texts):
+        alone += batch(
+            [text],
+            guides=guides_of_row(guides, row),
+            on_token=_of_row(on_token, row),
+            on_read=_of_row(on_read, row),
+            before=texts[:row],
+        )
+    return share_counters(alone)
+
+
+def _of_row(report: Callable[..., None] | None, row: int) -> Callable[..., None] | None:
+    """What is told of the one row of a batch, as of that row of the request."""
+    return None if report is None else lambda _, *what: report(row, *what)
+
+
+def _batch(
+    model: OtterForCausalLM,
+    texts: list[list[int]],
+    *,
+    sampling: Sampling,
+    guides: list[Guide],
+    gate: Gate | None,
+    drafter: Drafter | None,
+    acceptance: Acceptance,
+    exact: bool,
+    signals: Sequence[str],
+    read_every: int | None,
+    stops: Stops,
+    on_token: OnToken | None,
+    on_read: OnRead | None,
+    before: Sequence[Sequence[int]] = (),
+) -> list[Generation]:
+    """`generate` of prompts that share every pass; `before`: those of other batches."""
     # Strength 0 takes the step of one token: k tokens would round differently.
     steering = [one for one in guides if any(one.strengths)]
     plain = drafter is None and not steering
@@ -70,8 +132,10 @@ def generate(
     session = DecodingSession(model, stream=stream, windows="cached" if plain else "masked")
     check_guidance(session, len(texts), guides, gate, stops)
     chooser = Steered(steering, gate, session, len(texts)) if steering else Plain()
+    if drafter is not None or (isinstance(chooser, Steered) and chooser.feeds):
+        session.require_masks()
     drafting = None if drafter is None else drafter.start(session)
-    sampler = Sampler(sampling, texts, session.device)
+    sampler = Sampler(sampling, texts, session.device, before)
     every = read_every_of(read_every, stops)
     rows = Rows(session, texts, sampling, list(signals), stops, on_token, every, on_read)
     started = time.perf_counter()

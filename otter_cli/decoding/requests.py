@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from otter_cli.core.errors import OtterError
 from otter_cli.decoding.gates import Gate
 from otter_cli.decoding.guide import Guide
+from otter_cli.decoding.rows_apart import rules_of
 from otter_cli.decoding.session import DecodingSession
 from otter_cli.decoding.stops import Stops
 from otter_cli.decoding.types import Sampling
@@ -18,8 +20,14 @@ from otter_cli.model import OtterForCausalLM
 READ_EVERY = 16
 
 
-def check_request(model: OtterForCausalLM, texts: list[list[int]], sampling: Sampling) -> None:
-    """Raises OtterError for prompts that leave no room."""
+def check_request(
+    model: OtterForCausalLM,
+    texts: list[list[int]],
+    sampling: Sampling,
+    beside: Sequence[Any] = (),
+) -> None:
+    """Raises OtterError for prompts that leave no room, and for texts in which the base can't be
+    equal to transformers' `generate`, or a model `beside` it to its own forward."""
     if not texts or not all(texts):
         raise OtterError("an empty prompt has nothing to go on from", hint="give it a word or BOS")
     longest = max(map(len, texts))
@@ -29,6 +37,14 @@ def check_request(model: OtterForCausalLM, texts: list[list[int]], sampling: Sam
             f"base's window of {model.shape.max_positions}",
             hint="shorten the prompt, or lower --max-new-tokens",
         )
+    if model.shape.length_rule is not None:
+        for text in texts:
+            end = len(text) + sampling.max_new_tokens
+            model.shape.length_rule.check_growth(len(text), end, "the base")
+    for rule in rules_of(beside):
+        if rule.rope == "dynamic":
+            end = longest + sampling.max_new_tokens
+            rule.check_one_side(longest, end, "a model beside the base")
 
 
 def check_guidance(

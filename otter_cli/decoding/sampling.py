@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,9 +16,16 @@ from otter_cli.decoding.types import Sampling
 class Sampler:
     """Chooses tokens for the rows of one batch."""
 
-    def __init__(self, sampling: Sampling, prompts: list[list[int]], device: torch.device) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompts: list[list[int]],
+        device: torch.device,
+        before: Sequence[Sequence[int]] = (),
+    ) -> None:
+        """`before`: prompts of the request that other batches hold, and that count as equal."""
         self.sampling = sampling
-        seen: Counter[tuple[int, ...]] = Counter()
+        seen: Counter[tuple[int, ...]] = Counter(map(tuple, before))
         self.generators = []
         for prompt in map(tuple, prompts):
             seed = derive_seed("sampling", sampling.seed, prompt, seen[prompt])

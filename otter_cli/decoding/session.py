@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
+from otter_cli.core.errors import OtterError
 from otter_cli.decoding.cached_steps import Session
 from otter_cli.decoding.slots import full_cache
 from otter_cli.decoding.state import State
 from otter_cli.model import Deferred, OtterForCausalLM, may_defer
-from otter_cli.model.masks import windows_of
+from otter_cli.model.masks import recurrent, windows_of
 
 
 class DecodingSession(Session):
@@ -34,13 +37,14 @@ class DecodingSession(Session):
         length: int | None = None,
     ) -> None:
         kept = windows == "cached" and length is None and any(windows_of(model.config))
-        cache = model.new_cache() if kept else full_cache(model.config, length=length)
-        super().__init__(cache, model.base)
+        kept = kept or recurrent(model.config)
+        full = partial(full_cache, model.config, length=length)
+        super().__init__(model.new_cache if kept else full, model.base)
         self.model, self.stream = model, stream
         self.decoder = model.base.get_submodule(model.shape.family.decoder)
         self.deferred = Deferred(model) if stream and may_defer(model) else None
 
-    def run(self, tokens: Tensor, mask: Any, positions: Tensor) -> State:
+    def run(self, tokens: Tensor, mask: Any, positions: Tensor, last: int) -> State:
         arguments = {
             "attention_mask": mask,
             # Rows that have ended, or soon will, are fed beside the others: not past the window.
@@ -83,10 +87,10 @@ class RewardSession(Session):
     """Over a separate reward model (AutoModelForSequenceClassification) with a cache of its own."""
 
     def __init__(self, reward_model: PreTrainedModel) -> None:
-        super().__init__(full_cache(reward_model.config), reward_model)
+        super().__init__(partial(_attended, reward_model.config), reward_model)
         self.reward_model = reward_model
 
-    def run(self, tokens: Tensor, mask: Any, positions: Tensor) -> State:
+    def run(self, tokens: Tensor, mask: Any, positions: Tensor, last: int) -> State:
         out = self.reward_model.base_model(
             input_ids=tokens,
             attention_mask=mask,
@@ -106,12 +110,10 @@ class ExpertSession(Session):
     """Over another language model with a cache of its own; its states are its logits."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(full_cache(model.config), model)
+        super().__init__(partial(_attended, model.config), model)
         self.model = model
 
-    def run(self, tokens: Tensor, mask: Any, positions: Tensor) -> State:
-        # Of a prompt only the last logits are wanted.
-        last = 1 if self.passes == 1 else 0
+    def run(self, tokens: Tensor, mask: Any, positions: Tensor, last: int) -> State:
         out = self.model(
             input_ids=tokens,
             attention_mask=mask,
@@ -121,3 +123,14 @@ class ExpertSession(Session):
             logits_to_keep=last,
         )
         return State(out.logits, {})
+
+
+def _attended(config: Any) -> Cache:
+    """A cache for a model beside the base. OtterError where its layers don't all attend."""
+    if recurrent(config):
+        raise OtterError(
+            f"a {config.model_type} beside the base has layers of linear attention, whose state "
+            "takes no token back",
+            hint="use a model in which every layer attends",
+        )
+    return full_cache(config)

@@ -21,27 +21,41 @@ def full_cache(config: Any, *, length: int | None = None) -> Cache:
 
 
 class Slots:
-    """Moves entries within a cache; the insertions' own layers move along."""
+    """Moves entries within a cache; the insertions' own layers move along, and so do the `tokens`
+    [rows, slots] that were fed, where they are to be remembered."""
 
-    def __init__(self, cache: Cache) -> None:
-        self.cache = cache
+    def __init__(self, cache: Cache, tokens: Tensor | None = None) -> None:
+        self.cache, self.tokens = cache, tokens
         lengths = {lay.max_cache_len for lay in cache.layers if isinstance(lay, StaticLayer)}
         # How many slots there are to fill, where they are preallocated.
         self.capacity = min(lengths, default=None)
 
+    def add(self, tokens: Tensor) -> None:
+        """Remembers the tokens of further slots."""
+        if self.tokens is not None:
+            self.tokens = torch.cat([self.tokens, tokens], 1) if len(self.tokens) else tokens
+
     def move(self, source: int, target: int) -> None:
         """One slot of every row."""
+        if self.tokens is not None:
+            self.tokens[:, target] = self.tokens[:, source].clone()
         for entries in self._entries():
             entries.narrow(2, target, 1).copy_(entries.narrow(2, source, 1))
 
     def gather(self, at: int, index: Tensor) -> None:
         """Slots `at + index` [rows, m] of each row move to `at`, `at + 1`, ..."""
         stop, slots = at + index.shape[1], (at + index)[:, None, :, None]
+        if self.tokens is not None:
+            self.tokens[:, at:stop] = self.tokens.gather(
+                1, (at + index).expand(len(self.tokens), -1)
+            )
         for entries in self._entries():
             heads, width = entries.shape[1], entries.shape[3]
             entries[:, :, at:stop] = entries.gather(2, slots.expand(-1, heads, -1, width))
 
     def truncate(self, slots: int) -> None:
+        if self.tokens is not None:
+            self.tokens = self.tokens[:, :slots]
         for layer in self._layers():
             if isinstance(layer, StaticLayer):
                 layer.cumulative_length.fill_(slots)
@@ -52,12 +66,15 @@ class Slots:
 
     def select(self, rows: Tensor) -> None:
         """The rows become `rows`: reordered, repeated or fewer."""
+        if self.tokens is not None:
+            self.tokens = self.tokens[rows]
         for layer in self._layers():
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
 
     def bytes(self) -> int:
         """What is held, room for more included."""
-        return sum(entries.untyped_storage().nbytes() for entries in self._entries())
+        entries = [*self._entries(), *self._states()]
+        return sum(one.untyped_storage().nbytes() for one in entries)
 
     def dtype(self) -> torch.dtype:
         return self._layers()[0].dtype
@@ -67,7 +84,17 @@ class Slots:
         return [entries for layer in self._layers() for entries in _entries_of(layer)]
 
     def _layers(self) -> list[Any]:
-        return [layer for layer in self.cache.layers if layer.is_initialized]
+        return [layer for layer in self.cache.layers if getattr(layer, "is_initialized", False)]
+
+    def _states(self) -> list[Tensor]:
+        """Of layers of linear attention, whose state has no slots."""
+        kinds = ("conv_states", "recurrent_states")
+        held = [getattr(lay, kind) for lay in self.cache.layers for kind in kinds if _linear(lay)]
+        return [state for states in held for state in states.values() if state is not None]
+
+
+def _linear(layer: Any) -> bool:
+    return hasattr(layer, "recurrent_states")
 
 
 def _entries_of(layer: Any) -> tuple[Tensor, Tensor]:

@@ -26,8 +26,8 @@ class State:
         rows = torch.arange(len(nodes), device=nodes.device)[:, None]
         return self._each(lambda states: states[rows, nodes])
 
-    def last(self) -> State:
-        return self._each(lambda states: states[:, -1:])
+    def last(self, count: int = 1) -> State:
+        return self._each(lambda states: states[:, -count:])
 
     def rows(self, index: Tensor) -> State:
         """The states of the rows `index`, which may repeat."""

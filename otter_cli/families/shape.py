@@ -9,6 +9,7 @@ from typing import Any
 from otter_cli.core.errors import OtterError
 from otter_cli.families.family import SQRT_WIDTH, Family, Flag, Scale
 from otter_cli.families.registry import find_family
+from otter_cli.families.rope import LengthRule, length_rule, reach
 
 # No model that fits a machine is larger than this in any one dimension.
 _LARGEST = 1 << 24
@@ -39,6 +40,7 @@ class BaseShape:
     logit_scale: float
     logit_divisor: float
     logit_cap: float | None
+    length_rule: LengthRule | None
 
     @property
     def group(self) -> int:
@@ -77,7 +79,7 @@ def base_shape(config: dict[str, Any]) -> BaseShape:
         head_dim=read.size("head_dim", default=max(hidden // heads, 1)),
         ffn=read.size("intermediate_size", default=widening and widening * hidden),
         vocab=read.size("vocab_size"),
-        max_positions=read.size("max_position_embeddings", default=2048),
+        max_positions=reach(config, read.size("max_position_embeddings", default=2048)),
         norm_eps=read.number("rms_norm_eps", 1e-6),
         activation=str(read.value("hidden_act", "silu")),
         tied=read.flag("tie_word_embeddings"),
@@ -92,6 +94,7 @@ def base_shape(config: dict[str, Any]) -> BaseShape:
         logit_scale=read.scale(family.logit_scale),
         logit_divisor=read.scale(family.logit_divisor),
         logit_cap=None if cap is None else float(cap),
+        length_rule=length_rule(config),
     )
 
 

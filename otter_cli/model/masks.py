@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,28 +13,64 @@ from transformers import DynamicCache
 MASKED_ATTENTIONS = ("eager", "sdpa")
 
 
-def windows_of(config: Any) -> list[int | None]:
-    """How many positions each layer sees; None: all."""
+class Window(NamedTuple):
+    """The last `size` positions; or, `chunked`, those of the same chunk of so many."""
+
+    size: int
+    chunked: bool = False
+
+    @property
+    def layer_type(self) -> str:
+        return "chunked_attention" if self.chunked else "sliding_attention"
+
+    def holds(self, query: Tensor, slots: Tensor) -> Tensor:
+        """Which positions `slots` [rows, m] the positions `query` [rows, n] see: [rows, n, m]."""
+        query, slots = query[:, :, None], slots[:, None]
+        if self.chunked:
+            return slots // self.size == query // self.size
+        return query - slots < self.size
+
+
+def windows_of(config: Any) -> list[Window | None]:
+    """What each layer sees; None: all positions."""
     layers = DynamicCache(config=config).layers
-    return [layer.sliding_window if layer.is_sliding else None for layer in layers]
+    # The cache takes both kinds for the same; llama4 is the family with chunks.
+    types = getattr(config, "layer_types", None) or [""] * len(layers)
+    chunked = getattr(config, "attention_chunk_size", None) is not None
+    return [
+        Window(layer.sliding_window, kind == "chunked_attention" or (chunked and not kind))
+        if getattr(layer, "is_sliding", False)
+        else None
+        for layer, kind in zip(layers, types, strict=False)
+    ]
+
+
+def recurrent(config: Any) -> bool:
+    """Whether a layer carries its state from token to token: it takes nothing back, and no mask
+    can hide a token from it."""
+    layers = DynamicCache(config=config).layers
+    return any(not hasattr(layer, "is_sliding") for layer in layers)
 
 
 def masks(
-    seen: Tensor, distance: Tensor | None, windows: Sequence[int | None], dtype: torch.dtype
+    seen: Tensor,
+    positions: tuple[Tensor, Tensor] | None,
+    windows: Sequence[Window | None],
+    dtype: torch.dtype,
 ) -> Any:
     """The base's mask argument for queries that see `seen` [rows, n, slots]: one 4-d mask, or one
-    for each layer type. Windows count positions, not slots: `distance` [rows, n, slots], which
-    only they need.
+    for each layer type. Windows count `positions`, not slots: of the queries [rows, n] and of the
+    slots [rows, slots], which only they need.
 
     Numbers of `dtype` that attention adds: of booleans sdpa would make them in every layer again.
     """
 
-    def mask(window: int | None) -> Tensor:
+    def mask(window: Window | None) -> Tensor:
         if window is None:
             within = seen
         else:
-            assert distance is not None
-            within = seen & (distance < window)
+            assert positions is not None
+            within = seen & window.holds(*positions)
         full = torch.zeros(within.shape, dtype=dtype, device=seen.device)
         return full.masked_fill_(~within, torch.finfo(dtype).min)[:, None]
 
@@ -42,4 +78,5 @@ def masks(
     if len(kinds) == 1:
         return mask(kinds.pop())
     (window,) = kinds - {None}
-    return {"full_attention": mask(None), "sliding_attention": mask(window)}
+    assert window is not None
+    return {"full_attention": mask(None), window.layer_type: mask(window)}

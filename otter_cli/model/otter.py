@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 
 from otter_cli.core.errors import OtterError
 from otter_cli.core.suggest import closest
-from otter_cli.families import BaseShape
+from otter_cli.families import BaseShape, LengthRule
 from otter_cli.insertion.manifest import Manifest
 from otter_cli.insertion.opened import IfChanged
 from otter_cli.model.chosen import Chosen
@@ -154,6 +154,8 @@ class OtterForCausalLM(Generating, nn.Module):
         it is otherwise but for rounding, and hooks on that layer see zeros elsewhere.
         """
         names = tuple(self.signal_configs) if signals == "all" else self._known(signals)
+        if self.shape.length_rule is not None:
+            self._require_one_side(self.shape.length_rule, input_ids, arguments)
         grad, chosen = torch.is_grad_enabled(), None
         if at is not None and grad and not logits:
             chosen = Chosen(at, *input_ids.shape)
@@ -214,6 +216,21 @@ class OtterForCausalLM(Generating, nn.Module):
     def inserted_state_dict(self) -> dict[str, Tensor]:
         """Inserted tensors by their names on disk, detached."""
         return {name: parameter.detach() for name, parameter in self.inserted_parameters()}
+
+    def _require_one_side(
+        self, rule: LengthRule, input_ids: Tensor, arguments: Mapping[str, Any]
+    ) -> None:
+        """Raises OtterError for texts of a batch that can't share the base's rotary angles."""
+        mask = arguments.get("attention_mask")
+        # With a cache or masks of one's own, whoever made them knows the lengths.
+        if arguments.get("past_key_values") is not None or (
+            mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2)
+        ):
+            return
+        shortest = longest = input_ids.shape[1]
+        if mask is not None:
+            shortest, longest = (int(length) for length in mask.sum(1).aminmax())
+        rule.check_one_side(shortest, longest, "one batch")
 
     def _of_signal(self, name: str) -> tuple[Insertion, str]:
         if name not in self._owner:

@@ -67,8 +67,7 @@ class SharedPrefixes:
         positions = torch.where(second, column - chosen + shared, column)
         hidden = second[:, :, None] & ((column >= shared) & ~second)[:, None]
         seen = (column <= column[:, None]) & ~hidden
-        distance = positions[:, :, None] - positions[:, None]
-        mask = masks(seen, distance, windows_of(model.config), model.base.dtype)
+        mask = masks(seen, (positions, positions), windows_of(model.config), model.base.dtype)
         last = model.shape.max_positions - 1
         return {
             "input_ids": self._input_ids(column, second, positions),
@@ -92,5 +91,7 @@ class SharedPrefixes:
 
 
 def _recurs(model: OtterForCausalLM) -> bool:
-    """Whether a layer carries its state from token to token, whatever a mask says."""
-    return bool(model.shape.family.ffn_only)
+    """Whether a layer carries its state from token to token, whatever a mask says; or angles depend
+    on the length of a row, which here is that of two texts."""
+    rule = model.shape.length_rule
+    return bool(model.shape.family.ffn_only) or (rule is not None and rule.angles)
