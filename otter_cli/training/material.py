@@ -18,6 +18,7 @@ from otter_cli.data.paths import find_data
 from otter_cli.data.preference import check_identical
 from otter_cli.data.splits import split_rows
 from otter_cli.signals import SignalConfig
+from otter_cli.training.lengths import check_lengths
 from otter_cli.training.objectives import Objective, Source
 
 if TYPE_CHECKING:
@@ -85,7 +86,12 @@ def _counts(dataset: Dataset, rows: Sequence[Any]) -> dict[str, Any]:
 def prepare(
     material: Mapping[str, Material], recipe: Recipe, folder: Path, device: str
 ) -> Mapping[str, Material]:
-    """The same, with what an objective has to compute of it before it can be trained."""
+    """The same, with what an objective has to compute of it before it can be trained. Raises
+    OtterError for texts that the base can't read."""
+    from otter_cli.checkpoint.folder import Checkpoint
+    from otter_cli.families import base_shape
+
+    check_lengths(material, base_shape(Checkpoint.open(folder).config))
     for name, found in material.items():
         parts = [part for part in (found.train, found.validation, found.test) if part is not None]
         found.record.update(recipe.signals[name].prepare(parts, folder, device))
