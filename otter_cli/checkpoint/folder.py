@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from otter_cli.checkpoint.dtypes import FLOATS, Array
+from otter_cli.checkpoint.gguf.hint import refuse_gguf
 from otter_cli.checkpoint.links import resolve_inside
 from otter_cli.checkpoint.listing import base_files, is_ours
 from otter_cli.checkpoint.strict_json import read_object
@@ -82,6 +83,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _refuse_no_folder(path: Path) -> None:
     if not path.exists():
         raise OtterError(f"{path} does not exist", hint="check the path")
+    refuse_gguf(path)
     if not path.is_dir():
         raise OtterError(f"{path} is not a folder", hint="give the folder that holds config.json")
 

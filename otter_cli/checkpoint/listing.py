@@ -26,6 +26,9 @@ _WEIGHTS = (
     ".gguf", ".tflite", ".ot",
 )  # fmt: skip
 
+# Written by `otter import`, before anything is grafted: it belongs to the base, and stays with it.
+IMPORT_RECORD = "otter.import.json"
+
 # The inserted tensors, whole or in shards, the manifest, and what a killed writer leaves.
 _OURS = re.compile(
     r"otter\..*|otter(-[ab])?(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
@@ -36,6 +39,8 @@ _OURS = re.compile(
 def is_ours(file: str) -> bool:
     """Whether a file's relative path is one that grafting or training adds to a base."""
     top, _, rest = file.partition("/")
+    if file == IMPORT_RECORD:
+        return False
     return top == "training" if rest else bool(_OURS.fullmatch(top))
 
 

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from otter_cli.checkpoint.gguf.hint import refuse_gguf
 from otter_cli.core.console import say
 from otter_cli.core.errors import OtterError
 
@@ -26,6 +27,7 @@ def find_base(text: str) -> Source:
     """The folder that `text` names or, where there is none, the hub's snapshot. OtterError when
     there is neither."""
     if Path(text).exists():
+        refuse_gguf(Path(text))
         return Source(Path(text), text)
     parsed = _HUB_ID.fullmatch(text)
     if parsed is None:

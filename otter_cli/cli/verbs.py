@@ -11,6 +11,7 @@ class Verb(NamedTuple):
 
 # In the order in which a user meets them: panels too appear as they first come.
 VERBS = {
+    "import": Verb("otter_cli.cli.import_", "Checkpoints", "a GGUF file as a checkpoint folder"),
     "inspect": Verb("otter_cli.cli.inspect", "Checkpoints", "what a folder is, what was grafted"),
     "graft": Verb("otter_cli.cli.graft", "Checkpoints", "insert tensors beside a base's own"),
     "attach": Verb("otter_cli.cli.attach", "Checkpoints", "put an adapter beside its base again"),

@@ -28,3 +28,10 @@ def freed_memory_kept() -> Iterator[None]:
         library.mallopt(_TRIM, 2 * _USUAL)
         library.mallopt(_MMAP, _USUAL)
         library.malloc_trim(0)
+
+
+def release_free_memory() -> None:
+    """Give freed memory back to the system, where the C library keeps it; elsewhere nothing."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)

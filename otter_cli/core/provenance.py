@@ -15,6 +15,7 @@ _PACKAGES = (
     "tokenizers",
     "safetensors",
     "numpy",
+    "gguf",
     "accelerate",
     "datasets",
     "torchao",

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from otter_cli.checkpoint.gguf.hint import refuse_gguf
 from otter_cli.checkpoint.listing import MANIFEST
 from otter_cli.core.atomic import write_json
 from otter_cli.core.errors import OtterError
@@ -76,6 +77,7 @@ class Manifest(_Record):
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Raises OtterError where there is none, or it is not ours, or of a later version."""
+        refuse_gguf(folder)
         path = folder / MANIFEST
         try:
             manifest = cls.model_validate_json(path.read_bytes())

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from otter_cli.checkpoint.gguf.hint import refuse_gguf
 from otter_cli.core.console import say, warn
 from otter_cli.core.errors import OtterError
 from otter_cli.core.heap import freed_memory_kept
@@ -162,6 +163,7 @@ def _run(
 
 
 def _target(folder: Path, baseline: Baseline | None, to: Path | None, resume: bool) -> Path:
+    refuse_gguf(folder)
     if not folder.is_dir():
         raise OtterError(f"{folder} is no folder", hint="graft a base first: otter graft BASE OUT")
     if (baseline is None) != (to is None):

@@ -9,6 +9,7 @@ from typing import Literal
 
 from otter_cli.checkpoint.dtypes import FLOATS
 from otter_cli.checkpoint.folder import Checkpoint
+from otter_cli.checkpoint.gguf.hint import refuse_gguf
 from otter_cli.checkpoint.values import count_not_finite
 from otter_cli.checkpoint.weights import Weights
 from otter_cli.core.console import progress
@@ -49,6 +50,7 @@ class Health:
 
 def check_health(folder: Path) -> Health:
     """Looks at every byte of `folder`. Raises OtterError where there is nothing to look at."""
+    refuse_gguf(folder)
     if not folder.is_dir():
         raise OtterError(f"{folder} is not a folder", hint="give the folder of a checkpoint")
     has_manifest, has_base = ((folder / name).exists() for name in (MANIFEST, "config.json"))

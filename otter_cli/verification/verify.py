@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from otter_cli.checkpoint.gguf.hint import refuse_gguf
 from otter_cli.core.errors import OtterError
 from otter_cli.insertion import MANIFEST
 from otter_cli.verification.cases import Case
@@ -45,6 +46,7 @@ def verify(request: Request) -> Report:
 
 
 def _static(folder: Path, base: Path | None) -> Static:
+    refuse_gguf(folder)
     if (folder / MANIFEST).exists():
         return check_graft(folder, base)
     if base is None:

@@ -1,0 +1,250 @@
+"""A GGUF model as a checkpoint folder: tokenizer, configuration, tensors, record of the source."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from otter_cli.checkpoint.dtypes import Array
+from otter_cli.checkpoint.gguf.header import GgufHeader, StringArray, read_gguf_header
+from otter_cli.checkpoint.gguf.parts import Parts, find_parts, join, read_headers
+from otter_cli.checkpoint.gguf.reading import read_by_transformers
+from otter_cli.checkpoint.gguf.refused import (
+    quantisation,
+    reads_by_conversion,
+    refuse_what_cannot_be_imported,
+    unread_metadata,
+)
+from otter_cli.checkpoint.listing import IMPORT_RECORD
+from otter_cli.core.atomic import staged_folder, write_json
+from otter_cli.core.console import progress, say, warn
+from otter_cli.core.errors import OtterError, from_os_error
+from otter_cli.core.heap import release_free_memory
+from otter_cli.core.units import bytes_text
+
+if TYPE_CHECKING:
+    from otter_cli.checkpoint.gguf.model import ModelDescription
+    from otter_cli.checkpoint.gguf.tensors import GgufTensors
+    from otter_cli.checkpoint.gguf.whole_model import WholeModelTensors
+
+# What transformers calls them, and what safetensors does.
+DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+
+_STATEMENT = (
+    "The base is the dequantised model: the numbers that the quantised tensors stand for, stored "
+    "in `dtype`. It is not the model before quantisation."
+)
+_ELEMENTS_AT_ONCE = 2**19
+
+
+@dataclass(frozen=True)
+class Imported:
+    """`record` is what the folder's otter.import.json holds."""
+
+    out: Path
+    config: dict[str, Any]
+    tensors: int
+    parameters: int
+    stored_bytes: int
+    has_tokenizer: bool
+    record: dict[str, Any]
+
+
+def import_gguf(
+    source: Path, out: Path, *, dtype: str = "bfloat16", origin: str | None = None
+) -> Imported:
+    """Write the model of the GGUF file `source` as the checkpoint folder `out`.
+
+    `origin` says where the file came from, for the record. OtterError for what cannot be imported,
+    and then nothing is written.
+    """
+    if out.exists():
+        raise OtterError(f"{out} exists already", hint="choose another OUT, or remove it")
+    try:
+        parts = find_parts(source)
+        headers = read_headers(parts)
+        if headers:
+            refuse_what_cannot_be_imported(headers)
+        return _convert(parts, headers, out, dtype, origin)
+    except OSError as error:
+        raise from_os_error(error, f"import {source}") from error
+
+
+def _convert(
+    parts: Parts, headers: list[GgufHeader], out: Path, dtype: str, origin: str | None
+) -> Imported:
+    with staged_folder(out) as staging:
+        header = _one_file(parts, headers, staging)
+        description, tensors = _plan(header, dtype)
+        _refuse_full_disk(staging, sum(spec.nbytes for spec in tensors.specs.values()))
+        has_tokenizer = _save_tokenizer(header, staging)
+        _save_configuration(header, description, staging)
+        record = _write(parts, header, tensors, staging)
+        record = _record(header, dtype, origin, record)
+        write_json(staging / IMPORT_RECORD, record)
+        _joined(staging).unlink(missing_ok=True)
+    specs = tensors.specs.values()
+    return Imported(
+        out=out,
+        config=description.config.to_dict(),
+        tensors=len(specs),
+        parameters=sum(prod(spec.shape) for spec in specs),
+        stored_bytes=sum(spec.nbytes for spec in specs),
+        has_tokenizer=has_tokenizer,
+        record=record,
+    )
+
+
+def _one_file(parts: Parts, headers: list[GgufHeader], staging: Path) -> GgufHeader:
+    """The header of the one file that everything is read from: the source, or its parts joined."""
+    if parts.layout == "single":
+        return headers[0]
+    _refuse_full_disk(staging, sum(file.stat().st_size for file in parts.files))
+    say(f"joining {len(parts.files)} files")
+    joined = _joined(staging)
+    join(parts, headers, joined)
+    try:
+        header = read_gguf_header(joined)
+        refuse_what_cannot_be_imported([header])
+    except OtterError as error:
+        # The user knows the parts, not the file that was made of them.
+        what = error.what.replace(str(joined), f"{parts.files[0]} and what follows it")
+        missing = parts.layout == "pieces" and "truncated" in what
+        hint = "is the last piece missing? fetch it again" if missing else error.hint
+        raise OtterError(what, hint=hint) from error
+    return header
+
+
+def _joined(staging: Path) -> Path:
+    return staging / "joined.gguf"
+
+
+def _plan(
+    header: GgufHeader, dtype: str
+) -> tuple[ModelDescription, GgufTensors | WholeModelTensors]:
+    from otter_cli.checkpoint.gguf.model import describe_model
+    from otter_cli.checkpoint.gguf.tensors import GgufTensors
+    from otter_cli.checkpoint.gguf.whole_model import WholeModelTensors
+
+    description = describe_model(header, dtype)
+    if reads_by_conversion(header.architecture):
+        return description, WholeModelTensors(header, description, DTYPES[dtype])
+    return description, GgufTensors(header, description, DTYPES[dtype])
+
+
+def _refuse_full_disk(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OtterError(
+            f"{folder.parent}: {bytes_text(needed)} are needed and {bytes_text(free)} are free",
+            hint="free some space on that file system, or choose a target on another one",
+        )
+
+
+def _save_tokenizer(header: GgufHeader, staging: Path) -> bool:
+    """transformers' tokenizer for the file, with its special tokens and its chat template."""
+    if not isinstance(header.metadata.get("tokenizer.ggml.tokens"), StringArray):
+        warn(f"{header.path.name} holds no tokenizer: put the model's own into the folder")
+        return False
+    from transformers import AutoTokenizer
+
+    with read_by_transformers("tokenizer", header.path):
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(header.path.parent), gguf_file=header.path.name
+        )
+        tokenizer.save_pretrained(staging)
+    # Its merges are made of a million small objects: their memory is needed for the tensors.
+    del tokenizer
+    gc.collect()
+    release_free_memory()
+    return True
+
+
+def _save_configuration(header: GgufHeader, description: ModelDescription, staging: Path) -> None:
+    from transformers import GenerationConfig
+
+    with read_by_transformers("configuration", header.path):
+        description.config.save_pretrained(staging)
+        if not description.model.can_generate():
+            return
+        generation = GenerationConfig.from_model_config(description.config)
+        # Chat models end a turn by a token of its own, which the file names beside the end of text.
+        turn = header.metadata.get("tokenizer.ggml.eot_token_id")
+        ends = generation.eos_token_id
+        ends = [ends] if isinstance(ends, int) else list(ends or [])
+        if isinstance(turn, int) and turn not in ends:
+            generation.eos_token_id = [*ends, turn]
+        generation.save_pretrained(staging)
+
+
+def _write(
+    parts: Parts, header: GgufHeader, tensors: GgufTensors | WholeModelTensors, staging: Path
+) -> dict[str, Any]:
+    """Write the tensors; returns the record of the source's files."""
+    from otter_cli.checkpoint.writer import write_sharded
+    from otter_cli.core.digests import sha256_file
+
+    sizes = [file.stat().st_size for file in parts.files]
+    total = sum(sizes) + sum(spec.nbytes for spec in tensors.specs.values())
+    with progress(
+        total, f"importing {header.metadata.get('general.name', header.path.stem)}"
+    ) as go:
+        files = [
+            {"name": file.name, "bytes": size, "sha256": sha256_file(file, go)}
+            for file, size in zip(parts.files, sizes, strict=True)
+        ]
+
+        def make(name: str) -> Array:
+            values = _finite(tensors.make(name), name, header)
+            go(tensors.specs[name].nbytes)
+            return values
+
+        write_sharded(staging, "model", tensors.specs, make, {"format": "pt"})
+    return {"layout": parts.layout, "files": files}
+
+
+def _finite(values: Array, name: str, header: GgufHeader) -> Array:
+    """A weight that is not a number makes every logit none: it can only come from damage."""
+    import numpy as np
+
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, _ELEMENTS_AT_ONCE):
+        piece = flat[start : start + _ELEMENTS_AT_ONCE]
+        bad = (piece & 0x7F80) == 0x7F80 if piece.dtype == np.uint16 else ~np.isfinite(piece)
+        if bad.any():
+            raise OtterError(
+                f"{header.path}: tensor {name} has values that are infinite or no numbers",
+                hint="the file is damaged, or its values are beyond what the dtype can store",
+            )
+    return values
+
+
+def _record(
+    header: GgufHeader, dtype: str, origin: str | None, source: dict[str, Any]
+) -> dict[str, Any]:
+    from otter_cli.core.provenance import versions
+
+    about = {
+        key: header.metadata[f"general.{key}"]
+        for key in ("name", "license", "basename", "size_label", "finetune")
+        if f"general.{key}" in header.metadata
+    }
+    return {
+        "schema_version": 1,
+        "statement": _STATEMENT,
+        "dtype": dtype,
+        "source": {
+            "format": f"GGUF version {header.version}",
+            "origin": origin,
+            **source,
+            "architecture": header.architecture,
+            "general": about,
+            "quantisation": quantisation([header]),
+            "metadata_not_carried": unread_metadata(header),
+        },
+        "versions": versions(),
+    }
