@@ -19,15 +19,19 @@ from otter_cli.core.digests import sha256_file, sha256_json
 from otter_cli.core.intervals import mean
 from otter_cli.core.jsonlines import JsonLines
 from otter_cli.core.provenance import provenance
+from otter_cli.data.chat_template import ChatText, messages_of
 from otter_cli.data.drawing import LimitedTable
 from otter_cli.data.encoding import Encoder
 from otter_cli.data.judged_pairs import JudgedPair, read_judged_pairs
+from otter_cli.data.messages import last_text
 from otter_cli.data.preference import check_identical
 
 if TYPE_CHECKING:
     from otter_cli.benchmarks.models import Grafted
 
 ALL = "all"
+# In place of a template's text.
+_CHAT = "the chat template"
 
 
 class Judgement(Part):
@@ -72,12 +76,15 @@ def judge_pairs(
     judges: Mapping[str, Scorer],
     *,
     template: str = "{text}",
+    chat: bool = False,
     limit: int | None = None,
     limit_seed: int = 0,
 ) -> tuple[PairsResult, list[dict[str, Any]]]:
-    """The result, and a record a pair with every judge's two scores. Raises OtterError."""
+    """The result, and a record a pair with every judge's two scores; with `chat` of dialogues as
+    each judge's own chat template writes them. Raises OtterError."""
     table = file if limit is None else LimitedTable(file, limit, limit_seed)
-    found = read_judged_pairs(table, template=template)
+    tokenizer = graft.tokenizer if chat else None
+    found = read_judged_pairs(table, template=template, chat=tokenizer)
     pairs, better, worse, cut = _different(found.pairs, graft, file)
     if cut:
         warn(f"{cut} of {2 * len(found.pairs)} texts are cut to their last tokens")
@@ -87,7 +94,7 @@ def judge_pairs(
         settings=PairSettings(
             file=file.name,
             digest=sha256_file(file),
-            template=template,
+            template=_CHAT if chat else template,
             limit=limit,
             cut=cut,
             drawn=drawn_record(table.drawn) if isinstance(table, LimitedTable) else None,
@@ -138,13 +145,22 @@ def _exchanges(
 ) -> tuple[list[Exchange], int]:
     """Texts as they were trained on: one tokenisation of the whole, room left for EOS."""
     encode = Encoder(graft.tokenizer, graft.model.shape.max_positions - 1, eos=False)
-    texts = [pair.prompt + answer for pair, answer in zip(pairs, answers, strict=True)]
-    encoded = encode(texts, "pair")
+    encoded = encode([_whole(pair, answer) for pair, answer in zip(pairs, answers, strict=True)])
+    read = [ids[:end] for ids, end in zip(encoded.ids, encoded.lengths, strict=True)]
     exchanges = [
-        Exchange(f"pair {pair.name}", pair.prompt, answer, tuple(ids))
-        for pair, answer, ids in zip(pairs, answers, encoded.ids, strict=True)
+        _exchange(pair, answer, ids) for pair, answer, ids in zip(pairs, answers, read, strict=True)
     ]
     return exchanges, encoded.truncation.cut
+
+
+def _whole(pair: JudgedPair, answer: str) -> str:
+    return answer if isinstance(answer, ChatText) else pair.prompt + answer
+
+
+def _exchange(pair: JudgedPair, answer: str, ids: list[int]) -> Exchange:
+    *before, last = messages_of(answer) or [{}]
+    said = last_text([last]) if last else answer
+    return Exchange(f"pair {pair.name}", pair.prompt, said, tuple(ids), messages=tuple(before))
 
 
 def _scores(

@@ -8,6 +8,7 @@ from otter_cli.benchmarks.settings import DrawnRecord, PromptsRecord
 from otter_cli.core.console import warn
 from otter_cli.core.digests import sha256_json
 from otter_cli.core.errors import OtterError
+from otter_cli.data.chat_template import Messages, messages_of
 from otter_cli.data.drawing import RowDraw
 from otter_cli.data.encoding import Encoder
 from otter_cli.data.prompts import draw_prompts
@@ -15,25 +16,28 @@ from otter_cli.data.prompts import draw_prompts
 
 @dataclass(frozen=True)
 class PromptFile:
-    """Where prompts come from; see `data.prompts.draw_prompts`."""
+    """Where prompts come from; see `data.prompts.draw_prompts`. `chat`: they are messages to be
+    answered, or texts of a user, and the base's chat template writes them."""
 
     path: Path
     column: str | None = None
     template: str = "{text}"
     limit: int | None = None
     limit_seed: int = 0
+    chat: bool = False
 
 
 @dataclass(frozen=True)
 class BenchPrompt:
     """`name` is the prompt's line in its file. `offends_by`: tokens that hold the offending span of
-    a labelled text, 0 where there is none."""
+    a labelled text, 0 where there is none. `messages`: of a dialogue, what is to be answered."""
 
     name: str
     text: str
     tokens: tuple[int, ...]
     category: str = ""
     offends_by: int = 0
+    messages: Messages = ()
 
 
 def load_prompts(
@@ -56,12 +60,13 @@ def load_prompts(
         seed=file.limit_seed,
     )
     rows = found.rows
-    encoded = Encoder(tokenizer, room, eos=False)([row.text for row in rows], "prompt")
+    texts = [row.written(tokenizer, file.chat, file.path) for row in rows]
+    encoded = Encoder(tokenizer, room, eos=False)(texts, "prompt")
     if encoded.truncation.cut:
         warn(f"{encoded.truncation.cut} of {len(rows)} prompts are cut to their last {room} tokens")
     prompts = [
-        BenchPrompt(str(row.line), row.text, tuple(ids), row.category)
-        for row, ids in zip(rows, encoded.ids, strict=True)
+        BenchPrompt(str(row.line), str(text), tuple(ids), row.category, messages=messages_of(text))
+        for row, text, ids in zip(rows, texts, encoded.ids, strict=True)
     ]
     record = PromptsRecord(
         file=file.path.name,

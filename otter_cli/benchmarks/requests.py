@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 class Request(Section):
-    """Options that all of them share; `task_head` is the control on the same base."""
+    """Options that all of them share; `task_head` is the control on the same base. `chat`: prompts
+    go into the base's chat template."""
 
     folder: Path
     prompts: Path
@@ -26,6 +27,7 @@ class Request(Section):
     signal: str
     column: str | None = None
     template: str = "{text}"
+    chat: bool = False
     limit: PositiveInt | None = None
     limit_seed: NonNegativeInt = 0
     method: tuple[str, ...] = ()
@@ -54,7 +56,9 @@ class Request(Section):
             self.folder,
             self.task_head,
             self.signal,
-            PromptFile(self.prompts, self.column, self.template, self.limit, self.limit_seed),
+            PromptFile(
+                self.prompts, self.column, self.template, self.limit, self.limit_seed, self.chat
+            ),
             sampling,
             repeats=self.samples,
             batch=self.batch,

@@ -39,7 +39,13 @@ class RunFiles:
 
     def prompts(self) -> list[BenchPrompt]:
         lines = numbered_jsonlines(self.path / "prompts.jsonl")
-        return [BenchPrompt(**{**line, "tokens": tuple(line["tokens"])}) for _, line in lines]
+        return [
+            BenchPrompt(
+                **line
+                | {"tokens": tuple(line["tokens"]), "messages": tuple(line.get("messages", ()))}
+            )
+            for _, line in lines
+        ]
 
     def scores(self) -> Scores:
         lines = numbered_jsonlines(self.path / "scores.jsonl")

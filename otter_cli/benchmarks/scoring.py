@@ -65,6 +65,7 @@ def _exchanges(prompts: Sequence[BenchPrompt], samples: Sequence[Sample]) -> lis
             response=sample.text,
             prompt_tokens=named[sample.prompt].tokens,
             response_tokens=tuple(sample.tokens),
+            messages=named[sample.prompt].messages,
         )
         for sample in samples
     ]

@@ -80,7 +80,7 @@ def generate(
     )
     asked.check()
     prompts = prompts_of(prompt, file)
-    records = Generating(asked, folder, base, device).run(prompts)
+    records = Generating(asked, folder, base, device).run(prompts, file)
     return _outcome(records)
 
 

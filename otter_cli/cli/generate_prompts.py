@@ -7,11 +7,11 @@ from typing import Any
 
 from otter_cli.cli.stdin import lines_of_stdin
 from otter_cli.core.errors import OtterError
-from otter_cli.data import chat_template
-from otter_cli.data.prompts import read_prompts
+from otter_cli.data.chat_template import ChatText
+from otter_cli.data.prompts import Prompt, read_prompts
 
 
-def prompts_of(prompt: str | None, file: Path | None) -> list[str]:
+def prompts_of(prompt: str | None, file: Path | None) -> list[Prompt]:
     """The one prompt, those of a file, or stdin's lines for `-`. Raises OtterError for none."""
     if (prompt is None) == (file is None):
         raise OtterError(
@@ -19,17 +19,19 @@ def prompts_of(prompt: str | None, file: Path | None) -> list[str]:
             hint='otter generate FOLDER "text", or - to read prompts from stdin',
         )
     if file is not None:
-        return [row.text for row in read_prompts(file)]
+        return read_prompts(file)
     if prompt != "-":
-        return [str(prompt)]
-    lines = [line for line in lines_of_stdin() if line.strip()]
+        return [Prompt(str(prompt), 1)]
+    lines = [
+        Prompt(line, number) for number, line in enumerate(lines_of_stdin(), 1) if line.strip()
+    ]
     if not lines:
         raise OtterError("stdin holds no prompt", hint="one prompt a line")
     return lines
 
 
-def encoded_of(tokenizer: Any, text: str, chat: bool) -> list[int]:
-    """The tokens of a prompt; with `chat` of a user's message, up to where the answer begins."""
-    if not chat:
-        return list(tokenizer(text)["input_ids"])
-    return list(chat_template.chat(tokenizer, chat_template.user_turn(text), generate=True).ids)
+def encoded_of(tokenizer: Any, prompt: Prompt, chat: bool, file: Path | None = None) -> list[int]:
+    """The tokens of a prompt; with `chat` by the base's template, up to where the answer begins.
+    Raises OtterError for messages without `chat`, and for `chat` without a template."""
+    text = prompt.written(tokenizer, chat, file)
+    return list(text.ids) if isinstance(text, ChatText) else list(tokenizer(text)["input_ids"])

@@ -11,6 +11,7 @@ from otter_cli.cli.generate_drafts import drafter_of
 from otter_cli.cli.generate_prompts import encoded_of
 from otter_cli.cli.generated import Told, labels_of, record_of
 from otter_cli.core.console import progress, warn
+from otter_cli.data.prompts import Prompt
 from otter_cli.decoding import (
     Generation,
     Guide,
@@ -36,10 +37,11 @@ class Generating:
         self.shown = list(asked.signals) or scoring
         self.guides = [self._guide(text) for text in asked.guides]
 
-    def run(self, prompts: list[str]) -> list[dict[str, Any]]:
-        """A record of each prompt's text, in order."""
+    def run(self, prompts: list[Prompt], file: Path | None = None) -> list[dict[str, Any]]:
+        """A record of each prompt's text, in order; `file`: where they are from, for messages."""
         self._warn_untrained()
-        encoded = [encoded_of(self.tokenizer, text, self.asked.chat) for text in prompts]
+        chat = self.asked.chat
+        encoded = [encoded_of(self.tokenizer, prompt, chat, file) for prompt in prompts]
         streams = self.asked.stream
         if streams is None:
             streams = len(prompts) == 1 and sys.stdout.isatty()
@@ -49,8 +51,8 @@ class Generating:
         with progress(0 if streams else len(prompts), "generating") as advance:
             for start in range(0, len(prompts), batch):
                 here = slice(start, start + batch)
-                part, texts = encoded[here], prompts[here]
-                told = Told(self.tokenizer, prompts[start], part[0]) if streams else None
+                part, texts = encoded[here], [prompt.text for prompt in prompts[here]]
+                told = Told(self.tokenizer, texts[0], part[0]) if streams else None
                 rows = self._generate(part, drafter, told)
                 for text, ids, row in zip(texts, part, rows, strict=True):
                     records.append(record_of(text, ids, row, self.tokenizer, labels))

@@ -8,7 +8,7 @@ from typing import Any
 
 from otter_cli.core.errors import OtterError
 from otter_cli.data.chat_template import ChatText, chat, require_template
-from otter_cli.data.messages import Message, read_messages, shared_messages
+from otter_cli.data.messages import Message, read_messages, shared_question
 from otter_cli.data.records import Place, Record, read_records
 
 _USUAL = "messages"
@@ -45,7 +45,7 @@ class Chat:
     def _rendered(self, record: Record) -> Record:
         before = [] if self.context is None else read_messages(record, self.context, "user")
         dialogues = [self._dialogue(record, column, before) for column in self.columns]
-        shared = before or _question(dialogues)
+        shared = before or (shared_question(dialogues) if len(dialogues) > 1 else [])
         start = str(self._render(record, shared, generate=True)) if shared else ""
         values = dict(record.values)
         for column, messages in zip(self.columns, dialogues, strict=True):
@@ -75,9 +75,3 @@ class Chat:
             return chat(self.tokenizer, messages, generate=generate, prompt=prompt)
         except OtterError as error:
             raise record.error(error.what, error.hint) from error
-
-
-def _question(dialogues: list[list[Message]]) -> list[Message]:
-    """What several dialogues of a row have in common, where it is something to be answered."""
-    shared = shared_messages(dialogues) if len(dialogues) > 1 else []
-    return shared if shared and shared[-1]["role"] in ("user", "tool") else []

@@ -61,6 +61,11 @@ def chat(
     return ChatText(text, ids, messages, prompt)
 
 
+def messages_of(text: str) -> Messages:
+    """The messages of a dialogue; none of a plain text."""
+    return text.messages if isinstance(text, ChatText) else ()
+
+
 def user_turn(text: str) -> Messages:
     """The dialogue of a prompt that is plain text."""
     return [{"role": "user", "content": text}]
@@ -78,12 +83,23 @@ def turn_length(tokenizer: Any, ids: Sequence[int]) -> tuple[int, bool]:
     return len(ids), False
 
 
-def turn_end(tokenizer: Any) -> int | None:
-    """The token that ends an assistant's turn, or None where the template writes none."""
-    dialogue = [*user_turn("a"), {"role": "assistant", "content": "b"}]
-    ids = _apply(tokenizer, dialogue, generate=False, tokenize=True)
-    length, ended = turn_length(tokenizer, ids)
-    return int(ids[length - 1]) if ended else None
+def turn_closing(tokenizer: Any) -> list[int]:
+    """What the template writes after an answer, up to where a finished dialogue is read: the token
+    that ends the turn, where it has one. Two answers have it in common."""
+    closing: list[int] = []
+    for one, other in zip(*(_answered(tokenizer, answer) for answer in "bc"), strict=False):
+        if one != other:
+            break
+        closing.insert(0, one)
+    return closing
+
+
+def close_turn(tokens: Sequence[int], closing: Sequence[int], eos: int | None) -> list[int]:
+    """A prompt with its generated answer, as a finished dialogue is read in training."""
+    ids, end = list(tokens), list(closing)
+    if end and ids[-len(end) :] == end:
+        return ids
+    return [*(ids[:-1] if ids[-1:] == [eos] else ids), *end]
 
 
 def require_template(tokenizer: Any) -> None:
@@ -93,6 +109,14 @@ def require_template(tokenizer: Any) -> None:
             "the tokenizer has no chat template",
             hint="leave chat out, or give the base's tokenizer_config.json a chat_template",
         )
+
+
+def _answered(tokenizer: Any, answer: str) -> list[int]:
+    """The ids of a short dialogue, from its end to its start."""
+    dialogue = [*user_turn("a"), {"role": "assistant", "content": answer}]
+    ids = _apply(tokenizer, dialogue, generate=False, tokenize=True)
+    length, _ = turn_length(tokenizer, ids)
+    return list(ids[:length][::-1])
 
 
 @lru_cache(maxsize=8)

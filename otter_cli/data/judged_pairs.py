@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from otter_cli.core.console import say
+from otter_cli.data.chat import Chat
+from otter_cli.data.chat_template import ChatText
 from otter_cli.data.columns import ignored_columns, pair_prompt, sample_rows
 from otter_cli.data.preference import shared_dialogue
 from otter_cli.data.records import Place, Record, read_rows
@@ -22,7 +25,7 @@ _SECTION_OF = {subset: name for name, subsets in _SECTIONS.items() for subset in
 
 @dataclass(frozen=True)
 class JudgedPair:
-    """`name` is its line; both texts go on from `prompt`."""
+    """`name` is its line; both texts go on from `prompt`. A `ChatText` has its prompt in it."""
 
     name: str
     prompt: str
@@ -39,18 +42,28 @@ class JudgedPairs:
     ignored: list[str]
 
 
-def read_judged_pairs(path: str | Place, *, template: str = "{text}") -> JudgedPairs:
+def read_judged_pairs(
+    path: str | Place, *, template: str = "{text}", chat: Any = None
+) -> JudgedPairs:
     """RewardBench (`prompt`, `chosen`, `rejected`, `subset`) and HH (`chosen`, `rejected`, whole
     dialogues), from jsonl or csv. The prompt may have any of its usual names. `template` holds
-    {text} for a prompt that has a column."""
+    {text} for a prompt that has a column.
+
+    `chat`: a tokenizer whose chat template writes the dialogues; prompt and answers are messages,
+    or texts of a user and of the assistant.
+    """
     place = Path(path) if isinstance(path, str) else path
     sample = sample_rows(place)
     column = pair_prompt("chosen", "rejected", sample)
+    if chat is not None:
+        place = Chat(place, chat, ("chosen", "rejected"), column)
 
     def parse(record: Record) -> JudgedPair:
         better, worse = record.text("chosen"), record.text("rejected")
         subset = str(record.values.get("subset", record.values.get("section", "")))
-        if column is not None:
+        if isinstance(better, ChatText):
+            prompt = better.prompt
+        elif column is not None:
             prompt = template.replace("{text}", record.text(column))
         else:
             prompt = shared_dialogue(better, worse)

@@ -15,11 +15,6 @@ _LABELS = {"role", "name", "tool_call_id"}
 _EXAMPLE = 'messages are a list like [{"role": "user", "content": "Hello"}]'
 
 
-def holds_messages(value: Any) -> bool:
-    """Whether a value is meant as messages: a list of objects."""
-    return isinstance(value, list) and bool(value) and all(isinstance(m, Mapping) for m in value)
-
-
 def read_messages(record: Record, column: str, role: str | None = None) -> list[Message]:
     """The messages of a column; of a plain text, one message of `role` where that is given.
 
@@ -47,14 +42,14 @@ def read_prompt(record: Record, column: str) -> list[Message]:
     return messages
 
 
-def shared_messages(dialogues: list[list[Message]]) -> list[Message]:
-    """What all dialogues begin with."""
+def shared_question(dialogues: list[list[Message]]) -> list[Message]:
+    """What all dialogues begin with, where it is something to be answered."""
     shared: list[Message] = []
     for first, *others in zip(*dialogues, strict=False):
         if any(other != first for other in others):
             break
         shared.append(first)
-    return shared
+    return shared if shared and shared[-1]["role"] in ("user", "tool") else []
 
 
 def last_text(messages: list[Message]) -> str:

@@ -3,10 +3,21 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from otter_cli.core.errors import OtterError
+from otter_cli.data import chat_template
+from otter_cli.data.chat_template import Messages
+from otter_cli.data.columns import is_messages
 from otter_cli.data.drawing import LimitedTable, RowDraw, toxicity_of
 from otter_cli.data.lines import format_of, numbered_lines
+from otter_cli.data.messages import (
+    Message,
+    last_text,
+    read_messages,
+    read_prompt,
+    shared_question,
+)
 from otter_cli.data.preference import shared_dialogue
 from otter_cli.data.records import Place, Record, read_rows
 
@@ -15,16 +26,37 @@ _SLOT = "{text}"
 
 @dataclass(frozen=True)
 class Prompt:
-    """`text` is ready for the tokenizer; `line` (from 1) names the prompt within its file."""
+    """`text` is ready for the tokenizer; `line` (from 1) names the prompt within its file.
+    `messages`: the dialogue to be answered, where the file holds messages; `text` is then what the
+    last of them says."""
 
     text: str
     line: int
     category: str = ""
+    messages: Messages = ()
 
     @property
     def identity(self) -> tuple[str, ...]:
         """What must not occur in both training and test data."""
         return (self.text,)
+
+    def written(self, tokenizer: Any, chat: bool, file: object = None) -> str:
+        """What an encoder reads: the text, or with `chat` a `ChatText` up to where the answer
+        begins; a text is then a user's message. Raises OtterError, with file and line."""
+        where = "the prompt" if file is None else f"{file}, line {self.line}"
+        if not chat:
+            if self.messages:
+                raise OtterError(
+                    f"{where}: the prompt is a list of messages",
+                    hint="--chat writes them as the base's chat template does",
+                )
+            return self.text
+        try:
+            return chat_template.chat(
+                tokenizer, self.messages or chat_template.user_turn(self.text), generate=True
+            )
+        except OtterError as error:
+            raise OtterError(f"{where}: {error.what}", hint=error.hint) from error
 
 
 @dataclass(frozen=True)
@@ -41,8 +73,9 @@ def read_prompts(
     """Prompts from rows or, in a txt file, from lines.
 
     Without `column` a row's form is recognised: preference pairs (the dialogue that both share),
-    RealToxicityPrompts, Spec-Bench (its first turn), `prompt`, `text`. `template` holds {text},
-    e.g. "\\n\\nHuman: {text}\\n\\nAssistant:"; a pair's dialogue has its own form and skips it.
+    RealToxicityPrompts, Spec-Bench (its first turn), `prompt`, `text`, `messages`. `template` holds
+    {text}, e.g. "\\n\\nHuman: {text}\\n\\nAssistant:"; a pair's dialogue has its own form and skips
+    it, and so do messages.
     """
     return draw_prompts(path, column=column, template=template).rows
 
@@ -63,6 +96,9 @@ def draw_prompts(
         place, column = _Lines(Path(path)), "text"
 
     def parse(record: Record) -> Prompt:
+        if messages := _messages(record, column):
+            category = str(record.values.get("category") or "")
+            return Prompt(last_text(messages), record.line, category, messages)
         if column is None and {"chosen", "rejected"} <= record.values.keys():
             return Prompt(_dialogue(record), record.line)
         text = record.text(column) if column else _recognised(record)
@@ -90,6 +126,26 @@ class _Lines:
                 yield Record(self.path, number, {"text": line.rstrip("\r\n")})
 
 
+def _messages(record: Record, column: str | None) -> list[Message]:
+    """The dialogue of a row that holds messages; of a pair of dialogues, what both begin with."""
+    values = record.values
+    if column is not None:
+        return read_prompt(record, column) if is_messages(record.value(column)) else []
+    for name in ("messages", "prompt"):
+        if is_messages(values.get(name)):
+            return read_prompt(record, name)
+    sides = [name for name in ("chosen", "rejected") if is_messages(values.get(name))]
+    if len(sides) < 2:
+        return []
+    shared = shared_question([read_messages(record, name) for name in sides])
+    if not shared:
+        raise record.error(
+            "'chosen' and 'rejected' share no message to be answered",
+            "name the column that holds the prompt",
+        )
+    return shared
+
+
 def _recognised(record: Record) -> str:
     values = record.values
     if "turns" in values:
@@ -101,7 +157,8 @@ def _recognised(record: Record) -> str:
             return record.text(column)
     raise record.error(
         f"no prompt in columns {', '.join(map(repr, values))}",
-        "name the column: prompts are looked for in prompt, text, turns, and chosen with rejected",
+        "name the column: prompts are looked for in prompt, text, turns, messages, "
+        "and chosen with rejected",
     )
 
 

@@ -1,13 +1,16 @@
 """`otter generate` as a user types it."""
 
 import json
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from otter_cli.cli.generate_prompts import encoded_of, prompts_of
+from otter_cli.core.errors import OtterError
+from otter_cli.data.prompts import Prompt
 from tests.conftest import Otter
+from tests.support.chat import TEMPLATES, chat_tokenizer, said
 from tests.support.grafts import random_graft
 
 
@@ -241,12 +244,45 @@ def test_near_ties_show_both_paths(
     assert "near-tie at token 2" in page and max(map(len, page.splitlines())) <= 100
 
 
-def test_a_prompt_goes_into_the_base_s_own_template(tiny_tokenizer: Any) -> None:
-    from otter_cli.cli.generate_prompts import encoded_of
+@pytest.mark.parametrize("adds_bos", [True, False])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_the_ids_of_chat_prompts_are_transformers_own(
+    tiny_tokenizer: Any, template: str, adds_bos: bool, tmp_path: Path
+) -> None:
+    tokenizer = chat_tokenizer(tiny_tokenizer, TEMPLATES[template], adds_bos=adds_bos)
+    dialogue = said("hi", "yes?", "hello")
+    rows = [
+        {"prompt": "hello"},
+        {"prompt": dialogue},
+        {"messages": dialogue},
+        {"chosen": [*dialogue, *said("", "a")[1:]], "rejected": [*dialogue, *said("", "b")[1:]]},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    messages = [said("hello"), dialogue, dialogue, dialogue]
+    for prompt, given in zip(prompts_of(None, file), messages, strict=True):
+        assert encoded_of(tokenizer, prompt, chat=True) == tokenizer.apply_chat_template(
+            given, tokenize=True, return_dict=False, add_generation_prompt=True
+        )
 
-    tokenizer = deepcopy(tiny_tokenizer)
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}->"
-    ids = encoded_of(tokenizer, "hello", chat=True)
-    # The template writes the special tokens itself, where it wants some.
-    assert ids == tiny_tokenizer("hello->", add_special_tokens=False)["input_ids"]
-    assert encoded_of(tiny_tokenizer, "hello", chat=False) == tiny_tokenizer("hello")["input_ids"]
+
+def test_prompts_that_need_a_template_are_told_by_file_and_line(
+    tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"messages": said("hello")}) + "\n")
+    (prompt,) = prompts_of(None, file)
+    with pytest.raises(OtterError, match="rows.jsonl, line 1: the prompt is a list of messages"):
+        encoded_of(tiny_tokenizer, prompt, False, file)
+    with pytest.raises(OtterError, match="line 1: the tokenizer has no chat template"):
+        encoded_of(tiny_tokenizer, prompt, True, file)
+    plain = Prompt("hello", 1)
+    with pytest.raises(OtterError, match="^the prompt: the tokenizer has no chat template"):
+        encoded_of(tiny_tokenizer, plain, chat=True)
+    assert encoded_of(tiny_tokenizer, plain, chat=False) == tiny_tokenizer("hello")["input_ids"]
+    file.write_text(json.dumps({"messages": said("hello", "yes")}) + "\n")
+    with pytest.raises(OtterError, match="line 1: 'messages' ends with the assistant's own"):
+        prompts_of(None, file)
+    file.write_text(json.dumps({"chosen": said("a", "b"), "rejected": said("c", "d")}) + "\n")
+    with pytest.raises(OtterError, match="line 1: 'chosen' and 'rejected' share no message"):
+        prompts_of(None, file)

@@ -31,7 +31,7 @@ class EncoderScorer:
         )
 
     def score(self, exchanges: Sequence[Exchange]) -> Scores:
-        return {"coherence": [self._cosine(e.prompt, e.response) for e in exchanges]}
+        return {"coherence": [self._cosine(e.question, e.response) for e in exchanges]}
 
     def _cosine(self, prompt: str, response: str) -> float:
         if not response.strip():

@@ -9,19 +9,29 @@ from pydantic import BaseModel, ConfigDict
 
 from otter_cli.core.console import Advance
 from otter_cli.core.errors import OtterError
+from otter_cli.data.chat_template import Messages
+from otter_cli.data.messages import last_text
 
 Scores = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A prompt and its response, as texts and as the base's tokens; `name` is for messages."""
+    """A prompt and its response, as texts and as the base's tokens; `name` is for messages of
+    errors. `messages`: of a dialogue, what the response answers; `prompt` is then as the base's
+    template writes it."""
 
     name: str
     prompt: str
     response: str
     prompt_tokens: tuple[int, ...] = ()
     response_tokens: tuple[int, ...] = ()
+    messages: Messages = ()
+
+    @property
+    def question(self) -> str:
+        """What is answered, without what a template writes around it."""
+        return last_text(list(self.messages)) if self.messages else self.prompt
 
 
 class ScorerRecord(BaseModel):

@@ -14,6 +14,9 @@ Folder = Annotated[Path, typer.Argument(help="the grafted folder")]
 Prompts = Annotated[Path, option("--prompts", "jsonl, csv or txt, plain or .gz", "Prompts")]
 Column = Annotated[str | None, option("--column", "where the prompt stands", "Prompts")]
 Template = Annotated[str, option("--template", "what {text} is put into", "Prompts")]
+Chat = Annotated[
+    bool, option("--chat", "messages, or what a user says: by the base's template", "Prompts")
+]
 Limit = Annotated[
     int | None, option("--limit", "only so many prompts, drawn across categories", "Prompts")
 ]

@@ -8,6 +8,7 @@ from otter_cli.cli.bench.app import app
 from otter_cli.cli.bench.options import (
     Batch,
     Candidates,
+    Chat,
     Column,
     Device,
     Folder,
@@ -62,6 +63,7 @@ def preference(
     ] = None,
     column: Column = None,
     template: Template = "{text}",
+    chat: Chat = False,
     limit: Limit = None,
     limit_seed: LimitSeed = 0,
     signal: Signal = "reward",
@@ -92,7 +94,9 @@ def preference(
     """
     if pairs is not None:
         folders = {"task head": task_head, "reward model": reward_model, "gold": gold}
-        return _judge(folder, pairs, signal, template, limit, limit_seed, folders, device, out)
+        return _judge(
+            folder, pairs, signal, template, chat, limit, limit_seed, folders, device, out
+        )
     if prompts is None or task_head is None or reward_model is None or gold is None:
         raise OtterError(
             "a run needs --prompts, --task-head, --reward-model and --gold",
@@ -106,6 +110,7 @@ def preference(
         task_head=task_head,
         column=column,
         template=template,
+        chat=chat,
         limit=limit,
         limit_seed=limit_seed,
         signal=signal,
@@ -134,6 +139,7 @@ def _judge(
     pairs: Path,
     signal: str,
     template: str,
+    chat: bool,
     limit: int | None,
     limit_seed: int,
     others: dict[str, Path | None],
@@ -149,7 +155,7 @@ def _judge(
     known = {name: path for name, path in others.items() if path is not None}
     asked = judges(graft, signal, known)
     result, records = judge_pairs(
-        pairs, graft, asked, template=template, limit=limit, limit_seed=limit_seed
+        pairs, graft, asked, template=template, chat=chat, limit=limit, limit_seed=limit_seed
     )
     where = out or Path("runs") / f"pairs-{result.key[:10]}"
     write_pairs(result, records, where)

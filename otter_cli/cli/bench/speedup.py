@@ -5,6 +5,7 @@ from typing import Annotated
 from otter_cli.cli.app import Outcome, verb
 from otter_cli.cli.bench.app import app
 from otter_cli.cli.bench.options import (
+    Chat,
     Column,
     Device,
     Folder,
@@ -35,6 +36,7 @@ def speedup(
     task_head: TaskHead,
     column: Column = None,
     template: Template = "{text}",
+    chat: Chat = False,
     limit: Limit = None,
     limit_seed: LimitSeed = 0,
     signal: Signal = "future",
@@ -58,6 +60,7 @@ def speedup(
         task_head=task_head,
         column=column,
         template=template,
+        chat=chat,
         limit=limit,
         limit_seed=limit_seed,
         signal=signal,

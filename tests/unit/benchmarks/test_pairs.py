@@ -1,7 +1,9 @@
 """Which of two answers is better: formats, sections, ties, and judges that are asked fairly."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +11,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from otter_cli.benchmarks.pairs import PairsResult, judge_pairs
 from otter_cli.benchmarks.scorers import RuleScorer
+from otter_cli.benchmarks.scorers.signal import SignalScorer
 from otter_cli.core.errors import OtterError
 from otter_cli.data.judged_pairs import read_judged_pairs
 from tests.conftest import Otter
+from tests.support.chat import TEMPLATES, chat_tokenizer, said
 from tests.support.contestants import Contestants
 
 LETTERS = RuleScorer("letters", lambda _, text: float(text.count("a")), digest="1")
@@ -130,3 +134,24 @@ def test_a_limit_is_drawn_across_sections_and_is_part_of_the_key(tmp_path: Path,
     keys = [result.key for result, _ in runs]
     assert keys[0] == keys[1] and len(set(keys)) == 3
     assert runs[3][0].settings.drawn is None
+
+
+@pytest.mark.parametrize("form", ["prompt and answers", "whole dialogues"])
+def test_pairs_of_dialogues_are_judged_by_the_template(
+    form: str, grafts: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    tokenizer = chat_tokenizer(tiny_tokenizer, TEMPLATES["BOS at every turn"], adds_bos=False)
+    graft = replace(grafts[0], tokenizer=tokenizer)
+    row: dict[str, Any] = {"chosen": said("who?", "me"), "rejected": said("who?", "not me")}
+    if form == "prompt and answers":
+        row = {"prompt": "who?", "chosen": "me", "rejected": row["rejected"][1:]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    judge = {"insertion": SignalScorer(graft, "reward")}
+    _, (record,) = judge_pairs(tmp_path / "rows.jsonl", graft, judge, chat=True)
+    for score, answer in zip(record["scores"]["insertion"], ["me", "not me"], strict=True):
+        ids = tokenizer.apply_chat_template(said("who?", answer), tokenize=True, return_dict=False)
+        with torch.no_grad():
+            signal = graft.model(torch.tensor([ids])).signals["reward"][0]
+        # At the end of the turn; a newline comes after it.
+        assert ids[-2] == tokenizer.eos_token_id
+        assert score == pytest.approx(signal[-2].item(), abs=1e-6)

@@ -1,12 +1,15 @@
 """Prompts as every method gets them."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from otter_cli.benchmarks.prompts import PromptFile, load_prompts
 from otter_cli.benchmarks.settings import PromptsRecord, RunSettings
 from otter_cli.core.errors import OtterError
+from tests.support.chat import TEMPLATES, chat_tokenizer, said
 from tests.support.contestants import Contestants
 from tests.unit.benchmarks.runs import Pair
 
@@ -50,3 +53,22 @@ def test_a_limit_is_recorded_and_decides_the_key_by_its_prompts_alone(
 
     older = settings(drawn.model_copy(update={"drawn": None}))
     assert settings(drawn).key == older.key and not settings(drawn).differences(older)
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_the_ids_of_dialogues_are_transformers_own(
+    tiny_tokenizer: Any, template: str, adds_bos: bool, tmp_path: Path
+) -> None:
+    tokenizer = chat_tokenizer(tiny_tokenizer, TEMPLATES[template], adds_bos=adds_bos)
+    rows = [{"turns": ["hi", "and?"]}, {"messages": said("a", "b", "c")}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompts, _ = load_prompts(PromptFile(file, chat=True), tokenizer, positions=99, new_tokens=9)
+    for prompt, given in zip(prompts, [said("hi"), said("a", "b", "c")], strict=True):
+        assert list(prompt.messages) == given
+        assert list(prompt.tokens) == tokenizer.apply_chat_template(
+            given, tokenize=True, return_dict=False, add_generation_prompt=True
+        )
+    with pytest.raises(OtterError, match="rows.jsonl, line 2: the prompt is a list of messages"):
+        load_prompts(PromptFile(file), tokenizer, positions=99, new_tokens=9)

@@ -1,5 +1,8 @@
 """Scores of models against the models themselves."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -8,6 +11,8 @@ from otter_cli.benchmarks.models import load_reward_model
 from otter_cli.benchmarks.scorers import Exchange
 from otter_cli.benchmarks.scorers.reward_model import RewardModelScorer
 from otter_cli.benchmarks.scorers.signal import SignalScorer
+from otter_cli.core.errors import OtterError
+from tests.support.chat import TEMPLATES, chat_tokenizer, said
 from tests.support.contestants import Contestants
 from tests.unit.benchmarks.runs import Pair
 
@@ -36,3 +41,40 @@ def test_a_signals_score_is_read_at_the_end(grafts: Pair) -> None:
     with torch.no_grad():
         out = graft.model(torch.tensor([[*prompt, *response, 2]]))
     assert ended == pytest.approx([out.signals["reward"][0, -1].item()], abs=1e-6)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_dialogue_is_scored_as_its_template_ends_it(
+    contestants: Contestants, grafts: Pair, tiny_tokenizer: Any, template: str, ended: bool
+) -> None:
+    """By the graft on its generated tokens, by a reward model on its own reading of the text: both
+    at the token that a training text is read at."""
+    tokenizer = chat_tokenizer(tiny_tokenizer, TEMPLATES[template], adds_bos=False)
+    prompt = tokenizer.apply_chat_template(
+        said("hi"), tokenize=True, return_dict=False, add_generation_prompt=True
+    )
+    whole = tokenizer.apply_chat_template(said("hi", "yo"), tokenize=True, return_dict=False)
+    eos = tokenizer.eos_token_id
+    if eos in whole:
+        whole = whole[: len(whole) - whole[::-1].index(eos)]
+    response = [*tokenizer("yo", add_special_tokens=False)["input_ids"], *[eos][: int(ended)]]
+    exchange = Exchange("a", "", "yo", tuple(prompt), tuple(response), messages=tuple(said("hi")))
+    graft = replace(grafts[0], tokenizer=tokenizer)
+    with torch.no_grad():
+        of_graft = graft.model(torch.tensor([whole])).signals["reward"][0, -1].item()
+    assert SignalScorer(graft, "reward").score([exchange])["reward"] == pytest.approx(
+        [of_graft], abs=1e-6
+    )
+    model, _, record = load_reward_model(contestants.gold, device="cpu")
+    with torch.no_grad():
+        expected = float(model(torch.tensor([whole])).logits)
+    scorer = RewardModelScorer(model, tokenizer, record)
+    assert scorer.score([exchange])["reward"] == pytest.approx([expected], abs=1e-6)
+
+
+def test_a_reward_model_without_a_template_reads_no_dialogue(contestants: Contestants) -> None:
+    scorer = RewardModelScorer(*load_reward_model(contestants.gold, device="cpu"))
+    exchange = Exchange("a", "", "yo", messages=tuple(said("hi")))
+    with pytest.raises(OtterError, match="gold: the tokenizer has no chat template"):
+        scorer.score([exchange])

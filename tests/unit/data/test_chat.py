@@ -9,7 +9,7 @@ import pytest
 import otter_cli
 from otter_cli.core.errors import OtterError
 from otter_cli.data.chat import Chat
-from otter_cli.data.chat_template import chat, turn_end
+from otter_cli.data.chat_template import chat, close_turn, turn_closing
 from otter_cli.data.datasets import Blocks, Labelled, Pairs
 from otter_cli.data.encoding import Encoder
 from otter_cli.data.labelled import read_labelled
@@ -118,7 +118,19 @@ def test_a_dialogue_is_read_at_the_token_that_ends_its_last_turn(tokenizer: Any)
         assert batch.attention_mask[0].tolist() == [
             int(i <= last) for i in range(batch.input_ids.shape[1])
         ]
-    assert turn_end(tokenizer) == (end if end in ids else None)
+    assert turn_closing(tokenizer) == ids[last_of[False] + 1 if end in ids else -1 :][:1]
+
+
+def test_a_generated_answer_is_closed_as_a_trained_one_is(tokenizer: Any) -> None:
+    """Prompt and answer, read at the same token, whether the model has written its end or not."""
+    data = Encoder(tokenizer, 99)([chat(tokenizer, HELLO)])
+    trained = data.ids[0][: data.lengths[0]]
+    prompt = ids_of(tokenizer, HELLO[:1], add_generation_prompt=True)
+    answer = tokenizer(HELLO[1]["content"], add_special_tokens=False)["input_ids"]
+    closing, eos = turn_closing(tokenizer), tokenizer.eos_token_id
+    assert close_turn([*prompt, *answer], closing, eos) == trained
+    assert close_turn([*prompt, *answer, eos], closing, eos) == trained
+    assert close_turn(trained, closing, eos) == trained
 
 
 def test_a_dialogue_is_cut_and_counted_and_still_read_at_its_end(chatml: Any) -> None:
