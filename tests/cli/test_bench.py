@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Otter
+from tests.support.chat import TEMPLATES, said
 from tests.support.contestants import Contestants, write_contestants
 
 
@@ -199,3 +200,36 @@ def test_monitors_read_pairs_and_held_out_rows(
     assert neither.returncode == 2 and "either --recipe or --pairs" in neither.stderr
     unnamed = otter_here(*command, "--pairs", pairs, "--monitor", "head")
     assert unnamed.returncode == 2 and "no NAME=FOLDER" in unnamed.stderr
+
+
+def test_prompts_of_messages_are_chatted_with_and_scored_again(
+    otter_here: Otter, tiny_llama: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_llama, base)
+    (base / "chat_template.jinja").write_text(TEMPLATES["BOS at every turn"])
+    chatting = write_contestants(base, tmp_path)
+    rows = [{"messages": said("hi", "yes?", "go on")}, {"prompt": "hello"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [
+        "bench", "preference", chatting.graft, "--prompts", tmp_path / "rows.jsonl",
+        "--task-head", chatting.head, "--reward-model", chatting.reward_model,
+        "--gold", chatting.gold, "--candidates", 4, "--max-new-tokens", 4,
+        "--out", tmp_path / "run",
+    ]  # fmt: skip
+    refused = otter_here(*command)
+    assert refused.returncode == 2 and "rows.jsonl, line 1: the prompt is a list" in refused.stderr
+    done = otter_here(*command, "--chat", "--json")
+    assert done.returncode == 0, done.stderr
+    prompts = _lines(tmp_path / "run" / "prompts.jsonl")
+    assert [prompt["messages"] for prompt in prompts] == [rows[0]["messages"], said("hello")]
+    scores = _lines(tmp_path / "run" / "scores.jsonl")
+    again = otter_here(
+        "bench", "rescore", tmp_path / "run", "--scorer", f"reward-model:{chatting.gold}"
+    )
+    assert again.returncode == 0, again.stderr
+    assert _lines(tmp_path / "run" / "scores.jsonl") == scores
+
+
+def _lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.open()]
