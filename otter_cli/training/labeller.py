@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from otter_cli.checkpoint.listing import MANIFEST
+from otter_cli.core.errors import OtterError
 from otter_cli.core.suggest import label_index
 from otter_cli.scorers.detoxify import load_detoxify
 
-# One number a text, in their order.
+# One number a text, in their order. Of a `ChatText`, one that reads tokens reads its ids.
 Labeller = Callable[[Sequence[str]], list[float]]
 
 
@@ -49,11 +51,34 @@ def _values(folder: Path, signal: str, eos: bool, device: str) -> Labeller:
     encode = Encoder(tokenizer, _positions(folder), eos=eos, empty=True)
 
     def label(texts: Sequence[str]) -> list[float]:
-        batch = pad(encode(texts).ids, encode.pad_id).to(device)
+        encoded = encode(texts)
+        batch = pad(encoded.ids, encode.pad_id, encoded.lengths).to(device)
         found: list[float] = teacher_values(folder, signal, batch)[last_tokens(batch)].tolist()
         return found
 
     return label
+
+
+def check_reads_dialogues(labeller: Path, folder: Path) -> None:
+    """Raises OtterError where a labeller reads other tokens than the base of `folder` writes."""
+    from otter_cli.model.pretrained import load_tokenizer
+
+    reads_tokens = (labeller / MANIFEST).is_file() or (
+        not any(labeller.glob("*.ckpt")) and _labels_of(labeller) == 1
+    )
+    if reads_tokens and _vocabulary(load_tokenizer(labeller)) != _vocabulary(
+        load_tokenizer(folder)
+    ):
+        raise OtterError(
+            f"the labeller {labeller} has another vocabulary than the base, and cannot read its "
+            "dialogues",
+            hint="reads: continuation, or a labeller of the same base",
+        )
+
+
+def _vocabulary(tokenizer: Any) -> dict[str, int]:
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    return vocabulary
 
 
 def _classifier(folder: Path, label: str | None, device: str) -> Labeller:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from otter_cli.core.errors import OtterError
 from otter_cli.core.jsonlines import JsonLines, read_jsonlines
 from otter_cli.core.lock import writer_lock
 from otter_cli.core.seeds import derive_seed
+from otter_cli.data.chat_template import ChatText, close_turn, turn_closing
 from otter_cli.data.states import state_key
 
 if TYPE_CHECKING:
@@ -31,7 +33,8 @@ Labels = dict[str, list[float]]
 @dataclass(frozen=True)
 class Drawing:
     """How continuations are drawn and what is labelled: all that decides the labels, but for the
-    states. `base` and `labeller` are digests."""
+    states. `base` and `labeller` are digests. `chat`: the states are of dialogues, and a labeller
+    that reads tokens reads theirs."""
 
     base: Mapping[str, str]
     labeller: str
@@ -42,10 +45,17 @@ class Drawing:
     tokens: int
     temperature: float
     seed: int
+    chat: bool = False
+
+    @property
+    def described(self) -> dict[str, Any]:
+        # Labels from before there were dialogues keep their names.
+        unsaid = set() if self.chat else {"chat"}
+        return {key: value for key, value in asdict(self).items() if key not in unsaid}
 
     @property
     def name(self) -> str:
-        return f"rollouts-{sha256_json(asdict(self))[:16]}"
+        return f"rollouts-{sha256_json(self.described)[:16]}"
 
 
 def roll_out(
@@ -62,7 +72,7 @@ def roll_out(
     store.mkdir(parents=True, exist_ok=True)
     path = store / f"{drawing.name}.jsonl"
     with writer_lock(path):
-        write_json(path.with_suffix(".json"), asdict(drawing))
+        write_json(path.with_suffix(".json"), drawing.described)
         found = _known(path, drawing)
         missing = [key for key in wanted if key not in found]
         if missing:
@@ -116,10 +126,20 @@ class _Worker:
         ends = self.tokenizer.eos_token_id
         tokens = continuations(self.base, prefix, drawn, drawing.temperature, ends)
         before = prefix if drawing.reads == "text" else []
-        texts = [
-            self.tokenizer.decode([*before, *more], skip_special_tokens=True) for more in tokens
-        ]
+        texts = [self._text([*before, *more]) for more in tokens]
         return {"tokens": tokens, "labels": self.labeller(texts)}
+
+    def _text(self, ids: list[int]) -> str:
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        if not (self.drawing.chat and self.drawing.reads == "text"):
+            return text
+        if self.drawing.eos:
+            ids = close_turn(ids, self._closing, self.tokenizer.eos_token_id)
+        return ChatText(text, ids)
+
+    @cached_property
+    def _closing(self) -> list[int]:
+        return turn_closing(self.tokenizer)
 
 
 def continuations(

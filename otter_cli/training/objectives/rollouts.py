@@ -98,11 +98,13 @@ class Rollouts(Objective):
 
     def prepare(self, datasets: Sequence[Any], folder: Path, device: str) -> dict[str, Any]:
         """Raises OtterError for a labeller that does not fit, and where the base has no room."""
-        from otter_cli.training.labeller import load_labeller
+        from otter_cli.training.labeller import check_reads_dialogues, load_labeller
         from otter_cli.training.rollouts import roll_out
 
         self._require_room(datasets, folder)
         labeller = find_data(self.labeller)
+        if self.train.chat and self.reads == "text":
+            check_reads_dialogues(labeller, folder)
         drawing = self._drawing(folder, labeller)
         labels = roll_out(
             [prefix for data in datasets for prefix in data.prefixes()],
@@ -135,6 +137,7 @@ class Rollouts(Objective):
         return Drawing(
             base=base,
             labeller=files_digest(labeller),
+            chat=self.train.chat,
             **self.model_dump(
                 include={"label", "eos", "reads", "samples", "tokens", "temperature", "seed"}
             ),

@@ -1,8 +1,10 @@
 """Values by rollouts: continuations and targets against an independent computation of both."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,13 @@ from otter_cli.data.datasets import Batch, pad
 from otter_cli.data.encoding import Encoder
 from otter_cli.data.states import States, state_key
 from otter_cli.insertion import Manifest
+from otter_cli.model import OtterForCausalLM
 from otter_cli.training import train
-from otter_cli.training.labeller import load_labeller
+from otter_cli.training.labeller import check_reads_dialogues, load_labeller
 from otter_cli.training.objectives import Positions, Rollouts
 from otter_cli.training.objectives.pointwise import value_metrics
 from otter_cli.training.rollouts import Drawing, Labels, roll_out
+from tests.support.chat import TEMPLATES, said
 from tests.support.grafts import random_graft
 from tests.support.training import small_graft, small_recipe, softplus, write_data
 
@@ -276,3 +280,44 @@ def test_detoxify_labels_by_name(shared: Path) -> None:
     rude, kind = label(["you stupid idiot", "thank you, that was kind"])
     assert rude > 0.9 > 0.1 > kind
     assert label(["you stupid idiot"]) == pytest.approx([rude], abs=1e-5)
+
+
+@pytest.mark.parametrize("template", ["BOS at every turn", "no end of turns"])
+@pytest.mark.parametrize("eos", [True, False])
+def test_a_labeller_of_tokens_reads_a_dialogue_as_it_was_trained_on(
+    tiny_llama: Path, tmp_path: Path, template: str, eos: bool
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_llama, base)
+    (base / "chat_template.jinja").write_text(TEMPLATES[template])
+    labeller = random_graft(base, tmp_path / "labeller", scale=0.2)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    prefix = tokenizer.apply_chat_template(
+        said("hi"), tokenize=True, return_dict=False, add_generation_prompt=True
+    )
+    drawing = replace(DRAWING, chat=True, eos=eos)
+    make = partial(load_labeller, labeller, "reward", eos=eos, device="cpu")
+    labels = roll_out([prefix], drawing, base, tmp_path / "store", make, "cpu")
+    record = _records(tmp_path / "store")[state_key(prefix)]
+    end = tokenizer("</s>" if template == "BOS at every turn" else ";", add_special_tokens=False)
+    model = OtterForCausalLM.from_pretrained(labeller)
+    for label, more in zip(labels[state_key(prefix)], record["tokens"], strict=True):
+        ids = [*prefix, *more, *(end["input_ids"] if eos else [])]
+        with torch.no_grad():
+            value = model(torch.tensor([ids])).signals["reward"][0, -1].item()
+        assert label == pytest.approx(value, abs=1e-5)
+
+
+def test_a_labeller_of_another_vocabulary_reads_no_dialogues(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_llama, other)
+    graft = random_graft(tiny_llama, tmp_path / "graft")
+    labeller = random_graft(other, tmp_path / "labeller")
+    check_reads_dialogues(labeller, graft)
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(labeller)
+    with pytest.raises(OtterError, match="has another vocabulary than the base"):
+        check_reads_dialogues(labeller, graft)
