@@ -11,8 +11,6 @@ from otter_cli.data.chat_template import ChatText, chat, require_template
 from otter_cli.data.messages import Message, read_messages, shared_question
 from otter_cli.data.records import Place, Record, read_records
 
-_USUAL = "messages"
-
 
 @dataclass(frozen=True)
 class Chat:
@@ -20,8 +18,7 @@ class Chat:
 
     Each becomes a `ChatText`: the whole dialogue, with the token ids that transformers gives it.
     The messages of the column `context`, where given, come before each of them; a plain text is a
-    user's message there, and the assistant's in `columns`. Where a row has no column of that name,
-    `messages` takes its place.
+    user's message there, and the assistant's in `columns`.
     """
 
     place: Place
@@ -61,8 +58,6 @@ class Chat:
         return replace(record, values=values)
 
     def _dialogue(self, record: Record, column: str, before: list[Message]) -> list[Message]:
-        if column not in record.values and _USUAL in record.values:
-            column = _USUAL
         messages = read_messages(record, column, "assistant" if before else None)
         # Some data sets repeat the prompt in its answers.
         repeated = len(messages) > len(before) and messages[: len(before)] == before

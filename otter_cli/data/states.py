@@ -8,6 +8,7 @@ import torch
 
 from otter_cli.core.digests import sha256_json
 from otter_cli.core.seeds import derive_seed
+from otter_cli.data.chat_template import ChatText
 from otter_cli.data.datasets import Batch, pad
 from otter_cli.data.encoding import Encoder
 
@@ -17,13 +18,15 @@ NO_PLACE = -1
 class States:
     """Texts up to the last of their places, `count` at most, drawn from each text's tokens.
 
-    Equal texts have equal places, whatever else is in the data. `targets` come later.
+    Equal texts have equal places, whatever else is in the data. `targets` come later. `chat`:
+    whether the texts are dialogues.
     """
 
     identical = 0
 
     def __init__(self, texts: Sequence[str], encoder: Encoder, count: int, seed: int) -> None:
         encoded = encoder(texts)
+        self.chat = any(isinstance(text, ChatText) for text in texts)
         # A dialogue that has ended has no continuation: its states are those before.
         open_ids = [ids[:end] for ids, end in zip(encoded.ids, encoded.lengths, strict=True)]
         self.places = [_places(ids, count, seed) for ids in open_ids]

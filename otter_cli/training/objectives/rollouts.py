@@ -103,9 +103,10 @@ class Rollouts(Objective):
 
         self._require_room(datasets, folder)
         labeller = find_data(self.labeller)
-        if self.train.chat and self.reads == "text":
+        chat = _all_dialogues(datasets)
+        if chat and self.reads == "text":
             check_reads_dialogues(labeller, folder)
-        drawing = self._drawing(folder, labeller)
+        drawing = self._drawing(folder, labeller, chat)
         labels = roll_out(
             [prefix for data in datasets for prefix in data.prefixes()],
             drawing,
@@ -128,7 +129,7 @@ class Rollouts(Objective):
             _check_targets_vary(data, self.labeller)
         return {"rollouts": {"name": drawing.name, **_summary(each)}}
 
-    def _drawing(self, folder: Path, labeller: Path) -> Any:
+    def _drawing(self, folder: Path, labeller: Path, chat: bool) -> Any:
         from otter_cli.insertion import Manifest
         from otter_cli.scorers.detoxify import files_digest
         from otter_cli.training.rollouts import Drawing
@@ -137,7 +138,7 @@ class Rollouts(Objective):
         return Drawing(
             base=base,
             labeller=files_digest(labeller),
-            chat=self.train.chat,
+            chat=chat,
             **self.model_dump(
                 include={"label", "eos", "reads", "samples", "tokens", "temperature", "seed"}
             ),
@@ -198,6 +199,17 @@ def _check_targets_vary(data: States, labeller: str) -> None:
             "correlation of value and label needs two different labels",
             hint="give more texts or samples, or another labeller",
         )
+
+
+def _all_dialogues(datasets: Sequence[States]) -> bool:
+    """Whether the texts are dialogues. Raises OtterError where only some are."""
+    kinds = {data.chat for data in datasets}
+    if len(kinds) > 1:
+        raise OtterError(
+            "the training texts are dialogues and the test texts are not, or the reverse",
+            hint="give both as messages, or neither",
+        )
+    return kinds.pop()
 
 
 def _chosen(batch: Batch) -> Tensor:

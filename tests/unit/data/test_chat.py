@@ -98,11 +98,6 @@ def test_the_ids_of_labelled_and_plain_texts_are_transformers_own(tokenizer: Any
         assert any(prefix == ids[: len(prefix)] for ids in expected)
 
 
-def test_the_column_messages_is_read_by_itself(chatml: Any) -> None:
-    texts = read_texts(Chat(Listed({"messages": HELLO}, {"messages": GO}), chatml, ("text",)))
-    assert Encoder(chatml, 99)(texts).ids == [ids_of(chatml, HELLO), ids_of(chatml, GO)]
-
-
 def test_a_dialogue_is_read_at_the_token_that_ends_its_last_turn(tokenizer: Any) -> None:
     """A model that generates stops there, and never reads what a template writes after it."""
     row = {"chosen": HELLO, "rejected": GO}

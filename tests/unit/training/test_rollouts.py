@@ -321,3 +321,22 @@ def test_a_labeller_of_another_vocabulary_reads_no_dialogues(
     tokenizer.save_pretrained(labeller)
     with pytest.raises(OtterError, match="has another vocabulary than the base"):
         check_reads_dialogues(labeller, graft)
+
+
+def test_rollouts_of_messages_are_known_as_dialogues(tiny_llama: Path, tmp_path: Path) -> None:
+    """Also where the recipe does not say `chat`: the column says it."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_llama, base)
+    (base / "chat_template.jinja").write_text(TEMPLATES["BOS at every turn"])
+    labeller = random_graft(base, tmp_path / "labeller", scale=0.2)
+    graft = random_graft(base, tmp_path / "graft")
+    rows = [{"messages": said("hi", f"answer {i}")} for i in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    section = {
+        "objective": "rollouts", "train": {"path": "rows.jsonl"}, "labeller": str(labeller),
+        "states": 1, "samples": 2, "tokens": 3,
+    }  # fmt: skip
+    recipe = small_recipe(tmp_path, {"reward": section}, steps=1)
+    train(graft, recipe)
+    (stored,) = (graft / "training" / "rollouts").glob("*.json")
+    assert json.loads(stored.read_text())["chat"] is True
