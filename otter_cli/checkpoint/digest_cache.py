@@ -2,12 +2,20 @@
 
 import os
 import time
+from functools import cache
 from pathlib import Path
 
 from otter_cli.core.console import warn
 from otter_cli.core.digests import Advance, sha256_file
 from otter_cli.core.errors import OtterError, from_os_error
 from otter_cli.core.jsonlines import JsonLines, read_jsonlines
+from otter_cli.core.private import (
+    NotPrivate,
+    cache_folder,
+    inside,
+    private_file,
+    private_folder,
+)
 
 _WORTH_BYTES = 2**20
 # A file written a moment ago may be written again without its time moving on.
@@ -15,20 +23,20 @@ _SETTLED_SECONDS = 2.0
 
 
 def default_cache_path() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root, "otter", "digests.jsonl")
+    return cache_folder() / "digests.jsonl"
 
 
 class DigestCache:
     """SHA-256 by device, inode, size and modification time, so that hard links share an entry.
 
-    It trusts those four: what must notice a forged time, as verification must, hashes afresh.
+    It trusts those four: what must notice a forged time, as verification must, hashes afresh. The
+    list is read and kept only where no other user can write it: else others could vouch for files.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or default_cache_path()
         self._known: dict[str, str] = {}
-        if self.path.exists():
+        if os.path.lexists(self.path):
             self._load()
 
     def sha256(self, path: Path, advance: Advance | None = None) -> str:
@@ -54,21 +62,37 @@ class DigestCache:
 
     def _load(self) -> None:
         try:
-            for record in read_jsonlines(self.path):
-                self._known[str(record.get("file"))] = str(record.get("sha256"))
+            with private_folder(self.path.parent) as folder, private_file(folder, self.path.name):
+                for record in read_jsonlines(inside(folder, self.path.parent) / self.path.name):
+                    self._known[str(record.get("file"))] = str(record.get("sha256"))
+        except NotPrivate as error:
+            _warn_once(f"remembered digests are not used: {error}")
+        except OSError as error:
+            _warn_once(f"remembered digests cannot be read: {error}")
         except OtterError as error:
             warn(f"starting a new list of digests: {error}")
+            self._known.clear()
             self.path.unlink(missing_ok=True)
 
     def _remember(self, key: str, digest: str) -> None:
         self._known[key] = digest
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with JsonLines(self.path) as lines:
-                lines.append({"file": key, "sha256": digest})
+            with private_folder(self.path.parent) as folder:
+                if os.path.lexists(self.path):
+                    with private_file(folder, self.path.name):
+                        pass
+                with JsonLines(inside(folder, self.path.parent) / self.path.name) as lines:
+                    os.chmod(self.path.name, 0o600, dir_fd=folder)  # whatever the umask is
+                    lines.append({"file": key, "sha256": digest})
         except (OSError, OtterError) as error:
             # Only time is lost: the next run hashes again.
-            warn(f"digests are not remembered: {error}")
+            _warn_once(f"digests are not remembered: {error}")
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """A run opens the list many times."""
+    warn(message)
 
 
 def _key(status: os.stat_result) -> str:

@@ -12,7 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from otter_cli.core.console import say
+from otter_cli.core.console import say, warn
+from otter_cli.core.private import NotPrivate, cache_folder
+from otter_cli.model.native.store import load_compiled
 
 SWITCH = "OTTER_NATIVE"
 _SOURCE = Path(__file__).with_name("stream.cpp")
@@ -21,8 +23,9 @@ _SECONDS = 120
 
 
 def library() -> Any | None:
-    """Its functions, or None: where `OTTER_NATIVE=0`, or no compiler makes them. What is compiled
-    lies in the user's cache folder, under a name of its source, compiler and processor."""
+    """Its functions, or None: where `OTTER_NATIVE=0`, no compiler makes them, or the user's cache
+    folder is not private. What is compiled lies there, under a name of its source, compiler, flags
+    and processor."""
     return _loaded()[0]
 
 
@@ -42,58 +45,45 @@ def _loaded() -> tuple[Any | None, str]:
     if compiler is None:
         return None, f"no C++ compiler {wanted!r}"
     try:
-        return ctypes.CDLL(str(_compiled(compiler))), ""
+        return _compiled(compiler), ""
+    except NotPrivate as error:
+        warn(f"native code is not used: {error}")
+        return None, str(error)
     except (OSError, subprocess.SubprocessError) as error:
         return None, f"{Path(compiler).name}: {_told(error)}"
     except RuntimeError as error:  # of Path.home, where a user has none
         return None, str(error)
 
 
-def _compiled(compiler: str) -> Path:
+def _compiled(compiler: str) -> ctypes.CDLL:
     # torch runs its own threads by OpenMP too: one runtime, and one set of threads.
-    for more in (("-fopenmp",), ()):
-        done = folder() / f"stream-{_key(compiler, more)}.so"
-        if done.exists():
-            return done
-        try:
-            _compile(compiler, more, done)
-        except subprocess.CalledProcessError:
-            if not more:
-                raise
-        else:
-            return done
-    raise AssertionError
-
-
-def folder() -> Path:
-    """Where compiled code is kept."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return Path(root or Path.home() / ".cache") / "otter"
-
-
-def _compile(compiler: str, more: tuple[str, ...], to: Path) -> None:
-    say("compiling the inserted stream for this processor, once")
-    to.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    staging = to.with_name(f".{to.name}.{os.getpid()}")
     try:
+        return _load(compiler, ("-fopenmp",))
+    except subprocess.CalledProcessError:
+        return _load(compiler, ())
+
+
+def _load(compiler: str, more: tuple[str, ...]) -> ctypes.CDLL:
+    def compile_to(path: Path) -> None:
+        say("compiling the inserted stream for this processor, once")
         subprocess.run(
-            [compiler, *_FLAGS, *more, str(_SOURCE), "-o", str(staging)],
+            [compiler, *_FLAGS, *more, str(_SOURCE), "-o", str(path)],
             check=True,
             capture_output=True,
             text=True,
             timeout=_SECONDS,
         )
-        staging.rename(to)  # whole or not at all, whoever else compiles it
-    finally:
-        staging.unlink(missing_ok=True)
+
+    return load_compiled(cache_folder(), _key(compiler, more), compile_to)
 
 
 def _key(compiler: str, more: tuple[str, ...]) -> str:
     version = subprocess.run(
         [compiler, "--version"], check=True, capture_output=True, text=True, timeout=_SECONDS
     ).stdout
-    known = (version, *_FLAGS, *more, platform.machine(), _processor(), _SOURCE.read_text())
-    return hashlib.sha256("\0".join(known).encode()).hexdigest()[:16]
+    flags = (*_FLAGS, *more)
+    known = (compiler, version, *flags, platform.machine(), _processor(), _SOURCE.read_text())
+    return hashlib.sha256("\0".join(known).encode()).hexdigest()[:32]
 
 
 def _processor() -> str:

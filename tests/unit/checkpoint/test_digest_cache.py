@@ -115,6 +115,50 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         DigestCache().sha256(tmp_path / "none")
 
 
+@pytest.mark.parametrize("fault", ["folder", "foreign", "link", "file", "linked file"])
+def test_a_list_that_others_can_write_vouches_for_nothing(
+    tmp_path: Path,
+    reads: list[Path],
+    fault: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = settled(tmp_path / "f")
+    DigestCache().sha256(path)
+    kept = default_cache_path()
+    forged = kept.read_text().replace(hashlib.sha256(LARGE).hexdigest(), "0" * 64)
+    kept.write_text(forged)
+    assert DigestCache().sha256(path) == "0" * 64  # what a forged list would do
+    if fault == "folder":
+        kept.parent.chmod(0o777)
+    elif fault == "foreign":
+        owner = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    elif fault == "link":
+        kept.parent.rename(tmp_path / "elsewhere")
+        kept.parent.symlink_to(tmp_path / "elsewhere")
+    elif fault == "file":
+        kept.chmod(0o666)
+    else:
+        kept.rename(kept.with_name("elsewhere"))
+        kept.symlink_to("elsewhere")
+    assert DigestCache().sha256(path) == hashlib.sha256(LARGE).hexdigest()
+    assert reads == [path, path]
+    assert "remembered" in capsys.readouterr().err
+    assert kept.read_text() == forged  # nothing is written there either
+
+
+def test_the_list_is_this_users_alone(tmp_path: Path) -> None:
+    mask = os.umask(0o002)
+    try:
+        DigestCache().sha256(settled(tmp_path / "f"))
+    finally:
+        os.umask(mask)
+    kept = default_cache_path()
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert kept.parent.stat().st_mode & 0o777 == 0o700
+
+
 def test_the_list_lies_in_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/some/cache")
     assert default_cache_path() == Path("/some/cache/otter/digests.jsonl")
