@@ -119,6 +119,7 @@ class Otter:
         import numpy as np
         import torch
 
+        from otter_cli.decoding.positions import warn_once, warnings_of
         from otter_cli.decoding.scores import check_scores
         from otter_cli.decoding.texts import token_texts
 
@@ -128,6 +129,7 @@ class Otter:
         names = self.signals if signals is None else list(signals)
         for name in names:
             check_scores(self.model, name)
+        warn_once(self.model, warnings_of(self.model, signals=names))
         tensor = torch.tensor(ids, device=self.model.device)
         with torch.no_grad():
             read = self.model(tensor, signals=tuple(names), logits=False).signals

@@ -26,13 +26,15 @@ Generate = Callable[[list[list[int]], "Sampling"], "list[Generation]"]
 @dataclass(frozen=True)
 class Method:
     """A way of generating. `weights`: bytes of all parameters that it needs, models together;
-    `judge`: what guides it, asked for its opinion of a whole response."""
+    `judge`: what guides it, asked for its opinion of a whole response; `warnings`: signals that it
+    reads where they were not trained."""
 
     label: str
     record: MethodRecord
     generate: Generate
     weights: int
     judge: Scorer | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,9 @@ class Benchmark(ABC):
         rows = drawn.rows[method]
         held = drawn.weights[method] + cache_bytes(rows)
         return {**costs(rows, drawn.rows[PLAIN]), "memory": mean(held)}
+
+    def warnings(self) -> list[str]:
+        return [f"{name}: {text}" for name, own in self.methods.items() for text in own.warnings]
 
     def settings(self) -> RunSettings:
         sampling = self.setting.sampling

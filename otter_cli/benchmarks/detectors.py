@@ -5,6 +5,7 @@ resumes, is timed and is compared as any other.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,12 +39,17 @@ def base_alone(graft: Grafted) -> Method:
 def by_signal(label: str, graft: Grafted, signal: str) -> Method:
     """A class signal of a graft: the base's own pass, with the probability beside each token."""
 
+    from otter_cli.decoding.positions import warn_once, warnings_of
+
     def read(tokens: "Tensor") -> "Tensor":
         out = graft.model(tokens, signals=(signal,), logits=False)
         return out.signals[signal][0, :, 0].sigmoid()
 
     steering = {"detector": "signal", "signal": signal}
-    return _detector(label, [graft.record], steering, graft.bytes, read, graft.model)
+    method = _detector(label, [graft.record], steering, graft.bytes, read, graft.model)
+    warnings = warnings_of(graft.model, signals=(signal,))
+    warn_once(graft.model, warnings)
+    return replace(method, warnings=tuple(warnings))
 
 
 def by_probe(label: str, graft: Grafted, folder: Path, signal: str) -> Method:

@@ -58,5 +58,6 @@ class Result(ResultFile):
     methods: dict[str, MethodResult]
     fronts: dict[str, Front] = Field(default_factory=dict)
     findings: list[str] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list)
     sessions: list[dict[str, Any]] = Field(default_factory=list)
     process_memory: int = Field(description="the process's resident peak in bytes: information")

@@ -56,6 +56,7 @@ def run(benchmark: Benchmark, out: Path | None = None) -> Finished:
             methods=methods,
             fronts=benchmark.fronts(drawn),
             findings=benchmark.findings(methods),
+            warnings=benchmark.warnings(),
             sessions=folder.sessions(),
             process_memory=_peak_memory(),
         )

@@ -58,6 +58,7 @@ def export(
     exact: its difference is measured, and the exit code is 1 where signals are too far off.
     """
     done = _export(folder, out, to, draft)
+    warnings = _warnings(folder) if to in (Layout.wide, Layout.vllm) else []
     data = {
         "out": out,
         "layout": to.value,
@@ -66,8 +67,22 @@ def export(
         "statement": done.statement,
         "differences": done.differences,
         "unmeasured": done.unmeasured,
+        "warnings": warnings,
     }
     return Outcome(data, lambda: _view(out, done), exit_code=int(done.verdict == "different"))
+
+
+def _warnings(folder: Path) -> list[str]:
+    """Warns of signals that are served at every token, and were trained at the last alone."""
+    from otter_cli.core.console import warn
+    from otter_cli.insertion import Manifest
+    from otter_cli.insertion.positions import MONITOR, outside_training
+
+    training = Manifest.read(folder).training
+    found = outside_training(training, dict.fromkeys(training, (MONITOR,)))
+    for text in found:
+        warn(text)
+    return found
 
 
 def _export(folder: Path, out: Path, to: Layout, draft: str | None) -> Export:

@@ -21,6 +21,7 @@ from otter_cli.decoding import (
 )
 from otter_cli.decoding.drafts import Drafter
 from otter_cli.decoding.named_guides import guide_of, parse_guide
+from otter_cli.decoding.positions import warnings_of
 from otter_cli.model import OtterForCausalLM
 from otter_cli.model.pretrained import load_tokenizer
 
@@ -48,6 +49,14 @@ class Generating:
         batch = 1 if streams or self.asked.exact else self.asked.batch
         drafter = drafter_of(self.asked, self.model, encoded)
         labels, records = labels_of(self.model, self.shown), []
+        asked = self.asked
+        warnings = warnings_of(
+            self.model,
+            guides=self.guides,
+            gate=asked.gate if self.guides else None,
+            stops=Stops(signals=asked.rejects),
+            signals=self.shown,
+        )
         with progress(0 if streams else len(prompts), "generating") as advance:
             for start in range(0, len(prompts), batch):
                 here = slice(start, start + batch)
@@ -55,7 +64,8 @@ class Generating:
                 told = Told(self.tokenizer, texts[0], part[0]) if streams else None
                 rows = self._generate(part, drafter, told)
                 for text, ids, row in zip(texts, part, rows, strict=True):
-                    records.append(record_of(text, ids, row, self.tokenizer, labels))
+                    record = record_of(text, ids, row, self.tokenizer, labels)
+                    records.append({**record, "warnings": warnings})
                 advance(len(part))
         return records
 

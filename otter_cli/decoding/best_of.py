@@ -13,6 +13,7 @@ import torch
 from otter_cli.core.errors import OtterError
 from otter_cli.decoding.choosing import Plain
 from otter_cli.decoding.generate import one_by_one
+from otter_cli.decoding.positions import warn_once, warnings_of
 from otter_cli.decoding.requests import READ_EVERY, check_request
 from otter_cli.decoding.reward_guides import check_reward_model
 from otter_cli.decoding.rows import Rows
@@ -47,6 +48,11 @@ class BestOf:
     name: ClassVar[str] = "best-of-n"
     paper: ClassVar[str] = "Mudgal et al., arXiv 2310.17022"
 
+    @property
+    def blocks_by(self) -> str | None:
+        """The signal that chooses between unfinished texts."""
+        return None if self.block is None else self.signal
+
 
 def best_of(
     model: OtterForCausalLM,
@@ -60,6 +66,7 @@ def best_of(
     texts = [list(prompt) for prompt in prompts]
     check_request(model, texts, sampling, models_of([request]))
     _check(request, sampling)
+    warn_once(model, warnings_of(model, blocks_by=request.blocks_by, signals=signals))
     lengths = [len(text) for text in texts]
     if must_part(rules_of([model]), lengths, sampling.max_new_tokens, in_step=True):
         alone = [

@@ -12,6 +12,7 @@ from otter_cli.decoding.drafts import Drafter
 from otter_cli.decoding.exactly import OneTokenSteps
 from otter_cli.decoding.gates import Gate
 from otter_cli.decoding.guide import Guide
+from otter_cli.decoding.positions import warn_once, warnings_of
 from otter_cli.decoding.requests import (
     check_exact,
     check_guidance,
@@ -131,6 +132,12 @@ def _batch(
     stream = bool(signals) or any(part.needs_stream for part in parts if part is not None)
     session = DecodingSession(model, stream=stream, windows="cached" if plain else "masked")
     check_guidance(session, len(texts), guides, gate, stops)
+    warn_once(
+        model,
+        warnings_of(
+            model, guides=guides, gate=gate if steering else None, stops=stops, signals=signals
+        ),
+    )
     chooser = Steered(steering, gate, session, len(texts)) if steering else Plain()
     if drafter is not None or (isinstance(chooser, Steered) and chooser.feeds):
         session.require_masks()

@@ -20,7 +20,10 @@ def guide_of(
     signal, _, own_label = name.partition("/")
     if check_signal(model, signal).kind == "vocabulary" and not own_label:
         return VocabularyGuide(signal, weight, candidates)
-    return SignalGuide(signal, weight, candidates, own_label or label)
+    record = model.manifest.training.get(signal)
+    # A signal that never saw an end in training leaves the score of a text that ends as it is.
+    end = record is None or record.end is not False
+    return SignalGuide(signal, weight, candidates, own_label or label, end=end)
 
 
 def guides_of(

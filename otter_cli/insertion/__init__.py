@@ -4,7 +4,7 @@ from otter_cli.checkpoint.listing import MANIFEST
 from otter_cli.insertion.check import check_base
 from otter_cli.insertion.config import InsertionConfig, parse_layers, resolve
 from otter_cli.insertion.graft import graft
-from otter_cli.insertion.manifest import Manifest, TrainingRecord
+from otter_cli.insertion.manifest import Manifest, Trained, TrainingRecord
 from otter_cli.insertion.plan import Plan
 from otter_cli.insertion.slots import Slot
 from otter_cli.insertion.storage import TENSORS
@@ -18,6 +18,7 @@ __all__ = [
     "Manifest",
     "Plan",
     "Slot",
+    "Trained",
     "TrainingRecord",
     "check_base",
     "graft",

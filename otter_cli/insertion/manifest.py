@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -53,8 +53,15 @@ class InsertedRecord(_Record):
     previous_sha256: str | None = None
 
 
+# Where a signal was trained: at each text's last token, at every token, or at places drawn from it.
+LAST = "last"
+Trained = Literal["last", "every", "drawn"]
+
+
 class TrainingRecord(_Record):
-    """How a signal was trained: enough to say whether its numbers mean anything."""
+    """How a signal was trained: enough to say whether its numbers mean anything. `positions`: at
+    which tokens; `end`: whether texts had an end token. Records from before these were written say
+    neither."""
 
     steps: int
     seed: int
@@ -62,6 +69,8 @@ class TrainingRecord(_Record):
     recipe_sha256: str
     data: dict[str, Any] = Field(default_factory=dict)
     metrics: dict[str, Any] = Field(default_factory=dict)
+    positions: Trained | None = None
+    end: bool | None = None
 
 
 class Manifest(_Record):

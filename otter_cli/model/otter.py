@@ -53,6 +53,8 @@ class OtterForCausalLM(Generating, nn.Module):
         self.base = base.eval().requires_grad_(False)
         keep_stock_product(base.get_submodule(shape.family.head))
         self.shape, self.manifest = shape, manifest
+        # What the user has been warned of: each text once.
+        self.warned: set[str] = set()
         self.unembedding = FrozenHead(base, shape)
         self.insertions = nn.ModuleDict({c.name: Insertion(c, shape) for c in manifest.insertions})
         self.taps = Taps(base, shape, self.insertions)

@@ -62,6 +62,7 @@ def benchmark_sections(result: Result, *, alone: bool = False) -> Iterator[Secti
     yield Section(
         "Figures" if alone else title,
         [
+            *(f"Warning: {text}." for text in result.warnings),
             *result.findings,
             _NOTES[result.benchmark],
             *([_TOGETHER] if result.settings.together > 1 else []),

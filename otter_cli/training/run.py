@@ -188,4 +188,6 @@ def _record(
         recipe_sha256=recipe.sha256(),
         data={**data, "base_changed": changed} if (changed := base_changes()) else data,
         metrics={what: vars(value) for what, value in metrics.get(name, {}).items()},
+        positions=recipe.signals[name].trained_at,
+        end=recipe.signals[name].eos,
     )

@@ -8,6 +8,7 @@ from otter_cli.benchmarks.models import Grafted, Loaded, Models, bytes_of
 from otter_cli.benchmarks.scorers import Scorer
 from otter_cli.benchmarks.settings import MethodRecord
 from otter_cli.decoding import Guide, generate
+from otter_cli.decoding.positions import warnings_of
 
 
 class Entrant:
@@ -24,13 +25,14 @@ class Entrant:
         *beside: Loaded,
         stream: bool = True,
         judge: Scorer | None = None,
+        warnings: Sequence[str] = (),
     ) -> Method:
         """`beside`: models that it runs next to the base; `stream`: whether the insertion runs."""
         own = self.graft.bytes if stream else self.graft.base_bytes
         records = [self.graft.record, *(one.record for one in beside)]
         record = MethodRecord(label=label, models=records, steering=steering)
         held = own + sum(bytes_of(one.model.parameters()) for one in beside)
-        return Method(label, record, call, held, judge)
+        return Method(label, record, call, held, judge, tuple(warnings))
 
     def guided(
         self,
@@ -43,6 +45,7 @@ class Entrant:
     ) -> Method:
         """`read`: keep the signal at every token beside the samples."""
         model, signals = self.graft.model, (self.signal,) if read else ()
+        guides = [guide] if isinstance(guide, Guide) else list(guide)
         return self.method(
             label,
             lambda p, s: generate(model, p, s, guide=guide, signals=signals),
@@ -50,6 +53,7 @@ class Entrant:
             *beside,
             stream=not beside,
             judge=judge,
+            warnings=warnings_of(model, guides=guides, signals=signals),
         )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from otter_cli.benchmarks.benchmark import Method
 from otter_cli.benchmarks.methods.entrant import Entrant, reward_judge, signal_judge
 from otter_cli.decoding import BestOf, SignalBound, Stops, best_of, generate
+from otter_cli.decoding.positions import warnings_of
 
 
 def plain(of: Entrant) -> Method:
@@ -48,6 +49,7 @@ def best_of_n(
         *([] if rewards is None else [rewards]),
         stream=rewards is None,
         judge=signal_judge(of) if rewards is None else reward_judge(rewards),
+        warnings=warnings_of(graft, blocks_by=request.blocks_by),
     )
 
 
@@ -59,4 +61,5 @@ def early_stop(of: Entrant, *, bound: float = 0.5, above: bool = True) -> Method
         "early stop",
         lambda p, s: generate(model, p, s, stops=stops, signals=(signal,)),
         {"stop": "signal", "signal": signal, "bound": bound, "above": above},
+        warnings=warnings_of(model, stops=stops),
     )

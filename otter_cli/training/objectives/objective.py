@@ -20,6 +20,7 @@ from otter_cli.data.columns import Rows, holds_messages
 from otter_cli.data.hub import HubTable
 from otter_cli.data.paths import find_data
 from otter_cli.data.records import Place
+from otter_cli.insertion import Trained
 from otter_cli.signals import SignalConfig
 from otter_cli.training.section import Section
 
@@ -150,6 +151,12 @@ class Objective(Section, ABC):
     def untouched(self, signal: SignalConfig) -> tuple[str, ...]:
         """Parts of the head that the loss cannot see: they stay what they were."""
         return ()
+
+    @property
+    def trained_at(self) -> Trained:
+        """At which tokens of a text the loss reads the signal."""
+        positions: Trained = getattr(self, "positions", "every")
+        return positions
 
     @property
     @abstractmethod

@@ -15,6 +15,7 @@ from otter_cli.data.columns import Rows, usual_text
 from otter_cli.data.labelled import LabelledText
 from otter_cli.data.paths import find_data
 from otter_cli.data.records import Place
+from otter_cli.insertion import Trained
 from otter_cli.signals import SignalConfig
 from otter_cli.training.objectives.objective import Objective, Positions, Read, Source, read_alone
 from otter_cli.training.objectives.pointwise import Loss, agreement, errors
@@ -68,6 +69,10 @@ class Rollouts(Objective):
     temperature: PositiveFloat = 1.0
     seed: NonNegativeInt = 0
     loss_of: Loss = "squared"
+
+    @property
+    def trained_at(self) -> Trained:
+        return "drawn"
 
     @property
     def sources(self) -> tuple[TextSource, TextSource | None]:
