@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from otter_cli.cli import train_data as d
 from otter_cli.cli.app import Outcome, verb, verb_app
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ def _control(name: str, text: str) -> Any:
 @verb(
     app,
     example="""\
+    otter train grafted --pairs my-pairs.jsonl
+    otter train grafted --labels comments.csv --text comment --label toxic
+    otter train grafted --teacher python:mymodule:score --prompts prompts.txt
     otter train grafted --recipe preference/paradetox
     otter train grafted --recipe my-recipe.yaml --resume
     otter train grafted --recipe my-recipe.yaml --baseline head --to head-only""",
@@ -31,7 +35,23 @@ def _control(name: str, text: str) -> Any:
 )
 def train(
     folder: Annotated[Path, typer.Argument(help="the grafted folder")],
-    recipe: Annotated[str, typer.Option("--recipe", help="a file, or a recipe that ships")],
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="a file, or a recipe that ships")
+    ] = None,
+    pairs: d.Pairs = None,
+    labels: d.Labels = None,
+    texts: d.Texts = None,
+    teacher: d.Teacher = None,
+    prompts: d.PromptFile = None,
+    text: d.Text = None,
+    label: d.Label = None,
+    prompt: d.PromptColumn = None,
+    chosen: d.Chosen = None,
+    rejected: d.Rejected = None,
+    raw: d.Raw = False,
+    samples: d.Samples = 4,
+    new_tokens: d.NewTokens = 48,
+    save_recipe: d.SaveRecipe = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="go on from the last saved state, bit for bit")
     ] = False,
@@ -82,8 +102,10 @@ def train(
         ),
     ] = False,
 ) -> Outcome:
-    """Train the recipe's signals: the base stays frozen, the folder is usable at any time.
+    """Train the signals of a graft: the base stays frozen, the folder is usable at any time.
 
+    Give a data file, or a teacher with prompts, or a recipe. Columns are found by their usual names
+    (`otter data check FILE` shows which); sizes and rates follow from the data, and are printed.
     Metrics go to FOLDER/training/metrics.jsonl; Ctrl-C saves, and --resume goes on. Several
     processes share each batch: torchrun --nproc-per-node 2 -m otter_cli train ...
     """
@@ -100,12 +122,23 @@ def train(
         raise OtterError(
             f"there is no baseline {baseline!r}", hint=f"one of {', '.join(BASELINES)}"
         )
-    path = recipe_path(recipe)
+    given = d.Given(
+        pairs, labels, texts, teacher, prompts, text, label, prompt, chosen, rejected, raw,
+        samples, new_tokens,
+    )  # fmt: skip
+    given.check(recipe)
     from otter_cli.training import load_recipe
     from otter_cli.training import train as run
 
-    loaded = load_recipe(path, set or (), data=data).only(signal or None)
     with pickle_allowed(allow_pickle):
+        if recipe is not None:
+            path: Path | None = recipe_path(recipe)
+            loaded = load_recipe(str(path), set or (), data=data).only(signal or None)
+        else:
+            from otter_cli.cli.train_recipe import recipe_of
+
+            path = save_recipe
+            loaded = recipe_of(folder, given, set or (), signal, device, save_recipe)
         if find_lr:
             return _find_rate(folder, loaded, baseline, device)
         result = run(

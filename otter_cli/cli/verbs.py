@@ -19,6 +19,7 @@ VERBS = {
     "compose": Verb("otter_cli.cli.compose", "Checkpoints", "join two insertions on one base"),
     "verify": Verb("otter_cli.cli.verify", "Checkpoints", "prove that the base is not disturbed"),
     "export": Verb("otter_cli.cli.export", "Checkpoints", "adapter, wide or base, with a verdict"),
+    "data": Verb("otter_cli.cli.data", "Training", "what a data file holds, before training on it"),
     "train": Verb("otter_cli.cli.train", "Training", "train inserted tensors, or a baseline"),
     "generate": Verb("otter_cli.cli.generate", "Use", "text with its signals, guided or drafted"),
     "chat": Verb("otter_cli.cli.chat", "Use", "talk with a graft, tokens coloured by a signal"),

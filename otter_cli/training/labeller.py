@@ -82,6 +82,16 @@ def _vocabulary(tokenizer: Any) -> dict[str, int]:
 
 
 def _classifier(folder: Path, label: str | None, device: str) -> Labeller:
+    names, probabilities = classifier(folder, device)
+    column = label_index(label, names, f"the labeller {folder}")
+    return lambda texts: [row[column] for row in probabilities(texts)]
+
+
+def classifier(
+    folder: Path, device: str
+) -> tuple[list[str], Callable[[Sequence[str]], list[list[float]]]]:
+    """The classes of a stock classifier, and what gives their probabilities, a row a text. Raises
+    OtterError where its head is missing."""
     import torch
 
     from otter_cli.model.pretrained import load_tokenizer
@@ -89,19 +99,18 @@ def _classifier(folder: Path, label: str | None, device: str) -> Labeller:
 
     model = load_classifier(folder, device=device)
     tokenizer = load_tokenizer(folder)
-    names = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    column = label_index(label, names, f"the labeller {folder}")
+    names = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
     several = model.config.problem_type == "multi_label_classification"
 
-    def probabilities(texts: Sequence[str]) -> list[float]:
+    def probabilities(texts: Sequence[str]) -> list[list[float]]:
         inputs = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
         with torch.inference_mode():
             logits = model(**inputs.to(device)).logits.float()
         shares = logits.sigmoid() if several else logits.softmax(-1)
-        found: list[float] = shares[:, column].tolist()
+        found: list[list[float]] = shares.tolist()
         return found
 
-    return probabilities
+    return names, probabilities
 
 
 def _labels_of(folder: Path) -> int:

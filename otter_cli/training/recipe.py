@@ -100,14 +100,20 @@ def load_recipe(
         raise OtterError(
             f"{path}: byte {error.start + 1} is not UTF-8", hint="a recipe is a YAML text"
         ) from error
+    recipe = recipe_from_values(values, overrides, str(path))
+    recipe._data_folder = data or Path(path).parent
+    return recipe
+
+
+def recipe_from_values(values: dict[str, Any], overrides: Sequence[str], source: str) -> Recipe:
+    """The recipe that `values` hold, after the overrides, which change `values` too. Raises
+    OtterError that names `source` and the place of what is wrong."""
     for override in overrides:
         _override(values, override)
     try:
-        recipe = Recipe.model_validate(values)
+        return Recipe.model_validate(values)
     except ValidationError as error:
-        raise section_error(error, str(path), values) from None
-    recipe._data_folder = data or Path(path).parent
-    return recipe
+        raise section_error(error, source, values) from None
 
 
 def _mapping(text: str, source: str) -> dict[str, Any]:

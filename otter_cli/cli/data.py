@@ -1,0 +1,108 @@
+"""`otter data`: what a data file holds, before anything is trained on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from otter_cli.cli import train_data as d
+from otter_cli.cli.app import Outcome, verb, verb_app
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from otter_cli.data.summary import DataSummary
+
+app = verb_app(
+    help="Look at data files: rows, lengths, classes, duplicates.",
+    example="otter data check pairs.jsonl --base grafted",
+)
+
+
+@app.callback()
+def _group() -> None:
+    """Keeps `check` a subcommand."""
+
+
+@verb(
+    app,
+    example="""\
+    otter data check pairs.jsonl
+    otter data check comments.csv --base grafted --text comment --label toxic""",
+)
+def check(
+    file: Annotated[Path, typer.Argument(help="jsonl, csv, tsv, parquet, txt, or one with .gz")],
+    base: Annotated[
+        Path | None,
+        typer.Option("--base", help="a checkpoint or graft: its tokenizer counts tokens"),
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", help="count what would be cut at so many tokens")
+    ] = None,
+    text: d.Text = None,
+    label: Annotated[
+        str | None, typer.Option("--label", help="column of labels", rich_help_panel="Data")
+    ] = None,
+    prompt: d.PromptColumn = None,
+    chosen: d.Chosen = None,
+    rejected: d.Rejected = None,
+) -> Outcome:
+    """Say what `otter train` would understand of a file: columns, lengths, classes, duplicates."""
+    from dataclasses import asdict
+
+    from otter_cli.data.summary import summarise
+
+    tokenizer = None
+    if base is not None:
+        from otter_cli.model.pretrained import load_tokenizer
+
+        tokenizer = load_tokenizer(base)
+    uses = {
+        "text": text, "label": label, "prompt": prompt, "chosen": chosen, "rejected": rejected
+    }  # fmt: skip
+    named = {use: column for use, column in uses.items() if column is not None}
+    summary = summarise(file, tokenizer, named=named, max_length=max_length)
+    return Outcome(asdict(summary), view=lambda: _view(summary))
+
+
+def _view(summary: DataSummary) -> RenderableType:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in _lines(summary):
+        table.add_row(Text(name), Text(value))
+    return Group(Text(str(summary.path), style="bold cyan"), table)
+
+
+def _lines(summary: DataSummary) -> list[tuple[str, str]]:
+    trains = {
+        "pairs": "otter train OUT --pairs FILE",
+        "labels": "otter train OUT --labels FILE",
+        "texts": "otter train OUT --texts FILE",
+        "prompts": "otter train OUT --teacher SCORER --prompts FILE",
+    }
+    texts = 2 * summary.rows if summary.kind == "pairs" else summary.rows
+    lengths = ", ".join(f"{name} {value:,}" for name, value in summary.lengths.items())
+    lines = [
+        ("read as", f"{summary.kind}: {trains[summary.kind]}"),
+        ("rows", f"{summary.rows:,}"),
+        ("columns", ", ".join(f"{use}: {column}" for use, column in summary.columns.items())),
+        ("ignored", ", ".join(summary.ignored) or "none"),
+        ("messages", "yes, by the base's chat template" if summary.chat else "no"),
+        (summary.unit, lengths),
+    ]
+    if summary.max_length is not None:
+        lines.append(("cut", f"{summary.cut:,} of {texts:,} texts at {summary.max_length}"))
+    lines.append(("duplicates", f"{summary.duplicates:,} rows"))
+    if summary.kind == "pairs":
+        lines.append(("identical", f"{summary.identical:,} pairs: these are left out"))
+    if summary.classes:
+        shown = ", ".join(f"{name}: {count:,}" for name, count in summary.classes.items())
+        lines.append(("labels", shown))
+    return lines

@@ -1,0 +1,104 @@
+"""The recipe that `otter train` makes from data options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from otter_cli.core.atomic import write_text
+from otter_cli.core.console import say
+
+if TYPE_CHECKING:
+    from otter_cli.cli.train_data import Given
+    from otter_cli.signals import SignalConfig
+    from otter_cli.training import Recipe
+    from otter_cli.training.recipe_from_data import DataFile
+
+
+def recipe_of(
+    folder: Path,
+    given: Given,
+    overrides: Sequence[str],
+    names: Sequence[str] | None,
+    device: str,
+    save: Path | None,
+) -> Recipe:
+    """Reads or writes the data, chooses what the user left open, and prints the whole as YAML.
+    Raises OtterError."""
+    from otter_cli.checkpoint.folder import Checkpoint
+    from otter_cli.families import base_shape
+    from otter_cli.insertion import Manifest
+    from otter_cli.model.pretrained import load_tokenizer
+    from otter_cli.training.recipe import recipe_from_values
+    from otter_cli.training.recipe_from_data import recipe_from_data
+
+    manifest = Manifest.read(folder)
+    shape = base_shape(Checkpoint.open(folder).config)
+    signals = [s for config in manifest.insertions for s in config.signals]
+    signals = [s for s in signals if not names or s.name in names]
+    tokenizer = load_tokenizer(folder)
+    data = _data(folder, given, tokenizer, signals, device)
+    values = recipe_from_data(
+        data, signals, tokenizer, positions=shape.max_positions, width=shape.hidden
+    )
+    recipe = recipe_from_values(values, overrides, "the recipe made from the data")
+    text = yaml.safe_dump(values, sort_keys=False, default_flow_style=False)
+    say(f"training by this recipe:\n{_indented(text)}")
+    if save is not None:
+        header = "# Made by otter train from a data file; copy and edit.\n"
+        write_text(save, f"{header}# otter train OUT --recipe {save}\n\n{text}")
+        say(f"saved to {save}")
+    return recipe
+
+
+def _data(
+    folder: Path, given: Given, tokenizer: Any, signals: Sequence[SignalConfig], device: str
+) -> DataFile:
+    from otter_cli.training.recipe_from_data import DataFile
+
+    chat = False if given.raw else None
+    if given.teacher is not None:
+        return _taught(folder, given, tokenizer, signals, device)
+    columns: dict[str, Any] = {}
+    for key in ("text", "prompt", "chosen", "rejected"):
+        if getattr(given, key) is not None:
+            columns[key] = getattr(given, key)
+    if given.label:
+        columns["labels"] = list(given.label)
+    if given.pairs is not None:
+        return DataFile("pairs", given.pairs.resolve(), columns, chat)
+    if given.labels is not None:
+        return DataFile("labels", given.labels.resolve(), columns, chat)
+    assert given.texts is not None
+    return DataFile("texts", given.texts.resolve(), columns, chat)
+
+
+def _taught(
+    folder: Path, given: Given, tokenizer: Any, signals: Sequence[SignalConfig], device: str
+) -> DataFile:
+    """The base writes, the teacher labels."""
+    from otter_cli.model import OtterForCausalLM
+    from otter_cli.teaching import Teaching, teach
+    from otter_cli.teaching.writing import Drawing
+    from otter_cli.training.recipe_from_data import DataFile
+
+    assert given.teacher is not None and given.prompts is not None
+    chat = bool(tokenizer.chat_template) and not given.raw
+    teaching = Teaching(
+        given.teacher, given.prompts, chat, Drawing(given.samples, given.new_tokens)
+    )
+    several = next((s.labels for s in signals if s.kind == "classes" and s.size > 1), ())
+    labels = given.label or list(several) or None
+    model = OtterForCausalLM.from_pretrained(folder, device=device)
+    taught = teach(folder, model, tokenizer, teaching, labels, device)
+    text = "messages" if chat else "text"
+    columns = {"text": text, "labels": list(taught.labels)}
+    # Most of these texts were cut at their length: an end after them was never written.
+    return DataFile("labels", taught.path.resolve(), columns, chat, eos=False)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.rstrip().splitlines())

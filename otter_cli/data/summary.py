@@ -1,0 +1,192 @@
+"""What `otter train` would understand of a data file, without training anything."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from otter_cli.core.errors import OtterError
+from otter_cli.data.columns import (
+    LABELS,
+    PROMPTS,
+    column_names,
+    holds_messages,
+    ignored_columns,
+    is_messages,
+    pair_prompt,
+    sample_rows,
+    usual_column,
+    usual_text,
+)
+from otter_cli.data.records import Record, read_records
+
+FileKind = Literal["pairs", "labels", "texts", "prompts"]
+_QUANTILES = (0.5, 0.9, 1.0)
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """`lengths`: tokens of a text (median, 90 %, longest), or characters without a tokenizer.
+    `cut`: texts longer than `max_length`. `duplicates`: rows whose texts an earlier row has.
+    `identical`: pairs whose two texts are equal, before and after a cut."""
+
+    path: Path
+    kind: FileKind
+    rows: int
+    columns: dict[str, str]
+    ignored: list[str]
+    chat: bool
+    unit: Literal["tokens", "characters"]
+    lengths: dict[str, int]
+    max_length: int | None
+    cut: int
+    duplicates: int
+    identical: int
+    classes: dict[str, int]
+
+
+def summarise(
+    path: Path,
+    tokenizer: Any = None,
+    *,
+    named: Mapping[str, str] | None = None,
+    max_length: int | None = None,
+) -> DataSummary:
+    """Reads the whole file. `named`: columns that the user names, by their use (text, label,
+    prompt, chosen, rejected). Raises OtterError, with file and line, for rows that cannot be used.
+    """
+    rows = sample_rows(path)
+    if not rows:
+        raise OtterError(f"{path} has no rows", hint="it needs one row a text, or one a pair")
+    kind, columns = _understood(path, rows, dict(named or {}))
+    texts = [columns[key] for key in ("chosen", "rejected", "text") if key in columns]
+    chat = any(holds_messages(column, rows) for column in texts)
+    counted = _Counted(columns, chat, tokenizer, max_length)
+    for record in read_records(path):
+        counted.add(record)
+    return DataSummary(
+        path=path,
+        kind=kind,
+        rows=counted.rows,
+        columns=columns,
+        ignored=ignored_columns(rows, columns.values()),
+        chat=chat,
+        unit="characters" if tokenizer is None else "tokens",
+        lengths=_quantiles(counted.lengths),
+        max_length=max_length,
+        cut=counted.cut,
+        duplicates=counted.duplicates,
+        identical=counted.identical,
+        classes=dict(counted.classes.most_common(20)),
+    )
+
+
+def _understood(
+    path: Path, rows: Sequence[Mapping[str, Any]], named: dict[str, str]
+) -> tuple[FileKind, dict[str, str]]:
+    """What the file is for, and the column for each use."""
+    names = column_names(rows)
+    for use, column in named.items():
+        if column not in names:
+            raise OtterError(
+                f"{path} has no column {column!r} for {use}",
+                hint=f"its columns: {', '.join(names)}",
+            )
+    better, worse = named.get("chosen", "chosen"), named.get("rejected", "rejected")
+    if better in names and worse in names:
+        columns = {"chosen": better, "rejected": worse}
+        prompt = named.get("prompt") or pair_prompt(better, worse, rows)
+        return "pairs", {**columns, **({"prompt": prompt} if prompt else {})}
+    columns = {"text": named["text"]} if "text" in named else dict(usual_text("text", (), rows))
+    if "prompt" in named:
+        columns["prompt"] = named["prompt"]
+    label = named.get("label") or usual_column("labels", LABELS, rows, text=False)
+    if "text" in columns:
+        return ("labels", {**columns, "label": label}) if label else ("texts", columns)
+    prompt = usual_column("prompt", PROMPTS, rows)
+    if prompt is not None:
+        return "prompts", {"text": prompt}
+    raise OtterError(
+        f"{path}: no column is a text, a pair or a prompt; it has {', '.join(names)}",
+        hint="name one: --text COLUMN, or --chosen and --rejected",
+    )
+
+
+class _Counted:
+    """What is counted row by row."""
+
+    def __init__(
+        self, columns: Mapping[str, str], chat: bool, tokenizer: Any, max_length: int | None
+    ) -> None:
+        self.columns, self.chat = columns, chat
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.rows = self.cut = self.duplicates = self.identical = 0
+        self.lengths: list[int] = []
+        self.classes: Counter[str] = Counter()
+        self._seen: set[tuple[str, ...]] = set()
+
+    def add(self, record: Record) -> None:
+        self.rows += 1
+        texts = [
+            self._text(record, self.columns[use])
+            for use in ("chosen", "rejected", "text")
+            if use in self.columns
+        ]
+        key = tuple(map(str, texts))
+        self.duplicates += key in self._seen
+        self._seen.add(key)
+        read = [self._ids(text) for text in texts]
+        for ids in read:
+            self.lengths.append(len(ids))
+            self.cut += self.max_length is not None and len(ids) > self.max_length
+        if len(read) == 2:
+            keep = self.max_length or max(map(len, read))
+            self.identical += read[0][-keep:] == read[1][-keep:]
+        if "label" in self.columns:
+            self.classes[str(record.value(self.columns["label"]))] += 1
+
+    def _text(self, record: Record, column: str) -> Any:
+        """A text with its prompt before it, or messages."""
+        value = record.value(column)
+        before = self.columns.get("prompt")
+        if is_messages(value):
+            start = record.value(before) if before else []
+            first = start if is_messages(start) else _as_user(start)
+            return [*first, *value] if first and value[0]["role"] == "assistant" else value
+        text = record.text(column)
+        if before is None:
+            return text
+        start = record.value(before)
+        if self._chats:
+            first = start if is_messages(start) else _as_user(start)
+            return [*first, {"role": "assistant", "content": text}]
+        return record.text(before) + text
+
+    @property
+    def _chats(self) -> bool:
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    def _ids(self, text: Any) -> Sequence[Any]:
+        if self.tokenizer is None:
+            return text if isinstance(text, str) else "".join(str(m.get("content")) for m in text)
+        if isinstance(text, str):
+            return list(self.tokenizer(text, verbose=False)["input_ids"])
+        from otter_cli.data.chat_template import chat
+
+        return list(chat(self.tokenizer, text).ids)
+
+
+def _as_user(text: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": text}] if text else []
+
+
+def _quantiles(lengths: Sequence[int]) -> dict[str, int]:
+    ordered = sorted(lengths)
+    names = ("median", "90 %", "longest")
+    return {
+        name: ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+        for name, share in zip(names, _QUANTILES, strict=True)
+    }

@@ -1,0 +1,155 @@
+"""From prompts and a scorer to rows that a recipe trains on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from otter_cli.core.atomic import write_json, write_text
+from otter_cli.core.console import progress, say
+from otter_cli.core.digests import sha256_bytes
+from otter_cli.core.jsonlines import JsonLines, read_jsonlines
+from otter_cli.core.lock import writer_lock
+from otter_cli.data.chat_template import ChatText
+from otter_cli.data.prompts import Prompt, read_prompts
+from otter_cli.data.states import state_key
+from otter_cli.teaching.scorers import TextScorer, load_scorer
+from otter_cli.teaching.writing import Drawing, write_texts
+
+if TYPE_CHECKING:
+    from otter_cli.model import OtterForCausalLM
+
+_AT_ONCE = 32
+STORE = Path("training", "taught")
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """`scorer`: as `load_scorer` reads it. `reads`: the base's continuation alone, or the prompt
+    with it. `chat`: prompts are a user's messages, in the base's chat template."""
+
+    scorer: str
+    prompts: Path
+    chat: bool
+    drawing: Drawing = field(default_factory=Drawing)
+    reads: Literal["continuation", "text"] = "continuation"
+
+
+@dataclass(frozen=True)
+class Taught:
+    """Rows on disk, the columns of their labels, and what is to be said of them."""
+
+    path: Path
+    labels: tuple[str, ...]
+    record: dict[str, Any]
+
+
+def teach(
+    folder: Path,
+    model: OtterForCausalLM,
+    tokenizer: Any,
+    teaching: Teaching,
+    labels: Sequence[str] | None = None,
+    device: str = "cpu",
+) -> Taught:
+    """Lets the base of a graft continue the prompts, asks the scorer once about each text, and
+    writes one row a text below FOLDER/training/taught. Texts and answers that are there already are
+    kept. `labels`: which of the scorer's numbers (default: the first). Raises OtterError."""
+    scorer = load_scorer(teaching.scorer, device=device)
+    names = tuple(labels or scorer.names[:1])
+    columns = scorer.columns(names)
+    prompts = read_prompts(teaching.prompts)
+    written = [p.written(tokenizer, teaching.chat, teaching.prompts) for p in prompts]
+    ids = [_ids(tokenizer, text) for text in written]
+    base = {n: f.sha256 for n, f in model.manifest.base.identity().items()}
+    store = folder / STORE
+    texts = write_texts(model, ids, teaching.drawing, base, store)
+    rows = [
+        (prompt, str(text), tokenizer.decode(tokens, skip_special_tokens=True))
+        for prompt, text, own in zip(prompts, written, ids, strict=True)
+        for tokens in texts[state_key(own)]
+    ]
+    rows = [row for row in rows if row[2].strip()]
+    read = [start + more if teaching.reads == "text" else more for _, start, more in rows]
+    answers = label_texts(scorer, read, store)
+    numbers = [[answers[text][column] for column in columns] for text in read]
+    scaled, scales = _scaled(numbers, names)
+    lines = [
+        json.dumps(
+            {
+                **_columns(prompt, start, more, teaching.chat),
+                **dict(zip(names, values, strict=True)),
+            }
+        )
+        for (prompt, start, more), values in zip(rows, scaled, strict=True)
+    ]
+    content = "".join(f"{line}\n" for line in lines)
+    path = store / f"rows-{sha256_bytes(content.encode())[:16]}.jsonl"
+    write_text(path, content)
+    record = {
+        "teacher": teaching.scorer,
+        "digest": scorer.digest,
+        "prompts": len(prompts),
+        "texts": len(rows),
+        "means": {n: sum(v[i] for v in numbers) / len(numbers) for i, n in enumerate(names)},
+        "scales": scales,
+    }
+    write_json(path.with_suffix(".json"), record)
+    say(f"{len(rows)} texts of the base, labelled by {teaching.scorer}: {path}")
+    return Taught(path, names, record)
+
+
+def label_texts(scorer: TextScorer, texts: Sequence[str], store: Path) -> dict[str, list[float]]:
+    """The scorer's numbers for each text, by text. Each is asked once, and the answer is kept."""
+    path = store / f"labels-{scorer.digest[:16]}.jsonl"
+    store.mkdir(parents=True, exist_ok=True)
+    with writer_lock(path):
+        known: dict[str, list[float]] = {}
+        if path.exists():
+            known = {str(r["text"]): r["scores"] for r in read_jsonlines(path)}
+        wanted = dict.fromkeys(texts)
+        missing = [text for text in wanted if text not in known]
+        with JsonLines(path) as lines, progress(len(missing), "the teacher labels") as advance:
+            for start in range(0, len(missing), _AT_ONCE):
+                part = missing[start : start + _AT_ONCE]
+                for text, scores in zip(part, scorer.score(part), strict=True):
+                    lines.append({"text": text, "scores": scores})
+                    known[text] = scores
+                advance(len(part))
+    return {text: known[text] for text in wanted}
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(text.ids) if isinstance(text, ChatText) else list(tokenizer(text)["input_ids"])
+
+
+def _columns(prompt: Prompt, start: str, more: str, chat: bool) -> dict[str, Any]:
+    """The columns of a row. A dialogue keeps its messages, so that it is tokenised as such."""
+    if not chat:
+        return {"text": start + more}
+    messages = list(prompt.messages) or [{"role": "user", "content": prompt.text}]
+    return {"messages": [*messages, {"role": "assistant", "content": more}]}
+
+
+def _scaled(
+    numbers: Sequence[Sequence[float]], names: Sequence[str]
+) -> tuple[list[list[float]], dict[str, list[float]]]:
+    """The numbers on a scale from 0 to 1, and for each name the range that was mapped to it.
+
+    A teacher that gives numbers from 0 to 1 is taken as it is. Others, such as reward models, are
+    mapped linearly, which keeps their order."""
+    ranges: dict[str, list[float]] = {}
+    scaled = [list(row) for row in numbers]
+    for column, name in enumerate(names):
+        values = [row[column] for row in numbers]
+        low, high = min(values), max(values)
+        if low >= 0 and high <= 1:
+            ranges[name] = [0.0, 1.0]
+            continue
+        ranges[name] = [low, high]
+        for row in scaled:
+            row[column] = (row[column] - low) / (high - low) if high > low else 0.5
+    return scaled, ranges

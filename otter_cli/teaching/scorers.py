@@ -1,0 +1,174 @@
+"""Scorers of texts by what a user types: a folder, a hub id, `detoxify`, or a Python function."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from otter_cli.core.digests import sha256_bytes, sha256_json
+from otter_cli.core.errors import OtterError
+from otter_cli.core.suggest import closest
+from otter_cli.training.labeller import classifier, load_labeller
+
+PYTHON = "python:"
+
+
+@dataclass(frozen=True)
+class TextScorer:
+    """`score` gives, for each text, one number for each of `names`. `digest` says which scorer it
+    was, so that stored labels are never another's."""
+
+    names: tuple[str, ...]
+    score: Callable[[Sequence[str]], list[list[float]]]
+    digest: str
+
+    def columns(self, wanted: Sequence[str]) -> list[int]:
+        """Where the names stand. Raises OtterError for one that the scorer does not give."""
+        for name in wanted:
+            if name not in self.names:
+                near = closest(name, self.names)
+                raise OtterError(
+                    f"the teacher gives no {name!r}",
+                    hint=(f"did you mean {near!r}? " if near else "")
+                    + f"it gives {', '.join(self.names)}",
+                )
+        return [self.names.index(name) for name in wanted]
+
+
+def load_scorer(text: str, *, device: str = "cpu") -> TextScorer:
+    """Reads `python:module:function`, `detoxify`, a folder, or `org/name@revision` of the hub.
+
+    A function takes one text and returns a number, or a mapping of names to numbers. A folder
+    holds a classifier, a reward model, a Detoxify checkpoint or a trained graft. Raises OtterError.
+    """
+    if text.startswith(PYTHON):
+        return _of_function(text)
+    if text == "detoxify" and not Path(text).is_dir():
+        return _of_released_detoxify(device)
+    return _of_folder(text, device)
+
+
+def _of_function(text: str) -> TextScorer:
+    module_name, _, name = text.removeprefix(PYTHON).rpartition(":")
+    if not module_name or not name:
+        raise OtterError(
+            f"--teacher {text!r} names no function", hint="python:module:function, or a folder"
+        )
+    # A module beside the user's data is found as `python -m` would find it.
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise OtterError(
+            f"--teacher {text!r}: importing {module_name} failed: {type(error).__name__}: {error}",
+            hint="the module must be importable from the working folder",
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise OtterError(
+            f"--teacher {text!r}: {module_name} has no function {name!r}", hint="check the name"
+        )
+    names = tuple(_values(function("a text"), text))
+    source = getattr(module, "__file__", None)
+    content = Path(source).read_bytes() if source else module_name.encode()
+    digest = sha256_json({"function": text, "source": sha256_bytes(content)})
+    return TextScorer(names, lambda texts: [_row(function(t), names, text) for t in texts], digest)
+
+
+def _values(answer: Any, what: str) -> dict[str, float]:
+    """A function's answer by name. Raises OtterError for anything but finite numbers."""
+    named = answer if isinstance(answer, Mapping) else {"score": answer}
+    values = {}
+    for name, value in named.items():
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise OtterError(
+                f"the teacher {what} returned {value!r} for {name!r}",
+                hint="return one finite number, or a dict of them",
+            )
+        values[str(name)] = number
+    return values
+
+
+def _row(answer: Any, names: Sequence[str], what: str) -> list[float]:
+    values = _values(answer, what)
+    if set(values) != set(names):
+        raise OtterError(
+            f"the teacher {what} returned {', '.join(values)}, before {', '.join(names)}",
+            hint="return the same names for every text",
+        )
+    return [values[name] for name in names]
+
+
+def _of_released_detoxify(device: str) -> TextScorer:
+    """Detoxify's `original` model, from its own download cache or the network."""
+    from detoxify import Detoxify
+
+    try:
+        model: Any = Detoxify("original", device=device)
+    except Exception as error:
+        raise OtterError(
+            f"Detoxify's released model cannot be loaded: {type(error).__name__}: "
+            f"{str(error).partition(chr(10))[0]}",
+            hint="it is downloaded on first use; offline, give the folder of a Detoxify checkpoint",
+        ) from error
+    names = tuple(model.class_names)
+    return TextScorer(names, _by_detoxify(model, names), sha256_json({"detoxify": "original"}))
+
+
+def _by_detoxify(model: Any, names: Sequence[str]) -> Callable[[Sequence[str]], list[list[float]]]:
+    def score(texts: Sequence[str]) -> list[list[float]]:
+        predicted = model.predict(list(texts))
+        columns = [predicted[name] for name in names]
+        # Detoxify gives a bare number for a list of one.
+        listed = [c if isinstance(c, Sequence) or hasattr(c, "tolist") else [c] for c in columns]
+        return [[float(value) for value in row] for row in zip(*listed, strict=True)]
+
+    return score
+
+
+def _of_folder(text: str, device: str) -> TextScorer:
+    from otter_cli.checkpoint.listing import MANIFEST
+    from otter_cli.checkpoint.source import find_base
+    from otter_cli.insertion import Manifest
+    from otter_cli.model.pretrained import load_config
+    from otter_cli.scorers.detoxify import files_digest, load_detoxify
+
+    folder = find_base(text).path
+    digest = files_digest(folder)
+    if any(folder.glob("*.ckpt")):
+        model = load_detoxify(folder, device)
+        names = tuple(model.class_names)
+        return TextScorer(names, _by_detoxify(model, names), digest)
+    if (folder / MANIFEST).is_file():
+        signals = [s for c in Manifest.read(folder).insertions for s in c.signals]
+        names = tuple(s.name for s in signals if s.kind == "value" and s.size == 1)
+        if not names:
+            raise OtterError(f"{folder} has no value signal", hint="a teacher scores whole texts")
+        return TextScorer(names, _one_by_one(folder, names, device), digest)
+    if int(load_config(folder).num_labels) == 1:
+        return TextScorer(("reward",), _one_by_one(folder, ("reward",), device), digest)
+    classes, score = classifier(folder, device)
+    return TextScorer(tuple(classes), score, digest)
+
+
+def _one_by_one(
+    folder: Path, names: Sequence[str], device: str
+) -> Callable[[Sequence[str]], list[list[float]]]:
+    """Values of a graft or a reward model, which are read off the last token."""
+    labellers = [load_labeller(folder, name, eos=False, device=device) for name in names]
+
+    def score(texts: Sequence[str]) -> list[list[float]]:
+        columns = [labeller(texts) for labeller in labellers]
+        return [list(row) for row in zip(*columns, strict=True)]
+
+    return score

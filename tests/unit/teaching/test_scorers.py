@@ -1,0 +1,87 @@
+"""Teachers by what a user types."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from otter_cli.core.errors import OtterError
+from otter_cli.teaching.scorers import load_scorer
+
+MODULE = """
+def length(text):
+    return len(text) / 100
+
+
+def two(text):
+    return {"length": len(text), "spaces": text.count(" ")}
+
+
+def broken(text):
+    return float("nan")
+
+
+def moody(text):
+    return {"a": 1} if text == "a text" else {"b": 1}
+
+
+not_a_function = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_teacher.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    sys.modules.pop("my_teacher", None)
+
+
+def test_a_function_gives_one_number_or_several() -> None:
+    one = load_scorer("python:my_teacher:length")
+    assert one.names == ("score",) and one.score(["abc", "a"]) == [[0.03], [0.01]]
+    two = load_scorer("python:my_teacher:two")
+    assert two.names == ("length", "spaces") and two.score(["a b"]) == [[3.0, 1.0]]
+    assert two.columns(["spaces"]) == [1]
+
+
+def test_a_changed_function_has_another_digest(tmp_path: Path) -> None:
+    before = load_scorer("python:my_teacher:length").digest
+    (tmp_path / "my_teacher.py").write_text(MODULE + "\n# changed\n")
+    sys.modules.pop("my_teacher", None)
+    assert load_scorer("python:my_teacher:length").digest != before
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("python:my_teacher", "names no function"),
+        ("python:no_such_module:f", "importing no_such_module failed"),
+        ("python:my_teacher:nothing", "no function 'nothing'"),
+        ("python:my_teacher:not_a_function", "no function"),
+        ("python:my_teacher:broken", "returned nan"),
+        ("nowhere", "does not exist"),
+    ],
+)
+def test_what_is_no_teacher_is_refused(text: str, words: str) -> None:
+    with pytest.raises(OtterError, match=words):
+        load_scorer(text)
+
+
+def test_a_teacher_that_changes_its_names_is_refused() -> None:
+    scorer = load_scorer("python:my_teacher:moody")
+    with pytest.raises(OtterError, match="same names|returned b"):
+        scorer.score(["other"])
+
+
+def test_an_unknown_score_names_the_known_ones() -> None:
+    with pytest.raises(OtterError, match="gives no 'spacs'"):
+        load_scorer("python:my_teacher:two").columns(["spacs"])
+
+
+def test_a_detoxify_folder_gives_its_six_classes(shared: Path) -> None:
+    scorer = load_scorer(str(shared / "models" / "detoxify-mini"))
+    assert len(scorer.names) == 6 and "toxicity" in scorer.names
+    kind, rude = scorer.score(["have a lovely day", "you are a stupid idiot"])
+    column = scorer.names.index("toxicity")
+    assert kind[column] < rude[column]
