@@ -1,4 +1,4 @@
-"""`otter demo`: the whole job on the tiny base that ships with the package."""
+"""`otter demo`: the whole job on a real small model, or on the tiny base that ships."""
 
 from __future__ import annotations
 
@@ -8,36 +8,94 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from otter_cli.cli.app import Outcome, verb, verb_app
+from otter_cli.core.errors import OtterError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from otter_cli.demo.run import Demo
+    from otter_cli.demo.sentiment.run import SentimentDemo
 
 app = verb_app()
+MODEL = Path("models/smollm2-135m-instruct")
 
 
-@verb(app, example="otter demo\notter demo runs/demo --seed 1")
+@verb(app, example="otter demo\notter demo --quick\notter demo runs/tiny --tiny --seed 1")
 def demo(
-    folder: Annotated[Path, typer.Argument(help="run folder; what is there is not done again")] = (
-        Path("runs/demo")
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="run folder; finished steps in it are kept (default: runs/demo)"),
+    ] = None,
+    model: Annotated[
+        Path, typer.Option("--model", help="the base's folder; `make models` fetches the default")
+    ] = MODEL,
+    quick: Annotated[bool, typer.Option("--quick", help="fewer prompts and steps: 3 minutes")] = (
+        False
     ),
-    seed: Annotated[int, typer.Option("--seed", help="of the synthetic world")] = 0,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="a 456 k base and a synthetic world, which both ship")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", help="of all draws")] = 0,
     set: Annotated[
         list[str] | None,
-        typer.Option("--set", help="KEY=VALUE over the recipe demo/signals, again for more"),
+        typer.Option("--set", help="with --tiny: KEY=VALUE over the recipe demo/signals"),
     ] = None,
 ) -> Outcome:
-    """Graft, train, verify and benchmark a tiny base on a synthetic world, in a few minutes.
+    """Teach a real small model to steer the sentiment of its own text, and compare.
 
-    Ends in a report. A second call goes on where the first one stopped.
+    The model continues prompts, a word list labels the texts, an insertion learns to score them;
+    then the same prompts are written plain, guided in one pass, and guided by a second model. A
+    second call goes on where the first one stopped. Ends in an HTML report.
     """
+    if tiny:
+        return _tiny(folder or Path("runs/demo-tiny"), seed, tuple(set or ()))
+    if set:
+        raise OtterError("--set goes with --tiny", hint="otter demo --tiny --set steps=50")
+    from otter_cli.demo.sentiment import run
+    from otter_cli.demo.sentiment.report import write_sentiment_report
+
+    if not model.is_dir():
+        raise OtterError(
+            f"the demo's base is not at {model}",
+            hint="make models fetches it; or --model FOLDER; or --tiny for the base that ships",
+        )
+    default = Path("runs/demo-quick" if quick else "runs/demo")
+    result = run.run_sentiment(
+        folder or default, model, scale=run.QUICK if quick else run.WHOLE, seed=seed
+    )
+    path = write_sentiment_report(result)
+    assert result.verdict is not None and result.result is not None and result.price is not None
+    data = {
+        "graft": result.price.record(),
+        "train": {name: vars(run) for name, run in result.trained.items()},
+        "verify": {"verdict": result.verdict.name},
+        "bench": result.result.model_dump(mode="json"),
+        "report": path,
+        "seconds": result.seconds,
+    }
+    exit_code = 0 if result.verdict.passes("grid") else 1
+    return Outcome(data, view=lambda: _sentiment_view(result, path), exit_code=exit_code)
+
+
+def _sentiment_view(result: SentimentDemo, path: Path) -> RenderableType:
+    """The answer and the texts; the tables of the whole report stay in its file."""
+    from rich.console import Group
+
+    from otter_cli.demo.sentiment.report import sentiment_report
+    from otter_cli.reports import Report, terminal_page
+
+    whole = sentiment_report(result)
+    short = Report(whole.title, whole.lead, whole.sections[:3])
+    return Group(terminal_page(short), "", f"report: {path}")
+
+
+def _tiny(folder: Path, seed: int, overrides: tuple[str, ...]) -> Outcome:
     from otter_cli.cli.recipe_files import find_recipe
     from otter_cli.demo.report import write_demo_report
     from otter_cli.demo.run import run_demo
 
     recipe = find_recipe("demo/signals").path
-    found = run_demo(folder, seed=seed, recipe=recipe, overrides=tuple(set or ()))
+    found = run_demo(folder, seed=seed, recipe=recipe, overrides=overrides)
     path = write_demo_report(found)
     data = {
         "graft": found.price.record(),

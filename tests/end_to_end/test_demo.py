@@ -22,7 +22,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_whole_job_and_again(otter_here: Otter, tmp_path: Path, small: None) -> None:
     folder = tmp_path / "demo"
-    command = ("demo", folder, "--set", "steps=12", "--set", "batch_size=4", "--json")
+    command = ("demo", folder, "--tiny", "--set", "steps=12", "--set", "batch_size=4", "--json")
     first = otter_here(*command)
     assert first.returncode == 0, first.stderr
     data = json.loads(first.stdout)

@@ -1,0 +1,1 @@
+"""The demo on a real model: steer the sentiment of what it writes, token by token."""
