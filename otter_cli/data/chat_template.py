@@ -18,8 +18,19 @@ from functools import lru_cache
 from typing import Any, Self
 
 from otter_cli.core.errors import OtterError
+from otter_cli.core.limits import limited
 
 Messages = Sequence[Mapping[str, Any]]
+
+# Real templates have some 10,000 characters, and take milliseconds.
+_LONGEST = 1_000_000
+_LARGEST = 1e9
+_SECONDS, _CHARACTERS_A_SECOND = 10.0, 20_000
+_MEMORY = 1 << 30
+# What a template may write: a system prompt of its own, and each character of a message so often.
+_WRITTEN, _TIMES = 1_000_000, 100
+_DAMAGED = "tokenizer_config.json or chat_template.jinja is damaged: fetch it again"
+_LOOPS = "look for a loop or a repetition in the base's chat_template, or leave chat out"
 
 
 class ChatText(str):
@@ -127,13 +138,20 @@ def _special_ids(tokenizer: Any) -> frozenset[int]:
 
 def _apply(tokenizer: Any, messages: Messages, generate: bool, *, tokenize: bool) -> Any:
     require_template(tokenizer)
+    _check_size(tokenizer.chat_template)
+    given = len(repr(messages))
+    # The tokenizer's work is no fault of the template, and longer texts may take longer.
+    seconds = _SECONDS + (given / _CHARACTERS_A_SECOND if tokenize else 0)
     try:
-        return tokenizer.apply_chat_template(
-            list(messages),
-            add_generation_prompt=generate,
-            tokenize=tokenize,
-            return_dict=False,
-        )
+        with limited("the chat template", seconds=seconds, memory=_MEMORY, hint=_LOOPS):
+            written = tokenizer.apply_chat_template(
+                list(messages),
+                add_generation_prompt=generate,
+                tokenize=tokenize,
+                return_dict=False,
+            )
+    except OtterError:
+        raise
     except Exception as error:
         # A template is a program: it can fail in any way, and so can a tokenizer at its text.
         raise OtterError(
@@ -141,3 +159,35 @@ def _apply(tokenizer: Any, messages: Messages, generate: bool, *, tokenize: bool
             hint="check the order of roles, and whether the template takes such messages "
             "(contents as lists of parts, tool calls)",
         ) from error
+    if not tokenize and len(written) > _WRITTEN + given * _TIMES:
+        raise OtterError(
+            f"the chat template writes {len(written):,} characters for messages of {given:,}",
+            hint=_LOOPS,
+        )
+    return written
+
+
+def _check_size(template: Any) -> None:
+    """A template is a program from a stranger's folder: what no limit on time could stop, since it
+    is one operation, is refused as it is written."""
+    for text in template.values() if isinstance(template, dict) else [template]:
+        if not isinstance(text, str):
+            raise OtterError(
+                f"the chat template is no text but {type(text).__name__}", hint=_DAMAGED
+            )
+        if len(text) > _LONGEST:
+            raise OtterError(f"the chat template is {len(text):,} characters long", hint=_DAMAGED)
+        _check_numbers(text)
+
+
+@lru_cache(maxsize=8)
+def _check_numbers(template: str) -> None:
+    from jinja2 import Environment, TemplateError
+
+    try:
+        tokens = list(Environment(autoescape=True).lex(template))
+    except TemplateError:
+        return  # which says more when it is applied
+    for _, kind, value in tokens:
+        if value == "**" or (kind in ("integer", "float") and float(value) > _LARGEST):
+            raise OtterError(f"the chat template computes with {value}", hint=_LOOPS)

@@ -7,7 +7,7 @@ The one exception is `verify --trust-remote-code`, given on the command line of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +16,21 @@ import torch
 
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
+from otter_cli.core.library_errors import library_reads
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+# What transformers reads beside the weights; a chat template may be a file of its own.
+_CONFIGURATION = ("config.json", "generation_config.json")
+_TOKENIZER = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "config.json",
+)
 # The classes of transformers that choose a model's class by its configuration.
 AutoClass = Literal["AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModel"]
+_LARGEST_ID = 1 << 31
 _AT_RANDOM = "transformers would fill these at random; the checkpoint is not whole"
 
 
@@ -62,6 +73,7 @@ def load_strictly(
         if any(name.startswith(prefix) for name in checkpoint.tensors):
             beyond = info["unexpected_keys"]
             info["unexpected_keys"] = {key for key in beyond if str(key).startswith(prefix)}
+    _check_token_ids(folder, model)
     _check_info(folder, what, info, unread=unread, extra_ok=extra_ok, hint=hint)
     return model.eval()
 
@@ -94,10 +106,14 @@ def load_tokenizer(folder: str | Path, kind: type[Any] | None = None) -> Any:
     """The tokenizer of a local folder, by default of the class that its files name."""
     from transformers import AutoTokenizer
 
-    with _as_otter_error(Path(folder), "the tokenizer"):
-        return (kind or AutoTokenizer).from_pretrained(
+    with _as_otter_error(Path(folder), "the tokenizer", _TOKENIZER):
+        tokenizer = (kind or AutoTokenizer).from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
+        # Values of the wrong type often do no harm before the first text.
+        tokenizer.decode(tokenizer("a")["input_ids"])
+        tokenizer([tokenizer.decode(tokenizer.all_special_ids)], truncation=False)
+    return tokenizer
 
 
 def load_config(folder: str | Path, **options: Any) -> Any:
@@ -149,6 +165,19 @@ def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     return DTYPES[checkpoint.dtype]
 
 
+def _check_token_ids(folder: Path, model: Any) -> None:
+    """transformers takes these as they are, and fails at the first text."""
+    settings = getattr(model, "generation_config", None)
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(settings, key, None)
+        ids = value if isinstance(value, list) and key == "eos_token_id" else [value]
+        if not all(i is None or (isinstance(i, int) and 0 <= i < _LARGEST_ID) for i in ids):
+            raise OtterError(
+                f"{folder / 'generation_config.json'}: {key} is {value!r}, no token id",
+                hint="fetch the file again, or mend it",
+            )
+
+
 def _class(kind: AutoClass | type[Any]) -> Any:
     if not isinstance(kind, str):
         return kind
@@ -196,25 +225,19 @@ def _check_info(
 
 
 @contextmanager
-def _as_otter_error(place: Path, what: str) -> Iterator[None]:
-    """What a library says of a user's files, in an OtterError."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        text = str(error)
-        if "trust_remote_code" in text:
+def _as_otter_error(
+    place: Path, what: str, files: Sequence[str] = _CONFIGURATION
+) -> Iterator[None]:
+    """What a library says of a user's files, in an OtterError that names the file and its key."""
+    with library_reads(place, what, library="transformers", files=files, reword=_on_disk):
+        try:
+            yield
+        except Exception as error:
+            if "trust_remote_code" not in str(error):
+                raise
             raise OtterError(
                 f"{place}: {what} needs code that the folder brings (auto_map), and otter does not "
                 "run it",
                 hint="take a model that transformers has a class for; verify alone runs such code, "
                 "with --trust-remote-code",
             ) from error
-        lines = [line.strip() for line in text.strip().splitlines()] or [type(error).__name__]
-        # torch lists the tensors below such a line.
-        first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-        raise OtterError(
-            f"{place}: transformers cannot load {what}: {_on_disk(first)}",
-            hint="the folder must load with transformers' own classes, from local files",
-        ) from error

@@ -75,7 +75,7 @@ def _base(folder: Path, health: Health) -> None:
     base = Checkpoint.open(folder)
     health.tensors += len(base.tensors)
     _dtype(base, health)
-    if base.config.get("model_type") in FAMILIES:
+    if str(base.config.get("model_type")) in FAMILIES:
         _shapes(base, base_shape(base.config), health)
     else:
         health.notes.append(

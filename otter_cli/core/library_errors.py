@@ -1,0 +1,156 @@
+"""What a library says of a user's file, in our words: the file, the key, the library's message."""
+
+from __future__ import annotations
+
+import json
+import re
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from otter_cli.core.errors import OtterError, from_os_error
+
+_LONGEST = 300
+_LARGEST = 50_000_000
+# Frames of the library that are searched for the name of a key: the innermost ones.
+_FRAMES = 6
+_TOKENIZER = "tokenizer.json"
+_POSITION = re.compile(r"at line (\d+) column (\d+)")
+# How Python says which type was wrong.
+_WRONG = re.compile(
+    r"'(\w+)' object|<class '(\w+)'>|got (\w+) \(value|instances of '(\w+)' and '(\w+)'|"
+    r"unhashable type: '(\w+)'|not (NoneType)"
+)
+_HINT = "the value is damaged or of the wrong type: fetch the file again, or mend it"
+
+
+@contextmanager
+def library_reads(
+    place: Path,
+    what: str,
+    *,
+    library: str,
+    files: Sequence[str] = (),
+    reword: Callable[[str], str] = str,
+    hint: str = _HINT,
+) -> Iterator[None]:
+    """Around a library's own reading of a user's file or folder, and of nothing of ours.
+
+    Whatever it raises becomes an OtterError, a panic of Rust code included, which is no Exception.
+    `files` are those of the folder that the library reads: the one at fault is named, and its key,
+    where the message or the library's code mention it. `reword` is applied to the message. What is
+    no fault of a file passes.
+    """
+    try:
+        yield
+    except (OtterError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:
+        if _is_of_the_machine(error):
+            raise
+        if isinstance(error, OSError) and error.strerror:
+            raise from_os_error(error, f"read {place}") from error
+        raise OtterError(
+            f"{_where(place, files, error)}: {library} cannot load {what}: "
+            f"{reword(message_of(error))}",
+            hint=hint,
+        ) from error
+
+
+def message_of(error: BaseException) -> str:
+    """The library's message on one line, cut where it is long; its type where it says nothing."""
+    text = " ".join(str(error).split())
+    if not text or isinstance(error, KeyError | IndexError | AttributeError | TypeError):
+        text = f"{type(error).__name__}: {text}".rstrip(": ")
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+def _is_of_the_machine(error: BaseException) -> bool:
+    """torch's own out-of-memory error, told by its name: torch need not be loaded."""
+    return any("OutOfMemory" in kind.__name__ for kind in type(error).__mro__)
+
+
+def _where(place: Path, files: Sequence[str], error: BaseException) -> str:
+    """The file at fault, and the key where the evidence points to one; else all the files."""
+    there = [name for name in files if (place / name).is_file()]
+    if not there:
+        return str(place)
+    at = _POSITION.search(str(error))
+    if at and _TOKENIZER in there:  # only this file is read by a parser that counts lines
+        path = place / _TOKENIZER
+        key = _key_before(path, int(at[1]), int(at[2]))
+        return f"{path}: {key}" if key else str(path)
+    named = _named(place, there, error)
+    if len(named) == 1:
+        [(name, key, value)] = named
+        shown = json.dumps(value)
+        return f"{place / name}: {key} is {shown}" if len(shown) <= 60 else f"{place / name}: {key}"
+    if named and len({key for _, key, _ in named}) == 1:
+        there = [name for name, _, _ in named]
+        return f"{place / there[0]} or {' or '.join(there[1:])}: {named[0][1]}"
+    return f"{place / there[0]}{''.join(f' or {name}' for name in there[1:])}"
+
+
+Entry = tuple[str, str, Any]
+
+
+def _named(place: Path, there: list[str], error: BaseException) -> list[Entry]:
+    """Entries that the message names, or that the library's code worked on; those of the type that
+    the message complains of, where it says one."""
+    message = str(error)
+    words = {word for match in _WRONG.finditer(message) for word in match.groups() if word}
+    wrong = {"NoneType" if word == "None" else word for word in words}
+    entries = [
+        (name, key, value)
+        for name in there
+        for key, value in _entries(place / name)
+        if not wrong or type(value).__name__ in wrong
+    ]
+    in_message = [entry for entry in entries if _mentions(message, entry[1])]
+    if in_message:
+        # Of keys that the message names, the one whose value it shows too.
+        shown = [entry for entry in in_message if f"{entry[2]!r}" in message]
+        return shown if len(in_message) > 1 and shown else in_message
+    if not wrong:
+        return [entry for entry in entries if str(error) == repr(entry[2])]
+    # A null is rarely the value at fault: the library's own code makes them too.
+    entries = [entry for entry in entries if entry[2] is not None]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)[-_FRAMES:]):
+        in_code = [entry for entry in entries if _mentions(frame.line or "", entry[1])]
+        if in_code:
+            return in_code
+    return []
+
+
+def _mentions(text: str, key: str) -> bool:
+    return len(key) > 3 and re.search(rf"(?<!\w){re.escape(key)}(?!\w)", text) is not None
+
+
+def _key_before(path: Path, line: int, column: int) -> str:
+    """The last key before a place in a JSON file, as its parser counts lines and columns."""
+    if path.stat().st_size > _LARGEST:
+        return ""
+    lines = path.read_bytes().split(b"\n")
+    if line > len(lines) or column > len(lines[line - 1]) + 1:
+        return ""
+    before = b"\n".join([*lines[: line - 1], lines[line - 1][:column]])
+    keys = re.findall(rb'"([A-Za-z_]\w*)"\s*:', before)
+    return keys[-1].decode() if keys else ""
+
+
+def _entries(path: Path) -> Iterator[tuple[str, Any]]:
+    """Keys and values two levels deep: deeper ones are vocabularies and merges."""
+    if path.suffix != ".json" or path.stat().st_size > _LARGEST:
+        return
+    try:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return
+    if not isinstance(values, dict):
+        return
+    for key, value in values.items():
+        yield key, value
+        if isinstance(value, dict):
+            yield from value.items()
