@@ -79,10 +79,16 @@ def generated_text(
         text="".join(text for token, text in parts if token not in special),
         tokens=texts,
         token_ids=list(row.tokens),
-        signals={name: np.array(values, np.float64) for name, values in row.signals.items()},
+        signals={name: finite(np.array(values)) for name, values in row.signals.items()},
         labels={name: labels[name] for name in row.signals if name in labels},
         logprobs=np.array(row.logprobs, np.float64),
         finish=row.finish,
         message=row.message,
         counters=row.counters,
     )
+
+
+def finite(values: Any) -> Array:
+    """The values as an array, NaN for each that is not finite."""
+    array = np.asarray(values, np.float64)
+    return np.where(np.isfinite(array), array, np.nan)

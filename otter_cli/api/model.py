@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otter_cli.api.generated import ScoredText, generated_text
+from otter_cli.api.generated import ScoredText, finite, generated_text
 from otter_cli.api.options import sampling_of, stops_of
 from otter_cli.api.prompts import prompt_ids
 from otter_cli.core.errors import OtterError
@@ -90,6 +90,7 @@ class Otter:
         from otter_cli.decoding import generate
         from otter_cli.decoding.gates import parse_gate
         from otter_cli.decoding.named_guides import guides_of
+        from otter_cli.signals.finite import broken, warn_not_finite
 
         ids, batch = prompt_ids(self.tokenizer, prompts, attention_mask)
         ids = [row for row in ids for _ in range(num_return_sequences)]
@@ -108,6 +109,7 @@ class Otter:
         if streamer is not None:
             streamer.end()
         labels = self.labels(names)
+        warn_not_finite(name for row in rows for name in broken(row.signals))
         texts = [
             generated_text(self.tokenizer, prompt, row, labels)
             for prompt, row in zip(ids, rows, strict=True)
@@ -122,6 +124,7 @@ class Otter:
         from otter_cli.decoding.positions import warn_once, warnings_of
         from otter_cli.decoding.scores import check_scores
         from otter_cli.decoding.texts import token_texts
+        from otter_cli.signals.finite import probabilities, warn_not_finite
 
         ids = prompt_ids(self.tokenizer, text)[0]
         if len(ids) != 1 or not ids[0]:
@@ -135,13 +138,15 @@ class Otter:
             read = self.model(tensor, signals=tuple(names), logits=False).signals
         configs = self.model.signal_configs
         values = {
-            name: (read[name].sigmoid() if configs[name].kind == "classes" else read[name])
-            .float()
-            .cpu()
-            .numpy()[0]
-            .astype(np.float64)
+            name: finite(
+                (probabilities(read[name]) if configs[name].kind == "classes" else read[name])
+                .float()
+                .cpu()
+                .numpy()[0]
+            )
             for name in names
         }
+        warn_not_finite(name for name in names if np.isnan(values[name]).any())
         tokens = token_texts(self.tokenizer, [], ids[0])
         return ScoredText("".join(tokens), tokens, ids[0], values, self.labels(names))
 

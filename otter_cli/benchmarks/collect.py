@@ -13,6 +13,7 @@ from otter_cli.benchmarks.run_folder import RunFolder
 from otter_cli.core.console import progress
 from otter_cli.core.errors import OtterError
 from otter_cli.core.seeds import derive_seed
+from otter_cli.signals.finite import broken, not_finite
 
 if TYPE_CHECKING:
     from otter_cli.decoding import Generation
@@ -90,6 +91,8 @@ def _sample(
                 f"{key}: the base gives token {position} the log-probability {logprob}",
                 hint="no token is dropped from a perplexity: a guide chose what the base rules out",
             )
+    if names := broken(generation.signals):
+        raise not_finite(f"{key}: signal {names[0]!r}")
     counters = generation.counters
     return Sample(
         **key._asdict(),

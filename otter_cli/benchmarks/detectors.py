@@ -13,6 +13,7 @@ from otter_cli.benchmarks.benchmark import Method
 from otter_cli.benchmarks.models import Grafted, bytes_of, model_record
 from otter_cli.benchmarks.settings import MethodRecord, ModelRecord
 from otter_cli.core.errors import OtterError
+from otter_cli.signals.finite import probabilities
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +44,7 @@ def by_signal(label: str, graft: Grafted, signal: str) -> Method:
 
     def read(tokens: "Tensor") -> "Tensor":
         out = graft.model(tokens, signals=(signal,), logits=False)
-        return out.signals[signal][0, :, 0].sigmoid()
+        return probabilities(out.signals[signal][0, :, 0])
 
     steering = {"detector": "signal", "signal": signal}
     method = _detector(label, [graft.record], steering, graft.bytes, read, graft.model)
@@ -65,7 +66,7 @@ def by_probe(label: str, graft: Grafted, folder: Path, signal: str) -> Method:
         )
 
     def read(tokens: "Tensor") -> "Tensor":
-        return probe(tokens, tokens.new_ones(tokens.shape))[0, :, 0].sigmoid()
+        return probabilities(probe(tokens, tokens.new_ones(tokens.shape))[0, :, 0])
 
     steering = {"detector": "probe", "reads": probe.reads}
     held = graft.base_bytes + bytes_of(probe.weights.values())
@@ -81,7 +82,7 @@ def by_classifier(label: str, graft: Grafted, classifier: Any, record: ModelReco
     def read(tokens: "Tensor") -> "Tensor":
         decoder(input_ids=tokens)
         state = classifier.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-        return classifier.score(state)[0, :, 0].sigmoid()
+        return probabilities(classifier.score(state)[0, :, 0])
 
     held = graft.base_bytes + bytes_of(classifier.parameters())
     steering = {"detector": "classifier"}

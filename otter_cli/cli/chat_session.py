@@ -15,6 +15,7 @@ from otter_cli.decoding import Sampling, generate
 from otter_cli.decoding.named_guides import guide_of, parse_guide
 from otter_cli.decoding.scores import check_scores
 from otter_cli.decoding.texts import TextStream
+from otter_cli.signals.finite import broken, finite_or_none, warn_not_finite
 
 if TYPE_CHECKING:
     from otter_cli.api import Otter
@@ -82,13 +83,16 @@ class Chat:
         messages = [*self.messages, {"role": "user", "content": text}]
         ids = prompt_ids(self.otter.tokenizer, messages)[0][0]
         answer = self._generate(ids, terminal)
+        warn_not_finite(broken({n: values.tolist() for n, values in answer.signals.items()}))
         self.messages = [*messages, {"role": "assistant", "content": answer.text}]
         self.turns.append(
             {
                 "user": text,
                 "assistant": answer.text,
                 "tokens": answer.tokens,
-                "signals": {name: values.tolist() for name, values in answer.signals.items()},
+                "signals": {
+                    name: finite_or_none(values.tolist()) for name, values in answer.signals.items()
+                },
                 "guides": dict(self.settings.guides),
                 "finish": answer.finish,
             }
@@ -206,7 +210,7 @@ class _Stream:
             self.terminal.show_token(added, value, low, high)
 
     def read(self, row: int, token: int, scores: Mapping[str, Any]) -> None:
-        value = next(iter(scores.values()))
+        value = finite_or_none(next(iter(scores.values())))
         # Of several classes the likeliest colours the token.
         number = (
             max((v for v in value if v is not None), default=None)

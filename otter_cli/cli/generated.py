@@ -49,6 +49,7 @@ def record_of(
     prompt: str, ids: Sequence[int], row: Generation, tokenizer: Any, labels: dict[str, list[str]]
 ) -> dict[str, Any]:
     from otter_cli.decoding.texts import token_texts
+    from otter_cli.signals.finite import finite_or_none
 
     texts = token_texts(tokenizer, ids, row.tokens)
     special = set(tokenizer.all_special_ids)
@@ -60,7 +61,7 @@ def record_of(
             {"id": token, "text": text, "logprob": logprob}
             for token, text, logprob in zip(row.tokens, texts, row.logprobs, strict=True)
         ],
-        "signals": row.signals,
+        "signals": {name: finite_or_none(values) for name, values in row.signals.items()},
         "labels": labels,
         "finish": row.finish,
         "message": row.message,

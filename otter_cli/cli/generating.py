@@ -24,6 +24,7 @@ from otter_cli.decoding.named_guides import guide_of, parse_guide
 from otter_cli.decoding.positions import warnings_of
 from otter_cli.model import OtterForCausalLM
 from otter_cli.model.pretrained import load_tokenizer
+from otter_cli.signals.finite import broken, warn_not_finite
 
 
 class Generating:
@@ -34,7 +35,9 @@ class Generating:
         self.model = OtterForCausalLM.from_pretrained(folder, base=base, device=device)
         self.tokenizer: Any = load_tokenizer(base or folder)
         configs = self.model.signal_configs
-        scoring = [name for name, config in configs.items() if config.kind != "future"]
+        # Others guess tokens, or score those that could come.
+        ahead = ("future", "vocabulary")
+        scoring = [name for name, config in configs.items() if config.kind not in ahead]
         self.shown = list(asked.signals) or scoring
         self.guides = [self._guide(text) for text in asked.guides]
 
@@ -57,6 +60,7 @@ class Generating:
             stops=Stops(signals=asked.rejects),
             signals=self.shown,
         )
+        without: list[str] = []
         with progress(0 if streams else len(prompts), "generating") as advance:
             for start in range(0, len(prompts), batch):
                 here = slice(start, start + batch)
@@ -66,7 +70,9 @@ class Generating:
                 for text, ids, row in zip(texts, part, rows, strict=True):
                     record = record_of(text, ids, row, self.tokenizer, labels)
                     records.append({**record, "warnings": warnings})
+                    without += broken(row.signals)
                 advance(len(part))
+        warn_not_finite(without)
         return records
 
     def _generate(

@@ -24,6 +24,7 @@ from otter_cli.decoding.session import DecodingSession, RewardSession
 from otter_cli.decoding.stops import NO_STOPS
 from otter_cli.decoding.types import Generation, Sampling
 from otter_cli.model import OtterForCausalLM
+from otter_cli.signals.finite import not_finite
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,9 @@ class _Judge:
         """The row with the best score among the copies of each prompt."""
         scores = torch.tensor(self._scores(rows)).unflatten(0, (-1, self.request.n))
         if not scores.isfinite().all():
-            raise OtterError("a score is not finite", hint="was the judge trained to NaN?")
+            judge = self.request.signal
+            what = f"signal {judge!r}" if judge is not None else "the reward model's score"
+            raise not_finite(f"{what}, which best of n goes by,")
         first = torch.arange(len(scores)) * self.request.n
         best = scores.argmin(-1) if self.request.lowest else scores.argmax(-1)
         return [int(row) for row in first + best]

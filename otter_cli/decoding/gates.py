@@ -11,6 +11,7 @@ from otter_cli.core.errors import OtterError
 from otter_cli.decoding.scores import score_column, signal_scores
 from otter_cli.decoding.session import DecodingSession
 from otter_cli.decoding.state import State
+from otter_cli.signals.finite import require_finite
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,14 @@ class SignalBound:
         """Raises OtterError for a signal that scores nothing, and for an unknown label."""
         score_column(session.model, self.signal, self.label)
 
-    def crossed(self, session: DecodingSession, states: State) -> Tensor:
+    def scores(self, session: DecodingSession, states: State) -> Tensor:
         """[rows, n], by states [rows, n, d]."""
         column = score_column(session.model, self.signal, self.label)
-        scores = signal_scores(session, self.signal, states)[..., column]
+        return signal_scores(session, self.signal, states)[..., column]
+
+    def crossed(self, scores: Tensor) -> Tensor:
+        """Which of the scores have crossed the bound. Raises OtterError where one is not finite."""
+        require_finite(scores, f"signal {self.signal!r} of {self}")
         return scores > self.bound if self.above else scores < self.bound
 
     def __str__(self) -> str:
@@ -66,7 +71,7 @@ class Gate:
         if self.top_probability is not None:
             opened = opened & (log_p.amax(-1).exp() < self.top_probability)
         if self.signal is not None:
-            opened = opened & self.signal.crossed(session, state)[:, 0]
+            opened = opened & self.signal.crossed(self.signal.scores(session, state)[:, 0])
         return opened
 
 

@@ -135,9 +135,10 @@ class Rows:
                 found = [mine[place] for place in at]
                 generation.signals[name] += [one[0] if len(one) == 1 else one for one in found]
         for bound in self.stops.signals:
-            crossed = bound.crossed(self.session, states).tolist()
-            for row, (mine, at) in enumerate(zip(crossed, places, strict=True)):
-                flags = [mine[place] for place in at]
+            scores_of = bound.scores(self.session, states)
+            for row, at in enumerate(places):
+                # Positions that a row did not take are nobody's: they decide nothing.
+                flags = bound.crossed(scores_of[row, at]).tolist()
                 if True in flags:
                     self._reject(row, len(flags) - 1 - flags.index(True), str(bound))
                     del at[flags.index(True) + 1 :]

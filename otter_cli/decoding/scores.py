@@ -10,14 +10,16 @@ from otter_cli.decoding.session import DecodingSession
 from otter_cli.decoding.state import State
 from otter_cli.model import OtterForCausalLM
 from otter_cli.signals import SignalConfig
+from otter_cli.signals.finite import probabilities
 
 
 def signal_scores(session: DecodingSession, name: str, state: State) -> Tensor:
-    """Scores of a signal, [rows, n, attributes or classes]: values as they are, probabilities."""
+    """Scores of a signal, [rows, n, attributes or classes]: values as they are, probabilities.
+    They may not be finite."""
     config = session.model.signal_configs[name]
     scores = session.read(name, state)
     if config.kind == "classes":
-        return scores.sigmoid()
+        return probabilities(scores)
     return scores[..., None] if config.size == 1 else scores
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +14,7 @@ from otter_cli.decoding.guide import Guide
 from otter_cli.decoding.sampling import Sampler
 from otter_cli.decoding.session import DecodingSession
 from otter_cli.decoding.state import State
+from otter_cli.signals.finite import require_finite
 
 
 class Steered(Chooser):
@@ -116,14 +116,10 @@ class Steered(Chooser):
 
         Raises OtterError where a score is no number: an argmax over NaN would choose it.
         """
-        for scorer, strength in zip(self.scorers, self.strengths, strict=True):
+        steering = zip(self.guides, self.scorers, self.strengths, strict=True)
+        for guide, scorer, strength in steering:
             scores = scorer.scores(state, fed, tokens)
-            # 0 times what is no number is none: two operations, where isfinite takes five.
-            if not math.isfinite((scores * 0).sum()):
-                raise OtterError(
-                    "the guide gave a reward that is not finite",
-                    hint="was its training stopped by NaN? look at its metrics, or train it again",
-                )
+            require_finite(scores, f"a score of the guide {guide.name}{_signal_of(guide)}")
             if (several := len(logits) // len(strength)) > 1:  # of a tree's tokens, to a row
                 strength = strength.repeat_interleave(several, 0)
             logits = logits + strength * scores
@@ -141,3 +137,8 @@ class Steered(Chooser):
         self.external_passes = sum(scorer.external_passes for scorer in self.scorers)
         self.external_bytes = sum(scorer.external_bytes for scorer in self.scorers)
         return tokens
+
+
+def _signal_of(guide: Guide) -> str:
+    name = getattr(guide, "signal", None)
+    return f" by signal {name!r}" if name is not None else ""

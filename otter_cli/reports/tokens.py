@@ -16,7 +16,9 @@ _COLOURS = ("#d73027", "#f46d43", "#fdae61", "#d9d9d9", "#a6d96a", "#66bd63", "#
 _WIDTH = 100
 _ROWS = 12
 
-Series = dict[str, list[float]]
+# A value that is not finite is None.
+Values = list[float | None]
+Series = dict[str, Values]
 
 
 def text_lines(record: dict[str, Any]) -> list[Text]:
@@ -42,9 +44,15 @@ def sparklines(record: dict[str, Any]) -> list[Text]:
     margin = max(map(len, series), default=0)
     lines = []
     for name, values in series.items():
-        low, high = f"{min(values):+.2f}", f"{max(values):+.2f}"
+        if not (known := _known(values)):
+            lines.append(Text(name.ljust(margin), style="cyan").append(" no finite value", "dim"))
+            continue
+        low, high = f"{min(known):+.2f}", f"{max(known):+.2f}"
         means = _means(values, _WIDTH - margin - len(low) - len(high) - 3)
-        bars = "".join(_BARS[_level(means, i, len(_BARS))] for i in range(len(means)))
+        bars = "".join(
+            " " if means[i] is None else _BARS[_level(means, i, len(_BARS))]
+            for i in range(len(means))
+        )
         line = Text(name.ljust(margin), style="cyan")
         lines.append(
             line.append(f" {low} ", "dim").append(bars, "default").append(f" {high}", "dim")
@@ -66,7 +74,8 @@ def token_table(record: dict[str, Any]) -> Table:
             if i == _ROWS:
                 table.add_row("", "...", *[""] * (1 + len(series)))
             continue
-        scores = [f"{values[i]:+.3f}" for values in series.values()]
+        read = [values[i] for values in series.values()]
+        scores = ["none" if value is None else f"{value:+.3f}" for value in read]
         table.add_row(str(i + 1), repr(token["text"])[1:-1], f"{token['logprob']:.2f}", *scores)
     return table
 
@@ -84,15 +93,22 @@ def series_of(record: dict[str, Any]) -> Series:
     return found
 
 
-def _means(values: list[float], width: int) -> list[float]:
-    """At most `width` values: means over stretches of equal length."""
+def _known(values: Values) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _means(values: Values, width: int) -> Values:
+    """At most `width` values: means over stretches of equal length, of the values there are."""
     count = min(len(values), width)
     edges = [i * len(values) // count for i in range(count + 1)]
-    return [sum(values[start:stop]) / (stop - start) for start, stop in pairwise(edges)]
+    parts = [_known(values[start:stop]) for start, stop in pairwise(edges)]
+    return [sum(part) / len(part) if part else None for part in parts]
 
 
-def _level(values: list[float], index: int, levels: int) -> int:
-    low, high = min(values), max(values)
-    if high == low:
+def _level(values: Values, index: int, levels: int) -> int:
+    """The middle where there is nothing to tell apart."""
+    known, value = _known(values), values[index]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    if value is None or high == low:
         return levels // 2
-    return min(levels - 1, int((values[index] - low) / (high - low) * levels))
+    return min(levels - 1, int((value - low) / (high - low) * levels))

@@ -11,6 +11,7 @@ import torch
 from otter_cli.core.intervals import Interval, interval, mean
 from otter_cli.data.batches import by_length
 from otter_cli.signals import SignalConfig
+from otter_cli.signals.finite import not_finite
 from otter_cli.training.group import Group
 from otter_cli.training.objectives import Objective, Read
 
@@ -33,7 +34,8 @@ def outcomes(
     drift: Drift = lambda batch: None,
 ) -> dict[str, np.ndarray]:
     """What the objective notes of each row, in the data's order: two methods can be paired; and the
-    drift of its texts, where there can be any."""
+    drift of its texts, where there can be any. Raises OtterError for what is not finite: compared,
+    it would pass for a wrong answer."""
     group = group or Group()
     batches = by_length(dataset.lengths, batch_size)
     # Each process takes every so-manieth; one that has none left repeats the last, since all must
@@ -50,6 +52,9 @@ def outcomes(
             own.append({name: tensor.cpu().numpy() for name, tensor in of_rows.items()})
     everyones = zip(*group.gather(own), strict=True)
     found = [part for of_round in everyones for part in of_round][: len(batches)]
+    for name in found[0]:
+        if not all(np.isfinite(part[name]).all() for part in found):
+            raise not_finite(f"the {name} of a held-out row")
     order = np.argsort(np.concatenate([np.asarray(rows) for rows in batches]))
     return {name: np.concatenate([part[name] for part in found])[order] for name in found[0]}
 

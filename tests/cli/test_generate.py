@@ -286,3 +286,13 @@ def test_prompts_that_need_a_template_are_told_by_file_and_line(
     file.write_text(json.dumps({"chosen": said("a", "b"), "rejected": said("c", "d")}) + "\n")
     with pytest.raises(OtterError, match="line 1: 'chosen' and 'rejected' share no message"):
         prompts_of(None, file)
+
+
+def test_signals_of_tokens_to_come_are_not_shown(
+    otter_here: Otter, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """By default generate reads what scores the text: action values are for guides."""
+    signals = ("reward", "action-reward", "future:2,plain")
+    graft = random_graft(tiny_llama, tmp_path / "g", hidden=8, heads=2, ffn=16, signals=signals)
+    shown = otter_here("generate", graft, "hello", "--max-new-tokens", "3", "--json")
+    assert shown.returncode == 0 and list(json.loads(shown.stdout)["signals"]) == ["reward"]

@@ -11,6 +11,7 @@ from pydantic import Field
 from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import Interval, interval, ratio
 from otter_cli.signals import SignalConfig
+from otter_cli.signals.finite import require_finite
 from otter_cli.training.objectives.objective import Positions, Read, ReadBeside
 from otter_cli.training.objectives.plain_texts import PlainTexts
 
@@ -67,7 +68,9 @@ class FutureTokens(PlainTexts):
         signal = cast(ReadBeside, read).signal
         at, following = _positions(batch), _following(batch, signal.size)
         targets = _targets(batch, signal.size)
-        hits = read(batch, at, following).argmax(-1) == targets  # [N, heads]
+        guesses = read(batch, at, following)
+        require_finite(guesses, f"signal {signal.name!r}")
+        hits = guesses.argmax(-1) == targets  # [N, heads]
         # Where a head's token lies past the block's end nothing can be in a row up to it.
         whole = (targets >= 0).all(-1)
         counts = {

@@ -212,6 +212,19 @@ def test_a_method_that_loses_a_row_stops_the_run(tmp_path: Path) -> None:
         run(benchmark, tmp_path / "run")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_signal_that_is_not_finite_stops_the_run(tmp_path: Path, value: float) -> None:
+    method = ToyMethod()
+
+    def broken(prompts: list, sampling: object) -> list:
+        made = method(prompts, sampling)
+        made[0].signals = {"reward": [0.0, value]}
+        return made
+
+    with pytest.raises(OtterError, match="signal 'reward' is not finite"):
+        run(toy_benchmark(generate={"plain": broken}), tmp_path / "run")
+
+
 def test_an_infinite_surprise_stops_the_run(tmp_path: Path) -> None:
     method = ToyMethod()
 

@@ -1,0 +1,61 @@
+"""Signals that are not finite: reading gives no value and a warning, deciding is an error.
+
+NaN or infinity in the inserted tensors leaves the base's text exact, and its signals without
+meaning. A comparison with NaN is false and an argmax takes NaN for the largest: so what chooses,
+gates, rejects or measures by such a value must not go on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from otter_cli.core.console import warn
+from otter_cli.core.errors import OtterError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HINT = "was its training stopped by NaN? look at its metrics and at `otter doctor`, or train again"
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Of classes. An infinite logit is no certainty: it gives NaN, as NaN does."""
+    return (logits + 0 * logits).sigmoid()
+
+
+def require_finite(values: Tensor, what: str) -> None:
+    """Raises OtterError where something is to be decided or measured by values that are not
+    finite."""
+    # 0 times what is not finite is NaN: two operations, where isfinite takes five.
+    if not math.isfinite((values * 0).sum()):
+        raise not_finite(what)
+
+
+def not_finite(what: str) -> OtterError:
+    return OtterError(f"{what} is not finite: nothing can be decided by it", hint=HINT)
+
+
+def finite_or_none(values: Any) -> Any:
+    """Numbers, or lists of them, as JSON has them: None for each that is not finite."""
+    if isinstance(values, list):
+        return [finite_or_none(value) for value in values]
+    return values if values is None or math.isfinite(values) else None
+
+
+def warn_not_finite(names: Iterable[str]) -> None:
+    """One warning, that names the signals."""
+    if listed := ", ".join(dict.fromkeys(names)):
+        warn(f"not finite, so without a value: signals {listed}. The text is the base's. {HINT}")
+
+
+def broken(signals: dict[str, Any]) -> list[str]:
+    """The names of signals with a value that is not finite."""
+    return [name for name, values in signals.items() if not _all_finite(values)]
+
+
+def _all_finite(values: Any) -> bool:
+    if isinstance(values, list):
+        return all(map(_all_finite, values))
+    return math.isfinite(values)
