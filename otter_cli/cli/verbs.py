@@ -27,6 +27,7 @@ VERBS = {
     "demo": Verb(
         "otter_cli.cli.demo", "Help", "the whole job on a tiny base that ships, in minutes"
     ),
+    "models": Verb("otter_cli.cli.models", "Help", "fetch small real models to try otter on"),
     "recipes": Verb("otter_cli.cli.recipes", "Help", "list, show and copy the recipes that ship"),
     "doctor": Verb("otter_cli.cli.doctor", "Help", "versions, hardware, memory, what is missing"),
 }

