@@ -31,7 +31,7 @@ def generate(
     top_k: o.TopK = 0,
     top_p: o.TopP = 1.0,
     seed: o.Seed = 0,
-    chat: o.Chat = False,
+    chat: o.Chat = None,
     stream: o.Stream = None,
     stop: o.Stop = None,
     reject: o.Reject = None,
@@ -50,7 +50,8 @@ def generate(
 ) -> Outcome:
     """Generate text; every token comes with its signals, from the same pass.
 
-    Without --guide the text is the base's own, bit for bit.
+    Without --guide the text is the base's own, bit for bit. A base with a chat template chats;
+    --raw goes on from plain text.
     With several prompts --json writes a line for each.
     """
     from otter_cli.cli.generate_asked import Asked

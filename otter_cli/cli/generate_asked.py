@@ -28,7 +28,8 @@ class Asked:
     tree: str | None
     typical: bool
     exact: bool
-    chat: bool
+    # None: as the base's tokenizer has a chat template, or none.
+    chat: bool | None
     read_every: int | None
     batch: int
     stream: bool | None

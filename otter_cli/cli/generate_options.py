@@ -25,7 +25,14 @@ Base = Annotated[
 Signals = Annotated[
     list[str] | None, typer.Option("--signal", help="signals to show (default: all that score)")
 ]
-Chat = Annotated[bool, typer.Option("--chat", help="put each prompt into the base's chat template")]
+Chat = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--raw",
+        help="a user's message in the base's chat template, or plain text (default: chat where "
+        "there is a template)",
+    ),
+]
 Stream = Annotated[
     bool | None,
     typer.Option(

@@ -10,7 +10,7 @@ from otter_cli.cli.generate_asked import Asked
 from otter_cli.cli.generate_drafts import drafter_of
 from otter_cli.cli.generate_prompts import encoded_of
 from otter_cli.cli.generated import Told, labels_of, record_of
-from otter_cli.core.console import progress, warn
+from otter_cli.core.console import progress, say, warn
 from otter_cli.data.prompts import Prompt
 from otter_cli.decoding import (
     Generation,
@@ -44,7 +44,7 @@ class Generating:
     def run(self, prompts: list[Prompt], file: Path | None = None) -> list[dict[str, Any]]:
         """A record of each prompt's text, in order; `file`: where they are from, for messages."""
         self._warn_untrained()
-        chat = self.asked.chat
+        chat = self._chats()
         encoded = [encoded_of(self.tokenizer, prompt, chat, file) for prompt in prompts]
         streams = self.asked.stream
         if streams is None:
@@ -103,6 +103,15 @@ class Generating:
         """NAME[/LABEL][:WEIGHT]."""
         name, weight = parse_guide(text, self.asked.strength)
         return guide_of(self.model, name, weight, self.asked.candidates, self.asked.label)
+
+    def _chats(self) -> bool:
+        """Whether prompts go through the chat template; says so where nobody asked."""
+        if self.asked.chat is not None:
+            return self.asked.chat
+        if not self.tokenizer.chat_template:
+            return False
+        say("prompts are messages, in the base's chat template; --raw goes on from plain text")
+        return True
 
     def _warn_untrained(self) -> None:
         steering = [text.partition(":")[0].partition("/")[0] for text in self.asked.guides]

@@ -105,3 +105,26 @@ def test_a_base_without_a_template_does_not_chat(
     folder = random_graft(tiny_llama, tmp_path / "g", hidden=8, heads=2, ffn=16)
     run = otter_here("chat", folder)
     assert run.returncode == 2 and "no chat template" in run.stderr
+
+
+def test_generate_chats_where_there_is_a_template(otter_here: Otter, folder: Path) -> None:
+    def text(*options: str) -> tuple[str, str]:
+        run = otter_here("generate", folder, "hello", "--max-new-tokens", "6", "--json", *options)
+        return json.loads(run.stdout)["text"], run.stderr
+
+    model = load(folder)
+    chatted = model.generate([{"role": "user", "content": "hello"}], max_new_tokens=6).text
+    by_default, talk = text()
+    assert by_default == text("--chat")[0] == chatted and "chat template" in talk
+    raw, talk = text("--raw")
+    assert raw == model.generate("hello", max_new_tokens=6).text != chatted
+    assert "chat template" not in talk
+
+
+def test_generate_goes_on_from_text_where_there_is_no_template(
+    otter_here: Otter, tiny_llama: Path, tmp_path: Path
+) -> None:
+    folder = random_graft(tiny_llama, tmp_path / "g", hidden=8, heads=2, ffn=16)
+    run = otter_here("generate", folder, "hello", "--max-new-tokens", "6", "--json")
+    expected = load(folder).generate("hello", max_new_tokens=6).text
+    assert json.loads(run.stdout)["text"] == expected and "chat template" not in run.stderr
