@@ -1,7 +1,7 @@
 """The detection benchmark from folders: monitors on one base, and texts that they read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from otter_cli.benchmarks import detectors
@@ -15,18 +15,27 @@ from otter_cli.benchmarks.labelled_texts import (
     of_pairs,
     require_both_kinds,
 )
-from otter_cli.benchmarks.models import load_graft, load_reward_model, require_same_base
+from otter_cli.benchmarks.models import (
+    Grafted,
+    load_graft,
+    load_reward_model,
+    require_same_base,
+)
 from otter_cli.benchmarks.names import PLAIN
+from otter_cli.core.console import warn
 from otter_cli.core.errors import OtterError
+from otter_cli.data.splits import rows_digest
 from otter_cli.decoding import Sampling
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Labelled texts and the file that they are from."""
+    """Labelled texts and the file that they are from. `held_out`: the digest of rows that a recipe
+    leaves aside of its training rows."""
 
     file: Path
     streams: Sequence[Stream]
+    held_out: str | None = None
 
 
 def texts_of(
@@ -55,13 +64,25 @@ def texts_of(
     rows = held_out_rows(loaded.signals[signal], config, loaded.data_folder, tokenizer)
     if not rows:
         raise OtterError(f"{recipe} holds no rows aside", hint="give it a test file, or held_out")
-    return _of_both_kinds(Path(sources[0].name), of_labelled(rows))
+    texts = _of_both_kinds(Path(sources[0].name), of_labelled(rows))
+    return texts if sources[1] is not None else replace(texts, held_out=rows_digest(rows))
 
 
 def _of_both_kinds(file: Path, streams: Sequence[Stream]) -> Texts:
     """Checked before any model is loaded."""
     require_both_kinds(streams, file)
     return Texts(file, streams)
+
+
+def _warn_of_other_rows(graft: Grafted, signal: str, texts: Texts) -> None:
+    """Another file, limit or version of the split leaves other rows aside than training did."""
+    record = graft.model.manifest.training.get(signal)
+    trained = (record.data.get("held_out") or {}) if record else {}
+    if texts.held_out and "sha256" in trained and trained["sha256"] != texts.held_out:
+        warn(
+            f"{graft.record.name}: the rows that this recipe holds out are not those that "
+            f"{signal!r} was trained without: some of these texts may be its training rows"
+        )
 
 
 def detection(
@@ -79,6 +100,7 @@ def detection(
     from otter_cli.training.probe import PROBE
 
     graft = load_graft(folder, signal, device=device)
+    _warn_of_other_rows(graft, signal, texts)
     prompts, record = encode_streams(
         texts.streams, texts.file, graft.tokenizer,
         positions=graft.model.shape.max_positions, limit=limit, limit_seed=limit_seed,
@@ -93,6 +115,7 @@ def detection(
             continue
         other = load_graft(path, signal, device=device)
         require_same_base(graft, other, path)
+        _warn_of_other_rows(other, signal, texts)
         compared[name] = detectors.by_signal(name, other, signal)
     if classifier is not None:
         separate, _, model = load_reward_model(classifier, device=device)

@@ -8,7 +8,7 @@ from typing import Any
 from otter_cli.core.errors import OtterError
 from otter_cli.data import chat_template
 from otter_cli.data.chat_template import Messages
-from otter_cli.data.columns import is_messages
+from otter_cli.data.columns import PROMPTS, is_messages
 from otter_cli.data.drawing import LimitedTable, RowDraw, toxicity_of
 from otter_cli.data.lines import format_of, numbered_lines
 from otter_cli.data.messages import (
@@ -73,7 +73,8 @@ def read_prompts(
     """Prompts from rows or, in a txt file, from lines.
 
     Without `column` a row's form is recognised: preference pairs (the dialogue that both share),
-    RealToxicityPrompts, Spec-Bench (its first turn), `prompt`, `text`, `messages`. `template` holds
+    RealToxicityPrompts, Spec-Bench (its first turn), `prompt`, `text`, `messages`, or another usual
+    name of a prompt (`question`, `instruction`, `query`, `input`). `template` holds
     {text}, e.g. "\\n\\nHuman: {text}\\n\\nAssistant:"; a pair's dialogue has its own form and skips
     it, and so do messages.
     """
@@ -99,8 +100,8 @@ def draw_prompts(
         if messages := _messages(record, column):
             category = str(record.values.get("category") or "")
             return Prompt(last_text(messages), record.line, category, messages)
-        if column is None and {"chosen", "rejected"} <= record.values.keys():
-            return Prompt(_dialogue(record), record.line)
+        if column is None and (dialogue := _dialogue(record)):
+            return Prompt(dialogue, record.line)
         text = record.text(column) if column else _recognised(record)
         category = record.values.get("category") or toxicity_of(record)
         return Prompt(template.replace(_SLOT, text), record.line, str(category))
@@ -155,18 +156,28 @@ def _recognised(record: Record) -> str:
     for column in ("prompt", "text"):
         if column in values:
             return record.text(column)
+    others = [name for name in PROMPTS if name in values]
+    if len(others) > 1:
+        raise record.error(
+            f"columns {' and '.join(map(repr, others))} could both be the prompt",
+            f"name the one that is meant: --column {others[0]}",
+        )
+    if others:
+        return record.text(others[0])
+    if {"chosen", "rejected"} <= values.keys():
+        raise record.error(
+            "'chosen' and 'rejected' share no dialogue up to an 'Assistant:' turn",
+            "name the column that holds the prompt",
+        )
     raise record.error(
         f"no prompt in columns {', '.join(map(repr, values))}",
-        "name the column: prompts are looked for in prompt, text, turns, messages, "
+        f"name the column: prompts are looked for in text, turns, messages, {', '.join(PROMPTS)}, "
         "and chosen with rejected",
     )
 
 
 def _dialogue(record: Record) -> str:
-    dialogue = shared_dialogue(record.text("chosen"), record.text("rejected"))
-    if not dialogue:
-        raise record.error(
-            "'chosen' and 'rejected' share no dialogue up to an 'Assistant:' turn",
-            "name the column that holds the prompt",
-        )
-    return dialogue
+    """What a pair of dialogues begins with; "" for rows that are no such pair."""
+    if not {"chosen", "rejected"} <= record.values.keys():
+        return ""
+    return shared_dialogue(record.text("chosen"), record.text("rejected"))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from otter_cli.core.digests import sha256_json
 from otter_cli.core.errors import OtterError
 from otter_cli.core.seeds import derive_seed
 from otter_cli.core.units import percent_text
@@ -35,6 +36,7 @@ class Split:
             "of": len(self.kept) + len(self.aside),
             "groups": self.groups_aside,
             "of_groups": self.groups,
+            "sha256": rows_digest(self.aside),
             "rule": "digest of the text"
             if self.by_bound
             else "digest of the text, up to the share",
@@ -53,6 +55,11 @@ class Split:
             f"{told}; rows that share a prompt or text stay together: {self.groups_aside} of "
             f"{self.groups} such groups, the largest of {self.largest} rows"
         )
+
+
+def rows_digest(rows: Sequence[Any]) -> str:
+    """Of which texts these are, whatever their order."""
+    return sha256_json(sorted(map(_key, rows)))
 
 
 def split_rows(rows: Sequence[Any], share: float, why: str, where: str) -> Split:

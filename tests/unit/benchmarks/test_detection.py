@@ -20,11 +20,12 @@ from otter_cli.core.errors import OtterError
 from otter_cli.data.preference import Pair
 from otter_cli.decoding import Generation
 from otter_cli.model import OtterForCausalLM
+from otter_cli.training import load_recipe, train
 from otter_cli.training.probe import PROBE, write_probe
 from tests.support.chat import TEMPLATES, chat_tokenizer, said
 from tests.support.contestants import write_reward_model
 from tests.support.grafts import random_graft
-from tests.support.training import TOXICITY, write_recipe
+from tests.support.training import TOXICITY, small_graft, write_data, write_recipe
 
 PAIRS = [Pair(f"you are a friend {i}", f"you are a bastard {i}") for i in range(4)]
 
@@ -229,3 +230,20 @@ def test_texts_of_one_kind_are_refused_before_a_model_is_loaded(
     recipe = write_recipe(tmp_path, {"toxicity": section})
     with pytest.raises(OtterError, match="all of its 2 texts offend, or none does"):
         texts_of(recipe, None, None, "toxicity", tiny_llama)
+
+
+def test_rows_that_were_not_held_out_in_training_are_told(
+    tiny_llama: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A graft of this recipe with another limit learnt from some of these texts."""
+    write_data(tmp_path)
+    folder = small_graft(tiny_llama, tmp_path / "graft", "toxicity")
+    recipe = write_recipe(tmp_path, {"toxicity": TOXICITY}, steps=1)
+    train(folder, load_recipe(recipe))
+    told = "may be its training rows"
+    detection(folder, texts_of(recipe, None, None, "toxicity", folder), "toxicity")
+    assert told not in " ".join(capfd.readouterr().err.split())
+    limited = {**TOXICITY, "train": {**TOXICITY["train"], "limit": 40}}
+    other = write_recipe(tmp_path, {"toxicity": limited}, steps=1)
+    detection(folder, texts_of(other, None, None, "toxicity", folder), "toxicity")
+    assert told in " ".join(capfd.readouterr().err.split())

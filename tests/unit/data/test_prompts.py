@@ -29,6 +29,25 @@ def test_each_published_form_is_recognised(tmp_path: Path, row: dict, prompt: Pr
     assert read_prompts(rows(tmp_path / "a.jsonl", row)) == [prompt]
 
 
+@pytest.mark.parametrize("name", ["question", "instruction", "query", "input"])
+def test_other_usual_names_of_a_prompt(tmp_path: Path, name: str) -> None:
+    assert read_prompts(rows(tmp_path / "a.jsonl", {name: "Once"})) == [Prompt("Once", 1)]
+    pair = {name: "Once", "chosen": "yes", "rejected": "no"}
+    assert read_prompts(rows(tmp_path / "b.jsonl", pair)) == [Prompt("Once", 1)]
+
+
+def test_pairs_with_a_prompt_column_give_that_prompt(tmp_path: Path) -> None:
+    row = {"prompt": "Once", "chosen": "yes", "rejected": "no"}
+    assert read_prompts(rows(tmp_path / "a.jsonl", row)) == [Prompt("Once", 1)]
+
+
+def test_two_columns_that_could_be_the_prompt_are_refused(tmp_path: Path) -> None:
+    path = rows(tmp_path / "a.jsonl", {"instruction": "Add", "input": "1 2"})
+    with pytest.raises(OtterError, match="line 1: columns 'instruction' and 'input'") as caught:
+        read_prompts(path)
+    assert "--column instruction" in caught.value.hint
+
+
 def test_lines_of_a_text_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("one\n\n two \n")
@@ -57,7 +76,7 @@ def test_a_named_column_goes_before_the_forms(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "what"),
     [
-        ({"question": "x"}, "line 1: no prompt in columns 'question'"),
+        ({"riddle": "x"}, "line 1: no prompt in columns 'riddle'"),
         ({"turns": []}, "line 1: no column '0'"),
         ({"turns": "x"}, "line 1: no column 'turns.0'"),
         ({"prompt": {"txt": "x"}}, "line 1: no column 'text'"),
