@@ -3,12 +3,15 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from otter_cli.core.errors import OtterError
 from otter_cli.data.batches import LengthBuckets
+from otter_cli.data.datasets import Pairs
+from otter_cli.data.encoding import Encoder
 from otter_cli.data.plain import read_texts
 from otter_cli.data.preference import Pair, read_pairs, shared_dialogue
 
@@ -67,6 +70,26 @@ def test_pairs_come_back_from_jsonl_and_csv(tmp_path: Path, written: list[tuple[
     expected = [Pair(c, r, shared_dialogue(c, r)) for c, r in written]
     assert read_pairs(rows) == expected
     assert read_pairs(table) == expected
+
+
+@same_folder
+@given(
+    written=st.lists(st.tuples(st.text("ab ", min_size=1), st.text("ab ", min_size=1)), min_size=1),
+    max_length=st.integers(3, 8),
+    keep=st.sampled_from(["start", "end"]),
+)
+def test_no_pair_of_equal_tokens_is_kept_and_none_of_unequal_ones_lost(
+    tiny_tokenizer: Any, written: list[tuple[str, str]], max_length: int, keep: Any
+) -> None:
+    encoder = Encoder(tiny_tokenizer, max_length, keep=keep)
+    pairs = [
+        Pair(chosen, rejected, margin=float(i)) for i, (chosen, rejected) in enumerate(written)
+    ]
+    data = Pairs(pairs, encoder)
+    each = [tuple(encoder([text]).ids[0] for text in two) for two in written]
+    kept = [(i, *two) for i, two in enumerate(each) if two[0] != two[1]]
+    assert data.identical == len(written) - len(kept)
+    assert list(zip(data.margins, data.chosen, data.rejected, strict=True)) == kept
 
 
 @given(
