@@ -11,6 +11,7 @@ from typing import Any
 
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.checkpoint.place import place_files
+from otter_cli.checkpoint.strict_json import read_object
 from otter_cli.checkpoint.writer import TensorSpec, write_sharded
 from otter_cli.core.atomic import staged_folder, write_bytes, write_json
 from otter_cli.core.errors import OtterError
@@ -57,7 +58,9 @@ def write_wide(folder: Path, to: Path) -> WidePlan:
     wide = WidePlan(WideValues(base, open_stored(folder, [plan]), plan))
     make = {slot.name: slot.make for slot in wide.slots}
     with staged_folder(to) as staging:
-        place_files(folder, _kept(base), staging)
+        kept = _kept(base)
+        place_files(folder, kept, staging)
+        _forget_code(staging, kept)
         specs = {slot.name: TensorSpec(base.dtype, slot.shape) for slot in wide.slots}
         write_sharded(staging, "model", specs, lambda name: make[name](), {"format": "pt"})
         write_json(staging / "config.json", _config(base, wide))
@@ -66,9 +69,25 @@ def write_wide(folder: Path, to: Path) -> WidePlan:
 
 
 def _kept(base: Checkpoint) -> list[str]:
-    """Files of the base that hold for the wide checkpoint too: tokenizer, templates, and such."""
+    """Files of the base that hold for the wide checkpoint too: tokenizer, templates, and such. None
+    is code: who trusts otter's modelling file has not agreed to run the base's."""
     changed = {*base.weight_files, "config.json", MODELLING}
-    return [f for f in base.files if f not in changed and not f.endswith(".index.json")]
+    left_out = (".index.json", ".py")
+    return [
+        f
+        for f in base.files
+        if f not in changed and not f.endswith(left_out) and not f.startswith("custom_generate/")
+    ]
+
+
+def _forget_code(staging: Path, kept: list[str]) -> None:
+    """Takes the names of classes that are code (`auto_map`) out of the tokenizer's configuration
+    and its like."""
+    for name in kept:
+        if "/" not in name and name.endswith("_config.json"):
+            settings = read_object(staging / name)
+            if settings.pop("auto_map", None) is not None:
+                write_json(staging / name, settings)
 
 
 def _config(base: Checkpoint, wide: WidePlan) -> dict[str, Any]:

@@ -154,7 +154,11 @@ def _save_tokenizer(header: GgufHeader, staging: Path) -> bool:
 
     with read_by_transformers("tokenizer", header.path):
         tokenizer = AutoTokenizer.from_pretrained(
-            str(header.path.parent), gguf_file=header.path.name
+            str(header.path.parent),
+            gguf_file=header.path.name,
+            local_files_only=True,
+            # A tokenizer_config.json beside the file may name code.
+            trust_remote_code=False,
         )
         tokenizer.save_pretrained(staging)
     # Its merges are made of a million small objects: their memory is needed for the tensors.

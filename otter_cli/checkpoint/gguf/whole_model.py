@@ -33,6 +33,8 @@ class WholeModelTensors:
                 dtype=getattr(torch, str(description.config.dtype).removeprefix("torch.")),
                 quantization_config=GgufConfig(dequantize=True),
                 output_loading_info=True,
+                local_files_only=True,
+                trust_remote_code=False,
             )
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if names := sorted(map(str, report[kind])):
