@@ -3,15 +3,18 @@ is an option of this run, --trust-remote-code of verify."""
 
 import io
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from otter_cli.core.digests import sha256_json
 from tests.conftest import Otter
-from tests.support.contestants import write_reward_model
+from tests.support.contestants import write_classifier, write_reward_model
 from tests.support.grafts import random_graft
 from tests.support.hostile import plant
 from tests.support.training import write_data, write_recipe
@@ -175,3 +178,43 @@ def test_a_wide_export_holds_none_of_the_bases_code(
     assert (grafted / "evil.py").read_bytes() == (base / "evil.py").read_bytes()
     otter_here("strip", grafted, "base-again")
     assert Path("base-again/custom_generate/generate.py").exists()
+
+
+class Pickled:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_train_unpickles_code_for_its_own_option_alone(
+    otter_here: Otter, tiny_llama: Path, tmp_path: Path, canary: Path, allowed: bool
+) -> None:
+    labeller = write_classifier(tmp_path / "detoxify")
+    (checkpoint,) = labeller.glob("*.ckpt")
+    loaded = torch.load(checkpoint, weights_only=True)
+    torch.save({**loaded, "extra": Pickled(canary)}, checkpoint)
+    section = {
+        "objective": "rollouts", "labeller": str(labeller), "states": 1, "samples": 2, "tokens": 2,
+        "train": {"path": "labelled.jsonl"}, "held_out": 0.3, "eos": False,
+    }  # fmt: skip
+    write_data(tmp_path, rows=12)
+    write_recipe(tmp_path, {"risk": section}, steps=1, batch_size=4, save_every=1)
+    random_graft(tiny_llama, tmp_path / "grafted", **{**SIZES, "signals": ("risk=value",)})
+    options = ["--allow-pickle"] if allowed else []
+    done = otter_here("train", "grafted", "--recipe", "recipe.yaml", *options)
+    assert canary.exists() == allowed
+    if allowed:
+        assert done.returncode == 0, done.stderr
+    else:
+        assert done.returncode == 2 and "--allow-pickle" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("verb", ["train", "bench detox", "bench rescore", "bench matrix"])
+def test_verbs_that_take_a_judge_have_the_option(otter_here: Otter, verb: str) -> None:
+    done = otter_here(*verb.split(), "--help")
+    assert done.returncode == 0 and "--allow-pickle" in done.stdout
