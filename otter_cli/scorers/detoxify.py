@@ -49,11 +49,48 @@ def load_detoxify(folder: Path, device: str) -> Any:
 
     checkpoint = _checkpoint_in(folder)
     classes, arguments, tensors = _parts(checkpoint, _read(checkpoint))
-    detoxify = Detoxify.__new__(Detoxify)
-    detoxify.model = _model(folder, checkpoint, len(classes), arguments, tensors).to(device)
-    detoxify.tokenizer = load_tokenizer(folder, _tokenizer_class(checkpoint, arguments))
+    model = _model(folder, checkpoint, len(classes), arguments, tensors).to(device)
+    tokenizer = load_tokenizer(folder, _tokenizer_class(checkpoint, arguments))
+    return _detoxify(Detoxify, model, tokenizer, classes, device)
+
+
+def load_released(device: str) -> Any:
+    """Detoxify's `original` model, from torch's download cache or the network. Its file is checked
+    against the digest in its name and read as any other; its configuration is the hub's."""
+    import torch
+    from detoxify import Detoxify
+    from detoxify.detoxify import MODEL_URLS, get_model_and_tokenizer
+
+    url = MODEL_URLS["original"]
+    checkpoint = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+    digest = checkpoint.stem.rpartition("-")[2]
+    try:
+        if not checkpoint.exists():
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(checkpoint), digest)
+        if not sha256_file(checkpoint).startswith(digest):
+            raise OSError(f"{checkpoint} is not the released file: remove it")
+        classes, arguments, tensors = _parts(checkpoint, _read(checkpoint))
+        _model_class(checkpoint, arguments)
+        _tokenizer_class(checkpoint, arguments)
+        model, tokenizer = get_model_and_tokenizer(**arguments, state_dict=tensors)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise OtterError(
+            f"Detoxify's released model cannot be loaded: {type(error).__name__}: "
+            f"{str(error).partition(chr(10))[0]}",
+            hint="it is downloaded on first use; offline, give the folder of a Detoxify checkpoint",
+        ) from error
+    if missing := sorted(model.state_dict().keys() - tensors.keys()):
+        raise OtterError(
+            f"{checkpoint} loads with missing keys: {', '.join(missing[:3])}", hint=_FORMAT
+        )
+    return _detoxify(Detoxify, model.to(device), tokenizer, classes, device)
+
+
+def _detoxify(kind: Any, model: Any, tokenizer: Any, classes: list[str], device: str) -> Any:
+    detoxify = kind.__new__(kind)
+    detoxify.model, detoxify.tokenizer, detoxify.device = model, tokenizer, device
     detoxify.class_names = [_RENAMED.get(name, name) for name in classes]
-    detoxify.device = device
     return detoxify
 
 

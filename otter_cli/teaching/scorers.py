@@ -111,16 +111,9 @@ def _row(answer: Any, names: Sequence[str], what: str) -> list[float]:
 
 def _of_released_detoxify(device: str) -> TextScorer:
     """Detoxify's `original` model, from its own download cache or the network."""
-    from detoxify import Detoxify
+    from otter_cli.scorers.detoxify import load_released
 
-    try:
-        model: Any = Detoxify("original", device=device)
-    except Exception as error:
-        raise OtterError(
-            f"Detoxify's released model cannot be loaded: {type(error).__name__}: "
-            f"{str(error).partition(chr(10))[0]}",
-            hint="it is downloaded on first use; offline, give the folder of a Detoxify checkpoint",
-        ) from error
+    model = load_released(device)
     names = tuple(model.class_names)
     return TextScorer(names, _by_detoxify(model, names), sha256_json({"detoxify": "original"}))
 

@@ -2,17 +2,20 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from detoxify.detoxify import MODEL_URLS
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from otter_cli.benchmarks.scorers import Exchange, score_all
 from otter_cli.benchmarks.scorers.detoxify import DetoxifyScorer
+from otter_cli.core.digests import sha256_file
 from otter_cli.core.errors import OtterError
-from otter_cli.scorers.detoxify import pickle_allowed
+from otter_cli.scorers.detoxify import load_released, pickle_allowed
 from otter_cli.training.labeller import load_labeller
 
 TEXTS = [
@@ -119,6 +122,48 @@ def test_an_old_format_of_torch_is_read_without_code(folder: Path, tmp_path: Pat
     torch.save(loaded, path, _use_new_zipfile_serialization=False)
     assert path.read_bytes()[:2] != b"PK"
     assert scores(DetoxifyScorer(copy), TEXTS)["toxicity"][0] > 0.9
+
+
+@pytest.fixture
+def released(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[dict[str, Any]], None]:
+    """Publishes a checkpoint as the released one, whose configuration lies in a local folder."""
+
+    def publish(more: dict[str, Any]) -> None:
+        loaded = torch.load(folder / "detoxify-mini.ckpt", weights_only=True)
+        loaded["config"]["arch"]["args"]["model_type"] = str(folder)
+        torch.save({**loaded, **more}, tmp_path / "published")
+        digest = sha256_file(tmp_path / "published")[:8]
+        url = f"https://nowhere/original-{digest}.ckpt"
+        monkeypatch.setitem(MODEL_URLS, "original", url)
+
+    def download(url: str, to: str, digest: str) -> None:
+        shutil.copy(tmp_path / "published", to)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    return publish
+
+
+def test_the_released_model_runs_no_code(released: Any, tmp_path: Path) -> None:
+    released({})
+    assert load_released("cpu").predict(TEXTS)["toxicity"][0] > 0.9
+    released({"extra": Pickled(tmp_path / "ran")})
+    with pytest.raises(OtterError, match="loading it can run code"):
+        load_released("cpu")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_another_file_in_the_download_cache_is_not_the_released_one(
+    released: Any, tmp_path: Path
+) -> None:
+    released({})
+    load_released("cpu")
+    (cached,) = (tmp_path / "hub" / "checkpoints").iterdir()
+    cached.write_bytes(cached.read_bytes() + b"x")
+    with pytest.raises(OtterError, match="is not the released file"):
+        load_released("cpu")
 
 
 @pytest.mark.parametrize("name", ["detoxify-mini", "detoxify-minilm"])
