@@ -81,7 +81,7 @@ def _convert(
         header = _one_file(parts, headers, staging)
         description, tensors = _plan(header, dtype)
         _refuse_full_disk(staging, sum(spec.nbytes for spec in tensors.specs.values()))
-        has_tokenizer = _save_tokenizer(header, staging)
+        has_tokenizer = _save_tokenizer(header, description, staging)
         _save_configuration(header, description, staging)
         record = _write(parts, header, tensors, staging)
         record = _record(header, dtype, origin, record)
@@ -145,14 +145,14 @@ def _refuse_full_disk(folder: Path, needed: int) -> None:
         )
 
 
-def _save_tokenizer(header: GgufHeader, staging: Path) -> bool:
+def _save_tokenizer(header: GgufHeader, description: ModelDescription, staging: Path) -> bool:
     """transformers' tokenizer for the file, with its special tokens and its chat template."""
     if not isinstance(header.metadata.get("tokenizer.ggml.tokens"), StringArray):
         warn(f"{header.path.name} holds no tokenizer: put the model's own into the folder")
         return False
     from transformers import AutoTokenizer
 
-    with read_by_transformers("tokenizer", header.path):
+    with read_by_transformers("tokenizer", header.path), description.known_to_transformers():
         tokenizer = AutoTokenizer.from_pretrained(
             str(header.path.parent),
             gguf_file=header.path.name,

@@ -32,9 +32,20 @@ class ModelDescription:
     config: Any
     model: Any
 
-    @property
-    def class_name(self) -> str:
-        return type(self.model).__name__
+    @contextmanager
+    def known_to_transformers(self) -> Iterator[None]:
+        """Inside, transformers takes the configuration from here when it looks for a tokenizer.
+
+        AutoTokenizer would read the whole file by gguf's reader for it, the vocabulary included.
+        """
+        from transformers import modeling_gguf_pytorch_utils as loader
+
+        usual = loader.load_gguf_checkpoint
+        loader.load_gguf_checkpoint = lambda path, **options: {"config": dict(self.raw)}
+        try:
+            yield
+        finally:
+            loader.load_gguf_checkpoint = usual
 
 
 def describe_model(header: GgufHeader, dtype: str) -> ModelDescription:

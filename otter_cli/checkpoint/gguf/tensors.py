@@ -44,7 +44,8 @@ class GgufTensors:
         processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)
         with read_by_transformers("tensor names", header.path):
             self.processor = processor(config=description.raw)
-            self.names: dict[str, str] = get_gguf_hf_weights_map(description.model, self.processor)
+            outline = _Outline(description.model, description.config, depth=1)
+            self.names: dict[str, str] = get_gguf_hf_weights_map(outline, self.processor)
             self.layout = DiskLayout.of(description.model)
         self.sources = self._sources()
         self.specs = {name: TensorSpec(dtype, shape) for name, shape in self.layout.shapes.items()}
@@ -167,6 +168,23 @@ class GgufTensors:
             f"describes a model in which it is {wanted}",
             hint="the file is damaged, or of a model that transformers' GGUF loader reads wrongly",
         )
+
+
+class _Outline:
+    """A model as transformers' table of names asks for it, without the modules inside its parts.
+
+    It asks every module of a model in turn, though some files go by the names of a part at most
+    (Bloom's by those of its body), and gguf makes a table of all names for every one.
+    """
+
+    def __init__(self, model: Any, config: Any, depth: int) -> None:
+        self.config = config
+        self.state_dict = model.state_dict
+        children = model.named_children() if depth else ()
+        self._parts = [(name, _Outline(part, config, depth - 1)) for name, part in children]
+
+    def named_children(self) -> list[tuple[str, _Outline]]:
+        return self._parts
 
 
 @dataclass(frozen=True)
