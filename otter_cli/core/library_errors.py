@@ -28,7 +28,7 @@ _HINT = "the value is damaged or of the wrong type: fetch the file again, or men
 
 @contextmanager
 def library_reads(
-    place: Path,
+    place: Path | str,
     what: str,
     *,
     library: str,
@@ -72,11 +72,12 @@ def _is_of_the_machine(error: BaseException) -> bool:
     return any("OutOfMemory" in kind.__name__ for kind in type(error).__mro__)
 
 
-def _where(place: Path, files: Sequence[str], error: BaseException) -> str:
+def _where(place: Path | str, files: Sequence[str], error: BaseException) -> str:
     """The file at fault, and the key where the evidence points to one; else all the files."""
-    there = [name for name in files if (place / name).is_file()]
+    there = [name for name in files if (Path(place) / name).is_file()]
     if not there:
         return str(place)
+    place = Path(place)
     at = _POSITION.search(str(error))
     if at and _TOKENIZER in there:  # only this file is read by a parser that counts lines
         path = place / _TOKENIZER

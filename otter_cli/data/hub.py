@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from otter_cli.core.errors import OtterError
+from otter_cli.core.library_errors import library_reads
 from otter_cli.data.records import Record
+
+_HINT = "check id, subset, split and revision, and whether the hub can be reached"
 
 
 @dataclass(frozen=True)
@@ -32,14 +35,9 @@ class HubTable:
             )
         import datasets
 
-        try:
+        with library_reads(f"dataset {self}", "it", library="datasets", hint=_HINT):
             rows = datasets.load_dataset(
                 self.dataset, self.subset, split=self.split, revision=self.revision
             )
-        except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-            raise OtterError(
-                f"dataset {self}: {str(error).splitlines()[0]}",
-                hint="check id, subset, split and revision, and whether the hub can be reached",
-            ) from error
-        for number, values in enumerate(rows, 1):
-            yield Record(self, number, values, "row")
+            for number, values in enumerate(rows, 1):
+                yield Record(self, number, values, "row")

@@ -13,6 +13,7 @@ from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.checkpoint.writer import TensorSpec, write_tensors
 from otter_cli.core.atomic import write_json
 from otter_cli.core.errors import OtterError
+from otter_cli.core.library_errors import library_reads
 from otter_cli.families import BaseShape, base_shape
 from otter_cli.insertion import TrainingRecord
 from otter_cli.model.load import load_base
@@ -81,17 +82,19 @@ def load_probe(folder: Path, base: Any, shape: BaseShape) -> tuple[GatedProbe, S
     from safetensors import safe_open
     from safetensors.torch import load_file
 
-    weights = load_file(folder / PROBE, device=str(base.device))
-    with safe_open(folder / PROBE, "pt") as file:
-        told = file.metadata()
-    probe = GatedProbe(base, shape, told["reads"], weights)
-    read, there = weights["weight"].shape[1], features_of(shape, told["reads"])
+    with library_reads(folder / PROBE, "the probe", library="safetensors"):
+        weights = load_file(folder / PROBE, device=str(base.device))
+        with safe_open(folder / PROBE, "pt") as file:
+            told = file.metadata()
+        probe = GatedProbe(base, shape, told["reads"], weights)
+        signal = SignalConfig.model_validate_json(told["signal"])
+        read, there = weights["weight"].shape[1], features_of(shape, told["reads"])
     if read != there:
         raise OtterError(
             f"{folder} reads {read} numbers of a token, and this base has {there}",
             hint="a probe is of the base that it was trained on",
         )
-    return probe, SignalConfig.model_validate_json(told["signal"])
+    return probe, signal
 
 
 def write_probe(

@@ -50,7 +50,7 @@ def test_parquet_rows_are_numbered_and_read_as_pairs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "what"),
-    [(b"", "the file is empty (0 bytes)"), (b"PAR1 and no more", "not a whole parquet file")],
+    [(b"", "the file is empty (0 bytes)"), (b"PAR1 and no more", "pyarrow cannot load the rows")],
 )
 def test_damaged_parquet_is_refused(tmp_path: Path, content: bytes, what: str) -> None:
     path = tmp_path / "rows.parquet"
@@ -105,3 +105,12 @@ def test_what_the_hub_lacks_is_told(hub: Path) -> None:
 def test_a_source_is_one_place(tmp_path: Path, train: dict[str, Any]) -> None:
     with pytest.raises(OtterError, match="give path .* or dataset .*, one of them"):
         load_recipe(write_recipe(tmp_path, {"reward": {**REWARD, "train": train}}))
+
+
+def test_bytes_in_a_parquet_file_that_are_no_text(tmp_path: Path) -> None:
+    offsets = arrow.py_buffer(b"".join(i.to_bytes(4, "little") for i in (0, 4)))
+    column = arrow.StringArray.from_buffers(1, offsets, arrow.py_buffer(b"caf\xe9"))
+    parquet.write_table(arrow.table({"text": column}), tmp_path / "latin.parquet")
+    with pytest.raises(OtterError, match=r"latin\.parquet: pyarrow cannot load the rows") as caught:
+        list(read_records(tmp_path / "latin.parquet"))
+    assert "utf-8" in caught.value.what
