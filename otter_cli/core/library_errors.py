@@ -116,8 +116,8 @@ def _named(place: Path, there: list[str], error: BaseException) -> list[Entry]:
         return shown if len(in_message) > 1 and shown else in_message
     if not wrong:
         return [entry for entry in entries if str(error) == repr(entry[2])]
-    # A null is rarely the value at fault: the library's own code makes them too.
-    entries = [entry for entry in entries if entry[2] is not None]
+    # Sound nulls and texts are everywhere: code that works on one is no evidence against it.
+    entries = [entry for entry in entries if not isinstance(entry[2], str | None)]
     for frame in reversed(traceback.extract_tb(error.__traceback__)[-_FRAMES:]):
         in_code = [entry for entry in entries if _mentions(frame.line or "", entry[1])]
         if in_code:
