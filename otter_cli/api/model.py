@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from otter_cli.api.generated import ScoredText, finite, generated_text
 from otter_cli.api.options import sampling_of, stops_of
-from otter_cli.api.prompts import prompt_ids
+from otter_cli.api.prompts import prompt_ids, scored_ids
 from otter_cli.core.errors import OtterError
 
 if TYPE_CHECKING:
@@ -117,7 +117,8 @@ class Otter:
         return texts if batch else texts[0]
 
     def score(self, text: Any, *, signals: Sequence[str] | None = None) -> ScoredText:
-        """The signals at every token of a text, or of messages. Raises OtterError."""
+        """The signals at every token of a text, or of a dialogue of messages up to the token that
+        ends its last turn: there stands the score of the whole. Raises OtterError."""
         import numpy as np
         import torch
 
@@ -126,14 +127,12 @@ class Otter:
         from otter_cli.decoding.texts import token_texts
         from otter_cli.signals.finite import probabilities, warn_not_finite
 
-        ids = prompt_ids(self.tokenizer, text)[0]
-        if len(ids) != 1 or not ids[0]:
-            raise OtterError("score reads one text at a time", hint="call it for each text")
+        ids = scored_ids(self.tokenizer, text)
         names = self.signals if signals is None else list(signals)
         for name in names:
             check_scores(self.model, name)
         warn_once(self.model, warnings_of(self.model, signals=names))
-        tensor = torch.tensor(ids, device=self.model.device)
+        tensor = torch.tensor([ids], device=self.model.device)
         with torch.no_grad():
             read = self.model(tensor, signals=tuple(names), logits=False).signals
         configs = self.model.signal_configs
@@ -147,8 +146,8 @@ class Otter:
             for name in names
         }
         warn_not_finite(name for name in names if np.isnan(values[name]).any())
-        tokens = token_texts(self.tokenizer, [], ids[0])
-        return ScoredText("".join(tokens), tokens, ids[0], values, self.labels(names))
+        tokens = token_texts(self.tokenizer, [], ids)
+        return ScoredText("".join(tokens), tokens, ids, values, self.labels(names))
 
     def labels(self, names: Sequence[str]) -> dict[str, list[str]]:
         """What the several scores of a signal are called, for those that have several."""

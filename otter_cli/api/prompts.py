@@ -36,6 +36,23 @@ def prompt_ids(
     return [prompt_ids(tokenizer, prompt)[0][0] for prompt in prompts], True
 
 
+def scored_ids(tokenizer: Any, text: Any) -> list[int]:
+    """Token ids of the one text that is to be scored. Raises OtterError.
+
+    Messages are a dialogue up to the token that ends its last turn, where training reads it: no
+    generation prompt comes after it.
+    """
+    if isinstance(text, Sequence) and text and isinstance(text[0], Mapping):
+        from otter_cli.data.chat_template import chat, turn_length
+
+        dialogue = chat(tokenizer, text)
+        return list(dialogue.ids[: turn_length(tokenizer, dialogue.ids)[0]])
+    ids = prompt_ids(tokenizer, text)[0]
+    if len(ids) != 1 or not ids[0]:
+        raise OtterError("score reads one text at a time", hint="call it for each text")
+    return ids[0]
+
+
 _FORMS = "give text, a list of messages, token ids, or a list of these"
 
 

@@ -11,6 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from otter_cli import GeneratedText, Otter, load
 from otter_cli.core.errors import OtterError
+from otter_cli.data.chat_template import chat
+from otter_cli.data.encoding import Encoder
+from tests.support.chat import TEMPLATES, chat_tokenizer, said
 from tests.support.grafts import random_graft
 
 TEMPLATE = (
@@ -144,6 +147,24 @@ def test_scores_of_a_text(model: Otter) -> None:
     assert len(scored.tokens) == ids.shape[1]
     with pytest.raises(OtterError, match="one text"):
         model.score(["a", "b"])
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_dialogue_is_scored_where_training_reads_it(
+    model: Otter, monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    """Not after a prompt for one more answer, which the template would write."""
+    tokenizer = chat_tokenizer(model.tokenizer, TEMPLATES[template])
+    monkeypatch.setattr(model, "tokenizer", tokenizer)
+    dialogue = said("hi", "yo")
+    ids = tokenizer.apply_chat_template(dialogue, tokenize=True, return_dict=False)
+    data = Encoder(tokenizer, 99)([chat(tokenizer, dialogue)])
+    scored = model.score(dialogue)
+    assert scored.token_ids == ids[: data.lengths[0]]
+    assert scored.token_ids[-1] == (
+        tokenizer.eos_token_id if tokenizer.eos_token_id in ids else ids[-1]
+    )
+    assert len(scored.signals["reward"]) == len(scored.token_ids)
 
 
 def test_a_notebook_shows_coloured_escaped_tokens(model: Otter) -> None:
