@@ -24,6 +24,7 @@ from otter_cli.benchmarks.models import (
 from otter_cli.benchmarks.names import PLAIN
 from otter_cli.core.console import warn
 from otter_cli.core.errors import OtterError
+from otter_cli.data.preference import Pair
 from otter_cli.data.splits import rows_digest
 from otter_cli.decoding import Sampling
 
@@ -46,12 +47,8 @@ def texts_of(
     if (recipe is None) == (pairs is None):
         raise OtterError("give either --recipe or --pairs", hint="they name the texts to read")
     if recipe is None:
-        from otter_cli.data.columns import pair_prompt, sample_rows
-        from otter_cli.data.preference import read_pairs
-
         assert pairs is not None
-        prompt = pair_prompt("chosen", "rejected", sample_rows(pairs))
-        return _of_both_kinds(pairs, of_pairs(read_pairs(pairs, prompt=prompt)))
+        return _of_both_kinds(pairs, of_pairs(_read_pairs(pairs, folder)))
     from otter_cli.signals import SignalConfig
     from otter_cli.training import load_recipe
     from otter_cli.training.material import held_out_rows
@@ -66,6 +63,19 @@ def texts_of(
         raise OtterError(f"{recipe} holds no rows aside", hint="give it a test file, or held_out")
     texts = _of_both_kinds(Path(sources[0].name), of_labelled(rows))
     return texts if sources[1] is not None else replace(texts, held_out=rows_digest(rows))
+
+
+def _read_pairs(file: Path, folder: Path) -> Sequence[Pair]:
+    from otter_cli.data.chat import Chat
+    from otter_cli.data.columns import holds_messages, pair_prompt, sample_rows
+    from otter_cli.data.preference import read_pairs
+    from otter_cli.training.tokenizer import load_tokenizer
+
+    sides, sample = ("chosen", "rejected"), sample_rows(file)
+    prompt = pair_prompt(*sides, sample)
+    dialogues = any(holds_messages(side, sample) for side in sides)
+    table = Chat(file, load_tokenizer(folder), sides, prompt) if dialogues else file
+    return read_pairs(table, prompt=prompt)
 
 
 def _of_both_kinds(file: Path, streams: Sequence[Stream]) -> Texts:

@@ -80,11 +80,10 @@ def judge_pairs(
     limit: int | None = None,
     limit_seed: int = 0,
 ) -> tuple[PairsResult, list[dict[str, Any]]]:
-    """The result, and a record a pair with every judge's two scores; with `chat` of dialogues as
-    each judge's own chat template writes them. Raises OtterError."""
+    """The result, and a record a pair with every judge's two scores; of messages, and with
+    `chat` of texts too, as each judge's own chat template writes them. Raises OtterError."""
     table = file if limit is None else LimitedTable(file, limit, limit_seed)
-    tokenizer = graft.tokenizer if chat else None
-    found = read_judged_pairs(table, template=template, chat=tokenizer)
+    found = read_judged_pairs(table, template=template, tokenizer=graft.tokenizer, chat=chat)
     pairs, better, worse, cut = _different(found.pairs, graft, file)
     if cut:
         warn(f"{cut} of {2 * len(found.pairs)} texts are cut to their last tokens")
@@ -94,7 +93,7 @@ def judge_pairs(
         settings=PairSettings(
             file=file.name,
             digest=sha256_file(file),
-            template=_CHAT if chat else template,
+            template=_CHAT if found.chat else template,
             limit=limit,
             cut=cut,
             drawn=drawn_record(table.drawn) if isinstance(table, LimitedTable) else None,

@@ -7,7 +7,7 @@ from typing import Any
 from otter_cli.core.console import say
 from otter_cli.data.chat import Chat
 from otter_cli.data.chat_template import ChatText
-from otter_cli.data.columns import ignored_columns, pair_prompt, sample_rows
+from otter_cli.data.columns import holds_messages, ignored_columns, pair_prompt, sample_rows
 from otter_cli.data.preference import shared_dialogue
 from otter_cli.data.records import Place, Record, read_rows
 
@@ -36,27 +36,30 @@ class JudgedPair:
 
 @dataclass(frozen=True)
 class JudgedPairs:
-    """The pairs of a table, and its columns that are not read."""
+    """The pairs of a table, its columns that are not read, and whether they are dialogues."""
 
     pairs: list[JudgedPair]
     ignored: list[str]
+    chat: bool
 
 
 def read_judged_pairs(
-    path: str | Place, *, template: str = "{text}", chat: Any = None
+    path: str | Place, *, template: str = "{text}", tokenizer: Any = None, chat: bool = False
 ) -> JudgedPairs:
     """RewardBench (`prompt`, `chosen`, `rejected`, `subset`) and HH (`chosen`, `rejected`, whole
     dialogues), from jsonl or csv. The prompt may have any of its usual names. `template` holds
     {text} for a prompt that has a column.
 
-    `chat`: a tokenizer whose chat template writes the dialogues; prompt and answers are messages,
-    or texts of a user and of the assistant.
+    Messages are written by the tokenizer's chat template; with `chat` so are texts, as a user's
+    and the assistant's.
     """
     place = Path(path) if isinstance(path, str) else path
     sample = sample_rows(place)
     column = pair_prompt("chosen", "rejected", sample)
-    if chat is not None:
-        place = Chat(place, chat, ("chosen", "rejected"), column)
+    sides = ("chosen", "rejected")
+    chat = chat or any(holds_messages(side, sample) for side in sides)
+    if chat:
+        place = Chat(place, tokenizer, sides, column)
 
     def parse(record: Record) -> JudgedPair:
         better, worse = record.text("chosen"), record.text("rejected")
@@ -75,4 +78,4 @@ def read_judged_pairs(
     ignored = ignored_columns(sample, used)
     if ignored:
         say(f"{place}: columns that are not read: {', '.join(map(repr, ignored))}")
-    return JudgedPairs(read_rows(place, parse, at_least=1), ignored)
+    return JudgedPairs(read_rows(place, parse, at_least=1), ignored, chat)

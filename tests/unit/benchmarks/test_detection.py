@@ -247,3 +247,22 @@ def test_rows_that_were_not_held_out_in_training_are_told(
     other = write_recipe(tmp_path, {"toxicity": limited}, steps=1)
     detection(folder, texts_of(other, None, None, "toxicity", folder), "toxicity")
     assert told in " ".join(capfd.readouterr().err.split())
+
+
+def test_pairs_of_dialogues_are_read_by_the_graft_s_own_template(
+    tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    tokenizer = chat_tokenizer(tiny_tokenizer, TEMPLATES["BOS at every turn"], adds_bos=False)
+    tokenizer.save_pretrained(tmp_path / "graft")
+    pairs = [(said("hi", "you friend, bye"), said("hi", "you rat, bye"))] * 2
+    file = tmp_path / "pairs.jsonl"
+    lines = [json.dumps({"chosen": one, "rejected": other}) + "\n" for one, other in pairs]
+    file.write_text("".join(lines))
+    texts = texts_of(None, file, None, "toxicity", tmp_path / "graft")
+    prompts, _ = encode_streams(texts.streams, file, tokenizer, positions=99, limit=None)
+    for prompt, dialogue in zip(prompts, pairs[0] * 2, strict=True):
+        whole = tokenizer.apply_chat_template(dialogue, tokenize=True, return_dict=False)
+        assert list(prompt.tokens) == whole[:-2]
+    clean, offending = prompts[:2]
+    assert clean.offends_by == 0
+    assert tokenizer.decode(offending.tokens[: offending.offends_by]).endswith("you rat,")

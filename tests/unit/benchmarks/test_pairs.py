@@ -136,7 +136,7 @@ def test_a_limit_is_drawn_across_sections_and_is_part_of_the_key(tmp_path: Path,
     assert runs[3][0].settings.drawn is None
 
 
-@pytest.mark.parametrize("form", ["prompt and answers", "whole dialogues"])
+@pytest.mark.parametrize("form", ["prompt and answers", "whole dialogues", "messages as given"])
 def test_pairs_of_dialogues_are_judged_by_the_template(
     form: str, grafts: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -147,7 +147,10 @@ def test_pairs_of_dialogues_are_judged_by_the_template(
         row = {"prompt": "who?", "chosen": "me", "rejected": row["rejected"][1:]}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     judge = {"insertion": SignalScorer(graft, "reward")}
-    _, (record,) = judge_pairs(tmp_path / "rows.jsonl", graft, judge, chat=True)
+    # A list of messages can be nothing else.
+    chat = form != "messages as given"
+    result, (record,) = judge_pairs(tmp_path / "rows.jsonl", graft, judge, chat=chat)
+    assert result.settings.template == "the chat template"
     for score, answer in zip(record["scores"]["insertion"], ["me", "not me"], strict=True):
         ids = tokenizer.apply_chat_template(said("who?", answer), tokenize=True, return_dict=False)
         with torch.no_grad():
