@@ -12,12 +12,12 @@ A bound holds where the whole 95 % interval keeps it; `by: mean` asks the mean a
 from pathlib import Path
 from typing import Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from otter_cli.benchmarks.estimates import Estimate
 from otter_cli.benchmarks.result import Result
-from otter_cli.core.errors import OtterError, from_os_error
+from otter_cli.core.errors import OtterError
+from otter_cli.core.strict_yaml import read_yaml
 from otter_cli.core.suggest import closest
 
 Found = TypeVar("Found")
@@ -67,14 +67,9 @@ class Checked(_Part):
 
 def read_expectations(path: Path) -> Expectations:
     """Raises OtterError, with the place, for what cannot be read as expectations."""
+    values = read_yaml(path, hint="see `otter bench check --help`")
     try:
-        return Expectations.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise from_os_error(error, f"read {path}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise OtterError(f"{path}: not YAML: {error}", hint="see `otter bench check --help`") from (
-            error
-        )
+        return Expectations.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         raise OtterError(

@@ -1,12 +1,12 @@
 """Models that take part, loaded strictly and known by digest."""
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from otter_cli.benchmarks.settings import ModelRecord
+from otter_cli.checkpoint.strict_json import read_object
 from otter_cli.core.console import warn
 from otter_cli.core.digests import sha256_file, sha256_json
 from otter_cli.core.errors import OtterError
@@ -183,7 +183,7 @@ def model_record(folder: Path, kind: Role) -> ModelRecord:
 def _adapter_record(folder: Path, base: ModelRecord) -> ModelRecord:
     """By what its base is, not by where it lies."""
     digests = _digests(folder)
-    config = json.loads((folder / "adapter_config.json").read_bytes())
+    config = read_object(folder / "adapter_config.json")
     digests["adapter_config.json"] = sha256_json(config | {"base_model_name_or_path": base.weights})
     return ModelRecord(name=folder.resolve().name, kind=base.kind, weights=sha256_json(digests))
 

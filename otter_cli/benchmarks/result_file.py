@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from otter_cli.core.atomic import write_json
 from otter_cli.core.errors import OtterError
+from otter_cli.core.small_files import OWN_BYTES, read_small
 
 RESULT = "result.json"
 
@@ -26,13 +27,12 @@ class ResultFile(Part):
     def read(cls, folder: Path) -> Self:
         """Raises OtterError where there is none, or it is damaged, or of a later version."""
         path = folder / RESULT
-        try:
-            text = path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError) as error:
+        if not path.exists():
             raise OtterError(
                 f"{folder} holds no {RESULT}: no finished run",
                 hint="give the same `otter bench` command again: it resumes",
-            ) from error
+            )
+        text = read_small(path, limit=OWN_BYTES)
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:

@@ -1,18 +1,18 @@
 """A run's files as they are read: by the run itself, and by whoever looks at it afterwards."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from otter_cli.benchmarks.prompts import BenchPrompt
 from otter_cli.benchmarks.records import Sample, SampleKey, Scores, Timing
 from otter_cli.benchmarks.settings import RunSettings
+from otter_cli.checkpoint.strict_json import read_own_object
 from otter_cli.core.errors import OtterError
 from otter_cli.core.jsonlines import numbered_jsonlines
+from otter_cli.core.strict_yaml import read_yaml
 
 Line = TypeVar("Line", bound=BaseModel)
 
@@ -34,7 +34,7 @@ class RunFiles:
         path = self.path / "environment.json"
         if not path.exists():
             return []
-        sessions: list[dict[str, Any]] = json.loads(path.read_bytes())["sessions"]
+        sessions: list[dict[str, Any]] = read_own_object(path)["sessions"]
         return sessions
 
     def prompts(self) -> list[BenchPrompt]:
@@ -58,8 +58,8 @@ class RunFiles:
 def read_settings(path: Path) -> RunSettings:
     """The settings in a run.yaml; OtterError where it is no such file."""
     try:
-        return RunSettings.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
+        return RunSettings.model_validate(read_yaml(path, hint="choose another output folder"))
+    except ValidationError as error:
         raise OtterError(
             f"{path} cannot be read as a run's settings", hint="choose another output folder"
         ) from error

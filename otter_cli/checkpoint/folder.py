@@ -17,6 +17,21 @@ _STEM = "model"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
+# Tables that transformers reads beside config.json; tokenizer.json has too many entries to look at.
+_SETTINGS = {
+    "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.json", "adapter_config.json",
+}  # fmt: skip
+_DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_WIDTHS = (
+    "hidden_size", "n_embd", "d_model", "intermediate_size", "n_inner", "ffn_dim", "vocab_size",
+    "num_attention_heads", "n_head", "num_key_value_heads", "head_dim", "num_experts",
+    "num_local_experts", "n_routed_experts",
+)  # fmt: skip
+# Quantised weights are packed: what is stored may be so many times smaller.
+_PACKED = 64
+
+
 class Checkpoint:
     """A base model's folder, or a grafted one seen as its base: what is ours is left out.
 
@@ -47,6 +62,9 @@ class Checkpoint:
             config = _read_config(path)
             _refuse_without_weights(path, files)
             weights = Weights.open(path, _STEM)
+            _refuse_impossible_sizes(path, config, weights)
+            for file in _SETTINGS & {*files}:
+                read_object(resolve_inside(path, file))
         except OSError as error:
             raise from_os_error(error, f"read {path}") from error
         if not weights.tensors:
@@ -78,6 +96,23 @@ def _read_config(path: Path) -> dict[str, Any]:
             hint="give the folder of a transformers model, with config.json and model.safetensors",
         )
     return read_object(resolve_inside(path, "config.json"))
+
+
+def _refuse_impossible_sizes(path: Path, config: dict[str, Any], weights: Weights) -> None:
+    """A configuration that no tensors stand behind could make a loader build without end."""
+    largest = max((n for info in weights.tensors.values() for n in info.shape), default=0)
+    inner = config.get("text_config")
+    for table in (config, inner if isinstance(inner, dict) else {}):
+        limits = dict.fromkeys(_DEPTHS, len(weights.tensors))
+        limits |= dict.fromkeys(_WIDTHS, _PACKED * largest)
+        for key, limit in limits.items():
+            value = table.get(key)
+            if isinstance(value, int) and value > limit:
+                raise OtterError(
+                    f"{path}: config.json: {key} is {value:,}, which its "
+                    f"{len(weights.tensors)} tensors are too few or too small for",
+                    hint="the configuration is damaged, or belongs to another checkpoint",
+                )
 
 
 def _refuse_no_folder(path: Path) -> None:

@@ -14,6 +14,9 @@ _BOOKKEEPING = {".git", ".cache"}
 
 MANIFEST = "otter.json"
 
+# Bytes: a tokenizer has some 30 MB, and what is larger is no part of a model.
+_LARGE = 1_000_000_000
+
 # What transformers reads by its name: a change in one of these changes what a folder says.
 _DECIDE = (
     "*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.py", "*.jinja",
@@ -64,8 +67,27 @@ def base_files(folder: Path) -> list[str]:
         found += [(here / name).relative_to(folder).as_posix() for name in files]
     base = sorted(file for file in found if not is_ours(file))
     for file in base:
-        regular_size(resolve_inside(folder, file))
+        path = resolve_inside(folder, file)
+        _refuse_large(path, regular_size(path))
     return base
+
+
+def _refuse_large(path: Path, size: int) -> None:
+    """Every file of a base is hashed. Weights are as large as they are, but for holes, which cost
+    whoever made them nothing."""
+    if size <= _LARGE:
+        return
+    if not is_weights(path.name):
+        raise OtterError(
+            f"{path}: {size:,} bytes is over the limit of {_LARGE:,} for a file that holds no "
+            "weights",
+            hint="move it out of the folder",
+        )
+    if not path.name.endswith(".safetensors") and path.stat().st_blocks * 512 < size // 8:
+        raise OtterError(
+            f"{path}: most of its {size:,} bytes are holes",
+            hint="move it out of the folder, or fetch it again",
+        )
 
 
 def _refuse_linked_folders(here: Path, folders: list[str]) -> None:

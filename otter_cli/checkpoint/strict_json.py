@@ -6,7 +6,8 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
-from otter_cli.core.errors import OtterError, from_os_error
+from otter_cli.core.errors import OtterError
+from otter_cli.core.small_files import OWN_BYTES, read_small
 
 MAX_BYTES = 100_000_000
 
@@ -34,6 +35,10 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
         raise OtterError(f"{where}: far more entries than any checkpoint has", hint=_DAMAGED)
     if len(data) > _MAX_WIDE_BYTES and not data.isascii():
         raise OtterError(f"{where}: far more text than any checkpoint has", hint=_DAMAGED)
+    return _object(data, where)
+
+
+def _object(data: bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(data.decode(), object_pairs_hook=lambda pairs: _unique(pairs, where))
         if b"\\u" in data:  # an escape can spell half a character, which cannot be written again
@@ -49,13 +54,12 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object that a regular file of sane size holds."""
-    try:
-        size = regular_size(path)
-        if size > MAX_BYTES:
-            raise OtterError(f"{path}: {size:,} bytes is too large for JSON", hint=_DAMAGED)
-        return parse_object(path.read_bytes(), str(path))
-    except OSError as error:
-        raise from_os_error(error, f"read {path}") from error
+    return parse_object(read_small(path, limit=MAX_BYTES), str(path))
+
+
+def read_own_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that otter writes itself, however many entries that has."""
+    return _object(read_small(path, limit=OWN_BYTES), str(path))
 
 
 def regular_size(path: Path) -> int:

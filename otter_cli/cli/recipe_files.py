@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from otter_cli.core.errors import OtterError
+from otter_cli.core.small_files import read_small_text
 from otter_cli.core.suggest import closest
 
 
@@ -48,7 +49,7 @@ def recipe_path(name: str) -> Path:
 
 def _described(path: Path, root: Path) -> RecipeFile:
     header = []
-    for line in path.read_text(encoding="utf-8").splitlines()[:2]:
+    for line in read_small_text(path).splitlines()[:2]:
         if line.startswith("#"):
             header.append(line.lstrip("# ").rstrip())
     summary, launch = [*header, "", ""][:2]

@@ -10,6 +10,7 @@ from otter_cli.cli.app import Outcome, verb, verb_app
 from otter_cli.cli.recipe_files import RecipeFile, find_recipe, recipe_files
 from otter_cli.core.atomic import write_text
 from otter_cli.core.errors import OtterError
+from otter_cli.core.small_files import read_small_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -46,7 +47,7 @@ def ls() -> Outcome:
 def show(name: Name) -> Outcome:
     """Print one recipe."""
     recipe = find_recipe(name)
-    text = recipe.path.read_text(encoding="utf-8")
+    text = read_small_text(recipe.path)
     return Outcome({"name": recipe.name, "text": text}, view=lambda: text.rstrip())
 
 
@@ -60,7 +61,7 @@ def cp(
     target = to / recipe.path.name if to.is_dir() else to
     if target.exists():
         raise OtterError(f"{target} exists", hint="choose another name, or remove it first")
-    write_text(target, recipe.path.read_text(encoding="utf-8"))
+    write_text(target, read_small_text(recipe.path))
     return Outcome({"name": recipe.name, "path": target}, view=lambda: str(target))
 
 

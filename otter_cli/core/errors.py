@@ -9,6 +9,8 @@ _HINTS = {
     errno.EACCES: "check the permissions, or choose a path you may use",
     errno.EPERM: "check the permissions, or choose a path you may use",
     errno.ENOENT: "check the path",
+    errno.EISDIR: "give a file, not a folder",
+    errno.ELOOP: "links lead in a circle: put the file itself there",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
 

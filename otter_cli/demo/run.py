@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from otter_cli.checkpoint.strict_json import read_own_object
 from otter_cli.core.atomic import write_json
 from otter_cli.core.console import say
 from otter_cli.core.digests import sha256_file
@@ -130,7 +130,7 @@ def _toxicity(out: Path, seed: int) -> dict[str, float]:
     from otter_cli.demo.toxicity import train_toxicity
 
     if out.exists():
-        recorded: dict[str, float] = json.loads((out / "PROVENANCE.json").read_text())["auc"]
+        recorded: dict[str, float] = read_own_object(out / "PROVENANCE.json")["auc"]
         return recorded
     return train_toxicity(out, seed=seed)
 

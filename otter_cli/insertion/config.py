@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -10,6 +10,8 @@ from otter_cli.core.errors import OtterError
 from otter_cli.families import BaseShape
 from otter_cli.signals import SignalConfig
 
+# No base is larger than this in any one dimension; `check` compares with the base itself.
+Size = Annotated[int, Field(ge=0, le=1 << 24)]
 Initialisation = Literal["copy", "normal", "random", "zero-output"]
 
 
@@ -21,14 +23,14 @@ class InsertionConfig(BaseModel):
 
     # Part of the tensors' names: `otter.main.norm.weight`.
     name: str = Field(default="main", pattern=r"^[a-z][a-z0-9_-]{0,31}$")
-    hidden: int
-    heads: int
-    ffn: int
+    hidden: Size
+    heads: Size
+    ffn: Size
     kv: Literal["own", "base"] = "own"
-    kv_heads: int = 0
+    kv_heads: Size = 0
     # First of the base's key/value heads that are read; with own ones it has no meaning.
-    kv_start: int = 0
-    layers: tuple[int, ...]
+    kv_start: Size = 0
+    layers: tuple[Size, ...]
     norm: Literal["own", "base"] = "own"
     embedding: Literal["table", "zeros"] = "table"
     init: Initialisation = "copy"
@@ -36,7 +38,10 @@ class InsertionConfig(BaseModel):
     dtype: Literal["F32", "BF16", "F16"] = "F32"
     signals: tuple[SignalConfig, ...] = ()
 
-    def check(self, shape: BaseShape) -> None:
+    def check(self, shape: BaseShape, where: str = "--") -> None:
+        """Raises OtterError for what does not fit the base; `where` goes before a name: options by
+        default."""
+        place = "" if where == "--" else where
         limits = (
             ("hidden", self.hidden, shape.hidden),
             ("heads", self.heads, shape.heads),
@@ -45,19 +50,20 @@ class InsertionConfig(BaseModel):
         for name, value, limit in limits:
             if not 0 <= value <= limit:
                 raise OtterError(
-                    f"--{name} {value} is not from 0 to the base's {limit}",
+                    f"{where}{name} {value} is not from 0 to the base's {limit}",
                     hint="leave the option out for a sixteenth of the base's",
                 )
         family = shape.family
         if self.heads and family.ffn_only:
             raise OtterError(
-                f"--heads {self.heads}: {family.model_type} takes no inserted heads: "
+                f"{where}heads {self.heads}: {family.model_type} takes no inserted heads: "
                 f"{family.ffn_only}",
                 hint="leave --heads out: hidden and FFN units go in, and attention is still read",
             )
         if self.heads and (self.kv_heads < 1 or self.heads % self.kv_heads):
             raise OtterError(
-                f"--heads {self.heads} is not a multiple of its {self.kv_heads} key/value heads",
+                f"{where}heads {self.heads} is not a multiple of its {self.kv_heads} "
+                "key/value heads",
                 hint="query heads share key/value heads in equal groups",
             )
         if (
@@ -66,7 +72,7 @@ class InsertionConfig(BaseModel):
             and not 0 <= self.kv_start <= shape.kv_heads - self.kv_heads
         ):
             raise OtterError(
-                f"{self.kv_heads} key/value heads from {self.kv_start} on are not among the "
+                f"{place}{self.kv_heads} key/value heads from {self.kv_start} on are not among the "
                 f"base's {shape.kv_heads}",
                 hint="lower --kv-heads or --kv-start",
             )
@@ -74,13 +80,14 @@ class InsertionConfig(BaseModel):
             set(self.layers)
         ) < len(self.layers):
             raise OtterError(
-                f"layers {list(self.layers)} are not distinct layers of 0 to {shape.layers - 1}",
+                f"{place}layers {list(self.layers)} are not distinct layers of 0 to "
+                f"{shape.layers - 1}",
                 hint="for example --layers 8:24 or --layers last:8",
             )
         names = [signal.name for signal in self.signals]
         if len(set(names)) < len(names):
             raise OtterError(
-                f"two signals are called {max(names, key=names.count)!r}",
+                f"{place}two signals are called {max(names, key=names.count)!r}",
                 hint="name one of them: --signal other=value",
             )
 

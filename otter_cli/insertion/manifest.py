@@ -8,13 +8,18 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from otter_cli.checkpoint.gguf.hint import refuse_gguf
+from otter_cli.checkpoint.links import resolve_inside
 from otter_cli.checkpoint.listing import MANIFEST
+from otter_cli.checkpoint.strict_json import parse_object
 from otter_cli.core.atomic import write_json
 from otter_cli.core.errors import OtterError
+from otter_cli.core.small_files import read_small
 from otter_cli.insertion.config import InsertionConfig
 from otter_cli.insertion.storage import TENSORS, check_stored
 
 SCHEMA_VERSION = 1
+# Insertions of one folder.
+_MOST = 1024
 
 
 class _Record(BaseModel):
@@ -24,7 +29,7 @@ class _Record(BaseModel):
 class FileRecord(_Record):
     """Digest and size of one file, as first seen."""
 
-    bytes: int
+    bytes: int = Field(ge=0)
     sha256: str
 
 
@@ -76,9 +81,9 @@ class TrainingRecord(_Record):
 class Manifest(_Record):
     """The whole of otter.json."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = Field(default=SCHEMA_VERSION, ge=1)
     base: BaseRecord
-    insertions: list[InsertionConfig]
+    insertions: list[InsertionConfig] = Field(max_length=_MOST)
     inserted: InsertedRecord
     training: dict[str, TrainingRecord] = Field(default_factory=dict)
     provenance: list[dict[str, Any]] = Field(default_factory=list)
@@ -88,13 +93,11 @@ class Manifest(_Record):
         """Raises OtterError where there is none, or it is not ours, or of a later version."""
         refuse_gguf(folder)
         path = folder / MANIFEST
+        _refuse_absent(folder)
+        data = read_small(resolve_inside(folder, MANIFEST))
+        parse_object(data, str(path))
         try:
-            manifest = cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            raise OtterError(
-                f"{folder} holds no {MANIFEST}: it is not a grafted folder",
-                hint=f"graft it first: otter graft {folder} OUT",
-            ) from None
+            manifest = cls.model_validate_json(data)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -116,3 +119,17 @@ class Manifest(_Record):
     def check_tensors(self, folder: Path) -> None:
         """Raises OtterError when the inserted tensors are not the ones recorded."""
         check_stored(folder, (self.inserted.sha256, self.inserted.previous_sha256))
+
+
+def _refuse_absent(folder: Path) -> None:
+    if not folder.exists():
+        raise OtterError(f"{folder} does not exist", hint="check the path")
+    if not folder.is_dir():
+        raise OtterError(f"{folder} is not a folder", hint="give the grafted folder")
+    if (folder / MANIFEST).exists():
+        return
+    if (folder / "config.json").exists():
+        hint = f"graft it first: otter graft {folder} OUT"
+    else:
+        hint = "give the folder that `otter graft` wrote, or an adapter"
+    raise OtterError(f"{folder} holds no {MANIFEST}: it is not a grafted folder", hint=hint)

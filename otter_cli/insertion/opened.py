@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Literal
 
 from otter_cli.checkpoint.digest_cache import DigestCache
+from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.checkpoint.links import resolve_inside
 from otter_cli.checkpoint.listing import base_files, decides, is_weights
 from otter_cli.core.console import progress, warn
 from otter_cli.core.digests import Advance, sha256_file
 from otter_cli.core.errors import OtterError, from_os_error
 from otter_cli.core.provenance import base_changes, note_base_change, restore_base_changes
+from otter_cli.families import base_shape
 from otter_cli.insertion.manifest import Manifest
+from otter_cli.insertion.plan import Plan
+from otter_cli.insertion.storage import open_stored
 
 # "ignore" is for a caller that compares the files itself, as verification does.
 IfChanged = Literal["refuse", "warn", "ignore"]
@@ -46,10 +50,14 @@ def open_graft(
 
     Raises OtterError where the inserted tensors or the base are not the recorded ones.
     """
-    manifest = Manifest.read(folder)
-    manifest.check_tensors(folder)
+    manifest, root = Manifest.read(folder), base or folder
+    _refuse_no_base(root, folder, manifest)
+    # Headers first: sizes that no tensor has are refused before anything is built or hashed.
+    shape = base_shape(Checkpoint.open(root).config)
     if if_changed != "ignore":
         check_base_files(folder, manifest, base=base, if_changed=if_changed)
+    open_stored(folder, [Plan(config, shape) for config in manifest.insertions])
+    manifest.check_tensors(folder)
     return manifest
 
 
@@ -66,7 +74,6 @@ def check_base_files(
     read each time.
     """
     root = base or folder
-    _refuse_no_base(root, folder, manifest)
     for name, digest, what in _changes(root, manifest):
         path = root / name
         if base is not None and if_changed == "refuse" and not _accepted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from otter_cli.checkpoint.listing import MANIFEST
 from otter_cli.families import BaseShape
 from otter_cli.insertion.config import InsertionConfig
 from otter_cli.insertion.slots import Slot, Slots
@@ -17,6 +18,10 @@ class Plan:
 
     config: InsertionConfig
     shape: BaseShape
+
+    def __post_init__(self) -> None:
+        # `resolve` has checked what options say; this is for what a file says.
+        self.config.check(self.shape, f"{MANIFEST}: insertion {self.config.name!r}: ")
 
     @cached_property
     def slots(self) -> tuple[Slot, ...]:

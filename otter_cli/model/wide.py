@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
+from otter_cli.core.small_files import read_small
 from otter_cli.families.wide import WIDE
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def refuse_foreign_code(folder: Path, config: dict[str, Any]) -> None:
             hint="export the graft again",
         )
     path = folder / MODELLING
-    if not path.is_file() or path.read_bytes() != modelling_file(family):
+    if not path.is_file() or read_small(path) != modelling_file(family):
         raise OtterError(
             f"{path} is not the file that this otter writes, and engines would run it",
             hint="export the graft again, or load it yourself with trust_remote_code",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from otter_cli.core.errors import OtterError
 from otter_cli.core.suggest import closest
@@ -24,11 +24,11 @@ class SignalConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
-    kind: str
-    size: int = 1
+    name: str = Field(pattern=f"^{_NAME.pattern}$")
+    kind: str = Field(pattern=f"^({'|'.join(KINDS)})$")
+    size: int = Field(default=1, ge=0, le=4096)
     labels: tuple[str, ...] = ()
-    width: int | None = 0
+    width: int | None = Field(default=0, ge=0, le=65536)
 
 
 def parse_signal(text: str) -> SignalConfig:

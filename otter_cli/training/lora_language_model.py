@@ -14,6 +14,7 @@ from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.atomic import write_bytes, write_json
 from otter_cli.core.errors import OtterError
 from otter_cli.core.seeds import derive_seed, seed_everything
+from otter_cli.core.small_files import OWN_BYTES, read_small
 from otter_cli.families import base_shape
 from otter_cli.insertion import TrainingRecord
 from otter_cli.model.load import load_base
@@ -82,6 +83,6 @@ class LoraLanguageModelTrainee(Driftless):
         with TemporaryDirectory() as staging:
             self.model.save_pretrained(staging)
             for path in sorted(Path(staging).glob("adapter_*")):
-                write_bytes(self.folder / path.name, path.read_bytes())
+                write_bytes(self.folder / path.name, read_small(path, limit=OWN_BYTES))
         told = {name: record.model_dump(mode="json") for name, record in records.items()}
         write_json(self.folder / RECORD, told)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import (
     Field,
     NonNegativeFloat,
@@ -18,7 +17,9 @@ from pydantic import (
 )
 
 from otter_cli.core.digests import sha256_json
-from otter_cli.core.errors import OtterError, from_os_error
+from otter_cli.core.errors import OtterError
+from otter_cli.core.small_files import read_small_text
+from otter_cli.core.strict_yaml import parse_yaml
 from otter_cli.training.controls import Baseline, Baselines, BaselineSettings
 from otter_cli.training.objectives import AnyObjective
 from otter_cli.training.section import Section, section_error
@@ -92,14 +93,7 @@ def load_recipe(
 
     Raises OtterError with the place of what is wrong.
     """
-    try:
-        values = _mapping(Path(path).read_text(encoding="utf-8"), str(path))
-    except OSError as error:
-        raise from_os_error(error, f"read the recipe {path}") from error
-    except UnicodeDecodeError as error:
-        raise OtterError(
-            f"{path}: byte {error.start + 1} is not UTF-8", hint="a recipe is a YAML text"
-        ) from error
+    values = _mapping(read_small_text(path), str(path))
     recipe = recipe_from_values(values, overrides, str(path))
     recipe._data_folder = data or Path(path).parent
     return recipe
@@ -117,15 +111,7 @@ def recipe_from_values(values: dict[str, Any], overrides: Sequence[str], source:
 
 
 def _mapping(text: str, source: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise OtterError(
-            f"{source}{where}: not YAML: {getattr(error, 'problem', error)}",
-            hint="`otter recipes show` has examples",
-        ) from error
+    values = parse_yaml(text, source, hint="`otter recipes show` has examples")
     if not isinstance(values, dict):
         raise OtterError(
             f"{source}: a recipe is a mapping, such as `steps: 250`",
@@ -146,4 +132,4 @@ def _override(values: dict[str, Any], override: str) -> None:
                 f"--set {override!r}: {key!r} holds {inner!r}, no keys", hint="check the path"
             )
         values = inner
-    values[last] = yaml.safe_load(written)
+    values[last] = parse_yaml(written, f"--set {override}", hint="for example --set steps=50")

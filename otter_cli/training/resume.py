@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from otter_cli.core.atomic import write_text
 from otter_cli.core.errors import OtterError
 from otter_cli.core.jsonlines import read_jsonlines
+from otter_cli.core.small_files import OWN_BYTES, read_small_text
 from otter_cli.training.material import IGNORED
 from otter_cli.training.recipe import Recipe
 from otter_cli.training.state import StateFolder
@@ -89,7 +90,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def forget_after(path: Path, step: int) -> None:
     """Drops what a killed run logged after the state that it now goes on from."""
     if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = read_small_text(path, limit=OWN_BYTES).splitlines(keepends=True)
         kept = [
             line
             for line, record in zip(lines, read_jsonlines(path), strict=False)

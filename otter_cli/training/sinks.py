@@ -13,6 +13,7 @@ from secrets import token_hex
 from typing import Any, Protocol
 
 from otter_cli.core.errors import OtterError
+from otter_cli.core.small_files import read_small_text
 
 _PROJECT = "otter"
 _RUN = "run-id"
@@ -121,4 +122,4 @@ def _run_id(folder: Path, step: int) -> str:
     file = folder / _RUN
     if step == 0 or not file.exists():
         file.write_text(f"{folder.parent.name}-{token_hex(4)}")
-    return file.read_text()
+    return read_small_text(file)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otter_cli.checkpoint.header import read_header
+from otter_cli.checkpoint.strict_json import parse_object
 from otter_cli.checkpoint.writer import TensorSpec, write_tensors
 
 if TYPE_CHECKING:
@@ -145,5 +146,7 @@ def _step(path: Path) -> int:
 
 
 def _notes(path: Path) -> dict[str, Any]:
-    notes: dict[str, Any] = json.loads(read_header(path).metadata["notes"])
+    notes: dict[str, Any] = parse_object(
+        read_header(path).metadata["notes"].encode(), f"{path}: notes"
+    )
     return notes

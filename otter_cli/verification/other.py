@@ -9,6 +9,7 @@ from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.checkpoint.listing import base_files
 from otter_cli.checkpoint.strict_json import read_object
 from otter_cli.core.console import progress
+from otter_cli.core.small_files import read_small
 from otter_cli.verification.findings import Digests, Finding, Static
 from otter_cli.verification.tensors import compare_tensors
 from otter_cli.verification.wide import compare_wide, is_wide
@@ -52,7 +53,7 @@ def _steering(folder: Path, base: Path, file: str) -> Iterator[Finding]:
     path = folder / file
     if not path.exists():
         yield Finding("is missing", str(path))
-    elif path.read_bytes() == (base / file).read_bytes():
+    elif read_small(path) == read_small(base / file):
         return
     elif path.suffix != ".json":
         yield Finding("differs from the base's", str(path))

@@ -9,7 +9,6 @@ result.json, report.html, report.md
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,12 +28,14 @@ from otter_cli.benchmarks.lm_eval.result import (
     Settings,
 )
 from otter_cli.benchmarks.models import base_digest
+from otter_cli.checkpoint.strict_json import read_own_object
 from otter_cli.core.atomic import write_json, write_text
 from otter_cli.core.console import say
 from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import mean
 from otter_cli.core.jsonlines import JsonLines
 from otter_cli.core.provenance import provenance
+from otter_cli.core.small_files import read_small_text
 from otter_cli.insertion import Manifest
 from otter_cli.insertion.opened import open_graft
 
@@ -142,7 +143,7 @@ def _evaluated(method: str, load: Callable[[], LM], asked: Asked, folder: Path) 
     path = folder / "methods" / f"{method}.json"
     if path.exists():
         say(f"lm-eval: {method} has answered before")
-        return Evaluation.restored(json.loads(path.read_bytes()))
+        return Evaluation.restored(read_own_object(path))
     say(f"lm-eval: {method}")
     found = evaluate(load(), asked.tasks)
     gc.collect()  # before the next model is loaded
@@ -167,7 +168,7 @@ def _claim(settings: Settings, folder: Path) -> None:
     text = yaml.safe_dump(settings.written(), sort_keys=False)
     text = f"# key: {settings.key}\n{text}"
     if folder.exists() and any(folder.iterdir()):
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
+        if not path.exists() or read_small_text(path) != text:
             raise OtterError(
                 f"{folder} holds files that are not of this run", hint="choose another --out"
             )

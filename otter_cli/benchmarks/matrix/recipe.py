@@ -8,10 +8,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, NonNegativeInt, ValidationError
 
-from otter_cli.core.errors import OtterError, from_os_error
+from otter_cli.core.errors import OtterError
+from otter_cli.core.strict_yaml import read_yaml
 from otter_cli.data.paths import expanded
 from otter_cli.training.controls import Baseline
 from otter_cli.training.section import Section, section_error
@@ -127,15 +127,8 @@ def _expanded(value: Any) -> Any:
 
 def load_matrix(path: Path) -> MatrixRecipe:
     """Raises OtterError with the place of what is wrong. `$NAME` is read from the environment."""
-    try:
-        values = _expanded(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise from_os_error(error, f"read the matrix {path}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise OtterError(
-            f"{path} is no YAML: {str(error).partition(chr(10))[0]}",
-            hint="`otter recipes show matrix/ablation` is an example",
-        ) from error
+    hint = "`otter recipes show matrix/ablation` is an example"
+    values = _expanded(read_yaml(path, hint=hint))
     try:
         recipe = MatrixRecipe.model_validate(values)
     except ValidationError as error:

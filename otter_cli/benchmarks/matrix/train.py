@@ -10,6 +10,7 @@ from typing import Any
 
 from otter_cli.benchmarks.matrix.recipe import Beside, Change, MatrixRecipe
 from otter_cli.checkpoint.folder import Checkpoint
+from otter_cli.checkpoint.strict_json import read_own_object
 from otter_cli.core.atomic import write_json
 from otter_cli.core.console import say
 from otter_cli.core.digests import sha256_file, sha256_json
@@ -88,7 +89,7 @@ def _trained(
 ) -> dict[str, Any]:
     done = target / "training" / DONE
     if done.exists():
-        found: dict[str, Any] = json.loads(done.read_bytes())
+        found: dict[str, Any] = read_own_object(done)
         return found
     say(f"training {target}")
     to = None if baseline is None else target

@@ -1,6 +1,5 @@
 """Coherence by a local sentence encoder: how near a response lies to its prompt (METHOD, 5)."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from otter_cli.benchmarks.models import model_record
 from otter_cli.benchmarks.scorers.scorer import Exchange, ScorerRecord, Scores
+from otter_cli.checkpoint.strict_json import read_object
 from otter_cli.model.pretrained import load_tokenizer
 from otter_cli.scorers.load import load_encoder, scorer_folder
 
@@ -50,4 +50,4 @@ class EncoderScorer:
 
 def _takes_the_first(folder: Path) -> bool:
     pooling = folder / "1_Pooling" / "config.json"
-    return pooling.is_file() and json.loads(pooling.read_text())["pooling_mode_cls_token"]
+    return pooling.is_file() and bool(read_object(pooling)["pooling_mode_cls_token"])
