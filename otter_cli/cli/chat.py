@@ -23,6 +23,7 @@ System = Annotated[str | None, typer.Option("--system", help="a system message, 
     otter chat grafted
     otter chat grafted --guide reward:1.5 --signal reward
     otter chat grafted --system "Answer in one sentence." --temperature 0.7""",
+    uses_graft=True,
 )
 def chat(
     folder: o.Folder,

@@ -99,6 +99,7 @@ CHANGES: dict[str, Change] = {
 # What each verb is given: G is the graft, D a folder with data, N a path where nothing is.
 COMMANDS = {
     "generate": "generate G hello",
+    "chat": "chat G",
     "train": "train G --recipe D/recipe.yaml",
     "train resumed": "train G --recipe D/recipe.yaml --resume",
     "train a baseline": "train G --recipe D/recipe.yaml --baseline head --to N",
