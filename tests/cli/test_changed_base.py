@@ -121,7 +121,8 @@ COMMANDS = {
 INDIRECT = {"bench matrix", "bench rescore"}
 # These compare every file with its digest by themselves, or use no graft.
 OTHERS = {
-    "inspect", "graft", "attach", "strip", "compose", "verify", "demo", "recipes", "recipes ls",
+    "import", "inspect", "graft", "attach", "strip", "compose", "verify", "demo", "recipes",
+    "recipes ls",
     "recipes show", "recipes cp", "doctor", "bench report", "bench compare", "bench check",
 }  # fmt: skip
 
