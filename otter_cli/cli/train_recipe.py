@@ -30,12 +30,12 @@ def recipe_of(
     Raises OtterError."""
     from otter_cli.checkpoint.folder import Checkpoint
     from otter_cli.families import base_shape
-    from otter_cli.insertion import Manifest
+    from otter_cli.insertion.opened import open_graft
     from otter_cli.model.pretrained import load_tokenizer
     from otter_cli.training.recipe import recipe_from_values
     from otter_cli.training.recipe_from_data import recipe_from_data
 
-    manifest = Manifest.read(folder)
+    manifest = open_graft(folder)
     shape = base_shape(Checkpoint.open(folder).config)
     signals = [s for config in manifest.insertions for s in config.signals]
     signals = [s for s in signals if not names or s.name in names]

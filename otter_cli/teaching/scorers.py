@@ -12,6 +12,7 @@ from typing import Any
 
 from otter_cli.core.digests import sha256_bytes, sha256_json
 from otter_cli.core.errors import OtterError
+from otter_cli.core.small_files import read_small
 from otter_cli.core.suggest import closest
 from otter_cli.training.labeller import classifier, load_labeller
 
@@ -76,7 +77,7 @@ def _of_function(text: str) -> TextScorer:
         )
     names = tuple(_values(function("a text"), text))
     source = getattr(module, "__file__", None)
-    content = Path(source).read_bytes() if source else module_name.encode()
+    content = read_small(source) if source else module_name.encode()
     digest = sha256_json({"function": text, "source": sha256_bytes(content)})
     return TextScorer(names, lambda texts: [_row(function(t), names, text) for t in texts], digest)
 

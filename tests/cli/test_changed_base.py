@@ -104,6 +104,7 @@ COMMANDS = {
     "train resumed": "train G --recipe D/recipe.yaml --resume",
     "train a baseline": "train G --recipe D/recipe.yaml --baseline head --to N",
     "train --find-lr": "train G --recipe D/recipe.yaml --find-lr",
+    "train from data": "train G --pairs D/pairs.jsonl",
     "export adapter": "export G N --to adapter",
     "export wide": "export G N --to wide",
     "export base": "export G N --to base",
@@ -124,6 +125,7 @@ OTHERS = {
     "import", "inspect", "graft", "attach", "strip", "compose", "verify", "demo", "recipes",
     "recipes ls",
     "recipes show", "recipes cp", "doctor", "bench report", "bench compare", "bench check",
+    "data check",
 }  # fmt: skip
 
 
@@ -261,6 +263,8 @@ def test_a_graft_is_used_only_through_the_function_that_compares_its_base() -> N
         "verification/health.py": "reports what it sees",
         "cli/inspect.py": "shows the record",
         "cli/graft.py": "reads names",
+        "cli/export.py": "reads how signals were trained, after the export",
+        "teaching/scorers.py": "reads names, before the graft is loaded",
         "serving/layouts.py": "reads again what it wrote",
         "serving/vllm/export.py": "reads again what it wrote",
         "training/targets.py": "reads names, after the graft was opened",
