@@ -30,12 +30,17 @@ def find_base(text: str) -> Source:
         refuse_gguf(Path(text))
         return Source(Path(text), text)
     parsed = _HUB_ID.fullmatch(text)
-    if parsed is None:
+    if parsed is None or _is_path(text):
         raise OtterError(
             f"{text} does not exist",
             hint="give a folder, or a hub id: org/name or org/name@revision",
         )
     return _fetch(parsed[1], parsed[2])
+
+
+def _is_path(text: str) -> bool:
+    """`runs/base` is a path where there is a folder `runs`, and no name to look for on the hub."""
+    return text.startswith((".", "~")) or Path(text).parent.is_dir()
 
 
 def _fetch(name: str, revision: str | None) -> Source:

@@ -109,6 +109,7 @@ def _command(function: Callable[..., Outcome]) -> Callable[..., None]:
     def command(as_json: bool, quiet: bool, debug: bool, **arguments: Any) -> None:
         set_quiet(quiet)
         _refuse_undecoded(arguments)
+        _check_devices(arguments.get("device"))
         if as_json:
             with output.stdout_reserved():
                 outcome = function(**arguments)
@@ -130,6 +131,16 @@ def _command(function: Callable[..., Outcome]) -> Callable[..., None]:
     # inspect and typer look here first; functools.wraps has copied the rest.
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return command
+
+
+def _check_devices(asked: str | list[str] | None) -> None:
+    """Before any work, for every verb that takes --device."""
+    devices = [asked] if isinstance(asked, str) else asked or []
+    if any(device != "cpu" for device in devices):
+        from otter_cli.model.device import check_device
+
+        for device in devices:
+            check_device(device)
 
 
 def _with_consent(function: Callable[..., Outcome]) -> Callable[..., Outcome]:

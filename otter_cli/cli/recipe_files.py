@@ -43,8 +43,18 @@ def find_recipe(name: str) -> RecipeFile:
 
 
 def recipe_path(name: str) -> Path:
-    """A file of that path, or the recipe that ships by that name."""
-    return Path(name) if Path(name).is_file() else find_recipe(name).path
+    """A file of that path, or the recipe that ships by that name. Raises OtterError."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise OtterError(f"{name} is a folder, not a recipe", hint="give the YAML file in it")
+    try:
+        return find_recipe(name).path
+    except OtterError as error:
+        if path.suffix not in (".yaml", ".yml") and not name.startswith((".", "/", "~")):
+            raise
+        raise OtterError(f"the recipe file {name} does not exist", hint=error.hint) from None
 
 
 def _described(path: Path, root: Path) -> RecipeFile:

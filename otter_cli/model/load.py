@@ -17,6 +17,7 @@ from otter_cli.insertion.manifest import Manifest
 from otter_cli.insertion.opened import IfChanged, open_graft
 from otter_cli.insertion.plan import Plan
 from otter_cli.insertion.storage import open_stored
+from otter_cli.model.device import check_device
 from otter_cli.model.pretrained import load_strictly
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def load(
     quantization_config: Any,
     device: torch.device,
 ) -> OtterForCausalLM:
+    check_device(str(device))
     manifest = open_graft(folder, base=base, if_changed=if_changed)
     model = load_base(
         base or folder,

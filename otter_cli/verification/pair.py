@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from otter_cli.checkpoint.folder import Checkpoint
-from otter_cli.core.errors import OtterError
 from otter_cli.insertion import MANIFEST
 from otter_cli.model import OtterForCausalLM, load_base
+from otter_cli.model.device import check_device
 from otter_cli.model.pretrained import load_config, load_strictly
 from otter_cli.model.wide import load_wide
 from otter_cli.verification.request import Request
@@ -36,7 +36,7 @@ class Pair:
 def open_pair(request: Request, *, dtype: str, device: str, shared: bool) -> Pair:
     """Loads both in one dtype. `shared`: the files are equal by digest, so that one set of base
     modules serves both. Raises OtterError for what cannot be loaded whole."""
-    _refuse_absent(device)
+    check_device(device)
     kind: torch.dtype = getattr(torch, dtype)
     folder, base = request.folder, request.against
     if not (folder / MANIFEST).exists():
@@ -54,16 +54,6 @@ def open_pair(request: Request, *, dtype: str, device: str, shared: bool) -> Pai
     )
     plain = otter.base if shared else load_base(base, dtype=kind).to(device).eval()
     return Pair(_subject(plain, plain), _subject(otter.base, plain, otter.streaming), otter)
-
-
-def _refuse_absent(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise OtterError(
-            f"--device {device}: {str(error).partition(chr(10))[0]}",
-            hint="`otter doctor` lists them",
-        ) from error
 
 
 def positions(base: Path) -> int:

@@ -90,6 +90,7 @@ def _check_inserted(folder: Path, base: Path, manifest: Manifest, found: Static)
         files = stored_files(folder)
         weights = Weights.open(folder, STEM)
         shape = base_shape(Checkpoint.open(base).config)
+        slots = [(c, slot) for c in manifest.insertions for slot in Plan(c, shape).slots]
     except OtterError as error:
         if found.holds:
             raise
@@ -97,7 +98,6 @@ def _check_inserted(folder: Path, base: Path, manifest: Manifest, found: Static)
         return
     ours = {name: sha256_file(folder / name) for name in (*files, MANIFEST)}
     found.digests["folder"] = {**found.digests.get("folder", {}), **ours}
-    slots = [(c, slot) for c in manifest.insertions for slot in Plan(c, shape).slots]
     expected = {slot.name: (config.dtype, slot.shape) for config, slot in slots}
     found.inserted = len(expected)
     for name, what in _departures(weights.tensors, expected):

@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.checkpoint.gguf.hint import refuse_gguf
 from otter_cli.core.errors import OtterError
 from otter_cli.insertion import MANIFEST
@@ -19,6 +20,7 @@ from otter_cli.verification.other import check_other
 from otter_cli.verification.report import Report
 from otter_cli.verification.request import Request
 from otter_cli.verification.static import check_graft
+from otter_cli.verification.wide import is_wide
 
 if TYPE_CHECKING:
     from otter_cli.verification.pair import Pair
@@ -30,8 +32,13 @@ def verify(request: Request) -> Report:
     Raises OtterError for what is no checkpoint, or cannot be loaded though its files are right.
     """
     folder = request.folder
+    _refuse_absent(request)
     report = Report(request, _static(folder, request.base))
     if request.static_only:
+        return report
+    if why := _another_model(request):
+        # No grid can find them equal, and running two models takes minutes.
+        report.unrun = why
         return report
     if not (folder / MANIFEST).exists():
         report.untraced = "no graft with tensors of its own, so nothing tells inserted values apart"
@@ -43,6 +50,46 @@ def verify(request: Request) -> Report:
             raise
         report.unrun = error.what
     return report
+
+
+def _refuse_absent(request: Request) -> None:
+    for what, path in (("folder", request.folder), ("base", request.base)):
+        if path is None:
+            continue
+        if not path.exists():
+            raise OtterError(f"{path} does not exist", hint=f"check the path of the {what}")
+        if not path.is_dir():
+            raise OtterError(f"{path} is not a folder", hint=f"give the {what}'s folder")
+    base = request.base
+    if base is not None and not (base / "config.json").exists():
+        raise OtterError(
+            f"{base} is not a checkpoint: it has no config.json", hint="give the folder of the base"
+        )
+
+
+def _another_model(request: Request) -> str:
+    """Why the base given is of another shape than the folder's own, known from headers alone; empty
+    where it is not."""
+    if request.base is None or not (request.folder / "config.json").exists():
+        return ""
+    try:
+        ours, theirs = Checkpoint.open(request.folder), Checkpoint.open(request.base)
+    except OtterError:
+        return ""  # the static level has said what is wrong
+    if is_wide(ours.config):
+        return ""
+    shapes = {n: info.shape for n, info in ours.tensors.items()}
+    other = {n: info.shape for n, info in theirs.tensors.items()}
+    names = shapes.keys() & other.keys()
+    if (request.folder / MANIFEST).exists():
+        names = shapes.keys() | other.keys()
+    differing = sorted(n for n in names if shapes.get(n) != other.get(n))
+    if not differing:
+        return ""
+    return (
+        f"{request.base} is another model than {request.folder}: {len(differing)} tensors are "
+        f"missing or of another shape, {differing[0]} first"
+    )
 
 
 def _static(folder: Path, base: Path | None) -> Static:
