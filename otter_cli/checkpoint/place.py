@@ -11,6 +11,7 @@ from typing import Literal
 from otter_cli.checkpoint.copying import copy_file
 from otter_cli.checkpoint.digest_cache import DigestCache
 from otter_cli.checkpoint.links import resolve_inside
+from otter_cli.checkpoint.listing import is_weights
 from otter_cli.checkpoint.writer import FileRecord
 from otter_cli.core.digests import Advance
 from otter_cli.core.errors import from_os_error
@@ -37,9 +38,11 @@ def place_files(
 ) -> dict[str, FileRecord]:
     """Place `files`, relative paths, and return the record of each.
 
-    "link" makes a hard link, or else a reflink, or else a copy; "copy" always copies, and takes
-    the digest on the way. Links in the source are followed, and must stay in it (or in its hub
-    cache). `advance` is told bytes; `digest` is asked for linked files, by default a cache.
+    "link" shares weights: a hard link, or else a reflink, or else a copy. Any other file is copied,
+    for somebody may edit it, which would change the source through a hard link. "copy" copies
+    weights too, and takes the digest on the way. Links in the source are followed, and must stay
+    in it (or in its hub cache). `advance` is told bytes; `digest` is asked for linked files, by
+    default a cache.
     """
     source_root, target_root = Path(source_root), Path(target_root)
     digest = digest or DigestCache().sha256
@@ -48,7 +51,8 @@ def place_files(
         source, target = resolve_inside(source_root, file), target_root / file
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            if mode == "link" and (_hard_link(source, target) or _reflink(source, target)):
+            shared = mode == "link" and is_weights(file)
+            if shared and (_hard_link(source, target) or _reflink(source, target)):
                 sha256 = digest(source, advance)
             else:
                 sha256 = copy_file(source, target, advance)
@@ -56,6 +60,15 @@ def place_files(
         except OSError as error:
             raise from_os_error(error, f"place {source} as {target}") from error
     return records
+
+
+def hard_linked(source_root: Path, files: Iterable[str], target_root: Path) -> list[str]:
+    """Those of the placed files that are the source's own: a change in one is a change in both."""
+    return [
+        file
+        for file in files
+        if os.path.lexists(source_root / file) and (target_root / file).samefile(source_root / file)
+    ]
 
 
 def _hard_link(source: Path, target: Path) -> bool:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from otter_cli.cli.app import Outcome, verb, verb_app
+from otter_cli.cli.placed import placed_line, placed_record
 
 app = verb_app()
 
@@ -15,7 +16,9 @@ def attach(
     adapter: Annotated[Path, typer.Argument(help="the adapter: otter.json and its tensors")],
     base: Annotated[str, typer.Argument(help="the base it was made for: a folder, or a hub id")],
     out: Annotated[Path, typer.Argument(help="the grafted folder to write")],
-    copy: Annotated[bool, typer.Option("--copy", help="copy rather than hard-link")] = False,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="copy weights, rather than hard-link them")
+    ] = False,
 ) -> Outcome:
     """Put an adapter beside its base again: weights and configuration must be the very ones."""
     from otter_cli.checkpoint.folder import Checkpoint
@@ -32,7 +35,12 @@ def attach(
         mode="copy" if copy else "link",
     )
     checked = len(manifest.base.identity())
+    files = placed_record(source.path, manifest.base.files, out)
     data = {"out": out, "base": source.name, "revision": source.revision, "checked": checked}
     return Outcome(
-        data, lambda: f"{out}: a grafted folder; {checked} files of the base are the recorded ones"
+        {**data, **files},
+        lambda: (
+            f"{out}: a grafted folder; {checked} files of the base are the recorded ones\n"
+            + placed_line(files, source.path)
+        ),
     )

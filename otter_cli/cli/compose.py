@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from otter_cli.cli.app import Outcome, verb, verb_app
+from otter_cli.cli.placed import placed_line, placed_record
 
 app = verb_app()
 
@@ -15,7 +16,9 @@ def compose(
     one: Annotated[Path, typer.Argument(metavar="A", help="a grafted folder")],
     other: Annotated[Path, typer.Argument(metavar="B", help="another graft of the same base")],
     to: Annotated[Path, typer.Argument(help="the grafted folder to write")],
-    copy: Annotated[bool, typer.Option("--copy", help="copy rather than hard-link")] = False,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="copy weights, rather than hard-link them")
+    ] = False,
 ) -> Outcome:
     """Join two grafts of one base: the signals of both out of one pass, each as it was trained.
 
@@ -26,4 +29,8 @@ def compose(
     manifest = join(one, other, to, mode="copy" if copy else "link")
     found = {c.name: [signal.name for signal in c.signals] for c in manifest.insertions}
     told = "; ".join(f"{name} ({', '.join(signals)})" for name, signals in found.items())
-    return Outcome({"out": to, "insertions": found}, lambda: f"{to}: {told}")
+    placed = placed_record(one, manifest.base.files, to)
+    return Outcome(
+        {"out": to, "insertions": found, **placed},
+        lambda: f"{to}: {told}\n" + placed_line(placed, one),
+    )

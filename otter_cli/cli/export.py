@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from otter_cli.cli.app import Outcome, verb, verb_app
+from otter_cli.cli.placed import placed_line, placed_record
 from otter_cli.core.errors import OtterError
 
 if TYPE_CHECKING:
@@ -59,8 +60,10 @@ def export(
     """
     done = _export(folder, out, to, draft)
     warnings = _warnings(folder) if to in (Layout.wide, Layout.vllm) else []
+    placed = placed_record(folder, done.files, out)
     data = {
         "out": out,
+        **placed,
         "layout": to.value,
         "files": done.files,
         "verdict": done.verdict,
@@ -69,7 +72,8 @@ def export(
         "unmeasured": done.unmeasured,
         "warnings": warnings,
     }
-    return Outcome(data, lambda: _view(out, done), exit_code=int(done.verdict == "different"))
+    line = placed_line(placed, folder)
+    return Outcome(data, lambda: _view(out, done, line), exit_code=int(done.verdict == "different"))
 
 
 def _warnings(folder: Path) -> list[str]:
@@ -104,14 +108,14 @@ def _export(folder: Path, out: Path, to: Layout, draft: str | None) -> Export:
     return export_adapter(folder, out) if to is Layout.adapter else export_base(folder, out)
 
 
-def _view(out: Path, done: Export) -> RenderableType:
+def _view(out: Path, done: Export, placed: str) -> RenderableType:
     from rich.console import Group
 
     parts: list[RenderableType] = [f"{out}: {len(done.files)} files"]
     if done.differences:
         parts += ["", _measured(done.differences), ""]
     parts += [f"{dtype} not measured: {why}" for dtype, why in done.unmeasured.items()]
-    return Group(*parts, f"{done.verdict}: {done.statement}")
+    return Group(*parts, placed, f"{done.verdict}: {done.statement}")
 
 
 def _measured(differences: list[Difference]) -> RenderableType:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from otter_cli.cli.app import Outcome, verb, verb_app
+from otter_cli.cli.placed import placed_line, placed_record
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -70,7 +71,7 @@ def graft(
         str | None, typer.Option("--name", help="of the insertion. Default: main, then main-2")
     ] = None,
     copy: Annotated[
-        bool, typer.Option("--copy", help="copy the base's files, rather than hard-link them")
+        bool, typer.Option("--copy", help="copy the base's weights, rather than hard-link them")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="price only; write nothing")] = False,
 ) -> Outcome:
@@ -123,6 +124,7 @@ def graft(
         graft_onto(source.path, out, plan, mode=mode)
     elif not dry_run:
         write(checkpoint, out, plan, source=source.name, revision=source.revision, mode=mode)
+    files = {} if dry_run else placed_record(source.path, checkpoint.files, out)
     data = {
         "out": None if dry_run else out,
         "base": source.name,
@@ -131,8 +133,10 @@ def graft(
         "insertion": config,
         "tensors": len(plan.slots),
         **cost.record(),
+        **files,
     }
-    return Outcome(data, view=lambda: _view(plan, cost, None if dry_run else out))
+    line = placed_line(files, source.path) if files else ""
+    return Outcome(data, view=lambda: _view(plan, cost, None if dry_run else out, line))
 
 
 def _next_name(grafted: Path | None) -> str:
@@ -143,7 +147,7 @@ def _next_name(grafted: Path | None) -> str:
     return f"main-{others + 1}" if others else "main"
 
 
-def _view(plan: Plan, cost: Price, out: Path | None) -> RenderableType:
+def _view(plan: Plan, cost: Price, out: Path | None, placed: str) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
 
@@ -180,5 +184,6 @@ def _view(plan: Plan, cost: Price, out: Path | None) -> RenderableType:
         f"written to {out}: the base's files untouched, otter.safetensors, otter.json"
         if out
         else "dry run: nothing written",
+        *([placed] if placed else []),
     ]
     return Group(table, *lines)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from otter_cli.cli.app import Outcome, verb, verb_app
+from otter_cli.cli.placed import placed_line, placed_record
 
 app = verb_app()
 
@@ -14,13 +15,19 @@ app = verb_app()
 def strip(
     folder: Annotated[Path, typer.Argument(help="the grafted folder")],
     to: Annotated[Path, typer.Argument(help="where the base goes")],
-    copy: Annotated[bool, typer.Option("--copy", help="copy rather than hard-link")] = False,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="copy weights, rather than hard-link them")
+    ] = False,
 ) -> Outcome:
     """Give the base back, byte for byte: every file is checked against its digest first."""
     from otter_cli.insertion import strip as give_back
 
     files = give_back(folder, to, mode="copy" if copy else "link")
+    placed = placed_record(folder, files, to)
     return Outcome(
-        {"out": to, "files": list(files)},
-        view=lambda: f"{to}: {len(files)} files, byte for byte as they were grafted",
+        {"out": to, "files": list(files), **placed},
+        view=lambda: (
+            f"{to}: {len(files)} files, byte for byte as they were grafted\n"
+            + placed_line(placed, folder)
+        ),
     )

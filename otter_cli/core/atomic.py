@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -54,14 +54,20 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 @contextmanager
-def staged_folder(target: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+def staged_folder(
+    target: str | Path, *, sources: Iterable[str | Path] = (), overwrite: bool = False
+) -> Iterator[Path]:
     """Yields an empty folder beside `target` that becomes `target` when the block succeeds.
+
+    `sources` are folders that the block reads: none may lie in `target`, nor `target` in one.
 
     A block that raises leaves nothing; what a killed process leaves is hidden, and removed by
     the next one. OtterError when `target` exists (unless `overwrite`), when another writer is at
     it, and for whatever the operating system refuses.
     """
     target = Path(target).absolute()
+    for source in sources:
+        refuse_overlap(Path(source), target)
     _refuse_existing(target, overwrite)
     staging = target.with_name(f".{target.name}.otter-staging")
     previous = target.with_name(f".{target.name}.otter-previous")
@@ -80,6 +86,20 @@ def staged_folder(target: str | Path, *, overwrite: bool = False) -> Iterator[Pa
                 _remove(staging)
     except OSError as error:
         raise from_os_error(error, f"write {target}") from error
+
+
+def refuse_overlap(source: Path, target: Path) -> None:
+    """Raises OtterError where writing `target` would write into `source`, or replace it."""
+    read, written = source.resolve(), target.resolve()
+    if written == read:
+        what = "is the folder that is read"
+    elif written.is_relative_to(read):
+        what = f"lies inside {source}, which is only read"
+    elif read.is_relative_to(written):
+        what = f"holds {source}, which is only read"
+    else:
+        return
+    raise OtterError(f"{target} {what}", hint="choose an output folder beside it")
 
 
 def sync_path(path: Path) -> None:

@@ -17,7 +17,7 @@ def write_world(
     `prompts.jsonl` holds test prompts. OtterError when `out` exists.
     """
     train, test = World(seed, "train"), World(seed, "test")
-    with staged_folder(out) as folder:
+    with staged_folder(out, sources=()) as folder:
         for world, name, rows in ((train, "train", train_rows), (test, "test", test_rows)):
             _write(folder / f"preference.{name}.jsonl", world.pairs(rows))
             _write(folder / f"toxicity.{name}.jsonl", world.labelled(rows))

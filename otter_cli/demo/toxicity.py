@@ -39,7 +39,7 @@ def train_toxicity(out: Path, *, seed: int, steps: int = 300) -> dict[str, float
     rng = random.Random(derive_seed("toxicity", seed))
     seed_everything(derive_seed("toxicity", seed, "weights"))
     texts = [piece for text in World(seed, "train").texts(5_000) for piece in _pieces(text, rng)]
-    with staged_folder(out) as folder:
+    with staged_folder(out, sources=()) as folder:
         tokenizer = _write_tokenizer(folder, texts)
         model = BertForSequenceClassification(_config(len(tokenizer)))
         _train(model, tokenizer, _batches(texts, rng), steps)

@@ -118,7 +118,7 @@ def build(out: Path, *, steps: int, texts: int, seed: int) -> Card:
         **options,
         **provenance([*COMMAND, *(f"--{name}={value}" for name, value in options.items())]),
     }
-    with staged_folder(out) as folder:
+    with staged_folder(out, sources=()) as folder:
         model.save_pretrained(folder)
         save_tokenizer(tokenizer, folder, CONTEXT)
         write_json(folder / "PROVENANCE.json", card)

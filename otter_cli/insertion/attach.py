@@ -31,7 +31,7 @@ def attach(
     manifest = Manifest.read(adapter)
     shape = base_shape(base.config)
     _compare_sizes(base, manifest.base)
-    with staged_folder(out) as staging:
+    with staged_folder(out, sources=[adapter, base.path]) as staging:
         place_files(adapter, stored_files(adapter), staging, mode="copy")
         manifest.check_tensors(staging)
         open_stored(staging, [Plan(config, shape) for config in manifest.insertions])

@@ -58,7 +58,7 @@ def compose(one: Path, other: Path, to: Path, *, mode: Mode = "link") -> Manifes
     for part in _parts(other, second):
         taken = {p.plan.config.name for p in parts}
         parts.append(_renamed(part, _free_name(part.plan.config.name, other, taken)))
-    return _join(one, to, manifest, parts, mode)
+    return _join(one, to, manifest, parts, mode, others=[other])
 
 
 def _parts(folder: Path, manifest: Manifest) -> list[Part]:
@@ -92,12 +92,17 @@ def _renamed(part: Part, name: str) -> Part:
 
 
 def _join(
-    folder: Path, out: Path, manifest: Manifest, parts: Sequence[Part], mode: Mode
+    folder: Path,
+    out: Path,
+    manifest: Manifest,
+    parts: Sequence[Part],
+    mode: Mode,
+    others: Sequence[Path] = (),
 ) -> Manifest:
-    """`folder` gives the base's files, `manifest` their record."""
+    """`folder` gives the base's files, `manifest` their record; `others` give parts."""
     _check_names(parts)
     sources = {slot.name: part for part in parts for slot in part.plan.slots}
-    with staged_folder(out) as staging:
+    with staged_folder(out, sources=[folder, *others]) as staging:
         files = place_base(folder, list(manifest.base.files), staging, mode=mode)
         for name, record in manifest.base.files.items():
             if files[name] != record:

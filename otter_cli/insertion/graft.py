@@ -39,7 +39,7 @@ def graft(
 
     check_base(base, plan.shape)
     slots = {slot.name: slot for slot in plan.slots}
-    with staged_folder(out) as staging:
+    with staged_folder(out, sources=[base.path]) as staging:
         files = place_base(base.path, base.files, staging, mode=mode)
         with progress(plan.parameters, "inserted parameters") as advance:
 

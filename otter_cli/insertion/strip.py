@@ -20,7 +20,7 @@ def strip(folder: Path, to: Path, *, mode: Mode = "link") -> dict[str, FileRecor
         path = folder / name
         if not path.is_file() or path.stat().st_size != record.bytes:
             raise _changed(path)
-    with staged_folder(to) as staging:
+    with staged_folder(to, sources=[folder]) as staging:
         # Digests are taken anew: one that is remembered would not notice a forged time.
         placed = place_base(folder, list(recorded), staging, mode=mode, digest=sha256_file)
         for name, record in placed.items():

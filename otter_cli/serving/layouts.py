@@ -40,7 +40,7 @@ def export_adapter(folder: Path, to: Path) -> Export:
     manifest = open_graft(folder)
     shape = base_shape(Checkpoint.open(folder).config)
     files = [*stored_files(folder), MANIFEST]
-    with staged_folder(to) as staging:
+    with staged_folder(to, sources=[folder]) as staging:
         place_files(folder, files, staging, mode="copy")
         written = Manifest.read(staging)
         written.check_tensors(staging)

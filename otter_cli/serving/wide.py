@@ -57,7 +57,7 @@ def write_wide(folder: Path, to: Path) -> WidePlan:
     plan = Plan(manifest.insertions[0], shape)
     wide = WidePlan(WideValues(base, open_stored(folder, [plan]), plan))
     make = {slot.name: slot.make for slot in wide.slots}
-    with staged_folder(to) as staging:
+    with staged_folder(to, sources=[folder]) as staging:
         kept = _kept(base)
         place_files(folder, kept, staging)
         _forget_code(staging, kept)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otter_cli.checkpoint.gguf.hint import refuse_gguf
+from otter_cli.core.atomic import refuse_overlap
 from otter_cli.core.console import say, warn
 from otter_cli.core.errors import OtterError
 from otter_cli.core.heap import freed_memory_kept
@@ -165,7 +166,8 @@ def _run(
 def _target(folder: Path, baseline: Baseline | None, to: Path | None, resume: bool) -> Path:
     refuse_gguf(folder)
     if not folder.is_dir():
-        raise OtterError(f"{folder} is no folder", hint="graft a base first: otter graft BASE OUT")
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise OtterError(f"{folder} {what}", hint="give a folder that `otter graft` wrote")
     if (baseline is None) != (to is None):
         raise OtterError(
             "--baseline and --to go together", hint="for example --baseline head --to head-only"
@@ -175,6 +177,8 @@ def _target(folder: Path, baseline: Baseline | None, to: Path | None, resume: bo
             f"{to} exists already",
             hint="--resume goes on with it; else choose another, or remove it",
         )
+    if to is not None:
+        refuse_overlap(folder, to)
     return to or folder
 
 

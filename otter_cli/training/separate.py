@@ -99,7 +99,7 @@ def create_separate(
         if name != head and not name.startswith(dropped)
     }
     values[HEAD] = np.zeros((signal.size, shape.hidden), np.float32)
-    with staged_folder(to) as staging:
+    with staged_folder(to, sources=[source]) as staging:
         kept = [f for f in base.files if f not in _BASES_OWN and ".safetensors" not in f]
         place_files(source, kept, staging, mode="copy")
         config = classifier_config(base.config, shape.family.architecture, signal)

@@ -77,7 +77,7 @@ def import_gguf(
 def _convert(
     parts: Parts, headers: list[GgufHeader], out: Path, dtype: str, origin: str | None
 ) -> Imported:
-    with staged_folder(out) as staging:
+    with staged_folder(out, sources=parts.files) as staging:
         header = _one_file(parts, headers, staging)
         description, tensors = _plan(header, dtype)
         _refuse_full_disk(staging, sum(spec.nbytes for spec in tensors.specs.values()))

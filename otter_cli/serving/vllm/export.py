@@ -39,7 +39,7 @@ def export_vllm(folder: Path, to: Path, *, draft: str | None = None, mode: Mode 
     drafter = None if draft is None else Drafter.of(base, inserted, plans, draft)
     kept = [name for name in base.files if name not in (CONFIG, INDEX)]
     files = [*kept, *stored_files(folder), MANIFEST]
-    with staged_folder(to) as staging:
+    with staged_folder(to, sources=[folder]) as staging:
         place_files(folder, files, staging, mode=mode)
         write_json(staging / CONFIG, _config(base, manifest))
         # vLLM reads only what an index names, where there is one.

@@ -9,7 +9,7 @@ import pytest
 
 from otter_cli.checkpoint import place
 from otter_cli.checkpoint.copying import copy_file
-from otter_cli.checkpoint.place import Mode, place_files
+from otter_cli.checkpoint.place import Mode, hard_linked, place_files
 from otter_cli.core.atomic import staged_folder
 from otter_cli.core.digests import CHUNK_BYTES
 from otter_cli.core.errors import OtterError
@@ -45,7 +45,8 @@ def test_content_mode_time_and_digest(base: Path, tmp_path: Path, mode: Mode) ->
         assert placed.stat().st_mode == source.stat().st_mode
         assert placed.stat().st_mtime_ns == source.stat().st_mtime_ns
         assert record == {"bytes": source.stat().st_size, "sha256": digest(source)}
-        assert placed.samefile(source) == (mode == "link")
+        assert placed.samefile(source) == (mode == "link" and file == "model.safetensors")
+    assert hard_linked(base, FILES, out) == (["model.safetensors"] if mode == "link" else [])
 
 
 @pytest.mark.parametrize("mode", ["link", "copy"])

@@ -1,11 +1,13 @@
 """Folders: there as a whole, or not at all."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import otter_cli
 from otter_cli.core.atomic import staged_folder
 from otter_cli.core.errors import OtterError
 from tests.unit.core.test_atomic import names
@@ -149,3 +151,42 @@ def test_a_name_too_long_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OtterError, match="too long") as caught, staged_folder(target):
         pytest.fail("the block must not run")
     assert "shorter" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("target", "what"),
+    [
+        ("base", "is the folder that is read"),
+        ("base/sub", "lies inside"),
+        ("base/deep/er", "lies inside"),
+        ("link", "is the folder that is read"),
+        ("link/sub", "lies inside"),
+        ("base/../base/sub", "lies inside"),
+        (".", "holds"),
+    ],
+)
+def test_a_target_that_overlaps_a_source_is_refused(tmp_path: Path, target: str, what: str) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "link").symlink_to("base")
+    for overwrite in (False, True):
+        staged = staged_folder(tmp_path / target, sources=[tmp_path / "base"], overwrite=overwrite)
+        with pytest.raises(OtterError, match=what) as refused, staged:
+            pass
+        assert refused.value.hint
+    assert list((tmp_path / "base").iterdir()) == []
+
+
+def test_a_target_beside_a_source_of_a_similar_name_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    with staged_folder(tmp_path / "base-2", sources=[tmp_path / "base"]) as staging:
+        (staging / "file").touch()
+    assert (tmp_path / "base-2" / "file").exists()
+
+
+def test_every_writer_of_a_folder_says_what_it_reads() -> None:
+    package = Path(otter_cli.__file__).parent
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "staged_folder":
+                given = {keyword.arg for keyword in node.keywords}
+                assert "sources" in given, f"{path}, line {node.lineno}: which folders are read?"
