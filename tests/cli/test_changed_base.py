@@ -266,6 +266,7 @@ def test_a_graft_is_used_only_through_the_function_that_compares_its_base() -> N
         "cli/export.py": "reads how signals were trained, after the export",
         "teaching/scorers.py": "reads names, before the graft is loaded",
         "serving/layouts.py": "reads again what it wrote",
+        "serving/vllm/served.py": "compares what an export has as it was",
         "serving/vllm/export.py": "reads again what it wrote",
         "training/targets.py": "reads names, after the graft was opened",
         "training/baselines.py": "reads the source, after the graft was opened",

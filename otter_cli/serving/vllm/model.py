@@ -28,6 +28,7 @@ from otter_cli.serving.vllm.numbers import Numbers
 from otter_cli.serving.vllm.pooling import make_pooler
 from otter_cli.serving.vllm.served import (
     check_engine,
+    check_folder,
     name_compiled,
     read_insertions,
     register_model,
@@ -141,6 +142,7 @@ class Grafted:
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         check_engine(vllm_config)
+        check_folder(vllm_config.model_config.model)
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         inner = f"{prefix}.model" if prefix else "model"
         self.model = GraftedModel(vllm_config=vllm_config, prefix=inner, base=self.model)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from otter_cli.core.errors import OtterError
-from otter_cli.insertion import InsertionConfig
+from otter_cli.insertion import MANIFEST, InsertionConfig, Manifest
+from otter_cli.insertion.opened import check_base_files
 from otter_cli.serving.vllm.numbers import Numbers
+
+INDEX = "model.safetensors.index.json"
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -82,6 +86,17 @@ def check_engine(vllm_config: VllmConfig) -> None:
             "the inserted stream starts from token ids; prompt embeddings have none",
             hint="serve the graft without --enable-prompt-embeds",
         )
+
+
+def check_folder(model: str) -> None:
+    """Raises OtterError where files of an export changed after it was written; of a hub id, whose
+    files the hub keeps, nothing is checked. config.json and the index are the export's own."""
+    folder = Path(model)
+    if not (folder / MANIFEST).is_file():
+        return
+    manifest = Manifest.read(folder)
+    check_base_files(folder, manifest, written_anew=("config.json", INDEX))
+    manifest.check_tensors(folder)
 
 
 def _check_drafter(vllm_config: VllmConfig) -> None:

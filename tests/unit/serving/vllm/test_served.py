@@ -1,12 +1,15 @@
 """Engines that the plugin cannot serve are refused as the model loads, by name."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from otter_cli.core.errors import OtterError
-from otter_cli.serving.vllm.served import check_engine, read_insertions
+from otter_cli.serving.vllm.export import export_vllm
+from otter_cli.serving.vllm.served import check_engine, check_folder, read_insertions
+from tests.support.grafts import random_graft
 
 
 def model(**changes: Any) -> Any:
@@ -63,3 +66,18 @@ def test_a_drafter_reads_the_states_of_its_own_graft() -> None:
     check_engine(engine(speculative_config=drafting(72), model_config=grafted))
     with pytest.raises(OtterError, match="states of 64 units, this graft's have 72"):
         check_engine(engine(speculative_config=drafting(64), model_config=grafted))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "otter.safetensors"])
+def test_an_export_that_changed_is_not_served(tiny_llama: Path, tmp_path: Path, name: str) -> None:
+    graft, served = tmp_path / "graft", tmp_path / "served"
+    random_graft(tiny_llama, graft, hidden=8, heads=2, ffn=16)
+    export_vllm(graft, served)
+    check_folder(str(served))
+    data = bytearray((served / name).read_bytes())
+    data[-1] ^= 1
+    (served / name).unlink()
+    (served / name).write_bytes(data)
+    with pytest.raises(OtterError, match=name):
+        check_folder(str(served))
+    check_folder("org/name")
