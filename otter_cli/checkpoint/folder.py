@@ -64,7 +64,7 @@ class Checkpoint:
             weights = Weights.open(path, _STEM)
             _refuse_impossible_sizes(path, config, weights)
             for file in _SETTINGS & {*files}:
-                read_object(resolve_inside(path, file))
+                read_object(resolve_inside(path, file), str(path / file))
         except OSError as error:
             raise from_os_error(error, f"read {path}") from error
         if not weights.tensors:
@@ -95,7 +95,7 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"{path} is not a checkpoint: it has no config.json",
             hint="give the folder of a transformers model, with config.json and model.safetensors",
         )
-    return read_object(resolve_inside(path, "config.json"))
+    return read_object(resolve_inside(path, "config.json"), str(path / "config.json"))
 
 
 def _refuse_impossible_sizes(path: Path, config: dict[str, Any], weights: Weights) -> None:

@@ -52,9 +52,10 @@ def _object(data: bytes, where: str) -> dict[str, Any]:
     return value
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object that a regular file of sane size holds."""
-    return parse_object(read_small(path, limit=MAX_BYTES), str(path))
+def read_object(path: Path, where: str = "") -> dict[str, Any]:
+    """The JSON object that a regular file of sane size holds; `where` is what errors call it."""
+    where = where or str(path)
+    return parse_object(read_small(path, limit=MAX_BYTES, where=where), where)
 
 
 def read_own_object(path: Path) -> dict[str, Any]:

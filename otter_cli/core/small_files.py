@@ -18,18 +18,19 @@ _CHUNK = 1 << 16
 _NO_WAITING = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
-def read_small(path: str | Path, *, limit: int = SMALL_BYTES) -> bytes:
+def read_small(path: str | Path, *, limit: int = SMALL_BYTES, where: str = "") -> bytes:
     """The content of a regular file of at most `limit` bytes. Raises OtterError for any other, and
-    for what the operating system refuses."""
+    for what the operating system refuses. `where` is what errors call it, by default its path."""
+    where = where or str(path)
     try:
         handle = os.open(path, _NO_WAITING)
         with open(handle, "rb") as file:
             status = os.fstat(handle)
             if not S_ISREG(status.st_mode):
-                raise OtterError(f"{path}: not a regular file", hint="give a plain file")
+                raise OtterError(f"{where}: not a regular file", hint="give a plain file")
             if status.st_size > limit:
                 raise OtterError(
-                    f"{path}: {status.st_size:,} bytes is over the limit of {limit:,}",
+                    f"{where}: {status.st_size:,} bytes is over the limit of {limit:,}",
                     hint="the file is damaged or not what its name says",
                 )
             data = file.read(status.st_size + 1)
@@ -37,10 +38,10 @@ def read_small(path: str | Path, *, limit: int = SMALL_BYTES) -> bytes:
             while len(data) <= limit and (more := file.read(_CHUNK)):
                 data += more
     except OSError as error:
-        raise from_os_error(error, f"read {path}") from error
+        raise from_os_error(error, f"read {where}") from error
     if len(data) > limit:
         raise OtterError(
-            f"{path}: over the limit of {limit:,} bytes", hint="the file is not what its name says"
+            f"{where}: over the limit of {limit:,} bytes", hint="the file is not what its name says"
         )
     return data
 

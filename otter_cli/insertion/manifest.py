@@ -94,7 +94,7 @@ class Manifest(_Record):
         refuse_gguf(folder)
         path = folder / MANIFEST
         _refuse_absent(folder)
-        data = read_small(resolve_inside(folder, MANIFEST))
+        data = read_small(resolve_inside(folder, MANIFEST), where=str(path))
         parse_object(data, str(path))
         try:
             manifest = cls.model_validate_json(data)

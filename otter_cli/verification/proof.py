@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from otter_cli.checkpoint.strict_json import read_object
+from otter_cli.checkpoint.strict_json import read_object, shown
 from otter_cli.core.digests import sha256_json
 from otter_cli.core.errors import CheckFailed, OtterError
 from otter_cli.core.provenance import provenance
@@ -21,7 +21,31 @@ from otter_cli.verification.request import Request
 from otter_cli.verification.verdict import Verdict
 
 SCHEMA_VERSION = 2
+# Cases that a stranger's proof may ask this machine to run.
+_MOST_CASES = 100_000
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUBLAS_WORKSPACE_CONFIG", "ATEN_CPU_CAPABILITY")
+
+
+class _Result(BaseModel):
+    case: dict[str, Any]
+    outputs: Any
+
+
+class _Digests(BaseModel):
+    digests: dict[str, dict[str, str]]
+
+
+class _Proof(BaseModel):
+    """What a second run is compared with."""
+
+    verdict: str
+    request: Request
+    static: _Digests
+    cases: Any
+    equal: Any
+    control: Any
+    poison: Any
+    results: list[_Result]
 
 
 def proof_record(report: Report, verdict: Verdict) -> dict[str, Any]:
@@ -77,12 +101,34 @@ def read_proof(path: Path) -> dict[str, Any]:
             f"{path} was changed after it was written: its digest differs",
             hint="ask for the original, or verify anew",
         )
+    try:
+        _Proof.model_validate(record)
+    except (ValidationError, OtterError) as error:
+        raise _no_request(str(path), error) from error
     return record
+
+
+def _no_request(where: str, error: ValidationError | OtterError) -> OtterError:
+    """A digest is no signature: whoever writes a proof can make it fit."""
+    if isinstance(error, OtterError):
+        return OtterError(f"{where} asks for what cannot be run: {error.what}", hint=error.hint)
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return OtterError(
+        f"{where} is no proof that otter wrote: {shown(place)}: {first['msg']}",
+        hint="ask for the original, or verify anew",
+    )
 
 
 def request_of(record: dict[str, Any]) -> Request:
     """What the proof was made of, and how."""
-    return TypeAdapter(Request).validate_python(record["request"])
+    request = TypeAdapter(Request).validate_python(record["request"])
+    if not 0 <= request.grid.random <= _MOST_CASES:
+        raise OtterError(
+            f"the proof asks for {request.grid.random:,} random cases",
+            hint=f"at most {_MOST_CASES:,} are run for a proof",
+        )
+    return request
 
 
 def disagreements(proof: dict[str, Any], again: dict[str, Any]) -> Iterator[str]:
