@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from otter_cli.checkpoint.gguf.hint import refuse_gguf
 from otter_cli.checkpoint.links import resolve_inside
 from otter_cli.checkpoint.listing import MANIFEST
-from otter_cli.checkpoint.strict_json import parse_object
+from otter_cli.checkpoint.strict_json import is_plain, parse_object, shown
 from otter_cli.core.atomic import write_json
 from otter_cli.core.errors import OtterError
 from otter_cli.core.small_files import read_small
@@ -102,7 +102,7 @@ class Manifest(_Record):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the file"
             raise OtterError(
-                f"{path} is damaged: {where}: {first['msg']}",
+                f"{path} is damaged: {where if is_plain(where) else shown(where)}: {first['msg']}",
                 hint="graft the base again, or restore the file",
             ) from None
         if manifest.schema_version > SCHEMA_VERSION:
@@ -111,6 +111,12 @@ class Manifest(_Record):
                 f"this otter reads up to {SCHEMA_VERSION}",
                 hint="update otter",
             )
+        for name in manifest.base.files:
+            if not is_plain(name):
+                raise OtterError(
+                    f"{path} is damaged: {shown(name)} is no file name",
+                    hint="graft the base again, or restore the file",
+                )
         return manifest
 
     def write(self, folder: Path) -> None:

@@ -120,7 +120,7 @@ def _check_opened(file: str, how: str, path: Path, sound: bytes) -> None:
 
 def _check_refusal(error: OtterError, file: str, how: str) -> None:
     # A configuration that opens may ask for a family, or sizes, that an insertion does not fit.
-    named = (file, "otter.json", "otter.safetensors", "family", "is not supported")
+    named = (file, "otter.json", "/graft/", "family", "is not supported")
     assert error.hint and any(part in error.what for part in named), f"{how}: {error.what}"
     assert (error.what + error.hint).isprintable() and len(error.what) < 600, error.what
 
