@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from otter_cli.core.errors import OtterError, from_os_error
+from otter_cli.core.small_files import read_small
 
 _LONGEST = 300
 _LARGEST = 50_000_000
@@ -133,7 +134,7 @@ def _key_before(path: Path, line: int, column: int) -> str:
     """The last key before a place in a JSON file, as its parser counts lines and columns."""
     if path.stat().st_size > _LARGEST:
         return ""
-    lines = path.read_bytes().split(b"\n")
+    lines = read_small(path, limit=_LARGEST).split(b"\n")
     if line > len(lines) or column > len(lines[line - 1]) + 1:
         return ""
     before = b"\n".join([*lines[: line - 1], lines[line - 1][:column]])
@@ -146,7 +147,7 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
     if path.suffix != ".json" or path.stat().st_size > _LARGEST:
         return
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(read_small(path, limit=_LARGEST))
     except (ValueError, RecursionError):
         return
     if not isinstance(values, dict):

@@ -5,7 +5,6 @@ The packages are downloaded and unpacked, never installed: no code of theirs run
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -16,9 +15,11 @@ from pathlib import Path
 from otter_cli.checkpoint.gguf.convert import import_gguf
 from otter_cli.checkpoint.gguf.parts import find_parts
 from otter_cli.checkpoint.listing import IMPORT_RECORD
+from otter_cli.checkpoint.strict_json import read_object
 from otter_cli.core.console import say
 from otter_cli.core.errors import OtterError, from_os_error
 from otter_cli.core.lock import writer_lock
+from otter_cli.core.small_files import read_small_text
 from otter_cli.core.suggest import closest
 
 _PINS = Path(__file__).with_name("models.txt")
@@ -52,7 +53,7 @@ class Fetched:
 def packaged_models(pins: Path = _PINS) -> dict[str, PackagedModel]:
     """The models of the committed file, by name."""
     models: dict[str, PackagedModel] = {}
-    for section in pins.read_text().split(_MARK)[1:]:
+    for section in read_small_text(pins).split(_MARK)[1:]:
         first, *lines = section.splitlines()
         name, licence, about = (part.strip() for part in first.split("|"))
         models[name] = PackagedModel(name, licence, about, tuple(filter(None, lines)))
@@ -101,8 +102,8 @@ def fetch_model(model: PackagedModel, folder: Path) -> Fetched:
 def _require_same(model: PackagedModel, target: Path) -> None:
     """A folder appears whole or not at all: its record says whether it is the pinned model."""
     try:
-        origin = json.loads((target / IMPORT_RECORD).read_text())["source"]["origin"]
-    except (OSError, ValueError, KeyError, TypeError):
+        origin = read_object(target / IMPORT_RECORD)["source"]["origin"]
+    except (OtterError, KeyError, TypeError):
         origin = None
     if origin != ", ".join(model.packages):
         raise OtterError(
