@@ -84,8 +84,15 @@ def graft(
     from otter_cli.checkpoint.source import find_base
     from otter_cli.core.errors import OtterError
     from otter_cli.families import base_shape
-    from otter_cli.insertion import MANIFEST, InsertionConfig, Plan, parse_layers, resolve
+    from otter_cli.insertion import (
+        MANIFEST,
+        InsertionConfig,
+        Plan,
+        parse_layers,
+        resolve,
+    )
     from otter_cli.insertion import graft as write
+    from otter_cli.insertion.check import check_base, warn_of_ids
     from otter_cli.insertion.compose import graft_onto
     from otter_cli.insertion.price import price
     from otter_cli.insertion.ranks import check_ranks
@@ -98,6 +105,9 @@ def graft(
     grafted = all((source.path / name).is_file() for name in (MANIFEST, "config.json"))
     checkpoint = Checkpoint.open(source.path, allow_otter=grafted)
     shape = base_shape(checkpoint.config)
+    # Before a plan is made: a configuration may claim more layers than a plan can hold.
+    check_base(checkpoint, shape)
+    warn_of_ids(checkpoint, shape)
     config: InsertionConfig = resolve(
         shape,
         hidden=hidden,
@@ -121,9 +131,17 @@ def graft(
     cost = price(plan, checkpoint)
     mode: Mode = "copy" if copy else "link"
     if grafted and not dry_run:
-        graft_onto(source.path, out, plan, mode=mode)
+        graft_onto(source.path, out, plan, mode=mode, checked=True)
     elif not dry_run:
-        write(checkpoint, out, plan, source=source.name, revision=source.revision, mode=mode)
+        write(
+            checkpoint,
+            out,
+            plan,
+            source=source.name,
+            revision=source.revision,
+            mode=mode,
+            checked=True,
+        )
     files = {} if dry_run else placed_record(source.path, checkpoint.files, out)
     data = {
         "out": None if dry_run else out,

@@ -104,6 +104,8 @@ class Family:
     head: str = "lm_head"
     # The head's name on disk, where that is another.
     stored_head: str = ""
+    # The head adds a bias.
+    head_bias: bool = False
     positions: Positions | None = None
     attention: Attention = field(default_factory=Attention)
     ffn: FeedForward = field(default_factory=FeedForward)
@@ -125,7 +127,8 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     # (key, value, why not): members of the family that are built otherwise.
     refused: tuple[tuple[str, Any, str], ...] = ()
-    # Tensors of a layer on disk, in older files at least, that are no parameters.
+    # Tensors of a layer on disk, in older files at least, that are no parameters: loaders leave
+    # them out, or read them as buffers.
     buffers: tuple[str, ...] = ("self_attn.rotary_emb.inv_freq",)
     # Why it takes no inserted heads; empty: it takes them.
     ffn_only: str = ""

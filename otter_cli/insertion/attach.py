@@ -10,6 +10,7 @@ from otter_cli.core.atomic import staged_folder
 from otter_cli.core.errors import OtterError
 from otter_cli.core.provenance import provenance
 from otter_cli.families import base_shape
+from otter_cli.insertion.check import check_base
 from otter_cli.insertion.manifest import BaseRecord, Manifest
 from otter_cli.insertion.placing import place_base
 from otter_cli.insertion.plan import Plan
@@ -31,6 +32,7 @@ def attach(
     manifest = Manifest.read(adapter)
     shape = base_shape(base.config)
     _compare_sizes(base, manifest.base)
+    check_base(base, shape)
     with staged_folder(out, sources=[adapter, base.path]) as staging:
         place_files(adapter, stored_files(adapter), staging, mode="copy")
         manifest.check_tensors(staging)

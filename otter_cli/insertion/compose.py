@@ -33,12 +33,16 @@ class Part:
     training: dict[str, TrainingRecord] = field(default_factory=dict)
 
 
-def graft_onto(folder: Path, out: Path, plan: Plan, *, mode: Mode = "link") -> Manifest:
-    """Writes OUT: a grafted folder's base and insertions, and one more. Raises OtterError."""
+def graft_onto(
+    folder: Path, out: Path, plan: Plan, *, mode: Mode = "link", checked: bool = False
+) -> Manifest:
+    """Writes OUT: a grafted folder's base and insertions, and one more. Raises OtterError.
+    `checked`: the base has passed `check_base` already."""
     from otter_cli.insertion.initialise import initial_value
 
     manifest, base = Manifest.read(folder), Checkpoint.open(folder)
-    check_base(base, plan.shape)
+    if not checked:
+        check_base(base, plan.shape)
     slots = {slot.name: slot for slot in plan.slots}
     new = Part(plan, lambda name: initial_value(slots[name], plan, base))
     return _join(folder, out, manifest, [*_parts(folder, manifest), new], mode)
@@ -54,6 +58,8 @@ def compose(one: Path, other: Path, to: Path, *, mode: Mode = "link") -> Manifes
             f"{manifest.base.source} and {second.base.source}",
             hint="both have to be of the same weights and configuration, byte for byte",
         )
+    base = Checkpoint.open(one)
+    check_base(base, base_shape(base.config))
     parts = _parts(one, manifest)
     for part in _parts(other, second):
         taken = {p.plan.config.name for p in parts}

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
-from otter_cli.families import BaseShape, base_shape
+from otter_cli.families import FAMILIES, BaseShape, base_shape
+from otter_cli.families.quantised import quantisation_fault
+from otter_cli.insertion.check import check_files
 from otter_cli.insertion.manifest import Manifest
 from otter_cli.insertion.opened import IfChanged, open_graft
 from otter_cli.insertion.plan import Plan
@@ -101,8 +103,10 @@ def load_base(
     quantization_config: Any = None,
     kind: type[PreTrainedModel] | None = None,
 ) -> PreTrainedModel:
-    """A stock transformers model, with the file's dtype by default. Raises OtterError where a
-    tensor is unaccounted. `kind`: its class, where transformers' own for it is not wanted."""
+    """A stock transformers model, with the file's dtype by default. Raises OtterError where the
+    files contradict each other, where transformers refuses them, and for unaccounted tensors.
+    `kind`: its class, where transformers' own for it is not wanted."""
+    check_loadable(Checkpoint.open(folder))
     optional = {
         "attn_implementation": attn_implementation,
         "quantization_config": quantization_config,
@@ -115,6 +119,14 @@ def load_base(
         **{name: value for name, value in optional.items() if value is not None},
     )
     return model
+
+
+def check_loadable(checkpoint: Checkpoint) -> None:
+    """What `graft` refuses, every load refuses too. The rest the load itself shows."""
+    if checkpoint.config.get("model_type") in FAMILIES:
+        check_files(checkpoint, base_shape(checkpoint.config))
+    elif fault := quantisation_fault(checkpoint.config):
+        raise OtterError(f"{checkpoint.path}: {fault[0]}", hint=fault[1])
 
 
 def read_inserted(folder: Path, manifest: Manifest, shape: BaseShape) -> dict[str, Tensor]:

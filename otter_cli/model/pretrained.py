@@ -33,6 +33,11 @@ AutoClass = Literal["AutoModelForCausalLM", "AutoModelForSequenceClassification"
 _LARGEST_ID = 1 << 31
 _AT_RANDOM = "transformers would fill these at random; the checkpoint is not whole"
 
+_HINTS = {
+    "unexpected keys": "another model's or another tool's tensors: leave them out",
+    "mismatched keys": "config.json belongs to another checkpoint",
+}
+
 
 def load_strictly(
     folder: Path,
@@ -220,7 +225,8 @@ def _check_info(
     for fault, names in faults.items():
         if names:
             raise OtterError(
-                f"{place}: {what} loads with {fault}: {', '.join(sorted(names)[:3])}", hint=hint
+                f"{place}: {what} loads with {fault}: {', '.join(sorted(names)[:3])}",
+                hint=_HINTS.get(fault, hint) if hint == _AT_RANDOM else hint,
             )
 
 

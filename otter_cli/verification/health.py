@@ -1,4 +1,5 @@
-"""The health of a folder: a base, a graft, or an adapter, as it lies on disk. No torch."""
+"""The health of a folder: a base, a graft, or an adapter, as it lies on disk. No torch, unless the
+files alone do not settle whether the base can run."""
 
 from __future__ import annotations
 
@@ -15,8 +16,11 @@ from otter_cli.checkpoint.weights import Weights
 from otter_cli.core.console import progress
 from otter_cli.core.errors import OtterError
 from otter_cli.families import FAMILIES, BaseShape, base_shape
+from otter_cli.families.ids import id_warnings
+from otter_cli.families.quantised import quantisation_fault
+from otter_cli.families.tensors import expected_tensors
 from otter_cli.insertion import MANIFEST, Manifest
-from otter_cli.insertion.check import contradictions, expected_tensors
+from otter_cli.insertion.check import contradictions, rehearsed
 from otter_cli.insertion.storage import STEM
 from otter_cli.verification.findings import Finding
 from otter_cli.verification.static import check_graft
@@ -78,6 +82,8 @@ def _base(folder: Path, health: Health) -> None:
     if str(base.config.get("model_type")) in FAMILIES:
         _shapes(base, base_shape(base.config), health)
     else:
+        if fault := quantisation_fault(base.config):
+            health.problems.append(Finding(fault[0], str(folder)))
         health.notes.append(
             f"shapes were not compared: family {base.config.get('model_type')!r} is not described"
         )
@@ -99,17 +105,14 @@ def _dtype(base: Checkpoint, health: Health) -> None:
 
 def _shapes(base: Checkpoint, shape: BaseShape, health: Health) -> None:
     health.tied = shape.tied
-    health.shapes = sum(1 for _ in expected_tensors(shape))
-    for tensor, what, _ in contradictions(base, shape):
+    faults = list(contradictions(base, shape))
+    if not faults:  # what the files alone do not settle, transformers says
+        health.shapes = sum(1 for _ in expected_tensors(shape))
+        faults = list(rehearsed(base, shape))
+    for tensor, what, _ in faults:
         file = base.file_of.get(tensor, "")
-        health.problems.append(Finding(what, str(base.path / file), tensor))
-    prefix = f"{shape.family.layers}."
-    numbers = {name.removeprefix(prefix).split(".")[0] for name in base.tensors if prefix in name}
-    beyond = sorted(int(n) for n in numbers if n.isdigit() and int(n) >= shape.layers)
-    if beyond:
-        health.notes.append(
-            f"tensors of layer {beyond[0]} are never read: config.json says {shape.layers} layers"
-        )
+        health.problems.append(Finding(what, str(base.path / file), tensor or None))
+    health.notes += id_warnings(base, shape)
 
 
 def _values(weights: Weights, folder: Path, health: Health) -> Iterator[Finding]:

@@ -28,7 +28,7 @@ from otter_cli.checkpoint.writer import TensorSpec, write_sharded
 from otter_cli.core.provenance import provenance
 from otter_cli.core.units import bytes_text
 from otter_cli.families import base_shape
-from otter_cli.insertion.check import expected_tensors
+from otter_cli.families.tensors import expected_tensors
 from tests.performance.measured import Measured, forget, measure
 
 CONFIG: dict[str, Any] = {

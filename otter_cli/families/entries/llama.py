@@ -38,5 +38,6 @@ ENTRIES = (
             fused="stacked",
         ),
         ffn=FeedForward(gate="mlp.gate_up_proj", up="mlp.gate_up_proj", fused=True),
+        defaults={"pad_token_id": 32000},
     ),
 )

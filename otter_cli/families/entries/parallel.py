@@ -53,6 +53,7 @@ PHI = Family(
     "phi",
     "PhiForCausalLM",
     final_norm="model.final_layernorm",
+    head_bias=True,
     attention=Attention(out="self_attn.dense", bias=True, out_bias=True),
     ffn=FeedForward(
         norm="input_layernorm", gate="", plain=True, up="mlp.fc1", down="mlp.fc2", bias=True

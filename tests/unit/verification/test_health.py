@@ -58,6 +58,16 @@ PROBLEMS: dict[str, tuple[Spoil, str, str | None, str]] = {
     ),
     "untied": (config(tie_word_embeddings=False), "", "lm_head.weight", "is missing"),
     "narrowed": (config(dtype="bfloat16"), "config.json", None, "would round them"),
+    "another model's head": (
+        tensors(lambda held: held.update({"score.weight": torch.ones(1, 32)})),
+        "model.safetensors", "score.weight", "belongs to no module",
+    ),
+    "stray integers": (
+        tensors(lambda held: held.update({"step": torch.ones(3, dtype=torch.int64)})),
+        "model.safetensors", "step", "belongs to no module",
+    ),
+    "padding": (config(pad_token_id=97), "", None, "pad_token_id is 97"),
+    "a package": (config(quantization_config={"quant_method": "awq"}), "", None, "gptqmodel"),
     "nan": (
         values("model.layers.1.mlp.up_proj.weight", float("nan"), float("-inf"), float("nan")),
         "model.safetensors", "model.layers.1.mlp.up_proj.weight",
@@ -65,8 +75,8 @@ PROBLEMS: dict[str, tuple[Spoil, str, str | None, str]] = {
     ),
 }  # fmt: skip
 NOTES: dict[str, tuple[Spoil, str]] = {
-    "fewer layers": (config(num_hidden_layers=2), "tensors of layer 2 are never read"),
     "widened": (config(dtype="float64"), "more memory"),
+    "no such end": (config(eos_token_id=[2, 97]), "eos_token_id 97 is no token"),
     "another family": (config(model_type="bert"), "'bert' is not described"),
 }
 
@@ -85,6 +95,12 @@ def test_what_is_wrong_is_named(base: Path, case: str) -> None:
     (problem,) = check_health(base).problems
     assert words in problem.what and problem.tensor == tensor
     assert Path(problem.file) == base / file
+
+
+def test_layers_that_are_never_read_are_named(base: Path) -> None:
+    config(num_hidden_layers=2)(base)
+    problems = check_health(base).problems
+    assert problems and all("model.layers.2." in (found.tensor or "") for found in problems)
 
 
 @pytest.mark.parametrize("case", NOTES)
