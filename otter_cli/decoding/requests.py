@@ -13,6 +13,7 @@ from otter_cli.decoding.session import DecodingSession
 from otter_cli.decoding.stops import Stops
 from otter_cli.decoding.types import Sampling
 from otter_cli.decoding.verify_drafts import Acceptance
+from otter_cli.families.ids import check_ids
 from otter_cli.model import OtterForCausalLM
 
 # Few enough for who watches a text, and so many that what the stream costs beside its products is
@@ -26,10 +27,12 @@ def check_request(
     sampling: Sampling,
     beside: Sequence[Any] = (),
 ) -> None:
-    """Raises OtterError for prompts that leave no room, and for texts in which the base can't be
-    equal to transformers' `generate`, or a model `beside` it to its own forward."""
+    """Raises OtterError for prompts that leave no room or hold tokens without a row, and for texts
+    in which the base can't be equal to transformers' `generate`, or a model `beside` it to its own
+    forward."""
     if not texts or not all(texts):
         raise OtterError("an empty prompt has nothing to go on from", hint="give it a word or BOS")
+    check_ids(texts, model.shape, "prompt")
     longest = max(map(len, texts))
     if longest + sampling.max_new_tokens > model.shape.max_positions:
         raise OtterError(

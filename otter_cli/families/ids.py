@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from otter_cli.checkpoint.folder import Checkpoint
@@ -10,12 +10,20 @@ from otter_cli.checkpoint.strict_json import read_object
 from otter_cli.core.errors import OtterError
 from otter_cli.families.shape import BaseShape
 
+_GENERATION = "generation_config.json"
 _ENDS = ("bos_token_id", "eos_token_id")
 
 
-def pad_fault(config: dict[str, Any], shape: BaseShape) -> str:
-    """Why transformers cannot build the embedding: its padding id is no row. Empty: it can."""
-    defaults = shape.family.defaults
+def id_fault(base: Checkpoint, shape: BaseShape) -> str:
+    """Which id keeps the base from running: one that is no number, or a padding id that is no row
+    of the embedding, which transformers cannot build then. Empty: none."""
+    for file, values in _configurations(base):
+        for key in ("pad_token_id", *_ENDS):
+            given = values.get(key)
+            listed = given if isinstance(given, list) and key == "eos_token_id" else [given]
+            if given is not None and (not listed or any(type(i) is not int for i in listed)):
+                return f"{file}: {key} is {ascii(given)[:40]}, not a token's id"
+    config, defaults = base.config, shape.family.defaults
     pad = config["pad_token_id"] if "pad_token_id" in config else defaults.get("pad_token_id")
     if type(pad) is int and not -shape.vocab <= pad < shape.vocab:
         return f"config.json: pad_token_id is {pad}, and the vocabulary ends at {shape.vocab - 1}"
@@ -25,10 +33,7 @@ def pad_fault(config: dict[str, Any], shape: BaseShape) -> str:
 def id_warnings(base: Checkpoint, shape: BaseShape) -> Iterator[str]:
     """Ids that the configurations or the tokenizer may use and the embedding has no row for. The
     base runs without them; a text that holds one is refused where it is used (`check_ids`)."""
-    for file in ("config.json", "generation_config.json"):
-        if file not in base.files:
-            continue
-        values = base.config if file == "config.json" else read_object(base.path / file)
+    for file, values in _configurations(base):
         for key in _ENDS:
             given = values.get(key)
             for value in given if isinstance(given, list) else [given]:
@@ -41,6 +46,12 @@ def id_warnings(base: Checkpoint, shape: BaseShape) -> Iterator[str]:
             f"the tokenizer has {len(beyond)} ids ({some}) beyond the embedding's {shape.vocab} "
             "rows: texts with these tokens are refused; resize_token_embeddings makes room"
         )
+
+
+def _configurations(base: Checkpoint) -> Iterator[tuple[str, dict[str, Any]]]:
+    yield "config.json", base.config
+    if _GENERATION in base.files:
+        yield _GENERATION, read_object(base.path / _GENERATION)
 
 
 def _tokenizer_ids(base: Checkpoint) -> set[int]:
@@ -75,11 +86,9 @@ _READERS = {
 }
 
 
-def check_ids(texts: Sequence[Sequence[int]], shape: BaseShape, what: str = "text") -> None:
-    """Raises OtterError for the first of `texts` that the base has no rows for: a token beyond the
-    vocabulary, or more tokens than there are learned positions."""
+def check_ids(texts: Iterable[Sequence[int]], shape: BaseShape, what: str = "text") -> None:
+    """Raises OtterError for the first of `texts` that holds a token beyond the vocabulary."""
     for number, ids in enumerate(texts, 1):
-        check_length(len(ids), shape, f"{what} {number}")
         bad = next((i for i in ids if not 0 <= i < shape.vocab), None)
         if bad is not None:
             raise OtterError(

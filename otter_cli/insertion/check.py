@@ -19,7 +19,7 @@ from otter_cli.checkpoint.strict_json import read_object
 from otter_cli.core.console import warn
 from otter_cli.core.errors import OtterError
 from otter_cli.families import BaseShape
-from otter_cli.families.ids import id_warnings, pad_fault
+from otter_cli.families.ids import id_fault, id_warnings
 from otter_cli.families.plain import is_plain_config, is_plain_generation
 from otter_cli.families.quantised import quantisation_fault
 from otter_cli.families.tensors import expected_tensors, is_listed_whole
@@ -72,8 +72,8 @@ def rehearsed(base: Checkpoint, shape: BaseShape) -> Iterator[Contradiction]:
 def contradictions(base: Checkpoint, shape: BaseShape) -> Iterator[Contradiction]:
     """What config.json and the headers show: a package that is absent, every tensor that is missing
     or of another shape, a head that is tied and yet its own, ids without a row."""
-    if fault := quantisation_fault(base.config):
-        yield Contradiction("", *fault)
+    if quantised := quantisation_fault(base.config):
+        yield Contradiction("", *quantised)
         return
     if "adapter_config.json" in base.files:
         what = "adapter_config.json lies beside the weights: transformers would load its base"
@@ -95,8 +95,8 @@ def contradictions(base: Checkpoint, shape: BaseShape) -> Iterator[Contradiction
             what = f"is {list(base.tensors[stored].shape)}, config.json says {list(form)}"
             yield Contradiction(stored, what, "the configuration belongs to another checkpoint")
     yield from _head(base, shape)
-    if pad := pad_fault(base.config, shape):
-        yield Contradiction("", pad, "set it to a token of the vocabulary, or to null")
+    if fault := id_fault(base, shape):
+        yield Contradiction("", fault, "set it to a token of the vocabulary, or to null")
     yield from cannot_run(base, shape)
 
 

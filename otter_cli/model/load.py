@@ -123,7 +123,8 @@ def load_base(
 
 def check_loadable(checkpoint: Checkpoint) -> None:
     """What `graft` refuses, every load refuses too. The rest the load itself shows."""
-    if checkpoint.config.get("model_type") in FAMILIES:
+    family = checkpoint.config.get("model_type")
+    if isinstance(family, str) and family in FAMILIES:
         check_files(checkpoint, base_shape(checkpoint.config))
     elif fault := quantisation_fault(checkpoint.config):
         raise OtterError(f"{checkpoint.path}: {fault[0]}", hint=fault[1])

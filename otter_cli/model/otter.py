@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache
 from otter_cli.core.errors import OtterError
 from otter_cli.core.suggest import closest
 from otter_cli.families import BaseShape, LengthRule
+from otter_cli.families.ids import check_ids, check_length
 from otter_cli.insertion.manifest import Manifest
 from otter_cli.insertion.opened import IfChanged
 from otter_cli.model.chosen import Chosen
@@ -162,7 +163,12 @@ class OtterForCausalLM(Generating, nn.Module):
         if at is not None and grad and not logits:
             chosen = Chosen(at, *input_ids.shape)
             chosen = chosen if chosen.few else None
-        with self.taps.recording(grad, chosen=chosen) as record, torch.no_grad():
+        check_length(input_ids.shape[-1], self.shape, "a text")
+        with (
+            self.taps.recording(grad, chosen=chosen) as record,
+            torch.no_grad(),
+            self._rows_named(input_ids),
+        ):
             if logits:
                 out = self.base(input_ids=input_ids, logits_to_keep=logits_to_keep, **arguments)
             else:
@@ -233,6 +239,21 @@ class OtterForCausalLM(Generating, nn.Module):
         if mask is not None:
             shortest, longest = (int(length) for length in mask.sum(1).aminmax())
         rule.check_one_side(shortest, longest, "one batch")
+
+    @contextmanager
+    def _rows_named(self, input_ids: Tensor) -> Iterator[None]:
+        """A row that an embedding lacks, named. Looked for after the fact: a look at every pass
+        would cost, and make a GPU wait."""
+        try:
+            yield
+        except IndexError as error:
+            check_ids(input_ids.tolist(), self.shape)
+            if not self.shape.positions:
+                raise
+            raise OtterError(
+                f"a text ends beyond the base's {self.shape.max_positions} positions",
+                hint="shorten the text",
+            ) from error
 
     def _of_signal(self, name: str) -> tuple[Insertion, str]:
         if name not in self._owner:

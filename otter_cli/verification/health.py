@@ -79,14 +79,17 @@ def _base(folder: Path, health: Health) -> None:
     base = Checkpoint.open(folder)
     health.tensors += len(base.tensors)
     _dtype(base, health)
-    if str(base.config.get("model_type")) in FAMILIES:
+    family = base.config.get("model_type")
+    if isinstance(family, str) and family in FAMILIES:
         _shapes(base, base_shape(base.config), health)
-    else:
+    elif isinstance(family, str):
         if fault := quantisation_fault(base.config):
             health.problems.append(Finding(fault[0], str(folder)))
         health.notes.append(
-            f"shapes were not compared: family {base.config.get('model_type')!r} is not described"
+            f"shapes were not compared: family {family!r} is not described, and graft refuses it"
         )
+    else:
+        health.problems.append(Finding("names no model_type", str(base.path / "config.json")))
     health.problems += _values(base.weights, folder, health)
 
 

@@ -20,12 +20,14 @@ from otter_cli.core.errors import OtterError
 from otter_cli.core.provenance import provenance
 from otter_cli.families import base_shape
 from otter_cli.insertion import Plan, resolve
-from otter_cli.insertion.check import check_base
+from otter_cli.insertion.check import check_files
 from otter_cli.insertion.initialise import initial_value
+from tests.property.agreement import damaged_bases
 from tests.property.mutations import mutate
 from tests.property.sound_folders import check_against_the_library, read_everything, write_folders
+from tests.support.families import CASES
 
-FILES, GRAFTS, KILLS, SEED = 5000, 2000, 100, 20241124
+FILES, GRAFTS, BASES, KILLS, SEED = 5000, 2000, 150, 100, 20241124
 
 
 def mutated_files(root: Path, count: int, seed: int = SEED) -> dict[str, int]:
@@ -46,6 +48,15 @@ def kills(base: Path, count: int, seed: int = SEED) -> dict[str, int]:
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stderr
     return dict(json.loads(child.stdout))
+
+
+def families(root: Path) -> list[Path]:
+    """A tiny base of every family."""
+    from tests.support.checkpoints import write_checkpoint
+
+    for case in CASES:
+        write_checkpoint(root / case.family, case.family, **case.config)
+    return [root / case.family for case in CASES]
 
 
 def _mutate(folders: list[Path], count: int, seed: int, attempt: Any) -> dict[str, int]:
@@ -77,7 +88,7 @@ def _read_as_the_library(folder: Path) -> None:
 def _plan_a_graft(folder: Path) -> None:
     base = Checkpoint.open(folder)
     shape = base_shape(base.config)
-    check_base(base, shape)
+    check_files(base, shape)
     plan = Plan(resolve(shape, hidden=8, heads=2, ffn=8), shape)
     for slot in plan.slots:
         assert initial_value(slot, plan, base).shape == slot.shape
@@ -107,6 +118,7 @@ def main() -> None:
         record = {
             "mutated_files": mutated_files(root, FILES),
             "mutated_grafts": mutated_grafts(root / "base", root, GRAFTS),
+            "damaged_bases": damaged_bases(families(root), root, 10 * BASES, SEED),
             "sigkills_of_a_graft": kills(root / "base", KILLS),
             "provenance": provenance(
                 [Path(sys.executable).name, "-m", "tests.property.robustness"]

@@ -2,10 +2,22 @@
 or nothing. Nothing else happens, and the counts are printed."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.property.robustness import FILES, GRAFTS, KILLS, kills, mutated_files, mutated_grafts
+from tests.property.agreement import damaged_bases
+from tests.property.robustness import (
+    BASES,
+    FILES,
+    GRAFTS,
+    KILLS,
+    SEED,
+    kills,
+    mutated_files,
+    mutated_grafts,
+)
+from tests.support.families import CASES
 
 Capture = pytest.CaptureFixture[str]
 
@@ -24,6 +36,17 @@ def test_mutated_bases_of_a_graft(tmp_path: Path, tiny_llama: Path, capsys: Capt
     with capsys.disabled():
         print(f"\n{GRAFTS} mutated bases: {found['refused']} refused, {found['sound']} grafted")
     assert GRAFTS >= 2000 and min(found["refused"], found["sound"]) > GRAFTS // 20
+
+
+@pytest.mark.timeout(300)
+def test_what_graft_lets_pass_runs_and_what_it_refuses_doctor_names(
+    tmp_path: Path, tiny_checkpoint: Any, capsys: Capture
+) -> None:
+    bases = [case.write(tiny_checkpoint) for case in CASES]
+    found = damaged_bases(bases, tmp_path, BASES, SEED)
+    with capsys.disabled():
+        print(f"\n{BASES} damaged bases: {found['refused']} refused, {found['ran']} ran")
+    assert min(found["refused"], found["ran"]) > BASES // 10
 
 
 @pytest.mark.timeout(300)

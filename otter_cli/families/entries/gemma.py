@@ -29,5 +29,6 @@ ENTRIES = (
         model_type="gemma3_text",
         architecture="Gemma3ForCausalLM",
         attention=replace(HEADS_NORMED, post_norm="post_attention_layernorm"),
+        buffers=(),
     ),
 )

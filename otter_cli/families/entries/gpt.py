@@ -38,7 +38,7 @@ GPT2 = Family(
     },
     defaults={"tie_word_embeddings": True, "activation_function": "gelu_new"},
     refused=(("add_cross_attention", True, "it attends to an encoder too"),),
-    buffers=("attn.bias", "attn.masked_bias"),
+    buffers=("attn.bias",),
 )
 
 OPT = Family(
@@ -84,6 +84,7 @@ OPT = Family(
         ("_remove_final_layer_norm", True, "it has no final norm"),
         ("layer_norm_elementwise_affine", False, "its norms have no weights"),
     ),
+    buffers=(),
 )
 
 ENTRIES = (GPT2, OPT)

@@ -12,4 +12,7 @@ OLMO2 = Family(
     ffn=FeedForward(norm="", post_norm="post_feedforward_layernorm"),
 )
 
-ENTRIES = (OLMO2, replace(OLMO2, model_type="olmo3", architecture="Olmo3ForCausalLM"))
+ENTRIES = (
+    OLMO2,
+    replace(OLMO2, model_type="olmo3", architecture="Olmo3ForCausalLM", buffers=()),
+)

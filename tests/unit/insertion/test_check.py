@@ -134,7 +134,7 @@ SPOILT: dict[str, tuple[dict[str, Any], str, str]] = {
     "rope": ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "spiral", "damaged"),
     "type": ({"attention_dropout": "much"}, "attention_dropout", "damaged"),
     "layers": ({"num_hidden_layers": 2}, "model.layers.2", "leave it out"),
-    "many layers": ({"num_hidden_layers": 1 << 24}, "16777216 layers", "another checkpoint"),
+    "many layers": ({"num_hidden_layers": 1 << 24}, "30 tensors", "another checkpoint"),
 }
 
 
