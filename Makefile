@@ -23,7 +23,7 @@ MODELS ?= smollm2-135m-instruct
 models: setup
 	$(BIN)/otter models $(MODELS) --to models
 
-demo: setup
+demo: models
 	$(BIN)/otter demo
 
 # Two workers of one thread each: more threads than cores would only wait for one another.

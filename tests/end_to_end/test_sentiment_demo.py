@@ -55,7 +55,7 @@ def _figures(data: dict[str, Any]) -> Any:
 
 def test_a_model_that_is_not_there_says_how_to_get_it(otter_here: Otter, tmp_path: Path) -> None:
     shown = otter_here("demo", tmp_path / "demo", "--model", tmp_path / "nowhere")
-    assert shown.returncode == 2 and "make models" in shown.stderr
+    assert shown.returncode == 2 and "leave --model out" in shown.stderr
     assert not (tmp_path / "demo").exists()
 
 
