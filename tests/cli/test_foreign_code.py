@@ -15,8 +15,8 @@ import torch
 from otter_cli.core.digests import sha256_json
 from tests.conftest import Otter
 from tests.support.contestants import write_classifier, write_reward_model
+from tests.support.foreign_code import plant
 from tests.support.grafts import random_graft
-from tests.support.hostile import plant
 from tests.support.training import write_data, write_recipe
 
 SIZES = {"hidden": 8, "heads": 2, "ffn": 8, "signals": ("reward",)}

@@ -1,28 +1,34 @@
-"""Folders whose code leaves a file behind when it is run."""
+"""Strings that a terminal, a page or rich would act on, and what must be left of each."""
 
-import json
-from pathlib import Path
+import re
 
-# As transformers names it, and as it is fetched from a folder.
-_AUTO_MODELS = ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification")
+# Every one is shown with its letters; only control characters become escapes.
+HOSTILE = {
+    "closing markup": "[/INST]",
+    "style markup": "[bold]x[/bold]",
+    "emoji code": ":smile:",
+    "window title": "a\x1b]0;title\x07b",
+    "hyperlink": "\x1b]8;;http://x\x1b\\y",
+    "clear screen": "a\x1b[2Jb",
+    "eight-bit escape": "a\x9b2Jb",
+    "overwritten line": "kept\rlost",
+    "backspaces": "ab\x08\x08cd",
+    "overridden direction": "abc\u202edef",
+    "isolated direction": "abc\u2066def",
+    "null": "a\x00b",
+    "element": "<script>alert(1)</script>",
+    "link": "[click](javascript:alert(1))",
+}
+
+# Without tab and newline: what no terminal and no page may get from a string.
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def plant(folder: Path, canary: Path, where: str) -> Path:
-    """Puts code that writes `canary` into a model's folder, and names it where transformers looks:
-    `model` in config.json, `tokenizer` in tokenizer_config.json."""
-    code = f"open({str(canary)!r}, 'w').close()\n"
-    for file in ("evil.py", "custom_generate/generate.py", "modeling_otter_wide.py"):
-        (folder / file).parent.mkdir(exist_ok=True)
-        (folder / file).write_text(code)
-    if where == "model":
-        auto_map = {"AutoConfig": "evil.Evil", **dict.fromkeys(_AUTO_MODELS, "evil.Evil")}
-        _edit(folder / "config.json", auto_map=auto_map)
-    else:
-        # A class that transformers does not have, so that only the folder's is left.
-        auto_map = {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
-        _edit(folder / "tokenizer_config.json", auto_map=auto_map, tokenizer_class="Evil")
-    return folder
-
-
-def _edit(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+def shown_as(text: str) -> str:
+    """What is shown for a string, written apart from the code under test."""
+    parts = []
+    for character in text:
+        code = ord(character)
+        escape = f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+        parts.append(escape if CONTROL.match(character) else character)
+    return "".join(parts).replace("\\x0d", "\\r")
