@@ -17,7 +17,7 @@ ENTRIES = (
         "SmolLM3ForCausalLM",
         attention=replace(BIASED, rotary_if="use_rope"),
         ffn=FeedForward(bias="mlp_bias"),
-        defaults={"tie_word_embeddings": True},
+        defaults={"tie_word_embeddings": True, "pad_token_id": 128004},
     ),
     Family(
         "granite",

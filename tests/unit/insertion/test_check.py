@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import CONFIG_MAPPING
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
-from otter_cli.families import base_shape
+from otter_cli.families import FAMILIES, base_shape
 from otter_cli.families.quantised import PACKAGES
 from otter_cli.families.tensors import expected_tensors, is_listed_whole
 from otter_cli.insertion import check
@@ -172,3 +173,9 @@ def test_ids_without_a_row_are_warned_of(
     assert "bos_token_id 400 is no token" in said and "1 ids (97) beyond" in said
     notes = json.loads(otter_here("doctor", base, "--json").stdout)["notes"]
     assert len(notes) == 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_padding_id_that_config_json_leaves_out_is_the_one_of_transformers(family: str) -> None:
+    usual = CONFIG_MAPPING[family]().pad_token_id
+    assert usual is None or usual < 2 or FAMILIES[family].defaults["pad_token_id"] == usual

@@ -51,7 +51,7 @@ PROBLEMS: dict[str, tuple[Spoil, str, str | None, str]] = {
         tensors(lambda held: held.pop(NORM)), "", NORM, "is missing",
     ),
     "shape": (config(vocab_size=98), "model.safetensors", EMBEDDING, "config.json says [98, 32]"),
-    "absurd": (config(hidden_size=10**12), "", None, "hidden_size is 1000000000000"),
+    "absurd": (config(hidden_size=10**12), "", None, "hidden_size is 1,000,000,000,000"),
     "tied": (
         tensors(lambda held: held.update({"lm_head.weight": held[EMBEDDING] + 1})),
         "model.safetensors", "lm_head.weight", "differs from model.embed_tokens.weight",
