@@ -58,8 +58,9 @@ def _refuse_absent(request: Request) -> None:
             continue
         if not path.exists():
             raise OtterError(f"{path} does not exist", hint=f"check the path of the {what}")
+        refuse_gguf(path)
         if not path.is_dir():
-            raise OtterError(f"{path} is not a folder", hint=f"give the {what}'s folder")
+            raise OtterError(f"{path} is not a folder", hint="give a folder with config.json")
     base = request.base
     if base is not None and not (base / "config.json").exists():
         raise OtterError(
