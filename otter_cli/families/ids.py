@@ -10,6 +10,7 @@ from otter_cli.checkpoint.strict_json import read_object
 from otter_cli.core.errors import OtterError
 from otter_cli.families.shape import BaseShape
 
+_LARGEST = 1 << 31
 _GENERATION = "generation_config.json"
 _ENDS = ("bos_token_id", "eos_token_id")
 
@@ -21,13 +22,17 @@ def id_fault(base: Checkpoint, shape: BaseShape) -> str:
         for key in ("pad_token_id", *_ENDS):
             given = values.get(key)
             listed = given if isinstance(given, list) and key == "eos_token_id" else [given]
-            if given is not None and (not listed or any(type(i) is not int for i in listed)):
+            if given is not None and (not listed or not all(map(_is_id, listed))):
                 return f"{file}: {key} is {ascii(given)[:40]}, not a token's id"
     config, defaults = base.config, shape.family.defaults
     pad = config["pad_token_id"] if "pad_token_id" in config else defaults.get("pad_token_id")
     if type(pad) is int and not -shape.vocab <= pad < shape.vocab:
         return f"config.json: pad_token_id is {pad}, and the vocabulary ends at {shape.vocab - 1}"
     return ""
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _LARGEST
 
 
 def id_warnings(base: Checkpoint, shape: BaseShape) -> Iterator[str]:
