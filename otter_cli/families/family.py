@@ -36,6 +36,9 @@ class Attention:
     fused: Fusion = "apart"
     bias: Flag = False
     out_bias: Flag = False
+    # Every head has a key and a value of its own, of hidden_size / num_attention_heads dimensions:
+    # num_key_value_heads and head_dim, where config.json has them, are not read.
+    equal_heads: bool = False
     # Norms of q and k, which inserted heads get too: per head, or over all heads jointly.
     query_norm: str = ""
     key_norm: str = ""

@@ -61,7 +61,10 @@ def base_shape(config: dict[str, Any]) -> BaseShape:
     read = _Reader(family, config)
     read.refuse()
     heads, hidden = read.size("num_attention_heads"), read.size("hidden_size")
-    kv_heads = read.size("num_key_value_heads", default=heads)
+    kv_heads, head_dim = heads, max(hidden // heads, 1)
+    if not family.attention.equal_heads:
+        kv_heads = read.size("num_key_value_heads", default=kv_heads)
+        head_dim = read.size("head_dim", default=head_dim)
     if heads % kv_heads:
         raise OtterError(
             f"config.json: num_attention_heads {heads} is not a multiple of "
@@ -76,7 +79,7 @@ def base_shape(config: dict[str, Any]) -> BaseShape:
         hidden=hidden,
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=read.size("head_dim", default=max(hidden // heads, 1)),
+        head_dim=head_dim,
         ffn=read.size("intermediate_size", default=widening and widening * hidden),
         vocab=read.size("vocab_size"),
         max_positions=reach(config, read.size("max_position_embeddings", default=2048)),

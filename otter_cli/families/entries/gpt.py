@@ -18,6 +18,7 @@ GPT2 = Family(
         value="attn.c_attn",
         out="attn.c_proj",
         fused="stacked",
+        equal_heads=True,
         bias=True,
         out_bias=True,
     ),
@@ -52,6 +53,7 @@ OPT = Family(
     attention=Attention(
         norm="self_attn_layer_norm",
         out="self_attn.out_proj",
+        equal_heads=True,
         bias="enable_bias",
         out_bias="enable_bias",
         scaled_query=True,

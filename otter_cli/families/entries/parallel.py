@@ -35,6 +35,7 @@ GPT_NEOX = Family(
         value="attention.query_key_value",
         out="attention.dense",
         fused="by head",
+        equal_heads=True,
         bias="attention_bias",
         out_bias="attention_bias",
     ),

@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
 from otter_cli.families import FAMILIES, base_shape
 from otter_cli.families.parameters import base_parameters
-from tests.support.families import CASES, Case
+from otter_cli.families.tensors import expected_tensors
+from tests.support.checkpoints import SHAPE
+from tests.support.families import CASES, FULL, Case
 
 
 def _shape_of(model: Any) -> dict[str, Any]:
@@ -96,3 +99,17 @@ def test_a_multiplier_that_is_no_number_is_refused() -> None:
     config = {**AutoConfig.for_model("granite").to_dict(), "residual_multiplier": "0.2"}
     with pytest.raises(OtterError, match="residual_multiplier is '0.2', not a number"):
         base_shape(config)
+
+
+@pytest.mark.parametrize("sizes", [(1, 8), (2, 8), (4, 16)], ids=str)
+@pytest.mark.parametrize("case", FULL, ids=str)
+def test_sizes_of_heads_are_read_where_transformers_reads_them(
+    case: Case, sizes: tuple[int, int]
+) -> None:
+    """GPT-2, OPT and GPT-NeoX give every head its own key: num_key_value_heads is not theirs."""
+    given = {"num_key_value_heads": sizes[0], "head_dim": sizes[1]}
+    config = AutoConfig.for_model(case.family, **{**SHAPE, **case.config, **given})
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(config).state_dict()
+    expected = dict(expected_tensors(base_shape(config.to_dict())))
+    assert {name: tuple(built[name].shape) for name in expected} == expected
