@@ -46,7 +46,8 @@ class Asked:
             raise OtterError(f"--batch is {self.batch}", hint="at least 1")
         if "" in self.stops:
             raise OtterError(
-                "--stop is empty, and every text holds that", hint="give the string to end at"
+                "--stop is empty, and an empty string ends every text at once",
+                hint="give the string to end at",
             )
         by_heads = self.draft not in (None, PROMPT_LOOKUP) and not self.draft_folder
         if self.tree is not None and not by_heads:

@@ -25,15 +25,19 @@ def drafter_of(asked: Asked, model: OtterForCausalLM, encoded: list[list[int]]) 
         return DraftModel(load_base(asked.draft_folder).to(model.device).eval())
     if asked.tree is None:
         return FutureDrafter(asked.draft)
+    learnt = asked.tree.startswith(_LEARNT)
     try:
-        numbers = [int(number) for number in asked.tree.removeprefix(_LEARNT).split(",")]
+        widths = [int(number) for number in asked.tree.removeprefix(_LEARNT).split(",")]
     except ValueError:
+        widths = []
+    if not widths or (learnt and len(widths) > 1):
         raise OtterError(
-            f"--tree {asked.tree!r} is no list of widths", hint="such as 3,2,1, or learnt:16"
-        ) from None
-    if not asked.tree.startswith(_LEARNT):
-        return FutureDrafter(asked.draft, TreeShape.of_widths(numbers))
+            f"--tree {asked.tree} is neither a list of widths nor a number of tokens to learn",
+            hint="such as 3,2,1, or learnt:16",
+        )
+    if not learnt:
+        return FutureDrafter(asked.draft, TreeShape.of_widths(widths))
     texts = encoded[:_TEXTS_TO_LEARN_FROM]
-    shape = learnt_tree(model, asked.draft, texts, numbers[0], asked.sampling.max_new_tokens)
+    shape = learnt_tree(model, asked.draft, texts, widths[0], asked.sampling.max_new_tokens)
     say(f"draft tree learnt, texts: {len(texts)}, tree: {shape}")
     return FutureDrafter(asked.draft, shape)

@@ -7,13 +7,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
+from itertools import accumulate, product
+from operator import mul
 
 import torch
 from torch import Tensor
 
 from otter_cli.core.errors import OtterError
 from otter_cli.model import OtterForCausalLM
+
+# The whole tree is one forward pass, and its mask is a square: published trees have 64 nodes.
+_MOST_NODES = 1024
 
 
 @dataclass(frozen=True)
@@ -25,11 +29,13 @@ class TreeShape:
 
     @staticmethod
     def of_widths(widths: Sequence[int]) -> TreeShape:
-        """Every node at depth d has `widths[d]` children. Raises OtterError for none at all."""
+        """Every node at depth d has `widths[d]` children. Raises OtterError for a width below 1,
+        and for more nodes than one pass can verify."""
         if not widths or min(widths) < 1:
             raise OtterError(
                 f"a draft tree of widths {list(widths)}", hint="such as 3,2,1: each at least 1"
             )
+        check_nodes(sum(accumulate(widths, mul)))
         depths = range(1, len(widths) + 1)
         paths = [path for d in depths for path in product(*(range(w) for w in widths[:d]))]
         return TreeShape(tuple(paths))
@@ -87,12 +93,22 @@ class Level:
     ranks: list[int]
 
 
+def check_nodes(nodes: int) -> None:
+    """Raises OtterError for an empty tree, and for more tokens than one pass can verify."""
+    if nodes < 1:
+        raise OtterError(f"a draft tree of {nodes} tokens", hint="at least 1")
+    if nodes > _MOST_NODES:
+        raise OtterError(
+            f"a draft tree of {nodes:,} tokens is too large",
+            hint=f"one pass verifies {_MOST_NODES:,} tokens at most; 3,2,1 is a usual tree",
+        )
+
+
 def best_shape(acceptance: Sequence[Sequence[float]], nodes: int) -> TreeShape:
     """The tree of `nodes` drafts with the longest expected acceptance, where guess r of head d is
     right with probability `acceptance[d][r]`: a path's is their product, taken best first.
     Beyond a guess of a head that is never right its others are left out: there may be fewer."""
-    if nodes < 1:
-        raise OtterError(f"a draft tree of {nodes} tokens", hint="at least 1")
+    check_nodes(nodes)
     found: list[tuple[int, ...]] = []
     heap: list[tuple[float, tuple[int, ...]]] = [(-acceptance[0][0], (0,))]
     while heap and len(found) < nodes:

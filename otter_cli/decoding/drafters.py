@@ -41,6 +41,12 @@ class FutureDrafter(Drafter):
                 f"a tree of depth {tree.depth}, and signal {self.signal!r} has {config.size} heads",
                 hint="one width for each head at most",
             )
+        vocabulary = session.model.shape.vocab
+        if tree.width > vocabulary:
+            raise OtterError(
+                f"a draft tree of width {tree.width}, and the vocabulary has {vocabulary} tokens",
+                hint="each width is the number of different tokens that a head guesses",
+            )
         drafting = _ByCell if config.width != 0 else _ByHeads
         return drafting(session, self.signal, tree)
 

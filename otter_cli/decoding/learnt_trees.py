@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from otter_cli.decoding.draft_trees import TreeShape, best_shape, measured_acceptance
+from otter_cli.decoding.draft_trees import TreeShape, best_shape, check_nodes, measured_acceptance
 from otter_cli.decoding.drafters import future_signal
 from otter_cli.decoding.generate import generate
 from otter_cli.decoding.types import Sampling
@@ -24,6 +24,7 @@ def learnt_tree(
     the base goes on to write greedily: a plain generation of the prompts, and one pass over each
     text. Raises OtterError where those texts are too short, or the signal predicts no tokens."""
     future_signal(model, signal)
+    check_nodes(nodes)
     plain = generate(model, prompts, Sampling(new_tokens))
     texts = [[*p, *row.tokens] for p, row in zip(prompts, plain, strict=True)]
     ranks = min(_RANKS, model.shape.vocab)

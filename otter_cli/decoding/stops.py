@@ -22,7 +22,7 @@ class Stops:
     def __post_init__(self) -> None:
         if "" in self.strings:
             raise OtterError(
-                "a stop string is empty, and every text holds that",
+                "a stop string is empty, and an empty string ends every text at once",
                 hint="give the string to end at",
             )
 

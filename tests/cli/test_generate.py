@@ -170,6 +170,8 @@ def test_guides_gates_trees_and_stops(otter_here: Otter, folder: str) -> None:
         (("--chat",), "no chat template"),
         (("--typical",), "accepts drafts"),
         (("--draft", "future", "--tree", "learnt:x"), "list of widths"),
+        (("--draft", "future", "--tree", "learnt:4,3"), "list of widths"),
+        (("--draft", "future", "--tree", "999,999"), "999,000 tokens is too large"),
         (("--draft", "reward", "--tree", "learnt:4"), "no future signal"),
     ],
 )

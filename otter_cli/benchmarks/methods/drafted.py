@@ -50,6 +50,6 @@ def draft_model(of: Entrant, *, model: Path, length: int = 4) -> Method:
 
 
 def _whole(text: str) -> int:
-    if not text.isdigit():
+    if not text.isdecimal():
         raise OtterError(f"{text!r} is no width of a draft tree", hint="such as tree=4x2x1")
     return int(text)

@@ -222,12 +222,22 @@ def test_what_cannot_be_drafted(model: Any, tiny_checkpoint: Any) -> None:
     for options, words in (
         ({"drafter": DraftModel(other)}, "101 tokens"),
         ({"drafter": FutureDrafter(tree=TreeShape.of_widths([1, 1, 1]))}, "depth 3"),
+        ({"drafter": FutureDrafter(tree=TreeShape.of_widths([98, 1]))}, "vocabulary has 97"),
         ({"drafter": PromptLookup(), "guide": GenArmGuide(model.base, 1.0)}, "follows one text"),
     ):
         with pytest.raises(OtterError, match=words):
             generate(model, PROMPTS, GREEDY, **options)
     with pytest.raises(OtterError, match="widths"):
         TreeShape.of_widths([2, 0])
+
+
+@pytest.mark.parametrize("widths", [[999, 999], [10**9], [2] * 40, [1025]])
+def test_a_tree_that_no_pass_can_verify_is_refused_before_it_is_built(widths: list[int]) -> None:
+    with pytest.raises(OtterError, match="[0-9,]+ tokens is too large"):
+        TreeShape.of_widths(widths)
+    with pytest.raises(OtterError, match="too large"):
+        best_shape([[0.5] * 3] * 2, sum(widths) ** 2)
+    assert len(TreeShape.of_widths([1024]).paths) == 1024
 
 
 @pytest.mark.parametrize("drafter", [FutureDrafter(tree=TREE), PromptLookup(2, 3)], ids=str)
