@@ -109,8 +109,8 @@ def _refuse_impossible_sizes(path: Path, config: dict[str, Any], weights: Weight
             value = table.get(key)
             if isinstance(value, int) and value > limit:
                 raise OtterError(
-                    f"{path}: config.json: {key} is {value:,}, which its "
-                    f"{len(weights.tensors)} tensors are too few or too small for",
+                    f"{path}: config.json: {key} is {value:,}, and the "
+                    f"{len(weights.tensors)} tensors are too few or too small for that",
                     hint="the configuration is damaged, or belongs to another checkpoint",
                 )
 

@@ -110,7 +110,8 @@ class Run:
         if self.choice.step is not None:
             at = self.choice.step
             self.group.wait()  # until the first has written it
-            unpack(self.states.kept(at), self.trainee.parameters)
+            with self.states.being_read(kept=at):
+                unpack(self.states.kept(at), self.trainee.parameters)
             stopped = " (no better one since)" if self.choice.stopped else ""
             say(
                 f"of {self.step} steps the best is {at}{stopped}: {self.recipe.best} "
@@ -169,10 +170,11 @@ class Run:
         state = self.states.load()
         if state is None:
             return
-        unpack(state.tensors, self.trainee.parameters, self.optimiser)
-        self.guard.recall(state.notes["guard"])
-        self.choice.recall(state.notes["choice"])
-        self.step, self.seconds = state.step, state.notes["seconds"]
+        with self.states.being_read():
+            unpack(state.tensors, self.trainee.parameters, self.optimiser)
+            self.guard.recall(state.notes["guard"])
+            self.choice.recall(state.notes["choice"])
+            self.step, self.seconds = state.step, float(state.notes["seconds"])
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0

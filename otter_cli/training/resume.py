@@ -54,8 +54,10 @@ def refuse_unfinished(states: StateFolder) -> None:
     notes = states.notes()
     if notes is None:
         return
-    done, steps = notes["step"], notes["identity"]["recipe"]["steps"]
-    if not notes["done"]:
+    with states.being_read():
+        done, steps = notes["step"], notes["identity"]["recipe"]["steps"]
+        finished = notes["done"]
+    if not finished:
         raise OtterError(
             f"{states.path} holds an unfinished run, at step {done} of {steps}",
             hint="--resume goes on with it; --restart drops it and trains the tensors as they are",
@@ -67,7 +69,8 @@ def check_same_run(states: StateFolder, identity: Mapping[str, Any]) -> None:
     notes = states.notes()
     if notes is None:
         return
-    before, now = _flat(_completed(notes["identity"])), _flat(identity)
+    with states.being_read():
+        before, now = _flat(_completed(notes["identity"])), _flat(identity)
     differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if differing:
         key = differing[0]

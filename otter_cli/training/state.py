@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from otter_cli.checkpoint.header import read_header
 from otter_cli.checkpoint.strict_json import parse_object
 from otter_cli.checkpoint.writer import TensorSpec, write_tensors
+from otter_cli.core.errors import OtterError
+from otter_cli.core.library_errors import library_reads
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 _KEPT = 2
 _FILE = re.compile(r"state-(\d{8})\.safetensors")
 _BEST = "best-{}.safetensors"
+_HINT = "the file is damaged, or another version's: --restart drops the run"
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,18 @@ class StateFolder:
         return None if newest is None else _notes(newest)
 
     def load(self) -> State | None:
-        from safetensors.torch import load_file
-
         newest = self.newest()
         if newest is None:
             return None
-        return State(_step(newest), load_file(newest), _notes(newest))
+        return State(_step(newest), _tensors(newest), _notes(newest))
+
+    @contextmanager
+    def being_read(self, kept: int | None = None) -> Iterator[None]:
+        """Around the use of what the newest state holds, or what is kept of a step: what is missing
+        there, or of another kind, is a fault of its file."""
+        place = (self.newest() or self.path) if kept is None else self.path / _best(kept)
+        with library_reads(place, "the state of the run", library="otter", hint=_HINT):
+            yield
 
     def save(
         self,
@@ -76,9 +86,7 @@ class StateFolder:
         self._write(_best(step), tensors, {})
 
     def kept(self, step: int) -> dict[str, Tensor]:
-        from safetensors.torch import load_file
-
-        return load_file(self.path / _best(step))
+        return _tensors(self.path / _best(step))
 
     def clear(self) -> None:
         """Oldest first: whenever this is cut short, the newest still stands for the run."""
@@ -120,19 +128,31 @@ def unpack(
     parameters: Mapping[str, nn.Parameter],
     optimiser: Optimisers | Optimizer | None = None,
 ) -> None:
-    """The inverse of `pack`, in place."""
+    """The inverse of `pack`, in place. Raises ValueError unless there is a value for each parameter
+    and nothing for any other."""
     from otter_cli.training.sharding import parted
 
+    _check_names(tensors, parameters)
     for flat, tensor in tensors.items():
         key, _, name = flat.partition("/")
         parameter = parameters[name]
         if key == "value":
-            parameter.detach().copy_(parted(tensor, parameter))
+            value = parted(tensor, parameter)
+            if value.shape != parameter.shape:  # copy_ would broadcast
+                raise ValueError(f"{flat} is {list(value.shape)}, not {list(parameter.shape)}")
+            parameter.detach().copy_(value)
         elif optimiser is not None:
             # A fused AdamW counts its steps where the parameter is.
             counted = key == "step"
             remembered = tensor.to(parameter.device) if counted else parted(tensor, parameter)
             optimiser.state[parameter][key] = remembered
+
+
+def _check_names(tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
+    if missing := [name for name in parameters if f"value/{name}" not in tensors]:
+        raise ValueError(f"there is no value of {missing[0]}")
+    if others := [name for name in tensors if name.partition("/")[2] not in parameters]:
+        raise ValueError(f"{others[0]} is not of a parameter of this run")
 
 
 def _best(step: int) -> str:
@@ -145,8 +165,17 @@ def _step(path: Path) -> int:
     return int(found[1])
 
 
+def _tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    read_header(path)
+    with library_reads(path, "the state of the run", library="safetensors", hint=_HINT):
+        return load_file(path)
+
+
 def _notes(path: Path) -> dict[str, Any]:
-    notes: dict[str, Any] = parse_object(
-        read_header(path).metadata["notes"].encode(), f"{path}: notes"
-    )
+    text = read_header(path).metadata.get("notes")
+    if text is None:
+        raise OtterError(f"{path} holds no notes of a run", hint=_HINT)
+    notes: dict[str, Any] = parse_object(text.encode(), f"{path}: notes")
     return notes
