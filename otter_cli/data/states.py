@@ -1,5 +1,6 @@
 """States of texts: chosen places in each, whose values have targets."""
 
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -48,12 +49,14 @@ class States:
         self.targets = [[next(values) for _ in places] for places in self.places]
 
     def batch(self, rows: Sequence[int]) -> Batch:
+        """Before `set_targets` the labels are NaN: texts are checked before they cost rollouts."""
         padded = pad([self.ids[row] for row in rows], self._pad_id)
         places = torch.full((len(rows), self._count), NO_PLACE)
-        labels = torch.zeros(len(rows), self._count)
+        labels = torch.full((len(rows), self._count), 0.0 if self.targets else math.nan)
         for number, row in enumerate(rows):
             places[number, : len(self.places[row])] = torch.tensor(self.places[row])
-            labels[number, : len(self.places[row])] = torch.tensor(self.targets[row])
+            if self.targets:
+                labels[number, : len(self.places[row])] = torch.tensor(self.targets[row])
         return replace(padded, labels=labels, places=places)
 
 

@@ -131,6 +131,8 @@ def test_places_are_of_the_text_alone(tiny_tokenizer: Any) -> None:
     for ids, places, length in zip(data.ids, data.places, data.lengths, strict=True):
         assert places == sorted(set(places)) and places[0] > 0 and places[-1] == length - 1
         assert len(places) == 3 or len(places) == len(ids) - 1
+    # Texts are checked against the base before their targets are drawn.
+    assert data.batch([2, 1]).labels.isnan().all()  # type: ignore[union-attr]
     targets = {state_key(p): float(len(p)) for p in data.prefixes()}
     data.set_targets(targets)
     batch = data.batch([2, 1])
