@@ -12,9 +12,11 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from otter_cli.checkpoint.strict_json import regular_size
 from otter_cli.core.console import warn
 from otter_cli.core.digests import sha256_file, sha256_json
 from otter_cli.core.errors import OtterError
+from otter_cli.core.library_errors import library_reads, message_of
 
 # Whether this run's command line said --allow-pickle. It is never read from a file.
 _PICKLE_ALLOWED: ContextVar[bool] = ContextVar("pickle_allowed", default=False)
@@ -24,6 +26,7 @@ _RENAMED = {
     "identity_hate": "identity_attack",
     "severe_toxic": "severe_toxicity",
 }
+_WHAT = "the Detoxify checkpoint"
 _FORMAT = "the folder needs a .ckpt in Detoxify's format, config.json and tokenizer files"
 
 
@@ -106,20 +109,25 @@ def _read(checkpoint: Path) -> Any:
     unless --allow-pickle was given."""
     import pickle
 
+    regular_size(checkpoint)
+    with library_reads(checkpoint, _WHAT, library="torch", hint=_FORMAT):
+        try:
+            return _load(checkpoint, weights_only=True)
+        except pickle.UnpicklingError as error:
+            if not _is_pickle(checkpoint):
+                raise _no_checkpoint(
+                    checkpoint, "it is neither a zip archive nor a pickle"
+                ) from error
+            if not _PICKLE_ALLOWED.get():
+                raise _not_plain(checkpoint, error) from error
+        warn(f"{checkpoint} is a pickle that holds code, and --allow-pickle runs it")
+        return _load(checkpoint, weights_only=False)
+
+
+def _load(checkpoint: Path, *, weights_only: bool) -> Any:
     import torch
 
-    try:
-        return torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if not _PICKLE_ALLOWED.get() or not _is_pickle(checkpoint):
-            raise _not_plain(checkpoint, error) from error
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
-        raise _no_checkpoint(checkpoint, error) from error
-    warn(f"{checkpoint} is a pickle that holds code, and --allow-pickle runs it")
-    try:
-        return torch.load(checkpoint, map_location="cpu", weights_only=False)
-    except Exception as error:  # code that a pickle runs may raise anything
-        raise _no_checkpoint(checkpoint, error) from error
+    return torch.load(checkpoint, map_location="cpu", weights_only=weights_only)
 
 
 def _is_pickle(checkpoint: Path) -> bool:
@@ -129,8 +137,6 @@ def _is_pickle(checkpoint: Path) -> bool:
 
 
 def _not_plain(checkpoint: Path, error: Exception) -> OtterError:
-    if not _is_pickle(checkpoint):
-        return _no_checkpoint(checkpoint, error)
     named = re.search(r"GLOBAL (\S+)", str(error))
     what = f"{named[1]} of Python" if named else "objects of Python"
     return OtterError(
@@ -140,12 +146,8 @@ def _not_plain(checkpoint: Path, error: Exception) -> OtterError:
     )
 
 
-def _no_checkpoint(checkpoint: Path, error: Exception) -> OtterError:
-    return OtterError(
-        f"{checkpoint} does not load as a Detoxify checkpoint: "
-        f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
-        hint=_FORMAT,
-    )
+def _no_checkpoint(checkpoint: Path, why: str) -> OtterError:
+    return OtterError(f"{checkpoint} does not load as a Detoxify checkpoint: {why}", hint=_FORMAT)
 
 
 def _parts(checkpoint: Path, loaded: Any) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
@@ -159,7 +161,7 @@ def _parts(checkpoint: Path, loaded: Any) -> tuple[list[str], dict[str, Any], di
         if not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
             raise TypeError("its state_dict holds more than tensors")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _no_checkpoint(checkpoint, error) from error
+        raise _no_checkpoint(checkpoint, message_of(error)) from error
     return classes, arguments, tensors
 
 
