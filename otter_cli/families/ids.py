@@ -46,10 +46,11 @@ def id_warnings(base: Checkpoint, shape: BaseShape) -> Iterator[str]:
                     yield f"{file}: {key} {value} is no token: the vocabulary has {shape.vocab}"
     beyond = sorted(i for i in _tokenizer_ids(base) if i >= shape.vocab)
     if beyond:
-        some = ", ".join(str(i) for i in beyond[:3]) + (", ..." if len(beyond) > 3 else "")
+        more = f" and {len(beyond) - 3} more" if len(beyond) > 3 else ""
         yield (
-            f"the tokenizer has {len(beyond)} ids ({some}) beyond the embedding's {shape.vocab} "
-            "rows: texts with these tokens are refused; resize_token_embeddings makes room"
+            f"the tokenizer has token ids beyond the embedding's {shape.vocab} rows: "
+            f"{', '.join(map(str, beyond[:3]))}{more}; texts with these tokens are refused; "
+            "resize_token_embeddings makes room"
         )
 
 

@@ -14,6 +14,9 @@ from otter_cli.signals import SignalConfig
 Size = Annotated[int, Field(ge=0, le=1 << 24)]
 Initialisation = Literal["copy", "normal", "random", "zero-output"]
 
+# Of a folder that is read, where no option can be changed.
+_NO_FIT = "otter.json does not fit config.json: one is damaged, or belongs to another folder"
+
 
 class InsertionConfig(BaseModel):
     """METHOD, 1: `hidden` D, `heads` A, `kv_heads` B, `ffn` f. D = 0 is a probe: heads on the
@@ -42,6 +45,10 @@ class InsertionConfig(BaseModel):
         """Raises OtterError for what does not fit the base; `where` goes before a name: options by
         default."""
         place = "" if where == "--" else where
+
+        def fault(what: str, hint: str) -> OtterError:
+            return OtterError(what, hint=hint if where == "--" else _NO_FIT)
+
         limits = (
             ("hidden", self.hidden, shape.hidden),
             ("heads", self.heads, shape.heads),
@@ -49,46 +56,46 @@ class InsertionConfig(BaseModel):
         )
         for name, value, limit in limits:
             if not 0 <= value <= limit:
-                raise OtterError(
+                raise fault(
                     f"{where}{name} {value} is not from 0 to the base's {limit}",
-                    hint="leave the option out for a sixteenth of the base's",
+                    "leave the option out for a sixteenth of the base's",
                 )
         family = shape.family
         if self.heads and family.ffn_only:
-            raise OtterError(
+            raise fault(
                 f"{where}heads {self.heads}: {family.model_type} takes no inserted heads: "
                 f"{family.ffn_only}",
-                hint="leave --heads out: hidden and FFN units go in, and attention is still read",
+                "leave --heads out: hidden and FFN units go in, and attention is still read",
             )
         if self.heads and (self.kv_heads < 1 or self.heads % self.kv_heads):
-            raise OtterError(
+            raise fault(
                 f"{where}heads {self.heads} is not a multiple of its {self.kv_heads} "
                 "key/value heads",
-                hint="query heads share key/value heads in equal groups",
+                "query heads share key/value heads in equal groups",
             )
         if (
             self.heads
             and self.kv == "base"
             and not 0 <= self.kv_start <= shape.kv_heads - self.kv_heads
         ):
-            raise OtterError(
+            raise fault(
                 f"{place}{self.kv_heads} key/value heads from {self.kv_start} on are not among the "
                 f"base's {shape.kv_heads}",
-                hint="lower --kv-heads or --kv-start",
+                "lower --kv-heads or --kv-start",
             )
         if any(not 0 <= layer < shape.layers for layer in self.layers) or len(
             set(self.layers)
         ) < len(self.layers):
-            raise OtterError(
+            raise fault(
                 f"{place}layers {list(self.layers)} are not distinct layers of 0 to "
                 f"{shape.layers - 1}",
-                hint="for example --layers 8:24 or --layers last:8",
+                "for example --layers 8:24 or --layers last:8",
             )
         names = [signal.name for signal in self.signals]
         if len(set(names)) < len(names):
-            raise OtterError(
+            raise fault(
                 f"{place}two signals are called {max(names, key=names.count)!r}",
-                hint="name one of them: --signal other=value",
+                "name one of them: --signal other=value",
             )
 
 

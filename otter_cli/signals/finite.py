@@ -17,7 +17,7 @@ from otter_cli.core.errors import OtterError
 if TYPE_CHECKING:
     from torch import Tensor
 
-HINT = "was its training stopped by NaN? look at its metrics and at `otter doctor`, or train again"
+HINT = "train the signal again; `otter doctor` names the tensors that hold NaN or infinity"
 
 
 def probabilities(logits: Tensor) -> Tensor:
@@ -47,7 +47,10 @@ def finite_or_none(values: Any) -> Any:
 def warn_not_finite(names: Iterable[str]) -> None:
     """One warning, that names the signals."""
     if listed := ", ".join(dict.fromkeys(names)):
-        warn(f"not finite, so without a value: signals {listed}. The text is the base's. {HINT}")
+        warn(
+            f"NaN or infinity in signals: {listed}. They have no value, and the text is still the "
+            f"base's. Hint: {HINT}"
+        )
 
 
 def broken(signals: dict[str, Any]) -> list[str]:
