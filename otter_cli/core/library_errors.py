@@ -24,6 +24,8 @@ _WRONG = re.compile(
     r"'(\w+)' object|<class '(\w+)'>|got (\w+) \(value|instances of '(\w+)' and '(\w+)'|"
     r"unhashable type: '(\w+)'|not (NoneType)"
 )
+# Keys that transformers renamed: it reads both, and its messages name the newer one.
+_NOW = {"rope_scaling": "rope_parameters", "torch_dtype": "dtype"}
 _HINT = "the value is damaged or of the wrong type: fetch the file again, or mend it"
 
 
@@ -53,8 +55,9 @@ def library_reads(
             raise
         if isinstance(error, OSError) and error.strerror:
             raise from_os_error(error, f"read {place}") from error
+        at = at_fault(Path(place), files, error)
         raise OtterError(
-            f"{_where(place, files, error)}: {library} cannot load {what}: "
+            f"{Path(place) / at if at else place}: {library} cannot load {what}: "
             f"{reword(message_of(error))}",
             hint=hint,
         ) from error
@@ -73,26 +76,24 @@ def _is_of_the_machine(error: BaseException) -> bool:
     return any("OutOfMemory" in kind.__name__ for kind in type(error).__mro__)
 
 
-def _where(place: Path | str, files: Sequence[str], error: BaseException) -> str:
-    """The file at fault, and the key where the evidence points to one; else all the files."""
-    there = [name for name in files if (Path(place) / name).is_file()]
+def at_fault(place: Path, files: Sequence[str], error: BaseException) -> str:
+    """The file of the folder, and its key where the evidence points to one; else all of `files`
+    that are there."""
+    there = [name for name in files if (place / name).is_file()]
     if not there:
-        return str(place)
-    place = Path(place)
+        return ""
     at = _POSITION.search(str(error))
     if at and _TOKENIZER in there:  # only this file is read by a parser that counts lines
-        path = place / _TOKENIZER
-        key = _key_before(path, int(at[1]), int(at[2]))
-        return f"{path}: {key}" if key else str(path)
+        key = _key_before(place / _TOKENIZER, int(at[1]), int(at[2]))
+        return f"{_TOKENIZER}: {key}" if key else _TOKENIZER
     named = _named(place, there, error)
     if len(named) == 1:
         [(name, key, value)] = named
         shown = json.dumps(value)
-        return f"{place / name}: {key} is {shown}" if len(shown) <= 60 else f"{place / name}: {key}"
+        return f"{name}: {key} is {shown}" if len(shown) <= 60 else f"{name}: {key}"
     if named and len({key for _, key, _ in named}) == 1:
-        there = [name for name, _, _ in named]
-        return f"{place / there[0]} or {' or '.join(there[1:])}: {named[0][1]}"
-    return f"{place / there[0]}{''.join(f' or {name}' for name in there[1:])}"
+        return f"{' or '.join(name for name, _, _ in named)}: {named[0][1]}"
+    return " or ".join(there)
 
 
 Entry = tuple[str, str, Any]
@@ -110,7 +111,11 @@ def _named(place: Path, there: list[str], error: BaseException) -> list[Entry]:
         for key, value in _entries(place / name)
         if not wrong or type(value).__name__ in wrong
     ]
-    in_message = [entry for entry in entries if _mentions(message, entry[1])]
+    in_message = [
+        entry
+        for entry in entries
+        if _mentions(message, entry[1]) or _mentions(message, _NOW.get(entry[1], ""))
+    ]
     if in_message:
         # Of keys that the message names, the one whose value it shows too.
         shown = [entry for entry in in_message if f"{entry[2]!r}" in message]

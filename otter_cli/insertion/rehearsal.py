@@ -9,34 +9,45 @@ from typing import Any
 
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.checkpoint.strict_json import read_object
+from otter_cli.core.library_errors import at_fault, message_of
 from otter_cli.insertion.check import GENERATION, Contradiction
 
 # What the meta device itself cannot do says nothing about the base.
 _UNDECIDED = ("meta tensor", "data-dependent")
+
+_DAMAGED = "the value is damaged or of the wrong type: fetch the file again, or mend it"
 
 
 def rehearse(base: Checkpoint) -> Iterator[Contradiction]:
     """What transformers says against the base: tensors that it misses, does not expect or cannot
     fit, settings that it refuses, and a forward that fails."""
     with _quietly():
+        file = GENERATION
         try:
+            _read_generation(base)
+            file = "config.json"
             model, info = _load(base)
         except Exception as refusal:  # noqa: BLE001 - of any class: configurations, modules, converters
-            yield _refused(refusal)
+            yield _refused(base, refusal, file)
             return
-        faults = list(_tensors(info))
+        faults = list(_tensors(base, info))
         yield from faults
         if not faults and (error := _run(model)) is not None:
-            yield _refused(error)
+            yield _refused(base, error)
+
+
+def _read_generation(base: Checkpoint) -> None:
+    from transformers import GenerationConfig
+
+    if GENERATION in base.files:
+        GenerationConfig.from_dict(read_object(base.path / GENERATION))
 
 
 def _load(base: Checkpoint) -> tuple[Any, dict[str, Any]]:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
-    if GENERATION in base.files:
-        GenerationConfig.from_dict(read_object(base.path / GENERATION))
     state = {
         name: torch.empty(info.shape, dtype=_dtype(info.dtype), device="meta")
         for name, info in base.tensors.items()
@@ -68,7 +79,7 @@ def _dtype(stored: str) -> Any:
     return getattr(torch, names.get(kind, "") + stored[len(kind) :], torch.uint8)
 
 
-def _tensors(info: dict[str, Any]) -> Iterator[Contradiction]:
+def _tensors(base: Checkpoint, info: dict[str, Any]) -> Iterator[Contradiction]:
     for name in sorted(info["missing_keys"]):
         yield Contradiction(
             name, "is missing", "transformers would fill it at random; are all shards there?"
@@ -83,7 +94,7 @@ def _tensors(info: dict[str, Any]) -> Iterator[Contradiction]:
         what = f"is {list(stored)}, config.json says {list(wanted)}"
         yield Contradiction(name, what, "the configuration belongs to another checkpoint")
     for message in info.get("error_msgs") or ():
-        yield _refused(ValueError(message))
+        yield _refused(base, ValueError(message))
 
 
 def _run(model: Any) -> Exception | None:
@@ -105,13 +116,10 @@ def _run(model: Any) -> Exception | None:
     return None
 
 
-def _refused(error: Exception) -> Contradiction:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    why = " ".join(lines[:2]) or type(error).__name__
-    shown = "".join(c if c.isprintable() else "?" for c in why)[:300]
-    return Contradiction(
-        "", f"transformers refuses it: {shown}", "config.json or the tensors are damaged"
-    )
+def _refused(base: Checkpoint, error: Exception, file: str = "config.json") -> Contradiction:
+    at = at_fault(base.path, (file,), error)
+    shown = "".join(c if c.isprintable() else "?" for c in message_of(error))
+    return Contradiction("", f"{at}: transformers refuses it: {shown}", _DAMAGED)
 
 
 @contextmanager

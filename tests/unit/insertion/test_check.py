@@ -170,7 +170,7 @@ def test_ids_without_a_row_are_warned_of(
     grafted = otter_here("graft", base, tmp_path / "out")
     assert grafted.returncode == 0
     said = " ".join(grafted.stderr.split())
-    assert "bos_token_id 400 is no token" in said and "1 ids (97) beyond" in said
+    assert "bos_token_id 400 is no token" in said and "beyond the embedding's 97 rows: 97;" in said
     notes = json.loads(otter_here("doctor", base, "--json").stdout)["notes"]
     assert len(notes) == 2
 
@@ -179,3 +179,22 @@ def test_ids_without_a_row_are_warned_of(
 def test_a_padding_id_that_config_json_leaves_out_is_the_one_of_transformers(family: str) -> None:
     usual = CONFIG_MAPPING[family]().pad_token_id
     assert usual is None or usual < 2 or FAMILIES[family].defaults["pad_token_id"] == usual
+
+
+ROPES: list[tuple[dict[str, Any], str]] = [
+    ({"rope_parameters": 7}, "config.json: rope_parameters is 7: transformers refuses it"),
+    ({"rope_scaling": {"type": "yarn", "factor": [2]}}, "config.json: factor is [2]"),
+    ({"rope_parameters": {"rope_type": "linear", "factor": "x"}}, "config.json: transformers"),
+    ({"rope_scaling": "x"}, 'config.json: rope_scaling is "x"'),
+    ({"attention_dropout": "x"}, 'config.json: attention_dropout is "x"'),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), ROPES, ids=lambda value: str(value)[:40])
+def test_a_value_of_the_wrong_type_is_named_with_its_file(
+    tiny_llama: Path, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    base = Checkpoint.open(_changed(tiny_llama, tmp_path / "base", **change))
+    with pytest.raises(OtterError) as caught:
+        check_base(base, base_shape(base.config))
+    assert said in caught.value.what and str(base.path) in caught.value.what
