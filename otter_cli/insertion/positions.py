@@ -25,9 +25,9 @@ def outside_training(
     """A sentence for each signal that `uses` read before a text's end, and that was trained at its
     last token alone. Of records that do not say where, as older ones, nothing is known: none."""
     return [
-        f"signal {name!r} was trained at the last token of whole texts alone, and "
-        f"{_listed(read)} before that: it was never trained there, and what it says there means "
-        "nothing; train it with `positions: every`"
+        f"signal {name!r} was trained at the last token of whole texts alone, but here it "
+        f"{_listed(read)} before that: those values are untrained and mean nothing; train it with "
+        "`positions: every`"
         for name, read in uses.items()
         if read and name in training and training[name].positions == LAST
     ]

@@ -48,8 +48,8 @@ def warn_not_finite(names: Iterable[str]) -> None:
     """One warning, that names the signals."""
     if listed := ", ".join(dict.fromkeys(names)):
         warn(
-            f"NaN or infinity in signals: {listed}. They have no value, and the text is still the "
-            f"base's. Hint: {HINT}"
+            f"NaN or infinity as values of signals {listed}. The text is the base's all the same. "
+            f"Hint: {HINT}"
         )
 
 

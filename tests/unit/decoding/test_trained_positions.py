@@ -78,7 +78,7 @@ def test_each_way_of_reading_warns_and_only_once(
         generate(model, [[1, 5]], Sampling(2), **asked)
     told = " ".join(capfd.readouterr().err.split())
     assert told.count("warning: ") == 1
-    assert f"trained at the last token of whole texts alone, and {use} before that" in told
+    assert f"trained at the last token of whole texts alone, but here it {use} before that" in told
     assert "positions: every" in told
 
 
