@@ -43,6 +43,7 @@ def train(
     texts: d.Texts = None,
     teacher: d.Teacher = None,
     prompts: d.PromptFile = None,
+    test: d.Test = None,
     text: d.Text = None,
     label: d.Label = None,
     prompt: d.PromptColumn = None,
@@ -123,7 +124,7 @@ def train(
             f"there is no baseline {baseline!r}", hint=f"one of {', '.join(BASELINES)}"
         )
     given = d.Given(
-        pairs, labels, texts, teacher, prompts, text, label, prompt, chosen, rejected, raw,
+        pairs, labels, texts, teacher, prompts, test, text, label, prompt, chosen, rejected, raw,
         samples, new_tokens,
     )  # fmt: skip
     given.check(recipe)

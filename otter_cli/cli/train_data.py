@@ -27,6 +27,9 @@ Teacher = Annotated[
     ),
 ]
 PromptFile = Annotated[Path | None, _option("--prompts", "with --teacher: what the base continues")]
+Test = Annotated[
+    Path | None, _option("--test", "a file like it to test on (default: a tenth is held out)")
+]
 Text = Annotated[str | None, _option("--text", "column of texts (default: the usual names)")]
 Label = Annotated[
     list[str] | None,
@@ -52,6 +55,7 @@ class Given:
     texts: Path | None
     teacher: str | None
     prompts: Path | None
+    test: Path | None
     text: str | None
     label: list[str] | None
     prompt: str | None
@@ -82,6 +86,7 @@ class Given:
                 hint="the base continues the prompts, and the teacher labels what it wrote",
             )
         fitting = {
+            "--test": (self.test, ("--pairs", "--labels", "--texts")),
             "--text": (self.text, ("--labels", "--texts")),
             "--label": (self.label, ("--labels", "--teacher")),
             "--prompt": (self.prompt, ("--pairs", "--labels")),
@@ -94,6 +99,6 @@ class Given:
                     f"{name} goes with {' or '.join(with_)}, not with {given[0]}",
                     hint="a recipe names its columns itself: --set signals.NAME.train.text=COLUMN",
                 )
-        for path in (self.pairs, self.labels, self.texts, self.prompts):
+        for path in (self.pairs, self.labels, self.texts, self.prompts, self.test):
             if path is not None and not path.is_file():
                 raise OtterError(f"{path} is not a file", hint="check the path")

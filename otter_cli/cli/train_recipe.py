@@ -68,12 +68,13 @@ def _data(
             columns[key] = getattr(given, key)
     if given.label:
         columns["labels"] = list(given.label)
+    test = given.test and given.test.resolve()
     if given.pairs is not None:
-        return DataFile("pairs", given.pairs.resolve(), columns, chat)
+        return DataFile("pairs", given.pairs.resolve(), columns, chat, test=test)
     if given.labels is not None:
-        return DataFile("labels", given.labels.resolve(), columns, chat)
+        return DataFile("labels", given.labels.resolve(), columns, chat, test=test)
     assert given.texts is not None
-    return DataFile("texts", given.texts.resolve(), columns, chat)
+    return DataFile("texts", given.texts.resolve(), columns, chat, test=test)
 
 
 def _taught(

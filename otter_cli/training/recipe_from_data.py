@@ -56,6 +56,8 @@ class DataFile:
     chat: bool | None = None
     eos: bool = True
     limit: int | None = None
+    # Instead of rows that are held out.
+    test: Path | None = None
 
 
 def recipe_from_data(
@@ -86,7 +88,7 @@ def recipe_from_data(
     trial = Recipe.model_validate({"steps": 1, "signals": {first.name: sections[first.name]}})
     objective = trial.signals[first.name]
     rows = _rows(objective, first, tokenizer)
-    if len(rows) < _FEW:
+    if len(rows) < _FEW and data.test is None:
         say(f"{len(rows)} rows are few: none is held out, so nothing says how well it works")
         for section in sections.values():
             del section["held_out"]
@@ -139,7 +141,8 @@ def _section(data: DataFile, signal: SignalConfig) -> dict[str, Any]:
         source["chat"] = data.chat
     if data.limit is not None:
         source["limit"] = data.limit
-    section = {**_OBJECTIVES[data.kind][signal.kind], "held_out": 0.1, "train": source}
+    tested = {"held_out": 0.1} if data.test is None else {"test": {"path": str(data.test)}}
+    section = {**_OBJECTIVES[data.kind][signal.kind], **tested, "train": source}
     return section if data.eos else {**section, "eos": False}
 
 

@@ -88,6 +88,15 @@ def test_the_saved_recipe_trains_the_same(
     assert (again / "otter.safetensors").read_bytes() == weights
 
 
+def test_a_test_file_takes_the_place_of_held_out_rows(
+    otter_here: Otter, folder: Path, pairs: Path, tmp_path: Path
+) -> None:
+    rows = [{"prompt": "x", "chosen": words(i), "rejected": words(i + 7)} for i in range(300, 306)]
+    test = lines(tmp_path / "test.jsonl", rows)
+    data, talk = train(otter_here, folder, "--pairs", pairs, "--test", test, "--signal", "reward")
+    assert data["signals"]["reward"]["accuracy"]["n"] == 6 and "held_out" not in talk
+
+
 def test_labels_with_named_columns(otter_here: Otter, folder: Path, labelled: Path) -> None:
     data, _ = train(
         otter_here, folder, "--labels", labelled, "--text", "comment", "--label", "toxic"
