@@ -38,12 +38,12 @@ class Scale:
     prompts: int = 120
     samples: int = 8
     tokens: int = 20
-    steps: int = 120
+    steps: int = 100
     batch: int = 32
     test_prompts: int = 32
     new_tokens: int = 24
-    strength: float = 30.0
-    args_strength: float = 30.0
+    strength: float = 50.0
+    args_strength: float = 40.0
 
 
 WHOLE = Scale()
