@@ -139,5 +139,5 @@ def test_coherence_is_the_cosine_of_mean_states(swept: Finished, tiny_llama: Pat
 
 
 def test_a_folder_that_is_no_encoder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OtterError, match="is no encoder"):
+    with pytest.raises(OtterError, match="is not a checkpoint"):
         EncoderScorer(tmp_path)

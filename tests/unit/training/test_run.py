@@ -205,6 +205,6 @@ def test_two_runs_on_one_folder_do_not_mix(folder: Path, tmp_path: Path) -> None
 def test_a_folder_that_is_no_graft(tiny_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(OtterError, match=f"holds no {MANIFEST}"):
         train(tiny_llama, small_recipe(tmp_path))
-    with pytest.raises(OtterError, match="no folder"):
+    with pytest.raises(OtterError, match="does not exist"):
         train(tmp_path / "nowhere", small_recipe(tmp_path))
     assert not (tiny_llama / "training").exists()
