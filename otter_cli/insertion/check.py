@@ -28,6 +28,7 @@ from otter_cli.families.tensors import expected_tensors, is_listed_whole
 RUNNABLE = ("F64", "F32", "BF16", "F16")
 _BLOCK = 16 * 2**20
 GENERATION = "generation_config.json"
+_TOKENIZER = "tokenizer_config.json"
 
 
 class Contradiction(NamedTuple):
@@ -50,9 +51,21 @@ def check_base(base: Checkpoint, shape: BaseShape) -> None:
 
 
 def warn_of_ids(base: Checkpoint, shape: BaseShape) -> None:
-    """Warns of ids that have no row in the embedding: the base runs without them."""
-    for warning in id_warnings(base, shape):
+    """Warns of ids that have no row in the embedding, and of a tokenizer with code of its own: the
+    base runs without them."""
+    for warning in base_warnings(base, shape):
         warn(f"{base.path}: {warning}")
+
+
+def base_warnings(base: Checkpoint, shape: BaseShape) -> Iterator[str]:
+    """What keeps no base from running, and some texts or verbs from using it."""
+    yield from id_warnings(base, shape)
+    settings = read_object(base.path / _TOKENIZER) if _TOKENIZER in base.files else {}
+    if settings.get("auto_map"):
+        yield (
+            f"{_TOKENIZER}: auto_map names code that the folder brings; otter runs none of it, and "
+            "generate, chat, train and bench refuse a tokenizer that needs it"
+        )
 
 
 def check_files(base: Checkpoint, shape: BaseShape) -> None:

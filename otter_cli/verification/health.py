@@ -16,11 +16,10 @@ from otter_cli.checkpoint.weights import Weights
 from otter_cli.core.console import progress
 from otter_cli.core.errors import OtterError
 from otter_cli.families import FAMILIES, BaseShape, base_shape
-from otter_cli.families.ids import id_warnings
 from otter_cli.families.quantised import quantisation_fault
 from otter_cli.families.tensors import expected_tensors
 from otter_cli.insertion import MANIFEST, Manifest
-from otter_cli.insertion.check import contradictions, rehearsed
+from otter_cli.insertion.check import base_warnings, contradictions, rehearsed
 from otter_cli.insertion.storage import STEM
 from otter_cli.verification.findings import Finding
 from otter_cli.verification.static import check_graft
@@ -115,7 +114,7 @@ def _shapes(base: Checkpoint, shape: BaseShape, health: Health) -> None:
     for tensor, what, _ in faults:
         file = base.file_of.get(tensor, "")
         health.problems.append(Finding(what, str(base.path / file), tensor or None))
-    health.notes += id_warnings(base, shape)
+    health.notes += base_warnings(base, shape)
 
 
 def _values(weights: Weights, folder: Path, health: Health) -> Iterator[Finding]:

@@ -218,3 +218,19 @@ def test_train_unpickles_code_for_its_own_option_alone(
 def test_verbs_that_take_a_judge_have_the_option(otter_here: Otter, verb: str) -> None:
     done = otter_here(*verb.split(), "--help")
     assert done.returncode == 0 and "--allow-pickle" in done.stdout
+
+
+@pytest.mark.parametrize("verb", ["graft", "doctor"])
+def test_a_tokenizer_with_code_of_its_own_is_warned_of_before_it_is_refused(
+    otter_here: Otter, tiny_llama: Path, tmp_path: Path, canary: Path, verb: str
+) -> None:
+    """graft and doctor accept what generate refuses, so they have to say it."""
+    base = plant(shutil.copytree(tiny_llama, tmp_path / "named"), canary, "tokenizer")
+    done = (
+        otter_here("graft", base, tmp_path / "out") if verb == "graft" else otter_here(verb, base)
+    )
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 0 and "auto_map names code that the folder brings" in said, said
+    assert not canary.exists()
+    sound = otter_here("doctor", tiny_llama)
+    assert "auto_map" not in sound.stdout + sound.stderr
