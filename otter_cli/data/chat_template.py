@@ -30,6 +30,8 @@ _MEMORY = 1 << 30
 # What a template may write: a system prompt of its own, and each character of a message so often.
 _WRITTEN, _TIMES = 1_000_000, 100
 _DAMAGED = "tokenizer_config.json or chat_template.jinja is damaged: fetch it again"
+# What fails whatever the messages are.
+_NO_PROGRAM = ("TemplateSyntaxError", "TemplateAssertionError", "RecursionError")
 _LOOPS = "look for a loop or a repetition in the base's chat_template, or leave chat out"
 
 
@@ -154,8 +156,12 @@ def _apply(tokenizer: Any, messages: Messages, generate: bool, *, tokenize: bool
         raise
     except Exception as error:
         # A template is a program: it can fail in any way, and so can a tokenizer at its text.
+        if type(error).__name__ in _NO_PROGRAM:
+            raise OtterError(
+                f"the chat template is no sound program: {error}", hint=_DAMAGED
+            ) from error
         raise OtterError(
-            f"the chat template refuses it: {type(error).__name__}: {error}",
+            f"the chat template refuses these messages: {type(error).__name__}: {error}",
             hint="check the order of roles, and whether the template takes such messages "
             "(contents as lists of parts, tool calls)",
         ) from error
@@ -190,4 +196,7 @@ def _check_numbers(template: str) -> None:
         return  # which says more when it is applied
     for _, kind, value in tokens:
         if value == "**" or (kind in ("integer", "float") and float(value) > _LARGEST):
-            raise OtterError(f"the chat template computes with {value}", hint=_LOOPS)
+            raise OtterError(
+                f"the chat template uses {value}, and such numbers can take hours to compute",
+                hint=_LOOPS,
+            )

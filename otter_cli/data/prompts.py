@@ -133,6 +133,8 @@ def _messages(record: Record, column: str | None) -> list[Message]:
     if column is not None:
         return read_prompt(record, column) if is_messages(record.value(column)) else []
     for name in ("messages", "prompt"):
+        if values.get(name) == []:
+            raise record.error(f"{name!r} is an empty list", "a dialogue has at least one message")
         if is_messages(values.get(name)):
             return read_prompt(record, name)
     sides = [name for name in ("chosen", "rejected") if is_messages(values.get(name))]

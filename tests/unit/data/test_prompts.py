@@ -76,6 +76,7 @@ def test_a_named_column_goes_before_the_forms(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "what"),
     [
+        ({"messages": []}, "line 1: 'messages' is an empty list"),
         ({"riddle": "x"}, "line 1: no prompt in columns 'riddle'"),
         ({"turns": []}, "line 1: no column '0'"),
         ({"turns": "x"}, "line 1: no column 'turns.0'"),
