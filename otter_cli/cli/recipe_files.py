@@ -49,6 +49,8 @@ def recipe_path(name: str) -> Path:
         return path
     if path.is_dir():
         raise OtterError(f"{name} is a folder, not a recipe", hint="give the YAML file in it")
+    if path.exists():
+        raise OtterError(f"{name} is not a regular file", hint="give a YAML file")
     try:
         return find_recipe(name).path
     except OtterError as error:

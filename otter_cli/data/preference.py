@@ -34,16 +34,18 @@ def read_pairs(
     rejected: str = "rejected",
     prompt: str | None = None,
     margin: str | None = None,
+    keep_equal: bool = False,
 ) -> list[Pair]:
     """Pairs of a table; with `prompt`, that column is put before both texts.
 
-    OtterError, with file and line, for missing or empty columns and for two equal texts.
+    OtterError, with file and line, for missing or empty columns, and for two equal texts unless
+    `keep_equal`: for a caller that leaves these pairs out and counts them.
     """
 
     def parse(record: Record) -> Pair:
         start = record.text(prompt) if prompt else ""
         better, worse = (_whole(start, record.text(column)) for column in (chosen, rejected))
-        if better == worse:
+        if better == worse and not keep_equal:
             raise record.error(
                 f"{chosen!r} and {rejected!r} are equal", "remove the row: it prefers nothing"
             )

@@ -26,9 +26,9 @@ BAD = {
     "empty text": (
         "pairs", _wrong('{"chosen": " ", "rejected": "y"}'), "line 4: 'chosen' is empty"
     ),
-    "identical pair": (
-        "pairs", _wrong('{"chosen": "x", "rejected": "x"}'),
-        "line 4: 'chosen' and 'rejected' are equal",
+    "identical pairs": (
+        "pairs", b'{"chosen": "x", "rejected": "x"}\n' * 3 + PAIR,
+        "3 of 4 pairs are identical in the tokens that are read",
     ),
     "label out of range": (
         "labelled", LABEL + b'{"text": "abc", "toxicity": 1.5}\n',

@@ -66,6 +66,7 @@ class PairObjective(Objective, ABC):
             rejected=source.rejected,
             prompt=source.prompt,
             margin=source.margin,
+            keep_equal=True,  # `Pairs` leaves them out
         )
 
     def encode(self, rows: Sequence[Pair], tokenizer: Any, max_length: int) -> Pairs:

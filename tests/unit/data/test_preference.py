@@ -46,6 +46,11 @@ def test_a_prompt_column_goes_before_both(tmp_path: Path) -> None:
     assert pair == Pair("Q: yes", "Q: no", "Q: ")
 
 
+def test_equal_texts_are_kept_for_a_caller_that_counts_them(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", GOOD, {"chosen": "same", "rejected": "same"})
+    assert read_pairs(path, keep_equal=True)[1] == Pair("same", "same")
+
+
 @pytest.mark.parametrize(
     ("row", "what"),
     [

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from otter_cli.core.errors import OtterError
+from otter_cli.data.summary import summarise
 from otter_cli.signals import parse_signal
 from otter_cli.training import load_recipe, train
 from otter_cli.training.material import Material, load_material
@@ -58,6 +59,16 @@ def test_pairs_that_a_cut_makes_identical_are_left_out_and_counted(
     told = " ".join(capsys.readouterr().err.split())
     assert "3 of 12 pairs are identical in the tokens that are read, and are left out" in told
     assert "test rows: 1 of 5 pairs are identical" in told
+
+
+def test_training_leaves_out_the_equal_pairs_that_data_check_says_it_leaves_out(
+    tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    equal = [{"chosen": f"same {i}", "rejected": f"same {i}"} for i in range(2)]
+    file = _write(tmp_path / "pairs.jsonl", [*_pairs(0, 6), *equal])
+    found = _load(tmp_path, tiny_tokenizer, "reward", {**REWARD, "held_out": None})
+    assert found.record["train"]["identical"] == summarise(file).identical == 2
+    assert found.record["train"]["rows"] == len(found.train.lengths) == 6
 
 
 @pytest.mark.parametrize(("alike", "apart"), [(6, 0), (6, 4)])
