@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from otter_cli.verification import Report, Request, Verdict
 
 app = verb_app()
+_INTERRUPTED = 130
 
 
 def _option(panel: str, name: str, text: str) -> Any:
@@ -29,6 +30,7 @@ def _option(panel: str, name: str, text: str) -> Any:
     example="""\
     otter verify grafted --base llama-base
     otter verify grafted --base llama-base --static
+    otter verify grafted --budget 30s
     otter verify somebody-elses --base llama-base --grid full --random 200 --strict construction
     otter verify --check proof.json""",
 )
@@ -62,6 +64,10 @@ def verify(
     device: Annotated[
         list[str] | None, _option("Grid", "--device", "cpu, cuda; again for more")
     ] = None,
+    budget: Annotated[
+        str | None,
+        _option("Grid", "--budget", "seconds to spend (30s, 2m): the most telling cases first"),
+    ] = None,
     strict: Annotated[
         Literal["construction", "grid", "close"],
         _option("Proof", "--strict", "the least verdict that exits 0"),
@@ -77,30 +83,36 @@ def verify(
     """Prove that a graft says what its base says, to the bit, or show where it does not.
 
     Files by digest; a trace of every operation; logits over a grid of lengths, batches, caches and
-    dtypes; the same with NaN and infinity in the inserted tensors. Exit 1 when it fails.
+    dtypes; the same with NaN and infinity in the inserted tensors. Exit 1 when it fails. Ctrl-C
+    gives the verdict of what was done until then, and exit 130.
     """
     from otter_cli.core.atomic import write_json
+    from otter_cli.core.units import parse_seconds
     from otter_cli.verification import Grid, Request, decide, proof_record, read_proof
     from otter_cli.verification import verify as run
+    from otter_cli.verification.pace import INTERRUPTED
 
+    seconds = parse_seconds(budget) if budget else 0.0
     earlier = read_proof(check) if check else None
     if earlier:
         request = _again(earlier, folder, base, trust_remote_code)
     elif folder:
         chosen = Grid(grid, random, seed, tuple(dtype or ()), devices=tuple(device or ["cpu"]))
-        request = Request(folder, base, chosen, static, independent, trust_remote_code)
+        request = Request(folder, base, chosen, static, independent, trust_remote_code, seconds)
     else:
         raise OtterError("verify what?", hint="`otter verify OUT --base BASE`")
     target = proof or (None if earlier else Path("proof.json"))
     _refuse_unwritable(target)
-    found = run(request)
+    found = run(request, interruptible=True)
     verdict = decide(found)
     record = proof_record(found, verdict)
     if target:
         write_json(target, record)
     outcome = {**record, "proof": target, "check": _compare(earlier, record) if earlier else None}
     passed = verdict.passes(strict) and not (earlier and outcome["check"]["differences"])
-    return Outcome(outcome, lambda: _view(found, verdict, outcome), exit_code=0 if passed else 1)
+    interrupted = found.left_out is not None and found.left_out.why == INTERRUPTED
+    code = _INTERRUPTED if interrupted else 0 if passed else 1
+    return Outcome(outcome, lambda: _view(found, verdict, outcome), exit_code=code)
 
 
 def _again(earlier: dict[str, Any], folder: Path | None, base: Path | None, trust: bool) -> Request:

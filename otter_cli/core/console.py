@@ -41,15 +41,16 @@ def warn(text: str) -> None:
 
 
 @contextmanager
-def progress(total: int, label: str) -> Iterator[Advance]:
-    """Yields advance(n): a bar on a terminal, a line now and then in a log, nothing when quiet."""
+def progress(total: int, label: str, *, first: float = _SECONDS_BETWEEN_LINES) -> Iterator[Advance]:
+    """Yields advance(n): a bar on a terminal, a line now and then in a log, nothing when quiet.
+    `first`: seconds until the first line of a log."""
     if _quiet or total <= 0:
         yield lambda count: None
     elif console().is_terminal:
         with _bar(total, label) as advance:
             yield advance
     else:
-        yield _Lines(total, label).advance
+        yield _Lines(total, label, first).advance
 
 
 @contextmanager
@@ -71,17 +72,18 @@ def _bar(total: int, label: str) -> Iterator[Advance]:
 class _Lines:
     """Progress for logs: short work says nothing, long work a line every quarter of a minute."""
 
-    def __init__(self, total: int, label: str) -> None:
+    def __init__(self, total: int, label: str, first: float) -> None:
         self.total = total
         self.label = label
         self.done = 0
-        self.started = self.last_line = time.monotonic()
+        self.started = time.monotonic()
+        self.next_line = self.started + first
 
     def advance(self, count: int) -> None:
         self.done += count
         now = time.monotonic()
-        if now - self.last_line < _SECONDS_BETWEEN_LINES or not self.done:
+        if now < self.next_line or not self.done:
             return
-        self.last_line = now
+        self.next_line = now + _SECONDS_BETWEEN_LINES
         left = (now - self.started) * max(self.total - self.done, 0) / self.done
         say(f"{self.label}: {100 * self.done / self.total:.0f} %, {seconds_text(left)} left")

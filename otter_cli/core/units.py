@@ -1,5 +1,13 @@
 """Quantities as people read them."""
 
+import re
+
+from otter_cli.core.errors import OtterError
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|)", re.ASCII)
+_UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
+_MOST_SECONDS = 1e7
+
 
 def bytes_text(count: float) -> str:
     """Decimal units, three digits: 27812680 -> '27.8 MB'."""
@@ -29,6 +37,15 @@ def seconds_text(seconds: float) -> str:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes:02d} min"
+
+
+def parse_seconds(text: str) -> float:
+    """The inverse, for one unit: '30s' -> 30, '2m' -> 120, '1h' -> 3600, '45' -> 45."""
+    found = _DURATION.fullmatch(text.strip().lower())
+    seconds = float(found.group(1)) * _UNITS[found.group(2)] if found else 0.0
+    if not 0 < seconds < _MOST_SECONDS:
+        raise OtterError(f"{text!r} is no duration", hint="say it like 30s, 2m or 1h")
+    return seconds
 
 
 def _scaled(count: float, step: int, names: tuple[str, ...]) -> str:

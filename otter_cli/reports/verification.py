@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from otter_cli.core.units import count_text, percent_text
+from otter_cli.core.units import count_text, percent_text, seconds_text
 from otter_cli.reports.page import Cell, Report, Section, Table
 from otter_cli.verification import Report as Verification
 from otter_cli.verification import Verdict
@@ -62,7 +62,7 @@ def _levels(found: Verification) -> Iterator[list[Cell | str]]:
             "structural",
             _holds(
                 f"{len(found.paths)} paths, {count_text(operations)} operations of the base: the "
-                "same as without the insertion, and none reads what it made",
+                f"same as without the insertion, and none reads what it made{_layers(found)}",
                 True,
             ),
         ]
@@ -70,15 +70,44 @@ def _levels(found: Verification) -> Iterator[list[Cell | str]]:
         first = found.skipped[0]
         told = f"{len(found.skipped)} cases that the base cannot run: {first.case}: {first.reason}"
         yield ["left out", told]
+    if found.results and found.repeated < len(found.results):
+        implied = len(found.results) - found.repeated
+        yield ["control", f"in {implied} cases the graft's run, which gave the base's bits again"]
     yield from _poisons(found)
     for place in found.locality:
         told = place.failure or f"{place.compared} comparisons: what is at s shows at s alone"
         yield [f"locality of {place.insertion}", _holds(told, place.failure is None)]
+    if found.left_out:
+        why = Cell(f"{found.left_out} ({found.left_out.why})", tone="bad")
+        yield ["not done", why]
+    yield from _cost(found)
+
+
+def _layers(found: Verification) -> str:
+    partly = next((path for path in found.paths if path.layers), None)
+    if partly is None:
+        return ""
+    passed = sum(path.passed for path in found.paths)
+    layers = ", ".join(map(str, partly.layers))
+    return (
+        f"; compared in layers {layers} of {partly.depth}, which stand for the others of their "
+        f"kinds; of {count_text(passed)} operations in those, none reads it either"
+    )
+
+
+def _cost(found: Verification) -> Iterator[list[Cell | str]]:
+    cost = found.cost
+    if cost.forwards:
+        counted = f"{count_text(cost.tokens)} tokens in {count_text(cost.forwards)} forwards"
+        multiple = f"{cost.multiple:.1f} forwards of the longest window ({cost.longest} tokens)"
+        took = seconds_text(found.seconds)
+        yield ["cost", f"{counted}, the tokens of {multiple}; {took}"]
 
 
 def _poisons(found: Verification) -> Iterator[list[Cell | str]]:
     for each in found.each:
-        what = f"{each.equal} of {each.runs} stand still: {each.tensors} tensors in turn"
+        shared = f", {each.grouped} of them in {each.together} groups" if each.together else ""
+        what = f"{each.equal} of {each.runs} stand still: {each.tensors} tensors in turn{shared}"
         moved = f"; {each.moved[1]} in {each.moved[0]} moves logits" if each.moved else ""
         told = f"{what} ({', '.join(each.values)}){moved}"
         yield ["poison", _holds(told, each.moved is None)]

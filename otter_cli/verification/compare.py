@@ -9,11 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from otter_cli.core.console import progress
 from otter_cli.core.errors import OtterError
 from otter_cli.model import OtterForCausalLM
 from otter_cli.verification.bits import Difference, difference
 from otter_cli.verification.cases import Case
+from otter_cli.verification.cost import work
+from otter_cli.verification.pace import Pace
 from otter_cli.verification.pair import Pair
 from otter_cli.verification.poison import VALUES, fill
 from otter_cli.verification.run import Digests, Outputs, run
@@ -25,7 +26,8 @@ _REFUSALS = (ValueError, TypeError, AttributeError, NotImplementedError, Runtime
 @dataclass(frozen=True)
 class CaseResult:
     """`control`: the base equals itself. `poison`: by value, whether the logits stood still.
-    `outputs`: digests of what the base gave. `failure`: what the other model raised."""
+    `outputs`: digests of what the base gave. `failure`: what the other model raised. `repeated`:
+    the base itself ran twice; else the other model's run, which gave its bits, is the control."""
 
     case: Case
     equal: bool
@@ -34,6 +36,7 @@ class CaseResult:
     difference: Difference
     outputs: Digests
     failure: str = ""
+    repeated: bool = True
 
     def record(self) -> dict[str, Any]:
         return {
@@ -55,15 +58,21 @@ class Skipped:
         return {"case": self.case.record(), "reason": self.reason}
 
 
-def compare(pair: Pair, cases: list[Case]) -> Iterator[CaseResult | Skipped]:
-    _warm_up(pair, cases)
-    with progress(len(cases), "comparing logits") as advance:
-        for case in cases:
-            yield _compare(pair, case)
-            advance(1)
+def compare(
+    pair: Pair, cases: list[Case], *, repeat: bool = True, pace: Pace | None = None
+) -> Iterator[CaseResult | Skipped]:
+    """`repeat`: the base runs twice in every case. Else it does so only where the other model
+    differs: where that gives the base's bits, a second run has given them already."""
+    pace = pace or Pace()
+    warm_up(pair, cases)
+    for case in cases:
+        if pace.stopped:
+            return
+        yield _compare(pair, case, repeat)
+        pace.done(work(case) * (3 if repeat else 2))
 
 
-def _warm_up(pair: Pair, cases: list[Case]) -> None:
+def warm_up(pair: Pair, cases: list[Case]) -> None:
     """A process's first pass by several threads may round otherwise than all that follow: stock
     transformers on a CPU, in four processes of ten (torch 2.13, 0.6 B, two threads)."""
     for case in {case.threads: case for case in reversed(cases)}.values():
@@ -71,36 +80,55 @@ def _warm_up(pair: Pair, cases: list[Case]) -> None:
             run(case, pair.base)
 
 
-def _compare(pair: Pair, case: Case) -> CaseResult | Skipped:
+def _compare(pair: Pair, case: Case, repeat: bool) -> CaseResult | Skipped:
     try:
         expected = run(case, pair.base).digests()
     except _REFUSALS as error:
         return Skipped(case, _told(error))
-    control = run(case, pair.base).digests() == expected
+    # Before the other model runs, which may leave something behind.
+    control = not repeat or run(case, pair.base).digests() == expected
     try:
-        equal, moved = _beside(pair, case, expected)
+        found = run(case, pair.other)
     except _REFUSALS as error:
+        control = control if repeat else _repeats(pair, case)
         return CaseResult(case, False, control, {}, Difference(), expected, _told(error))
-    return CaseResult(case, equal, control, {}, moved, expected)
+    digests = found.digests()
+    if digests == expected or (pair.otter is None and digests.said == expected.said):
+        return CaseResult(case, True, control, {}, Difference(), expected, repeated=repeat)
+    # Logits of both are in memory for those that differ alone: the base then runs again.
+    moved = difference(*_comparable(case, run(case, pair.base), found))
+    control = control if repeat else _repeats(pair, case)
+    return CaseResult(case, False, control, {}, moved, expected)
+
+
+def _repeats(pair: Pair, case: Case) -> bool:
+    """Whether the base gives the same bits twice in a row."""
+    return run(case, pair.base).digests() == run(case, pair.base).digests()
 
 
 def poison_cases(
-    pair: Pair, otter: OtterForCausalLM, results: list[CaseResult], *, every_value: bool
+    pair: Pair,
+    otter: OtterForCausalLM,
+    results: list[CaseResult],
+    *,
+    every_value: bool,
+    pace: Pace | None = None,
 ) -> list[CaseResult]:
     """The same cases poisoned: by NaN each, by the other values each or, for a quick grid, in turn.
 
     Comes last, for it ruins `otter`: a copy of the inserted tensors to put back would be held all
     the while.
     """
+    pace, poisoned = pace or Pace(), list(results)
     ran = [index for index, result in enumerate(results) if not result.failure]
-    poisoned = list(results)
-    with progress(len(VALUES), "poisoning all tensors") as advance:
-        for turn, value in enumerate(VALUES):
-            fill((tensor for _, tensor in otter.inserted_parameters()), value)
-            for index in ran:
-                if every_value or turn in (0, 1 + index % (len(VALUES) - 1)):
-                    poisoned[index] = _poisoned(pair, poisoned[index], value)
-            advance(1)
+    for turn, value in enumerate(VALUES):
+        fill((tensor for _, tensor in otter.inserted_parameters()), value)
+        for index in ran:
+            if every_value or turn in (0, 1 + index % (len(VALUES) - 1)):
+                if pace.stopped:
+                    return poisoned
+                poisoned[index] = _poisoned(pair, poisoned[index], value)
+                pace.done(work(results[index].case))
     return poisoned
 
 
@@ -109,16 +137,9 @@ def _poisoned(pair: Pair, result: CaseResult, value: str) -> CaseResult:
         stood = run(result.case, pair.other).digests() == result.outputs
     except _REFUSALS as error:
         return replace(result, failure=_told(error))
+    if not stood and not result.repeated:
+        result = replace(result, control=_repeats(pair, result.case), repeated=True)
     return replace(result, poison={**result.poison, value: stood})
-
-
-def _beside(pair: Pair, case: Case, expected: Digests) -> tuple[bool, Difference]:
-    """Logits of both are in memory for those that differ alone: the base then runs again."""
-    found = run(case, pair.other)
-    digests = found.digests()
-    if digests == expected or (pair.otter is None and digests.said == expected.said):
-        return True, Difference()
-    return False, difference(*_comparable(case, run(case, pair.base), found))
 
 
 def _comparable(case: Case, expected: Outputs, found: Outputs) -> tuple[Tensor, Tensor]:

@@ -21,13 +21,25 @@ DTYPES: dict[GridName, tuple[str, ...]] = {
 # What a window costs grows with its square: longer ones than these are cut.
 _WINDOW: dict[GridName, int] = {"quick": 512, "full": 2048}
 _LENGTHS = (1, 2, 7, 33, 128)
+# What differs first where another dtype or attention differs at all: lengths that no kernel blocks
+# by, masks of padded rows, steps over a cache, caches of another form. The most telling come first.
+_TELLING = (
+    Case("decode", 24, batch=4, padding="left", steps=6),
+    Case("prefill", 33),
+    Case("prefill", 128),
+    Case("prefill", 40, batch=4, padding="right"),
+    Case("chunked", 40, chunk=16),
+    Case("static", 17, steps=4),
+)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A named grid in every setting, and `random` cases on top whose settings are drawn too.
+    """A named grid, and `random` cases on top whose settings are drawn too.
 
-    No dtypes: those of the named grid. `seed` decides on tokens and on random cases.
+    No dtypes: those of the named grid. `seed` decides on tokens and on random cases. `main`: the
+    dtype and the attention that the base is served in. A quick grid runs whole there, and runs its
+    most telling cases in the other settings. Without `main` it runs whole in every setting.
     """
 
     name: GridName = "quick"
@@ -36,6 +48,8 @@ class Grid:
     dtypes: tuple[str, ...] = ()
     attentions: tuple[str, ...] = ATTENTIONS
     devices: tuple[str, ...] = ("cpu",)
+    # None: not known yet. (): no setting counts more than another.
+    main: tuple[str, str] | tuple[()] | None = None
 
     def __post_init__(self) -> None:
         for dtype in self.dtypes:
@@ -45,23 +59,47 @@ class Grid:
                     hint=f"known: {', '.join(DTYPES['full'])}",
                 )
 
+    def around(self, dtype: str, attention: str) -> Grid:
+        """The same grid, with the setting of a base that is stored in `dtype`. A full grid, or one
+        whose settings are decided already, stays as it is."""
+        if self.name == "full" or self.main is not None:
+            return self
+        known = dtype if dtype in DTYPES["full"] else "float32"
+        return replace(self, main=(known, attention))
+
     def cases(self, positions: int) -> list[Case]:
         """All cases for a base of so many positions; those that one loaded model serves are
         neighbours."""
         window = min(positions, _WINDOW[self.name])
-        dtypes = self.dtypes or DTYPES[self.name]
+        dtypes = self._dtypes()
         named = [
             replace(path, attention=attention, dtype=dtype, device=device)
             for device in self.devices
             for dtype in dtypes
             for attention in self.attentions
-            for path in _fitting(self._paths(attention, window), window)
+            for path in _fitting(self._paths(dtype, attention, window), window)
         ]
         drawn = [self._draw(index, window, dtypes) for index in range(self.random)]
         seeded = [replace(case, seed=derive_seed(self.seed, case.label)) for case in named]
         return sorted([*seeded, *drawn], key=lambda case: (case.device, dtypes.index(case.dtype)))
 
-    def _paths(self, attention: str, window: int) -> list[Case]:
+    def departures(self, dtype: str, attention: str) -> int:
+        """How far a setting is from the main one: 0, 1 (the dtype or the attention), 2 (both)."""
+        if not self.main:
+            return 0
+        main = self.main[1] if self.main[1] in self.attentions else self.attentions[0]
+        # Dtypes that the user names are all wanted alike.
+        return int(not self.dtypes and dtype != self.main[0]) + int(attention != main)
+
+    def _dtypes(self) -> tuple[str, ...]:
+        if self.dtypes or not self.main:
+            return self.dtypes or DTYPES[self.name]
+        stored = self.main[0]
+        return stored, next(dtype for dtype in DTYPES["quick"] if dtype != stored)
+
+    def _paths(self, dtype: str, attention: str, window: int) -> list[Case]:
+        if departures := self.departures(dtype, attention):
+            return list(_TELLING if departures == 1 else _TELLING[:2])
         # Eager attention holds every pair of positions, several times.
         longest = max(window // 2, 1) if attention == "eager" else window
         return [*_quick(longest), *(_full(window) if self.name == "full" else ())]

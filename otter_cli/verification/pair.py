@@ -23,6 +23,8 @@ from otter_cli.verification.wide import is_wide
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -59,6 +61,19 @@ def open_pair(request: Request, *, dtype: str, device: str, shared: bool) -> Pai
 def positions(base: Path) -> int:
     """How many positions the base was made for, under whatever name its configuration has it."""
     return int(getattr(load_config(base), "max_position_embeddings", 2048))
+
+
+def main_setting(base: Path) -> tuple[str, str]:
+    """The dtype that the base is stored in, and the attention that transformers runs it with."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    stored = Checkpoint.open(base).dtype
+    config = load_config(base)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return _DTYPES.get(stored, "float32"), "sdpa"
+    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    attention = "sdpa" if getattr(model, "_supports_sdpa", True) else "eager"
+    return _DTYPES.get(stored, "float32"), attention
 
 
 def _subject(

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from otter_cli.core.console import progress
 from otter_cli.model import OtterForCausalLM
 from otter_cli.verification.cases import Case
+from otter_cli.verification.cost import work
+from otter_cli.verification.pace import Pace
 from otter_cli.verification.pair import Pair
-from otter_cli.verification.run import run
+from otter_cli.verification.run import Digests, run
 
 VALUES = ("nan", "inf", "-inf", "1e30", "denormal")
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
 class PoisonResult:
-    """One tensor at a time: how many runs left the logits alone, and the first that did not."""
+    """One tensor at a time: how many runs left the logits alone, and the first that did not.
+
+    `together`: groups of tensors, each the same tensor of many layers, that were poisoned together
+    because the layers are of one kind; `tensors` counts every tensor once."""
 
     case: Case
     tensors: int
@@ -30,9 +36,12 @@ class PoisonResult:
     equal: int
     moved: tuple[str, str] | None  # tensor, value
 
+    together: int = 0
+    grouped: int = 0  # tensors in those groups
+
     @property
     def runs(self) -> int:
-        return self.tensors * len(self.values)
+        return (self.tensors - self.grouped + self.together) * len(self.values)
 
     def record(self) -> dict[str, Any]:
         moved = self.moved and {"tensor": self.moved[0], "value": self.moved[1]}
@@ -66,19 +75,75 @@ def number(value: str, dtype: torch.dtype) -> float:
 
 
 def poison_each(
-    pair: Pair, otter: OtterForCausalLM, case: Case, values: tuple[str, ...]
+    pair: Pair,
+    otter: OtterForCausalLM,
+    case: Case,
+    values: tuple[str, ...],
+    *,
+    layers: Collection[int] | None = None,
+    pace: Pace | None = None,
 ) -> PoisonResult:
-    """Each inserted tensor in turn, so that none hides behind the NaN of another."""
-    expected = run(case, pair.base).digests()
-    equal, moved = 0, None
-    named = list(otter.inserted_parameters())
-    with progress(len(named), "poisoning each tensor") as advance:
-        for name, tensor in named:
-            for value in values:
-                with poisoned(tensor, value):
-                    same = run(case, pair.other).digests() == expected
-                equal += same
-                if not same and moved is None:
-                    moved = (name, value)
-            advance(1)
-    return PoisonResult(case, len(named), values, equal, moved)
+    """Each inserted tensor in turn, so that none hides behind the NaN of another. `layers`: outside
+    of these, the same tensor of all layers is one group, which is poisoned together."""
+    pace, expected = pace or Pace(), run(case, pair.base).digests()
+    equal, tried, moved = 0, [], None
+    for group in poison_groups([name for name, _ in otter.inserted_parameters()], layers):
+        if pace.stopped:
+            break
+        tried.append(group)
+        for value in values:
+            same = _stands(pair, otter, case, group, value, expected)
+            equal += same
+            if not same and moved is None:
+                moved = (_culprit(pair, otter, case, group, value, expected), value)
+        pace.done(work(case) * len(values))
+    shared = [group for group in tried if len(group) > 1]
+    return PoisonResult(
+        case,
+        tensors=sum(map(len, tried)),
+        values=values,
+        equal=equal,
+        moved=moved,
+        together=len(shared),
+        grouped=sum(map(len, shared)),
+    )
+
+
+def poison_groups(names: Iterable[str], layers: Collection[int] | None) -> list[list[str]]:
+    """The tensors that are poisoned together, by name."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        found = _LAYER.search(name)
+        alone = layers is None or found is None or int(found.group(1)) in layers
+        key = name if alone or found is None else _LAYER.sub(".layers.*.", name, count=1)
+        groups.setdefault(key, []).append(name)
+    return list(groups.values())
+
+
+def _stands(
+    pair: Pair,
+    otter: OtterForCausalLM,
+    case: Case,
+    group: Collection[str],
+    value: str,
+    expected: Digests,
+) -> bool:
+    """Whether the case gives the base's bits while the tensors of the group hold the value."""
+    with ExitStack() as stack:
+        for name, tensor in otter.inserted_parameters():
+            if name in group:
+                stack.enter_context(poisoned(tensor, value))
+        return run(case, pair.other).digests() == expected
+
+
+def _culprit(
+    pair: Pair,
+    otter: OtterForCausalLM,
+    case: Case,
+    group: list[str],
+    value: str,
+    expected: Digests,
+) -> str:
+    """The tensor of a group that moves logits by itself; where none does, the group's first."""
+    alone = (name for name in group if not _stands(pair, otter, case, [name], value, expected))
+    return group[0] if len(group) == 1 else next(alone, group[0])

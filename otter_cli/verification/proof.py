@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from otter_cli.core.errors import CheckFailed, OtterError
 from otter_cli.core.provenance import provenance
 from otter_cli.verification.report import Report
 from otter_cli.verification.request import Request
+from otter_cli.verification.selection import Selection, name
 from otter_cli.verification.verdict import Verdict
 
 SCHEMA_VERSION = 2
@@ -54,12 +56,26 @@ def proof_record(report: Report, verdict: Verdict) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "verdict": verdict.name,
         "sentence": verdict.sentence,
-        "request": report.request.record(),
+        "request": _request(report).record(),
         **report.record(),
         "provenance": provenance(),
         "backend": {} if report.request.static_only else backend(),
     }
     return {**record, "sha256": sha256_json(record)}
+
+
+def _request(report: Report) -> Request:
+    """The request, with what was done where that is not the whole grid."""
+    if report.left_out is None:
+        return report.request
+    done = Selection(
+        cases=tuple(map(name, report.compared)),
+        traces=tuple(name(path.case) for path in report.paths),
+        poisoned=tuple(name(result.case) for result in report.results if result.poison),
+        each=bool(report.each),
+        locality=bool(report.locality),
+    )
+    return replace(report.request, only=done)
 
 
 def backend() -> dict[str, Any]:
@@ -81,7 +97,7 @@ def backend() -> dict[str, Any]:
             "memory_efficient": torch.backends.cuda.mem_efficient_sdp_enabled(),
             "math": torch.backends.cuda.math_sdp_enabled(),
         },
-        "environment": {name: os.environ[name] for name in _THREADS if name in os.environ},
+        "environment": {key: os.environ[key] for key in _THREADS if key in os.environ},
     }
 
 
@@ -95,7 +111,7 @@ def read_proof(path: Path) -> dict[str, Any]:
     if version != SCHEMA_VERSION:
         hint = "update otter" if version > SCHEMA_VERSION else "verify anew"
         raise OtterError(f"{path} has schema version {version}, not {SCHEMA_VERSION}", hint=hint)
-    told = {name: value for name, value in record.items() if name != "sha256"}
+    told = {key: value for key, value in record.items() if key != "sha256"}
     if sha256_json(told) != record.get("sha256"):
         raise CheckFailed(
             f"{path} was changed after it was written: its digest differs",
@@ -123,6 +139,9 @@ def _no_request(where: str, error: ValidationError | OtterError) -> OtterError:
 def request_of(record: dict[str, Any]) -> Request:
     """What the proof was made of, and how."""
     request = TypeAdapter(Request).validate_python(record["request"])
+    if "main" not in record["request"]["grid"]:
+        # Made when a quick grid ran whole in every setting.
+        request = replace(request, grid=replace(request.grid, main=()))
     if not 0 <= request.grid.random <= _MOST_CASES:
         raise OtterError(
             f"the proof asks for {request.grid.random:,} random cases",
@@ -139,9 +158,9 @@ def disagreements(proof: dict[str, Any], again: dict[str, Any]) -> Iterator[str]
                 yield f"{file} of the {side} is not the file that was verified"
     if proof["verdict"] != again["verdict"]:
         yield f"the verdict was {proof['verdict']}, and is {again['verdict']}"
-    for name in ("cases", "equal", "control", "poison"):
-        if proof[name] != again[name]:
-            yield f"{name}: {proof[name]} then, {again[name]} now"
+    for count in ("cases", "equal", "control", "poison"):
+        if proof[count] != again[count]:
+            yield f"{count}: {proof[count]} then, {again[count]} now"
 
 
 def same_outputs(proof: dict[str, Any], again: dict[str, Any]) -> int:

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from otter_cli.verification.grid import Grid
+from otter_cli.verification.selection import Selection
 
 
 @dataclass(frozen=True)
 class Request:
     """`base` None: the one inside the graft. `static_only`: no model is run. `independent`: the
     base is loaded a second time even where its files are the graft's. `trust`: modelling code
-    that a folder brings along is run."""
+    that a folder brings along is run. `budget`: seconds after which no further run begins; 0: no
+    limit. `only`: what an earlier verification did, to be done again."""
 
     folder: Path
     base: Path | None = None
@@ -21,6 +23,8 @@ class Request:
     static_only: bool = False
     independent: bool = False
     trust: bool = False
+    budget: float = 0.0
+    only: Selection | None = None
 
     @property
     def against(self) -> Path:

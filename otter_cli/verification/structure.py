@@ -1,17 +1,21 @@
 """Structural proof: on each path, the base's operations form the graph they form without the
-insertion, and none of them reads what it made. That holds for all values, not only a grid's."""
+insertion, and none of them reads what it made. That holds for all values, not only a grid's.
+
+A quick grid compares the graph in representative layers; that nothing inserted is read is followed
+through all of them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
-from otter_cli.core.console import progress
 from otter_cli.model import OtterForCausalLM, inside_insertion
 from otter_cli.verification.cases import Case
+from otter_cli.verification.grid import Grid
+from otter_cli.verification.layers import representative_layers
 from otter_cli.verification.pair import Pair
 from otter_cli.verification.run import run
 from otter_cli.verification.trace import Leak, Operation, Trace, Tracer
@@ -21,7 +25,9 @@ _ATTENTION = "attention"
 
 @dataclass(frozen=True)
 class PathTrace:
-    """One traced path. `graph`: digest of the base's operations and what each of them reads."""
+    """One traced path. `graph`: digest of the base's operations and what each of them reads, in the
+    `layers` that were compared, of `depth` in all; no layers: in every one. `passed`: operations of
+    the base in other layers, of which only what they read was looked at."""
 
     case: Case
     operations: int
@@ -29,24 +35,29 @@ class PathTrace:
     graph: str
     kernels: tuple[str, ...]
     leak: Leak | None
+    layers: tuple[int, ...] = ()
+    depth: int = 0
+    passed: int = 0
 
     def record(self) -> dict[str, Any]:
         return {
             **vars(self),
             "case": self.case.record(),
             "kernels": list(self.kernels),
+            "layers": list(self.layers),
             "leak": self.leak and self.leak.record(),
         }
 
 
-def traced_cases(cases: list[Case], window: int) -> list[Case]:
-    """A trace for each kind of forward path in the grid's settings: long enough to pass every
-    length at which a kernel or a mask changes its mind, short where steps repeat themselves."""
+def traced_cases(cases: list[Case], window: int, grid: Grid | None = None) -> list[Case]:
+    """A trace for each kind of forward path in the settings of the cases: long enough to pass every
+    length at which a kernel or a mask changes its mind, short where steps repeat themselves. Beside
+    the main setting of `grid`, the first two paths."""
     settings = dict.fromkeys((case.dtype, case.attention, case.device) for case in cases)
     paths: tuple[Case, ...] = (
         Case("prefill", min(136, window)),
-        Case("decode", min(120, window - 1), steps=1),
         Case("decode", min(16, window - 1), batch=4, padding="left", steps=1),
+        Case("decode", min(120, window - 1), steps=1),
         Case("prefill", min(16, window), batch=4, padding="right"),
         Case("chunked", min(24, window), chunk=12),
         Case("static", min(10, window - 1), steps=1),
@@ -56,22 +67,31 @@ def traced_cases(cases: list[Case], window: int) -> list[Case]:
     return [
         replace(path, dtype=dtype, attention=attention, device=device)
         for dtype, attention, device in settings
-        for path in paths
+        for path in (paths[:2] if grid and grid.departures(dtype, attention) else paths)
     ]
 
 
-def trace_paths(pair: Pair, otter: OtterForCausalLM, cases: list[Case]) -> Iterator[PathTrace]:
-    with progress(len(cases), "tracing operations") as advance:
-        for case in cases:
-            yield trace_path(pair, otter, case)
-            advance(1)
+def compared_layers(otter: OtterForCausalLM) -> tuple[int, ...]:
+    """The layers whose operations a quick trace compares."""
+    configs = otter.manifest.insertions
+    marks = [
+        [config.name for config in configs if index in config.layers]
+        for index in range(len(otter.taps.layers))
+    ]
+    return representative_layers(list(otter.taps.layers), marks)
 
 
-def trace_path(pair: Pair, otter: OtterForCausalLM, case: Case) -> PathTrace:
-    with Tracer(pair.base.model) as plain:
+def trace_path(
+    pair: Pair, otter: OtterForCausalLM, case: Case, *, layers: tuple[int, ...] = ()
+) -> PathTrace:
+    """`layers`: those whose operations are compared; by default all of them."""
+    depth = len(otter.taps.layers)
+    layers = () if len(layers) == depth else layers
+    inner = partial(_compares, otter.shape.family.layers, frozenset(layers or range(depth)))
+    with Tracer(pair.base.model, compared=inner) as plain:
         run(case, pair.base)
     inserted = [parameter for _, parameter in otter.inserted_parameters()]
-    with Tracer(pair.other.model, inserted, inside_insertion) as grafted:
+    with Tracer(pair.other.model, inserted, inside_insertion, inner) as grafted:
         run(case, pair.other)
     leak = grafted.trace.leak or _departure(plain.trace, grafted.trace)
     operations = grafted.trace.operations
@@ -83,7 +103,17 @@ def trace_path(pair: Pair, otter: OtterForCausalLM, case: Case) -> PathTrace:
         graph=_digest(operations),
         kernels=tuple(sorted(kernels)),
         leak=leak,
+        layers=layers,
+        depth=depth,
+        passed=grafted.trace.passed,
     )
+
+
+def _compares(prefix: str, layers: frozenset[int], module: str) -> bool:
+    """Whether the operations of a module count: those outside of all layers do."""
+    inside, _, rest = module.partition(f"{prefix}.")
+    index = rest.partition(".")[0]
+    return bool(inside) or not index.isdecimal() or int(index) in layers
 
 
 def _departure(plain: Trace, grafted: Trace) -> Leak | None:

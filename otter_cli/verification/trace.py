@@ -5,6 +5,9 @@ an operation inside the insertion makes is *foreign*; what depends on an inserte
 *tainted* besides. The base is untouched when its own operations read neither, nothing inside
 writes to a storage of the base's or draws from its generator, and no tainted value leaves as a
 Python number.
+
+Of layers outside of `compared`, the operations of the base are not written down. What reads what
+is followed in them all the same.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ _UNSEEN = {
 }
 # Those that share its memory: what is written there is no operation either.
 _OPENS = {torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__}
-_FORGET_EVERY = 16  # storages
+_FORGET_EVERY = 16  # storages, at least
 _SEEDED = torch.Tag.nondeterministic_seeded
 _VALUE_DEPENDENT = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
@@ -67,10 +70,12 @@ class Operation:
 
 @dataclass
 class Trace:
-    """What was seen: the base's own operations in order, how many others, and the first leak."""
+    """What was seen: the base's own operations in order, how many of the insertion, how many of the
+    base that were not written down, and the first leak."""
 
     operations: list[Operation] = field(default_factory=list)
     inserted: int = 0
+    passed: int = 0
     leak: Leak | None = None
 
 
@@ -80,21 +85,28 @@ class Tracer(TorchDispatchMode):
     def __init__(
         self,
         model: nn.Module,
-        inserted: Iterable[Tensor] = (),
+        inserted: Iterable[Tensor] | None = None,
         inside: Callable[[], bool] = lambda: False,
+        compared: Callable[[str], bool] = lambda module: True,
     ) -> None:
         super().__init__()
         self.trace = Trace()
+        self._compared, self._compares = compared, dict[str, bool]()
         self._model, self._inside, self._modules = model, inside, ModulePath()
         # Numbers by address, which a weak reference keeps from being used again.
         self.seen: dict[int, tuple[StorageWeakRef, int]] = {}
         self._numbers = count()
+        self._forget_at = _FORGET_EVERY
         self._names: dict[int, str] = {}
         self._foreign: set[int] = set()
         self._tainted: set[int] = set()
+        # Storages of the base that no operation that is written down has shown.
+        self._passed: set[int] = set()
+        # A model without an insertion has nothing to follow where nothing is written down.
+        self._follows = inserted is not None
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             self._names.setdefault(self.identity(tensor), name)
-        for tensor in inserted:
+        for tensor in inserted or ():
             self._tainted.add(self.identity(tensor))
 
     def __enter__(self) -> Self:
@@ -116,13 +128,15 @@ class Tracer(TorchDispatchMode):
 
     def open(self, what: str, tensors: Iterable[Tensor]) -> None:
         """Memory that the insertion gets its hands on past all operations."""
-        if self._inside() and not self._names.keys().isdisjoint(map(self.identity, tensors)):
+        if self._inside() and any(map(self._shown, map(self.identity, tensors))):
             self._leak(what, "opens the memory of a tensor of the base's")
 
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: Any = (), named: Any = None
     ) -> Any:
         named = named or {}
+        if not self._follows and not self._writes_down():
+            return function(*arguments, **named)
         read = list(tensors_in((arguments, named)))
         written = [self.identity(tensor) for tensor in _written(function, arguments, named)]
         name = str(function)
@@ -137,18 +151,26 @@ class Tracer(TorchDispatchMode):
         sources, targets = [*map(self.identity, read)], [*map(self.identity, made)]
         if self._inside():
             self._inserted_operation(name, sources, written, targets)
-        else:
+        elif self._writes_down():
             self._base_operation(name, (arguments, named), sources, targets)
+        else:
+            self._passed_operation(name, sources, targets)
         return output
+
+    def _writes_down(self) -> bool:
+        module = self._modules.current
+        if module not in self._compares:
+            self._compares[module] = self._compared(module)
+        return self._compares[module]
 
     def _inserted_operation(
         self, name: str, read: list[int], written: list[int], made: list[int]
     ) -> None:
         self.trace.inserted += 1
-        if not self._names.keys().isdisjoint(written):
+        if any(map(self._shown, written)):
             self._leak(name, "writes to a tensor of the base's")
         # Whatever the base has not shown before is the insertion's own.
-        own = {storage for storage in (*read, *made) if storage not in self._names}
+        own = {storage for storage in (*read, *made) if not self._shown(storage)}
         if not self._tainted.isdisjoint(read):
             self._tainted |= own.intersection((*written, *made))
         self._foreign |= own
@@ -163,6 +185,17 @@ class Tracer(TorchDispatchMode):
         for position, storage in enumerate(made):
             if self._is_base(storage):
                 self._names.setdefault(storage, f"{index}.{position}")
+
+    def _passed_operation(self, name: str, read: list[int], made: list[int]) -> None:
+        self.trace.passed += 1
+        if not all(map(self._is_base, read)):
+            self._leak(name, "reads what the insertion made")
+            self._foreign.update(made)
+        self._passed.update(filter(self._is_base, (*read, *made)))
+
+    def _shown(self, storage: int) -> bool:
+        """Whether the base has shown the storage: it is the base's then."""
+        return storage in self._names or storage in self._passed
 
     def _is_base(self, storage: int) -> bool:
         return storage not in self._foreign and storage not in self._tainted
@@ -180,10 +213,12 @@ class Tracer(TorchDispatchMode):
         reference = StorageWeakRef(tensor.untyped_storage())
         if reference.cdata not in self.seen:
             number = next(self._numbers)
-            if number % _FORGET_EVERY == 0:
-                # What dead references leave between blocks that are free splits the heap.
+            if len(self.seen) >= self._forget_at:
+                # What dead references leave between blocks that are free splits the heap. A share
+                # of those that live may be dead: looking at all of them each time takes long.
                 alive = [item for item in self.seen.items() if not item[1][0].expired()]
                 self.seen = dict(alive)
+                self._forget_at = len(alive) + max(_FORGET_EVERY, len(alive) // 8)
             self.seen[reference.cdata] = reference, number
         return self.seen[reference.cdata][1]
 

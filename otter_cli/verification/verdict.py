@@ -47,6 +47,8 @@ def decide(report: Report) -> Verdict:
     if report.request.static_only:
         return Verdict(ON_DISK, f"{files}; no model was run.")
     cases = len(report.results)
+    if not cases and report.left_out and not report.skipped:
+        return Verdict(INCONCLUSIVE, f"{report.left_out.why} before any case was compared.")
     if not cases:
         return Verdict(INCONCLUSIVE, f"the base runs none of the grid: {report.skipped[0].reason}")
     if report.control < cases:
@@ -57,13 +59,41 @@ def decide(report: Report) -> Verdict:
         )
     if report.equal < cases:
         return _close(report)
-    logits = f"its logits are the base's bit for bit in all {cases} cases"
+    logits = f"its logits are the base's bit for bit in {_cases(report)}"
     if report.untraced:
-        return Verdict(ON_GRID, f"{logits}; for other inputs that is likely, not proven.")
-    paths = f"no operation of the base reads an inserted value on any of {len(report.paths)} paths"
+        return Verdict(
+            ON_GRID, f"{logits}; for other inputs that is likely, not proven{_rest(report)}."
+        )
+    if report.left_out and (report.left_out.traces or not report.paths or not report.poison):
+        # What holds for every value of the inserted tensors needs every path of the trace.
+        return Verdict(ON_GRID, f"{logits}; the trace is not complete{_rest(report)}.")
     return Verdict(
         BY_CONSTRUCTION,
-        f"{files}; {paths}; {logits}, whatever the inserted tensors hold.",
+        f"{files}; {_paths(report)}; {logits}, whatever the inserted tensors hold{_rest(report)}.",
+    )
+
+
+def _cases(report: Report) -> str:
+    done = len(report.results)
+    left = len(report.left_out.cases) if report.left_out else 0
+    return f"{done} of {done + left} cases" if left else f"all {done} cases"
+
+
+def _rest(report: Report) -> str:
+    return f" ({report.left_out.why}; left out: {report.left_out})" if report.left_out else ""
+
+
+def _paths(report: Report) -> str:
+    """What the trace claims; of layers that were not compared, on what their claim rests."""
+    paths = f"no operation of the base reads an inserted value on any of {len(report.paths)} paths"
+    partly = next((path for path in report.paths if path.layers), None)
+    if partly is None:
+        return paths
+    *before, last = map(str, partly.layers)
+    layers = f"{', '.join(before)} and {last}" if before else last
+    return (
+        f"{paths} in any layer; that no other operation runs was compared in layers {layers} of "
+        f"{partly.depth}, and the others are of the same kinds"
     )
 
 

@@ -3,34 +3,31 @@ bisection where something differs."""
 
 from __future__ import annotations
 
-import gc
-from dataclasses import replace
-from itertools import groupby
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from time import monotonic
 
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.checkpoint.gguf.hint import refuse_gguf
 from otter_cli.core.errors import OtterError
 from otter_cli.insertion import MANIFEST
-from otter_cli.verification.cases import Case
 from otter_cli.verification.findings import Static
-from otter_cli.verification.heap import return_freed_blocks
 from otter_cli.verification.other import check_other
+from otter_cli.verification.pace import Pace
 from otter_cli.verification.report import Report
 from otter_cli.verification.request import Request
 from otter_cli.verification.static import check_graft
 from otter_cli.verification.wide import is_wide
 
-if TYPE_CHECKING:
-    from otter_cli.verification.pair import Pair
 
-
-def verify(request: Request) -> Report:
-    """Everything that can be said of a folder beside its base.
+def verify(request: Request, *, interruptible: bool = False) -> Report:
+    """Everything that can be said of a folder beside its base. `interruptible`: Ctrl-C ends the
+    models' runs early, and the report says what was left out.
 
     Raises OtterError for what is no checkpoint, or cannot be loaded though its files are right.
     """
+    started = monotonic()
     folder = request.folder
     _refuse_absent(request)
     report = Report(request, _static(folder, request.base))
@@ -43,13 +40,26 @@ def verify(request: Request) -> Report:
     if not (folder / MANIFEST).exists():
         report.untraced = "no graft with tensors of its own, so nothing tells inserted values apart"
     try:
-        _run_models(report)
+        from otter_cli.verification.execution import run_models
+
+        with _interrupts(interruptible) as interrupted:
+            budget = 0.0 if request.only else request.budget
+            run_models(report, Pace(interrupted, budget, started))
     except OtterError as error:
         # A folder that is refuted on disk already may well be beyond loading.
         if report.static.holds:
             raise
         report.unrun = error.what
+    report.seconds = monotonic() - started
     return report
+
+
+def _interrupts(wanted: bool) -> AbstractContextManager[Callable[[], bool]]:
+    if not wanted:
+        return nullcontext(lambda: False)
+    from otter_cli.training.interrupt import interruptible
+
+    return interruptible()
 
 
 def _refuse_absent(request: Request) -> None:
@@ -103,52 +113,3 @@ def _static(folder: Path, base: Path | None) -> Static:
             hint="say what to compare it with: --base BASE",
         )
     return check_other(folder, base)
-
-
-def _run_models(report: Report) -> None:
-    from otter_cli.verification.pair import open_pair, positions
-
-    return_freed_blocks()
-    request = report.request
-    window = positions(request.against)
-    cases = request.grid.cases(window)
-    shared = report.static.holds and not request.independent
-    for (device, dtype), group in groupby(cases, lambda case: (case.device, case.dtype)):
-        # Modules refer to one another, and the last dtype's would lie beside this one's: neither
-        # kept in a name nor left to a collector that counts objects and not bytes.
-        gc.collect()
-        _run_levels(
-            report,
-            open_pair(request, dtype=dtype, device=device, shared=shared),
-            list(group),
-            window,
-        )
-
-
-def _run_levels(report: Report, pair: Pair, cases: list[Case], window: int) -> None:
-    """All levels that need models, on one loaded pair."""
-    from otter_cli.verification.bisect import bisect
-    from otter_cli.verification.compare import CaseResult, Skipped, compare, poison_cases
-    from otter_cli.verification.locality import check_locality
-    from otter_cli.verification.poison import VALUES, poison_each
-    from otter_cli.verification.structure import trace_paths, traced_cases
-
-    full = report.request.grid.name == "full"
-    compared = list(compare(pair, cases))
-    results = [result for result in compared if isinstance(result, CaseResult)]
-    report.skipped += [result for result in compared if isinstance(result, Skipped)]
-    ran = [result.case for result in results if not result.failure]
-    if pair.otter is not None and ran:
-        report.paths += trace_paths(pair, pair.otter, traced_cases(ran, window))
-        # Under eager attention if there is any: fused kernels may take NaN queries for zeros.
-        probe = replace(ran[0], path="prefill", length=6, batch=2, padding="left", steps=0)
-        if not report.each or full:
-            report.each.append(poison_each(pair, pair.otter, probe, VALUES if full else VALUES[:1]))
-        report.locality += check_locality(pair.otter, replace(probe, length=12, batch=1))
-    moved = [result.case for result in results if result.control and not result.equal]
-    moved = [case for case in moved if case in ran]
-    if moved and report.parting is None:
-        report.parting = bisect(pair, min(moved, key=lambda case: case.tokens))
-    if pair.otter is not None:
-        results = poison_cases(pair, pair.otter, results, every_value=full)
-    report.results += results
