@@ -14,6 +14,7 @@ MAX_BYTES = 100_000_000
 # A mark is one of `, : { [`. Parsed, each costs some 100 bytes, so that few bytes of text could
 # ask for a lot of memory. Real headers have a dozen marks per tensor: this is 160,000 tensors.
 _MAX_MARKS = 2_000_000
+_MAX_DIGITS = 100
 
 # One character beyond Latin makes Python hold the whole text in two or four bytes a character.
 _MAX_WIDE_BYTES = 10_000_000
@@ -40,7 +41,11 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
 
 def _object(data: bytes, where: str) -> dict[str, Any]:
     try:
-        value = json.loads(data.decode(), object_pairs_hook=lambda pairs: _unique(pairs, where))
+        value = json.loads(
+            data.decode(),
+            object_pairs_hook=lambda pairs: _unique(pairs, where),
+            parse_int=lambda digits: _whole(digits, where),
+        )
         if b"\\u" in data:  # an escape can spell half a character, which cannot be written again
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
@@ -72,6 +77,13 @@ def regular_size(path: Path) -> int:
 
 
 _DAMAGED = "the file is damaged or not what it claims to be: fetch it again"
+
+
+def _whole(digits: str, where: str) -> int:
+    """Tokenizers write 10**30 for "no limit"; nothing is counted in hundreds of digits."""
+    if len(digits) > _MAX_DIGITS:
+        raise OtterError(f"{where}: a number of {len(digits):,} digits", hint=_DAMAGED)
+    return int(digits)
 
 
 def _unique(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
