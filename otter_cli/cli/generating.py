@@ -65,11 +65,12 @@ class Generating:
             for start in range(0, len(prompts), batch):
                 here = slice(start, start + batch)
                 part, texts = encoded[here], [prompt.text for prompt in prompts[here]]
-                told = Told(self.tokenizer, texts[0], part[0]) if streams else None
+                shown = f"{texts[0]}\n" if chat else texts[0]
+                told = Told(self.tokenizer, shown, part[0]) if streams else None
                 rows = self._generate(part, drafter, told)
                 for text, ids, row in zip(texts, part, rows, strict=True):
                     record = record_of(text, ids, row, self.tokenizer, labels)
-                    records.append({**record, "warnings": warnings})
+                    records.append({**record, "chat": chat, "warnings": warnings})
                     without += broken(row.signals)
                 advance(len(part))
         warn_not_finite(without)

@@ -25,7 +25,9 @@ def text_lines(record: dict[str, Any]) -> list[Text]:
     """The prompt and its text, coloured by the first signal, and what the colours mean."""
     series = series_of(record)
     first = next(iter(series.values()), None)
-    text = Text(terminal_text(record["prompt"]), style="dim")
+    # A message ends where its answer begins; plain text goes on.
+    between = "\n" if record.get("chat") else ""
+    text = Text(terminal_text(record["prompt"]) + between, style="dim")
     for i, token in enumerate(record["tokens"]):
         text.append(
             terminal_text(token["text"]),

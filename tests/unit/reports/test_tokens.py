@@ -80,3 +80,10 @@ def test_the_table_shows_both_ends_of_a_long_text(count: int, rows: int) -> None
     page = console.export_text()
     assert f" w{count - 1} " in page and " w0 " in page
     assert ("..." in page) == (count > 24)
+
+
+def test_an_answer_stands_below_its_message() -> None:
+    record = _record(3, {})
+    (plain,), (chat,) = text_lines(record), text_lines({**record, "chat": True})
+    start = len(record["prompt"])
+    assert chat.plain == plain.plain[:start] + "\n" + plain.plain[start:]
