@@ -18,8 +18,10 @@ def resolve_inside(folder: Path, name: str) -> Path:
     try:
         real = (folder / name).resolve(strict=True)
     except FileNotFoundError as error:
+        link = (folder / name).is_symlink()
+        what = "is a link to a file that does not exist" if link else "is missing"
         raise OtterError(
-            f"{folder}: {shown(name)} is missing", hint="the folder is incomplete: fetch it again"
+            f"{folder}: {shown(name)} {what}", hint="the folder is incomplete: fetch it again"
         ) from error
     except (OSError, RuntimeError) as error:  # a loop of links, or a name too long
         raise OtterError(f"{folder}: {shown(name)} cannot be followed", hint=_HINT) from error

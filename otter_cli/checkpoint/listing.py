@@ -67,8 +67,8 @@ def base_files(folder: Path) -> list[str]:
         found += [(here / name).relative_to(folder).as_posix() for name in files]
     base = sorted(file for file in found if not is_ours(file))
     for file in base:
-        path = resolve_inside(folder, file)
-        _refuse_large(path, regular_size(path))
+        real, path = resolve_inside(folder, file), folder / file
+        _refuse_large(path, regular_size(real, path))
     return base
 
 

@@ -68,11 +68,14 @@ def read_own_object(path: Path) -> dict[str, Any]:
     return _object(read_small(path, limit=OWN_BYTES), str(path))
 
 
-def regular_size(path: Path) -> int:
-    """Size in bytes; a device, pipe or folder, which reading could hang on, is refused."""
+def regular_size(path: Path, shown_as: Path | None = None) -> int:
+    """Size in bytes; a device, pipe or folder, which reading could hang on, is refused. `shown_as`:
+    the path that the user knows, where `path` is what a link leads to."""
     status = path.stat()
     if not S_ISREG(status.st_mode):
-        raise OtterError(f"{path}: not a regular file", hint="a checkpoint holds plain files only")
+        raise OtterError(
+            f"{shown_as or path}: not a regular file", hint="a checkpoint holds plain files only"
+        )
     return status.st_size
 
 

@@ -63,7 +63,7 @@ SINGLE: dict[str, tuple[Break, str]] = {
     ),
     "weights link nowhere": (
         lambda p: replace(p / "model.safetensors", lambda f: f.symlink_to("nowhere")),
-        "'model.safetensors' is missing",
+        "'model.safetensors' is a link to a file that does not exist",
     ),
     "weights link to themselves": (
         lambda p: replace(p / "model.safetensors", lambda f: f.symlink_to(f.name)),
