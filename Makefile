@@ -7,7 +7,7 @@ CODE := otter_cli tests
 # vLLM pins what it runs with, so it has an environment of its own: a CPU build, for tests.
 VLLM := .venv-vllm/bin
 
-.PHONY: setup models demo test soak test-vllm test-kill test-bench-kill check format clean
+.PHONY: setup models demo test soak test-vllm test-kill test-bench-kill robustness check format clean
 
 setup: $(INSTALLED)
 
@@ -58,6 +58,11 @@ test-kill: setup
 # SIGKILL at twenty random moments of benchmark runs, and the bytes of their samples.
 test-bench-kill: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.bench_kills 20 results/robustness/bench-kills.json
+
+# Spoilt small files and damaged values: what became of each, counted.
+robustness: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.property.records --out results/robustness/records.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.property.damaged --out results/robustness/damaged-values.json
 
 check: setup
 	$(BIN)/ruff format --check $(CODE)

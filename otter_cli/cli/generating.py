@@ -22,6 +22,7 @@ from otter_cli.decoding import (
 from otter_cli.decoding.drafts import Drafter
 from otter_cli.decoding.named_guides import guide_of, parse_guide
 from otter_cli.decoding.positions import warnings_of
+from otter_cli.decoding.scores import check_scores
 from otter_cli.model import OtterForCausalLM
 from otter_cli.model.pretrained import load_tokenizer
 from otter_cli.signals.finite import broken, warn_not_finite
@@ -38,6 +39,8 @@ class Generating:
         # Others guess tokens, or score those that could come.
         ahead = ("future", "vocabulary")
         scoring = [name for name, config in configs.items() if config.kind not in ahead]
+        for name in asked.signals:
+            check_scores(self.model, name)
         self.shown = list(asked.signals) or scoring
         self.guides = [self._guide(text) for text in asked.guides]
 
