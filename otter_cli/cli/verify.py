@@ -87,6 +87,7 @@ def verify(
     gives the verdict of what was done until then, and exit 130.
     """
     from otter_cli.core.atomic import write_json
+    from otter_cli.core.threads import let_threads_sleep
     from otter_cli.core.units import parse_seconds
     from otter_cli.verification import Grid, Request, decide, proof_record, read_proof
     from otter_cli.verification import verify as run
@@ -103,6 +104,7 @@ def verify(
         raise OtterError("verify what?", hint="`otter verify OUT --base BASE`")
     target = proof or (None if earlier else Path("proof.json"))
     _refuse_unwritable(target)
+    let_threads_sleep()
     found = run(request, interruptible=True)
     verdict = decide(found)
     record = proof_record(found, verdict)
