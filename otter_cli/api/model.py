@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otter_cli.api.generated import ScoredText, finite, generated_text
-from otter_cli.api.options import sampling_of, stops_of
+from otter_cli.api.options import listed, sampling_of, stops_of
 from otter_cli.api.prompts import prompt_ids, scored_ids
 from otter_cli.core.errors import OtterError
 
@@ -66,7 +67,7 @@ class Otter:
         *,
         guide: Mapping[str, float] | None = None,
         candidates: int = 10,
-        signals: Sequence[str] | None = None,
+        signals: str | Sequence[str] | None = None,
         max_new_tokens: int = 64,
         do_sample: bool | None = None,
         temperature: float | None = None,
@@ -74,9 +75,9 @@ class Otter:
         top_p: float = 1.0,
         seed: int = 0,
         num_return_sequences: int = 1,
-        stop_strings: str | Sequence[str] = (),
-        reject: Sequence[str] = (),
-        gate: Sequence[str] = (),
+        stop_strings: str | Sequence[str] | None = (),
+        reject: str | Sequence[str] = (),
+        gate: str | Sequence[str] = (),
         attention_mask: Tensor | None = None,
         streamer: Any = None,
     ) -> Any:
@@ -92,22 +93,25 @@ class Otter:
         from otter_cli.decoding.named_guides import guides_of
         from otter_cli.signals.finite import broken, warn_not_finite
 
+        if num_return_sequences < 1:
+            raise OtterError(
+                f"num_return_sequences is {num_return_sequences}", hint="it must be at least 1"
+            )
         ids, batch = prompt_ids(self.tokenizer, prompts, attention_mask)
         ids = [row for row in ids for _ in range(num_return_sequences)]
         batch = batch or num_return_sequences != 1
-        names = self.signals if signals is None else list(signals)
-        rows = generate(
-            self.model,
-            ids,
-            sampling_of(max_new_tokens, do_sample, temperature, top_k, top_p, seed),
-            guide=guides_of(self.model, guide or {}, candidates),
-            gate=parse_gate(list(gate)),
-            signals=names,
-            stops=stops_of(stop_strings, reject, self.tokenizer),
-            on_token=_feeder(streamer, ids),
-        )
-        if streamer is not None:
-            streamer.end()
+        names = self.signals if signals is None else listed(signals)
+        with _fed(streamer, ids) as on_token:
+            rows = generate(
+                self.model,
+                ids,
+                sampling_of(max_new_tokens, do_sample, temperature, top_k, top_p, seed),
+                guide=guides_of(self.model, guide or {}, candidates),
+                gate=parse_gate(listed(gate)),
+                signals=names,
+                stops=stops_of(stop_strings, reject, self.tokenizer),
+                on_token=on_token,
+            )
         labels = self.labels(names)
         warn_not_finite(name for row in rows for name in broken(row.signals))
         texts = [
@@ -116,7 +120,7 @@ class Otter:
         ]
         return texts if batch else texts[0]
 
-    def score(self, text: Any, *, signals: Sequence[str] | None = None) -> ScoredText:
+    def score(self, text: Any, *, signals: str | Sequence[str] | None = None) -> ScoredText:
         """The signals at every token of a text, or of a dialogue of messages up to the token that
         ends its last turn: there stands the score of the whole. Raises OtterError."""
         import numpy as np
@@ -128,7 +132,13 @@ class Otter:
         from otter_cli.signals.finite import probabilities, warn_not_finite
 
         ids = scored_ids(self.tokenizer, text)
-        names = self.signals if signals is None else list(signals)
+        if len(ids) > self.model.shape.max_positions:
+            raise OtterError(
+                f"a text of {len(ids)} tokens exceeds the base's window of "
+                f"{self.model.shape.max_positions}",
+                hint="score its parts one by one",
+            )
+        names = self.signals if signals is None else listed(signals)
         for name in names:
             check_scores(self.model, name)
         warn_once(self.model, warnings_of(self.model, signals=names))
@@ -155,17 +165,22 @@ class Otter:
         return {name: list(c.labels) for name, c in configs.items() if c.size > 1}
 
 
-def _feeder(streamer: Any, ids: Sequence[Sequence[int]]) -> Any:
-    """A transformers streamer gets the prompt first, then each token. Raises OtterError."""
+@contextmanager
+def _fed(streamer: Any, ids: Sequence[Sequence[int]]) -> Iterator[Any]:
+    """What hands tokens to a transformers streamer: the prompt first, then each token. The stream
+    ends whatever happens, since another thread may be waiting for it. Raises OtterError."""
     if streamer is None:
-        return None
+        yield None
+        return
     if len(ids) != 1:
         raise OtterError("a streamer takes one prompt at a time", hint="leave streamer out")
     import torch
 
-    streamer.put(torch.tensor(ids))
-
     def put(row: int, token: int) -> None:
         streamer.put(torch.tensor([token]))
 
-    return put
+    try:
+        streamer.put(torch.tensor(ids))
+        yield put
+    finally:
+        streamer.end()

@@ -33,11 +33,17 @@ def sampling_of(
     return Sampling(max_new_tokens, heat, top_k, top_p, seed)
 
 
-def stops_of(strings: str | Sequence[str], reject: Sequence[str], tokenizer: Any) -> Stops:
+def listed(names: str | Sequence[str] | None) -> list[str]:
+    """One name, or several, as a list. A lone string is not taken for its letters."""
+    return [names] if isinstance(names, str) else list(names or ())
+
+
+def stops_of(
+    strings: str | Sequence[str] | None, reject: str | Sequence[str], tokenizer: Any
+) -> Stops:
     """Stop strings, and bounds such as "toxicity>0.9" that end a text. Raises OtterError."""
     from otter_cli.decoding import Stops
     from otter_cli.decoding.gates import parse_signal_bound
 
-    texts = (strings,) if isinstance(strings, str) else tuple(strings)
-    bounds = (reject,) if isinstance(reject, str) else tuple(reject)
-    return Stops(texts, tuple(map(parse_signal_bound, bounds)), tokenizer)
+    bounds = tuple(map(parse_signal_bound, listed(reject)))
+    return Stops(tuple(listed(strings)), bounds, tokenizer)

@@ -33,7 +33,15 @@ def prompt_ids(
         return [_of_messages(tokenizer, prompts)], False
     if isinstance(prompts[0], int):
         return [list(prompts)], False
-    return [prompt_ids(tokenizer, prompt)[0][0] for prompt in prompts], True
+    return [_alone(tokenizer, prompt) for prompt in prompts], True
+
+
+def _alone(tokenizer: Any, prompt: Any) -> list[int]:
+    """One prompt of a batch. Raises OtterError for a batch, whose other prompts would get lost."""
+    ids, batch = prompt_ids(tokenizer, prompt)
+    if batch:
+        raise OtterError("a batch within a batch of prompts", hint=_FORMS)
+    return ids[0]
 
 
 def scored_ids(tokenizer: Any, text: Any) -> list[int]:
@@ -48,8 +56,10 @@ def scored_ids(tokenizer: Any, text: Any) -> list[int]:
         dialogue = chat(tokenizer, text)
         return list(dialogue.ids[: turn_length(tokenizer, dialogue.ids)[0]])
     ids = prompt_ids(tokenizer, text)[0]
-    if len(ids) != 1 or not ids[0]:
+    if len(ids) != 1:
         raise OtterError("score reads one text at a time", hint="call it for each text")
+    if not ids[0]:
+        raise OtterError("the text has no tokens", hint="give a text with a word in it")
     return ids[0]
 
 
@@ -74,4 +84,5 @@ def _of_tensor(ids: Tensor, mask: Tensor | None) -> tuple[list[list[int]], bool]
         )
     if mask is None:
         return [row.tolist() for row in ids], True
-    return [row[kept].tolist() for row, kept in zip(ids, mask.bool(), strict=True)], True
+    # `== 1` holds for tensors and for numpy's arrays.
+    return [row[kept].tolist() for row, kept in zip(ids, mask == 1, strict=True)], True

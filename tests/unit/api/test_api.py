@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from otter_cli import GeneratedText, Otter, load
+from otter_cli.api import ScoredText
 from otter_cli.core.errors import OtterError
 from otter_cli.data.chat_template import chat
 from otter_cli.data.encoding import Encoder
@@ -182,3 +183,68 @@ def test_a_prompt_of_a_wrong_type_is_refused(model: Otter, prompt: Any) -> None:
 def test_greedy_with_a_temperature_asked_for_sampling_is_refused(model: Otter) -> None:
     with pytest.raises(OtterError, match="temperature"):
         model.generate("hello", do_sample=True, temperature=0.0)
+
+
+def test_a_lone_string_is_one_name_and_not_its_letters(model: Otter) -> None:
+    alone = model.generate("hello", max_new_tokens=3, signals="reward", stop_strings=None)
+    assert list(alone.signals) == ["reward"]
+    assert list(model.score("hello", signals="toxicity").signals) == ["toxicity"]
+    guide = {"reward": 1.0}
+    gated = model.generate("hello", max_new_tokens=3, guide=guide, gate="toxicity>0.5")
+    listed = model.generate("hello", max_new_tokens=3, guide=guide, gate=["toxicity>0.5"])
+    assert gated.token_ids == listed.token_ids
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_less_than_one_sequence_is_refused_by_that_name(model: Otter, count: int) -> None:
+    with pytest.raises(OtterError, match="num_return_sequences"):
+        model.generate("hello", num_return_sequences=count)
+
+
+@pytest.mark.parametrize("prompts", [[["a", "b"], ["c"]], [torch.tensor([[3], [4]]), [5]]])
+def test_a_batch_within_a_batch_loses_no_prompt_silently(model: Otter, prompts: Any) -> None:
+    with pytest.raises(OtterError, match="within a batch"):
+        model.generate(prompts, max_new_tokens=2)
+
+
+def test_arrays_of_numpy_take_a_mask_too(model: Otter) -> None:
+    ids, mask = np.array([[0, 5, 9]]), np.array([[0, 1, 1]])
+    masked = model.generate(ids, attention_mask=mask, max_new_tokens=4)
+    assert masked[0].token_ids == model.generate([5, 9], max_new_tokens=4).token_ids
+
+
+def test_a_text_beyond_the_bases_window_is_not_scored(model: Otter) -> None:
+    window = model.model.shape.max_positions
+    assert len(model.score([5] * window)) == window
+    with pytest.raises(OtterError, match=f"window of {window}"):
+        model.score([5] * (window + 1))
+
+
+def test_a_stream_ends_when_generation_fails(model: Otter) -> None:
+    """A thread that reads it would wait for ever."""
+
+    class Kept:
+        ended = False
+
+        def put(self, value: torch.Tensor) -> None:
+            if value.ndim == 1:
+                raise KeyboardInterrupt
+
+        def end(self) -> None:
+            self.ended = True
+
+    for guide, error in (({"reward": float("nan")}, OtterError), ({}, KeyboardInterrupt)):
+        streamer = Kept()
+        with pytest.raises(error):
+            model.generate([5, 9], guide=guide, max_new_tokens=4, streamer=streamer)
+        assert streamer.ended
+
+
+def test_a_notebook_says_which_tokens_have_no_value() -> None:
+    def shown(*values: float) -> str:
+        return ScoredText("ab", ["a", "b"], [5, 6], {"reward": np.array(values)})._repr_html_()
+
+    assert "reward has no value" in shown(np.nan, 1.0) and "nan" not in shown(np.nan, 1.0)
+    assert "no token has a value" in shown(np.nan, np.nan)
+    assert "+1.00 at every token" in shown(1.0, 1.0)
+    assert "+0.00 (red) to +1.00 (green)" in shown(0.0, 1.0)
