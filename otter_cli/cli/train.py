@@ -50,8 +50,8 @@ def train(
     chosen: d.Chosen = None,
     rejected: d.Rejected = None,
     raw: d.Raw = False,
-    samples: d.Samples = 4,
-    new_tokens: d.NewTokens = 48,
+    samples: d.Samples = d.SAMPLES,
+    new_tokens: d.NewTokens = d.NEW_TOKENS,
     save_recipe: d.SaveRecipe = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="go on from the last saved state, bit for bit")
@@ -128,6 +128,13 @@ def train(
         samples, new_tokens,
     )  # fmt: skip
     given.check(recipe)
+    if recipe is not None and save_recipe is not None:
+        raise OtterError(
+            "--save-recipe goes with a data file, not with --recipe",
+            hint="otter recipes show NAME prints a recipe that ships",
+        )
+    if recipe is None and data is not None:
+        raise OtterError("--data goes with --recipe", hint="give the path of the data file itself")
     from otter_cli.training import load_recipe
     from otter_cli.training import train as run
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from otter_cli.core.errors import OtterError
+
+if TYPE_CHECKING:
+    from otter_cli.training.recipe_from_data import Kind
+
+SAMPLES, NEW_TOKENS = 4, 48
 
 
 def _option(name: str, text: str) -> Any:
@@ -22,8 +27,8 @@ Teacher = Annotated[
     str | None,
     _option(
         "--teacher",
-        "what labels the base's own texts: a classifier's or reward model's folder or hub id, "
-        "detoxify, python:module:function",
+        "what labels the base's own texts: the folder of a classifier or reward model, "
+        "org/name@revision, detoxify, python:module:function",
     ),
 ]
 PromptFile = Annotated[Path | None, _option("--prompts", "with --teacher: what the base continues")]
@@ -65,6 +70,11 @@ class Given:
     samples: int
     new_tokens: int
 
+    @property
+    def kind(self) -> Kind:
+        """What the data are. A teacher's texts have labels."""
+        return "pairs" if self.pairs else "texts" if self.texts else "labels"
+
     def check(self, recipe: str | None) -> None:
         """Raises OtterError unless one source of data is given, with options that go with it."""
         sources = {
@@ -92,6 +102,9 @@ class Given:
             "--prompt": (self.prompt, ("--pairs", "--labels")),
             "--chosen": (self.chosen, ("--pairs",)),
             "--rejected": (self.rejected, ("--pairs",)),
+            "--raw": (self.raw, tuple(sources)[1:]),
+            "--samples": (self.samples != SAMPLES, ("--teacher",)),
+            "--new-tokens": (self.new_tokens != NEW_TOKENS, ("--teacher",)),
         }
         for name, (value, with_) in fitting.items():
             if value and given[0] not in with_:

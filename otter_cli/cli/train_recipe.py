@@ -10,6 +10,7 @@ import yaml
 
 from otter_cli.core.atomic import write_text
 from otter_cli.core.console import say
+from otter_cli.core.errors import OtterError
 
 if TYPE_CHECKING:
     from otter_cli.cli.train_data import Given
@@ -33,12 +34,13 @@ def recipe_of(
     from otter_cli.insertion.opened import open_graft
     from otter_cli.model.pretrained import load_tokenizer
     from otter_cli.training.recipe import recipe_from_values
-    from otter_cli.training.recipe_from_data import recipe_from_data
+    from otter_cli.training.recipe_from_data import check_kinds, recipe_from_data
 
     manifest = open_graft(folder)
     shape = base_shape(Checkpoint.open(folder).config)
     signals = [s for config in manifest.insertions for s in config.signals]
-    signals = [s for s in signals if not names or s.name in names]
+    signals = _chosen(signals, names)
+    check_kinds(given.kind, signals)
     tokenizer = load_tokenizer(folder)
     data = _data(folder, given, tokenizer, signals, device)
     values = recipe_from_data(
@@ -52,6 +54,17 @@ def recipe_of(
         write_text(save, f"{header}# otter train OUT --recipe {save}\n\n{text}")
         say(f"saved to {save}")
     return recipe
+
+
+def _chosen(signals: Sequence[SignalConfig], names: Sequence[str] | None) -> list[SignalConfig]:
+    """The signals of these names, or all. Raises OtterError for a name that the graft lacks."""
+    own = [s.name for s in signals]
+    for name in names or ():
+        if name not in own:
+            raise OtterError(
+                f"the graft has no signal {name!r}", hint=f"it has {', '.join(own) or 'none'}"
+            )
+    return [s for s in signals if not names or s.name in names]
 
 
 def _data(
@@ -84,8 +97,14 @@ def _taught(
     from otter_cli.model import OtterForCausalLM
     from otter_cli.teaching import Teaching, teach
     from otter_cli.teaching.writing import Drawing
+    from otter_cli.training.group import launched
     from otter_cli.training.recipe_from_data import DataFile
 
+    if launched() > 1:
+        raise OtterError(
+            "--teacher writes and labels texts in one process, not under torchrun",
+            hint="run it without torchrun, then --labels FOLDER/training/taught/rows-...jsonl",
+        )
     assert given.teacher is not None and given.prompts is not None
     chat = bool(tokenizer.chat_template) and not given.raw
     teaching = Teaching(
@@ -93,12 +112,25 @@ def _taught(
     )
     several = next((s.labels for s in signals if s.kind == "classes" and s.size > 1), ())
     labels = given.label or list(several) or None
+    _check_sizes(signals, labels or [""])
     model = OtterForCausalLM.from_pretrained(folder, device=device)
     taught = teach(folder, model, tokenizer, teaching, labels, device)
     text = "messages" if chat else "text"
     columns = {"text": text, "labels": list(taught.labels)}
     # Most of these texts were cut at their length: an end after them was never written.
     return DataFile("labels", taught.path.resolve(), columns, chat, eos=False)
+
+
+def _check_sizes(signals: Sequence[SignalConfig], labels: Sequence[str]) -> None:
+    """Raises OtterError, before anything is written, for a signal of another number of scores."""
+    for signal in signals:
+        size = {"value": signal.size, "classes": signal.size, "vocabulary": 1}.get(signal.kind)
+        if size is not None and size != len(labels):
+            raise OtterError(
+                f"signal {signal.name!r} takes {size} of the teacher's scores, and {len(labels)} "
+                f"{'is' if len(labels) == 1 else 'are'} chosen",
+                hint="--label SCORE, once for each; --signal NAME trains signals one by one",
+            )
 
 
 def _indented(text: str) -> str:

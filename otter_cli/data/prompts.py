@@ -48,7 +48,8 @@ class Prompt:
             if self.messages:
                 raise OtterError(
                     f"{where}: the prompt is a list of messages",
-                    hint="--chat writes them as the base's chat template does",
+                    hint="they go through the base's chat template: give --chat, or leave --raw "
+                    "out; a base without a template needs prompts that are text",
                 )
             return self.text
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from otter_cli.core.atomic import write_json, write_text
 from otter_cli.core.console import progress, say
 from otter_cli.core.digests import sha256_bytes
+from otter_cli.core.errors import OtterError
 from otter_cli.core.jsonlines import JsonLines, read_jsonlines
 from otter_cli.core.lock import writer_lock
-from otter_cli.data.chat_template import ChatText
-from otter_cli.data.prompts import Prompt, read_prompts
+from otter_cli.data.prompts import Prompt
 from otter_cli.data.states import state_key
+from otter_cli.teaching.prompts import teaching_prompts
 from otter_cli.teaching.scorers import TextScorer, load_scorer
 from otter_cli.teaching.writing import Drawing, write_texts
 
@@ -61,18 +63,24 @@ def teach(
     scorer = load_scorer(teaching.scorer, device=device)
     names = tuple(labels or scorer.names[:1])
     columns = scorer.columns(names)
-    prompts = read_prompts(teaching.prompts)
-    written = [p.written(tokenizer, teaching.chat, teaching.prompts) for p in prompts]
-    ids = [_ids(tokenizer, text) for text in written]
+    _check_names(names, teaching)
+    prompts = teaching_prompts(
+        teaching.prompts, model, tokenizer, chat=teaching.chat, new_tokens=teaching.drawing.tokens
+    )
     base = {n: f.sha256 for n, f in model.manifest.base.identity().items()}
     store = folder / STORE
-    texts = write_texts(model, ids, teaching.drawing, base, store)
+    texts = write_texts(model, [p.ids for p in prompts], teaching.drawing, base, store)
     rows = [
-        (prompt, str(text), tokenizer.decode(tokens, skip_special_tokens=True))
-        for prompt, text, own in zip(prompts, written, ids, strict=True)
-        for tokens in texts[state_key(own)]
+        (p.prompt, p.text, tokenizer.decode(tokens, skip_special_tokens=True))
+        for p in prompts
+        for tokens in texts[state_key(p.ids)]
     ]
     rows = [row for row in rows if row[2].strip()]
+    if not rows:
+        raise OtterError(
+            f"the base wrote nothing after the {len(prompts)} prompts of {teaching.prompts}",
+            hint="give other prompts, or more --new-tokens or --samples",
+        )
     read = [start + more if teaching.reads == "text" else more for _, start, more in rows]
     answers = label_texts(scorer, read, store)
     numbers = [[answers[text][column] for column in columns] for text in read]
@@ -98,7 +106,12 @@ def teach(
         "scales": scales,
     }
     write_json(path.with_suffix(".json"), record)
-    say(f"{len(rows)} texts of the base, labelled by {teaching.scorer}: {path}")
+    unread = [name for name in scorer.names if name not in names]
+    say(
+        f"{len(rows)} texts of the base, labelled by {', '.join(names)} of {teaching.scorer}"
+        + (f" (it gives {', '.join(unread)} too: --label)" if unread else "")
+        + f": {path}"
+    )
     return Taught(path, names, record)
 
 
@@ -116,14 +129,29 @@ def label_texts(scorer: TextScorer, texts: Sequence[str], store: Path) -> dict[s
             for start in range(0, len(missing), _AT_ONCE):
                 part = missing[start : start + _AT_ONCE]
                 for text, scores in zip(part, scorer.score(part), strict=True):
+                    _check_finite(scores, text)
                     lines.append({"text": text, "scores": scores})
                     known[text] = scores
                 advance(len(part))
     return {text: known[text] for text in wanted}
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return list(text.ids) if isinstance(text, ChatText) else list(tokenizer(text)["input_ids"])
+def _check_names(names: Sequence[str], teaching: Teaching) -> None:
+    """Raises OtterError for a score called as a column of the rows is."""
+    text = "messages" if teaching.chat else "text"
+    if text in names:
+        raise OtterError(
+            f"the teacher {teaching.scorer} calls a score {text!r}, as the column of texts is",
+            hint="give the score another name",
+        )
+
+
+def _check_finite(scores: Sequence[float], text: str) -> None:
+    if not all(map(math.isfinite, scores)):
+        raise OtterError(
+            f"the teacher gives {text[:60]!r} a score that is not finite",
+            hint="check the teacher's weights; labels so far are kept",
+        )
 
 
 def _columns(prompt: Prompt, start: str, more: str, chat: bool) -> dict[str, Any]:

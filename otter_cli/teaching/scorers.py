@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,11 +61,9 @@ def _of_function(text: str) -> TextScorer:
         raise OtterError(
             f"--teacher {text!r} names no function", hint="python:module:function, or a folder"
         )
-    # A module beside the user's data is found as `python -m` would find it.
-    if "" not in sys.path:
-        sys.path.insert(0, "")
     try:
-        module = importlib.import_module(module_name)
+        with _working_folder_first():
+            module = importlib.import_module(module_name)
     except Exception as error:
         raise OtterError(
             f"--teacher {text!r}: importing {module_name} failed: {type(error).__name__}: {error}",
@@ -75,15 +74,45 @@ def _of_function(text: str) -> TextScorer:
         raise OtterError(
             f"--teacher {text!r}: {module_name} has no function {name!r}", hint="check the name"
         )
-    names = tuple(_values(function("a text"), text))
+    names = tuple(_asked(function, "a text", text))
+    if not names:
+        raise OtterError(f"the teacher {text} returned no number", hint="return at least one")
     source = getattr(module, "__file__", None)
     content = read_small(source) if source else module_name.encode()
     digest = sha256_json({"function": text, "source": sha256_bytes(content)})
-    return TextScorer(names, lambda texts: [_row(function(t), names, text) for t in texts], digest)
+
+    def score(texts: Sequence[str]) -> list[list[float]]:
+        return [_row(_asked(function, t, text), names, text) for t in texts]
+
+    return TextScorer(names, score, digest)
 
 
-def _values(answer: Any, what: str) -> dict[str, float]:
-    """A function's answer by name. Raises OtterError for anything but finite numbers."""
+@contextmanager
+def _working_folder_first() -> Iterator[None]:
+    """A module beside the user's data is found as `python -m` would find it. Afterwards the folder
+    comes last, where it hides no module that a library imports late."""
+    folder = str(Path.cwd())
+    if folder in sys.path or "" in sys.path:
+        yield
+        return
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        sys.path.append(folder)
+
+
+def _asked(function: Callable[[str], Any], asked: str, what: str) -> dict[str, float]:
+    """A function's answer by name. Raises OtterError where it fails, and for anything but finite
+    numbers."""
+    try:
+        answer = function(asked)
+    except Exception as error:
+        raise OtterError(
+            f"the teacher {what} failed at {asked[:60]!r}: {type(error).__name__}: {error}",
+            hint="it must take any text; labels so far are kept",
+        ) from error
     named = answer if isinstance(answer, Mapping) else {"score": answer}
     values = {}
     for name, value in named.items():
@@ -93,15 +122,14 @@ def _values(answer: Any, what: str) -> dict[str, float]:
             number = math.nan
         if not math.isfinite(number):
             raise OtterError(
-                f"the teacher {what} returned {value!r} for {name!r}",
+                f"the teacher {what} returned {value!r} for {name!r} of {asked[:60]!r}",
                 hint="return one finite number, or a dict of them",
             )
         values[str(name)] = number
     return values
 
 
-def _row(answer: Any, names: Sequence[str], what: str) -> list[float]:
-    values = _values(answer, what)
+def _row(values: Mapping[str, float], names: Sequence[str], what: str) -> list[float]:
     if set(values) != set(names):
         raise OtterError(
             f"the teacher {what} returned {', '.join(values)}, before {', '.join(names)}",
@@ -132,12 +160,12 @@ def _by_detoxify(model: Any, names: Sequence[str]) -> Callable[[Sequence[str]], 
 
 def _of_folder(text: str, device: str) -> TextScorer:
     from otter_cli.checkpoint.listing import MANIFEST
-    from otter_cli.checkpoint.source import find_base
     from otter_cli.insertion import Manifest
     from otter_cli.model.pretrained import load_config
     from otter_cli.scorers.detoxify import files_digest, load_detoxify
+    from otter_cli.scorers.load import scorer_folder
 
-    folder = find_base(text).path
+    folder = scorer_folder(text)
     digest = files_digest(folder)
     if any(folder.glob("*.ckpt")):
         model = load_detoxify(folder, device)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -73,17 +74,9 @@ def recipe_from_data(
 
     `positions` and `width` are the base's. Raises OtterError where no signal fits the data.
     """
-    fitting = [s for s in signals if s.kind in _OBJECTIVES[data.kind]]
-    if fitting:
-        data = _with_chat(data, fitting[0], tokenizer)
+    fitting = check_kinds(data.kind, signals)
+    data = _with_chat(data, fitting[0], tokenizer)
     sections = {s.name: _section(data, s) for s in fitting}
-    if not sections:
-        kinds = ", ".join(_OBJECTIVES[data.kind])
-        own = ", ".join(f"{s.name} ({s.kind})" for s in signals) or "none"
-        raise OtterError(
-            f"--{data.kind} trains signals of kind {kinds}; the graft has: {own}",
-            hint=f"graft with --signal {_example(data.kind)}",
-        )
     first = fitting[0]
     trial = Recipe.model_validate({"steps": 1, "signals": {first.name: sections[first.name]}})
     objective = trial.signals[first.name]
@@ -106,6 +99,19 @@ def recipe_from_data(
             "separate": {"learning_rate": separate_rate(width)},
         },
     }
+
+
+def check_kinds(kind: Kind, signals: Sequence[SignalConfig]) -> list[SignalConfig]:
+    """The signals that such data can train. Raises OtterError where there is none."""
+    fitting = [s for s in signals if s.kind in _OBJECTIVES[kind]]
+    if not fitting:
+        kinds = ", ".join(_OBJECTIVES[kind])
+        own = ", ".join(f"{s.name} ({s.kind})" for s in signals) or "none"
+        raise OtterError(
+            f"--{kind} trains signals of kind {kinds}; the graft has: {own}",
+            hint=f"graft with --signal {_example(kind)}",
+        )
+    return fitting
 
 
 def insertion_rate(width: int) -> float:
@@ -136,7 +142,8 @@ def _with_chat(data: DataFile, signal: SignalConfig, tokenizer: Any) -> DataFile
 
 
 def _section(data: DataFile, signal: SignalConfig) -> dict[str, Any]:
-    source: dict[str, Any] = {"path": str(data.path), **data.columns}
+    # Copied: YAML would write a list that two sections share as an anchor and a reference to it.
+    source: dict[str, Any] = {"path": str(data.path), **deepcopy(dict(data.columns))}
     if data.chat is not None:
         source["chat"] = data.chat
     if data.limit is not None:

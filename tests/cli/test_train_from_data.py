@@ -132,6 +132,12 @@ def test_a_teacher_labels_what_the_base_writes(
         (("--pairs", "{pairs}", "--label", "x"), "--label goes with"),
         (("--pairs", "nowhere.jsonl"), "is not a file"),
         (("--texts", "{pairs}", "--signal", "reward"), "trains signals of kind future"),
+        (("--pairs", "{pairs}", "--signal", "rewrd"), "no signal 'rewrd'"),
+        (("--pairs", "{pairs}", "--samples", "8"), "--samples goes with"),
+        (("--labels", "{pairs}", "--new-tokens", "8"), "--new-tokens goes with"),
+        (("--recipe", "x", "--raw"), "--raw goes with"),
+        (("--recipe", "x", "--save-recipe", "y"), "--save-recipe goes with"),
+        (("--pairs", "{pairs}", "--data", "."), "--data goes with"),
     ],
 )
 def test_data_options_that_do_not_fit(
@@ -139,6 +145,32 @@ def test_data_options_that_do_not_fit(
 ) -> None:
     run = otter_here("train", folder, *(o.format(pairs=pairs) for o in options))
     assert run.returncode == 2 and words in run.stderr and "hint:" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--signal", "future"), "trains signals of kind"),
+        (("--label", "letters", "--label", "half"), "takes 1 of the teacher's scores"),
+    ],
+)
+def test_what_a_teacher_cannot_train_is_refused_before_the_base_writes(
+    otter_here: Otter, folder: Path, tmp_path: Path, options: tuple[str, ...], words: str
+) -> None:
+    (tmp_path / "prompts.txt").write_text("hello\n")
+    teacher = ("--teacher", "python:no_such_module:f", "--prompts", tmp_path / "prompts.txt")
+    run = otter_here("train", folder, *teacher, *options)
+    assert run.returncode == 2 and words in run.stderr
+    assert not (folder / "training" / "taught").exists()
+
+
+def test_several_sections_of_one_file_are_written_without_references(
+    otter_here: Otter, folder: Path, labelled: Path, tmp_path: Path
+) -> None:
+    saved = tmp_path / "recipe.yaml"
+    options = ("--text", "comment", "--label", "toxic", "--save-recipe", saved)
+    train(otter_here, folder, "--labels", labelled, *options)
+    assert not set("&*") & set(saved.read_text())
 
 
 def check(otter_here: Otter, *options: object) -> Any:
@@ -191,3 +223,14 @@ def test_a_file_that_cannot_be_read_as_data(
 ) -> None:
     run = otter_here("data", "check", lines(tmp_path / "x.jsonl", rows), *options)
     assert run.returncode == 2 and words in run.stderr
+
+
+def test_a_teacher_is_refused_under_torchrun(
+    otter_here: Otter, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process would write the same texts."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    (tmp_path / "prompts.txt").write_text("hello\n")
+    teacher = ("--teacher", "python:x:f", "--prompts", tmp_path / "prompts.txt")
+    run = otter_here("train", folder, *teacher, "--signal", "reward")
+    assert run.returncode == 2 and "torchrun" in run.stderr

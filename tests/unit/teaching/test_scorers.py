@@ -25,6 +25,18 @@ def moody(text):
     return {"a": 1} if text == "a text" else {"b": 1}
 
 
+def failing(text):
+    raise ValueError("no")
+
+
+def later(text):
+    return 1 / (text == "a text")
+
+
+def nothing_at_all(text):
+    return {}
+
+
 not_a_function = 3
 """
 
@@ -60,7 +72,7 @@ def test_a_changed_function_has_another_digest(tmp_path: Path) -> None:
         ("python:my_teacher:nothing", "no function 'nothing'"),
         ("python:my_teacher:not_a_function", "no function"),
         ("python:my_teacher:broken", "returned nan"),
-        ("nowhere", "does not exist"),
+        ("nowhere", "is not a folder"),
     ],
 )
 def test_what_is_no_teacher_is_refused(text: str, words: str) -> None:
@@ -85,3 +97,27 @@ def test_a_detoxify_folder_gives_its_six_classes(shared: Path) -> None:
     kind, rude = scorer.score(["have a lovely day", "you are a stupid idiot"])
     column = scorer.names.index("toxicity")
     assert kind[column] < rude[column]
+
+
+def test_a_repository_of_the_hub_needs_its_revision() -> None:
+    with pytest.raises(OtterError, match="is not a folder") as error:
+        load_scorer("somebody/classifier")
+    assert "@revision" in str(error.value.hint)
+
+
+@pytest.mark.parametrize("name", ["failing", "later", "nothing_at_all"])
+def test_a_function_that_fails_is_the_teachers_fault(name: str) -> None:
+    with pytest.raises(OtterError, match=f"my_teacher:{name}"):
+        load_scorer(f"python:my_teacher:{name}").score(["other"])
+
+
+def test_the_working_folder_hides_no_module_after_the_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`otter` itself is started from another folder than the user's."""
+    path = [entry for entry in sys.path if entry not in ("", str(tmp_path))]
+    monkeypatch.setattr(sys, "path", path)
+    assert load_scorer("python:my_teacher:length").names == ("score",)
+    assert sys.path[0] == path[0] and "" not in sys.path
+    assert load_scorer("python:my_teacher:two").names == ("length", "spaces")
+    assert sys.path.count(str(tmp_path)) == 1

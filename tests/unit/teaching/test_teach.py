@@ -11,7 +11,8 @@ from otter_cli.core.errors import OtterError
 from otter_cli.data.chat_template import chat
 from otter_cli.model import OtterForCausalLM
 from otter_cli.model.pretrained import load_tokenizer
-from otter_cli.teaching import Teaching, rows, teach
+from otter_cli.teaching import Teaching, rows, teach, writing
+from otter_cli.teaching.scorers import TextScorer
 from otter_cli.teaching.writing import Drawing
 from tests.support.grafts import random_graft
 from tests.unit.api.test_api import TEMPLATE
@@ -19,10 +20,14 @@ from tests.unit.api.test_api import TEMPLATE
 DRAWING = Drawing(samples=3, tokens=6)
 LETTERS = "python:tests.unit.teaching.test_teach:letters"
 asked: list[str] = []
+# At which call a user presses Ctrl-C; 0: never.
+stop_at = 0
 
 
 def letters(text: str) -> dict[str, float]:
     asked.append(text)
+    if len(asked) == stop_at:
+        raise KeyboardInterrupt
     return {"letters": float(sum(c.isalpha() for c in text)), "half": 0.5}
 
 
@@ -120,3 +125,86 @@ def test_the_prompt_is_read_too_where_that_is_wanted(folder: Path, prompts: Path
 def test_drawings_without_meaning(options: dict[str, Any]) -> None:
     with pytest.raises(OtterError):
         Drawing(**options)
+
+
+def test_ctrl_c_while_the_base_writes_keeps_its_texts(
+    folder: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And while the teacher labels."""
+    whole = taught(folder, prompts)
+    shutil.rmtree(folder / rows.STORE)
+    monkeypatch.setattr(writing, "_ROWS", 3)
+    monkeypatch.setattr(rows, "_AT_ONCE", 2)
+    write, states = writing._write, []
+
+    def stopped_at_second(model: Any, keys: Any, *more: Any) -> Any:
+        states.extend(keys)
+        if len(states) == 2:
+            raise KeyboardInterrupt
+        return write(model, keys, *more)
+
+    monkeypatch.setattr(writing, "_write", stopped_at_second)
+    with pytest.raises(KeyboardInterrupt):
+        taught(folder, prompts)
+    monkeypatch.setattr("tests.unit.teaching.test_teach.stop_at", 4)
+    with pytest.raises(KeyboardInterrupt):
+        taught(folder, prompts)
+    # The first text was stored: the second and the third are left.
+    assert len(states) == 4
+    labelled = set(asked[1:3])
+    monkeypatch.setattr("tests.unit.teaching.test_teach.stop_at", 0)
+    assert taught(folder, prompts) == whole
+    assert len(states) == 4 and labelled and not labelled & set(asked)
+
+
+def test_equal_prompts_count_once(folder: Path, prompts: Path) -> None:
+    once = taught(folder, prompts)
+    prompts.write_text(prompts.read_text() * 2)
+    assert taught(folder, prompts) == once
+
+
+def test_a_prompt_beyond_the_window_is_refused_before_anything_is_written(
+    folder: Path, prompts: Path
+) -> None:
+    prompts.write_text("hello\n" + "a" * 200 + "\n")
+    with pytest.raises(OtterError, match=r"prompts\.txt, line 2.*window"):
+        taught(folder, prompts)
+    assert not list((folder / rows.STORE).glob("texts-*"))
+
+
+def test_messages_without_a_chat_template_are_refused_with_file_and_line(
+    folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "hi"}]}) + "\n")
+    with pytest.raises(OtterError, match=r"m\.jsonl, line 1") as error:
+        taught(folder, path, chat=False)
+    assert "--raw" in str(error.value.hint)
+    assert all(row["messages"][0]["content"] == "hi" for row in taught(folder, path, chat=True))
+
+
+def test_a_base_that_writes_nothing_is_said(
+    folder: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        writing, "_write", lambda _, keys, __, drawing: [[[2]] * drawing.samples for _ in keys]
+    )
+    with pytest.raises(OtterError, match="wrote nothing"):
+        taught(folder, prompts)
+
+
+def test_a_score_called_as_the_texts_are_does_not_replace_them(
+    folder: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = TextScorer(("text",), lambda texts: [[0.5] for _ in texts], "0" * 64)
+    monkeypatch.setattr(rows, "load_scorer", lambda *_, **__: scorer)
+    with pytest.raises(OtterError, match="calls a score 'text'"):
+        taught(folder, prompts)
+
+
+def test_a_score_that_is_not_finite_is_never_stored(tmp_path: Path) -> None:
+    scorer = TextScorer(("a",), lambda texts: [[float(t)] for t in texts], "0" * 64)
+    with pytest.raises(OtterError, match="not finite"):
+        rows.label_texts(scorer, ["1", "nan", "2"], tmp_path)
+    (path,) = tmp_path.glob("labels-*.jsonl")
+    assert [json.loads(line)["text"] for line in path.read_text().splitlines()] == ["1"]
