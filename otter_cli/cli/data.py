@@ -39,7 +39,8 @@ def check(
         typer.Option("--base", help="a checkpoint or graft: its tokenizer counts tokens"),
     ] = None,
     max_length: Annotated[
-        int | None, typer.Option("--max-length", help="count what would be cut at so many tokens")
+        int | None,
+        typer.Option("--max-length", min=3, help="count what would be cut at so many tokens"),
     ] = None,
     text: d.Text = None,
     label: Annotated[

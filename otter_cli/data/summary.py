@@ -25,6 +25,7 @@ from otter_cli.data.records import Record, read_records
 
 FileKind = Literal["pairs", "labels", "texts", "prompts"]
 _QUANTILES = (0.5, 0.9, 1.0)
+_UNCUT = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,10 @@ def summarise(
         raise OtterError(f"{path} has no rows", hint="it needs one row a text, or one a pair")
     kind, columns = _understood(path, rows, dict(named or {}))
     texts = [columns[key] for key in ("chosen", "rejected", "text") if key in columns]
-    chat = any(holds_messages(column, rows) for column in texts)
-    counted = _Counted(columns, chat, tokenizer, max_length)
+    # As training decides it: a prompt with its answer is a dialogue where there is a template.
+    chat = any(holds_messages(column, rows) for column in (*texts, columns.get("prompt", "")))
+    chat |= bool(getattr(tokenizer, "chat_template", None)) and "prompt" in columns
+    counted = _Counted(kind, columns, chat, tokenizer, max_length)
     for record in read_records(path):
         counted.add(record)
     return DataSummary(
@@ -96,7 +99,13 @@ def _understood(
                 hint=f"its columns: {', '.join(names)}",
             )
     better, worse = named.get("chosen", "chosen"), named.get("rejected", "rejected")
-    if better in names and worse in names:
+    if {"chosen", "rejected"} & set(named) and not {better, worse} <= set(names):
+        raise OtterError(
+            f"{path}: a pair has two texts, and there are no columns {better!r} and {worse!r}",
+            hint=f"--chosen COLUMN --rejected COLUMN; its columns: {', '.join(names)}",
+        )
+    as_texts = "chosen" not in named and ("text" in named or "label" in named)
+    if better in names and worse in names and not as_texts:
         columns = {"chosen": better, "rejected": worse}
         prompt = named.get("prompt") or pair_prompt(better, worse, rows)
         return "pairs", {**columns, **({"prompt": prompt} if prompt else {})}
@@ -119,10 +128,17 @@ class _Counted:
     """What is counted row by row."""
 
     def __init__(
-        self, columns: Mapping[str, str], chat: bool, tokenizer: Any, max_length: int | None
+        self,
+        kind: FileKind,
+        columns: Mapping[str, str],
+        chat: bool,
+        tokenizer: Any,
+        max_length: int | None,
     ) -> None:
         self.columns, self.chat = columns, chat
         self.tokenizer, self.max_length = tokenizer, max_length
+        # Training writes an end after a text; what the base continues has none.
+        self.eos = kind != "prompts" and getattr(tokenizer, "eos_token_id", None) is not None
         self.rows = self.cut = self.duplicates = self.identical = 0
         self.lengths: list[int] = []
         self.classes: Counter[str] = Counter()
@@ -160,23 +176,20 @@ class _Counted:
         if before is None:
             return text
         start = record.value(before)
-        if self._chats:
+        if self.chat:
             first = start if is_messages(start) else _as_user(start)
             return [*first, {"role": "assistant", "content": text}]
         return record.text(before) + text
 
-    @property
-    def _chats(self) -> bool:
-        return bool(getattr(self.tokenizer, "chat_template", None))
-
     def _ids(self, text: Any) -> Sequence[Any]:
         if self.tokenizer is None:
             return text if isinstance(text, str) else "".join(str(m.get("content")) for m in text)
-        if isinstance(text, str):
-            return list(self.tokenizer(text, verbose=False)["input_ids"])
         from otter_cli.data.chat_template import chat
+        from otter_cli.data.encoding import Encoder
 
-        return list(chat(self.tokenizer, text).ids)
+        written = text if isinstance(text, str) else chat(self.tokenizer, text)
+        encode = Encoder(self.tokenizer, _UNCUT, eos=self.eos, empty=True)
+        return encode([written]).ids[0]
 
 
 def _as_user(text: Any) -> list[dict[str, Any]]:
