@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otter_cli.api.generated import GeneratedText, generated_text
+from otter_cli.api.generated import GeneratedText, finite, generated_text
 from otter_cli.api.prompts import prompt_ids
 from otter_cli.core.atomic import write_json
 from otter_cli.core.errors import OtterError
@@ -43,7 +43,8 @@ class Settings:
 
 
 class Chat:
-    """One conversation. `turns` holds each message and answer with its signals, for /save."""
+    """One conversation after another. `turns` holds each message and answer with its signals;
+    those from `first` on are of the present conversation."""
 
     def __init__(self, otter: Otter, settings: Settings) -> None:
         self.otter, self.settings = otter, settings
@@ -79,10 +80,13 @@ class Chat:
                 terminal.say_error(error)
 
     def answer(self, text: str, terminal: Terminal) -> GeneratedText:
-        """Sends one message and streams the answer. Ctrl-C keeps what was written so far."""
+        """Sends one message and streams the answer. Ctrl-C keeps what was written so far; where
+        that is nothing, the message is not kept either."""
         messages = [*self.messages, {"role": "user", "content": text}]
         ids = prompt_ids(self.otter.tokenizer, messages)[0][0]
         answer = self._generate(ids, terminal)
+        if not answer.token_ids:
+            return answer
         warn_not_finite(broken({n: values.tolist() for n, values in answer.signals.items()}))
         self.messages = [*messages, {"role": "assistant", "content": answer.text}]
         self.turns.append(
@@ -125,6 +129,16 @@ class Chat:
 
     def _generate(self, ids: list[int], terminal: Terminal) -> GeneratedText:
         otter, settings = self.otter, self.settings
+        room = otter.model.shape.max_positions - len(ids)
+        if room < 1:
+            raise OtterError(
+                f"the conversation fills the base's window of {otter.model.shape.max_positions} "
+                "tokens",
+                hint="/new starts anew",
+            )
+        sampling = replace(
+            settings.sampling, max_new_tokens=min(settings.sampling.max_new_tokens, room)
+        )
         shown = [settings.signal] if settings.signal else []
         stream = _Stream(self, TextStream(otter.tokenizer, ids), terminal)
         guides = [
@@ -135,7 +149,7 @@ class Chat:
             row = generate(
                 otter.model,
                 [ids],
-                settings.sampling,
+                sampling,
                 guide=guides,
                 signals=shown,
                 # A token is shown with its signal, so it is read at once.
@@ -146,7 +160,7 @@ class Chat:
             answer = generated_text(otter.tokenizer, ids, row, otter.labels(shown))
         except KeyboardInterrupt:
             answer = stream.stopped()
-        terminal.end_answer(answer.finish)
+        terminal.end_answer(answer.finish, kept=bool(answer.token_ids))
         return answer
 
     def _guide(self, text: str) -> str:
@@ -179,16 +193,19 @@ class Chat:
     def _save(self, path: str) -> str:
         if not path:
             raise OtterError("/save needs a file name", hint="/save chat.json")
-        write_json(Path(path), {"messages": self.messages, "turns": self.turns})
+        turns = self.turns[self.first :]
+        write_json(Path(path), {"messages": self.messages, "turns": turns})
         return f"saved to {path}"
 
     def _start(self) -> None:
         system = self.settings.system
         self.messages = [{"role": "system", "content": system}] if system else []
+        self.first = len(self.turns)
 
     def _check_guides(self, guides: Mapping[str, float]) -> None:
         for name, weight in guides.items():
-            guide_of(self.otter.model, name, weight, self.settings.candidates)
+            guide = guide_of(self.otter.model, name, weight, self.settings.candidates)
+            guide.check(1, self.otter.model.shape.vocab)
 
 
 class _Stream:
@@ -199,7 +216,7 @@ class _Stream:
         self.special = set(chat.otter.tokenizer.all_special_ids)
         self.tokens: list[str] = []
         self.ids: list[int] = []
-        self.values: list[float] = []
+        self.scores: list[Any] = []
 
     def token(self, row: int, token: int, value: float | None = None) -> None:
         added = self.text.add(token)
@@ -210,14 +227,15 @@ class _Stream:
             self.terminal.show_token(added, value, low, high)
 
     def read(self, row: int, token: int, scores: Mapping[str, Any]) -> None:
-        value = finite_or_none(next(iter(scores.values())))
+        score = next(iter(scores.values()))
+        value = finite_or_none(score)
         # Of several classes the likeliest colours the token.
         number = (
             max((v for v in value if v is not None), default=None)
             if isinstance(value, list)
             else value
         )
-        self.values.append(float("nan") if number is None else number)
+        self.scores.append(score)
         self.token(row, token, number)
 
     def _scale(self, value: float | None) -> tuple[float, float]:
@@ -232,15 +250,15 @@ class _Stream:
         return low, high
 
     def stopped(self) -> GeneratedText:
-        """What was written before Ctrl-C."""
-        import numpy as np
-
+        """What was written before Ctrl-C, which may have come between a token and its score."""
         name = self.chat.settings.signal
+        names = [name] if name else []
         parts = zip(self.ids, self.tokens, strict=True)
         return GeneratedText(
             text="".join(text for token, text in parts if token not in self.special),
             tokens=self.tokens,
             token_ids=self.ids,
-            signals={name: np.array(self.values)} if name else {},
+            signals={name: finite(self.scores[: len(self.ids)]) for name in names},
+            labels=self.chat.otter.labels(names),
             finish="interrupted",
         )

@@ -69,9 +69,13 @@ class Terminal:
         self.console.print(Text(terminal_text(text), style), end="", soft_wrap=True)
         sys.stdout.flush()
 
-    def end_answer(self, finish: str) -> None:
+    def end_answer(self, finish: str, *, kept: bool) -> None:
         self.console.print()
         if finish == "interrupted":
-            say("stopped; what was written stays in the conversation")
+            say(
+                "stopped; what was written stays in the conversation"
+                if kept
+                else "stopped before a word was written; the message is dropped"
+            )
         elif finish == "length":
-            say("cut at --max-new-tokens")
+            say("cut at --max-new-tokens, or at the end of the base's window")

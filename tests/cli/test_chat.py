@@ -99,6 +99,78 @@ def test_ctrl_c_keeps_what_was_written(chat: Any, monkeypatch: pytest.MonkeyPatc
     assert second["finish"] == "length"
 
 
+def test_ctrl_c_before_the_first_token_drops_the_message(
+    chat: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty answer would be a turn that the model never gave."""
+    from otter_cli.cli import chat_session
+
+    generate, calls = chat_session.generate, []
+
+    def stopped_at_first(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr(chat_session, "generate", stopped_at_first)
+    run = chat("hello\ngood day\n", "--json")
+    (turn,) = json.loads(run.stdout)["turns"]
+    alone = load(folder).generate([{"role": "user", "content": "good day"}], max_new_tokens=6)
+    assert turn["assistant"] == alone.text and "the message is dropped" in run.stderr
+
+
+def test_a_stopped_answer_has_all_scores_of_its_signal(
+    otter_here: Otter, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from otter_cli.cli.chat_terminal import Terminal
+
+    signals = ("classes:bad,good",)
+    graft = random_graft(
+        folder.parent / "base", tmp_path / "g", hidden=8, heads=2, ffn=16, signals=signals
+    )
+    lines = "hello\n/new\nhello\n"
+
+    def scores() -> Any:
+        monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+        run = otter_here("chat", graft, "--max-new-tokens", "6", "--json")
+        return [turn["signals"]["classes"] for turn in json.loads(run.stdout)["turns"]]
+
+    whole = scores()[0]
+    show, shown = Terminal.show_token, []
+
+    def stop_at_third(self: Terminal, *values: Any) -> None:
+        show(self, *values)
+        shown.append(values)
+        if len(shown) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Terminal, "show_token", stop_at_third)
+    stopped, again = scores()
+    assert again == whole and 3 <= len(stopped) < len(whole) and len(stopped[0]) == 2
+    assert stopped == whole[: len(stopped)]
+
+
+def test_a_conversation_ends_where_the_window_does(chat: Any) -> None:
+    run = chat(f"{'a' * 100}\n{'b' * 20}\n/new\nhello\n", "--json", "--max-new-tokens", "99")
+    first, second = json.loads(run.stdout)["turns"]
+    assert 0 < len(first["tokens"]) < 30 and second["user"] == "hello"
+    assert "fills the base's window" in run.stderr and "/new starts anew" in run.stderr
+
+
+def test_a_guide_without_meaning_is_refused_when_it_is_set(chat: Any) -> None:
+    run = chat("/guide reward:nan\nhello\n", "--json")
+    assert run.stderr.count("error:") == 1 and len(json.loads(run.stdout)["turns"]) == 1
+    assert chat("hello\n", "--guide", "reward:inf").returncode == 2
+
+
+def test_a_saved_conversation_is_the_present_one(chat: Any, tmp_path: Path) -> None:
+    run = chat(f"hello\n/new\ngood day\n/save {tmp_path / 'chat.json'}\n", "--json")
+    saved = json.loads((tmp_path / "chat.json").read_text())
+    assert [turn["user"] for turn in saved["turns"]] == ["good day"]
+    assert len(json.loads(run.stdout)["turns"]) == 2
+
+
 def test_a_base_without_a_template_does_not_chat(
     otter_here: Otter, tiny_llama: Path, tmp_path: Path
 ) -> None:
