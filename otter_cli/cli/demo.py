@@ -48,6 +48,11 @@ def demo(
     then the same prompts are written plain, guided in one pass, and guided by a second model. A
     second call goes on where the first one stopped. Ends in an HTML report.
     """
+    if tiny and (model is not None or quick):
+        raise OtterError(
+            f"{'--model' if model is not None else '--quick'} does not go with --tiny",
+            hint="--tiny has its own base and its own size",
+        )
     if tiny:
         return _tiny(folder or Path("runs/demo-tiny"), seed, tuple(set or ()))
     if set:

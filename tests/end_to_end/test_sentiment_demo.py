@@ -1,17 +1,19 @@
 """The demo on a real model, here on the tiny base: every step, its report, and going on."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from otter_cli.core.errors import OtterError
 from otter_cli.demo import BASE
 from otter_cli.demo.sentiment import run
 from otter_cli.demo.sentiment.lexicons import afinn_positive, vader
 from otter_cli.demo.sentiment.prompts import TEST_SUBJECTS, held_out_prompts, training_prompts
 from otter_cli.demo.sentiment.run import METHODS, Scale
-from tests.conftest import Otter
+from tests.conftest import Otter, TinyCheckpoint
 
 SMALL = Scale(
     prompts=12, samples=3, tokens=8, steps=4, batch=4, test_prompts=3, new_tokens=6, strength=5.0
@@ -56,6 +58,35 @@ def _figures(data: dict[str, Any]) -> Any:
 def test_a_model_that_is_not_there_says_how_to_get_it(otter_here: Otter, tmp_path: Path) -> None:
     shown = otter_here("demo", tmp_path / "demo", "--model", tmp_path / "nowhere")
     assert shown.returncode == 2 and "leave --model out" in shown.stderr
+    assert not (tmp_path / "demo").exists()
+
+
+def test_runs_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
+    record = tmp_path / "demo.json"
+    for _ in range(2):
+        run._check_settings(record, {"seed": 0, **asdict(run.QUICK)})
+    for seed, scale, words in ((1, run.QUICK, "seed"), (0, run.WHOLE, "prompts")):
+        with pytest.raises(OtterError, match=words):
+            run._check_settings(record, {"seed": seed, **asdict(scale)})
+
+
+def test_a_run_of_another_base_is_not_continued(
+    tiny_checkpoint: TinyCheckpoint, tmp_path: Path
+) -> None:
+    out = tmp_path / "grafted"
+    base, other = (tiny_checkpoint("llama", tied=tied) for tied in (False, True))
+    assert run._graft(base, out) == run._graft(base, out)
+    with pytest.raises(OtterError, match="another base") as error:
+        run._graft(other, out)
+    assert "--model" in str(error.value.hint)
+
+
+@pytest.mark.parametrize("option", [("--quick",), ("--model", "x")])
+def test_options_that_the_tiny_demo_has_no_use_for(
+    otter_here: Otter, tmp_path: Path, option: tuple[str, ...]
+) -> None:
+    shown = otter_here("demo", tmp_path / "demo", "--tiny", *option)
+    assert shown.returncode == 2 and f"{option[0]} does not go with" in shown.stderr
     assert not (tmp_path / "demo").exists()
 
 

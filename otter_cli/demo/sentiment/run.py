@@ -6,13 +6,15 @@ import json
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from otter_cli.checkpoint.strict_json import read_own_object
 from otter_cli.core.atomic import write_json, write_text
 from otter_cli.core.console import say
+from otter_cli.core.errors import OtterError
 from otter_cli.core.seeds import derive_seed
 from otter_cli.core.units import seconds_text
 from otter_cli.demo.sentiment import lexicons, prompts
@@ -79,9 +81,10 @@ def run_sentiment(
     folder: Path, base: Path, *, scale: Scale = WHOLE, seed: int = 0
 ) -> SentimentDemo:
     """Runs the demo in `folder`, or goes on with it: finished steps are not done again. Raises
-    OtterError."""
+    OtterError, also for a folder with a run of another base, seed or scale."""
     lexicons.require_lexicons()
     folder.mkdir(parents=True, exist_ok=True)
+    _check_settings(folder / "demo.json", {"seed": seed, **asdict(scale)})
     demo = SentimentDemo(folder, base, scale)
     grafted, data = folder / "grafted", folder / "data"
     data.mkdir(exist_ok=True)
@@ -100,6 +103,33 @@ def run_sentiment(
     return demo
 
 
+def _check_settings(record: Path, settings: dict[str, Any]) -> None:
+    """Writes down what the folder's run is, or compares: steps of two runs must not be mixed."""
+    if not record.exists():
+        write_json(record, settings)
+        return
+    before = read_own_object(record)
+    differing = [name for name, value in settings.items() if before.get(name) != value]
+    if differing:
+        raise OtterError(
+            f"{record.parent} holds a run with other settings: {', '.join(differing)}",
+            hint="give the same options as before, or another folder",
+        )
+
+
+def _check_base(base: Path, grafted: Path) -> None:
+    from otter_cli.insertion import Manifest
+    from otter_cli.insertion.opened import check_base_files
+
+    try:
+        check_base_files(grafted, Manifest.read(grafted), base=base)
+    except OtterError as error:
+        raise OtterError(
+            f"{grafted.parent} holds a run with another base: {error.what}",
+            hint="give the same --model as before, or another folder",
+        ) from error
+
+
 def _graft(base: Path, out: Path) -> Price:
     from otter_cli.checkpoint.folder import Checkpoint
     from otter_cli.families import base_shape
@@ -111,7 +141,9 @@ def _graft(base: Path, out: Path) -> Price:
     shape = base_shape(checkpoint.config)
     signals = tuple(parse_signal(text) for text in SIGNALS)
     plan = Plan(resolve(shape, signals=signals, init="normal", **INSERTED), shape)  # type: ignore[arg-type]
-    if not out.exists():
+    if out.exists():
+        _check_base(base, out)
+    else:
         graft(checkpoint, out, plan, source=base.name)
     return price(plan, checkpoint)
 
@@ -166,12 +198,15 @@ def _train(
 
 
 def _verify(grafted: Path, proof: Path) -> tuple[Verification, Verdict]:
-    """In the dtype that the base is stored in; `otter verify` does the others."""
+    """In the dtype that the base is stored in, or float32 where that is none of the grid's;
+    `otter verify` does the others."""
     from otter_cli.checkpoint.folder import Checkpoint
     from otter_cli.verification import Grid, Request, decide, proof_record, verify
 
     names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-    grid = Grid(dtypes=(names[Checkpoint.open(grafted).dtype],), attentions=("sdpa",))
+    grid = Grid(
+        dtypes=(names.get(Checkpoint.open(grafted).dtype, "float32"),), attentions=("sdpa",)
+    )
     report = verify(Request(grafted, None, grid))
     verdict = decide(report)
     write_json(proof, proof_record(report, verdict))
