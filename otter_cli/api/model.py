@@ -172,14 +172,14 @@ def _fed(streamer: Any, ids: Sequence[Sequence[int]]) -> Iterator[Any]:
     if streamer is None:
         yield None
         return
-    if len(ids) != 1:
-        raise OtterError("a streamer takes one prompt at a time", hint="leave streamer out")
     import torch
 
     def put(row: int, token: int) -> None:
         streamer.put(torch.tensor([token]))
 
     try:
+        if len(ids) != 1:
+            raise OtterError("a streamer takes one prompt at a time", hint="leave streamer out")
         streamer.put(torch.tensor(ids))
         yield put
     finally:

@@ -170,6 +170,11 @@ def _sizes(
     # Of a large file a sample tells the lengths.
     part = rows[:: max(1, len(rows) // _SAMPLE)]
     lengths = list(objective.encode(part, tokenizer, max_length=2**31).lengths)
+    if not lengths:
+        raise OtterError(
+            f"{data.path} has no row to train on: the texts of each pair are equal",
+            hint=f"otter data check {data.path} counts such rows",
+        )
     texts = 2 if data.kind == "pairs" else 1
     longest = sorted(lengths)[math.ceil(0.97 * len(lengths)) - 1]
     max_length = min(32 * math.ceil(longest / 32), positions, _LONGEST)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from otter_cli.data.datasets import Batch
+    from otter_cli.model import OtterForCausalLM
 
 _Values = Callable[["Batch"], "Tensor"]
 
@@ -33,10 +34,16 @@ def _load(folder: Path, signal: str, device: str) -> _Values:
     return _graft(folder, signal, device) if grafted else _reward_model(folder, device)
 
 
-def _graft(folder: Path, signal: str, device: str) -> _Values:
+@lru_cache(maxsize=1)
+def _model(folder: Path, device: str) -> OtterForCausalLM:
+    """Loaded once, however many of its signals teach in turns."""
     from otter_cli.model import OtterForCausalLM
 
-    model = OtterForCausalLM.from_pretrained(folder, device=device)
+    return OtterForCausalLM.from_pretrained(folder, device=device)
+
+
+def _graft(folder: Path, signal: str, device: str) -> _Values:
+    model = _model(folder, device)
     config = model.signal_configs.get(signal)
     if config is None or config.kind != "value" or config.size != 1:
         raise OtterError(

@@ -173,6 +173,15 @@ def test_several_sections_of_one_file_are_written_without_references(
     assert not set("&*") & set(saved.read_text())
 
 
+def test_pairs_of_equal_texts_alone_are_refused(
+    otter_here: Otter, folder: Path, tmp_path: Path
+) -> None:
+    path = lines(tmp_path / "p.jsonl", [{"chosen": "a", "rejected": "a"}] * 25)
+    run = otter_here("train", folder, "--pairs", path)
+    assert run.returncode == 2 and "no row to train on" in run.stderr
+    assert "otter data check" in run.stderr
+
+
 def check(otter_here: Otter, *options: object) -> Any:
     run = otter_here("data", "check", *map(str, options), "--json")
     assert run.returncode == 0, run.stderr

@@ -233,10 +233,14 @@ def test_a_stream_ends_when_generation_fails(model: Otter) -> None:
         def end(self) -> None:
             self.ended = True
 
-    for guide, error in (({"reward": float("nan")}, OtterError), ({}, KeyboardInterrupt)):
+    for prompts, weight, error in (
+        ([5, 9], float("nan"), OtterError),
+        (["a", "b"], 0.0, OtterError),
+        ([5, 9], 0.0, KeyboardInterrupt),
+    ):
         streamer = Kept()
         with pytest.raises(error):
-            model.generate([5, 9], guide=guide, max_new_tokens=4, streamer=streamer)
+            model.generate(prompts, guide={"reward": weight}, max_new_tokens=4, streamer=streamer)
         assert streamer.ended
 
 

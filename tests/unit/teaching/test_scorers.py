@@ -2,11 +2,16 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from otter_cli.core.errors import OtterError
+from otter_cli.model import OtterForCausalLM
+from otter_cli.model.pretrained import load_tokenizer
 from otter_cli.teaching.scorers import load_scorer
+from tests.support.grafts import random_graft
 
 MODULE = """
 def length(text):
@@ -121,3 +126,28 @@ def test_the_working_folder_hides_no_module_after_the_import(
     assert sys.path[0] == path[0] and "" not in sys.path
     assert load_scorer("python:my_teacher:two").names == ("length", "spaces")
     assert sys.path.count(str(tmp_path)) == 1
+
+
+def test_a_graft_with_several_values_is_loaded_once(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its signals teach in turns, batch after batch."""
+    graft = random_graft(
+        tiny_llama, tmp_path / "g", hidden=8, heads=2, ffn=16, signals=("reward", "polite=value")
+    )
+    load, loaded = OtterForCausalLM.from_pretrained, []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        loaded.append(arguments)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(OtterForCausalLM, "from_pretrained", counted)
+    scorer = load_scorer(str(graft))
+    assert scorer.names == ("reward", "polite")
+    first, again = scorer.score(["abc", "hello"]), scorer.score(["abc"])
+    assert len(loaded) == 1 and again[0] == pytest.approx(first[0], abs=1e-5)
+    model, tokenizer = load(graft), load_tokenizer(graft)
+    with torch.no_grad():
+        signals = model(torch.tensor([tokenizer("abc")["input_ids"]])).signals
+    expected = [float(signals[name][0, -1]) for name in scorer.names]
+    assert first[0] == pytest.approx(expected, abs=1e-5)
