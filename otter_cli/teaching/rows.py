@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from otter_cli.core.atomic import write_json, write_text
-from otter_cli.core.console import progress, say
+from otter_cli.core.console import progress, say, warn
 from otter_cli.core.digests import sha256_bytes
 from otter_cli.core.errors import OtterError
 from otter_cli.core.jsonlines import JsonLines, read_jsonlines
@@ -85,6 +85,7 @@ def teach(
     answers = label_texts(scorer, read, store)
     numbers = [[answers[text][column] for column in columns] for text in read]
     scaled, scales = _scaled(numbers, names)
+    _say_scales(scales)
     lines = [
         json.dumps(
             {
@@ -152,6 +153,15 @@ def _check_finite(scores: Sequence[float], text: str) -> None:
             f"the teacher gives {text[:60]!r} a score that is not finite",
             hint="check the teacher's weights; labels so far are kept",
         )
+
+
+def _say_scales(scales: Mapping[str, Sequence[float]]) -> None:
+    """A signal learns the mapped number, so its user must know the range."""
+    for name, (low, high) in scales.items():
+        if low == high:
+            warn(f"the teacher gives every text {low:g} as {name}: there is nothing to learn")
+        elif (low, high) != (0, 1):
+            say(f"{name} from {low:g} to {high:g} is mapped to a label from 0 to 1")
 
 
 def _columns(prompt: Prompt, start: str, more: str, chat: bool) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def _of_function(text: str) -> TextScorer:
     try:
         with _working_folder_first():
             module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise OtterError(
             f"--teacher {text!r}: importing {module_name} failed: {type(error).__name__}: {error}",
             hint="the module must be importable from the working folder",
@@ -108,7 +108,7 @@ def _asked(function: Callable[[str], Any], asked: str, what: str) -> dict[str, f
     numbers."""
     try:
         answer = function(asked)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise OtterError(
             f"the teacher {what} failed at {asked[:60]!r}: {type(error).__name__}: {error}",
             hint="it must take any text; labels so far are kept",

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from otter_cli.teaching import writing
 from tests.conftest import Otter
 from tests.support.grafts import graft_for
 from tests.unit.api.test_api import TEMPLATE
@@ -121,6 +122,28 @@ def test_a_teacher_labels_what_the_base_writes(
     data, talk = train(otter_here, folder, *options, "--samples", 3, "--new-tokens", 6)
     assert set(data["signals"]) == {"reward"} and "eos: false" in talk
     assert list((folder / "training" / "taught").glob("rows-*.jsonl"))
+
+
+def test_ctrl_c_while_the_base_writes_and_the_same_command_again(
+    otter_here: Otter, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f"{words(i)}\n" for i in range(12)))
+    teacher = "python:tests.unit.teaching.test_teach:letters"
+    options = ("--teacher", teacher, "--prompts", prompts, "--signal", "reward", *FEW)
+    write, calls = writing._write, []
+
+    def stopped_at_second(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return write(*arguments)
+
+    monkeypatch.setattr(writing, "_write", stopped_at_second)
+    run = otter_here("train", folder, *options, "--new-tokens", 6)
+    assert run.returncode == 130 and "interrupted" in run.stderr
+    run = otter_here("train", folder, *options, "--new-tokens", 6)
+    assert run.returncode == 0 and "8 of 12 prompts are continued already" in run.stderr
 
 
 @pytest.mark.parametrize(

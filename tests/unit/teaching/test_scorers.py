@@ -38,6 +38,10 @@ def later(text):
     return 1 / (text == "a text")
 
 
+def leaving(text):
+    raise SystemExit(0)
+
+
 def nothing_at_all(text):
     return {}
 
@@ -110,7 +114,7 @@ def test_a_repository_of_the_hub_needs_its_revision() -> None:
     assert "@revision" in str(error.value.hint)
 
 
-@pytest.mark.parametrize("name", ["failing", "later", "nothing_at_all"])
+@pytest.mark.parametrize("name", ["failing", "later", "leaving", "nothing_at_all"])
 def test_a_function_that_fails_is_the_teachers_fault(name: str) -> None:
     with pytest.raises(OtterError, match=f"my_teacher:{name}"):
         load_scorer(f"python:my_teacher:{name}").score(["other"])

@@ -157,6 +157,28 @@ def test_ctrl_c_while_the_base_writes_keeps_its_texts(
     assert len(states) == 4 and labelled and not labelled & set(asked)
 
 
+def test_the_range_of_the_labels_is_said(
+    folder: Path, prompts: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    taught(folder, prompts, "letters", "half")
+    said = capfd.readouterr().err
+    numbers = [sum(c.isalpha() for c in text) for text in asked if text != "a text"]
+    assert f"letters from {min(numbers)} to {max(numbers)} is mapped" in said
+    assert "half" in said and "half from" not in said
+
+
+def test_equal_scores_are_warned_about(
+    folder: Path,
+    prompts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    scorer = TextScorer(("a",), lambda texts: [[7.0] for _ in texts], "0" * 64)
+    monkeypatch.setattr(rows, "load_scorer", lambda *_, **__: scorer)
+    assert {row["a"] for row in taught(folder, prompts)} == {0.5}
+    assert "every text 7 as a" in capfd.readouterr().err
+
+
 def test_equal_prompts_count_once(folder: Path, prompts: Path) -> None:
     once = taught(folder, prompts)
     prompts.write_text(prompts.read_text() * 2)
