@@ -24,6 +24,7 @@ class Terminal:
         self.console = console()
         self._prompt: Any = None
         self._lines = lines_of_stdin()
+        self._column = 0
 
     def __enter__(self) -> Self:
         if self.typed:
@@ -66,10 +67,22 @@ class Terminal:
         from rich.text import Text
 
         style = "" if value is None else colour_of(value, low, high)
-        self.console.print(Text(terminal_text(text), style), end="", soft_wrap=True)
+        shown = self._wrapped(terminal_text(text))
+        self.console.print(Text(shown, style), end="", soft_wrap=True)
         sys.stdout.flush()
 
+    def _wrapped(self, text: str) -> str:
+        """On a terminal a word that has no room left begins a new line, as a page would wrap it."""
+        if not self.typed:
+            return text
+        if text.startswith(" ") and self._column + len(text) > self.console.width:
+            text = "\n" + text[1:]
+        *before, last = text.split("\n")
+        self._column = len(last) if before else self._column + len(last)
+        return text
+
     def end_answer(self, finish: str, *, kept: bool) -> None:
+        self._column = 0
         self.console.print()
         if finish == "interrupted":
             say(

@@ -179,6 +179,16 @@ def test_a_base_without_a_template_does_not_chat(
     assert run.returncode == 2 and "no chat template" in run.stderr
 
 
+def test_a_word_without_room_begins_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from otter_cli.cli.chat_terminal import Terminal
+
+    terminal = Terminal()
+    monkeypatch.setattr(terminal, "typed", True)
+    monkeypatch.setattr(type(terminal.console), "width", 10)
+    shown = [terminal._wrapped(text) for text in ("Hello", " the", "re", " world", "\n", " a")]
+    assert "".join(shown) == "Hello there\nworld\n a"
+
+
 def test_generate_chats_where_there_is_a_template(otter_here: Otter, folder: Path) -> None:
     def text(*options: str) -> tuple[str, str]:
         run = otter_here("generate", folder, "hello", "--max-new-tokens", "6", "--json", *options)
