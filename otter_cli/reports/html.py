@@ -35,7 +35,8 @@ def _section(section: Section) -> str:
         colours = colours_of(section.plots)
         figures = "".join(_figure(plot, colours) for plot in section.plots)
         parts.append(f'<div class="plots">{figures}</div>')
-    parts += [_coloured(text) for text in section.texts]
+    if section.texts:
+        parts.append(f'<div class="texts">{"".join(map(_coloured, section.texts))}</div>')
     parts += [_table(table) for table in section.tables]
     return f"<section>\n{chr(10).join(parts)}\n</section>"
 

@@ -44,7 +44,7 @@ class Scale:
     batch: int = 32
     test_prompts: int = 32
     new_tokens: int = 24
-    strength: float = 50.0
+    strength: float = 40.0
     args_strength: float = 40.0
 
 
