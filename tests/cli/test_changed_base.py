@@ -270,6 +270,7 @@ def test_a_graft_is_used_only_through_the_function_that_compares_its_base() -> N
         "cli/graft.py": "reads names",
         "cli/export.py": "reads how signals were trained, after the export",
         "teaching/scorers.py": "reads names, before the graft is loaded",
+        "demo/sentiment/run.py": "compares with the base that the user names",
         "serving/layouts.py": "reads again what it wrote",
         "serving/vllm/served.py": "compares what an export has as it was",
         "serving/vllm/export.py": "reads again what it wrote",
