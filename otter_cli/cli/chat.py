@@ -59,6 +59,5 @@ def chat(
         system=system,
     )
     session = Chat(load(folder, base=base, device=device), settings)
-    with Terminal() as terminal:
-        session.run(terminal)
+    session.run(Terminal())
     return Outcome({"turns": session.turns}, view=lambda: f"{len(session.turns)} turns")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from otter_cli.cli.output import console
 from otter_cli.cli.stdin import lines_of_stdin
@@ -22,26 +21,14 @@ class Terminal:
     def __init__(self) -> None:
         self.typed = sys.stdin.isatty() and sys.stdout.isatty()
         self.console = console()
-        self._prompt: Any = None
         self._lines = lines_of_stdin()
         self._column = 0
-
-    def __enter__(self) -> Self:
         if self.typed:
             from prompt_toolkit import PromptSession
             from prompt_toolkit.history import InMemoryHistory
 
             # In memory alone: what people say to a model is not left on the disk unasked.
-            self._prompt = PromptSession(history=InMemoryHistory())
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        return
+            self._prompt: Any = PromptSession(history=InMemoryHistory())
 
     def read(self) -> str | None:
         """The next line, or None at the end of the input."""

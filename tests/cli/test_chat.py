@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,12 @@ import pytest
 
 from otter_cli import load
 from tests.conftest import Otter
-from tests.support.grafts import random_graft
-from tests.unit.api.test_api import TEMPLATE
+from tests.support.grafts import chat_base, random_graft
 
 
 @pytest.fixture(scope="module")
 def folder(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.mktemp("chat") / "base"
-    shutil.copytree(tiny_llama, base)
-    (base / "chat_template.jinja").write_text(TEMPLATE)
+    base = chat_base(tiny_llama, tmp_path_factory.mktemp("chat") / "base")
     return random_graft(base, base.parent / "graft", hidden=8, heads=2, ffn=16)
 
 

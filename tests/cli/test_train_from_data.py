@@ -2,7 +2,6 @@
 
 import json
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,14 @@ import yaml
 
 from otter_cli.teaching import writing
 from tests.conftest import Otter
-from tests.support.grafts import graft_for
-from tests.unit.api.test_api import TEMPLATE
+from tests.support.grafts import chat_base, graft_for
 
 FEW = ("--set", "steps=2", "--set", "batch_size=4", "--set", "evaluate_every=0")
 
 
 @pytest.fixture
 def folder(tiny_llama: Path, tmp_path: Path) -> Path:
-    base = tmp_path / "base"
-    shutil.copytree(tiny_llama, base)
-    (base / "chat_template.jinja").write_text(TEMPLATE)
+    base = chat_base(tiny_llama, tmp_path / "base")
     signals = ("reward", "toxicity", "q=action-reward", "future:2,plain")
     return graft_for(base, tmp_path / "graft", hidden=8, heads=2, ffn=16, signals=signals)
 

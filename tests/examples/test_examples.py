@@ -1,13 +1,11 @@
 """The scripts in examples/ run on a tiny base."""
 
 import runpy
-import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.support.grafts import random_graft
-from tests.unit.api.test_api import TEMPLATE
+from tests.support.grafts import chat_base, random_graft
 
 ARGUMENTS = {
     "score_text.py": ["hello"],
@@ -18,9 +16,7 @@ ARGUMENTS = {
 
 @pytest.fixture(scope="module")
 def folder(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.mktemp("examples") / "base"
-    shutil.copytree(tiny_llama, base)
-    (base / "chat_template.jinja").write_text(TEMPLATE)
+    base = chat_base(tiny_llama, tmp_path_factory.mktemp("examples") / "base")
     return random_graft(base, base.parent / "graft", hidden=8, heads=2, ffn=16)
 
 

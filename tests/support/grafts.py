@@ -1,5 +1,6 @@
 """Grafts for tests, written to disk by the real pipeline; random ones have no zero anywhere."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ from otter_cli.families import base_shape
 from otter_cli.insertion import Manifest, Plan, graft, resolve, update_tensors
 from otter_cli.signals import parse_signal
 
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 SIGNALS = ("reward", "toxicity", "future:2,plain")
 
 
@@ -17,6 +22,13 @@ def plan_for(base: Path, *, signals: tuple[str, ...] = SIGNALS, **options: Any) 
     shape = base_shape(Checkpoint.open(base).config)
     parsed = tuple(parse_signal(text) for text in signals)
     return Plan(resolve(shape, signals=parsed, **options), shape)
+
+
+def chat_base(base: Path, out: Path) -> Path:
+    """A copy of `base` with a chat template."""
+    shutil.copytree(base, out)
+    (out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    return out
 
 
 def graft_for(base: Path, out: Path, **options: Any) -> Path:

@@ -1,6 +1,5 @@
 """The Python interface: `from otter_cli import load`."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,14 @@ from otter_cli.core.errors import OtterError
 from otter_cli.data.chat_template import chat
 from otter_cli.data.encoding import Encoder
 from tests.support.chat import TEMPLATES, chat_tokenizer, said
-from tests.support.grafts import random_graft
+from tests.support.grafts import chat_base, random_graft
 
-TEMPLATE = (
-    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 
 @pytest.fixture(scope="module")
 def folder(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.mktemp("api") / "base"
-    shutil.copytree(tiny_llama, base)
-    (base / "chat_template.jinja").write_text(TEMPLATE)
+    base = chat_base(tiny_llama, tmp_path_factory.mktemp("api") / "base")
     return random_graft(base, base.parent / "graft", hidden=8, heads=2, ffn=16)
 
 

@@ -219,7 +219,7 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "truncated in the header": (lambda s, f: cut(s, f, 0.01), "truncated: the header goes on"),
     "no GGUF": (text_file, "is not a GGUF file"),
     "absent": (lambda source, folder: folder / "none.gguf", "does not exist"),
-    "tokenizer": (changed("tokenizer.ggml.model", "plamo9"), "cannot read its tokenizer"),
+    "tokenizer": (changed("tokenizer.ggml.model", "plamo9"), "cannot load its tokenizer"),
 }  # fmt: skip
 
 
@@ -300,3 +300,17 @@ def test_the_peak_is_less_than_twice_the_result(tmp_path: Path, monkeypatch: Any
 def test_the_record_belongs_to_the_base(source: Path, tmp_path: Path) -> None:
     import_gguf(source, tmp_path / "out")
     assert "otter.import.json" in Checkpoint.open(tmp_path / "out", allow_otter=False).files
+
+
+def test_a_panic_of_the_library_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    from otter_cli.checkpoint.gguf.reading import read_by_transformers
+
+    class PanicException(BaseException):
+        """What Rust code raises through pyo3: no Exception."""
+
+    path = tmp_path / "model.gguf"
+    with (
+        pytest.raises(OtterError, match=r"model\.gguf: transformers cannot load its tokenizer"),
+        read_by_transformers("tokenizer", path),
+    ):
+        raise PanicException("index out of bounds")

@@ -14,8 +14,7 @@ from otter_cli.model.pretrained import load_tokenizer
 from otter_cli.teaching import Teaching, rows, teach, writing
 from otter_cli.teaching.scorers import TextScorer
 from otter_cli.teaching.writing import Drawing
-from tests.support.grafts import random_graft
-from tests.unit.api.test_api import TEMPLATE
+from tests.support.grafts import chat_base, random_graft
 
 DRAWING = Drawing(samples=3, tokens=6)
 LETTERS = "python:tests.unit.teaching.test_teach:letters"
@@ -33,9 +32,7 @@ def letters(text: str) -> dict[str, float]:
 
 @pytest.fixture
 def folder(tiny_llama: Path, tmp_path: Path) -> Path:
-    base = tmp_path / "base"
-    shutil.copytree(tiny_llama, base)
-    (base / "chat_template.jinja").write_text(TEMPLATE)
+    base = chat_base(tiny_llama, tmp_path / "base")
     return random_graft(base, tmp_path / "graft", hidden=8, heads=2, ffn=16)
 
 
