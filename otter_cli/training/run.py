@@ -146,7 +146,8 @@ def _run(
         if options.resume:
             check_same_run(states, identity)
             run.resume()
-            say(f"going on after step {run.step}")
+            if run.step:
+                say(f"going on after step {run.step}")
         group.wait()
         if group.first and not options.resume:
             states.clear()

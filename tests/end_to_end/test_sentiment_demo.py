@@ -40,6 +40,7 @@ def test_the_whole_job_and_again(
     assert data["verify"]["verdict"].startswith("exact")
     assert set(data["bench"]["methods"]) == set(METHODS)
     assert f"step 1 of {len(run.STEPS)}" in first.stderr
+    assert "going on after" not in first.stderr
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.index("Side by side") < page.index("Guided by a reward")
     assert page.count('class="tokens"') == len(METHODS) * SMALL.test_prompts
