@@ -10,7 +10,7 @@ A bound holds where the whole 95 % interval keeps it; `by: mean` asks the mean a
 """
 
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -34,7 +34,7 @@ class Bound(_Part):
     by: Literal["interval", "mean"] = "interval"
 
     @model_validator(mode="after")
-    def _bounds_something(self) -> "Bound":
+    def _bounds_something(self) -> Self:
         if self.at_least is None and self.at_most is None:
             raise ValueError("give at_least, at_most or both")
         return self

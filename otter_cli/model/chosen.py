@@ -12,7 +12,7 @@ from otter_cli.model.joint import rows
 from otter_cli.model.record import ACTIVE
 
 if TYPE_CHECKING:
-    from otter_cli.model.taps import Taps
+    from otter_cli.model.record import StreamRunner
 
 # Of most of a batch there is little to leave out; where it stops paying was not measured.
 _MOST = 0.5
@@ -47,7 +47,7 @@ class AtChosen:
     """The forward of a module in the base's last layer that treats each position by itself: where
     some are chosen, it runs at these alone, and nobody reads the zeros at the others."""
 
-    def __init__(self, taps: Taps, module: nn.Module) -> None:
+    def __init__(self, taps: StreamRunner, module: nn.Module) -> None:
         self.taps, self.forward = taps, module.forward
         module.__dict__["forward"] = self
 

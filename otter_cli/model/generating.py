@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 if TYPE_CHECKING:
     from otter_cli.decoding import Generation, Sampling
-    from otter_cli.model.otter import OtterForCausalLM
 
 
 class Generating:
@@ -39,5 +38,5 @@ class Generating:
 
         mask = input_ids.new_ones(input_ids.shape) if attention_mask is None else attention_mask
         prompts = [ids[kept].tolist() for ids, kept in zip(input_ids, mask.bool(), strict=True)]
-        model = cast("OtterForCausalLM", self)
+        model: Any = self
         return decoding.generate(model, prompts, sampling or decoding.Sampling(), **options)

@@ -3,7 +3,7 @@ stream's own step when the layer is through."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +14,11 @@ from otter_cli.families import Attention, FeedForward
 from otter_cli.model.branch import AttentionTap, BranchTap
 from otter_cli.model.cache import own_layer
 from otter_cli.model.joint import OfBase
-from otter_cli.model.record import Record, Tapped
+from otter_cli.model.record import MadeAtOnce, Record, Tapped
 from otter_cli.model.rotary import rotary_function
 
 if TYPE_CHECKING:
     from otter_cli.model.taps import Taps
-
-
-# By insertion and layer.
-MadeAtOnce = Mapping[tuple[str, int], OfBase]
 
 
 class LayerHooks:

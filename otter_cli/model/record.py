@@ -2,24 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from otter_cli.model.branch import AttentionTap, BranchTap
+from otter_cli.model.joint import OfBase
 from otter_cli.model.rotary import Rotations
 
 if TYPE_CHECKING:
     from otter_cli.model.chosen import Chosen
-    from otter_cli.model.layer_hooks import LayerHooks
-    from otter_cli.model.taps import Taps
 
-# A layer's hooks, and what they were handed.
-Pending = tuple["LayerHooks", AttentionTap, BranchTap]
+# By insertion and layer.
+MadeAtOnce = Mapping[tuple[str, int], OfBase]
+
+
+class LayerSite(Protocol):
+    """A decoder layer of the base with hooks on it, and the streams' step beside it."""
+
+    index: int
+    apply_rotary: Callable[..., Any] | None
+    rotary_width: int
+
+    def step(
+        self,
+        record: Record,
+        attention: AttentionTap,
+        ffn: BranchTap,
+        names: Collection[str],
+        made: MadeAtOnce,
+    ) -> None:
+        """Runs the layer of the named streams."""
+
+
+class StreamRunner(Protocol):
+    """The hooks of one base, as a forward needs them."""
+
+    attention: set[nn.Module]
+
+    def not_native(self, record: Record, pending: Sequence[Pending]) -> list[str]:
+        """Runs native code where it can. Returns the names of the other streams."""
+
+    def made_at_once(self, pending: Sequence[Pending], names: Collection[str]) -> MadeAtOnce:
+        """The products of the base's activations, for all pending layers."""
+
+
+# A layer, and the activations that its hooks captured.
+Pending = tuple[LayerSite, AttentionTap, BranchTap]
 # A handler, and what it is to be given besides the record.
 Seen = tuple[Callable[..., None], Any, Any]
 
@@ -28,7 +61,7 @@ Seen = tuple[Callable[..., None], Any, Any]
 class Record:
     """One forward of the base with its inserted streams; `grad`: whether they build a graph."""
 
-    taps: Taps
+    taps: StreamRunner
     grad: bool
     computed: dict[str, Tensor] = field(default_factory=dict)  # z, but for what is pending
     pending: list[Pending] = field(default_factory=list)
@@ -61,7 +94,7 @@ class Record:
         for handler, given, named in seen:
             handler(self, given, named)
 
-    def take(self, hooks: LayerHooks, attention: AttentionTap, ffn: BranchTap) -> None:
+    def take(self, hooks: LayerSite, attention: AttentionTap, ffn: BranchTap) -> None:
         """A layer of the streams whose base has handed over all that it reads."""
         self.pending.append((hooks, attention, ffn))
         if not self.lazy:
@@ -96,7 +129,7 @@ class Hook:
 
     __slots__ = ("handler", "taps")
 
-    def __init__(self, taps: Taps, handler: Callable[..., None]) -> None:
+    def __init__(self, taps: StreamRunner, handler: Callable[..., None]) -> None:
         self.taps, self.handler = taps, handler
 
     def __call__(self, module: nn.Module, *arguments: Any) -> None:
@@ -116,7 +149,7 @@ class Tapped:
 
     def __init__(
         self,
-        taps: Taps,
+        taps: StreamRunner,
         module: nn.Module,
         handler: Callable[..., None],
         *,

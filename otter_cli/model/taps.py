@@ -15,9 +15,9 @@ from otter_cli.families import BaseShape
 from otter_cli.model.attention_function import tap_attention_functions
 from otter_cli.model.chosen import AtChosen, Chosen
 from otter_cli.model.joint import OfBase
-from otter_cli.model.layer_hooks import LayerHooks, MadeAtOnce, module_of
-from otter_cli.model.native import NativeStream
-from otter_cli.model.record import ACTIVE, Hook, Pending, Record, compute
+from otter_cli.model.layer_hooks import LayerHooks, module_of
+from otter_cli.model.backend import stream_backend
+from otter_cli.model.record import ACTIVE, Hook, MadeAtOnce, Pending, Record, compute
 from otter_cli.model.rotary import Rotations
 from otter_cli.model.stream import Insertion
 
@@ -41,7 +41,7 @@ class Taps:
         self.layers = cast(nn.ModuleList, base.get_submodule(family.layers))
         self.depth = len(self.layers)
         self.native = {
-            name: NativeStream(one, shape, self.depth, number)
+            name: stream_backend(one, shape, self.depth, number)
             for number, (name, one) in enumerate(self.insertions.items(), 1)
             if one.config.hidden
         }

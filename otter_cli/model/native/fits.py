@@ -18,11 +18,10 @@ from otter_cli.families import BaseShape
 from otter_cli.model.branch import AttentionCall
 from otter_cli.model.growing_cache import GrowingLayer
 from otter_cli.model.joint import TwoInputs
-from otter_cli.model.record import Pending
+from otter_cli.model.record import LayerSite, Pending
 from otter_cli.model.rotary import turns_halves
 
 if TYPE_CHECKING:
-    from otter_cli.model.layer_hooks import LayerHooks
     from otter_cli.model.stream import Insertion
 
 # Arguments of an attention call that say nothing more, or what a mask has said already.
@@ -74,7 +73,7 @@ class Fits:
             self._unhooked = made
         return False
 
-    def _turned(self, hooks: LayerHooks) -> bool:
+    def _turned(self, hooks: LayerSite) -> bool:
         """Whether the layer's rotation, if there is one, is the usual one of whole heads."""
         known = self._turns.get(hooks.index)
         if known is None:
