@@ -53,16 +53,16 @@ identity: setup
 
 # SIGKILL at fifty random moments of training runs, and the bits they end in.
 test-kill: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.kills 50 results/training/kills.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.training_kills 50 results/training/kills.json
 
 # SIGKILL at twenty random moments of benchmark runs, and the bytes of their samples.
 test-bench-kill: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.bench_kills 20 results/robustness/bench-kills.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.benchmark_kills 20 results/robustness/bench-kills.json
 
 # Spoilt small files and damaged values: what became of each, counted.
 robustness: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.property.records --out results/robustness/records.json
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.property.damaged --out results/robustness/damaged-values.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.property.damaged_files_count --out results/robustness/records.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.property.damaged_values_count --out results/robustness/damaged-values.json
 
 check: setup
 	$(BIN)/ruff format --check $(CODE)

@@ -6,7 +6,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from otter_cli.api import GeneratedText, Otter, load
+    from otter_cli.api.generated_text import GeneratedText
+    from otter_cli.api.model import Otter, load
+
 
 __version__ = "0.1.0"
 __all__ = ["GeneratedText", "Otter", "__version__", "load"]

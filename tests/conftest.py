@@ -55,7 +55,7 @@ def otter() -> Otter:
 @pytest.fixture
 def otter_here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Otter:
     """The same in this process: for verbs that load torch, which takes seconds each time."""
-    from otter_cli.cli import main
+    from otter_cli.cli.main import main
 
     monkeypatch.setenv("COLUMNS", "100")
 

@@ -7,7 +7,7 @@ answer = model.generate([{"role": "user", "content": "Hello"}], guide={"reward":
 print(answer.text, answer.signals["reward"])
 """
 
-from otter_cli.api.generated import GeneratedText, ScoredText
+from otter_cli.api.generated_text import GeneratedText, ScoredText
 from otter_cli.api.model import Otter, load
 
 __all__ = ["GeneratedText", "Otter", "ScoredText", "load"]

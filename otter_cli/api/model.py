@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otter_cli.api.generated import ScoredText, finite, generated_text
-from otter_cli.api.options import listed, sampling_of, stops_of
-from otter_cli.api.prompts import prompt_ids, scored_ids
+from otter_cli.api.generated_text import ScoredText, nan_if_not_finite, to_generated_text
 from otter_cli.core.errors import OtterError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from otter_cli.model import OtterForCausalLM, OtterOutput
+    from otter_cli.decoding.sampling import Sampling
+    from otter_cli.decoding.stopping import Stops
+    from otter_cli.model.otter import OtterForCausalLM, OtterOutput
 
 
 def load(
@@ -32,13 +32,13 @@ def load(
     `dtype` is the base's, by default the file's; `options` are those of
     `OtterForCausalLM.from_pretrained`. Raises OtterError.
     """
-    from otter_cli.model import OtterForCausalLM
-    from otter_cli.training.tokenizer import load_tokenizer
+    from otter_cli.model.otter import OtterForCausalLM
+    from otter_cli.training.signal_data import load_graft_tokenizer
 
     model = OtterForCausalLM.from_pretrained(
         folder, base=base, dtype=dtype, device=device, **options
     )
-    return Otter(model, load_tokenizer(Path(base or folder)))
+    return Otter(model, load_graft_tokenizer(Path(base or folder)))
 
 
 class Otter:
@@ -88,34 +88,34 @@ class Otter:
         there; the default is greedy. `signals`: which to read (default: all that score text).
         Returns a GeneratedText, or a list of them for a batch. Raises OtterError.
         """
-        from otter_cli.decoding import generate
-        from otter_cli.decoding.gates import parse_gate
-        from otter_cli.decoding.named_guides import guides_of
-        from otter_cli.signals.finite import broken, warn_not_finite
+        from otter_cli.decoding.generate import generate
+        from otter_cli.decoding.guides.guide import parse_gate
+        from otter_cli.decoding.guides.signal_guides import guides_for_signals
+        from otter_cli.signals.finite import non_finite_signals, warn_non_finite
 
         if num_return_sequences < 1:
             raise OtterError(
                 f"num_return_sequences is {num_return_sequences}", hint="it must be at least 1"
             )
-        ids, batch = prompt_ids(self.tokenizer, prompts, attention_mask)
+        ids, batch = encode_prompts(self.tokenizer, prompts, attention_mask)
         ids = [row for row in ids for _ in range(num_return_sequences)]
         batch = batch or num_return_sequences != 1
-        names = self.signals if signals is None else listed(signals)
-        with _fed(streamer, ids) as on_token:
+        names = self.signals if signals is None else as_list(signals)
+        with _streamer_callback(streamer, ids) as on_token:
             rows = generate(
                 self.model,
                 ids,
-                sampling_of(max_new_tokens, do_sample, temperature, top_k, top_p, seed),
-                guide=guides_of(self.model, guide or {}, candidates),
-                gate=parse_gate(listed(gate)),
+                to_sampling(max_new_tokens, do_sample, temperature, top_k, top_p, seed),
+                guide=guides_for_signals(self.model, guide or {}, candidates),
+                gate=parse_gate(as_list(gate)),
                 signals=names,
-                stops=stops_of(stop_strings, reject, self.tokenizer),
+                stops=to_stops(stop_strings, reject, self.tokenizer),
                 on_token=on_token,
             )
         labels = self.labels(names)
-        warn_not_finite(name for row in rows for name in broken(row.signals))
+        warn_non_finite(name for row in rows for name in non_finite_signals(row.signals))
         texts = [
-            generated_text(self.tokenizer, prompt, row, labels)
+            to_generated_text(self.tokenizer, prompt, row, labels)
             for prompt, row in zip(ids, rows, strict=True)
         ]
         return texts if batch else texts[0]
@@ -126,36 +126,36 @@ class Otter:
         import numpy as np
         import torch
 
-        from otter_cli.decoding.positions import warn_once, warnings_of
-        from otter_cli.decoding.scores import check_scores
-        from otter_cli.decoding.texts import token_texts
-        from otter_cli.signals.finite import probabilities, warn_not_finite
+        from otter_cli.decoding.request_checks import request_warnings, warn_once
+        from otter_cli.decoding.results import token_texts
+        from otter_cli.decoding.session import check_scoring_signal
+        from otter_cli.signals.finite import class_probabilities, warn_non_finite
 
-        ids = scored_ids(self.tokenizer, text)
+        ids = encode_scored_text(self.tokenizer, text)
         if len(ids) > self.model.shape.max_positions:
             raise OtterError(
                 f"a text of {len(ids)} tokens exceeds the base's window of "
                 f"{self.model.shape.max_positions}",
                 hint="score its parts one by one",
             )
-        names = self.signals if signals is None else listed(signals)
+        names = self.signals if signals is None else as_list(signals)
         for name in names:
-            check_scores(self.model, name)
-        warn_once(self.model, warnings_of(self.model, signals=names))
+            check_scoring_signal(self.model, name)
+        warn_once(self.model, request_warnings(self.model, signals=names))
         tensor = torch.tensor([ids], device=self.model.device)
         with torch.no_grad():
             read = self.model(tensor, signals=tuple(names), logits=False).signals
         configs = self.model.signal_configs
         values = {
-            name: finite(
-                (probabilities(read[name]) if configs[name].kind == "classes" else read[name])
+            name: nan_if_not_finite(
+                (class_probabilities(read[name]) if configs[name].kind == "classes" else read[name])
                 .float()
                 .cpu()
                 .numpy()[0]
             )
             for name in names
         }
-        warn_not_finite(name for name in names if np.isnan(values[name]).any())
+        warn_non_finite(name for name in names if np.isnan(values[name]).any())
         tokens = token_texts(self.tokenizer, [], ids)
         return ScoredText("".join(tokens), tokens, ids, values, self.labels(names))
 
@@ -166,7 +166,7 @@ class Otter:
 
 
 @contextmanager
-def _fed(streamer: Any, ids: Sequence[Sequence[int]]) -> Iterator[Any]:
+def _streamer_callback(streamer: Any, ids: Sequence[Sequence[int]]) -> Iterator[Any]:
     """What hands tokens to a transformers streamer: the prompt first, then each token. The stream
     ends whatever happens, since another thread may be waiting for it. Raises OtterError."""
     if streamer is None:
@@ -184,3 +184,117 @@ def _fed(streamer: Any, ids: Sequence[Sequence[int]]) -> Iterator[Any]:
         yield put
     finally:
         streamer.end()
+
+
+def to_sampling(
+    max_new_tokens: int,
+    do_sample: bool | None,
+    temperature: float | None,
+    top_k: int,
+    top_p: float,
+    seed: int,
+) -> Sampling:
+    """Greedy unless a temperature or `do_sample=True` asks for sampling. Raises OtterError."""
+    from otter_cli.decoding.sampling import Sampling
+
+    if do_sample and temperature == 0:
+        raise OtterError("do_sample=True with temperature 0", hint="give a temperature above 0")
+    if do_sample is False:
+        heat = 0.0
+    elif temperature is None:
+        heat = 1.0 if do_sample else 0.0
+    else:
+        heat = temperature
+    return Sampling(max_new_tokens, heat, top_k, top_p, seed)
+
+
+def as_list(names: str | Sequence[str] | None) -> list[str]:
+    """One name, or several, as a list. A lone string is not taken for its letters."""
+    return [names] if isinstance(names, str) else list(names or ())
+
+
+def to_stops(
+    strings: str | Sequence[str] | None, reject: str | Sequence[str], tokenizer: Any
+) -> Stops:
+    """Stop strings, and bounds such as "toxicity>0.9" that end a text. Raises OtterError."""
+    from otter_cli.decoding.stopping import Stops, parse_signal_bound
+
+    bounds = tuple(map(parse_signal_bound, as_list(reject)))
+    return Stops(tuple(as_list(strings)), bounds, tokenizer)
+
+
+def encode_prompts(
+    tokenizer: Any, prompts: Any, attention_mask: Tensor | None = None
+) -> tuple[list[list[int]], bool]:
+    """Token ids of each prompt, and whether a batch was given. Raises OtterError.
+
+    A list of messages goes through the chat template, with the generation prompt; text is read as
+    it is. Of tensors [batch, tokens] the positions where `attention_mask` is 1 count.
+    """
+    if hasattr(prompts, "ndim"):
+        return _split_tensor(prompts, attention_mask)
+    if attention_mask is not None:
+        raise OtterError(
+            "attention_mask goes with a tensor of token ids", hint="leave it out for text"
+        )
+    if isinstance(prompts, str):
+        return [_encode_text(tokenizer, prompts)], False
+    if not isinstance(prompts, Sequence) or not prompts:
+        raise OtterError(f"a prompt of type {type(prompts).__name__}", hint=_PROMPT_FORMS)
+    if isinstance(prompts[0], Mapping):
+        return [_encode_messages(tokenizer, prompts)], False
+    if isinstance(prompts[0], int):
+        return [list(prompts)], False
+    return [_encode_one(tokenizer, prompt) for prompt in prompts], True
+
+
+def _encode_one(tokenizer: Any, prompt: Any) -> list[int]:
+    """One prompt of a batch. Raises OtterError for a batch, whose other prompts would get lost."""
+    ids, batch = encode_prompts(tokenizer, prompt)
+    if batch:
+        raise OtterError("a batch within a batch of prompts", hint=_PROMPT_FORMS)
+    return ids[0]
+
+
+def encode_scored_text(tokenizer: Any, text: Any) -> list[int]:
+    """Token ids of the one text that is to be scored. Raises OtterError.
+
+    Messages are a dialogue up to the token that ends its last turn, where training reads it: no
+    generation prompt comes after it.
+    """
+    if isinstance(text, Sequence) and text and isinstance(text[0], Mapping):
+        from otter_cli.data.chat_template import render_chat, turn_length
+
+        dialogue = render_chat(tokenizer, text)
+        return list(dialogue.ids[: turn_length(tokenizer, dialogue.ids)[0]])
+    ids = encode_prompts(tokenizer, text)[0]
+    if len(ids) != 1:
+        raise OtterError("score reads one text at a time", hint="call it for each text")
+    if not ids[0]:
+        raise OtterError("the text has no tokens", hint="give a text with a word in it")
+    return ids[0]
+
+
+_PROMPT_FORMS = "give text, a list of messages, token ids, or a list of these"
+
+
+def _encode_text(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text)["input_ids"])
+
+
+def _encode_messages(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    from otter_cli.data.chat_template import render_chat
+
+    return list(render_chat(tokenizer, messages, generate=True).ids)
+
+
+def _split_tensor(ids: Tensor, mask: Tensor | None) -> tuple[list[list[int]], bool]:
+    if ids.ndim != 2 or (mask is not None and mask.shape != ids.shape):
+        shape = list(ids.shape) if mask is None else [list(ids.shape), list(mask.shape)]
+        raise OtterError(
+            f"token ids of shape {shape}", hint="give [batch, tokens], and a mask of that shape"
+        )
+    if mask is None:
+        return [row.tolist() for row in ids], True
+    # `== 1` holds for tensors and for numpy's arrays.
+    return [row[kept].tolist() for row, kept in zip(ids, mask == 1, strict=True)], True

@@ -1,1 +1,4 @@
-"""Benchmarks against baselines: a run folder of samples first, numbers with intervals from them."""
+"""Benchmarks against baselines.
+
+A run first writes its samples to a folder, then computes figures with intervals from them.
+runner/ runs, tasks/ says what is measured, methods/ generates, metrics/ computes the figures."""

@@ -1,26 +1,28 @@
-"""What a benchmark is: prompts, methods and scorers to run, and figures to draw from the rows."""
+"""What a benchmark is: prompts, methods and scorers to run, and metrics to compute from the rows.
+
+A Method is one way of generating, with a record of what it used. A Benchmark says which metrics
+its rows give and which sentences summarise them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from otter_cli.benchmarks.drawn import Drawn
-from otter_cli.benchmarks.front import Front
-from otter_cli.benchmarks.measures import Measures, cache_bytes, costs
-from otter_cli.benchmarks.models import Grafted
-from otter_cli.benchmarks.names import PLAIN
-from otter_cli.benchmarks.prompts import BenchPrompt
-from otter_cli.benchmarks.records import Rows
-from otter_cli.benchmarks.result import BenchmarkName, Divergence, MethodResult
-from otter_cli.benchmarks.scorers import Scorer
-from otter_cli.benchmarks.settings import MethodRecord, PromptsRecord, RunSettings
+from otter_cli.benchmarks.metrics.estimates import Estimate, Measures, metric_info
+from otter_cli.benchmarks.metrics.measures import cost_metrics, peak_cache_bytes
+from otter_cli.benchmarks.prompts import BenchPrompt, PromptsRecord
+from otter_cli.benchmarks.records import PLAIN, MethodRecord, MethodRows, RunData, RunSettings
+from otter_cli.benchmarks.results import BenchmarkName, Divergence, MethodResult, ParetoFront
 from otter_cli.core.intervals import mean
+from otter_cli.scorers.load import LoadedGraft
+from otter_cli.scorers.scorer import Scorer
 
 if TYPE_CHECKING:
-    from otter_cli.decoding import Generation, Sampling
+    from otter_cli.decoding.results import Generation
+    from otter_cli.decoding.sampling import Sampling
 
-Generate = Callable[[list[list[int]], "Sampling"], "list[Generation]"]
+
+GenerateFunction = Callable[[list[list[int]], "Sampling"], "list[Generation]"]
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,14 @@ class Method:
 
     label: str
     record: MethodRecord
-    generate: Generate
+    generate: GenerateFunction
     weights: int
     judge: Scorer | None = None
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Setting:
+class BenchmarkSetting:
     """What all methods of a run share: `repeats` continuations a prompt, `batch` at a time, of
     each of `together` prompts."""
 
@@ -61,8 +63,8 @@ class Benchmark(ABC):
 
     def __init__(
         self,
-        setting: Setting,
-        graft: Grafted,
+        setting: BenchmarkSetting,
+        graft: LoadedGraft,
         methods: Mapping[str, Method],
         scorers: Mapping[str, Scorer],
     ) -> None:
@@ -70,7 +72,7 @@ class Benchmark(ABC):
 
     @classmethod
     @abstractmethod
-    def measures(cls, method: str, drawn: Drawn) -> Measures:
+    def measures(cls, method: str, drawn: RunData) -> Measures:
         """The figures of one method, with every method's rows at hand for comparisons. They need
         no model, so that a stored run gives them again."""
 
@@ -80,20 +82,20 @@ class Benchmark(ABC):
         """What the figures say, in whole sentences, bad news included."""
 
     @classmethod
-    def fronts(cls, drawn: Drawn) -> dict[str, Front]:
+    def fronts(cls, drawn: RunData) -> dict[str, ParetoFront]:
         """What more strength buys, for benchmarks in which it buys something."""
         return {}
 
-    def divergences(self, method: str, rows: Mapping[str, Rows]) -> list[Divergence]:
+    def divergences(self, method: str, rows: Mapping[str, MethodRows]) -> list[Divergence]:
         """Where the output is not plain decoding's, for benchmarks in which it should be."""
         return []
 
     @classmethod
-    def costs(cls, method: str, drawn: Drawn) -> Measures:
+    def costs(cls, method: str, drawn: RunData) -> Measures:
         """What every benchmark tells of a method: its length, time, passes and memory."""
         rows = drawn.rows[method]
-        held = drawn.weights[method] + cache_bytes(rows)
-        return {**costs(rows, drawn.rows[PLAIN]), "memory": mean(held)}
+        held = drawn.weights[method] + peak_cache_bytes(rows)
+        return {**cost_metrics(rows, drawn.rows[PLAIN]), "memory": mean(held)}
 
     def warnings(self) -> list[str]:
         return [f"{name}: {text}" for name, own in self.methods.items() for text in own.warnings]
@@ -116,3 +118,35 @@ class Benchmark(ABC):
             together=self.setting.together,
             seed=self.setting.seed,
         )
+
+
+def figure_text(method: MethodResult, metric: str) -> str:
+    """`1.43 (1.38 to 1.48)`."""
+    return interval_text(method.metrics[metric])
+
+
+def interval_text(figure: Estimate) -> str:
+    return f"{figure.mean:.3g} ({figure.low:.3g} to {figure.high:.3g})"
+
+
+def share_text(method: MethodResult, metric: str) -> str:
+    """`43.1 % (40.2 to 46.0)`."""
+    figure = method.metrics[metric]
+    return f"{100 * figure.mean:.3g} % ({100 * figure.low:.3g} to {100 * figure.high:.3g})"
+
+
+def ratio_text(method: MethodResult, metric: str) -> str:
+    """`1.43 times (1.38 to 1.48)`."""
+    figure = method.metrics[metric]
+    return f"{figure.mean:.3g} times ({figure.low:.3g} to {figure.high:.3g})"
+
+
+def difference_sentence(method: MethodResult, metric: str) -> str:
+    """The paired difference, and whether its interval leaves nought out."""
+    figure = method.against_plain[metric]
+    name = metric_info(metric)
+    by = f"{name.label} {figure.mean:+.3g} against plain ({figure.low:+.3g} to {figure.high:+.3g})"
+    if figure.low <= 0 <= figure.high:
+        return f"{method.label}: {by}, no difference shown"
+    better = (figure.mean > 0) == (name.better == "higher")
+    return f"{method.label}: {by}, {'better' if better else 'worse'}"

@@ -1,17 +1,39 @@
-"""Prompts as every method gets them: the same tokens, cut from the left where they don't fit."""
+"""Prompts as every method gets them: the same tokens, cut from the left where they do not fit.
+
+The records say which prompts a run used, and which lines a limit drew."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from otter_cli.benchmarks.settings import DrawnRecord, PromptsRecord
 from otter_cli.core.console import warn
 from otter_cli.core.digests import sha256_json
 from otter_cli.core.errors import OtterError
+from otter_cli.core.strict_config import StrictRecord
 from otter_cli.data.chat_template import Messages, messages_of
-from otter_cli.data.drawing import RowDraw
 from otter_cli.data.encoding import Encoder
 from otter_cli.data.prompts import draw_prompts
+from otter_cli.data.splits import RowDraw
+
+
+class RowDrawRecord(StrictRecord):
+    """Lines of the file that a limit kept of `of`, drawn by `seed` across categories; of texts of
+    pairs and of held-out rows their places, from 1."""
+
+    seed: int
+    of: int
+    lines: list[int]
+
+
+class PromptsRecord(StrictRecord):
+    """Which prompts: `digest` is of their texts as used, `truncated` counts those cut to fit.
+    `drawn`: of a limit, which lines it kept."""
+
+    file: str
+    digest: str
+    count: int
+    truncated: int
+    drawn: RowDrawRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -73,13 +95,13 @@ def load_prompts(
         digest=sha256_json([[p.name, p.text, p.tokens] for p in prompts]),
         count=len(prompts),
         truncated=encoded.truncation.cut,
-        drawn=drawn_record(found.drawn),
+        drawn=row_draw_record(found.drawn),
     )
     return prompts, record
 
 
-def drawn_record(drawn: RowDraw | None) -> DrawnRecord | None:
+def row_draw_record(drawn: RowDraw | None) -> RowDrawRecord | None:
     """None where nothing was left out."""
     if drawn is None or drawn.whole:
         return None
-    return DrawnRecord(seed=drawn.seed, of=drawn.of, lines=list(drawn.lines))
+    return RowDrawRecord(seed=drawn.seed, of=drawn.of, lines=list(drawn.lines))

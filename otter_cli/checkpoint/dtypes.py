@@ -1,4 +1,4 @@
-"""Element types of safetensors files, and the three that convert to and from float32."""
+"""Element types of safetensors files, and conversion of BF16, F16 and F32 to and from float32."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ else:
     Array = Any
 
 # Bits per element, as the safetensors format names them.
-BITS = {
+DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
     "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
     "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
@@ -21,10 +21,10 @@ BITS = {
 }  # fmt: skip
 
 # What a model computes in.
-FLOATS = ("BF16", "F16", "F32", "F64")
+FLOAT_DTYPES = ("BF16", "F16", "F32", "F64")
 
 # How numpy sees the stored bytes. bfloat16 has no numpy type: its bits do.
-STORED = {
+NUMPY_DTYPES = {
     "BOOL": "u1", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4",
     "U64": "<u8", "I64": "<i8", "F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8",
     "C64": "<c8",
@@ -55,7 +55,7 @@ def encode(values: Array, dtype: str) -> Array:
     if dtype == "BF16" and values.dtype != np.uint16:
         return _to_bfloat16(np.ascontiguousarray(values, np.float32))
     with np.errstate(over="ignore"):
-        return values.astype(STORED[dtype], copy=False)
+        return values.astype(NUMPY_DTYPES[dtype], copy=False)
 
 
 def _to_bfloat16(values: Array) -> Array:

@@ -1,35 +1,135 @@
-"""A checkpoint folder as it lies on disk: its files, its configuration, its tensors."""
+"""A checkpoint folder on disk: which of its files are the base's, its configuration, its tensors.
 
+File names decide which files are weights, which define the model, and which were added by otter or
+by downloaders. Opening a folder reads headers, never tensors, and refuses what is not a sound
+safetensors checkpoint.
+"""
+
+import os
+import re
 from collections import Counter
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from otter_cli.checkpoint.dtypes import FLOATS, Array
-from otter_cli.checkpoint.gguf.hint import refuse_gguf
-from otter_cli.checkpoint.links import resolve_inside
-from otter_cli.checkpoint.listing import base_files, is_ours
-from otter_cli.checkpoint.strict_json import read_object
-from otter_cli.checkpoint.tensor_info import TensorInfo
-from otter_cli.checkpoint.weights import Weights
+from otter_cli.checkpoint.dtypes import FLOAT_DTYPES, Array
+from otter_cli.checkpoint.gguf.header import refuse_gguf
+from otter_cli.checkpoint.safetensors_reader import ShardedTensors, TensorInfo
 from otter_cli.core.errors import OtterError, from_os_error
+from otter_cli.core.strict_files import read_json_object, regular_size, resolve_inside
+
+# Left by git and by the hub's downloader: bookkeeping, not the checkpoint.
+_BOOKKEEPING = {".git", ".cache"}
+
+MANIFEST = "otter.json"
+
+# Bytes: a tokenizer has some 30 MB, and what is larger is no part of a model.
+_MAX_OTHER_FILE_BYTES = 1_000_000_000
+
+# What transformers reads by its name: a change in one of these changes what a folder says.
+_MODEL_DEFINING = (
+    "*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.py", "*.jinja",
+    "config.json", "generation_config.json", "adapter_config.json", "tokenizer*", "vocab*",
+    "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.model",
+)  # fmt: skip
+# Weights in any format: safetensors are read, the others lie beside them.
+_WEIGHT_SUFFIXES = (
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".onnx_data",
+    ".gguf", ".tflite", ".ot",
+)  # fmt: skip
+
+# Written by `otter import`, before anything is grafted: it belongs to the base, and stays with it.
+IMPORT_RECORD = "otter.import.json"
+
+# The inserted tensors, whole or in shards, the manifest, and what a killed writer leaves.
+_OTTER_FILES = re.compile(
+    r"otter\..*|otter(-[ab])?(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
+    r"|\..*\.otter-(lock|staging)"
+)
+
+
+def is_otter_file(file: str) -> bool:
+    """Whether a file's relative path is one that grafting or training adds to a base."""
+    top, _, rest = file.partition("/")
+    if file == IMPORT_RECORD:
+        return False
+    return top == "training" if rest else bool(_OTTER_FILES.fullmatch(top))
+
+
+def is_model_defining(file: str) -> bool:
+    """Whether transformers reads a file of this name, so that it decides what a folder says."""
+    return any(fnmatch(file, pattern) for pattern in _MODEL_DEFINING)
+
+
+def is_weights(file: str) -> bool:
+    """Whether a file holds weights by its name: these alone are linked, and may be large."""
+    return file.endswith(_WEIGHT_SUFFIXES)
+
+
+def list_base_files(folder: Path) -> list[str]:
+    """Relative paths of every file that is not ours, sorted; each really is a file in here."""
+    found = []
+    for where, folders, files in os.walk(folder, onerror=_refuse_unreadable):
+        here = Path(where)
+        folders[:] = [name for name in folders if here != folder or name not in _BOOKKEEPING]
+        _refuse_linked_folders(here, folders)
+        found += [(here / name).relative_to(folder).as_posix() for name in files]
+    base = sorted(file for file in found if not is_otter_file(file))
+    for file in base:
+        real, path = resolve_inside(folder, file), folder / file
+        _refuse_large(path, regular_size(real, path))
+    return base
+
+
+def _refuse_large(path: Path, size: int) -> None:
+    """Every file of a base is hashed. Weights are as large as they are, but for holes, which cost
+    whoever made them nothing."""
+    if size <= _MAX_OTHER_FILE_BYTES:
+        return
+    if not is_weights(path.name):
+        raise OtterError(
+            f"{path}: {size:,} bytes is over the limit of {_MAX_OTHER_FILE_BYTES:,} for a file "
+            f"that holds no "
+            "weights",
+            hint="move it out of the folder",
+        )
+    if not path.name.endswith(".safetensors") and path.stat().st_blocks * 512 < size // 8:
+        raise OtterError(
+            f"{path}: most of its {size:,} bytes are holes",
+            hint="move it out of the folder, or fetch it again",
+        )
+
+
+def _refuse_linked_folders(here: Path, folders: list[str]) -> None:
+    for name in folders:
+        if (here / name).is_symlink():
+            raise OtterError(
+                f"{here / name} is a link to a folder, which is not followed",
+                hint="put the folder itself there",
+            )
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise error
+
 
 _STEM = "model"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 # Tables that transformers reads beside config.json; tokenizer.json has too many entries to look at.
-_SETTINGS = {
+_CHECKED_JSON_FILES = {
     "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "chat_template.json", "adapter_config.json",
 }  # fmt: skip
-_DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-_WIDTHS = (
+_DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_WIDTH_KEYS = (
     "hidden_size", "n_embd", "d_model", "intermediate_size", "n_inner", "ffn_dim", "vocab_size",
     "num_attention_heads", "n_head", "num_key_value_heads", "head_dim", "num_experts",
     "num_local_experts", "n_routed_experts",
 )  # fmt: skip
 # Quantised weights are packed: what is stored may be so many times smaller.
-_PACKED = 64
+_MAX_PACKING = 64
 
 
 class Checkpoint:
@@ -39,7 +139,7 @@ class Checkpoint:
     """
 
     def __init__(
-        self, path: Path, config: dict[str, Any], files: list[str], weights: Weights
+        self, path: Path, config: dict[str, Any], files: list[str], weights: ShardedTensors
     ) -> None:
         self.path = path
         self.config = config
@@ -55,16 +155,16 @@ class Checkpoint:
         where `allow_otter` is off."""
         path = Path(path)
         try:
-            _refuse_no_folder(path)
+            _refuse_missing_folder(path)
             if not allow_otter:
-                _refuse_otter(path)
-            files = base_files(path)
+                _refuse_grafted(path)
+            files = list_base_files(path)
             config = _read_config(path)
             _refuse_without_weights(path, files)
-            weights = Weights.open(path, _STEM)
+            weights = ShardedTensors.open(path, _STEM)
             _refuse_impossible_sizes(path, config, weights)
-            for file in _SETTINGS & {*files}:
-                read_object(resolve_inside(path, file), str(path / file))
+            for file in _CHECKED_JSON_FILES & {*files}:
+                read_json_object(resolve_inside(path, file), str(path / file))
         except OSError as error:
             raise from_os_error(error, f"read {path}") from error
         if not weights.tensors:
@@ -75,7 +175,7 @@ class Checkpoint:
     def dtype(self) -> str:
         """The dtype that most of the parameters are stored in; masks and packed weights apart."""
         counts: Counter[str] = Counter()
-        floats = [info for info in self.tensors.values() if info.dtype in FLOATS]
+        floats = [info for info in self.tensors.values() if info.dtype in FLOAT_DTYPES]
         for info in floats or self.tensors.values():
             counts[info.dtype] += info.count
         return max(counts, key=lambda dtype: counts[dtype])
@@ -95,16 +195,16 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"{path} is not a checkpoint: it has no config.json",
             hint="give the folder of a transformers model, with config.json and model.safetensors",
         )
-    return read_object(resolve_inside(path, "config.json"), str(path / "config.json"))
+    return read_json_object(resolve_inside(path, "config.json"), str(path / "config.json"))
 
 
-def _refuse_impossible_sizes(path: Path, config: dict[str, Any], weights: Weights) -> None:
+def _refuse_impossible_sizes(path: Path, config: dict[str, Any], weights: ShardedTensors) -> None:
     """A configuration that no tensors stand behind could make a loader build without end."""
     largest = max((n for info in weights.tensors.values() for n in info.shape), default=0)
     inner = config.get("text_config")
     for table in (config, inner if isinstance(inner, dict) else {}):
-        limits = dict.fromkeys(_DEPTHS, len(weights.tensors))
-        limits |= dict.fromkeys(_WIDTHS, _PACKED * largest)
+        limits = dict.fromkeys(_DEPTH_KEYS, len(weights.tensors))
+        limits |= dict.fromkeys(_WIDTH_KEYS, _MAX_PACKING * largest)
         for key, limit in limits.items():
             value = table.get(key)
             if isinstance(value, int) and value > limit:
@@ -115,7 +215,7 @@ def _refuse_impossible_sizes(path: Path, config: dict[str, Any], weights: Weight
                 )
 
 
-def _refuse_no_folder(path: Path) -> None:
+def _refuse_missing_folder(path: Path) -> None:
     if not path.exists():
         raise OtterError(f"{path} does not exist", hint="check the path")
     refuse_gguf(path)
@@ -123,7 +223,7 @@ def _refuse_no_folder(path: Path) -> None:
         raise OtterError(f"{path} is not a folder", hint="give the folder that holds config.json")
 
 
-def _refuse_otter(path: Path) -> None:
+def _refuse_grafted(path: Path) -> None:
     if (path / "otter.json").exists():
         if not (path / "config.json").exists():
             raise OtterError(
@@ -135,7 +235,7 @@ def _refuse_otter(path: Path) -> None:
             hint="graft onto its base; `otter strip` gives the base back",
         )
     for name in sorted(child.name for child in path.iterdir()):
-        if is_ours(name) or name == "training":
+        if is_otter_file(name) or name == "training":
             raise OtterError(
                 f"{path}: {name} is a name that otter uses for its own files",
                 hint="rename it, or leave it out",
@@ -146,7 +246,7 @@ def _refuse_without_weights(path: Path, files: list[str]) -> None:
     if f"{_STEM}.safetensors" in files or f"{_STEM}.safetensors.index.json" in files:
         return
     shards = [file for file in files if file.endswith(".safetensors")]
-    pickled = [file for file in files if file.endswith(_PICKLES)]
+    pickled = [file for file in files if file.endswith(_PICKLE_SUFFIXES)]
     if "adapter_config.json" in files:
         what, hint = "holds an adapter, not a model", "merge the adapter into its base first"
     elif shards:

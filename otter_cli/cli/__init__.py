@@ -1,4 +1,4 @@
-"""The command line: one thin file per verb, imported when it is asked for."""
+"""The command line: one thin file per verb, imported when that verb is called."""
 
 from otter_cli.cli.main import main
 

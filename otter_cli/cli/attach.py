@@ -1,12 +1,12 @@
-"""`otter attach`: an adapter and its base become a grafted folder again."""
+"""`otter attach`: joins an adapter and its base into a grafted folder."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from otter_cli.cli.app import Outcome, verb, verb_app
-from otter_cli.cli.placed import placed_line, placed_record
+from otter_cli.cli.command import Outcome, verb, verb_app
+from otter_cli.cli.recipe_files import placed_files_record, placed_files_text
 
 app = verb_app()
 
@@ -21,9 +21,9 @@ def attach(
     ] = False,
 ) -> Outcome:
     """Put an adapter beside its base again: weights and configuration must be the very ones."""
+    from otter_cli.checkpoint.base_source import find_base
     from otter_cli.checkpoint.folder import Checkpoint
-    from otter_cli.checkpoint.source import find_base
-    from otter_cli.insertion.attach import attach as write
+    from otter_cli.graft.surgery import attach as write
 
     source = find_base(base)
     manifest = write(
@@ -35,12 +35,12 @@ def attach(
         mode="copy" if copy else "link",
     )
     checked = len(manifest.base.identity())
-    files = placed_record(source.path, manifest.base.files, out)
+    files = placed_files_record(source.path, manifest.base.files, out)
     data = {"out": out, "base": source.name, "revision": source.revision, "checked": checked}
     return Outcome(
         {**data, **files},
         lambda: (
             f"{out}: a grafted folder; {checked} files of the base are the recorded ones\n"
-            + placed_line(files, source.path)
+            + placed_files_text(files, source.path)
         ),
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from otter_cli.cli import generate_options as o
-from otter_cli.cli.app import Outcome, verb, verb_app
+from otter_cli.cli.command import Outcome, verb, verb_app
 
 app = verb_app()
 
@@ -45,19 +45,19 @@ def chat(
     Lines that start with / are commands: /help lists them. Ctrl-C stops an answer, Ctrl-D ends.
     From a pipe, each line is one message.
     """
-    from otter_cli.api import load
-    from otter_cli.cli.chat_session import Chat, Settings
-    from otter_cli.cli.chat_terminal import Terminal
-    from otter_cli.decoding import Sampling
-    from otter_cli.decoding.named_guides import parse_guide
+    from otter_cli.api.model import load
+    from otter_cli.cli.chat_session import ChatSession, ChatSettings
+    from otter_cli.cli.chat_terminal import ChatTerminal
+    from otter_cli.decoding.guides.signal_guides import parse_guide
+    from otter_cli.decoding.sampling import Sampling
 
-    settings = Settings(
+    settings = ChatSettings(
         sampling=Sampling(max_new_tokens, temperature, top_k, top_p, seed),
         guides=dict(parse_guide(text, strength) for text in guide or ()),
         candidates=candidates,
         signal=signal,
         system=system,
     )
-    session = Chat(load(folder, base=base, device=device), settings)
-    session.run(Terminal())
+    session = ChatSession(load(folder, base=base, device=device), settings)
+    session.run(ChatTerminal())
     return Outcome({"turns": session.turns}, view=lambda: f"{len(session.turns)} turns")

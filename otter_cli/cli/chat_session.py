@@ -1,4 +1,8 @@
-"""A conversation: messages, the guides that are on, the signal that colours tokens."""
+"""A conversation of `otter chat`: its messages, the active guides, the signal that colours tokens.
+
+`ChatSession` carries out commands (lines that start with /) and sends messages; the terminal reads
+and shows.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otter_cli.api.generated import GeneratedText, finite, generated_text
-from otter_cli.api.prompts import prompt_ids
+from otter_cli.api.generated_text import GeneratedText, nan_if_not_finite, to_generated_text
+from otter_cli.api.model import encode_prompts
 from otter_cli.core.atomic import write_json
 from otter_cli.core.errors import OtterError
-from otter_cli.decoding import Sampling, generate
-from otter_cli.decoding.named_guides import guide_of, parse_guide
-from otter_cli.decoding.scores import check_scores
-from otter_cli.decoding.texts import TextStream
-from otter_cli.signals.finite import broken, finite_or_none, warn_not_finite
+from otter_cli.decoding.generate import generate
+from otter_cli.decoding.guides.signal_guides import guide_for_signal, parse_guide
+from otter_cli.decoding.results import IncrementalDetokenizer
+from otter_cli.decoding.sampling import Sampling
+from otter_cli.decoding.session import check_scoring_signal
+from otter_cli.signals.finite import finite_or_none, non_finite_signals, warn_non_finite
 
 if TYPE_CHECKING:
-    from otter_cli.api import Otter
-    from otter_cli.cli.chat_terminal import Terminal
+    from otter_cli.api.model import Otter
+    from otter_cli.cli.chat_terminal import ChatTerminal
+
 
 HELP = """\
 /guide NAME:WEIGHT   steer by a signal; /guide alone lists what is on
@@ -32,7 +38,7 @@ HELP = """\
 
 
 @dataclass
-class Settings:
+class ChatSettings:
     """What a user may change while the conversation runs."""
 
     sampling: Sampling
@@ -42,11 +48,11 @@ class Settings:
     system: str | None = None
 
 
-class Chat:
+class ChatSession:
     """One conversation after another. `turns` holds each message and answer with its signals;
     those from `first` on are of the present conversation."""
 
-    def __init__(self, otter: Otter, settings: Settings) -> None:
+    def __init__(self, otter: Otter, settings: ChatSettings) -> None:
         self.otter, self.settings = otter, settings
         if not getattr(otter.tokenizer, "chat_template", None):
             raise OtterError(
@@ -55,7 +61,7 @@ class Chat:
             )
         self._check_guides(settings.guides)
         if settings.signal is not None:
-            check_scores(otter.model, settings.signal)
+            check_scoring_signal(otter.model, settings.signal)
         elif otter.signals:
             settings.signal = otter.signals[0]
         self.messages: list[dict[str, str]] = []
@@ -64,7 +70,7 @@ class Chat:
         self.scale: dict[str, tuple[float, float]] = {}
         self._start()
 
-    def run(self, terminal: Terminal) -> None:
+    def run(self, terminal: ChatTerminal) -> None:
         """Reads lines until the input ends or /quit."""
         terminal.say(self._welcome())
         while (line := terminal.read()) is not None:
@@ -79,15 +85,17 @@ class Chat:
             except OtterError as error:
                 terminal.say_error(error)
 
-    def answer(self, text: str, terminal: Terminal) -> GeneratedText:
+    def answer(self, text: str, terminal: ChatTerminal) -> GeneratedText:
         """Sends one message and streams the answer. Ctrl-C keeps what was written so far; where
         that is nothing, the message is not kept either."""
         messages = [*self.messages, {"role": "user", "content": text}]
-        ids = prompt_ids(self.otter.tokenizer, messages)[0][0]
+        ids = encode_prompts(self.otter.tokenizer, messages)[0][0]
         answer = self._generate(ids, terminal)
         if not answer.token_ids:
             return answer
-        warn_not_finite(broken({n: values.tolist() for n, values in answer.signals.items()}))
+        warn_non_finite(
+            non_finite_signals({n: values.tolist() for n, values in answer.signals.items()})
+        )
         self.messages = [*messages, {"role": "assistant", "content": answer.text}]
         self.turns.append(
             {
@@ -127,7 +135,7 @@ class Chat:
         )
         return f"chatting with the base's chat template{coloured}; /help lists commands"
 
-    def _generate(self, ids: list[int], terminal: Terminal) -> GeneratedText:
+    def _generate(self, ids: list[int], terminal: ChatTerminal) -> GeneratedText:
         otter, settings = self.otter, self.settings
         room = otter.model.shape.max_positions - len(ids)
         if room < 1:
@@ -140,9 +148,9 @@ class Chat:
             settings.sampling, max_new_tokens=min(settings.sampling.max_new_tokens, room)
         )
         shown = [settings.signal] if settings.signal else []
-        stream = _Stream(self, TextStream(otter.tokenizer, ids), terminal)
+        stream = _AnswerStream(self, IncrementalDetokenizer(otter.tokenizer, ids), terminal)
         guides = [
-            guide_of(otter.model, name, weight, settings.candidates)
+            guide_for_signal(otter.model, name, weight, settings.candidates)
             for name, weight in settings.guides.items()
         ]
         try:
@@ -157,7 +165,7 @@ class Chat:
                 on_token=None if shown else stream.token,
                 on_read=stream.read if shown else None,
             )[0]
-            answer = generated_text(otter.tokenizer, ids, row, otter.labels(shown))
+            answer = to_generated_text(otter.tokenizer, ids, row, otter.labels(shown))
         except KeyboardInterrupt:
             answer = stream.stopped()
         terminal.end_answer(answer.finish, kept=bool(answer.token_ids))
@@ -178,7 +186,7 @@ class Chat:
         return self._guide("")
 
     def _signal(self, name: str) -> str:
-        check_scores(self.otter.model, name)
+        check_scoring_signal(self.otter.model, name)
         self.settings.signal = name
         return f"tokens are coloured by {name!r}"
 
@@ -204,14 +212,16 @@ class Chat:
 
     def _check_guides(self, guides: Mapping[str, float]) -> None:
         for name, weight in guides.items():
-            guide = guide_of(self.otter.model, name, weight, self.settings.candidates)
+            guide = guide_for_signal(self.otter.model, name, weight, self.settings.candidates)
             guide.check(1, self.otter.model.shape.vocab)
 
 
-class _Stream:
+class _AnswerStream:
     """Shows tokens as they come, each with its signal where one is read."""
 
-    def __init__(self, chat: Chat, text: TextStream, terminal: Terminal) -> None:
+    def __init__(
+        self, chat: ChatSession, text: IncrementalDetokenizer, terminal: ChatTerminal
+    ) -> None:
         self.chat, self.text, self.terminal = chat, text, terminal
         self.special = set(chat.otter.tokenizer.all_special_ids)
         self.tokens: list[str] = []
@@ -258,7 +268,7 @@ class _Stream:
             text="".join(text for token, text in parts if token not in self.special),
             tokens=self.tokens,
             token_ids=self.ids,
-            signals={name: finite(self.scores[: len(self.ids)]) for name in names},
+            signals={name: nan_if_not_finite(self.scores[: len(self.ids)]) for name in names},
             labels=self.chat.otter.labels(names),
             finish="interrupted",
         )

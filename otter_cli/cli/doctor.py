@@ -1,4 +1,10 @@
-"""`otter doctor`: is this machine fit for the work, and is this folder sound?"""
+"""`otter doctor`: checks the machine, or, with a path, a folder.
+
+The machine: versions, hardware and memory against the package's requirements. A folder: digests,
+tensors and shapes, NaN and infinity. The exit code is 1 when anything is wrong.
+"""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module, metadata
@@ -7,12 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from otter_cli.cli.app import Outcome, verb, verb_app
+from otter_cli.cli.command import Outcome, verb, verb_app
+from otter_cli.core.formatting import bytes_text
 from otter_cli.core.provenance import hardware, versions
-from otter_cli.core.units import bytes_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from otter_cli.verification.health import Health
+    from otter_cli.verification.static import Finding
+
 
 app = verb_app()
 
@@ -39,13 +49,11 @@ def doctor(
     NaN and infinity in every tensor. Exit code 1 when anything is wrong.
     """
     if path is not None:
-        from otter_cli.cli.doctor_folder import examine
-
-        return examine(path)
-    return _machine()
+        return _check_folder(path)
+    return _check_machine()
 
 
-def _machine() -> Outcome:
+def _check_machine() -> Outcome:
     import psutil
 
     required = requirements()
@@ -53,9 +61,9 @@ def _machine() -> Outcome:
         import_module("torch")  # hardware() lists accelerators only where torch is loaded
     machine = {**hardware(), "memory_available_bytes": psutil.virtual_memory().available}
     if all(r.fine for r in required):
-        from otter_cli.model.native import by_what
+        from otter_cli.accel.native_library import native_status
 
-        machine["stream"] = by_what()
+        machine["stream"] = native_status()
     problems = [_problem(r) for r in required if not r.fine]
     data = {
         "healthy": not problems,
@@ -63,7 +71,9 @@ def _machine() -> Outcome:
         "versions": versions(),
         "hardware": machine,
     }
-    return Outcome(data, lambda: _page(required, machine, problems), exit_code=int(bool(problems)))
+    return Outcome(
+        data, lambda: _machine_page(required, machine, problems), exit_code=int(bool(problems))
+    )
 
 
 def requirements(package: str = "otter-cli") -> list[Requirement]:
@@ -93,9 +103,9 @@ def _problem(requirement: Requirement) -> str:
     return f"{requirement.package}{requirement.wanted}: {has}"
 
 
-def _page(
+def _machine_page(
     required: list[Requirement], machine: dict[str, Any], problems: list[str]
-) -> "RenderableType":
+) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -114,3 +124,62 @@ def _page(
         packages.add_row(r.package, r.wanted, r.installed or "-", state)
     verdict = "everything is there" if not problems else f"missing: {'; '.join(problems)}"
     return Group(facts, "", packages, "", verdict)
+
+
+_MAX_PROBLEMS_SHOWN = 20
+
+
+def _check_folder(path: Path) -> Outcome:
+    """Exit code 1 when anything is wrong with the folder."""
+    from otter_cli.verification.health import check_health
+
+    health = check_health(path)
+    data = {"healthy": health.healthy, **health.__dict__}
+    return Outcome(data, lambda: _folder_page(health), exit_code=int(not health.healthy))
+
+
+def _folder_page(health: Health) -> RenderableType:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    facts.add_column(style="cyan", no_wrap=True)
+    facts.add_column(overflow="fold")
+    facts.add_row("folder", f"{health.path} ({health.kind})")
+    for title, text in _check_rows(health):
+        facts.add_row(title, text)
+    for note in health.notes:
+        facts.add_row("note", note)
+    lines: list[RenderableType] = [
+        Text.assemble(("wrong", "red"), f": {_problem_text(health, p)}")
+        for p in health.problems[:_MAX_PROBLEMS_SHOWN]
+    ]
+    if more := len(health.problems) - _MAX_PROBLEMS_SHOWN:
+        lines += [f"and {more} more; --json lists all"] if more > 0 else []
+    count = len(health.problems)
+    verdict = "healthy" if health.healthy else f"{count} thing{'s' * (count > 1)} wrong"
+    return Group(facts, "", *lines, verdict)
+
+
+def _check_rows(health: Health) -> list[tuple[str, str]]:
+    from otter_cli.core.formatting import count_text
+
+    found = []
+    if health.digests:
+        found.append(("digests", f"{health.digests} compared with otter.json"))
+    if health.tensors:
+        types = ", ".join(f"{count_text(n)} {dtype}" for dtype, n in health.dtypes.items())
+        found.append(("tensors", f"{health.tensors}" + (f" ({types})" if types else "")))
+    if health.shapes:
+        found.append(("shapes", f"{health.shapes} compared with config.json"))
+        is_ = "tied to the embedding" if health.tied else "a tensor of its own"
+        found.append(("head", is_))
+    if health.values:
+        found.append(("values", f"{count_text(health.values)} looked at for NaN and infinity"))
+    return found
+
+
+def _problem_text(health: Health, problem: Finding) -> str:
+    where = str(health.path)
+    return problem.what if problem.what.startswith(where) else str(problem)

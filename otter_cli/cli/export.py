@@ -1,4 +1,4 @@
-"""`otter export`: a grafted folder in other layouts, each with its verdict."""
+"""`otter export`: write a grafted folder in another layout, and say what holds for it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from otter_cli.cli.app import Outcome, verb, verb_app
-from otter_cli.cli.placed import placed_line, placed_record
+from otter_cli.cli.command import Outcome, verb, verb_app
+from otter_cli.cli.recipe_files import placed_files_record, placed_files_text
 from otter_cli.core.errors import OtterError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from otter_cli.serving.difference import Difference
     from otter_cli.serving.layouts import Export
+    from otter_cli.serving.wide.difference import WideDifference
+
 
 app = verb_app()
 
 
-class Layout(StrEnum):
+class ExportLayout(StrEnum):
     adapter = "adapter"
     wide = "wide"
     base = "base"
@@ -37,7 +38,7 @@ def export(
     folder: Annotated[Path, typer.Argument(help="the grafted folder")],
     out: Annotated[Path, typer.Argument(help="where the export goes")],
     to: Annotated[
-        Layout,
+        ExportLayout,
         typer.Option(
             "--to",
             help="adapter: the inserted tensors alone; wide: one checkpoint for stock "
@@ -59,8 +60,8 @@ def export(
     exact: its difference is measured, and the exit code is 1 where signals are too far off.
     """
     done = _export(folder, out, to, draft)
-    warnings = _warnings(folder) if to in (Layout.wide, Layout.vllm) else []
-    placed = placed_record(folder, done.files, out)
+    warnings = _position_warnings(folder) if to in (ExportLayout.wide, ExportLayout.vllm) else []
+    placed = placed_files_record(folder, done.files, out)
     data = {
         "out": out,
         **placed,
@@ -72,40 +73,39 @@ def export(
         "unmeasured": done.unmeasured,
         "warnings": warnings,
     }
-    line = placed_line(placed, folder)
+    line = placed_files_text(placed, folder)
     return Outcome(data, lambda: _view(out, done, line), exit_code=int(done.verdict == "different"))
 
 
-def _warnings(folder: Path) -> list[str]:
+def _position_warnings(folder: Path) -> list[str]:
     """Warns of signals that are served at every token, and were trained at the last alone."""
     from otter_cli.core.console import warn
-    from otter_cli.insertion import Manifest
-    from otter_cli.insertion.positions import MONITOR, outside_training
+    from otter_cli.graft.manifest import USE_MONITOR, Manifest, untrained_position_warnings
 
     training = Manifest.read(folder).training
-    found = outside_training(training, dict.fromkeys(training, (MONITOR,)))
+    found = untrained_position_warnings(training, dict.fromkeys(training, (USE_MONITOR,)))
     for text in found:
         warn(text)
     return found
 
 
-def _export(folder: Path, out: Path, to: Layout, draft: str | None) -> Export:
-    if draft is not None and to is not Layout.vllm:
+def _export(folder: Path, out: Path, to: ExportLayout, draft: str | None) -> Export:
+    if draft is not None and to is not ExportLayout.vllm:
         raise OtterError(
             f"--draft goes with --to vllm, not with --to {to.value}",
             hint="otter generate --draft SIGNAL drafts with the graft itself",
         )
-    if to is Layout.wide:
-        from otter_cli.serving.wide import export_wide
+    if to is ExportLayout.wide:
+        from otter_cli.serving.wide.export import export_wide
 
         return export_wide(folder, out)
-    if to is Layout.vllm:
+    if to is ExportLayout.vllm:
         from otter_cli.serving.vllm.export import export_vllm
 
         return export_vllm(folder, out, draft=draft)
     from otter_cli.serving.layouts import export_adapter, export_base
 
-    return export_adapter(folder, out) if to is Layout.adapter else export_base(folder, out)
+    return export_adapter(folder, out) if to is ExportLayout.adapter else export_base(folder, out)
 
 
 def _view(out: Path, done: Export, placed: str) -> RenderableType:
@@ -113,16 +113,16 @@ def _view(out: Path, done: Export, placed: str) -> RenderableType:
 
     parts: list[RenderableType] = [f"{out}: {len(done.files)} files"]
     if done.differences:
-        parts += ["", _measured(done.differences), ""]
+        parts += ["", _differences_table(done.differences), ""]
     parts += [f"{dtype} not measured: {why}" for dtype, why in done.unmeasured.items()]
     return Group(*parts, placed, f"{done.verdict}: {done.statement}")
 
 
-def _measured(differences: list[Difference]) -> RenderableType:
+def _differences_table(differences: list[WideDifference]) -> RenderableType:
     """One row a dtype; a signal's cell is its largest difference and its largest value."""
     from rich.table import Table
 
-    from otter_cli.core.units import percent_text
+    from otter_cli.core.formatting import percent_text
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("", "logits moved", "largest", "argmaxes", *differences[0].signals):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from otter_cli.cli import generate_options as o
-from otter_cli.cli.app import Outcome, verb, verb_app
+from otter_cli.cli.command import Outcome, verb, verb_app
 
 app = verb_app()
 
@@ -54,13 +54,12 @@ def generate(
     --raw goes on from plain text.
     With several prompts --json writes a line for each.
     """
-    from otter_cli.cli.generate_asked import Asked
-    from otter_cli.cli.generate_prompts import prompts_of
-    from otter_cli.cli.generating import Generating
-    from otter_cli.decoding import Sampling
-    from otter_cli.decoding.gates import parse_gate, parse_signal_bound
+    from otter_cli.cli.generate_run import GenerateRequest, GenerateRun, read_requested_prompts
+    from otter_cli.decoding.guides.guide import parse_gate
+    from otter_cli.decoding.sampling import Sampling
+    from otter_cli.decoding.stopping import parse_signal_bound
 
-    asked = Asked(
+    asked = GenerateRequest(
         Sampling(max_new_tokens, temperature, top_k, top_p, seed),
         guides=tuple(guide or ()),
         strength=strength,
@@ -80,13 +79,13 @@ def generate(
         stream=stream,
     )
     asked.check()
-    prompts = prompts_of(prompt, file)
-    records = Generating(asked, folder, base, device).run(prompts, file)
+    prompts = read_requested_prompts(prompt, file)
+    records = GenerateRun(asked, folder, base, device).run(prompts, file)
     return _outcome(records)
 
 
 def _outcome(records: list[dict[str, Any]]) -> Outcome:
-    from otter_cli.cli.generated import view_of
+    from otter_cli.cli.generate_view import texts_view
 
     data: Mapping[str, Any] | list[dict[str, Any]] = records[0] if len(records) == 1 else records
-    return Outcome(data, view=lambda: view_of(records))
+    return Outcome(data, view=lambda: texts_view(records))

@@ -1,4 +1,4 @@
-"""The options of `otter generate`, by what they are for."""
+"""The options of `otter generate`, by panel of its help; `otter chat` takes some of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`otter graft`: plan, price, write."""
+"""`otter graft`: plans an insertion, prices it, and writes the grafted folder."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from otter_cli.cli.app import Outcome, verb, verb_app
-from otter_cli.cli.placed import placed_line, placed_record
+from otter_cli.cli.command import Outcome, verb, verb_app
+from otter_cli.cli.recipe_files import placed_files_record, placed_files_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from otter_cli.checkpoint.place import Mode
-    from otter_cli.insertion import Plan
-    from otter_cli.insertion.price import Price
+    from otter_cli.checkpoint.link_or_copy import PlacementMode
+    from otter_cli.graft.plan import Plan
+    from otter_cli.graft.price import Price
+
 
 app = verb_app()
 
 
-def _size(name: str, text: str) -> Any:
+def _size_option(name: str, text: str) -> Any:
     return typer.Option(name, help=text, rich_help_panel="Size")
 
 
-def _form(name: str, text: str) -> Any:
+def _form_option(name: str, text: str) -> Any:
     return typer.Option(name, help=text, rich_help_panel="Form")
 
 
@@ -48,25 +49,33 @@ def graft(
             "future:3 (future:3,512: of that width; future:3,plain: Medusa's). Default: reward",
         ),
     ] = None,
-    hidden: Annotated[int | None, _size("--hidden", "inserted hidden units; 0: heads only")] = None,
-    heads: Annotated[int | None, _size("--heads", "inserted query heads a layer")] = None,
-    ffn: Annotated[int | None, _size("--ffn", "inserted FFN units a layer")] = None,
-    kv_heads: Annotated[
-        int | None, _size("--kv-heads", "key/value heads: own ones, or how many of the base's")
+    hidden: Annotated[
+        int | None, _size_option("--hidden", "inserted hidden units; 0: heads only")
     ] = None,
-    layers: Annotated[str, _size("--layers", "8:24, first:4, last:8, 3,5,7 or all")] = "all",
-    kv: Annotated[str, _form("--kv", "own keys and values, or the base's: own | base")] = "own",
-    kv_start: Annotated[int, _form("--kv-start", "first of the base's heads to read")] = 0,
-    norm: Annotated[
-        str, _form("--norm", "rms of the stream itself, or of the base's: own | base")
+    heads: Annotated[int | None, _size_option("--heads", "inserted query heads a layer")] = None,
+    ffn: Annotated[int | None, _size_option("--ffn", "inserted FFN units a layer")] = None,
+    kv_heads: Annotated[
+        int | None,
+        _size_option("--kv-heads", "key/value heads: own ones, or how many of the base's"),
+    ] = None,
+    layers: Annotated[str, _size_option("--layers", "8:24, first:4, last:8, 3,5,7 or all")] = "all",
+    kv: Annotated[
+        str, _form_option("--kv", "own keys and values, or the base's: own | base")
     ] = "own",
-    embedding: Annotated[str, _form("--embedding", "table | zeros")] = "table",
-    init: Annotated[str, _form("--init", "copy | normal | random | zero-output")] = "copy",
-    seed: Annotated[int, _form("--seed", "of every random first value")] = 0,
+    kv_start: Annotated[int, _form_option("--kv-start", "first of the base's heads to read")] = 0,
+    norm: Annotated[
+        str, _form_option("--norm", "rms of the stream itself, or of the base's: own | base")
+    ] = "own",
+    embedding: Annotated[str, _form_option("--embedding", "table | zeros")] = "table",
+    init: Annotated[str, _form_option("--init", "copy | normal | random | zero-output")] = "copy",
+    seed: Annotated[int, _form_option("--seed", "of every random first value")] = 0,
     tensor_parallel: Annotated[
-        int, _size("--tensor-parallel", "refuse sizes that so many ranks of vLLM do not share")
+        int,
+        _size_option("--tensor-parallel", "refuse sizes that so many ranks of vLLM do not share"),
     ] = 1,
-    dtype: Annotated[str, _form("--dtype", "of the stored tensors: F32 | BF16 | F16")] = "F32",
+    dtype: Annotated[
+        str, _form_option("--dtype", "of the stored tensors: F32 | BF16 | F16")
+    ] = "F32",
     name: Annotated[
         str | None, typer.Option("--name", help="of the insertion. Default: main, then main-2")
     ] = None,
@@ -80,23 +89,22 @@ def graft(
     Left out, every size is a sixteenth of the base's. BASE may be a grafted folder: OUT then holds
     its insertions too, as they are.
     """
-    from otter_cli.checkpoint.folder import Checkpoint
-    from otter_cli.checkpoint.source import find_base
+    from otter_cli.checkpoint.base_source import find_base
+    from otter_cli.checkpoint.folder import MANIFEST, Checkpoint
     from otter_cli.core.errors import OtterError
-    from otter_cli.families import base_shape
-    from otter_cli.insertion import (
-        MANIFEST,
+    from otter_cli.families.shape import base_shape
+    from otter_cli.graft.base_check import check_base, warn_about_base
+    from otter_cli.graft.config import (
         InsertionConfig,
-        Plan,
+        check_tensor_parallel,
         parse_layers,
-        resolve,
+        resolve_config,
     )
-    from otter_cli.insertion import graft as write
-    from otter_cli.insertion.check import check_base, warn_of_ids
-    from otter_cli.insertion.compose import graft_onto
-    from otter_cli.insertion.price import price
-    from otter_cli.insertion.ranks import check_ranks
-    from otter_cli.signals import parse_signal
+    from otter_cli.graft.plan import Plan
+    from otter_cli.graft.price import price
+    from otter_cli.graft.surgery import graft as write
+    from otter_cli.graft.surgery import graft_onto
+    from otter_cli.signals.config import parse_signal
 
     if out.exists() and not dry_run:
         raise OtterError(f"{out} exists already", hint="choose another OUT, or remove it")
@@ -107,8 +115,8 @@ def graft(
     shape = base_shape(checkpoint.config)
     # Before a plan is made: a configuration may claim more layers than a plan can hold.
     check_base(checkpoint, shape)
-    warn_of_ids(checkpoint, shape)
-    config: InsertionConfig = resolve(
+    warn_about_base(checkpoint, shape)
+    config: InsertionConfig = resolve_config(
         shape,
         hidden=hidden,
         heads=heads,
@@ -123,13 +131,13 @@ def graft(
         seed=seed,
         dtype=dtype,
         signals=tuple(parse_signal(text) for text in signal or ["reward"]),
-        name=name or _next_name(source.path if grafted else None),
+        name=name or _next_insertion_name(source.path if grafted else None),
     )
     if tensor_parallel != 1:
-        check_ranks(config, shape, tensor_parallel)
+        check_tensor_parallel(config, shape, tensor_parallel)
     plan = Plan(config, shape)
     cost = price(plan, checkpoint)
-    mode: Mode = "copy" if copy else "link"
+    mode: PlacementMode = "copy" if copy else "link"
     if grafted and not dry_run:
         graft_onto(source.path, out, plan, mode=mode, checked=True)
     elif not dry_run:
@@ -142,7 +150,7 @@ def graft(
             mode=mode,
             checked=True,
         )
-    files = {} if dry_run else placed_record(source.path, checkpoint.files, out)
+    files = {} if dry_run else placed_files_record(source.path, checkpoint.files, out)
     data = {
         "out": None if dry_run else out,
         "base": source.name,
@@ -153,13 +161,13 @@ def graft(
         **cost.record(),
         **files,
     }
-    line = placed_line(files, source.path) if files else ""
+    line = placed_files_text(files, source.path) if files else ""
     return Outcome(data, view=lambda: _view(plan, cost, None if dry_run else out, line))
 
 
-def _next_name(grafted: Path | None) -> str:
+def _next_insertion_name(grafted: Path | None) -> str:
     """What an insertion is called that nobody named: by how many there are."""
-    from otter_cli.insertion import Manifest
+    from otter_cli.graft.manifest import Manifest
 
     others = len(Manifest.read(grafted).insertions) if grafted else 0
     return f"main-{others + 1}" if others else "main"
@@ -169,7 +177,7 @@ def _view(plan: Plan, cost: Price, out: Path | None, placed: str) -> RenderableT
     from rich.console import Group
     from rich.table import Table
 
-    from otter_cli.core.units import bytes_text, count_text, percent_text
+    from otter_cli.core.formatting import bytes_text, count_text, percent_text
 
     table = Table(
         "part", "parameters", "of the base", box=None, header_style="bold", pad_edge=False

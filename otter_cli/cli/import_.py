@@ -1,4 +1,4 @@
-"""`otter import`: a GGUF file becomes a checkpoint folder."""
+"""`otter import`: converts a GGUF file to a checkpoint folder."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from otter_cli.cli.app import Outcome, verb, verb_app
+from otter_cli.cli.command import Outcome, verb, verb_app
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from otter_cli.checkpoint.gguf.convert import Imported
+    from otter_cli.checkpoint.gguf.convert import ImportedModel
+
 
 app = verb_app()
 
 
-class Dtype(StrEnum):
+class ImportDtype(StrEnum):
     bfloat16 = "bfloat16"
     float16 = "float16"
     float32 = "float32"
@@ -40,7 +41,9 @@ def import_(
         ),
     ],
     out: Annotated[Path, typer.Argument(help="the checkpoint folder to write")],
-    dtype: Annotated[Dtype, typer.Option("--dtype", help="of the stored tensors")] = Dtype.bfloat16,
+    dtype: Annotated[
+        ImportDtype, typer.Option("--dtype", help="of the stored tensors")
+    ] = ImportDtype.bfloat16,
 ) -> Outcome:
     """Import a GGUF file as a checkpoint folder: safetensors, config.json, tokenizer.
 
@@ -50,7 +53,7 @@ def import_(
     from otter_cli.checkpoint.gguf.convert import import_gguf
 
     done = import_gguf(source, out, dtype=dtype.value)
-    refused = _why_graft_refuses(done.config)
+    refused = _graft_refusal(done.config)
     data = {
         "out": out,
         "family": done.config.get("model_type"),
@@ -65,10 +68,10 @@ def import_(
     return Outcome(data, view=lambda: _view(done, refused))
 
 
-def _why_graft_refuses(config: dict[str, Any]) -> str | None:
+def _graft_refusal(config: dict[str, Any]) -> str | None:
     """What `otter graft` would say, or None where it takes the model."""
     from otter_cli.core.errors import OtterError
-    from otter_cli.families import base_shape
+    from otter_cli.families.shape import base_shape
 
     try:
         base_shape(config)
@@ -77,8 +80,8 @@ def _why_graft_refuses(config: dict[str, Any]) -> str | None:
     return None
 
 
-def _view(done: Imported, refused: str | None) -> RenderableType:
-    from otter_cli.core.units import bytes_text, count_text
+def _view(done: ImportedModel, refused: str | None) -> RenderableType:
+    from otter_cli.core.formatting import bytes_text, count_text
 
     kinds = ", ".join(
         f"{count_text(stored['parameters'])} in {kind}"

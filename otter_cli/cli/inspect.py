@@ -1,4 +1,4 @@
-"""`otter inspect`: what a folder is, what can be grafted onto it, what was."""
+"""`otter inspect`: shows what a folder holds, what was grafted onto it, and what can be."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from otter_cli.cli.app import Outcome, verb, verb_app
+from otter_cli.cli.command import Outcome, verb, verb_app
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from otter_cli.checkpoint.folder import Checkpoint
-    from otter_cli.families import BaseShape
-    from otter_cli.insertion import Manifest
+    from otter_cli.families.shape import BaseShape
+    from otter_cli.graft.manifest import Manifest
+
 
 app = verb_app()
 
@@ -31,7 +32,7 @@ def inspect(
     """Show family, sizes and files of a checkpoint; of a graft its insertion and signals too."""
     from otter_cli.checkpoint.folder import Checkpoint
     from otter_cli.core.errors import OtterError
-    from otter_cli.families import base_shape
+    from otter_cli.families.shape import base_shape
 
     if families:
         return _families()
@@ -45,24 +46,31 @@ def inspect(
 
 
 def _families() -> Outcome:
-    from otter_cli.families import FAMILIES, REFUSED
-    from otter_cli.families.wide import WIDE, why_not_wide
+    from otter_cli.families.registry import (
+        FAMILIES,
+        REFUSED_FAMILIES,
+        WIDE_CLASS_NAMES,
+        wide_layout_refusal,
+    )
 
     reasons = {name: family.ffn_only for name, family in sorted(FAMILIES.items())}
     data: dict[str, Any] = {
         "full": [name for name, reason in reasons.items() if not reason],
         "ffn_only": [name for name, reason in reasons.items() if reason],
-        "wide": sorted(WIDE),
+        "wide": sorted(WIDE_CLASS_NAMES),
         "not_wide": {
-            name: why for name, family in sorted(FAMILIES.items()) if (why := why_not_wide(family))
+            name: why
+            for name, family in sorted(FAMILIES.items())
+            if (why := wide_layout_refusal(family))
         },
         "refused": {
-            name: {"reason": why, "instead": instead} for name, (why, instead) in REFUSED.items()
+            name: {"reason": why, "instead": instead}
+            for name, (why, instead) in REFUSED_FAMILIES.items()
         },
     }
 
     def view() -> RenderableType:
-        table = _pairs()
+        table = _facts_table()
         table.add_row("full insertion", ", ".join(data["full"]))
         for name in data["ffn_only"]:
             table.add_row(f"FFN only: {name}", reasons[name])
@@ -78,11 +86,11 @@ def _families() -> Outcome:
 
 
 def _manifest(path: Path) -> Manifest | None:
-    from otter_cli.checkpoint.listing import MANIFEST
+    from otter_cli.checkpoint.folder import MANIFEST
 
     if not (path / MANIFEST).exists():
         return None
-    from otter_cli.insertion import Manifest
+    from otter_cli.graft.manifest import Manifest
 
     return Manifest.read(path)
 
@@ -90,7 +98,7 @@ def _manifest(path: Path) -> Manifest | None:
 def _record(checkpoint: Checkpoint, shape: BaseShape, manifest: Manifest | None) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from otter_cli.families.parameters import base_parameters
+    from otter_cli.families.tensors import base_parameters
 
     sizes = {k: v for k, v in asdict(shape).items() if isinstance(v, int | float | str)}
     record: dict[str, Any] = {
@@ -108,7 +116,7 @@ def _record(checkpoint: Checkpoint, shape: BaseShape, manifest: Manifest | None)
         "signals": {},
     }
     if manifest:
-        from otter_cli.insertion import Plan
+        from otter_cli.graft.plan import Plan
 
         plans = [Plan(config, shape) for config in manifest.insertions]
         record["insertion"] = [
@@ -127,7 +135,7 @@ def _record(checkpoint: Checkpoint, shape: BaseShape, manifest: Manifest | None)
     return record
 
 
-def _pairs() -> Any:
+def _facts_table() -> Any:
     from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
@@ -137,9 +145,9 @@ def _pairs() -> Any:
 
 
 def _view(record: dict[str, Any]) -> RenderableType:
-    from otter_cli.core.units import count_text, percent_text
+    from otter_cli.core.formatting import count_text, percent_text
 
-    table = _pairs()
+    table = _facts_table()
     table.add_row("folder", str(record["path"]))
     only = f"FFN insertion only: {record['ffn_only']}" if record["ffn_only"] else "full insertion"
     table.add_row("family", f"{record['family']} ({only})")

@@ -1,4 +1,8 @@
-"""The way in: runs a verb, and turns what goes wrong into `error:`, `hint:` and an exit code."""
+"""The entry point of `otter`: runs one verb and returns the exit code.
+
+Every exception becomes an `error:` line, a `hint:` line and an exit code. --debug adds the
+traceback. Warnings and log records of libraries are escaped before they reach the terminal.
+"""
 
 import io
 import logging
@@ -12,7 +16,7 @@ from typing import Any
 import typer
 
 from otter_cli.core.errors import OtterError
-from otter_cli.core.escaping import terminal_text
+from otter_cli.core.formatting import terminal_text
 
 _INTERRUPTED = 130
 
@@ -21,9 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `otter` with these arguments (default: the process's own); returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
-    _escape_what_libraries_say()
+    _escape_library_output()
     if not debug:
-        _hush_libraries()
+        _quiet_libraries()
     try:
         code = _run(arguments or ["--help"])
     except KeyboardInterrupt:
@@ -31,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the last resort: told in full, never swallowed
         if debug:
             typer.echo(terminal_text(traceback.format_exc()), err=True, nl=False)
-        return _tell(_as_otter_error(error))
+        return _print_error(_to_otter_error(error))
     if code == _INTERRUPTED:
         typer.echo("interrupted", err=True)
     return code
@@ -40,12 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     from typer.main import get_command
 
-    from otter_cli.cli.group import app
+    from otter_cli.cli.verbs import app
 
     return int(get_command(app).main(arguments, prog_name="otter", standalone_mode=False) or 0)
 
 
-def _escape_what_libraries_say() -> None:
+def _escape_library_output() -> None:
     """Warnings and log records quote file names and values: they reach the terminal escaped too.
 
     A character that the terminal's encoding lacks becomes an escape, not an error.
@@ -72,7 +76,7 @@ def _escaped_warning(
 _format_warning = warnings.formatwarning
 
 
-def _hush_libraries() -> None:
+def _quiet_libraries() -> None:
     """Their bars and advice would drown ours; what matters of it is checked by our own code."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -82,7 +86,7 @@ def _hush_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _tell(error: OtterError) -> int:
+def _print_error(error: OtterError) -> int:
     typer.echo(
         f"{typer.style('error:', fg='red', bold=True)} {terminal_text(error.what)}", err=True
     )
@@ -93,7 +97,7 @@ def _tell(error: OtterError) -> int:
     return error.exit_code
 
 
-def _as_otter_error(error: Exception) -> OtterError:
+def _to_otter_error(error: Exception) -> OtterError:
     """Any exception as one that says what is wrong and what to do."""
     if isinstance(error, OtterError):
         return error

@@ -1,4 +1,4 @@
-"""`otter models`: real models out of registry packages, as checkpoint folders."""
+"""`otter models`: fetches small real models from registry packages, as checkpoint folders."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from otter_cli.cli.app import Outcome, verb, verb_app
+from otter_cli.cli.command import Outcome, verb, verb_app
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from otter_cli.checkpoint.gguf.packages import PackagedModel
+
 
 app = verb_app()
 
@@ -39,17 +40,17 @@ def models(
 
     if not names:
         known = packaged_models()
-        data = {"models": [_about(model, to / model.name) for model in known.values()]}
+        data = {"models": [_model_record(model, to / model.name) for model in known.values()]}
         return Outcome(data, view=lambda: _table(list(known.values()), to))
     fetched = [fetch_model(model, to) for model in select_models(names)]
-    data = {"models": [{**_about(one.model, one.path), "kept": one.kept} for one in fetched]}
+    data = {"models": [{**_model_record(one.model, one.path), "kept": one.kept} for one in fetched]}
     lines = [f"{one.path}: {'kept' if one.kept else 'imported'}" for one in fetched]
     return Outcome(
         data, view=lambda: "\n".join([*lines, f"next: otter graft {fetched[0].path} OUT"])
     )
 
 
-def _about(model: PackagedModel, path: Path) -> dict[str, object]:
+def _model_record(model: PackagedModel, path: Path) -> dict[str, object]:
     return {
         "name": model.name,
         "about": model.about,

@@ -1,11 +1,12 @@
-"""The recipes that ship: found, named and described from their own header comments."""
+"""The recipes that ship with otter: found, named, and described from their own header comments."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from otter_cli.core.errors import OtterError
-from otter_cli.core.small_files import read_small_text
-from otter_cli.core.suggest import closest
+from otter_cli.core.errors import OtterError, closest
+from otter_cli.core.strict_files import read_small_text_file
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ def recipe_root() -> Path:
 def recipe_files() -> list[RecipeFile]:
     """Every recipe that ships, sorted by name."""
     root = recipe_root()
-    return [_described(path, root) for path in sorted(root.rglob("*.yaml"))]
+    return [_read_header(path, root) for path in sorted(root.rglob("*.yaml"))]
 
 
 def find_recipe(name: str) -> RecipeFile:
@@ -59,10 +60,30 @@ def recipe_path(name: str) -> Path:
         raise OtterError(f"the recipe file {name} does not exist", hint=error.hint) from None
 
 
-def _described(path: Path, root: Path) -> RecipeFile:
+def _read_header(path: Path, root: Path) -> RecipeFile:
     header = []
-    for line in read_small_text(path).splitlines()[:2]:
+    for line in read_small_text_file(path).splitlines()[:2]:
         if line.startswith("#"):
             header.append(line.lstrip("# ").rstrip())
     summary, launch = [*header, "", ""][:2]
     return RecipeFile(path.relative_to(root).with_suffix("").as_posix(), path, summary, launch)
+
+
+def placed_files_record(source: Path, files: Iterable[str], out: Path) -> dict[str, Any]:
+    """`linked` files are hard links: a change in one of them changes the source too."""
+    from otter_cli.checkpoint.link_or_copy import hard_linked
+
+    present = [file for file in files if (out / file).is_file()]
+    linked = hard_linked(source, present, out)
+    return {"linked": linked, "copied": [file for file in present if file not in linked]}
+
+
+def placed_files_text(record: dict[str, Any], source: Path | str) -> str:
+    """The same for people."""
+    linked, copied = record["linked"], record["copied"]
+    if not linked:
+        return f"{len(copied)} files of {source} are copies"
+    names = ", ".join(linked[:3]) + (f" and {len(linked) - 3} more" if len(linked) > 3 else "")
+    be, them = ("is a hard link", "it") if len(linked) == 1 else ("are hard links", "them")
+    rest = f"; {len(copied)} files are copies" if copied else ""
+    return f"{names} {be}: a change in {them} changes {source} too{rest}"

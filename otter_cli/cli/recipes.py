@@ -1,4 +1,4 @@
-"""`otter recipes`: the YAML that ships, to be copied and edited."""
+"""`otter recipes`: lists, shows and copies the recipes that ship."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from otter_cli.cli.app import Outcome, verb, verb_app
+from otter_cli.cli.command import Outcome, verb, verb_app
 from otter_cli.cli.recipe_files import RecipeFile, find_recipe, recipe_files
 from otter_cli.core.atomic import write_text
 from otter_cli.core.errors import OtterError
-from otter_cli.core.small_files import read_small_text
+from otter_cli.core.strict_files import read_small_text_file
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,7 +30,7 @@ app = verb_app(
     cls=_ListsByDefault,
 )
 
-Name = Annotated[str, typer.Argument(help="as `otter recipes ls` shows it, e.g. demo/reward")]
+RecipeName = Annotated[str, typer.Argument(help="as `otter recipes ls` shows it, e.g. demo/reward")]
 
 
 @verb(app, example="otter recipes ls")
@@ -44,16 +44,16 @@ def ls() -> Outcome:
 
 
 @verb(app, example="otter recipes show demo/reward")
-def show(name: Name) -> Outcome:
+def show(name: RecipeName) -> Outcome:
     """Print one recipe."""
     recipe = find_recipe(name)
-    text = read_small_text(recipe.path)
+    text = read_small_text_file(recipe.path)
     return Outcome({"name": recipe.name, "text": text}, view=lambda: text.rstrip())
 
 
 @verb(app, example="otter recipes cp demo/reward my-reward.yaml")
 def cp(
-    name: Name,
+    name: RecipeName,
     to: Annotated[Path, typer.Argument(help="a new file, or a folder that exists")],
 ) -> Outcome:
     """Copy a recipe, to edit it."""
@@ -61,7 +61,7 @@ def cp(
     target = to / recipe.path.name if to.is_dir() else to
     if target.exists():
         raise OtterError(f"{target} exists", hint="choose another name, or remove it first")
-    write_text(target, read_small_text(recipe.path))
+    write_text(target, read_small_text_file(recipe.path))
     return Outcome({"name": recipe.name, "path": target}, view=lambda: str(target))
 
 

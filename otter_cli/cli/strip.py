@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from otter_cli.cli.app import Outcome, verb, verb_app
-from otter_cli.cli.placed import placed_line, placed_record
+from otter_cli.cli.command import Outcome, verb, verb_app
+from otter_cli.cli.recipe_files import placed_files_record, placed_files_text
 
 app = verb_app()
 
@@ -20,14 +20,14 @@ def strip(
     ] = False,
 ) -> Outcome:
     """Give the base back, byte for byte: every file is checked against its digest first."""
-    from otter_cli.insertion import strip as give_back
+    from otter_cli.graft.surgery import strip as give_back
 
     files = give_back(folder, to, mode="copy" if copy else "link")
-    placed = placed_record(folder, files, to)
+    placed = placed_files_record(folder, files, to)
     return Outcome(
         {"out": to, "files": list(files), **placed},
         view=lambda: (
             f"{to}: {len(files)} files, byte for byte as they were grafted\n"
-            + placed_line(placed, folder)
+            + placed_files_text(placed, folder)
         ),
     )

@@ -1,4 +1,8 @@
-"""The recipe that `otter train` makes from data options."""
+"""The recipe that `otter train` makes from data options.
+
+It reads the data, or lets the base write texts and the teacher label them, chooses what the user
+left open, and prints the whole as YAML, so that it can be saved and edited.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +17,15 @@ from otter_cli.core.console import say
 from otter_cli.core.errors import OtterError
 
 if TYPE_CHECKING:
-    from otter_cli.cli.train_data import Given
-    from otter_cli.signals import SignalConfig
-    from otter_cli.training import Recipe
+    from otter_cli.cli.data_options import DataOptions
+    from otter_cli.signals.config import SignalConfig
+    from otter_cli.training.recipe import Recipe
     from otter_cli.training.recipe_from_data import DataFile
 
 
-def recipe_of(
+def recipe_from_options(
     folder: Path,
-    given: Given,
+    given: DataOptions,
     overrides: Sequence[str],
     names: Sequence[str] | None,
     device: str,
@@ -30,19 +34,19 @@ def recipe_of(
     """Reads or writes the data, chooses what the user left open, and prints the whole as YAML.
     Raises OtterError."""
     from otter_cli.checkpoint.folder import Checkpoint
-    from otter_cli.families import base_shape
-    from otter_cli.insertion.opened import open_graft
-    from otter_cli.model.pretrained import load_tokenizer
+    from otter_cli.families.shape import base_shape
+    from otter_cli.graft.grafted_folder import open_graft
+    from otter_cli.model.load import load_tokenizer
     from otter_cli.training.recipe import recipe_from_values
-    from otter_cli.training.recipe_from_data import check_kinds, recipe_from_data
+    from otter_cli.training.recipe_from_data import recipe_from_data, trainable_signals
 
     manifest = open_graft(folder)
     shape = base_shape(Checkpoint.open(folder).config)
     signals = [s for config in manifest.insertions for s in config.signals]
-    signals = _chosen(signals, names)
-    check_kinds(given.kind, signals)
+    signals = _selected_signals(signals, names)
+    trainable_signals(given.kind, signals)
     tokenizer = load_tokenizer(folder)
-    data = _data(folder, given, tokenizer, signals, device)
+    data = _data_file(folder, given, tokenizer, signals, device)
     values = recipe_from_data(
         data, signals, tokenizer, positions=shape.max_positions, width=shape.hidden
     )
@@ -56,7 +60,9 @@ def recipe_of(
     return recipe
 
 
-def _chosen(signals: Sequence[SignalConfig], names: Sequence[str] | None) -> list[SignalConfig]:
+def _selected_signals(
+    signals: Sequence[SignalConfig], names: Sequence[str] | None
+) -> list[SignalConfig]:
     """The signals of these names, or all. Raises OtterError for a name that the graft lacks."""
     own = [s.name for s in signals]
     for name in names or ():
@@ -67,14 +73,14 @@ def _chosen(signals: Sequence[SignalConfig], names: Sequence[str] | None) -> lis
     return [s for s in signals if not names or s.name in names]
 
 
-def _data(
-    folder: Path, given: Given, tokenizer: Any, signals: Sequence[SignalConfig], device: str
+def _data_file(
+    folder: Path, given: DataOptions, tokenizer: Any, signals: Sequence[SignalConfig], device: str
 ) -> DataFile:
     from otter_cli.training.recipe_from_data import DataFile
 
     chat = False if given.raw else None
     if given.teacher is not None:
-        return _taught(folder, given, tokenizer, signals, device)
+        return _teacher_data_file(folder, given, tokenizer, signals, device)
     columns: dict[str, Any] = {}
     for key in ("text", "prompt", "chosen", "rejected"):
         if getattr(given, key) is not None:
@@ -90,29 +96,29 @@ def _data(
     return DataFile("texts", given.texts.resolve(), columns, chat, test=test)
 
 
-def _taught(
-    folder: Path, given: Given, tokenizer: Any, signals: Sequence[SignalConfig], device: str
+def _teacher_data_file(
+    folder: Path, given: DataOptions, tokenizer: Any, signals: Sequence[SignalConfig], device: str
 ) -> DataFile:
     """The base writes, the teacher labels."""
-    from otter_cli.model import OtterForCausalLM
-    from otter_cli.teaching import Teaching, teach
-    from otter_cli.teaching.writing import Drawing
-    from otter_cli.training.group import launched
+    from otter_cli.model.otter import OtterForCausalLM
+    from otter_cli.teaching.continuations import ContinuationSettings
+    from otter_cli.teaching.rows import TeachingSettings, teach
+    from otter_cli.training.distributed import world_size
     from otter_cli.training.recipe_from_data import DataFile
 
-    if launched() > 1:
+    if world_size() > 1:
         raise OtterError(
             "--teacher writes and labels texts in one process, not under torchrun",
             hint="run it without torchrun, then --labels FOLDER/training/taught/rows-...jsonl",
         )
     assert given.teacher is not None and given.prompts is not None
     chat = bool(tokenizer.chat_template) and not given.raw
-    teaching = Teaching(
-        given.teacher, given.prompts, chat, Drawing(given.samples, given.new_tokens)
+    teaching = TeachingSettings(
+        given.teacher, given.prompts, chat, ContinuationSettings(given.samples, given.new_tokens)
     )
     several = next((s.labels for s in signals if s.kind == "classes" and s.size > 1), ())
     labels = given.label or list(several) or None
-    _check_sizes(signals, labels or [""])
+    _check_signal_sizes(signals, labels or [""])
     model = OtterForCausalLM.from_pretrained(folder, device=device)
     taught = teach(folder, model, tokenizer, teaching, labels, device)
     text = "messages" if chat else "text"
@@ -121,7 +127,7 @@ def _taught(
     return DataFile("labels", taught.path.resolve(), columns, chat, eos=False)
 
 
-def _check_sizes(signals: Sequence[SignalConfig], labels: Sequence[str]) -> None:
+def _check_signal_sizes(signals: Sequence[SignalConfig], labels: Sequence[str]) -> None:
     """Raises OtterError, before anything is written, for a signal of another number of scores."""
     for signal in signals:
         size = {"value": signal.size, "classes": signal.size, "vocabulary": 1}.get(signal.kind)

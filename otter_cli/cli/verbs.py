@@ -1,6 +1,16 @@
-"""The table of verbs: all that `otter --help` needs to know, so that it imports none of them."""
+"""The table of verbs, and the typer group that imports a verb's file on first use.
 
-from typing import NamedTuple
+`otter --help` prints this table alone: it imports no verb and none of rich's modules.
+"""
+
+from importlib import import_module
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from otter_cli.core.errors import OtterError, closest
 
 
 class Verb(NamedTuple):
@@ -39,7 +49,7 @@ def overview() -> str:
     from typer import style
 
     width = max(map(len, VERBS)) + 3
-    lines = [f"{style('Usage:', bold=True)} otter VERB [OPTIONS]", "", _PURPOSE]
+    lines = [f"{style('Usage:', bold=True)} otter VERB [OPTIONS]", "", _OVERVIEW_TITLE]
     for panel in dict.fromkeys(verb.panel for verb in VERBS.values()):
         lines += ["", style(panel, bold=True)]
         lines += [
@@ -47,13 +57,57 @@ def overview() -> str:
             for name, verb in VERBS.items()
             if verb.panel == panel
         ]
-    return "\n".join([*lines, "", _CONVENTIONS])
+    return "\n".join([*lines, "", _OVERVIEW_END])
 
 
-_PURPOSE = """\
+_OVERVIEW_TITLE = """\
 Rewards, toxicity scores and future tokens beside a frozen language model's own logits: one pass,
 and the logits stay what they were, bit for bit."""
 
-_CONVENTIONS = """\
+_OVERVIEW_END = """\
 Every verb takes --json (one object on stdout, nothing else), --quiet and --debug, and explains
 itself with --help. Exit codes: 0 fine, 1 a check failed, 2 bad usage or input, 130 interrupted."""
+
+
+class VerbGroup(TyperGroup):
+    """Typer's group over the table: its context type is private, hence Any in the signatures."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in VERBS:
+            command = get_command(import_module(VERBS[cmd_name].module).app)
+            # Shell completion shows this line; the verb's own page stays as its file says.
+            command.short_help = VERBS[cmd_name].summary
+            return command
+        if ctx.resilient_parsing or cmd_name.startswith("-"):
+            return None
+        near = closest(cmd_name, VERBS)
+        raise OtterError(
+            f"no verb {cmd_name!r}",
+            hint=f"did you mean `otter {near}`?" if near else "`otter --help` lists the verbs",
+        )
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(overview())
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from otter_cli import __version__
+
+        typer.echo(f"otter {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(cls=VerbGroup, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def otter(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="the version")
+    ] = False,
+) -> None:
+    pass

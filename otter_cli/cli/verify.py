@@ -1,4 +1,4 @@
-"""`otter verify`: does it still say exactly the same?"""
+"""`otter verify`: proves that a graft's logits equal its base's, bit for bit."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from otter_cli.cli.app import Outcome, verb, verb_app
+from otter_cli.cli.command import Outcome, verb, verb_app
 from otter_cli.core.errors import OtterError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from otter_cli.verification import Report, Request, Verdict
+    from otter_cli.verification.agenda import VerificationRequest
+    from otter_cli.verification.report import Verdict, VerificationReport
+
 
 app = verb_app()
 _INTERRUPTED = 130
@@ -87,46 +89,56 @@ def verify(
     gives the verdict of what was done until then, and exit 130.
     """
     from otter_cli.core.atomic import write_json
-    from otter_cli.core.threads import let_threads_sleep
-    from otter_cli.core.units import parse_seconds
-    from otter_cli.verification import Grid, Request, decide, proof_record, read_proof
-    from otter_cli.verification import verify as run
-    from otter_cli.verification.pace import INTERRUPTED
+    from otter_cli.core.formatting import parse_seconds
+    from otter_cli.core.process import let_threads_sleep
+    from otter_cli.verification.agenda import INTERRUPTED, VerificationRequest
+    from otter_cli.verification.grid import Grid
+    from otter_cli.verification.proof import proof_record, read_proof
+    from otter_cli.verification.report import decide
+    from otter_cli.verification.run_verification import verify as run
 
     seconds = parse_seconds(budget) if budget else 0.0
     earlier = read_proof(check) if check else None
     if earlier:
-        request = _again(earlier, folder, base, trust_remote_code)
+        request = _request_from_proof(earlier, folder, base, trust_remote_code)
     elif folder:
         chosen = Grid(grid, random, seed, tuple(dtype or ()), devices=tuple(device or ["cpu"]))
-        request = Request(folder, base, chosen, static, independent, trust_remote_code, seconds)
+        request = VerificationRequest(
+            folder, base, chosen, static, independent, trust_remote_code, seconds
+        )
     else:
         raise OtterError("verify what?", hint="`otter verify OUT --base BASE`")
     target = proof or (None if earlier else Path("proof.json"))
-    _refuse_unwritable(target)
+    _check_writable(target)
     let_threads_sleep()
     found = run(request, interruptible=True)
     verdict = decide(found)
     record = proof_record(found, verdict)
     if target:
         write_json(target, record)
-    outcome = {**record, "proof": target, "check": _compare(earlier, record) if earlier else None}
+    outcome = {
+        **record,
+        "proof": target,
+        "check": _compare_with_proof(earlier, record) if earlier else None,
+    }
     passed = verdict.passes(strict) and not (earlier and outcome["check"]["differences"])
     interrupted = found.left_out is not None and found.left_out.why == INTERRUPTED
     code = _INTERRUPTED if interrupted else 0 if passed else 1
     return Outcome(outcome, lambda: _view(found, verdict, outcome), exit_code=code)
 
 
-def _again(earlier: dict[str, Any], folder: Path | None, base: Path | None, trust: bool) -> Request:
+def _request_from_proof(
+    earlier: dict[str, Any], folder: Path | None, base: Path | None, trust: bool
+) -> VerificationRequest:
     """What the proof asks for. Whether code may run is for this run's command line to say: a proof
     may come from anybody."""
-    from otter_cli.verification import request_of
+    from otter_cli.verification.proof import request_of
 
     request = request_of(earlier)
     return replace(request, folder=folder or request.folder, base=base or request.base, trust=trust)
 
 
-def _refuse_unwritable(target: Path | None) -> None:
+def _check_writable(target: Path | None) -> None:
     """Before minutes of work, rather than after them."""
     if target and not (target.absolute().parent.is_dir() and os.access(target.parent, os.W_OK)):
         raise OtterError(
@@ -134,8 +146,8 @@ def _refuse_unwritable(target: Path | None) -> None:
         )
 
 
-def _compare(earlier: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
-    from otter_cli.verification import disagreements, same_outputs
+def _compare_with_proof(earlier: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    from otter_cli.verification.proof import disagreements, same_outputs
 
     return {
         "differences": list(disagreements(earlier, record)),
@@ -143,11 +155,11 @@ def _compare(earlier: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _view(found: Report, verdict: Verdict, outcome: dict[str, Any]) -> RenderableType:
+def _view(found: VerificationReport, verdict: Verdict, outcome: dict[str, Any]) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    from otter_cli.reports import terminal_page
+    from otter_cli.reports.terminal import terminal_page
     from otter_cli.reports.verification import verification_report
 
     lines = [f"proof: {outcome['proof']}"] if outcome["proof"] else []

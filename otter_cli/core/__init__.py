@@ -1,1 +1,1 @@
-"""What every other package stands on: errors, digests, atomic files, provenance, talk on stderr."""
+"""What every other package builds on: errors, strict and atomic files, digests and messages."""

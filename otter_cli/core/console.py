@@ -1,4 +1,4 @@
-"""Talk for people, on stderr: stdout belongs to the data."""
+"""Messages and progress for people, on stderr. stdout is for data."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
 
-from otter_cli.core.units import seconds_text
+from otter_cli.core.formatting import seconds_text
 
 if TYPE_CHECKING:
     from rich.console import Console
+
 
 Advance = Callable[[int], None]
 
@@ -47,14 +48,14 @@ def progress(total: int, label: str, *, first: float = _SECONDS_BETWEEN_LINES) -
     if _quiet or total <= 0:
         yield lambda count: None
     elif console().is_terminal:
-        with _bar(total, label) as advance:
+        with _progress_bar(total, label) as advance:
             yield advance
     else:
-        yield _Lines(total, label, first).advance
+        yield _LogProgress(total, label, first).advance
 
 
 @contextmanager
-def _bar(total: int, label: str) -> Iterator[Advance]:
+def _progress_bar(total: int, label: str) -> Iterator[Advance]:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
     from rich.progress import TimeRemainingColumn as TimeLeft
 
@@ -69,7 +70,7 @@ def _bar(total: int, label: str) -> Iterator[Advance]:
         yield lambda count: bars.advance(task, count)
 
 
-class _Lines:
+class _LogProgress:
     """Progress for logs: short work says nothing, long work a line every quarter of a minute."""
 
     def __init__(self, total: int, label: str, first: float) -> None:

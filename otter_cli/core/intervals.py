@@ -1,7 +1,7 @@
-"""Bootstrap intervals: a figure is a function of how often each example counts.
+"""Bootstrap intervals for means, ratios, medians, AUROC, F1 and paired differences.
 
-With every count at one it is the figure itself; each resample draws other counts. So AUROC and F1,
-which are no means, and differences paired by example all go the same way.
+A statistic is a function of how often each example counts. The point estimate counts every example
+once, and each resample draws other counts.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ RESAMPLES = 2_000
 CONFIDENCE = 0.95
 
 # Resamples are drawn in pieces of this many counts: 32 MB at a time, however many examples.
-_PIECE = 2**22
+_COUNTS_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def interval(statistic: Statistic, n: int, *, what: str = "the figure", seed: in
             hint="are there enough, are they of every class, and are the scores finite?",
         )
     random = np.random.default_rng(seed)
-    rows = max(1, _PIECE // n)
+    rows = max(1, _COUNTS_AT_ONCE // n)
     pieces = [
         statistic(_draw(random, min(rows, RESAMPLES - start), n))
         for start in range(0, RESAMPLES, rows)

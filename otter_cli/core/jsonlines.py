@@ -1,4 +1,8 @@
-"""JSON objects, one a line: written so that a killed run loses at most its last line."""
+"""JSON Lines files, plain or gzipped: one JSON object on each line.
+
+Every record is flushed at once, so a killed run loses at most its last line. The writer cuts off a
+half-written last line before it appends.
+"""
 
 import gzip
 import json
@@ -10,10 +14,10 @@ from typing import Any, BinaryIO, Self, cast
 
 from otter_cli.core.errors import OtterError, from_os_error
 
-Record = dict[str, Any]
+JsonRecord = dict[str, Any]
 
 
-class JsonLines:
+class JsonLinesWriter:
     """Appends records to `path`, each flushed at once; a torn last line is cut off first."""
 
     def __init__(self, path: str | Path) -> None:
@@ -24,7 +28,7 @@ class JsonLines:
             raise from_os_error(error, f"write {self.path}") from error
         self._mend_tail()
 
-    def append(self, record: Record) -> None:
+    def append(self, record: JsonRecord) -> None:
         line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
         try:
             self._file.write(line)
@@ -60,7 +64,9 @@ class JsonLines:
             self._file.write(b"\n")
 
 
-def numbered_jsonlines(path: str | Path, *, torn_ok: bool = True) -> Iterator[tuple[int, Record]]:
+def numbered_jsonlines(
+    path: str | Path, *, torn_ok: bool = True
+) -> Iterator[tuple[int, JsonRecord]]:
     """Line numbers (from 1) and records of `path`, plain or `.gz`; blank lines are skipped.
 
     A last line without its newline that does not parse is what a killed writer leaves: it is
@@ -87,7 +93,7 @@ def numbered_jsonlines(path: str | Path, *, torn_ok: bool = True) -> Iterator[tu
         raise from_os_error(error, f"read {path}") from error
 
 
-def read_jsonlines(path: str | Path, *, torn_ok: bool = True) -> Iterator[Record]:
+def read_jsonlines(path: str | Path, *, torn_ok: bool = True) -> Iterator[JsonRecord]:
     """The records of `path`; see numbered_jsonlines."""
     for _, record in numbered_jsonlines(path, torn_ok=torn_ok):
         yield record
@@ -97,7 +103,7 @@ def _open(path: Path) -> BinaryIO:
     return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else open(path, "rb")
 
 
-def _parse(line: bytes) -> Record | None:
+def _parse(line: bytes) -> JsonRecord | None:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

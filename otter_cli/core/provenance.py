@@ -1,4 +1,7 @@
-"""Where a number or a file came from: when, by which command, with what, on what."""
+"""Where a result or a file came from: time, command, package versions and hardware.
+
+Changed base files that the user accepted are noted here and stored with every result.
+"""
 
 import os
 import platform
@@ -8,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = (
+_RECORDED_PACKAGES = (
     "otter-cli",
     "torch",
     "transformers",
@@ -52,7 +55,7 @@ def restore_base_changes(noted: dict[str, str]) -> None:
 def versions() -> dict[str, str]:
     """Python and those of our packages that are installed, read without importing them."""
     found = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in _RECORDED_PACKAGES:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

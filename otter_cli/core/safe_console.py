@@ -1,4 +1,4 @@
-"""The rich console that everything is shown with: strings are text, never markup or commands."""
+"""The rich console that shows everything: strings are text, never markup or terminal commands."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,7 +7,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Span, Text
 
-from otter_cli.core.escaping import escape_positions, terminal_text
+from otter_cli.core.formatting import escape_positions, terminal_text
 
 
 class SafeConsole(Console):
@@ -29,14 +29,14 @@ class SafeConsole(Console):
     ) -> Iterable[Segment]:
         """Whatever a renderable is made of, its text passes here last."""
         if isinstance(renderable, Text):
-            renderable = _escaped(renderable)
+            renderable = _escape_text(renderable)
         for segment in super().render(renderable, options):
             if segment.control is None:
                 segment = segment._replace(text=terminal_text(segment.text))
             yield segment
 
 
-def _escaped(text: Text) -> Text:
+def _escape_text(text: Text) -> Text:
     plain = terminal_text(text.plain)
     if plain == text.plain:
         return text

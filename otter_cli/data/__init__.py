@@ -1,9 +1,6 @@
 """From files to batches.
 
-Tables (no torch): `records` (jsonl, csv), `parquet`, `hub` (a dataset's id), `chat` (messages).
-Dialogues: `messages` reads them from a column, `chat_template` makes text and token ids of them.
-Readers (no torch): `preference`, `labelled`, `plain`, `prompts` give typed rows or an error with
-file and line; `overlap` compares two files' rows; `paths` finds the files that a recipe names.
-Batches (torch): `encoding` makes tokens and counts what it cuts, `datasets` holds them and pads
-them, `batches` says which rows make up the batch of a step.
-"""
+Without torch: `tables` reads rows of files and hub datasets, `columns` recognises usual column
+names, `chat` and `chat_template` handle dialogues, `pairs`, `texts` and `prompts` give typed rows,
+`splits` chooses rows, `encoding` makes token ids, `batches` orders the rows, `summary` describes a
+file. With torch: `datasets` holds encoded rows and pads them."""

@@ -1,15 +1,24 @@
-"""Which rows make up the batch of a step: a function of the seed and the step alone.
+"""Which rows make up a batch, and which positions of a batch a loss reads.
 
-So a resumed run asks for step n and gets what the interrupted one would have had, without a replay.
-"""
+The rows of a step are a function of the seed and the step alone. A resumed run therefore asks for
+step n and gets what the interrupted run would have had, without a replay."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from otter_cli.core.errors import OtterError
-from otter_cli.core.seeds import derive_seed
+from otter_cli.core.process import derive_seed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from otter_cli.data.datasets import Batch
+
 
 # Rows are sorted by length within pools of so many batches: enough for little padding, while
 # what shares a batch still differs from epoch to epoch.
@@ -51,16 +60,52 @@ class LengthBuckets:
         for start in range(0, len(shuffled), pool_size):
             pool = shuffled[start : start + pool_size]
             pool = pool[np.argsort(self.lengths[pool], kind="stable")]
-            batches += split(pool.tolist(), self.batch_size)
+            batches += split_into_batches(pool.tolist(), self.batch_size)
         return [batches[i] for i in generator.permutation(len(batches))]
 
 
-def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+def longest_first_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Every row once, longest first: for evaluation, where a lack of memory shows at once."""
     longest_first = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    return split(longest_first, batch_size)
+    return split_into_batches(longest_first, batch_size)
 
 
-def split(rows: list[int], size: int) -> list[list[int]]:
+def split_into_batches(rows: list[int], size: int) -> list[list[int]]:
     """Consecutive groups of `size`; the last may be smaller."""
     return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+# Rows and columns of N positions in a batch.
+Positions = tuple["Tensor", "Tensor"]
+
+
+def last_tokens(batch: Batch) -> Positions:
+    """Each row's last real token."""
+    import torch
+
+    return torch.arange(len(batch.last), device=batch.last.device), batch.last
+
+
+def real_tokens(batch: Batch) -> Positions:
+    """Every position that is no padding, row by row."""
+    rows, columns = batch.attention_mask.nonzero(as_tuple=True)
+    return rows, columns
+
+
+def next_tokens(batch: Batch) -> tuple[Positions, Tensor]:
+    """Every position that another real token follows, and that token's id, [N, 1]."""
+    rows, columns = batch.attention_mask[:, 1:].nonzero(as_tuple=True)
+    return (rows, columns), batch.input_ids[rows, columns + 1, None]
+
+
+def weighted_mean_over_texts(each: Tensor, at: Positions, last: Tensor) -> Tensor:
+    """The mean over texts of terms at positions up to each text's `last`: later ones weigh more,
+    long texts as much as short ones."""
+    rows, columns = at
+    return (each * prefix_weights(columns, last[rows])).sum() / len(last)
+
+
+def prefix_weights(columns: Tensor, last: Tensor) -> Tensor:
+    """Weights of a text's prefixes, linear in their length and one in sum (RAD, arXiv
+    2310.09520)."""
+    return 2 * (columns + 1) / ((last + 1) * (last + 2))

@@ -1,24 +1,24 @@
-"""Messages to token ids. This is the only place that applies a chat template.
+"""Messages to token ids. This is the only module that applies a chat template.
 
 Training, generation, benchmarks and scorers all get their ids here, from transformers' own
-`apply_chat_template(tokenize=True)`. Nothing is added and nothing is taken away, so that a model
-is trained on the tokens that it later reads: the template, and not the tokenizer, writes BOS and
-the end of a turn.
+`apply_chat_template(tokenize=True)`. Nothing is added or removed, so a model is trained on the
+tokens that it later reads: the template, not the tokenizer, writes BOS and the end of a turn.
 
-Where a finished dialogue is read. Many templates write white space after the end of a turn
+Where a finished dialogue is read: many templates write white space after the end of a turn
 (ChatML: `<|im_end|>` and a newline). A model that generates stops at the end of its turn and never
-reads that white space. So a signal of a whole dialogue is read at the token that ends the last
-turn, in training as in generation: see `turn_length`. The ids after it stay in the data.
-"""
+reads that white space. A signal of a whole dialogue is therefore read at the token that ends the
+last turn, in training and in generation: see `turn_length`. The ids after it stay in the data."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Self
 
 from otter_cli.core.errors import OtterError
-from otter_cli.core.limits import limited
+from otter_cli.core.strict_files import resource_limit
+from otter_cli.data.tables import Record, TableLike, read_records
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -62,15 +62,15 @@ class ChatText(str):
         return None if start < 0 else (start, start + len(str(content)))
 
 
-def chat(
+def render_chat(
     tokenizer: Any, messages: Messages, *, generate: bool = False, prompt: str = ""
 ) -> ChatText:
     """Text and token ids of a dialogue; with `generate` up to where the model's answer begins.
 
     Raises OtterError for a tokenizer without a template, and for a template that fails.
     """
-    text = _apply(tokenizer, messages, generate, tokenize=False)
-    ids = _apply(tokenizer, messages, generate, tokenize=True)
+    text = _apply_template(tokenizer, messages, generate, tokenize=False)
+    ids = _apply_template(tokenizer, messages, generate, tokenize=True)
     return ChatText(text, ids, messages, prompt)
 
 
@@ -100,7 +100,9 @@ def turn_closing(tokenizer: Any) -> list[int]:
     """What the template writes after an answer, up to where a finished dialogue is read: the token
     that ends the turn, where it has one. Two answers have it in common."""
     closing: list[int] = []
-    for one, other in zip(*(_answered(tokenizer, answer) for answer in "bc"), strict=False):
+    for one, other in zip(
+        *(_reversed_answer_ids(tokenizer, answer) for answer in "bc"), strict=False
+    ):
         if one != other:
             break
         closing.insert(0, one)
@@ -124,10 +126,10 @@ def require_template(tokenizer: Any) -> None:
         )
 
 
-def _answered(tokenizer: Any, answer: str) -> list[int]:
+def _reversed_answer_ids(tokenizer: Any, answer: str) -> list[int]:
     """The ids of a short dialogue, from its end to its start."""
     dialogue = [*user_turn("a"), {"role": "assistant", "content": answer}]
-    ids = _apply(tokenizer, dialogue, generate=False, tokenize=True)
+    ids = _apply_template(tokenizer, dialogue, generate=False, tokenize=True)
     length, _ = turn_length(tokenizer, ids)
     return list(ids[:length][::-1])
 
@@ -138,14 +140,14 @@ def _special_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset(tokenizer.all_special_ids) | {i for i, token in added if token.special}
 
 
-def _apply(tokenizer: Any, messages: Messages, generate: bool, *, tokenize: bool) -> Any:
+def _apply_template(tokenizer: Any, messages: Messages, generate: bool, *, tokenize: bool) -> Any:
     require_template(tokenizer)
     _check_size(tokenizer.chat_template)
     given = len(repr(messages))
     # The tokenizer's work is no fault of the template, and longer texts may take longer.
     seconds = _SECONDS + (given / _CHARACTERS_A_SECOND if tokenize else 0)
     try:
-        with limited("the chat template", seconds=seconds, memory=_MEMORY, hint=_LOOPS):
+        with resource_limit("the chat template", seconds=seconds, memory=_MEMORY, hint=_LOOPS):
             written = tokenizer.apply_chat_template(
                 list(messages),
                 add_generation_prompt=generate,
@@ -200,3 +202,144 @@ def _check_numbers(template: str) -> None:
                 f"the chat template uses {value}, and such numbers can take hours to compute",
                 hint=_LOOPS,
             )
+
+
+Message = Mapping[str, Any]
+
+# Keys that say whose message it is. A message of these alone says nothing.
+_AUTHOR_KEYS = {"role", "name", "tool_call_id"}
+_EXAMPLE = 'messages are a list like [{"role": "user", "content": "Hello"}]'
+
+
+def read_messages(record: Record, column: str, role: str | None = None) -> list[Message]:
+    """The messages of a column; of a plain text, one message of `role` where that is given.
+
+    Raises OtterError, with row, column and key, for what is no message.
+    """
+    value = record.value(column)
+    if isinstance(value, str) and role is not None:
+        return [{"role": role, "content": record.text(column)}]
+    if not isinstance(value, list) or not value:
+        raise record.error(f"{column!r} holds no messages", f"with chat: true {_EXAMPLE}")
+    for number, message in enumerate(value, 1):
+        if problem := _message_problem(message):
+            raise record.error(f"{column!r}, message {number}: {problem}", _EXAMPLE)
+    return list(value)
+
+
+def read_prompt(record: Record, column: str) -> list[Message]:
+    """Messages of a column that a model is to answer."""
+    messages = read_messages(record, column, "user")
+    if messages[-1]["role"] == "assistant":
+        raise record.error(
+            f"{column!r} ends with the assistant's own message, and a prompt does not",
+            "leave the answer out of the column",
+        )
+    return messages
+
+
+def shared_question(dialogues: list[list[Message]]) -> list[Message]:
+    """What all dialogues begin with, where it is something to be answered."""
+    shared: list[Message] = []
+    for first, *others in zip(*dialogues, strict=False):
+        if any(other != first for other in others):
+            break
+        shared.append(first)
+    return shared if shared and shared[-1]["role"] in ("user", "tool") else []
+
+
+def last_text(messages: list[Message]) -> str:
+    """What the last message says, for people and for comparison: its text, or its text parts."""
+    content = messages[-1].get("content")
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    texts = [part if isinstance(part, str) else part.get("text") or "" for part in parts]
+    return "\n".join(texts)
+
+
+def _message_problem(message: Any) -> str:
+    if not isinstance(message, Mapping):
+        return f"{message!r:.40} is no object with 'role' and 'content'"
+    role = message.get("role")
+    if not isinstance(role, str) or not role:
+        return f"'role' is {role!r:.40}, not a name" if "role" in message else "no 'role'"
+    content = message.get("content")
+    if content is None:
+        said = {key for key, value in message.items() if value} - _AUTHOR_KEYS
+        return "" if said else "no 'content', and no tool calls in its place"
+    if isinstance(content, str):
+        return ""
+    if not isinstance(content, list):
+        return f"'content' is {content!r:.40}, neither text nor a list of parts"
+    return next(filter(None, map(_part_problem, content)), "")
+
+
+def _part_problem(part: Any) -> str:
+    if isinstance(part, str):
+        return ""
+    if not isinstance(part, Mapping):
+        return f"'content' has a part {part!r:.40}, neither text nor an object"
+    if part.get("type") == "text" and not isinstance(part.get("text"), str):
+        return "'content' has a part of type 'text' without a 'text'"
+    return ""
+
+
+@dataclass(frozen=True)
+class ChatTable:
+    """A table whose `columns` hold messages, [{"role": ..., "content": ...}, ...].
+
+    Each becomes a `ChatText`: the whole dialogue, with the token ids that transformers gives it.
+    The messages of the column `context`, where given, come before each of them; a plain text is a
+    user's message there, and the assistant's in `columns`.
+    """
+
+    place: TableLike
+    tokenizer: Any
+    columns: Sequence[str]
+    context: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.place)
+
+    def records(self) -> Iterator[Record]:
+        try:
+            require_template(self.tokenizer)
+        except OtterError as error:
+            raise OtterError(
+                f"{self}: chat is asked for, and {error.what}", hint=error.hint
+            ) from error
+        for record in read_records(self.place):
+            yield self._rendered(record)
+
+    def _rendered(self, record: Record) -> Record:
+        before = [] if self.context is None else read_messages(record, self.context, "user")
+        dialogues = [self._dialogue(record, column, before) for column in self.columns]
+        shared = before or (shared_question(dialogues) if len(dialogues) > 1 else [])
+        start = str(self._render(record, shared, generate=True)) if shared else ""
+        values = dict(record.values)
+        for column, messages in zip(self.columns, dialogues, strict=True):
+            text = self._render(record, messages, prompt=start)
+            if before and not text.startswith(start):
+                raise record.error(
+                    f"the chat template writes {self.context!r} otherwise before {column!r}",
+                    "put the whole dialogue into the columns, and leave prompt out",
+                )
+            values[column] = text
+        if self.context is not None:
+            values[self.context] = start
+        return replace(record, values=values)
+
+    def _dialogue(self, record: Record, column: str, before: list[Message]) -> list[Message]:
+        messages = read_messages(record, column, "assistant" if before else None)
+        # Some data sets repeat the prompt in its answers.
+        repeated = len(messages) > len(before) and messages[: len(before)] == before
+        return messages if repeated else [*before, *messages]
+
+    def _render(
+        self, record: Record, messages: list[Message], generate: bool = False, prompt: str = ""
+    ) -> ChatText:
+        try:
+            return render_chat(self.tokenizer, messages, generate=generate, prompt=prompt)
+        except OtterError as error:
+            raise record.error(error.what, error.hint) from error

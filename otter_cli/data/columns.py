@@ -1,13 +1,12 @@
-"""The usual names of columns, for tables that a recipe says nothing of.
+"""Usual names of columns, for tables whose columns a recipe does not name.
 
     chosen, rejected     pairs
-    prompt               prompt, question, instruction, query or input: put before both of a pair,
-                         and before an answer; never before a column called text
+    prompt               prompt, question, instruction, query or input: put before both texts of a
+                         pair, and before an answer; never before a column called text
     text                 text or messages; else an answer: completion, response, answer or output
-    label                label, labels or class, where no column is named as the signal is
+    label                label, labels or class, where no column has the name of the signal
 
-A name that a recipe gives wins. Two usual names for one purpose are an error that names both.
-"""
+A name that a recipe gives wins. Two usual names for one purpose are an error that names both."""
 
 from __future__ import annotations
 
@@ -16,30 +15,32 @@ from itertools import islice
 from typing import Any
 
 from otter_cli.core.errors import OtterError
-from otter_cli.data.records import Place, read_records
+from otter_cli.data.tables import TableLike, read_records
 
-PROMPTS = ("prompt", "question", "instruction", "query", "input")
-TEXTS = ("text", "messages")
-ANSWERS = ("completion", "response", "answer", "output")
-LABELS = ("label", "labels", "class")
+PROMPT_COLUMNS = ("prompt", "question", "instruction", "query", "input")
+TEXT_COLUMNS = ("text", "messages")
+ANSWER_COLUMNS = ("completion", "response", "answer", "output")
+LABEL_COLUMNS = ("label", "labels", "class")
 
 # So many rows say which columns a table has.
 _SAMPLE = 100
 
-Rows = Sequence[Mapping[str, Any]]
+SampledRows = Sequence[Mapping[str, Any]]
 
 
-def sample_rows(place: Place) -> Rows:
+def sample_rows(place: TableLike) -> SampledRows:
     """The values of a table's first rows."""
     return [record.values for record in islice(read_records(place), _SAMPLE)]
 
 
-def column_names(rows: Rows) -> list[str]:
+def column_names(rows: SampledRows) -> list[str]:
     """Every column of the sampled rows, in their order."""
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def usual_column(key: str, names: Iterable[str], rows: Rows, *, text: bool = True) -> str | None:
+def usual_column(
+    key: str, names: Iterable[str], rows: SampledRows, *, text: bool = True
+) -> str | None:
     """The one column of `names` that the rows have; None without one. With `text` a column counts
     where it holds texts or messages. OtterError names both of two."""
     columns = set(column_names(rows))
@@ -61,53 +62,55 @@ def is_messages(value: Any) -> bool:
     )
 
 
-def holds_messages(column: str, rows: Rows) -> bool:
+def holds_messages(column: str, rows: SampledRows) -> bool:
     return any(is_messages(row.get(column)) for row in rows)
 
 
-def pair_prompt(chosen: str, rejected: str, rows: Rows) -> str | None:
+def pair_prompt(chosen: str, rejected: str, rows: SampledRows) -> str | None:
     """The column that both texts of a pair go on from. None also where the texts hold the prompt
     already: they begin with it, or are dialogues that begin with a user's turn."""
-    column = usual_column("prompt", (n for n in PROMPTS if n not in (chosen, rejected)), rows)
+    column = usual_column(
+        "prompt", (n for n in PROMPT_COLUMNS if n not in (chosen, rejected)), rows
+    )
     if column is None or all(_begins_with(row, column, (chosen, rejected)) for row in rows):
         return None
     return column
 
 
-def usual_text(key: str, named: Container[str], rows: Rows) -> dict[str, Any]:
+def usual_text(key: str, named: Container[str], rows: SampledRows) -> dict[str, Any]:
     """The column of texts, and the prompt before an answer, of what a source has not `named`."""
     if key in named:
         return {}
-    column = usual_column(key, TEXTS, rows)
+    column = usual_column(key, TEXT_COLUMNS, rows)
     if column is not None:
         return {key: column}
-    answer = usual_column(key, ANSWERS, rows)
+    answer = usual_column(key, ANSWER_COLUMNS, rows)
     if answer is None:
         return {}
     if "prompt" in named:
         return {key: answer}
-    prompt = usual_column("prompt", PROMPTS, rows)
+    prompt = usual_column("prompt", PROMPT_COLUMNS, rows)
     return {key: answer} if prompt is None else {key: answer, "prompt": prompt}
 
 
-def ignored_columns(rows: Rows, used: Iterable[str]) -> list[str]:
+def ignored_columns(rows: SampledRows, used: Iterable[str]) -> list[str]:
     """Columns that nothing reads. `a.b` uses column `a`."""
     known = set(used)
     known |= {name.partition(".")[0] for name in known}
     return [name for name in column_names(rows) if name not in known]
 
 
-def _holds_texts(column: str, rows: Rows) -> bool:
+def _holds_texts(column: str, rows: SampledRows) -> bool:
     values = [row[column] for row in rows if column in row]
     return any(isinstance(value, str) or is_messages(value) for value in values)
 
 
 def _begins_with(row: Mapping[str, Any], prompt: str, texts: Iterable[str]) -> bool:
     start = row.get(prompt)
-    return all(_goes_on(start, row.get(text)) for text in texts)
+    return all(_continues(start, row.get(text)) for text in texts)
 
 
-def _goes_on(start: Any, whole: Any) -> bool:
+def _continues(start: Any, whole: Any) -> bool:
     if is_messages(whole):
         return bool(whole[0]["role"] != "assistant")
     return isinstance(start, str) and isinstance(whole, str) and whole.startswith(start)

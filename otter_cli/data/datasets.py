@@ -1,16 +1,24 @@
-"""Tokenised data in memory, and the padded batches made of it."""
+"""Encoded data in memory, and the padded batches made of it.
 
-from collections.abc import Sequence
+One class for each shape of data: pairs, labelled texts, blocks of plain text, and positions inside
+texts (states)."""
+
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
+from otter_cli.core.digests import sha256_json
 from otter_cli.core.errors import OtterError
+from otter_cli.core.process import derive_seed
+from otter_cli.data.chat_template import ChatText
 from otter_cli.data.encoding import Encoder, Truncation
-from otter_cli.data.labelled import LabelledText
-from otter_cli.data.preference import Pair, shared_length
+from otter_cli.data.pairs import PreferencePair, shared_length
+from otter_cli.data.texts import LabelledText
 
 
 @dataclass(frozen=True)
@@ -51,12 +59,14 @@ class Dataset(Protocol):
     def batch(self, rows: Sequence[int]) -> Batch: ...
 
 
-class Pairs:
+class PairDataset:
     """Preference pairs; a batch of n rows has 2 n texts: the chosen ones, then the rejected. With
     `share` it says how many tokens the two of each have in common. A pair whose texts have the same
     tokens, as after a cut, is left out: the two scores differ by rounding alone."""
 
-    def __init__(self, pairs: Sequence[Pair], encoder: Encoder, *, share: bool = False) -> None:
+    def __init__(
+        self, pairs: Sequence[PreferencePair], encoder: Encoder, *, share: bool = False
+    ) -> None:
         chosen = encoder([pair.chosen for pair in pairs], "chosen text")
         rejected = encoder([pair.rejected for pair in pairs], "rejected text")
         self.truncation = chosen.truncation + rejected.truncation
@@ -76,7 +86,7 @@ class Pairs:
     def batch(self, rows: Sequence[int]) -> Batch:
         texts = [self.chosen[row] for row in rows] + [self.rejected[row] for row in rows]
         ends = [self._ends[0][row] for row in rows] + [self._ends[1][row] for row in rows]
-        padded = pad(texts, self._pad_id, ends)
+        padded = pad_batch(texts, self._pad_id, ends)
         if self.shared:
             padded = replace(padded, shared=torch.tensor([self.shared[row] for row in rows]))
         if not self.margins:
@@ -88,7 +98,7 @@ class Pairs:
         return shared_length(self.chosen[row][: chosen[row]], self.rejected[row][: rejected[row]])
 
 
-class Labelled:
+class LabelledDataset:
     """Texts with their labels."""
 
     identical = 0
@@ -110,12 +120,12 @@ class Labelled:
 
     def batch(self, rows: Sequence[int]) -> Batch:
         ends = [self._ends[row] for row in rows]
-        padded = pad([self.ids[row] for row in rows], self._pad_id, ends)
+        padded = pad_batch([self.ids[row] for row in rows], self._pad_id, ends)
         chosen = list(rows)
         return replace(padded, labels=self.labels[chosen], since=self.since[chosen])
 
 
-class Blocks:
+class BlockDataset:
     """Plain texts joined end to end and cut into blocks of `block` tokens: nothing is padded.
 
     Each text keeps its BOS, and gets an EOS with `eos`; a dialogue is as its template writes it.
@@ -147,7 +157,9 @@ class Blocks:
         return Batch(ids, torch.ones_like(ids), last)
 
 
-def pad(texts: Sequence[Sequence[int]], pad_id: int, ends: Sequence[int] | None = None) -> Batch:
+def pad_batch(
+    texts: Sequence[Sequence[int]], pad_id: int, ends: Sequence[int] | None = None
+) -> Batch:
     """Rows padded on the right to the longest of them; `ends`: how many tokens of each are real,
     by default all."""
     widest = max(len(ids) for ids in texts)
@@ -157,3 +169,61 @@ def pad(texts: Sequence[Sequence[int]], pad_id: int, ends: Sequence[int] | None 
         input_ids[row, : len(ids)] = torch.tensor(ids)
     attention_mask = (torch.arange(widest) < lengths[:, None]).long()
     return Batch(input_ids, attention_mask, lengths - 1)
+
+
+NO_POSITION = -1
+
+
+class StateDataset:
+    """Texts up to the last of their places, `count` at most, drawn from each text's tokens.
+
+    Equal texts have equal places, whatever else is in the data. `targets` come later. `chat`:
+    whether the texts are dialogues.
+    """
+
+    identical = 0
+
+    def __init__(self, texts: Sequence[str], encoder: Encoder, count: int, seed: int) -> None:
+        encoded = encoder(texts)
+        self.chat = any(isinstance(text, ChatText) for text in texts)
+        # A dialogue that has ended has no continuation: its states are those before.
+        open_ids = [ids[:end] for ids, end in zip(encoded.ids, encoded.lengths, strict=True)]
+        self.places = [_draw_positions(ids, count, seed) for ids in open_ids]
+        self.ids = [ids[: p[-1] + 1] for ids, p in zip(encoded.ids, self.places, strict=True)]
+        self.truncation = encoded.truncation
+        self.lengths = [len(ids) for ids in self.ids]
+        self.targets: list[list[float]] = []
+        self._count, self._pad_id = count, encoder.pad_id
+
+    def prefixes(self) -> Iterator[list[int]]:
+        """The tokens of every state, text by text."""
+        for ids, places in zip(self.ids, self.places, strict=True):
+            for place in places:
+                yield ids[: place + 1]
+
+    def set_targets(self, by_key: Mapping[str, float]) -> None:
+        """Of all states, by their `state_key`."""
+        values = iter([by_key[state_key(prefix)] for prefix in self.prefixes()])
+        self.targets = [[next(values) for _ in places] for places in self.places]
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """Before `set_targets` the labels are NaN: texts are checked before they cost rollouts."""
+        padded = pad_batch([self.ids[row] for row in rows], self._pad_id)
+        places = torch.full((len(rows), self._count), NO_POSITION)
+        labels = torch.full((len(rows), self._count), 0.0 if self.targets else math.nan)
+        for number, row in enumerate(rows):
+            places[number, : len(self.places[row])] = torch.tensor(self.places[row])
+            if self.targets:
+                labels[number, : len(self.places[row])] = torch.tensor(self.targets[row])
+        return replace(padded, labels=labels, places=places)
+
+
+def state_key(tokens: Sequence[int]) -> str:
+    return sha256_json(list(tokens))
+
+
+def _draw_positions(ids: Sequence[int], count: int, seed: int) -> list[int]:
+    """Of a text's tokens after the first, which is BOS where there is one."""
+    after = range(min(1, len(ids) - 1), len(ids))
+    draw = random.Random(derive_seed("places", seed, state_key(ids)))
+    return sorted(draw.sample(after, min(count, len(after))))

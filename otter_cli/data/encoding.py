@@ -1,11 +1,13 @@
-"""Texts to tokens, once, with every cut counted."""
+"""Texts to token ids, once, with every truncated text counted.
+
+BOS is the tokenizer's affair, EOS is appended on request. Dialogues have their ids already."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from otter_cli.core.errors import OtterError
-from otter_cli.core.units import percent_text
+from otter_cli.core.formatting import percent_text
 from otter_cli.data.chat_template import ChatText, turn_length
 
 

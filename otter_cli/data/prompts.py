@@ -1,4 +1,6 @@
-"""Prompts, in the forms that benchmarks publish them in."""
+"""Prompts, in the forms in which benchmarks publish them.
+
+The form of a row is recognised from its columns: text, messages, turns or a preference pair."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -7,21 +9,20 @@ from typing import Any
 
 from otter_cli.core.errors import OtterError
 from otter_cli.data import chat_template
-from otter_cli.data.chat_template import Messages
-from otter_cli.data.columns import PROMPTS, is_messages
-from otter_cli.data.drawing import LimitedTable, RowDraw, toxicity_of
-from otter_cli.data.lines import format_of, numbered_lines
-from otter_cli.data.messages import (
+from otter_cli.data.chat_template import (
     Message,
+    Messages,
     last_text,
     read_messages,
     read_prompt,
     shared_question,
 )
-from otter_cli.data.preference import shared_dialogue
-from otter_cli.data.records import Place, Record, read_rows
+from otter_cli.data.columns import PROMPT_COLUMNS, is_messages
+from otter_cli.data.pairs import shared_dialogue
+from otter_cli.data.splits import LimitedTable, RowDraw, toxicity_of
+from otter_cli.data.tables import Record, TableLike, format_of, numbered_lines, read_rows
 
-_SLOT = "{text}"
+_TEXT_SLOT = "{text}"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Prompt:
                 )
             return self.text
         try:
-            return chat_template.chat(
+            return chat_template.render_chat(
                 tokenizer, self.messages or chat_template.user_turn(self.text), generate=True
             )
         except OtterError as error:
@@ -61,7 +62,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Prompts:
+class DrawnPrompts:
     """The prompts of a file, and which of its rows a limit kept."""
 
     rows: list[Prompt]
@@ -69,7 +70,7 @@ class Prompts:
 
 
 def read_prompts(
-    path: str | Path, *, column: str | None = None, template: str = _SLOT
+    path: str | Path, *, column: str | None = None, template: str = _TEXT_SLOT
 ) -> list[Prompt]:
     """Prompts from rows or, in a txt file, from lines.
 
@@ -86,35 +87,37 @@ def draw_prompts(
     path: str | Path,
     *,
     column: str | None = None,
-    template: str = _SLOT,
+    template: str = _TEXT_SLOT,
     limit: int | None = None,
     seed: int = 0,
-) -> Prompts:
+) -> DrawnPrompts:
     """As `read_prompts`; of more than `limit` prompts a draw by `seed`, across categories."""
-    if _SLOT not in template:
-        raise OtterError(f"prompt template {template!r} has no {_SLOT}", hint=f"put {_SLOT} in it")
-    place: Place = Path(path)
+    if _TEXT_SLOT not in template:
+        raise OtterError(
+            f"prompt template {template!r} has no {_TEXT_SLOT}", hint=f"put {_TEXT_SLOT} in it"
+        )
+    place: TableLike = Path(path)
     if format_of(Path(path)) == "txt":
-        place, column = _Lines(Path(path)), "text"
+        place, column = _LineTable(Path(path)), "text"
 
     def parse(record: Record) -> Prompt:
-        if messages := _messages(record, column):
+        if messages := _prompt_messages(record, column):
             category = str(record.values.get("category") or "")
             return Prompt(last_text(messages), record.line, category, messages)
-        if column is None and (dialogue := _dialogue(record)):
+        if column is None and (dialogue := _shared_dialogue_of_pair(record)):
             return Prompt(dialogue, record.line)
-        text = record.text(column) if column else _recognised(record)
+        text = record.text(column) if column else _recognised_text(record)
         category = record.values.get("category") or toxicity_of(record)
-        return Prompt(template.replace(_SLOT, text), record.line, str(category))
+        return Prompt(template.replace(_TEXT_SLOT, text), record.line, str(category))
 
     if limit is None:
-        return Prompts(read_rows(place, parse, at_least=1))
+        return DrawnPrompts(read_rows(place, parse, at_least=1))
     table = LimitedTable(place, limit, seed)
-    return Prompts(read_rows(table, parse, at_least=1), table.drawn)
+    return DrawnPrompts(read_rows(table, parse, at_least=1), table.drawn)
 
 
 @dataclass(frozen=True)
-class _Lines:
+class _LineTable:
     """A txt file, a prompt a line."""
 
     path: Path
@@ -128,7 +131,7 @@ class _Lines:
                 yield Record(self.path, number, {"text": line.rstrip("\r\n")})
 
 
-def _messages(record: Record, column: str | None) -> list[Message]:
+def _prompt_messages(record: Record, column: str | None) -> list[Message]:
     """The dialogue of a row that holds messages; of a pair of dialogues, what both begin with."""
     values = record.values
     if column is not None:
@@ -150,7 +153,7 @@ def _messages(record: Record, column: str | None) -> list[Message]:
     return shared
 
 
-def _recognised(record: Record) -> str:
+def _recognised_text(record: Record) -> str:
     values = record.values
     if "turns" in values:
         return record.text("turns.0")
@@ -159,7 +162,7 @@ def _recognised(record: Record) -> str:
     for column in ("prompt", "text"):
         if column in values:
             return record.text(column)
-    others = [name for name in PROMPTS if name in values]
+    others = [name for name in PROMPT_COLUMNS if name in values]
     if len(others) > 1:
         raise record.error(
             f"columns {' and '.join(map(repr, others))} could both be the prompt",
@@ -174,12 +177,13 @@ def _recognised(record: Record) -> str:
         )
     raise record.error(
         f"no prompt in columns {', '.join(map(repr, values))}",
-        f"name the column: prompts are looked for in text, turns, messages, {', '.join(PROMPTS)}, "
+        f"name the column: prompts are looked for in text, turns, messages, "
+        f"{', '.join(PROMPT_COLUMNS)}, "
         "and chosen with rejected",
     )
 
 
-def _dialogue(record: Record) -> str:
+def _shared_dialogue_of_pair(record: Record) -> str:
     """What a pair of dialogues begins with; "" for rows that are no such pair."""
     if not {"chosen", "rejected"} <= record.values.keys():
         return ""

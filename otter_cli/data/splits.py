@@ -1,19 +1,160 @@
-"""Rows set aside for testing: chosen by their texts, and never apart from rows that share one."""
+"""Which rows of a table are used: drawn by a limit, or set aside for testing and validation.
+
+Draws depend on a seed and the categories; held-out rows are chosen by their texts, and rows that
+share a text stay together. Overlap of training and test data is counted here too."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from otter_cli.core.digests import sha256_json
 from otter_cli.core.errors import OtterError
-from otter_cli.core.seeds import derive_seed
-from otter_cli.core.units import percent_text
-from otter_cli.data.overlap import normal_text
+from otter_cli.core.formatting import percent_text
+from otter_cli.core.process import derive_seed
+from otter_cli.data.tables import Record, TableLike, read_records
+
+
+class HasIdentity(Protocol):
+    @property
+    def identity(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How many of `test` rows have a text that training has too, and the first such rows."""
+
+    shared: int
+    test: int
+    rows: tuple[int, ...]
+
+    @property
+    def share(self) -> float:
+        return self.shared / self.test if self.test else 0.0
+
+
+def find_overlap(train: Sequence[HasIdentity], test: Sequence[HasIdentity]) -> Overlap:
+    """Texts count as the same when they differ in case and white space only."""
+    seen = {normal_text(text) for row in train for text in row.identity}
+    rows = [
+        i for i, row in enumerate(test) if any(normal_text(text) in seen for text in row.identity)
+    ]
+    return Overlap(len(rows), len(test), tuple(rows[:10]))
+
+
+def normal_text(text: str) -> str:
+    """A text for comparison: without case and amounts of white space."""
+    return " ".join(text.casefold().split())
+
+
+# Longer lists of lines are recorded by their digest alone.
+_MAX_LISTED_LINES = 1_000
+
+
+def draw_rows(categories: Sequence[str], limit: int | None, seed: int = 0) -> list[int]:
+    """Indices of `limit` rows, ascending. Each category has its share of them, by largest
+    remainder; within a category every row is equally likely. No limit keeps all."""
+    if limit is not None and limit < 1:
+        raise OtterError(f"a limit of {limit} rows", hint="at least 1, or no limit")
+    if limit is None or limit >= len(categories):
+        return list(range(len(categories)))
+    members: dict[str, list[int]] = {}
+    for index, category in enumerate(categories):
+        members.setdefault(category, []).append(index)
+    drawn: list[int] = []
+    for category, count in _shares({c: len(m) for c, m in members.items()}, limit, seed).items():
+        drawn += random.Random(derive_seed("limit", seed, category)).sample(
+            members[category], count
+        )
+    return sorted(drawn)
+
+
+def _shares(sizes: Mapping[str, int], limit: int, seed: int) -> dict[str, int]:
+    """How many rows of each category, `limit` in all."""
+    total = sum(sizes.values())
+    shares = {category: limit * size // total for category, size in sizes.items()}
+    # Equal remainders are ordered by the seed: file order would always favour the same ones.
+    order = sorted(
+        sizes, key=lambda c: (-(limit * sizes[c] % total), derive_seed("remainder", seed, c))
+    )
+    for category in order[: limit - sum(shares.values())]:
+        shares[category] += 1
+    return shares
+
+
+@dataclass(frozen=True)
+class RowDraw:
+    """Which rows were kept of `of`: the numbers of their lines (or rows), ascending."""
+
+    seed: int
+    of: int
+    lines: tuple[int, ...]
+
+    @property
+    def whole(self) -> bool:
+        return len(self.lines) == self.of
+
+    def record(self) -> dict[str, Any]:
+        """For a training record: lines where they are few, and their digest."""
+        listed = {"lines": list(self.lines)} if len(self.lines) <= _MAX_LISTED_LINES else {}
+        return {
+            "seed": self.seed,
+            "of": self.of,
+            **listed,
+            "lines_sha256": sha256_json(list(self.lines)),
+        }
+
+
+class LimitedTable:
+    """The rows of a place that a draw keeps. `drawn` says which, once they were read."""
+
+    def __init__(
+        self,
+        place: TableLike,
+        limit: int,
+        seed: int = 0,
+        category: Callable[[Record], str] | None = None,
+    ) -> None:
+        self.place, self.limit, self.seed = place, limit, seed
+        self.category = category or category_of
+        self.drawn: RowDraw | None = None
+
+    def __str__(self) -> str:
+        return str(self.place)
+
+    def records(self) -> Iterator[Record]:
+        """Reads the place twice: a large file does not fit into memory."""
+        known = [(record.line, self.category(record)) for record in read_records(self.place)]
+        kept = draw_rows([category for _, category in known], self.limit, self.seed)
+        self.drawn = RowDraw(self.seed, len(known), tuple(known[index][0] for index in kept))
+        wanted = set(kept)
+        for index, record in enumerate(read_records(self.place)):
+            if index in wanted:
+                yield record
+
+
+def category_of(record: Record) -> str:
+    """A row's category, where it names one: Spec-Bench's, RewardBench's, or the toxicity of a
+    RealToxicityPrompts prompt."""
+    for column in ("category", "subset", "section"):
+        if isinstance(value := record.values.get(column), str):
+            return value
+    return toxicity_of(record)
+
+
+def toxicity_of(record: Record) -> str:
+    """RealToxicityPrompts are told apart at 0.5 by the score of the prompt, where a row has one."""
+    prompt = record.values.get("prompt")
+    score = prompt.get("toxicity") if isinstance(prompt, Mapping) else None
+    if not isinstance(score, int | float):
+        return ""
+    return "toxic" if score >= 0.5 else "non-toxic"
+
 
 # Digests are compared with the asked share at this resolution.
-_PARTS = 10_000
+_RESOLUTION = 10_000
 # A share that is off by more than a tenth of itself is mended.
 _TOLERANCE = 0.1
 
@@ -59,7 +200,7 @@ class Split:
 
 def rows_digest(rows: Sequence[Any]) -> str:
     """Of which texts these are, whatever their order."""
-    return sha256_json(sorted(map(_key, rows)))
+    return sha256_json(sorted(map(_row_key, rows)))
 
 
 def split_rows(rows: Sequence[Any], share: float, why: str, where: str) -> Split:
@@ -70,12 +211,12 @@ def split_rows(rows: Sequence[Any], share: float, why: str, where: str) -> Split
     digests as long as they fit. OtterError where one side would be empty.
     """
     groups = [sorted(group) for group in _groups([_texts(row) for row in rows])]
-    digests = [derive_seed(why, min(_key(rows[index]) for index in group)) for group in groups]
-    aside = [g for g, digest in enumerate(digests) if digest % _PARTS < _PARTS * share]
+    digests = [derive_seed(why, min(_row_key(rows[index]) for index in group)) for group in groups]
+    aside = [g for g, digest in enumerate(digests) if digest % _RESOLUTION < _RESOLUTION * share]
     target = share * len(rows)
     by_bound = abs(sum(len(groups[g]) for g in aside) - target) <= _TOLERANCE * target
     if not by_bound:
-        order = sorted(range(len(groups)), key=lambda g: (digests[g] % _PARTS, digests[g]))
+        order = sorted(range(len(groups)), key=lambda g: (digests[g] % _RESOLUTION, digests[g]))
         aside = _fitting(order, [len(group) for group in groups], round(target))
     indices = {index for g in aside for index in groups[g]}
     if not 0 < len(indices) < len(rows):
@@ -138,5 +279,5 @@ def _texts(row: Any) -> list[str]:
     return [normal_text(text) for text in ([row] if isinstance(row, str) else row.identity)]
 
 
-def _key(row: Any) -> str:
+def _row_key(row: Any) -> str:
     return row if isinstance(row, str) else "\x1f".join(row.identity)

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from otter_cli.core.errors import OtterError
 from otter_cli.data.columns import (
-    LABELS,
-    PROMPTS,
+    LABEL_COLUMNS,
+    PROMPT_COLUMNS,
     column_names,
     holds_messages,
     ignored_columns,
@@ -21,11 +21,11 @@ from otter_cli.data.columns import (
     usual_column,
     usual_text,
 )
-from otter_cli.data.records import Record, read_records
+from otter_cli.data.tables import Record, read_records
 
 FileKind = Literal["pairs", "labels", "texts", "prompts"]
 _QUANTILES = (0.5, 0.9, 1.0)
-_UNCUT = 1 << 31
+_NO_LIMIT = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ def summarise(
     rows = sample_rows(path)
     if not rows:
         raise OtterError(f"{path} has no rows", hint="it needs one row a text, or one a pair")
-    kind, columns = _understood(path, rows, dict(named or {}))
+    kind, columns = _detect_kind(path, rows, dict(named or {}))
     texts = [columns[key] for key in ("chosen", "rejected", "text") if key in columns]
     # As training decides it: a prompt with its answer is a dialogue where there is a template.
     chat = any(holds_messages(column, rows) for column in (*texts, columns.get("prompt", "")))
     chat |= bool(getattr(tokenizer, "chat_template", None)) and "prompt" in columns
-    counted = _Counted(kind, columns, chat, tokenizer, max_length)
+    counted = _RowCounter(kind, columns, chat, tokenizer, max_length)
     for record in read_records(path):
         counted.add(record)
     return DataSummary(
@@ -87,7 +87,7 @@ def summarise(
     )
 
 
-def _understood(
+def _detect_kind(
     path: Path, rows: Sequence[Mapping[str, Any]], named: dict[str, str]
 ) -> tuple[FileKind, dict[str, str]]:
     """What the file is for, and the column for each use."""
@@ -112,10 +112,10 @@ def _understood(
     columns = {"text": named["text"]} if "text" in named else dict(usual_text("text", (), rows))
     if "prompt" in named:
         columns["prompt"] = named["prompt"]
-    label = named.get("label") or usual_column("labels", LABELS, rows, text=False)
+    label = named.get("label") or usual_column("labels", LABEL_COLUMNS, rows, text=False)
     if "text" in columns:
         return ("labels", {**columns, "label": label}) if label else ("texts", columns)
-    prompt = usual_column("prompt", PROMPTS, rows)
+    prompt = usual_column("prompt", PROMPT_COLUMNS, rows)
     if prompt is not None:
         return "prompts", {"text": prompt}
     raise OtterError(
@@ -124,7 +124,7 @@ def _understood(
     )
 
 
-class _Counted:
+class _RowCounter:
     """What is counted row by row."""
 
     def __init__(
@@ -184,11 +184,11 @@ class _Counted:
     def _ids(self, text: Any) -> Sequence[Any]:
         if self.tokenizer is None:
             return text if isinstance(text, str) else "".join(str(m.get("content")) for m in text)
-        from otter_cli.data.chat_template import chat
+        from otter_cli.data.chat_template import render_chat
         from otter_cli.data.encoding import Encoder
 
-        written = text if isinstance(text, str) else chat(self.tokenizer, text)
-        encode = Encoder(self.tokenizer, _UNCUT, eos=self.eos, empty=True)
+        written = text if isinstance(text, str) else render_chat(self.tokenizer, text)
+        encode = Encoder(self.tokenizer, _NO_LIMIT, eos=self.eos, empty=True)
         return encode([written]).ids[0]
 
 

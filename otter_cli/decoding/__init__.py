@@ -1,25 +1,28 @@
 """Decoding: one session for plain, guided and speculative generation."""
 
 from otter_cli.decoding.best_of import BestOf, best_of
-from otter_cli.decoding.draft_trees import TreeShape
-from otter_cli.decoding.drafters import DraftModel, FutureDrafter, PromptLookup
-from otter_cli.decoding.exactly import both_paths
-from otter_cli.decoding.expert_guides import DExpertsGuide, GenArmGuide
-from otter_cli.decoding.gates import Gate, SignalBound
 from otter_cli.decoding.generate import generate
-from otter_cli.decoding.guide import Guide
-from otter_cli.decoding.learnt_trees import learnt_tree
-from otter_cli.decoding.reward_guides import ArgsGuide, RadGuide
+from otter_cli.decoding.guides.external_models import (
+    ArgsGuide,
+    DExpertsGuide,
+    GenArmGuide,
+    RadGuide,
+)
+from otter_cli.decoding.guides.guide import Gate, Guide
+from otter_cli.decoding.guides.signal_guides import SignalGuide, VocabularyGuide
+from otter_cli.decoding.hidden_states import HiddenStates
+from otter_cli.decoding.results import Generation, GenerationCounters, NearTie
+from otter_cli.decoding.sampling import Sampling
 from otter_cli.decoding.session import DecodingSession, ExpertSession, RewardSession
-from otter_cli.decoding.signal_guide import SignalGuide, VocabularyGuide
-from otter_cli.decoding.state import State
-from otter_cli.decoding.stops import Stops
-from otter_cli.decoding.types import Counters, Generation, NearTie, Sampling
+from otter_cli.decoding.speculative.acceptance import rescore_near_ties
+from otter_cli.decoding.speculative.drafters import DraftModel, FutureDrafter, PromptLookup
+from otter_cli.decoding.speculative.drafts import TreeShape
+from otter_cli.decoding.speculative.learned_trees import learn_tree
+from otter_cli.decoding.stopping import SignalBound, Stops
 
 __all__ = [
     "ArgsGuide",
     "BestOf",
-    "Counters",
     "DExpertsGuide",
     "DecodingSession",
     "DraftModel",
@@ -28,7 +31,9 @@ __all__ = [
     "Gate",
     "GenArmGuide",
     "Generation",
+    "GenerationCounters",
     "Guide",
+    "HiddenStates",
     "NearTie",
     "PromptLookup",
     "RadGuide",
@@ -36,12 +41,11 @@ __all__ = [
     "Sampling",
     "SignalBound",
     "SignalGuide",
-    "State",
     "Stops",
     "TreeShape",
     "VocabularyGuide",
     "best_of",
-    "both_paths",
     "generate",
-    "learnt_tree",
+    "learn_tree",
+    "rescore_near_ties",
 ]

@@ -1,5 +1,7 @@
-"""Best of n: whole sequences, or block by block (controlled decoding), judged by a signal that was
-read on the way or by a separate reward model."""
+"""Best of n samples, over whole texts or block by block (controlled decoding).
+
+The score is a signal that was read while generating, or comes from a separate reward model.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +13,25 @@ from typing import Any, ClassVar
 import torch
 
 from otter_cli.core.errors import OtterError
-from otter_cli.decoding.choosing import Plain
-from otter_cli.decoding.generate import one_by_one
-from otter_cli.decoding.positions import warn_once, warnings_of
-from otter_cli.decoding.requests import READ_EVERY, check_request
-from otter_cli.decoding.reward_guides import check_reward_model
-from otter_cli.decoding.rows import Rows
-from otter_cli.decoding.rows_apart import models_of, must_part, rules_of, share_counters
-from otter_cli.decoding.sampling import Sampler
-from otter_cli.decoding.scores import score_column
-from otter_cli.decoding.session import DecodingSession, RewardSession
-from otter_cli.decoding.stops import NO_STOPS
-from otter_cli.decoding.types import Generation, Sampling
-from otter_cli.model import OtterForCausalLM
-from otter_cli.signals.finite import not_finite
+from otter_cli.decoding.batch_state import BatchState
+from otter_cli.decoding.generate import decode_loop
+from otter_cli.decoding.guides.external_models import check_reward_model
+from otter_cli.decoding.request_checks import (
+    READ_EVERY,
+    check_request,
+    external_models_of,
+    length_rules,
+    must_split,
+    request_warnings,
+    sum_counters,
+    warn_once,
+)
+from otter_cli.decoding.results import Generation
+from otter_cli.decoding.sampling import Sampler, Sampling, UnguidedSelector
+from otter_cli.decoding.session import DecodingSession, RewardSession, score_column
+from otter_cli.decoding.stopping import NO_STOPS
+from otter_cli.model.otter import OtterForCausalLM
+from otter_cli.signals.finite import non_finite_error
 
 
 @dataclass(frozen=True)
@@ -65,20 +72,20 @@ def best_of(
 ) -> list[Generation]:
     """The best continuation of each prompt. Raises OtterError for requests without meaning."""
     texts = [list(prompt) for prompt in prompts]
-    check_request(model, texts, sampling, models_of([request]))
-    _check(request, sampling)
-    warn_once(model, warnings_of(model, blocks_by=request.blocks_by, signals=signals))
+    check_request(model, texts, sampling, external_models_of([request]))
+    _check_best_of(request, sampling)
+    warn_once(model, request_warnings(model, blocks_by=request.blocks_by, signals=signals))
     lengths = [len(text) for text in texts]
-    if must_part(rules_of([model]), lengths, sampling.max_new_tokens, in_step=True):
+    if must_split(length_rules([model]), lengths, sampling.max_new_tokens, in_step=True):
         alone = [
-            _batch(model, [text], sampling, request, signals, texts[:row])[0]
+            _best_of_batch(model, [text], sampling, request, signals, texts[:row])[0]
             for row, text in enumerate(texts)
         ]
-        return share_counters(alone)
-    return _batch(model, texts, sampling, request, signals, ())
+        return sum_counters(alone)
+    return _best_of_batch(model, texts, sampling, request, signals, ())
 
 
-def _batch(
+def _best_of_batch(
     model: OtterForCausalLM,
     texts: list[list[int]],
     sampling: Sampling,
@@ -95,15 +102,15 @@ def _batch(
     copies = [text for text in texts for _ in range(request.n)]
     earlier = [text for text in before for _ in range(request.n)]
     sampler = Sampler(sampling, copies, session.device, earlier)
-    rows = Rows(session, copies, sampling, names, NO_STOPS, None, READ_EVERY)
+    rows = BatchState(session, copies, sampling, names, NO_STOPS, None, READ_EVERY)
     started = time.perf_counter()
     state = session.prefill(texts)
     session.fork(request.n)
     state = state.rows(torch.arange(len(texts), device=session.device).repeat_interleave(request.n))
     rows.prefill_seconds = time.perf_counter() - started
-    plain = Plain()
+    plain = UnguidedSelector()
     while not rows.done:
-        state = one_by_one(rows, state, sampler, plain, request.block)
+        state = decode_loop(rows, state, sampler, plain, request.block)
         best = judge.best(rows)
         if rows.done:
             break
@@ -126,23 +133,26 @@ class _Judge:
         else:
             check_reward_model(request.reward_model, session, "best of n")
 
-    def best(self, rows: Rows) -> list[int]:
+    def best(self, rows: BatchState) -> list[int]:
         """The row with the best score among the copies of each prompt."""
         scores = torch.tensor(self._scores(rows)).unflatten(0, (-1, self.request.n))
         if not scores.isfinite().all():
             judge = self.request.signal
             what = f"signal {judge!r}" if judge is not None else "the reward model's score"
-            raise not_finite(f"{what}, which best of n goes by,")
+            raise non_finite_error(f"{what}, which best of n goes by,")
         first = torch.arange(len(scores)) * self.request.n
         best = scores.argmin(-1) if self.request.lowest else scores.argmax(-1)
         return [int(row) for row in first + best]
 
-    def _scores(self, rows: Rows) -> list[float]:
+    def _scores(self, rows: BatchState) -> list[float]:
         signal = self.request.signal
         if signal is None:
             texts = rows.texts()
-            rules, lengths = rules_of([self.request.reward_model]), [len(text) for text in texts]
-            apart = must_part(rules, lengths, 0, in_step=False)
+            rules, lengths = (
+                length_rules([self.request.reward_model]),
+                [len(text) for text in texts],
+            )
+            apart = must_split(rules, lengths, 0, in_step=False)
             batches = [[text] for text in texts] if apart else [texts]
             return [reward for batch in batches for reward in self._rewards(batch)]
         last = [self._last(generation, generation.signals[signal]) for generation in rows.rows]
@@ -161,7 +171,7 @@ class _Judge:
         return scores[-2 if before else -1]
 
 
-def _check(request: BestOf, sampling: Sampling) -> None:
+def _check_best_of(request: BestOf, sampling: Sampling) -> None:
     if (request.signal is None) == (request.reward_model is None):
         raise OtterError(
             "best of n wants one judge", hint="a signal of the graft, or a reward model"

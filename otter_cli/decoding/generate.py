@@ -1,4 +1,4 @@
-"""The decoding loops: plain, guided, drafted; one call for all of them."""
+"""The decoding loops, plain, guided and drafted, behind one call: `generate`."""
 
 from __future__ import annotations
 
@@ -6,36 +6,31 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from otter_cli.decoding.choosing import Chooser, Plain
-from otter_cli.decoding.drafted import Drafted, check_over_trees
-from otter_cli.decoding.drafts import Drafter
-from otter_cli.decoding.exactly import OneTokenSteps
-from otter_cli.decoding.gates import Gate
-from otter_cli.decoding.guide import Guide
-from otter_cli.decoding.positions import warn_once, warnings_of
-from otter_cli.decoding.requests import (
-    check_exact,
+from otter_cli.decoding.batch_state import BatchState, OnRead, OnToken
+from otter_cli.decoding.guides.guide import Gate, Guide
+from otter_cli.decoding.guides.selector import GuidedSelector
+from otter_cli.decoding.hidden_states import HiddenStates
+from otter_cli.decoding.request_checks import (
+    check_exact_drafting,
     check_guidance,
     check_request,
-    read_every_of,
-)
-from otter_cli.decoding.rows import OnRead, OnToken, Rows
-from otter_cli.decoding.rows_apart import (
+    external_models_of,
     guides_of_row,
-    models_of,
-    must_part,
-    rules_of,
-    share_counters,
+    length_rules,
+    must_split,
+    request_warnings,
+    resolve_read_every,
+    sum_counters,
+    warn_once,
 )
-from otter_cli.decoding.sampling import Sampler
-from otter_cli.decoding.scores import check_scores
-from otter_cli.decoding.session import DecodingSession
-from otter_cli.decoding.state import State
-from otter_cli.decoding.steering import Steered
-from otter_cli.decoding.stops import NO_STOPS, Stops
-from otter_cli.decoding.types import Generation, Sampling
-from otter_cli.decoding.verify_drafts import Acceptance
-from otter_cli.model import OtterForCausalLM
+from otter_cli.decoding.results import Generation
+from otter_cli.decoding.sampling import Sampler, Sampling, TokenSelector, UnguidedSelector
+from otter_cli.decoding.session import DecodingSession, check_scoring_signal
+from otter_cli.decoding.speculative.acceptance import Acceptance, ExactRescorer
+from otter_cli.decoding.speculative.decoder import SpeculativeDecoder, check_tree_guides
+from otter_cli.decoding.speculative.drafts import Drafter
+from otter_cli.decoding.stopping import NO_STOPS, Stops
+from otter_cli.model.otter import OtterForCausalLM
 
 
 def generate(
@@ -66,16 +61,16 @@ def generate(
     """
     texts = [list(prompt) for prompt in prompts]
     guides = [guide] if isinstance(guide, Guide) else list(guide or ())
-    beside = models_of([*guides, drafter])
+    beside = external_models_of([*guides, drafter])
     check_request(model, texts, sampling, beside)
     for name in signals:
-        check_scores(model, name)
+        check_scoring_signal(model, name)
     if exact:
-        check_exact(texts, sampling, guides, acceptance)
-    rules = rules_of([model, *beside])
+        check_exact_drafting(texts, sampling, guides, acceptance)
+    rules = length_rules([model, *beside])
     lengths = [len(text) for text in texts]
     batch = partial(
-        _batch,
+        _generate_batch,
         model,
         sampling=sampling,
         gate=gate,
@@ -86,7 +81,7 @@ def generate(
         read_every=read_every,
         stops=stops,
     )
-    if not must_part(rules, lengths, sampling.max_new_tokens, in_step=drafter is None):
+    if not must_split(rules, lengths, sampling.max_new_tokens, in_step=drafter is None):
         return batch(texts, guides=guides, on_token=on_token, on_read=on_read)
     for one in guides:
         one.check(len(texts), model.shape.vocab)
@@ -95,19 +90,19 @@ def generate(
         alone += batch(
             [text],
             guides=guides_of_row(guides, row),
-            on_token=_of_row(on_token, row),
-            on_read=_of_row(on_read, row),
+            on_token=_callback_of_row(on_token, row),
+            on_read=_callback_of_row(on_read, row),
             before=texts[:row],
         )
-    return share_counters(alone)
+    return sum_counters(alone)
 
 
-def _of_row(report: Callable[..., None] | None, row: int) -> Callable[..., None] | None:
+def _callback_of_row(report: Callable[..., None] | None, row: int) -> Callable[..., None] | None:
     """What is told of the one row of a batch, as of that row of the request."""
     return None if report is None else lambda _, *what: report(row, *what)
 
 
-def _batch(
+def _generate_batch(
     model: OtterForCausalLM,
     texts: list[list[int]],
     *,
@@ -134,17 +129,19 @@ def _batch(
     check_guidance(session, len(texts), guides, gate, stops)
     warn_once(
         model,
-        warnings_of(
+        request_warnings(
             model, guides=guides, gate=gate if steering else None, stops=stops, signals=signals
         ),
     )
-    chooser = Steered(steering, gate, session, len(texts)) if steering else Plain()
-    if drafter is not None or (isinstance(chooser, Steered) and chooser.feeds):
+    chooser = (
+        GuidedSelector(steering, gate, session, len(texts)) if steering else UnguidedSelector()
+    )
+    if drafter is not None or (isinstance(chooser, GuidedSelector) and chooser.feeds):
         session.require_masks()
     drafting = None if drafter is None else drafter.start(session)
     sampler = Sampler(sampling, texts, session.device, before)
-    every = read_every_of(read_every, stops)
-    rows = Rows(session, texts, sampling, list(signals), stops, on_token, every, on_read)
+    every = resolve_read_every(read_every, stops)
+    rows = BatchState(session, texts, sampling, list(signals), stops, on_token, every, on_read)
     started = time.perf_counter()
     chooser.prefill(texts)
     if drafting is not None:
@@ -152,20 +149,24 @@ def _batch(
     state = session.prefill(texts)
     rows.prefill_seconds = time.perf_counter() - started
     if drafting is not None:
-        check_over_trees(chooser)
-        single = OneTokenSteps(model, texts[0]) if exact else None
+        check_tree_guides(chooser)
+        single = ExactRescorer(model, texts[0]) if exact else None
         rows.lossy = acceptance != "lossless"
-        Drafted(rows, sampler, drafting, chooser, acceptance, single).run(state)
+        SpeculativeDecoder(rows, sampler, drafting, chooser, acceptance, single).run(state)
         rows.rescoring_passes = single.passes if single else 0
     else:
-        one_by_one(rows, state, sampler, chooser)
+        decode_loop(rows, state, sampler, chooser)
     rows.seconds = time.perf_counter() - started - rows.prefill_seconds
     return rows.generations(chooser, drafting)
 
 
-def one_by_one(
-    rows: Rows, state: State, sampler: Sampler, chooser: Chooser, limit: int | None = None
-) -> State:
+def decode_loop(
+    rows: BatchState,
+    state: HiddenStates,
+    sampler: Sampler,
+    chooser: TokenSelector,
+    limit: int | None = None,
+) -> HiddenStates:
     """A token at a time, `limit` of them at most; the states of the last that was fed."""
     while not rows.done and limit != 0:
         limit = None if limit is None else limit - 1

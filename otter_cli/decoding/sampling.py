@@ -1,16 +1,52 @@
-"""From logits to a token: greedy, or a draw from each row's own generator."""
+"""From logits to a token: sampling settings, the sampler, and the interface of token selectors.
+
+Each row draws from a generator of its own, so its text does not depend on the rest of the batch.
+A token selector decides how a row's next token is chosen; guides have one of their own
+(`guides/selector.py`).
+"""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from otter_cli.core.seeds import derive_seed
-from otter_cli.decoding.types import Sampling
+from otter_cli.core.errors import OtterError
+from otter_cli.core.process import derive_seed
+from otter_cli.decoding.hidden_states import HiddenStates
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. Temperature 0 is greedy; `top_k` 0 and `top_p` 1 cut nothing off.
+
+    Every row draws from a generator of its own, seeded by `seed` and the row's place among equal
+    prompts: what else is in the batch does not matter. OtterError for values without meaning.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        bounds = (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            # Written so that NaN fails too.
+            ("temperature", 0 <= self.temperature < math.inf, "0 (greedy) or more"),
+            ("top_k", self.top_k >= 0, "0 (all) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0, and at most 1 (all)"),
+        )
+        for name, holds, wanted in bounds:
+            if not holds:
+                raise OtterError(f"{name} is {getattr(self, name)}", hint=f"it must be {wanted}")
 
 
 class Sampler:
@@ -47,7 +83,7 @@ class Sampler:
         if uniform is None:
             return logits.argmax(-1)
         probabilities = self.probabilities(logits)
-        index = invert(probabilities, uniform)
+        index = invert_cdf(probabilities, uniform)
         self.drawn = probabilities.gather(-1, index[:, None])[:, 0].log()
         return index
 
@@ -58,7 +94,7 @@ class Sampler:
             kept = scaled.topk(min(self.sampling.top_k, scaled.shape[-1])).values[..., -1:]
             scaled = scaled.masked_fill(scaled < kept, -math.inf)
         if self.sampling.top_p < 1:
-            scaled = scaled.masked_fill(nucleus(scaled, self.sampling.top_p), -math.inf)
+            scaled = scaled.masked_fill(outside_nucleus(scaled, self.sampling.top_p), -math.inf)
         return scaled.softmax(-1)
 
     def uniform(self) -> Tensor | None:
@@ -67,7 +103,7 @@ class Sampler:
 
     def draw(self, probabilities: Tensor) -> Tensor:
         """One index a row of [rows, n], by inversion: one uniform number from each generator."""
-        return invert(probabilities, self.numbers())
+        return invert_cdf(probabilities, self.numbers())
 
     def numbers(self, rows: Tensor | None = None) -> Tensor:
         """The next of each row's generator, [rows]; only of the `rows` [rows] that hold, where
@@ -81,7 +117,7 @@ class Sampler:
         return drawn.to(self.generators[0].device)
 
 
-def invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
+def invert_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """The index [rows] at which the cumulated `probabilities` [rows, n] pass `uniform` [rows]."""
     cumulative = probabilities.cumsum(-1)
     reached = uniform.to(probabilities.dtype) * cumulative[:, -1]
@@ -89,9 +125,36 @@ def invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
     return index.squeeze(-1).clamp(max=probabilities.shape[-1] - 1)
 
 
-def nucleus(logits: Tensor, top_p: float) -> Tensor:
+def outside_nucleus(logits: Tensor, top_p: float) -> Tensor:
     """Which tokens lie outside the smallest set that holds `top_p`, [..., vocab]."""
     ordered, order = logits.softmax(-1).sort(-1, descending=True)
     # The token that crosses the bound stays.
     dropped = ordered.cumsum(-1) - ordered >= top_p
     return dropped.scatter(-1, order, dropped)
+
+
+class TokenSelector(ABC):
+    """At work on one batch. The counters are of models beside the base: passes, bytes of cache."""
+
+    external_passes: int = 0
+    external_bytes: int = 0
+
+    def prefill(self, prompts: list[list[int]]) -> None:
+        """Feeds the prompts to models of its own; without one there is nothing to do."""
+        return
+
+    @abstractmethod
+    def choose(
+        self, state: HiddenStates, logits: Tensor, sampler: Sampler
+    ) -> tuple[Tensor, HiddenStates | None]:
+        """Tokens [rows] by the base's state [rows, 1, d] and logits [rows, vocab] before them;
+        their own states, where choosing them took feeding them."""
+
+
+class UnguidedSelector(TokenSelector):
+    """The sampler's choice among the base's logits."""
+
+    def choose(
+        self, state: HiddenStates, logits: Tensor, sampler: Sampler
+    ) -> tuple[Tensor, HiddenStates | None]:
+        return sampler.choose(logits), None

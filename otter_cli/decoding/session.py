@@ -1,4 +1,8 @@
-"""Sessions: steps over a graft, with its logits and signals, and over a separate reward model."""
+"""Sessions over a graft, a reward model and an expert model, and the signal scores of a graft.
+
+Each session runs its model over a KV cache of its own. Scores are what a signal's head gives, as
+numbers to show and to guide by: classes become probabilities.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +15,24 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from otter_cli.core.errors import OtterError
-from otter_cli.decoding.cached_steps import Session
-from otter_cli.decoding.slots import full_cache
-from otter_cli.decoding.state import State
-from otter_cli.model import Deferred, OtterForCausalLM, may_defer
-from otter_cli.model.masks import recurrent, windows_of
+from otter_cli.core.errors import OtterError, closest, label_index
+from otter_cli.decoding.hidden_states import HiddenStates
+from otter_cli.decoding.kv_session import KVSession
+from otter_cli.decoding.kv_slots import full_cache
+from otter_cli.model.lazy import LazyStream, supports_lazy_stream
+from otter_cli.model.masks import attention_windows, is_recurrent
+from otter_cli.model.otter import OtterForCausalLM
+from otter_cli.signals.config import SignalConfig
+from otter_cli.signals.finite import class_probabilities
 
 
-class DecodingSession(Session):
+class DecodingSession(KVSession):
     """Over a graft. `stream=False` runs the plain base: no insertion, no signals.
 
     `windows`: a windowed base's layers keep their window alone, as transformers does, or all, and
     masks cut the window out: what steps of many tokens need. `length` preallocates that many slots.
     The streams run when the states of a step are looked at, over all steps of one token since then
-    (where the graft allows it: `may_defer`).
+    (where the graft allows it: `supports_lazy_stream`).
     """
 
     def __init__(
@@ -36,15 +43,15 @@ class DecodingSession(Session):
         windows: Literal["cached", "masked"] = "masked",
         length: int | None = None,
     ) -> None:
-        kept = windows == "cached" and length is None and any(windows_of(model.config))
-        kept = kept or recurrent(model.config)
+        kept = windows == "cached" and length is None and any(attention_windows(model.config))
+        kept = kept or is_recurrent(model.config)
         full = partial(full_cache, model.config, length=length)
         super().__init__(model.new_cache if kept else full, model.base)
         self.model, self.stream = model, stream
         self.decoder = model.base.get_submodule(model.shape.family.decoder)
-        self.deferred = Deferred(model) if stream and may_defer(model) else None
+        self.deferred = LazyStream(model) if stream and supports_lazy_stream(model) else None
 
-    def run(self, tokens: Tensor, mask: Any, positions: Tensor, last: int) -> State:
+    def run(self, tokens: Tensor, mask: Any, positions: Tensor, last: int) -> HiddenStates:
         arguments = {
             "attention_mask": mask,
             # Rows that have ended, or soon will, are fed beside the others: not past the window.
@@ -53,23 +60,23 @@ class DecodingSession(Session):
             "use_cache": True,
         }
         if not self.stream:
-            return State(self.decoder(input_ids=tokens, **arguments).last_hidden_state, {})
+            return HiddenStates(self.decoder(input_ids=tokens, **arguments).last_hidden_state, {})
         if self.deferred is not None and tokens.shape[1] == 1 and self.passes > 1:
-            return State(*self.deferred.forward(tokens, **arguments))
+            return HiddenStates(*self.deferred.forward(tokens, **arguments))
         self.settle()
         out = self.model(tokens, signals=(), logits=False, **arguments)
-        return State(out.base_state, out.inserted_state)
+        return HiddenStates(out.base_state, out.inserted_state)
 
     def settle(self) -> None:
         if self.deferred is not None:
             self.deferred.catch_up()
 
-    def logits(self, state: State) -> Tensor:
+    def logits(self, state: HiddenStates) -> Tensor:
         """The base's logits of the given positions, [rows, n, vocab]."""
         with torch.no_grad():
             return self.model.lm_head(state.base)
 
-    def read(self, signal: str, state: State, tokens: Tensor | None = None) -> Tensor:
+    def read(self, signal: str, state: HiddenStates, tokens: Tensor | None = None) -> Tensor:
         """A signal at the given positions, [rows, n, ...]; action values of `tokens` [rows, n, k]
         alone, where given."""
         with torch.no_grad():
@@ -83,14 +90,14 @@ class DecodingSession(Session):
             return self.model.follow_signal(signal, states, inserted, tokens)
 
 
-class RewardSession(Session):
+class RewardSession(KVSession):
     """Over a separate reward model (AutoModelForSequenceClassification) with a cache of its own."""
 
     def __init__(self, reward_model: PreTrainedModel) -> None:
-        super().__init__(partial(_attended, reward_model.config), reward_model)
+        super().__init__(partial(_attention_only_cache, reward_model.config), reward_model)
         self.reward_model = reward_model
 
-    def run(self, tokens: Tensor, mask: Any, positions: Tensor, last: int) -> State:
+    def run(self, tokens: Tensor, mask: Any, positions: Tensor, last: int) -> HiddenStates:
         out = self.reward_model.base_model(
             input_ids=tokens,
             attention_mask=mask,
@@ -98,22 +105,22 @@ class RewardSession(Session):
             past_key_values=self.cache,
             use_cache=True,
         )
-        return State(out.last_hidden_state, {})
+        return HiddenStates(out.last_hidden_state, {})
 
-    def rewards(self, state: State) -> Tensor:
+    def rewards(self, state: HiddenStates) -> Tensor:
         """The reward of the text up to each position, [rows, n]."""
         with torch.no_grad():
             return self.reward_model.score(state.base).squeeze(-1)
 
 
-class ExpertSession(Session):
+class ExpertSession(KVSession):
     """Over another language model with a cache of its own; its states are its logits."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(partial(_attended, model.config), model)
+        super().__init__(partial(_attention_only_cache, model.config), model)
         self.model = model
 
-    def run(self, tokens: Tensor, mask: Any, positions: Tensor, last: int) -> State:
+    def run(self, tokens: Tensor, mask: Any, positions: Tensor, last: int) -> HiddenStates:
         out = self.model(
             input_ids=tokens,
             attention_mask=mask,
@@ -122,15 +129,65 @@ class ExpertSession(Session):
             use_cache=True,
             logits_to_keep=last,
         )
-        return State(out.logits, {})
+        return HiddenStates(out.logits, {})
 
 
-def _attended(config: Any) -> Cache:
+def _attention_only_cache(config: Any) -> Cache:
     """A cache for a model beside the base. OtterError where its layers don't all attend."""
-    if recurrent(config):
+    if is_recurrent(config):
         raise OtterError(
             f"a {config.model_type} beside the base has layers of linear attention, whose state "
             "takes no token back",
             hint="use a model in which every layer attends",
         )
     return full_cache(config)
+
+
+def signal_scores(session: DecodingSession, name: str, state: HiddenStates) -> Tensor:
+    """Scores of a signal, [rows, n, attributes or classes]: values as they are, probabilities.
+    They may not be finite."""
+    config = session.model.signal_configs[name]
+    scores = session.read(name, state)
+    if config.kind == "classes":
+        return class_probabilities(scores)
+    return scores[..., None] if config.size == 1 else scores
+
+
+def check_signal(model: OtterForCausalLM, name: str) -> SignalConfig:
+    """What the graft says of a signal. Raises OtterError where it has none of that name."""
+    known = model.signal_configs
+    if name not in known:
+        near = closest(name, known)
+        raise OtterError(
+            f"there is no signal {name!r} in this graft",
+            hint=(f"did you mean {near!r}? " if near else "")
+            + f"its signals: {', '.join(known) or 'none'}",
+        )
+    return known[name]
+
+
+def check_scoring_signal(model: OtterForCausalLM, name: str) -> None:
+    """Raises OtterError where `name` is no signal of the graft, or one that scores no text."""
+    kind = check_signal(model, name).kind
+    if kind == "future":
+        raise OtterError(
+            f"signal {name!r} predicts tokens, it does not score them",
+            hint=f"use it to draft: --draft {name}",
+        )
+    if kind == "vocabulary":
+        raise OtterError(
+            f"signal {name!r} scores tokens that could come, not the text so far",
+            hint=f"use it to guide: --guide {name}",
+        )
+
+
+def score_column(model: OtterForCausalLM, name: str, label: str | None) -> int:
+    """Which of a signal's scores is called `label`; the first by default. Raises OtterError."""
+    check_scoring_signal(model, name)
+    return label_index(label, model.signal_configs[name].labels, f"signal {name!r}")
+
+
+def end_tokens(session: DecodingSession) -> set[int]:
+    """The base's end tokens."""
+    eos = session.model.generation_config.eos_token_id
+    return set() if eos is None else set(eos) if isinstance(eos, list) else {eos}

@@ -1,18 +1,231 @@
-"""A seeded writer of short exchanges: somebody asks for a thing, and is answered well or badly.
+"""A seeded writer of short exchanges: a person asks for a thing, and gets a good or a bad answer.
 
-Tone and fact sit early in an answer and its end is always plain, so what an answer is worth
-cannot be read off its last words.
+Tone and fact come early in an answer, and its end is always plain: the last words do not tell what
+the answer is worth. `write_world` writes the files that recipes and benchmarks read.
 """
 
+import json
 import random
+import re
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Final, Literal
 
+from otter_cli.core.atomic import staged_folder, write_text
 from otter_cli.core.digests import sha256_bytes
-from otter_cli.core.seeds import derive_seed
-from otter_cli.demo import words
-from otter_cli.demo.gold import gold_score, toxicity_labels
-from otter_cli.demo.words import Tone
+from otter_cli.core.errors import OtterError
+from otter_cli.core.process import derive_seed
+
+Tone = Literal["polite", "neutral", "rude"]
+
+# fmt: off
+NAMES: Final = (
+    "Ann", "Bob", "Dan", "Eve", "Gus", "Ida", "Jim", "Kim", "Lee", "Liz",
+    "Mae", "Max", "Ned", "Pam", "Ray", "Ron", "Sam", "Sue", "Tim", "Tom",
+)
+PLACES: Final = ("market", "bakery", "library", "station", "harbour", "mill", "farm", "inn")
+LOOKS: Final = ("red", "blue", "green", "white", "black", "brown", "small", "big", "new", "plain")
+OBJECTS: Final = (
+    "lamp", "hat", "book", "map", "coat", "drum", "kite", "cup",
+    "spoon", "bell", "chair", "clock", "rope", "boat", "basket", "ring",
+)
+# fmt: on
+NUMBERS: Final = ("two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+SCENES: Final = (
+    "{asker} meets {helper} at the {place}.",
+    "It is early at the {place}. {asker} looks for {helper}.",
+    "{helper} works at the {place}. {asker} walks in.",
+    "It rains, and {asker} comes to the {place} to see {helper}.",
+)
+
+# How somebody asks leans the answer one way and never decides it.
+REQUESTS: Final[dict[str, tuple[str, ...]]] = {
+    "warm": (
+        "Good day, {helper}. Do you have a {thing}?",
+        "Excuse me, {helper}. I am looking for a {thing}.",
+        "Hello {helper}, could I buy a {thing} from you?",
+        "{helper}, may I ask you for a {thing}?",
+    ),
+    "curt": (
+        "Hey, {helper}! I want a {thing}, and be quick.",
+        "You there! I need a {thing} now, {helper}.",
+        "{helper}, I waited all day. Where is my {thing}?",
+        "A {thing}, {helper}, and no long talk.",
+    ),
+}
+
+Replies = dict[Tone, tuple[str, ...]]
+
+OPENINGS: Final[Replies] = {
+    "polite": (
+        "Good day, {asker}, you are most welcome.",
+        "Oh, {asker}, I am so glad to see you.",
+        "Of course, {asker}, it is a pleasure to help.",
+        "Thank you for asking me, {asker}.",
+        "Come in, {asker}, and please sit down.",
+    ),
+    "neutral": (
+        "Good day, {asker}, let me have a look.",
+        "Oh, {asker}, so you are here at last.",
+        "Well, {asker}, that is what people ask for.",
+        "I see, {asker}, I see.",
+        "Come in, {asker}, and shut the door.",
+    ),
+    "rude": (
+        "Good day, {asker}, you silly goose.",
+        "Oh, {asker}, you are such an idiot.",
+        "Shut up, {asker}, and wait.",
+        "Not you again, {asker}, you lazy fool.",
+        "Come in, {asker}, you ugly toad.",
+    ),
+}
+
+ANSWERS: Final[Replies] = {
+    "polite": (
+        "I kept a {thing} for you, my dear friend.",
+        "Please take the {thing} from the shelf by the door.",
+        "I will gladly bring you the {thing} from the back room.",
+        "The {thing} is yours, and I am happy about it.",
+    ),
+    "neutral": (
+        "I have a {thing} for you in the back room.",
+        "You can take the {thing} from the shelf by the door.",
+        "The {thing} is under the table by the window.",
+        "Look, the {thing} is in the box next to you.",
+    ),
+    "rude": (
+        "I have a {thing} for you, stupid.",
+        "Take the {thing} from the shelf and get lost.",
+        "The {thing} is where any moron can see it.",
+        "Look, the {thing} is in the box, you blind bat.",
+    ),
+}
+
+REFUSALS: Final[Replies] = {
+    "polite": (
+        "There is no {thing} here, I am sorry, my dear friend.",
+        "I sold the {thing}, but please ask me again.",
+        "The {thing} is gone, and I am sorry about it.",
+    ),
+    "neutral": (
+        "There is no {thing} here this week.",
+        "I sold the {thing} an hour ago.",
+        "The {thing} is gone, and that is that.",
+    ),
+    "rude": (
+        "There is no {thing} here, stupid.",
+        "I sold the {thing}, so get lost.",
+        "The {thing} is gone, as any moron can see.",
+    ),
+}
+
+REMARKS: Final[Replies] = {
+    "polite": (
+        "Please stay as long as you like.",
+        "I hope you will enjoy the day very much.",
+        "If you need more, I am happy to help.",
+        "You and your friends are always welcome here.",
+    ),
+    "neutral": (
+        "It was quiet here all week.",
+        "I hope it will rain less this week.",
+        "If you need more, I have some at home.",
+        "You and your friends came late today.",
+    ),
+    "rude": (
+        "Pay now, or I will kick you out.",
+        "I hope you choke on your lunch.",
+        "If you touch more, I will break your nose.",
+        "You and your friends smell like old fish.",
+    ),
+}
+
+# Plain talk that every answer ends with, so that its last words tell nothing of the rest.
+CLOSINGS: Final = (
+    "It costs {coins} coins. We close at {hour} today. See you around, {asker}.",
+    "That makes {coins} coins. We are open until {hour}. Mind the step, {asker}.",
+    "The price is {coins} coins, {asker}. It is {hour} by the clock on the wall.",
+    "We ask {coins} coins for it. Count them, {asker}. I close the doors at {hour}.",
+)
+
+# A sentence has the tone of the words it holds; the gold rule knows no more than these.
+INSULTS: Final = (
+    "silly goose", "idiot", "lazy fool", "stupid", "moron", "ugly toad", "blind bat", "smell like",
+)  # fmt: skip
+THREATS: Final = ("kick you", "break your", "choke on")
+DISMISSALS: Final = ("shut up", "get lost")
+COURTESIES: Final = (
+    "welcome", "glad", "pleasure", "thank you", "dear", "please", "enjoy", "happy", "sorry",
+)  # fmt: skip
+REFUSAL_MARKERS: Final = ("there is no", "i sold", "is gone")
+
+
+_THING_PATTERN = re.compile(rf"\b(?:{'|'.join(LOOKS)}) (?:{'|'.join(OBJECTS)})\b")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+_RUDE = INSULTS + THREATS + DISMISSALS
+_MAX_COURTESIES = 3
+
+
+def gold_score(prompt: str, response: str) -> float:
+    """Polite sentences (three at most) less rude ones, and 1 more or less for the thing.
+
+    1 more when the thing asked for is offered, 1 less when it is refused or another is named. A
+    sentence said twice counts once, and talk after the answer's line not at all. OtterError when
+    `prompt` asks for nothing that this world knows.
+    """
+    sentences = set(_SENTENCE_END.split(response.strip().split("\n")[0]))
+    rude, polite = sum(map(is_rude, sentences)), sum(map(is_polite, sentences))
+    return float(min(polite, _MAX_COURTESIES) - rude + _thing_score(prompt, sentences))
+
+
+def is_rude(text: str) -> bool:
+    return _contains_any(text, _RUDE)
+
+
+def is_polite(text: str) -> bool:
+    """Whether there is a courtesy and nothing rude beside it."""
+    return _contains_any(text, COURTESIES) and not is_rude(text)
+
+
+def toxicity_labels(text: str) -> dict[str, int]:
+    """`toxicity` (anything rude), `insult` and `threat`, each 0 or 1."""
+    return {
+        "toxicity": int(is_rude(text)),
+        "insult": int(_contains_any(text, INSULTS)),
+        "threat": int(_contains_any(text, THREATS)),
+    }
+
+
+def split_exchange(text: str) -> tuple[str, str]:
+    """Prompt and answer of a whole exchange; the answer starts with a space."""
+    lines = text.split("\n")
+    if len(lines) < 3 or ": " not in lines[2]:
+        raise OtterError(
+            f"no exchange of the synthetic world: {text[:40]!r}",
+            hint="expected a scene, a request and an answer, one a line",
+        )
+    prompt = text[: text.index(":", len(lines[0]) + len(lines[1]) + 2) + 1]
+    return prompt, text[len(prompt) :]
+
+
+def _thing_score(prompt: str, sentences: set[str]) -> int:
+    asked = _THING_PATTERN.findall(prompt)
+    if not asked:
+        raise OtterError(
+            f"the prompt asks for nothing that the synthetic world knows: {prompt[:60]!r}",
+            hint="the gold rule scores answers to this world's prompts only",
+        )
+    naming = [sentence for sentence in sentences if _THING_PATTERN.search(sentence)]
+    if any(asked[-1] in text and not _contains_any(text, REFUSAL_MARKERS) for text in naming):
+        return 1
+    return -1 if naming else 0
+
+
+def _contains_any(text: str, markers: tuple[str, ...]) -> bool:
+    lowered = text.lower()
+    return any(marker in lowered for marker in markers)
+
 
 Split = Literal["train", "validation", "test"]
 
@@ -57,7 +270,7 @@ class World:
     def pairs(self, count: int, margin: float = 1.0) -> list[dict[str, str]]:
         """`chosen` and `rejected` exchanges on one prompt, at least `margin` of gold apart."""
         rng = self._random("pairs", "answers")
-        return [_pair(scene, margin, rng) for scene in self._scenes("pairs", count)]
+        return [_preference_pair(scene, margin, rng) for scene in self._scenes("pairs", count)]
 
     def labelled(self, count: int) -> list[dict[str, str | int]]:
         """Exchanges as `text` with `toxicity`, `insult` and `threat`, each 0 or 1."""
@@ -88,10 +301,10 @@ def split_of(prompt: str) -> Split:
 
 
 def draw_scene(rng: random.Random) -> Scene:
-    asker, helper = rng.sample(words.NAMES, 2)
-    place, thing = rng.choice(words.PLACES), _thing(rng)
-    manner = rng.choice(tuple(words.REQUESTS))
-    template = f"{rng.choice(words.SCENES)}\n{{asker}}: {rng.choice(words.REQUESTS[manner])}"
+    asker, helper = rng.sample(NAMES, 2)
+    place, thing = rng.choice(PLACES), _draw_thing(rng)
+    manner = rng.choice(tuple(REQUESTS))
+    template = f"{rng.choice(SCENES)}\n{{asker}}: {rng.choice(REQUESTS[manner])}"
     prompt = f"{template}\n{{helper}}:".format(asker=asker, helper=helper, place=place, thing=thing)
     return Scene(asker, helper, place, thing, manner, prompt)
 
@@ -102,26 +315,54 @@ def answer(scene: Scene, rng: random.Random) -> str:
     Each sentence has its own tone. People of one mood would give a language model cause to carry
     that mood to the last word, where the poorest head could read it.
     """
-    thing = _thing(rng) if rng.random() < CHANCE_OF_MISHEARING else scene.thing
-    answers = words.REFUSALS if rng.random() < CHANCE_OF_REFUSAL else words.ANSWERS
+    thing = _draw_thing(rng) if rng.random() < CHANCE_OF_MISHEARING else scene.thing
+    answers = REFUSALS if rng.random() < CHANCE_OF_REFUSAL else ANSWERS
     tones = rng.choices(_TONES, _TONE_WEIGHTS[scene.manner], k=3)
-    replies = zip((words.OPENINGS, answers, words.REMARKS), tones, strict=True)
+    replies = zip((OPENINGS, answers, REMARKS), tones, strict=True)
     template = " ".join(["", *(rng.choice(by[tone]) for by, tone in replies)])
-    return f"{template} {rng.choice(words.CLOSINGS)}".format(
+    return f"{template} {rng.choice(CLOSINGS)}".format(
         asker=scene.asker,
         thing=thing,
-        coins=rng.choice(words.NUMBERS),
-        hour=rng.choice(words.NUMBERS),
+        coins=rng.choice(NUMBERS),
+        hour=rng.choice(NUMBERS),
     )
 
 
-def _thing(rng: random.Random) -> str:
-    return f"{rng.choice(words.LOOKS)} {rng.choice(words.OBJECTS)}"
+def _draw_thing(rng: random.Random) -> str:
+    return f"{rng.choice(LOOKS)} {rng.choice(OBJECTS)}"
 
 
-def _pair(scene: Scene, margin: float, rng: random.Random) -> dict[str, str]:
+def _preference_pair(scene: Scene, margin: float, rng: random.Random) -> dict[str, str]:
     while True:
         answers = [answer(scene, rng), answer(scene, rng)]
         worse, better = sorted(answers, key=lambda text: gold_score(scene.prompt, text))
         if gold_score(scene.prompt, better) - gold_score(scene.prompt, worse) >= margin:
             return {"chosen": scene.prompt + better, "rejected": scene.prompt + worse}
+
+
+TRAIN_ROWS, TEST_ROWS = 4_000, 500
+
+
+def write_world(
+    out: Path, *, seed: int, train_rows: int = TRAIN_ROWS, test_rows: int = TEST_ROWS
+) -> Path:
+    """`preference`, `toxicity` and `text`, `.train.jsonl` and `.test.jsonl` each, and prompts.
+
+    `prompts.jsonl` holds test prompts. OtterError when `out` exists.
+    """
+    train, test = World(seed, "train"), World(seed, "test")
+    with staged_folder(out, sources=()) as folder:
+        for world, name, rows in ((train, "train", train_rows), (test, "test", test_rows)):
+            _write_rows(folder / f"preference.{name}.jsonl", world.pairs(rows))
+            _write_rows(folder / f"toxicity.{name}.jsonl", world.labelled(rows))
+            _write_rows(
+                folder / f"text.{name}.jsonl", [{"text": text} for text in world.texts(rows)]
+            )
+        _write_rows(
+            folder / "prompts.jsonl", [{"prompt": prompt} for prompt in test.prompts(test_rows)]
+        )
+    return out
+
+
+def _write_rows(path: Path, rows: list[dict[str, str]] | list[dict[str, str | int]]) -> None:
+    write_text(path, "".join(f"{json.dumps(row)}\n" for row in rows))

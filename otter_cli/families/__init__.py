@@ -1,14 +1,13 @@
-"""Model families, as data."""
+"""Model families, as data: where their modules are, their sizes, and what is supported."""
 
 from otter_cli.families.family import Attention, Family, FeedForward
-from otter_cli.families.refused import REFUSED
-from otter_cli.families.registry import FAMILIES, find_family
+from otter_cli.families.registry import FAMILIES, REFUSED_FAMILIES, find_family
 from otter_cli.families.rope import LengthRule, length_rule
 from otter_cli.families.shape import BaseShape, base_shape
 
 __all__ = [
     "FAMILIES",
-    "REFUSED",
+    "REFUSED_FAMILIES",
     "Attention",
     "BaseShape",
     "Family",

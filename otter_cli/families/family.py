@@ -1,7 +1,7 @@
-"""What a model family looks like, as data: where its modules are and which traits matter.
+"""The fields that describe a model family: where its modules are, and which traits matter.
 
-Module names are relative to a decoder layer; a tensor on disk is the module's full name plus
-`.weight` or `.bias`. An empty name: the family has no such module.
+Module names are relative to a decoder layer. A tensor on disk is called by the module's full name
+plus `.weight` or `.bias`. An empty name means that the family has no such module.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 # A trait that the configuration decides: fixed, or the name of a key in config.json.
-Flag = bool | str
-Scale = float | str
-SQRT_WIDTH = "sqrt(hidden_size)"
+FlagTrait = bool | str
+ScaleTrait = float | str
+SQRT_HIDDEN_SIZE = "sqrt(hidden_size)"
 
 # Where query, key and value lie in one projection: three of them, one after the other, or in turn
 # within each head.
-Fusion = Literal["apart", "stacked", "by head"]
+QkvFusion = Literal["apart", "stacked", "by head"]
 # What the stream reads of a branch: what goes into its last product, or what comes out of it all.
 Tap = Literal["input", "output"]
 
@@ -33,9 +33,9 @@ class Attention:
     key: str = "self_attn.k_proj"
     value: str = "self_attn.v_proj"
     out: str = "self_attn.o_proj"
-    fused: Fusion = "apart"
-    bias: Flag = False
-    out_bias: Flag = False
+    fused: QkvFusion = "apart"
+    bias: FlagTrait = False
+    out_bias: FlagTrait = False
     # Every head has a key and a value of its own, of hidden_size / num_attention_heads dimensions:
     # num_key_value_heads and head_dim, where config.json has them, are not read.
     equal_heads: bool = False
@@ -73,7 +73,7 @@ class FeedForward:
     plain: bool = False
     # One projection with the gate's rows first, then the up projection's.
     fused: bool = False
-    bias: Flag = False
+    bias: FlagTrait = False
     # F over d where the configuration leaves F out.
     widening: int | None = None
     tap: Tap = "input"
@@ -87,7 +87,7 @@ class FeedForward:
 
 
 @dataclass(frozen=True)
-class Positions:
+class LearnedPositions:
     """Learned positions: a table on disk, indexed by position id plus `offset`."""
 
     module: str
@@ -109,7 +109,7 @@ class Family:
     stored_head: str = ""
     # The head adds a bias.
     head_bias: bool = False
-    positions: Positions | None = None
+    positions: LearnedPositions | None = None
     attention: Attention = field(default_factory=Attention)
     ffn: FeedForward = field(default_factory=FeedForward)
     norm: Literal["rms", "layer"] = "rms"
@@ -117,13 +117,13 @@ class Family:
     # Norms multiply by offset + weight.
     norm_offset: float = 0.0
     # Both branches read the layer's input.
-    parallel: Flag = False
+    parallel: FlagTrait = False
     # Weights lie as [in, out] on disk.
     transposed: bool = False
-    embedding_scale: Scale = 1.0
-    residual_scale: Scale = 1.0
-    logit_scale: Scale = 1.0
-    logit_divisor: Scale = 1.0
+    embedding_scale: ScaleTrait = 1.0
+    residual_scale: ScaleTrait = 1.0
+    logit_scale: ScaleTrait = 1.0
+    logit_divisor: ScaleTrait = 1.0
     logit_cap: str = ""
     # Llama's configuration keys, where this family has others; and what is meant by an absent key.
     keys: Mapping[str, str] = field(default_factory=dict)

@@ -1,4 +1,8 @@
-"""Rotary embeddings whose angles depend on the length of a text, and how far they reach."""
+"""Rotary embeddings whose angles depend on the length of a text, and how far they reach.
+
+With longrope and dynamic scaling, a text that passes a certain length gets other angles for all of
+its tokens. `LengthRule` refuses batches and texts that would mix both.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,9 @@ from otter_cli.core.errors import OtterError
 
 # transformers' `generate` computes the KV cache of these families anew when a text first passes
 # `original_max_position_embeddings` (their prepare_inputs_for_generation).
-_RESTARTING = {"phi3": 4096}
+_CACHE_RESTART_LENGTHS = {"phi3": 4096}
 # Older names of longrope in Phi-3's configurations.
-_LONGROPE = {"phi3": ("longrope", "su", "yarn")}
+_LONGROPE_NAMES = {"phi3": ("longrope", "su", "yarn")}
 
 
 @dataclass(frozen=True)
@@ -65,16 +69,16 @@ def length_rule(config: Mapping[str, Any]) -> LengthRule | None:
     """What a model's configuration says, as written in config.json or as `to_dict()` gives it;
     None where nothing depends on the length. OtterError where layers differ in it."""
     family = str(config.get("model_type"))
-    restarts = family in _RESTARTING
+    restarts = family in _CACHE_RESTART_LENGTHS
     original = config.get("original_max_position_embeddings")
     positions = config.get("max_position_embeddings", 2048)
     rules = set()
-    for section in rope_sections(config):
+    for section in rope_settings(config):
         kind = rope_type(section)
-        if kind in _LONGROPE.get(family, ("longrope",)):
+        if kind in _LONGROPE_NAMES.get(family, ("longrope",)):
             own = section.get("original_max_position_embeddings")
             # transformers takes the outer number first, and in phi3 it has a default.
-            at = original or _RESTARTING.get(family) or own or positions
+            at = original or _CACHE_RESTART_LENGTHS.get(family) or own or positions
             rules.add(LengthRule(family, "longrope", int(at), restarts))
         elif "dynamic" in kind:
             rules.add(LengthRule(family, "dynamic", int(positions), False))
@@ -85,15 +89,15 @@ def length_rule(config: Mapping[str, Any]) -> LengthRule | None:
         )
     if rules or not restarts:
         return next(iter(rules), None)
-    return LengthRule(family, "default", int(original or _RESTARTING[family]), True)
+    return LengthRule(family, "default", int(original or _CACHE_RESTART_LENGTHS[family]), True)
 
 
-def reach(config: Mapping[str, Any], positions: int) -> int:
+def scaled_max_positions(config: Mapping[str, Any], positions: int) -> int:
     """How many positions the rotation is scaled to, where config.json names the original number of
     `positions`: YaRN and linear scaling stretch them by their factor."""
-    sections = rope_sections(config)
+    sections = rope_settings(config)
     # Settings by layer type come with the full window in max_position_embeddings.
-    if len(sections) != 1 or _nested(config):
+    if len(sections) != 1 or _is_per_layer_type(config):
         return positions
     (section,) = sections
     kind, factor = rope_type(section), section.get("factor")
@@ -105,9 +109,9 @@ def reach(config: Mapping[str, Any], positions: int) -> int:
     return max(positions, int(positions * factor))
 
 
-def rope_sections(config: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+def rope_settings(config: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     """The rotary settings: one for all layers, or one for each layer type."""
-    settings = _settings(config)
+    settings = _rope_config(config)
     nested = [section for section in settings.values() if isinstance(section, Mapping)]
     return nested or ([settings] if settings else [])
 
@@ -116,11 +120,11 @@ def rope_type(section: Mapping[str, Any]) -> str:
     return str(section.get("rope_type") or section.get("type") or "default")
 
 
-def _settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def _rope_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     # transformers 4 wrote rope_scaling, and 5 reads it first.
     settings = config.get("rope_scaling") or config.get("rope_parameters")
     return settings if isinstance(settings, Mapping) else {}
 
 
-def _nested(config: Mapping[str, Any]) -> bool:
-    return any(isinstance(section, Mapping) for section in _settings(config).values())
+def _is_per_layer_type(config: Mapping[str, Any]) -> bool:
+    return any(isinstance(section, Mapping) for section in _rope_config(config).values())

@@ -1,4 +1,4 @@
-"""The sizes of a base, read from its config.json as its family writes it."""
+"""The sizes and resolved traits of a base, read from its config.json."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from math import sqrt
 from typing import Any
 
 from otter_cli.core.errors import OtterError
-from otter_cli.families.family import SQRT_WIDTH, Family, Flag, Scale
+from otter_cli.families.family import SQRT_HIDDEN_SIZE, Family, FlagTrait, ScaleTrait
 from otter_cli.families.registry import find_family
-from otter_cli.families.rope import LengthRule, length_rule, reach
+from otter_cli.families.rope import LengthRule, length_rule, scaled_max_positions
 
 # No model that fits a machine is larger than this in any one dimension.
-_LARGEST = 1 << 24
+_MAX_SIZE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def base_shape(config: dict[str, Any]) -> BaseShape:
     """Reads the sizes of a base from config.json. Raises OtterError for absent or absurd numbers,
     and for members of a family that are built otherwise."""
     family = find_family(config)
-    read = _Reader(family, config)
+    read = _ConfigReader(family, config)
     read.refuse()
     heads, hidden = read.size("num_attention_heads"), read.size("hidden_size")
     kv_heads, head_dim = heads, max(hidden // heads, 1)
@@ -82,7 +82,9 @@ def base_shape(config: dict[str, Any]) -> BaseShape:
         head_dim=head_dim,
         ffn=read.size("intermediate_size", default=widening and widening * hidden),
         vocab=read.size("vocab_size"),
-        max_positions=reach(config, read.size("max_position_embeddings", default=2048)),
+        max_positions=scaled_max_positions(
+            config, read.size("max_position_embeddings", default=2048)
+        ),
         norm_eps=read.number("rms_norm_eps", 1e-6),
         activation=str(read.value("hidden_act", "silu")),
         tied=read.flag("tie_word_embeddings"),
@@ -91,7 +93,7 @@ def base_shape(config: dict[str, Any]) -> BaseShape:
         ffn_bias=read.flag(family.ffn.bias),
         parallel=read.flag(family.parallel),
         embedding_scale=sqrt(hidden)
-        if family.embedding_scale == SQRT_WIDTH
+        if family.embedding_scale == SQRT_HIDDEN_SIZE
         else read.scale(family.embedding_scale),
         residual_scale=read.scale(family.residual_scale),
         logit_scale=read.scale(family.logit_scale),
@@ -101,7 +103,7 @@ def base_shape(config: dict[str, Any]) -> BaseShape:
     )
 
 
-class _Reader:
+class _ConfigReader:
     """config.json under Llama's keys, with the family's defaults for what it leaves out."""
 
     def __init__(self, family: Family, config: dict[str, Any]) -> None:
@@ -112,23 +114,23 @@ class _Reader:
         found = self.config.get(name)
         return self.family.defaults.get(name, default) if found is None else found
 
-    def flag(self, trait: Flag) -> bool:
+    def flag(self, trait: FlagTrait) -> bool:
         return bool(self.value(trait, False)) if isinstance(trait, str) else trait
 
-    def scale(self, trait: Scale) -> float:
+    def scale(self, trait: ScaleTrait) -> float:
         return self.number(trait, 1.0) if isinstance(trait, str) else trait
 
     def number(self, key: str, default: float) -> float:
         value = self.value(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise _damaged(self.family.keys.get(key, key), value, "a number")
+            raise _damaged_config_error(self.family.keys.get(key, key), value, "a number")
         return float(value)
 
     def size(self, key: str, default: int | None = None) -> int:
         value = self.value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _LARGEST:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _MAX_SIZE:
             name = self.family.keys.get(key, key)
-            raise _damaged(name, value, f"a number from 1 to {_LARGEST}")
+            raise _damaged_config_error(name, value, f"a number from 1 to {_MAX_SIZE}")
         return value
 
     def refuse(self) -> None:
@@ -140,7 +142,7 @@ class _Reader:
                 )
 
 
-def _damaged(name: str, value: Any, wanted: str) -> OtterError:
+def _damaged_config_error(name: str, value: Any, wanted: str) -> OtterError:
     return OtterError(
         f"config.json: {name} is {value!r}, not {wanted}",
         hint="the checkpoint's configuration is damaged, or not a decoder's",

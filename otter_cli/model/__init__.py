@@ -1,15 +1,15 @@
-"""The grafted model: taps on the base, inserted streams, signal heads."""
+"""The grafted model: how the base is read, the inserted stream, and OtterForCausalLM."""
 
-from otter_cli.model.deferred import Deferred, may_defer
+from otter_cli.model.forward_context import inside_insertion
+from otter_cli.model.lazy import LazyStream, supports_lazy_stream
 from otter_cli.model.load import load_base
 from otter_cli.model.otter import OtterForCausalLM, OtterOutput
-from otter_cli.model.record import inside_insertion
 
 __all__ = [
-    "Deferred",
+    "LazyStream",
     "OtterForCausalLM",
     "OtterOutput",
     "inside_insertion",
     "load_base",
-    "may_defer",
+    "supports_lazy_stream",
 ]

@@ -1,9 +1,8 @@
 """The seam between the inserted stream and its fast execution.
 
-`stream.py` defines what a stream computes. A backend computes the same for several layers at once,
-faster. Packages above this one hold the backends: the module that does is named here, and imported
-by its name when a base is loaded, so that no import points down.
-"""
+`stream.py` defines what a stream computes. A StreamBackend computes the same for several layers at
+once, faster, or declines. Backends live in accel/, above this package; they are imported by their
+dotted name when a base is loaded, so that no import points down."""
 
 from __future__ import annotations
 
@@ -13,21 +12,22 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from torch import Tensor
 
-from otter_cli.families import BaseShape
-from otter_cli.model.record import Pending
+from otter_cli.families.shape import BaseShape
+from otter_cli.model.forward_context import PendingLayer
 
 if TYPE_CHECKING:
-    from otter_cli.model.stream import Insertion
+    from otter_cli.model.insertion import Insertion
+
 
 # The module and the class of the backend for a few tokens on a CPU.
-_CPU_BACKEND = "otter_cli.model.native.run", "NativeStream"
+_CPU_BACKEND = "otter_cli.accel.native_stream", "NativeStream"
 
 
 class StreamBackend(Protocol):
     """Runs layers of one insertion's stream, where it can."""
 
     def __call__(
-        self, z: Tensor, pending: Sequence[Pending]
+        self, z: Tensor, pending: Sequence[PendingLayer]
     ) -> tuple[Tensor, Tensor | None] | None:
         """The stream after the pending layers [batch, tokens, D], and its final norm v after the
         last layer of all, else None. Returns None where the backend does not support the call; then
@@ -40,4 +40,6 @@ def stream_backend(
     """The CPU backend of one insertion: the `number`-th, counted from 1, on a base of `depth`
     layers."""
     module, name = _CPU_BACKEND
-    return cast(StreamBackend, getattr(import_module(module), name)(insertion, shape, depth, number))
+    return cast(
+        StreamBackend, getattr(import_module(module), name)(insertion, shape, depth, number)
+    )

@@ -1,98 +1,311 @@
-"""Strict loading: every tensor of base and insertion accounted for, dtypes pinned to the files'."""
+"""Strict loading of stock models: by transformers, and by peft for adapters.
+
+Nothing else in otter calls their `from_pretrained`. Every tensor is accounted for, only local
+files are read, and code that a folder brings is not run (except by `verify --trust-remote-code`).
+The device check and the options for a quantised base are here too."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
-from otter_cli.families import FAMILIES, BaseShape, base_shape
-from otter_cli.families.quantised import quantisation_fault
-from otter_cli.insertion.check import check_files
-from otter_cli.insertion.manifest import Manifest
-from otter_cli.insertion.opened import IfChanged, open_graft
-from otter_cli.insertion.plan import Plan
-from otter_cli.insertion.storage import open_stored
-from otter_cli.model.device import check_device
-from otter_cli.model.pretrained import load_strictly
+from otter_cli.core.library_errors import translate_library_errors
+from otter_cli.families.config_checks import quantisation_error
+from otter_cli.families.registry import FAMILIES
+from otter_cli.families.shape import base_shape
+from otter_cli.graft.base_check import check_base_headers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from otter_cli.model.otter import OtterForCausalLM
 
+def check_device(device: str) -> None:
+    """Raises OtterError for a device that torch does not know, or that this machine lacks."""
+    if device == "cpu":
+        return
+    import torch
 
-def load(
-    cls: type[OtterForCausalLM],
-    folder: Path,
-    *,
-    base: Path | None,
-    if_changed: IfChanged = "refuse",
-    dtype: torch.dtype | None,
-    insertion_dtype: torch.dtype | None,
-    attn_implementation: str | None,
-    quantization_config: Any,
-    device: torch.device,
-) -> OtterForCausalLM:
-    check_device(str(device))
-    manifest = open_graft(folder, base=base, if_changed=if_changed)
-    model = load_base(
-        base or folder,
-        dtype=dtype,
-        attn_implementation=attn_implementation,
-        quantization_config=quantization_config,
-    )
-    shape = base_shape(Checkpoint.open(base or folder).config)
-    tensors = read_inserted(folder, manifest, shape)
-    otter = assemble(cls, model, shape, manifest, tensors, dtype=insertion_dtype or model.dtype)
-    return otter.to(device).eval()
-
-
-def load_beside(
-    other: OtterForCausalLM, folder: Path, *, insertion_dtype: torch.dtype | None
-) -> OtterForCausalLM:
-    """A second graft on the very modules that `other` holds: the taps of each are still unless it
-    is the one that runs."""
-    manifest = Manifest.read(folder)
-    manifest.check_tensors(folder)
-    if manifest.base.identity() != other.manifest.base.identity():
+    try:
+        if torch.device(device).type == "meta":
+            raise RuntimeError("it holds no numbers")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
         raise OtterError(
-            f"{folder} was made for {manifest.base.source}, another base than the one in memory",
-            hint="load it by itself: OtterForCausalLM.from_pretrained",
-        )
-    tensors = read_inserted(folder, manifest, other.shape)
-    dtype = insertion_dtype or other.base.dtype
-    second = assemble(type(other), other.base, other.shape, manifest, tensors, dtype=dtype)
-    return second.to(other.device).eval()
+            f"--device {device}: {reason}", hint="cpu always works; `otter doctor` lists the others"
+        ) from error
 
 
-def assemble(
-    cls: type[OtterForCausalLM],
-    base: PreTrainedModel,
-    shape: BaseShape,
-    manifest: Manifest,
-    tensors: Mapping[str, Tensor],
+# int8: a scale a row; nf4: four bits a weight, normal quantiles over blocks (arXiv 2305.14314, 3).
+_QUANTISATION_PACKAGES = {"int8": "torchao", "nf4": "bitsandbytes"}
+
+
+def quantisation_config(how: str | None) -> Any:
+    """What transformers takes for `how`, int8 or nf4; None: the file's own weights. Raises
+    OtterError where the library is not installed."""
+    if how is None:
+        return None
+    package = _QUANTISATION_PACKAGES[how]
+    try:
+        import_module(package)
+    except ImportError as error:
+        raise OtterError(
+            f"quantize: {how} needs the package {package}, which is not installed",
+            hint="pip install 'otter-cli[quantised]', or leave quantize out",
+        ) from error
+    from transformers import BitsAndBytesConfig, TorchAoConfig
+
+    if how == "nf4":
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    return TorchAoConfig(Int8WeightOnlyConfig())
+
+
+TORCH_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+}
+# What transformers reads beside the weights; a chat template may be a file of its own.
+_CONFIGURATION = ("config.json", "generation_config.json")
+_TOKENIZER = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "config.json",
+)
+# The classes of transformers that choose a model's class by its configuration.
+AutoClass = Literal["AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModel"]
+_LARGEST_ID = 1 << 31
+_RANDOM_HINT = "transformers would fill these at random; the checkpoint is not whole"
+
+_HINTS = {
+    "unexpected keys": "another model's or another tool's tensors: leave them out",
+    "mismatched keys": "config.json belongs to another checkpoint",
+}
+
+
+def load_strictly(
+    folder: Path,
+    kind: AutoClass | type[Any],
     *,
-    dtype: torch.dtype,
-) -> OtterForCausalLM:
-    """A loaded base with its inserted tensors, by their names on disk: all of them, no others."""
-    with torch.device("meta"):
-        otter = cls(base, shape, manifest)
-    for name, insertion in otter.insertions.items():
-        prefix = f"otter.{name}."
-        own = {
-            key.removeprefix(prefix): t.to(dtype)
-            for key, t in tensors.items()
-            if key.startswith(prefix)
-        }
-        insertion.load_state_dict(own, strict=True, assign=True)
-    return otter
+    what: str,
+    dtype: torch.dtype | None = None,
+    unread: Collection[str] = (),
+    extra_ok: bool = False,
+    trust_remote_code: bool = False,
+    hint: str = _RANDOM_HINT,
+    **options: Any,
+) -> Any:
+    """A model in the dtype of its file's tensors, or in `dtype`. Raises OtterError that names a
+    tensor which is missing, unexpected or of another shape.
+
+    `kind`: an auto class of transformers, or a model's own class. `unread`: beginnings of names
+    that may be missing because nothing reads them. `extra_ok`: tensors beyond the model's own are
+    left unread; without it, `AutoModel` leaves the head of a whole model unread, and nothing else.
+    """
+    checkpoint = Checkpoint.open(folder)
+    _refuse_adapter(folder)
+    with _as_otter_error(folder, what):
+        model, info = _model_class(kind).from_pretrained(
+            folder,
+            # Pinned, since the dtype of config.json would win otherwise.
+            dtype=dtype or stored_dtype(checkpoint),
+            output_loading_info=True,
+            # Mismatches are listed with their names below, not raised without them.
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            **options,
+        )
+    if kind == "AutoModel":
+        prefix = f"{model.base_model_prefix}."
+        if any(name.startswith(prefix) for name in checkpoint.tensors):
+            beyond = info["unexpected_keys"]
+            info["unexpected_keys"] = {key for key in beyond if str(key).startswith(prefix)}
+    _check_token_ids(folder, model)
+    _check_info(folder, what, info, unread=unread, extra_ok=extra_ok, hint=hint)
+    return model.eval()
+
+
+def load_state_dict_strictly(
+    file: Path, kind: type[Any], config: Any, tensors: Mapping[str, Any], *, what: str
+) -> Any:
+    """A model of `config` with `tensors`, which were read from `file`. Raises OtterError as
+    load_strictly does."""
+    counts: Counter[torch.dtype] = Counter()
+    for tensor in tensors.values():
+        if tensor.is_floating_point():
+            counts[tensor.dtype] += tensor.numel()
+    with _as_otter_error(file, what):
+        model, info = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(tensors),
+            dtype=max(counts, key=lambda dtype: counts[dtype], default=torch.float32),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    _check_info(file, what, info, unread=(), extra_ok=False, hint=_RANDOM_HINT)
+    return model.eval()
+
+
+def load_tokenizer(folder: str | Path, kind: type[Any] | None = None) -> Any:
+    """The tokenizer of a local folder, by default of the class that its files name."""
+    from transformers import AutoTokenizer
+
+    with _as_otter_error(Path(folder), "the tokenizer", _TOKENIZER):
+        tokenizer = (kind or AutoTokenizer).from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        # Values of the wrong type often do no harm before the first text.
+        tokenizer.decode(tokenizer("a")["input_ids"])
+        tokenizer([tokenizer.decode(tokenizer.all_special_ids)], truncation=False)
+    return tokenizer
+
+
+def load_config(folder: str | Path, **options: Any) -> Any:
+    """The configuration of a local folder, as transformers reads it."""
+    from transformers import AutoConfig
+
+    with _as_otter_error(Path(folder), "the configuration"):
+        return AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **options
+        )
+
+
+def merge_adapter(folder: Path, model: Any) -> Any:
+    """`model` with the peft adapter of `folder` added to its weights. Raises OtterError where the
+    adapter's tensors are not those that its configuration asks for."""
+    from peft import PeftConfig, PeftModel
+
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise OtterError(
+            f"{folder} has no adapter_model.safetensors",
+            hint="a pickled adapter can run code when read: save a trusted one again with peft",
+        )
+    what = "the adapter"
+    with _as_otter_error(folder, what):
+        config = PeftConfig.from_pretrained(str(folder))
+        config.inference_mode = True
+        adapted = PeftModel(model, config)
+        loaded = adapted.load_adapter(str(folder), "default")
+    info = {
+        "missing_keys": [_on_disk(name) for name in loaded.missing_keys],
+        "unexpected_keys": loaded.unexpected_keys,
+    }
+    _check_info(folder, what, info, unread=(), extra_ok=False, hint="save the adapter again")
+    return adapted.merge_and_unload().eval()
+
+
+def _on_disk(text: str) -> str:
+    """peft puts the adapter's name into the names of its tensors."""
+    return text.replace(".default.", ".")
+
+
+def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """The dtype of most parameters in the file. Raises OtterError where no model computes in it."""
+    if checkpoint.dtype not in TORCH_DTYPES:
+        raise OtterError(
+            f"{checkpoint.path} stores its weights as {checkpoint.dtype}",
+            hint=f"the weights must be one of {', '.join(TORCH_DTYPES)}",
+        )
+    return TORCH_DTYPES[checkpoint.dtype]
+
+
+def _check_token_ids(folder: Path, model: Any) -> None:
+    """transformers takes these as they are, and fails at the first text."""
+    settings = getattr(model, "generation_config", None)
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(settings, key, None)
+        ids = value if isinstance(value, list) and key == "eos_token_id" else [value]
+        if not all(i is None or (isinstance(i, int) and 0 <= i < _LARGEST_ID) for i in ids):
+            raise OtterError(
+                f"{folder / 'generation_config.json'}: {key} is {value!r}, no token id",
+                hint="fetch the file again, or mend it",
+            )
+
+
+def _model_class(kind: AutoClass | type[Any]) -> Any:
+    if not isinstance(kind, str):
+        return kind
+    import transformers
+
+    return getattr(transformers, kind)
+
+
+def _refuse_adapter(folder: Path) -> None:
+    if (folder / "adapter_config.json").exists():
+        raise OtterError(
+            f"{folder} holds adapter_config.json beside a model's weights: transformers would load "
+            "the model that the adapter names, not this one",
+            hint="move the adapter to a folder of its own, or merge it into the model",
+        )
+
+
+def _check_info(
+    place: Path,
+    what: str,
+    info: Mapping[str, Collection[Any]],
+    *,
+    unread: Collection[str],
+    extra_ok: bool,
+    hint: str,
+) -> None:
+    """transformers has left out what the model's class says may be ignored."""
+    missing = [key for key in map(str, info["missing_keys"]) if not key.startswith(tuple(unread))]
+    unexpected = [] if extra_ok else [str(key) for key in info["unexpected_keys"]]
+    mismatched = [
+        f"{name} ({[*stored]} in the file, {[*wanted]} in the model)"
+        for name, stored, wanted in info.get("mismatched_keys", ())
+    ]
+    faults = {
+        "missing keys": missing,
+        "unexpected keys": unexpected,
+        "mismatched keys": mismatched,
+        "errors": list(map(str, info.get("error_msgs", ()))),
+    }
+    for fault, names in faults.items():
+        if names:
+            raise OtterError(
+                f"{place}: {what} loads with {fault}: {', '.join(sorted(names)[:3])}",
+                hint=_HINTS.get(fault, hint) if hint == _RANDOM_HINT else hint,
+            )
+
+
+@contextmanager
+def _as_otter_error(
+    place: Path, what: str, files: Sequence[str] = _CONFIGURATION
+) -> Iterator[None]:
+    """What a library says of a user's files, in an OtterError that names the file and its key."""
+    with translate_library_errors(
+        place, what, library="transformers", files=files, reword=_on_disk
+    ):
+        try:
+            yield
+        except Exception as error:
+            if "trust_remote_code" not in str(error):
+                raise
+            raise OtterError(
+                f"{place}: {what} needs code that the folder brings (auto_map), and otter does not "
+                "run it",
+                hint="take a model that transformers has a class for; verify alone runs such code, "
+                "with --trust-remote-code",
+            ) from error
 
 
 def load_base(
@@ -125,16 +338,6 @@ def check_loadable(checkpoint: Checkpoint) -> None:
     """What `graft` refuses, every load refuses too. The rest the load itself shows."""
     family = checkpoint.config.get("model_type")
     if isinstance(family, str) and family in FAMILIES:
-        check_files(checkpoint, base_shape(checkpoint.config))
-    elif fault := quantisation_fault(checkpoint.config):
+        check_base_headers(checkpoint, base_shape(checkpoint.config))
+    elif fault := quantisation_error(checkpoint.config):
         raise OtterError(f"{checkpoint.path}: {fault[0]}", hint=fault[1])
-
-
-def read_inserted(folder: Path, manifest: Manifest, shape: BaseShape) -> dict[str, Tensor]:
-    """All inserted tensors, checked by name, shape and dtype against the plans. Raises
-    OtterError."""
-    plans = [Plan(config, shape) for config in manifest.insertions]
-    tensors: dict[str, Tensor] = {}
-    for file in open_stored(folder, plans).files:
-        tensors |= load_file(folder / file)
-    return tensors

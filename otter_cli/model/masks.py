@@ -1,4 +1,7 @@
-"""4-d masks of tokens that do not simply see all before them: what a base is called with."""
+"""Attention masks with four dimensions, for tokens that do not see everything before them.
+
+Candidates, draft trees and prompts that share a prefix need them. Sliding windows and chunks of
+the base's layers are part of the mask, and count positions, not cache slots."""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from transformers import DynamicCache
 MASKED_ATTENTIONS = ("eager", "sdpa")
 
 
-class Window(NamedTuple):
+class AttentionWindow(NamedTuple):
     """The last `size` positions; or, `chunked`, those of the same chunk of so many."""
 
     size: int
@@ -31,31 +34,31 @@ class Window(NamedTuple):
         return query - slots < self.size
 
 
-def windows_of(config: Any) -> list[Window | None]:
+def attention_windows(config: Any) -> list[AttentionWindow | None]:
     """What each layer sees; None: all positions."""
     layers = DynamicCache(config=config).layers
     # The cache takes both kinds for the same; llama4 is the family with chunks.
     types = getattr(config, "layer_types", None) or [""] * len(layers)
     chunked = getattr(config, "attention_chunk_size", None) is not None
     return [
-        Window(layer.sliding_window, kind == "chunked_attention" or (chunked and not kind))
+        AttentionWindow(layer.sliding_window, kind == "chunked_attention" or (chunked and not kind))
         if getattr(layer, "is_sliding", False)
         else None
         for layer, kind in zip(layers, types, strict=False)
     ]
 
 
-def recurrent(config: Any) -> bool:
+def is_recurrent(config: Any) -> bool:
     """Whether a layer carries its state from token to token: it takes nothing back, and no mask
     can hide a token from it."""
     layers = DynamicCache(config=config).layers
     return any(not hasattr(layer, "is_sliding") for layer in layers)
 
 
-def masks(
+def attention_masks(
     seen: Tensor,
     positions: tuple[Tensor, Tensor] | None,
-    windows: Sequence[Window | None],
+    windows: Sequence[AttentionWindow | None],
     dtype: torch.dtype,
 ) -> Any:
     """The base's mask argument for queries that see `seen` [rows, n, slots]: one 4-d mask, or one
@@ -65,7 +68,7 @@ def masks(
     Numbers of `dtype` that attention adds: of booleans sdpa would make them in every layer again.
     """
 
-    def mask(window: Window | None) -> Tensor:
+    def mask(window: AttentionWindow | None) -> Tensor:
         if window is None:
             within = seen
         else:

@@ -1,5 +1,8 @@
-"""OtterForCausalLM: a stock transformers model, untouched, with inserted streams beside it and
-signals on top."""
+"""OtterForCausalLM: a stock transformers model, unchanged, with inserted streams and signals.
+
+Called by itself, `model.base` is the plain base. Called through OtterForCausalLM, one forward gives
+the base's logits, every requested signal, and the states they are read from. Loading a graft is
+strict: the inserted tensors are exactly those of its plan."""
 
 from __future__ import annotations
 
@@ -10,26 +13,30 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
-from otter_cli.core.errors import OtterError
-from otter_cli.core.suggest import closest
-from otter_cli.families import BaseShape, LengthRule
-from otter_cli.families.ids import check_ids, check_length
-from otter_cli.insertion.manifest import Manifest
-from otter_cli.insertion.opened import IfChanged
-from otter_cli.model.chosen import Chosen
-from otter_cli.model.generating import Generating
-from otter_cli.model.last_product import keep_stock_product
-from otter_cli.model.record import Record
-from otter_cli.model.stream import Insertion
-from otter_cli.model.taps import Taps
-from otter_cli.model.unembedding import FrozenHead
-from otter_cli.signals import SignalConfig
+from otter_cli.checkpoint.folder import Checkpoint
+from otter_cli.core.errors import OtterError, closest
+from otter_cli.families.rope import LengthRule
+from otter_cli.families.shape import BaseShape, base_shape
+from otter_cli.families.token_ids import check_learned_positions, check_token_ids
+from otter_cli.graft.grafted_folder import IfChanged, open_graft
+from otter_cli.graft.manifest import Manifest
+from otter_cli.graft.plan import Plan
+from otter_cli.graft.storage import open_inserted_tensors
+from otter_cli.model.activations import SelectedPositions
+from otter_cli.model.capture import BaseCapture
+from otter_cli.model.forward_context import ForwardContext
+from otter_cli.model.generation import GenerationMethods
+from otter_cli.model.insertion import Insertion
+from otter_cli.model.lm_head import FrozenHead, keep_stock_kernel
+from otter_cli.model.load import check_device, load_base
+from otter_cli.signals.config import SignalConfig
 
-Wanted = Literal["all"] | tuple[str, ...]
+SignalNames = Literal["all"] | tuple[str, ...]
 
 
 @dataclass
@@ -44,7 +51,7 @@ class OtterOutput:
     past_key_values: Cache | None = field(default=None, repr=False)
 
 
-class OtterForCausalLM(Generating, nn.Module):
+class OtterForCausalLM(GenerationMethods, nn.Module):
     """`base(...)` called by itself is the plain base; called through this module, or inside
     `streaming()`, it
     carries the inserted streams. The base stays in eval mode and never gets a gradient."""
@@ -52,13 +59,13 @@ class OtterForCausalLM(Generating, nn.Module):
     def __init__(self, base: PreTrainedModel, shape: BaseShape, manifest: Manifest) -> None:
         super().__init__()
         self.base = base.eval().requires_grad_(False)
-        keep_stock_product(base.get_submodule(shape.family.head))
+        keep_stock_kernel(base.get_submodule(shape.family.head))
         self.shape, self.manifest = shape, manifest
         # What the user has been warned of: each text once.
         self.warned: set[str] = set()
         self.unembedding = FrozenHead(base, shape)
         self.insertions = nn.ModuleDict({c.name: Insertion(c, shape) for c in manifest.insertions})
-        self.taps = Taps(base, shape, self.insertions)
+        self.taps = BaseCapture(base, shape, self.insertions)
         self.signal_configs: dict[str, SignalConfig] = {}
         self._owner: dict[str, str] = {}
         for config in manifest.insertions:
@@ -86,9 +93,8 @@ class OtterForCausalLM(Generating, nn.Module):
         `if_base_changed`: files of the base that are not those that were grafted are refused,
         warned about and recorded, or not looked at.
         """
-        from otter_cli.model.load import load
 
-        return load(
+        return load_graft(
             cls,
             Path(folder),
             base=None if base is None else Path(base),
@@ -105,9 +111,8 @@ class OtterForCausalLM(Generating, nn.Module):
     ) -> OtterForCausalLM:
         """Another graft of the same base, loaded onto this one's: its weights are held once. Raises
         OtterError where that graft was made for other files."""
-        from otter_cli.model.load import load_beside
 
-        return load_beside(self, Path(folder), insertion_dtype=insertion_dtype)
+        return load_second_graft(self, Path(folder), insertion_dtype=insertion_dtype)
 
     @property
     def config(self) -> Any:
@@ -132,7 +137,7 @@ class OtterForCausalLM(Generating, nn.Module):
         return DynamicCache(config=self.base.config)
 
     @contextmanager
-    def streaming(self, grad: bool = False) -> Iterator[Record]:
+    def streaming(self, grad: bool = False) -> Iterator[ForwardContext]:
         """Calls of `self.base` inside, `base.generate` too, carry the streams; the record holds the
         last states."""
         with self.taps.recording(grad) as record:
@@ -142,7 +147,7 @@ class OtterForCausalLM(Generating, nn.Module):
         self,
         input_ids: Tensor,
         *,
-        signals: Wanted = "all",
+        signals: SignalNames = "all",
         logits: bool = True,
         logits_to_keep: int | Tensor = 0,
         at: tuple[Tensor, Tensor] | None = None,
@@ -161,9 +166,9 @@ class OtterForCausalLM(Generating, nn.Module):
             self._require_one_side(self.shape.length_rule, input_ids, arguments)
         grad, chosen = torch.is_grad_enabled(), None
         if at is not None and grad and not logits:
-            chosen = Chosen(at, *input_ids.shape)
+            chosen = SelectedPositions(at, *input_ids.shape)
             chosen = chosen if chosen.few else None
-        check_length(input_ids.shape[-1], self.shape, "a text")
+        check_learned_positions(input_ids.shape[-1], self.shape, "a text")
         with (
             self.taps.recording(grad, chosen=chosen) as record,
             torch.no_grad(),
@@ -247,7 +252,7 @@ class OtterForCausalLM(Generating, nn.Module):
         try:
             yield
         except IndexError as error:
-            check_ids(input_ids.tolist(), self.shape)
+            check_token_ids(input_ids.tolist(), self.shape)
             if not self.shape.positions:
                 raise
             raise OtterError(
@@ -271,3 +276,82 @@ class OtterForCausalLM(Generating, nn.Module):
                     hint=(f"did you mean {near!r}? " if near else "") + f"its signals: {known}",
                 )
         return names
+
+
+def load_graft(
+    cls: type[OtterForCausalLM],
+    folder: Path,
+    *,
+    base: Path | None,
+    if_changed: IfChanged = "refuse",
+    dtype: torch.dtype | None,
+    insertion_dtype: torch.dtype | None,
+    attn_implementation: str | None,
+    quantization_config: Any,
+    device: torch.device,
+) -> OtterForCausalLM:
+    check_device(str(device))
+    manifest = open_graft(folder, base=base, if_changed=if_changed)
+    model = load_base(
+        base or folder,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        quantization_config=quantization_config,
+    )
+    shape = base_shape(Checkpoint.open(base or folder).config)
+    tensors = read_inserted_tensors(folder, manifest, shape)
+    otter = assemble_graft(
+        cls, model, shape, manifest, tensors, dtype=insertion_dtype or model.dtype
+    )
+    return otter.to(device).eval()
+
+
+def load_second_graft(
+    other: OtterForCausalLM, folder: Path, *, insertion_dtype: torch.dtype | None
+) -> OtterForCausalLM:
+    """A second graft on the very modules that `other` holds: the taps of each are still unless it
+    is the one that runs."""
+    manifest = Manifest.read(folder)
+    manifest.check_tensors(folder)
+    if manifest.base.identity() != other.manifest.base.identity():
+        raise OtterError(
+            f"{folder} was made for {manifest.base.source}, another base than the one in memory",
+            hint="load it by itself: OtterForCausalLM.from_pretrained",
+        )
+    tensors = read_inserted_tensors(folder, manifest, other.shape)
+    dtype = insertion_dtype or other.base.dtype
+    second = assemble_graft(type(other), other.base, other.shape, manifest, tensors, dtype=dtype)
+    return second.to(other.device).eval()
+
+
+def assemble_graft(
+    cls: type[OtterForCausalLM],
+    base: PreTrainedModel,
+    shape: BaseShape,
+    manifest: Manifest,
+    tensors: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype,
+) -> OtterForCausalLM:
+    """A loaded base with its inserted tensors, by their names on disk: all of them, no others."""
+    with torch.device("meta"):
+        otter = cls(base, shape, manifest)
+    for name, insertion in otter.insertions.items():
+        prefix = f"otter.{name}."
+        own = {
+            key.removeprefix(prefix): t.to(dtype)
+            for key, t in tensors.items()
+            if key.startswith(prefix)
+        }
+        insertion.load_state_dict(own, strict=True, assign=True)
+    return otter
+
+
+def read_inserted_tensors(folder: Path, manifest: Manifest, shape: BaseShape) -> dict[str, Tensor]:
+    """All inserted tensors, checked by name, shape and dtype against the plans. Raises
+    OtterError."""
+    plans = [Plan(config, shape) for config in manifest.insertions]
+    tensors: dict[str, Tensor] = {}
+    for file in open_inserted_tensors(folder, plans).files:
+        tensors |= load_file(folder / file)
+    return tensors

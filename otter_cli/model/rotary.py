@@ -1,4 +1,8 @@
-"""The rotary embedding of the base's own modelling file, for inserted heads."""
+"""The rotary embedding of inserted heads.
+
+Inserted heads turn by the function of the base's own modelling file. Where that function is the
+usual one (cosines times x plus sines times x with its halves swapped), it is computed in fewer
+operations, with cosines and sines prepared once for a forward."""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from otter_cli.families import Attention
+from otter_cli.families.family import Attention
 
 Rotate = Callable[[Tensor], Tensor]
 
@@ -41,16 +45,16 @@ class Rotations:
         if apply is None or embeddings is None:
             return heads
         cos, sin = embeddings
-        if not (width == heads.shape[-1] == cos.shape[-1] and turns_halves(apply)):
-            return _applied(heads, apply, width, cos, sin)
+        if not (width == heads.shape[-1] == cos.shape[-1] and rotates_halves(apply)):
+            return _rotate_by_base(heads, apply, width, cos, sin)
         known = self._known.get(id(cos))
         if known is None or known[0] is not cos:
-            known = self._known[id(cos)] = cos, _halves(cos, sin)
+            known = self._known[id(cos)] = cos, _rotate_halves(cos, sin)
         turned = known[1](heads)
         return turned if turned.dtype == heads.dtype else turned.to(heads.dtype)
 
 
-def _halves(cos: Tensor, sin: Tensor) -> Rotate:
+def _rotate_halves(cos: Tensor, sin: Tensor) -> Rotate:
     """`x cos + (-x2, x1) sin`, the sign with the sine."""
     half = cos.shape[-1] // 2
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
@@ -58,7 +62,7 @@ def _halves(cos: Tensor, sin: Tensor) -> Rotate:
     return lambda heads: torch.addcmul(heads * cos, heads.roll(half, -1), sin)
 
 
-def _applied(
+def _rotate_by_base(
     heads: Tensor, apply: Callable[..., Any], width: int, cos: Tensor, sin: Tensor
 ) -> Tensor:
     turned = heads.transpose(1, 2)[..., :width]
@@ -67,9 +71,9 @@ def _applied(
 
 
 @cache
-def turns_halves(apply: Callable[..., Any]) -> bool:
+def rotates_halves(apply: Callable[..., Any]) -> bool:
     """Whether a modelling file's function is the usual one, which is then done in fewer steps."""
     numbers = torch.arange(1, 13, dtype=torch.float64, device="cpu").view(3, 4)
     heads, cos, sin = numbers[:1], numbers[1:2], numbers[2:]
     got = apply(heads[None, None], heads[None, None], cos[None], sin[None])[0]
-    return torch.equal(got[0, 0], _halves(cos, sin)(heads[:, None])[:, 0])
+    return torch.equal(got[0, 0], _rotate_halves(cos, sin)(heads[:, None])[:, 0])

@@ -1,4 +1,7 @@
-"""Loading the wide layout, whose modelling file is code: only where that file is ours."""
+"""Loading the wide layout, one matrix `[[W, W^h], [0, W^z]]` for each projection.
+
+Its modelling file is code. Only the text that this package holds is ever run; a folder whose own
+copy differs from it is refused."""
 
 from __future__ import annotations
 
@@ -11,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
-from otter_cli.core.small_files import read_small
-from otter_cli.families.wide import WIDE
+from otter_cli.core.strict_files import read_small_file
+from otter_cli.families.registry import WIDE_CLASS_NAMES
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-MODELLING = "modeling_otter_wide.py"
+
+MODELLING_FILE = "modeling_otter_wide.py"
 AUTO_MAP = {
     "AutoConfig": "modeling_otter_wide.OtterWideConfig",
     "AutoModelForCausalLM": "modeling_otter_wide.OtterWideForCausalLM",
@@ -26,7 +30,7 @@ AUTO_MAP = {
 _PREFIX = "otter_wide_"
 
 
-def is_wide(config: dict[str, Any]) -> bool:
+def is_wide_config(config: dict[str, Any]) -> bool:
     return str(config.get("model_type")).startswith(_PREFIX)
 
 
@@ -36,8 +40,8 @@ def _family(config: dict[str, Any]) -> str:
 
 def modelling_file(family: str) -> bytes:
     """The code that transformers runs to load a wide export; it imports nothing of otter."""
-    text = resources.files("otter_cli.model").joinpath(f"{MODELLING}.txt").read_text("utf-8")
-    return text.replace("Llama", WIDE[family]).replace("llama", family).encode()
+    text = resources.files("otter_cli.model").joinpath(f"{MODELLING_FILE}.txt").read_text("utf-8")
+    return text.replace("Llama", WIDE_CLASS_NAMES[family]).replace("llama", family).encode()
 
 
 def load_wide(folder: Path, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -58,7 +62,7 @@ def wide_class(family: str) -> Any:
     module = ModuleType(name)
     # dataclasses look a class's module up by its name.
     sys.modules[name] = module
-    exec(compile(modelling_file(family), f"{MODELLING} of {family}", "exec"), vars(module))
+    exec(compile(modelling_file(family), f"{MODELLING_FILE} of {family}", "exec"), vars(module))
     return module.OtterWideForCausalLM
 
 
@@ -66,7 +70,7 @@ def refuse_foreign_code(folder: Path, config: dict[str, Any]) -> None:
     """Raises OtterError unless the configuration names our modelling file and nothing else, and
     that file is ours."""
     family = _family(config)
-    if not is_wide(config) or family not in WIDE:
+    if not is_wide_config(config) or family not in WIDE_CLASS_NAMES:
         raise OtterError(
             f"{folder} is no wide export of otter",
             hint="`otter export GRAFTED DIR --to wide` writes one",
@@ -77,8 +81,8 @@ def refuse_foreign_code(folder: Path, config: dict[str, Any]) -> None:
             f"{folder}: config.json asks for code that is not otter's: {config.get('auto_map')}",
             hint="export the graft again",
         )
-    path = folder / MODELLING
-    if not path.is_file() or read_small(path) != modelling_file(family):
+    path = folder / MODELLING_FILE
+    if not path.is_file() or read_small_file(path) != modelling_file(family):
         raise OtterError(
             f"{path} is not the file that this otter writes, and engines would run it",
             hint="export the graft again, or load it yourself with trust_remote_code",

@@ -1,24 +1,49 @@
-"""A report as Markdown: what the terminal shows, for a README or a pull request."""
+"""A report as Markdown: what the terminal shows, for a README or a pull request.
 
+Names and texts from outside are escaped, so that they cannot become a heading, link or table."""
+
+import re
 from collections.abc import Iterator, Sequence
 
-from otter_cli.reports.escaping import markdown_paragraph, markdown_text
-from otter_cli.reports.page import FACTS, Cell, Report, Section, Table, as_cell
+from otter_cli.core.formatting import terminal_text
+from otter_cli.reports.page import FACTS_TITLE, Cell, Report, ReportSection, ReportTable, as_cell
+
+# What Markdown acts on inside a line: code, emphasis, links, images, table cells, strokes.
+# An underscore within a word is plain text there, and the names of figures are full of them.
+_INLINE_MARKS = re.compile(r"[\\`*\[\]|]|~~|(?<![^\W_])_|_(?![^\W_])")
+_ENTITY = re.compile(r"&(?=#?\w+;)")
+# At the start of a paragraph: headings, quotes, lists, rules.
+_BLOCK_MARK = re.compile(r"^\s*(#|>|[-+=](?=[\s=-]|$)|\d+(?=[.)](?:\s|$)))")
+
+
+def markdown_text(text: str) -> str:
+    """For a heading, a table's cell or a part of a line, always on one line."""
+    line = " ".join(terminal_text(text).split("\n"))
+    return _ENTITY.sub("&amp;", _INLINE_MARKS.sub(r"\\\g<0>", line)).replace("<", "&lt;")
+
+
+def markdown_paragraph(text: str) -> str:
+    """For the start of a line, where a mark may also make a heading, a list or a rule."""
+    return _BLOCK_MARK.sub(_block_escaped, markdown_text(text))
+
+
+def _block_escaped(match: re.Match[str]) -> str:
+    return match[1] + "\\" if match[1].isdigit() else "\\" + match[1]
 
 
 def markdown_page(report: Report) -> str:
     lines = [f"# {markdown_text(report.title)}", "", markdown_paragraph(report.lead)]
     for section in report.sections:
-        lines += ["", *_section(section)]
+        lines += ["", *_markdown_section(section)]
     if report.facts:
         facts = (
             f"- {markdown_paragraph(name)}: {markdown_text(value)}" for name, value in report.facts
         )
-        lines += ["", f"## {FACTS}", "", *facts]
+        lines += ["", f"## {FACTS_TITLE}", "", *facts]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _section(section: Section) -> Iterator[str]:
+def _markdown_section(section: ReportSection) -> Iterator[str]:
     yield f"## {markdown_text(section.title)}"
     for paragraph in section.text:
         yield from ("", markdown_paragraph(paragraph))
@@ -26,20 +51,20 @@ def _section(section: Section) -> Iterator[str]:
         written = " ".join(f"{text.prompt}{''.join(text.tokens)}".split())
         yield from ("", f"- {markdown_paragraph(text.label)}: {markdown_text(written)}")
     for table in section.tables:
-        yield from ("", *_table(table))
+        yield from ("", *_markdown_table(table))
 
 
-def _table(table: Table) -> Iterator[str]:
+def _markdown_table(table: ReportTable) -> Iterator[str]:
     align = "---:" if table.numeric else "---"
-    yield _row(table.columns)
+    yield _markdown_row(table.columns)
     yield f"| {' | '.join(['---', *[align] * (len(table.columns) - 1)])} |"
     for row in table.rows:
-        yield _row([_text(as_cell(cell)) for cell in row])
+        yield _markdown_row([_cell_text(as_cell(cell)) for cell in row])
 
 
-def _text(cell: Cell) -> str:
+def _cell_text(cell: Cell) -> str:
     return f"{cell.text} {cell.detail}".rstrip()
 
 
-def _row(cells: Sequence[str]) -> str:
+def _markdown_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(map(markdown_text, cells))} |"

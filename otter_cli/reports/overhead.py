@@ -1,15 +1,30 @@
-"""What an insertion costs, as sections of a report."""
+"""The result of `otter bench overhead` as a report: time, space, what is saved, and groups."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from otter_cli.benchmarks.estimates import Estimate
-from otter_cli.benchmarks.overhead.result import Bound, Group, OverheadResult, Pair, Row
-from otter_cli.core.units import bytes_text, count_text, percent_text
-from otter_cli.reports.figures import number_text
-from otter_cli.reports.page import Cell, Report, Section, Table
-from otter_cli.reports.plots import IntervalPlot, LinePlot, Plot, Point, Series
+from otter_cli.benchmarks.metrics.estimates import Estimate
+from otter_cli.benchmarks.overhead.result import (
+    BaseAndGraft,
+    MeasuredGroup,
+    OverheadResult,
+    OverheadRow,
+    RooflineBound,
+)
+from otter_cli.core.formatting import bytes_text, count_text, percent_text
+from otter_cli.reports.page import (
+    Cell,
+    IntervalPlot,
+    LinePlot,
+    Plot,
+    PlotPoint,
+    PlotSeries,
+    Report,
+    ReportSection,
+    ReportTable,
+    number_text,
+)
 
 
 def overhead_report(result: OverheadResult) -> Report:
@@ -30,16 +45,16 @@ def overhead_report(result: OverheadResult) -> Report:
     )
 
 
-def _sections(result: OverheadResult) -> Iterator[Section]:
-    yield _time(result)
-    yield _space(result.rows)
+def _sections(result: OverheadResult) -> Iterator[ReportSection]:
+    yield _time_section(result)
+    yield _space_section(result.rows)
     if any(row.saved for row in result.rows):
-        yield _saved(result.rows)
+        yield _saved_section(result.rows)
     for group in result.groups:
-        yield _group(group)
+        yield _group_section(group)
 
 
-def _time(result: OverheadResult) -> Section:
+def _time_section(result: OverheadResult) -> ReportSection:
     rows: list[list[Cell | str]] = []
     points = []
     for row in result.rows:
@@ -48,13 +63,13 @@ def _time(result: OverheadResult) -> Section:
             ("prefill", row.prefill_ratio, row.prefill_ms, row.bound.prefill),
         ):
             name = f"{row.name}, {kind}"
-            rows.append([name, *_figures(row, ratio, ms, bound)])
-            points.append(Point(name, *_ends(ratio), bound.ratio))
+            rows.append([name, *_time_cells(row, ratio, ms, bound)])
+            points.append(PlotPoint(name, *_interval(ratio), bound.ratio))
         if (later := row.read_later) is not None:
             name = f"{row.name}, decode, read {later.every} at once"
             cells = [Cell(percent_text(row.parameter_ratio), "parameters"), ratio_cell(later.ratio)]
             rows.append([name, *cells, f"{later.bound:.3f}", "", ""])
-            points.append(Point(name, *_ends(later.ratio), later.bound))
+            points.append(PlotPoint(name, *_interval(later.ratio), later.bound))
     head = ["", "of the base", "ratio", "bound", "ms", "bound over time"]
     equal = sum(row.logits_equal for row in result.rows)
     compared = sum(row.logits_compared for row in result.rows)
@@ -68,11 +83,11 @@ def _time(result: OverheadResult) -> Section:
     text = [f"Logits equal to the base's bit for bit in {equal} of {compared} passes.", bounded]
     first = 2 + (result.rows[0].read_later is not None)
     plots: list[Plot] = [IntervalPlot("Time over the base's", "graft / base", points[:first], 1.0)]
-    plots += _growth(result.rows[1:]) if len(result.rows) > 1 else []
-    return Section("Time", text, [Table(head, rows)], plots)
+    plots += _sweep_plots(result.rows[1:]) if len(result.rows) > 1 else []
+    return ReportSection("Time", text, [ReportTable(head, rows)], plots)
 
 
-def _growth(rows: Sequence[Row]) -> list[LinePlot]:
+def _sweep_plots(rows: Sequence[OverheadRow]) -> list[LinePlot]:
     """A sweep's ratios over the share inserted, what it was spent on apart, beside their bound."""
     plots = []
     for kind in ("decode", "prefill"):
@@ -84,15 +99,17 @@ def _growth(rows: Sequence[Row]) -> list[LinePlot]:
             means, lows, highs = (
                 [getattr(ratio, name) for ratio in ratios] for name in ("mean", "low", "high")
             )
-            series.append(Series(spent, at, means, lows, highs))
+            series.append(PlotSeries(spent, at, means, lows, highs))
             least = [getattr(row.bound, kind).ratio for row in own]
-            series.append(Series(f"{spent}, bound", at, least))
+            series.append(PlotSeries(f"{spent}, bound", at, least))
         title = f"{kind.capitalize()} as the insertion grows"
         plots.append(LinePlot(title, "inserted, % of the base", "time over the base's", series))
     return plots
 
 
-def _figures(row: Row, ratio: Estimate, ms: Pair, bound: Bound) -> list[Cell | str]:
+def _time_cells(
+    row: OverheadRow, ratio: Estimate, ms: BaseAndGraft, bound: RooflineBound
+) -> list[Cell | str]:
     return [
         Cell(percent_text(row.parameter_ratio), "parameters"),
         ratio_cell(ratio),
@@ -102,7 +119,7 @@ def _figures(row: Row, ratio: Estimate, ms: Pair, bound: Bound) -> list[Cell | s
     ]
 
 
-def _ends(figure: Estimate) -> tuple[float, float, float]:
+def _interval(figure: Estimate) -> tuple[float, float, float]:
     return figure.mean, figure.low, figure.high
 
 
@@ -110,8 +127,8 @@ def ratio_cell(figure: Estimate) -> Cell:
     return Cell(f"{figure.mean:.3f}", f"{figure.low:.3f} to {figure.high:.3f}, n = {figure.n}")
 
 
-def _space(rows: Sequence[Row]) -> Section:
-    table = Table(
+def _space_section(rows: Sequence[OverheadRow]) -> ReportSection:
+    table = ReportTable(
         ["", "trainable", "stored", "KV cache a token", "peak, base", "peak, graft"],
         [
             [
@@ -132,10 +149,10 @@ def _space(rows: Sequence[Row]) -> Section:
         ],
     )
     text = ["Peak: the weights, and what a prefill holds above them by the allocator's count."]
-    return Section("Space", text, [table])
+    return ReportSection("Space", text, [table])
 
 
-def _saved(rows: Sequence[Row]) -> Section:
+def _saved_section(rows: Sequence[OverheadRow]) -> ReportSection:
     body: list[list[Cell | str]] = []
     for row in rows:
         if row.saved:
@@ -143,7 +160,7 @@ def _saved(rows: Sequence[Row]) -> Section:
             body.append(
                 [
                     row.name,
-                    *(_share(figure) for figure in times),
+                    *(_share_cell(figure) for figure in times),
                     percent_text(row.saved.trainable),
                     percent_text(row.saved.stored),
                     percent_text(row.saved.cache),
@@ -154,16 +171,16 @@ def _saved(rows: Sequence[Row]) -> Section:
         "Of what a separate reward model of the base's size adds, measured in the same rounds: "
         "the share that the insertion saves (METHOD, 5)."
     )
-    return Section("Saved against a separate reward model", [text], [Table(head, body)])
+    return ReportSection("Saved against a separate reward model", [text], [ReportTable(head, body)])
 
 
-def _share(figure: Estimate) -> Cell:
+def _share_cell(figure: Estimate) -> Cell:
     return Cell(
         percent_text(figure.mean), f"{percent_text(figure.low)} to {percent_text(figure.high)}"
     )
 
 
-def _group(group: Group) -> Section:
+def _group_section(group: MeasuredGroup) -> ReportSection:
     """Contestants with their ratio, floor and figures; only columns that somebody has."""
     names = list(dict.fromkeys(name for line in group.lines for name in line.figures))
     timed = any(line.ratio for line in group.lines)
@@ -173,7 +190,7 @@ def _group(group: Group) -> Section:
         "ms",
         *(["ratio"] * timed),
         *(["floor"] * bounded),
-        *map(_bare, names),
+        *map(_without_unit, names),
     ]
     body: list[list[Cell | str]] = []
     for line in group.lines:
@@ -182,25 +199,25 @@ def _group(group: Group) -> Section:
             cells.append(ratio_cell(line.ratio) if line.ratio else "-")
         if bounded:
             cells.append("-" if line.floor is None else f"{line.floor:.3f}")
-        cells += [_figure(name, line.figures.get(name)) for name in names]
+        cells += [_figure_cell(name, line.figures.get(name)) for name in names]
         body.append(cells)
     plots = []
     if timed:
-        points = [Point(line.name, line.ratio.mean, line.ratio.low, line.ratio.high, line.floor)
+        points = [PlotPoint(line.name, line.ratio.mean, line.ratio.low, line.ratio.high, line.floor)
                   for line in group.lines if line.ratio]  # fmt: skip
         plots = [IntervalPlot(group.title, f"time over {group.reference}'s", points, 1.0)]
-    return Section(group.title, group.notes, [Table(head, body)], plots)
+    return ReportSection(group.title, group.notes, [ReportTable(head, body)], plots)
 
 
-def _bare(name: str) -> str:
+def _without_unit(name: str) -> str:
     return name.removesuffix(", bytes").removesuffix(", share")
 
 
-def _figure(name: str, value: float | Estimate | None) -> Cell | str:
+def _figure_cell(name: str, value: float | Estimate | None) -> Cell | str:
     if value is None:
         return "-"
     if isinstance(value, Estimate):
-        return _share(value) if name.endswith(", share") else ratio_cell(value)
+        return _share_cell(value) if name.endswith(", share") else ratio_cell(value)
     if name.endswith(", bytes"):
         return bytes_text(value)
     if name.endswith(", share"):

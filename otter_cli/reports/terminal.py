@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from otter_cli.core.escaping import terminal_text
-from otter_cli.reports.colours import colour_of
-from otter_cli.reports.page import Cell, ColouredText, Report, Table, as_cell
+from otter_cli.core.formatting import terminal_text
+from otter_cli.reports.page import Cell, ColouredText, Report, ReportTable, as_cell
+from otter_cli.reports.tokens import colour_of
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
     from rich.text import Text
+
 
 # More columns of figures with intervals than this do not fit beside their names.
 _COLUMNS = 5
@@ -36,8 +37,8 @@ def _parts(report: Report) -> "Iterator[RenderableType]":
         for written in section.texts:
             yield _coloured(written)
         for table in section.tables:
-            for part in _split(table):
-                yield _table(part)
+            for part in _split_columns(table):
+                yield _rich_table(part)
 
 
 def _coloured(written: ColouredText) -> "Text":
@@ -55,18 +56,18 @@ def _coloured(written: ColouredText) -> "Text":
     )
 
 
-def _split(table: Table) -> Iterator[Table]:
+def _split_columns(table: ReportTable) -> Iterator[ReportTable]:
     """The table in pieces of a few columns, each with the names of the rows."""
     for start in range(1, max(len(table.columns), 2), _COLUMNS):
         taken = slice(start, start + _COLUMNS)
-        yield Table(
+        yield ReportTable(
             [table.columns[0], *table.columns[taken]],
             [[row[0], *row[taken]] for row in table.rows],
             table.numeric,
         )
 
 
-def _table(table: Table) -> "RenderableType":
+def _rich_table(table: ReportTable) -> "RenderableType":
     from rich.table import Table as RichTable
     from rich.text import Text
 
@@ -79,11 +80,11 @@ def _table(table: Table) -> "RenderableType":
             overflow="ellipsis" if i else "fold",
         )
     for row in table.rows:
-        drawn.add_row(*(_text(as_cell(cell)) for cell in row))
+        drawn.add_row(*(_rich_text(as_cell(cell)) for cell in row))
     return drawn
 
 
-def _text(cell: Cell) -> "Text":
+def _rich_text(cell: Cell) -> "Text":
     from rich.text import Text
 
     text = Text(terminal_text(cell.text), style=_STYLES[cell.tone])

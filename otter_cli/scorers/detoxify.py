@@ -1,33 +1,35 @@
-"""The `Detoxify` classifier on a checkpoint folder, without a network (github unitaryai/detoxify).
+"""The `Detoxify` classifier (github unitaryai/detoxify): its strict loading, and its scorer.
 
-A folder holds one `.ckpt` in Detoxify's format, config.json and the tokenizer's files.
-"""
+A folder holds one `.ckpt` in Detoxify's format, config.json and the tokenizer's files; nothing is
+fetched for it. Code in a checkpoint's pickle runs only with --allow-pickle. Long responses are
+scored in overlapping pieces, by the worst of them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from otter_cli.checkpoint.strict_json import regular_size
 from otter_cli.core.console import warn
 from otter_cli.core.digests import sha256_file, sha256_json
 from otter_cli.core.errors import OtterError
-from otter_cli.core.library_errors import library_reads, message_of
+from otter_cli.core.library_errors import short_message, translate_library_errors
+from otter_cli.core.strict_files import regular_size
+from otter_cli.scorers.scorer import Exchange, ScorerRecord, Scores
 
 # Whether this run's command line said --allow-pickle. It is never read from a file.
 _PICKLE_ALLOWED: ContextVar[bool] = ContextVar("pickle_allowed", default=False)
 # As Detoxify itself renames the classes of its checkpoints.
-_RENAMED = {
+_CLASS_NAMES = {
     "toxic": "toxicity",
     "identity_hate": "identity_attack",
     "severe_toxic": "severe_toxicity",
 }
-_WHAT = "the Detoxify checkpoint"
-_FORMAT = "the folder needs a .ckpt in Detoxify's format, config.json and tokenizer files"
+_DESCRIPTION = "the Detoxify checkpoint"
+_FORMAT_HINT = "the folder needs a .ckpt in Detoxify's format, config.json and tokenizer files"
 
 
 @contextmanager
@@ -48,16 +50,16 @@ def load_detoxify(folder: Path, device: str) -> Any:
     """
     from detoxify import Detoxify
 
-    from otter_cli.model.pretrained import load_tokenizer
+    from otter_cli.model.load import load_tokenizer
 
     checkpoint = _checkpoint_in(folder)
-    classes, arguments, tensors = _parts(checkpoint, _read(checkpoint))
-    model = _model(folder, checkpoint, len(classes), arguments, tensors).to(device)
+    classes, arguments, tensors = _checkpoint_parts(checkpoint, _read_checkpoint(checkpoint))
+    model = _load_model(folder, checkpoint, len(classes), arguments, tensors).to(device)
     tokenizer = load_tokenizer(folder, _tokenizer_class(checkpoint, arguments))
-    return _detoxify(Detoxify, model, tokenizer, classes, device)
+    return _make_detoxify(Detoxify, model, tokenizer, classes, device)
 
 
-def load_released(device: str) -> Any:
+def load_released_detoxify(device: str) -> Any:
     """Detoxify's `original` model, from torch's download cache or the network. Its file is checked
     against the digest in its name and read as any other; its configuration is the hub's."""
     import torch
@@ -73,7 +75,7 @@ def load_released(device: str) -> Any:
             torch.hub.download_url_to_file(url, str(checkpoint), digest)
         if not sha256_file(checkpoint).startswith(digest):
             raise OSError(f"{checkpoint} is not the released file: remove it")
-        classes, arguments, tensors = _parts(checkpoint, _read(checkpoint))
+        classes, arguments, tensors = _checkpoint_parts(checkpoint, _read_checkpoint(checkpoint))
         _model_class(checkpoint, arguments)
         _tokenizer_class(checkpoint, arguments)
         model, tokenizer = get_model_and_tokenizer(**arguments, state_dict=tensors)
@@ -85,15 +87,15 @@ def load_released(device: str) -> Any:
         ) from error
     if missing := sorted(model.state_dict().keys() - tensors.keys()):
         raise OtterError(
-            f"{checkpoint} loads with missing keys: {', '.join(missing[:3])}", hint=_FORMAT
+            f"{checkpoint} loads with missing keys: {', '.join(missing[:3])}", hint=_FORMAT_HINT
         )
-    return _detoxify(Detoxify, model.to(device), tokenizer, classes, device)
+    return _make_detoxify(Detoxify, model.to(device), tokenizer, classes, device)
 
 
-def _detoxify(kind: Any, model: Any, tokenizer: Any, classes: list[str], device: str) -> Any:
+def _make_detoxify(kind: Any, model: Any, tokenizer: Any, classes: list[str], device: str) -> Any:
     detoxify = kind.__new__(kind)
     detoxify.model, detoxify.tokenizer, detoxify.device = model, tokenizer, device
-    detoxify.class_names = [_RENAMED.get(name, name) for name in classes]
+    detoxify.class_names = [_CLASS_NAMES.get(name, name) for name in classes]
     return detoxify
 
 
@@ -104,15 +106,15 @@ def files_digest(folder: Path) -> str:
     )
 
 
-def _read(checkpoint: Path) -> Any:
+def _read_checkpoint(checkpoint: Path) -> Any:
     """What the file holds: tensors, numbers, texts and their containers, and no other objects
     unless --allow-pickle was given."""
     import pickle
 
     regular_size(checkpoint)
-    with library_reads(checkpoint, _WHAT, library="torch", hint=_FORMAT):
+    with translate_library_errors(checkpoint, _DESCRIPTION, library="torch", hint=_FORMAT_HINT):
         try:
-            return _load(checkpoint, weights_only=True)
+            return _torch_load(checkpoint, weights_only=True)
         except pickle.UnpicklingError as error:
             if not _is_pickle(checkpoint):
                 raise _no_checkpoint(
@@ -121,10 +123,10 @@ def _read(checkpoint: Path) -> Any:
             if not _PICKLE_ALLOWED.get():
                 raise _not_plain(checkpoint, error) from error
         warn(f"{checkpoint} is a pickle that holds code, and --allow-pickle runs it")
-        return _load(checkpoint, weights_only=False)
+        return _torch_load(checkpoint, weights_only=False)
 
 
-def _load(checkpoint: Path, *, weights_only: bool) -> Any:
+def _torch_load(checkpoint: Path, *, weights_only: bool) -> Any:
     import torch
 
     return torch.load(checkpoint, map_location="cpu", weights_only=weights_only)
@@ -147,10 +149,14 @@ def _not_plain(checkpoint: Path, error: Exception) -> OtterError:
 
 
 def _no_checkpoint(checkpoint: Path, why: str) -> OtterError:
-    return OtterError(f"{checkpoint} does not load as a Detoxify checkpoint: {why}", hint=_FORMAT)
+    return OtterError(
+        f"{checkpoint} does not load as a Detoxify checkpoint: {why}", hint=_FORMAT_HINT
+    )
 
 
-def _parts(checkpoint: Path, loaded: Any) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
+def _checkpoint_parts(
+    checkpoint: Path, loaded: Any
+) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
     """Names of the classes, arguments of the architecture, and the tensors."""
     import torch
 
@@ -161,18 +167,18 @@ def _parts(checkpoint: Path, loaded: Any) -> tuple[list[str], dict[str, Any], di
         if not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
             raise TypeError("its state_dict holds more than tensors")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _no_checkpoint(checkpoint, message_of(error)) from error
+        raise _no_checkpoint(checkpoint, short_message(error)) from error
     return classes, arguments, tensors
 
 
-def _model(
+def _load_model(
     folder: Path,
     checkpoint: Path,
     classes: int,
     arguments: dict[str, Any],
     tensors: dict[str, Any],
 ) -> Any:
-    from otter_cli.model.pretrained import load_config, load_state_dict_strictly
+    from otter_cli.model.load import load_config, load_state_dict_strictly
 
     kind = _model_class(checkpoint, arguments)
     config = load_config(folder)
@@ -180,7 +186,7 @@ def _model(
         raise OtterError(
             f"{folder}: config.json is of a {config.model_type} with {config.num_labels} labels, "
             f"and the checkpoint is a {kind.__name__} with {classes}",
-            hint=_FORMAT,
+            hint=_FORMAT_HINT,
         )
     what = "the Detoxify classifier"
     return load_state_dict_strictly(checkpoint, kind, config, tensors, what=what)
@@ -195,7 +201,7 @@ def _model_class(checkpoint: Path, arguments: dict[str, Any]) -> Any:
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise OtterError(
             f"{checkpoint} names {name!r} as its model, which is no classifier of transformers",
-            hint=_FORMAT,
+            hint=_FORMAT_HINT,
         )
     return kind
 
@@ -208,7 +214,7 @@ def _tokenizer_class(checkpoint: Path, arguments: dict[str, Any]) -> Any:
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedTokenizerBase)):
         raise OtterError(
             f"{checkpoint} names {name!r} as its tokenizer, which transformers does not have",
-            hint=_FORMAT,
+            hint=_FORMAT_HINT,
         )
     return kind
 
@@ -223,3 +229,67 @@ def _checkpoint_in(folder: Path) -> Path:
             hint="it needs one .ckpt in Detoxify's format, config.json and the tokenizer's files",
         )
     return found[0]
+
+
+OVERLAP = 100  # characters: what stands on a cut is seen whole by one of the two pieces
+
+
+def split_to_fit(text: str, fits: Callable[[str], bool]) -> list[str]:
+    """Halves `text` until each piece fits; nothing of it is left out."""
+    if len(text) < 8 or fits(text):
+        return [text]
+    middle, overlap = len(text) // 2, min(OVERLAP, len(text) // 8)
+    left = text[: _word_end(text, middle + overlap)]
+    right = text[_word_start(text, middle - overlap) :]
+    return split_to_fit(left, fits) + split_to_fit(right, fits)
+
+
+def _word_end(text: str, at: int) -> int:
+    """The first gap after `at`, where one is near: half a word would be another word."""
+    gap = text.find(" ", at, at + len(text) // 8)
+    return at if gap < 0 else gap
+
+
+def _word_start(text: str, at: int) -> int:
+    gap = text.rfind(" ", at - len(text) // 8, at)
+    return at if gap < 0 else gap + 1
+
+
+MAX_TOKENS = 512
+
+
+class DetoxifyScorer:
+    """Scores the response alone, by label; a long one by the worst of its pieces."""
+
+    def __init__(self, folder: Path, *, device: str = "cpu") -> None:
+        self._detoxify = load_detoxify(folder, device)
+        self.record = ScorerRecord(
+            name=f"Detoxify {folder.resolve().name}",
+            kind="detoxify",
+            digest=files_digest(folder),
+            labels=list(self._detoxify.class_names),
+        )
+        positions = getattr(self._detoxify.model.config, "max_position_embeddings", MAX_TOKENS)
+        self._longest = min(MAX_TOKENS, positions, self._detoxify.tokenizer.model_max_length)
+
+    def score(self, exchanges: Sequence[Exchange]) -> Scores:
+        pieces = [split_to_fit(exchange.response, self._fits) for exchange in exchanges]
+        flat = [piece for group in pieces for piece in group]
+        predicted = self._detoxify.predict(flat)
+        return {label: _worst_of_pieces(predicted[label], pieces) for label in self.record.labels}
+
+    def _fits(self, text: str) -> bool:
+        return len(self._detoxify.tokenizer(text).input_ids) <= self._longest
+
+
+def _worst_of_pieces(values: float | Sequence[float], pieces: list[list[str]]) -> list[float]:
+    """The maximum of each text's pieces; Detoxify gives a bare number for a list of one."""
+    flat = list(values) if isinstance(values, Sequence) else [values]
+    expected = sum(map(len, pieces))
+    if len(flat) != expected:
+        raise OtterError(
+            f"Detoxify gave {len(flat)} scores for {expected} texts",
+            hint="this version of detoxify answers otherwise than 0.5.4 does",
+        )
+    scores = iter(flat)
+    return [max(next(scores) for _ in group) for group in pieces]

@@ -1,22 +1,32 @@
-"""The one loader of models that score: a score never comes from a tensor that was made up.
+"""The one strict loader of models that score.
 
-Training's teachers and labellers, its separate models, the benchmarks' methods, judges and scorers
-load through these functions.
-"""
+Teachers and labellers of training, separate models, methods and judges of benchmarks all load
+through these functions. A checkpoint with a missing tensor is refused."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from otter_cli.checkpoint.source import find_base
+from otter_cli.checkpoint.base_source import find_base
+from otter_cli.core.console import warn
+from otter_cli.core.digests import sha256_file, sha256_json
 from otter_cli.core.errors import OtterError
-from otter_cli.model.pretrained import load_strictly, merge_adapter
+from otter_cli.core.provenance import base_changes
+from otter_cli.core.strict_config import StrictRecord
+from otter_cli.core.strict_files import read_json_object
+from otter_cli.graft.manifest import Manifest
+from otter_cli.model.load import load_strictly, merge_adapter
 
 if TYPE_CHECKING:
     import torch
 
-_HINT = "its score would be a random head's; train it first, or give the right folder"
+    from otter_cli.model.otter import OtterForCausalLM
+
+
+_RANDOM_HEAD_HINT = "its score would be a random head's; train it first, or give the right folder"
 
 
 def scorer_folder(source: str | Path) -> Path:
@@ -45,7 +55,7 @@ def load_classifier(
         "AutoModelForSequenceClassification",
         what=what,
         dtype=dtype,
-        hint=_HINT,
+        hint=_RANDOM_HEAD_HINT,
     )
     return model.to(device)
 
@@ -67,8 +77,10 @@ def load_language_model(source: str | Path, *, device: str = "cpu") -> tuple[Any
     folder = scorer_folder(source)
     base = folder
     if (folder / "adapter_config.json").is_file():
-        base = scorer_folder(_base_of(folder))
-    model = load_strictly(base, "AutoModelForCausalLM", what="the language model", hint=_HINT)
+        base = scorer_folder(_base_of_adapter(folder))
+    model = load_strictly(
+        base, "AutoModelForCausalLM", what="the language model", hint=_RANDOM_HEAD_HINT
+    )
     if base != folder:
         model = merge_adapter(folder, model)
     return model.to(device), base
@@ -86,14 +98,144 @@ def load_encoder(source: str | Path, *, device: str = "cpu") -> Any:
     return model.to(device)
 
 
-def _base_of(folder: Path) -> str:
+def _base_of_adapter(folder: Path) -> str:
     """The model that a peft adapter is of, by its configuration."""
-    from otter_cli.checkpoint.strict_json import read_object
+    from otter_cli.core.strict_files import read_json_object
 
-    base = read_object(folder / "adapter_config.json").get("base_model_name_or_path")
+    base = read_json_object(folder / "adapter_config.json").get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise OtterError(
             f"{folder}/adapter_config.json does not name the base of the adapter",
             hint="save the adapter again with peft, or set base_model_name_or_path",
         )
     return base
+
+
+class ModelRecord(StrictRecord):
+    """A folder that took part: its name is for people, its digests decide."""
+
+    name: str
+    kind: Literal["otter", "reward-model", "language-model", "encoder", "probe"]
+    base: str | None = None
+    weights: str
+
+
+ModelRole = Literal["reward-model", "language-model", "encoder", "probe"]
+_DIGESTED_SUFFIXES = (".safetensors", ".json", ".model", ".txt")
+_OTTER_PREFIXES = ("otter.", "otter-")
+
+
+class LoadedModel(NamedTuple):
+    """A model beside the base, its tokenizer, and what it is."""
+
+    model: Any
+    tokenizer: Any
+    record: ModelRecord
+
+
+@dataclass(frozen=True)
+class LoadedGraft:
+    """A loaded graft, its base's tokenizer, and what it is."""
+
+    model: OtterForCausalLM
+    tokenizer: Any
+    record: ModelRecord
+
+    @property
+    def base_bytes(self) -> int:
+        return parameter_bytes(self.model.base.parameters())
+
+    @property
+    def bytes(self) -> int:
+        return self.base_bytes + parameter_bytes(p for _, p in self.model.inserted_parameters())
+
+
+def parameter_bytes(parameters: Iterable[Any]) -> int:
+    """Bytes of torch parameters; tied ones are one, since each object is named once."""
+    return sum(p.numel() * p.element_size() for p in parameters)
+
+
+def require_same_base(graft: LoadedGraft, other: LoadedGraft, path: Path) -> None:
+    if graft.record.base != other.record.base:
+        raise OtterError(
+            f"{graft.record.name} and {path} are grafts of different bases",
+            hint="methods are compared on one base: graft and train both on the same one",
+        )
+
+
+def load_graft(folder: Path, signal: str, *, device: str) -> LoadedGraft:
+    """A grafted folder with `signal`; every file of its base is checked against otter.json."""
+    from otter_cli.model.load import load_tokenizer
+    from otter_cli.model.otter import OtterForCausalLM
+
+    model = OtterForCausalLM.from_pretrained(folder, device=device)
+    manifest = model.manifest
+    if signal not in model.signal_configs:
+        raise OtterError(
+            f"{folder} has no signal {signal!r}",
+            hint=f"its signals: {', '.join(model.signal_configs) or 'none'}",
+        )
+    if signal not in manifest.training:
+        warn(f"{folder}: signal {signal!r} is untrained, and its numbers mean nothing")
+    record = ModelRecord(
+        name=folder.resolve().name,
+        kind="otter",
+        base=base_digest(folder, manifest),
+        weights=manifest.inserted.sha256,
+    )
+    return LoadedGraft(model, load_tokenizer(folder), record)
+
+
+def base_digest(folder: Path, manifest: Manifest) -> str:
+    """Of the base's weights and configuration, as grafted; files that changed since, and were
+    accepted, make it another."""
+    files = manifest.base.files.items()
+    digests = {
+        name: record.sha256 for name, record in files if name.endswith((".safetensors", ".json"))
+    }
+    changed = {Path(path).name: digest for path, digest in base_changes(folder).items()}
+    return sha256_json({**digests, "changed": changed} if changed else digests)
+
+
+def load_recorded_reward_model(source: str | Path, *, device: str) -> LoadedModel:
+    """A stock sequence classifier with one output. Raises OtterError where any of its tensors would
+    be made up."""
+    from otter_cli.model.load import load_tokenizer
+
+    folder = scorer_folder(source)
+    model = load_reward_model(folder, device=device)
+    return LoadedModel(model, load_tokenizer(folder), model_record(folder, "reward-model"))
+
+
+def load_recorded_language_model(source: str | Path, *, device: str) -> LoadedModel:
+    """A stock language model, or a LoRA adapter of one, merged into it. Raises OtterError."""
+    from otter_cli.model.load import load_tokenizer
+
+    folder = scorer_folder(source)
+    model, base = load_language_model(folder, device=device)
+    record = model_record(base, "language-model")
+    if base != folder:
+        record = _adapter_record(folder, record)
+    return LoadedModel(model, load_tokenizer(base), record)
+
+
+def model_record(folder: Path, kind: ModelRole) -> ModelRecord:
+    return ModelRecord(
+        name=folder.resolve().name, kind=kind, weights=sha256_json(_file_digests(folder))
+    )
+
+
+def _adapter_record(folder: Path, base: ModelRecord) -> ModelRecord:
+    """By what its base is, not by where it lies."""
+    digests = _file_digests(folder)
+    config = read_json_object(folder / "adapter_config.json")
+    digests["adapter_config.json"] = sha256_json(config | {"base_model_name_or_path": base.weights})
+    return ModelRecord(name=folder.resolve().name, kind=base.kind, weights=sha256_json(digests))
+
+
+def _file_digests(folder: Path) -> dict[str, str]:
+    """Of the files that decide what a folder says: ours, with times and paths, decide nothing."""
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in _DIGESTED_SUFFIXES)
+    return {
+        path.name: sha256_file(path) for path in files if not path.name.startswith(_OTTER_PREFIXES)
+    }

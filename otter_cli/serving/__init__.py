@@ -1,1 +1,1 @@
-"""Other layouts of a graft, for engines that know nothing of insertions."""
+"""Exports of a graft: layouts for other engines, and the vLLM plugin."""

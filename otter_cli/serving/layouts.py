@@ -1,4 +1,7 @@
-"""The layouts whose bits are the graft's own: read again after they were written, and judged."""
+"""The result of an export, and the two exact layouts: the adapter alone, and the base alone.
+
+Both are read again after they were written; their bits are those of the graft.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from otter_cli.checkpoint.folder import Checkpoint
-from otter_cli.checkpoint.place import Mode, place_files
+from otter_cli.checkpoint.folder import MANIFEST, Checkpoint
+from otter_cli.checkpoint.link_or_copy import PlacementMode, place_files
 from otter_cli.core.atomic import staged_folder
 from otter_cli.core.digests import sha256_file
 from otter_cli.core.errors import OtterError
-from otter_cli.families import base_shape
-from otter_cli.insertion import MANIFEST, Manifest, Plan, strip
-from otter_cli.insertion.opened import open_graft
-from otter_cli.insertion.storage import open_stored, stored_files
+from otter_cli.families.shape import base_shape
+from otter_cli.graft.grafted_folder import open_graft
+from otter_cli.graft.manifest import Manifest
+from otter_cli.graft.plan import Plan
+from otter_cli.graft.storage import inserted_files, open_inserted_tensors
+from otter_cli.graft.surgery import strip
 
 if TYPE_CHECKING:
-    from otter_cli.serving.difference import Difference
+    from otter_cli.serving.wide.difference import WideDifference
 
 
-Word = Literal["exact", "close", "different", "not measured"]
+ExportVerdict = Literal["exact", "close", "different", "not measured"]
 
 
 @dataclass(frozen=True)
@@ -29,9 +34,9 @@ class Export:
     dtypes that could not be measured here, with the reason."""
 
     files: list[str]
-    verdict: Word
+    verdict: ExportVerdict
     statement: str
-    differences: list[Difference] = field(default_factory=list)
+    differences: list[WideDifference] = field(default_factory=list)
     unmeasured: dict[str, str] = field(default_factory=dict)
 
 
@@ -39,12 +44,14 @@ def export_adapter(folder: Path, to: Path) -> Export:
     """The inserted tensors and otter.json alone; they load on this base and no other."""
     manifest = open_graft(folder)
     shape = base_shape(Checkpoint.open(folder).config)
-    files = [*stored_files(folder), MANIFEST]
+    files = [*inserted_files(folder), MANIFEST]
     with staged_folder(to, sources=[folder]) as staging:
         place_files(folder, files, staging, mode="copy")
         written = Manifest.read(staging)
         written.check_tensors(staging)
-        tensors = open_stored(staging, [Plan(c, shape) for c in written.insertions]).tensors
+        tensors = open_inserted_tensors(
+            staging, [Plan(c, shape) for c in written.insertions]
+        ).tensors
     base = manifest.base
     origin = base.source + (f" at {base.revision}" if base.revision else "")
     return Export(
@@ -55,7 +62,7 @@ def export_adapter(folder: Path, to: Path) -> Export:
     )
 
 
-def export_base(folder: Path, to: Path, *, mode: Mode = "link") -> Export:
+def export_base(folder: Path, to: Path, *, mode: PlacementMode = "link") -> Export:
     """The base as it was before grafting: see strip."""
     recorded = strip(folder, to, mode=mode)
     for name, record in recorded.items():

@@ -1,20 +1,24 @@
-"""Signals: what a head gives, under one name each."""
+"""Signals: the named outputs of heads, such as a reward, class logits or future tokens."""
 
-from otter_cli.signals.config import ALIASES, KINDS, SignalConfig, parse_signal
-from otter_cli.signals.future import Future
-from otter_cli.signals.head import Head, Unembedding
-from otter_cli.signals.heads import HEADS
-from otter_cli.signals.vocabulary import Vocabulary, Work
+from otter_cli.signals.config import KIND_ALIASES, SIGNAL_KINDS, SignalConfig, parse_signal
+from otter_cli.signals.heads import (
+    HEADS,
+    ActionValueCost,
+    FutureHead,
+    SignalHead,
+    Unembedding,
+    VocabularyHead,
+)
 
 __all__ = [
-    "ALIASES",
     "HEADS",
-    "KINDS",
-    "Future",
-    "Head",
+    "KIND_ALIASES",
+    "SIGNAL_KINDS",
+    "ActionValueCost",
+    "FutureHead",
     "SignalConfig",
+    "SignalHead",
     "Unembedding",
-    "Vocabulary",
-    "Work",
+    "VocabularyHead",
     "parse_signal",
 ]

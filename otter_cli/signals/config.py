@@ -1,4 +1,4 @@
-"""What signal a head gives, and how it is written on the command line: [NAME=]KIND[:ARG]."""
+"""Which signal a head gives, and how it is written on the command line: [NAME=]KIND[:ARG]."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import re
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from otter_cli.core.errors import OtterError
-from otter_cli.core.suggest import closest
+from otter_cli.core.errors import OtterError, closest
 
-ALIASES = {"reward": "value", "action-reward": "vocabulary", "toxicity": "classes"}
-KINDS = ("value", "vocabulary", "classes", "future")
+KIND_ALIASES = {"reward": "value", "action-reward": "vocabulary", "toxicity": "classes"}
+SIGNAL_KINDS = ("value", "vocabulary", "classes", "future")
 # Of an action value's low-rank head.
-RANK = 64
+DEFAULT_ACTION_VALUE_RANK = 64
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
 
@@ -25,7 +24,7 @@ class SignalConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=f"^{_NAME.pattern}$")
-    kind: str = Field(pattern=f"^({'|'.join(KINDS)})$")
+    kind: str = Field(pattern=f"^({'|'.join(SIGNAL_KINDS)})$")
     size: int = Field(default=1, ge=0, le=4096)
     labels: tuple[str, ...] = ()
     width: int | None = Field(default=0, ge=0, le=65536)
@@ -37,9 +36,9 @@ def parse_signal(text: str) -> SignalConfig:
     head, _, argument = text.partition(":")
     name, separator, kind = head.partition("=")
     written = kind if separator else name
-    kind = ALIASES.get(written, written)
-    if kind not in KINDS:
-        known = (*KINDS, *ALIASES)
+    kind = KIND_ALIASES.get(written, written)
+    if kind not in SIGNAL_KINDS:
+        known = (*SIGNAL_KINDS, *KIND_ALIASES)
         near = closest(written, known)
         raise OtterError(
             f"signal {text!r}: there is no kind {written!r}",
@@ -53,15 +52,15 @@ def parse_signal(text: str) -> SignalConfig:
     width: int | None = 0
     if kind == "future":
         argument, _, form = argument.partition(",")
-        width = _width(text, form)
-    size, labels = _argument(text, kind, argument)
+        width = _parse_cell_width(text, form)
+    size, labels = _parse_argument(text, kind, argument)
     # `toxicity` is one class of that name, `reward` one attribute.
     if kind == "classes" and not labels:
         labels = (name,) if size == 1 else tuple(f"class_{i}" for i in range(size))
     return SignalConfig(name=name, kind=kind, size=size, labels=labels, width=width)
 
 
-def _width(text: str, form: str) -> int | None:
+def _parse_cell_width(text: str, form: str) -> int | None:
     """Of `future:3,512` the width of its cell; `future:3,plain` has none."""
     if not form:
         return None
@@ -75,9 +74,9 @@ def _width(text: str, form: str) -> int | None:
     )
 
 
-def _argument(text: str, kind: str, argument: str) -> tuple[int, tuple[str, ...]]:
+def _parse_argument(text: str, kind: str, argument: str) -> tuple[int, tuple[str, ...]]:
     if not argument:
-        return {"future": 3, "vocabulary": RANK}.get(kind, 1), ()
+        return {"future": 3, "vocabulary": DEFAULT_ACTION_VALUE_RANK}.get(kind, 1), ()
     if kind == "vocabulary" and argument == "full":
         return 0, ()
     if argument.isdigit():

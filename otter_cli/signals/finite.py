@@ -1,8 +1,8 @@
-"""Signals that are not finite: reading gives no value and a warning, deciding is an error.
+"""Signal values that are not finite: reading gives no value and a warning, deciding is an error.
 
-NaN or infinity in the inserted tensors leaves the base's text exact, and its signals without
-meaning. A comparison with NaN is false and an argmax takes NaN for the largest: so what chooses,
-gates, rejects or measures by such a value must not go on.
+NaN or infinity in the inserted tensors leaves the base's text exact, but its signals mean nothing.
+A comparison with NaN is false, and an argmax takes NaN for the largest value. So code that chooses,
+gates, rejects or measures by such a value must stop.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from otter_cli.core.errors import OtterError
 if TYPE_CHECKING:
     from torch import Tensor
 
-HINT = "train the signal again; `otter doctor` names the tensors that hold NaN or infinity"
+
+NON_FINITE_HINT = (
+    "train the signal again; `otter doctor` names the tensors that hold NaN or infinity"
+)
 
 
-def probabilities(logits: Tensor) -> Tensor:
+def class_probabilities(logits: Tensor) -> Tensor:
     """Of classes. An infinite logit is no certainty: it gives NaN, as NaN does."""
     return (logits + 0 * logits).sigmoid()
 
@@ -30,11 +33,11 @@ def require_finite(values: Tensor, what: str) -> None:
     finite."""
     # 0 times what is not finite is NaN: two operations, where isfinite takes five.
     if not math.isfinite((values * 0).sum()):
-        raise not_finite(what)
+        raise non_finite_error(what)
 
 
-def not_finite(what: str) -> OtterError:
-    return OtterError(f"{what} is not finite: nothing can be decided by it", hint=HINT)
+def non_finite_error(what: str) -> OtterError:
+    return OtterError(f"{what} is not finite: nothing can be decided by it", hint=NON_FINITE_HINT)
 
 
 def finite_or_none(values: Any) -> Any:
@@ -44,16 +47,16 @@ def finite_or_none(values: Any) -> Any:
     return values if values is None or math.isfinite(values) else None
 
 
-def warn_not_finite(names: Iterable[str]) -> None:
+def warn_non_finite(names: Iterable[str]) -> None:
     """One warning, that names the signals."""
     if listed := ", ".join(dict.fromkeys(names)):
         warn(
             f"NaN or infinity as values of signals {listed}. The text is the base's all the same. "
-            f"Hint: {HINT}"
+            f"Hint: {NON_FINITE_HINT}"
         )
 
 
-def broken(signals: dict[str, Any]) -> list[str]:
+def non_finite_signals(signals: dict[str, Any]) -> list[str]:
     """The names of signals with a value that is not finite."""
     return [name for name, values in signals.items() if not _all_finite(values)]
 

@@ -1,9 +1,8 @@
-"""Training data without a data set: the base continues prompts, and a scorer labels what it wrote.
+"""Training data without a data set: the base continues prompts, and a scorer labels the texts.
 
-prompts -> `write_texts` (the base's own continuations) -> `label_texts` (each text asked once)
--> `teach` (rows on disk, with a recipe's source that names their columns)
-"""
+prompts -> `write_continuations` (the base's own texts) -> `label_texts` (each text scored once)
+-> `teach` (rows on disk, with the columns of their labels)"""
 
-from otter_cli.teaching.rows import Teaching, teach
+from otter_cli.teaching.rows import TeachingSettings, teach
 
-__all__ = ["Teaching", "teach"]
+__all__ = ["TeachingSettings", "teach"]

@@ -1,4 +1,4 @@
-"""From prompts and a scorer to rows that a recipe trains on."""
+"""From prompts and a scorer to labelled rows that a recipe trains on."""
 
 from __future__ import annotations
 
@@ -9,39 +9,42 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from otter_cli.core.atomic import write_json, write_text
+from otter_cli.core.atomic import write_json, write_text, writer_lock
 from otter_cli.core.console import progress, say, warn
 from otter_cli.core.digests import sha256_bytes
 from otter_cli.core.errors import OtterError
-from otter_cli.core.jsonlines import JsonLines, read_jsonlines
-from otter_cli.core.lock import writer_lock
+from otter_cli.core.jsonlines import JsonLinesWriter, read_jsonlines
+from otter_cli.data.datasets import state_key
 from otter_cli.data.prompts import Prompt
-from otter_cli.data.states import state_key
-from otter_cli.teaching.prompts import teaching_prompts
-from otter_cli.teaching.scorers import TextScorer, load_scorer
-from otter_cli.teaching.writing import Drawing, write_texts
+from otter_cli.scorers.text_scorer import TextScorer, load_text_scorer
+from otter_cli.teaching.continuations import (
+    ContinuationSettings,
+    teaching_prompts,
+    write_continuations,
+)
 
 if TYPE_CHECKING:
-    from otter_cli.model import OtterForCausalLM
+    from otter_cli.model.otter import OtterForCausalLM
 
-_AT_ONCE = 32
+
+_TEXTS_AT_ONCE = 32
 STORE = Path("training", "taught")
 
 
 @dataclass(frozen=True)
-class Teaching:
-    """`scorer`: as `load_scorer` reads it. `reads`: the base's continuation alone, or the prompt
-    with it. `chat`: prompts are a user's messages, in the base's chat template."""
+class TeachingSettings:
+    """`scorer`: as `load_text_scorer` reads it. `reads`: the base's continuation alone, or the
+    prompt with it. `chat`: prompts are a user's messages, in the base's chat template."""
 
     scorer: str
     prompts: Path
     chat: bool
-    drawing: Drawing = field(default_factory=Drawing)
+    drawing: ContinuationSettings = field(default_factory=ContinuationSettings)
     reads: Literal["continuation", "text"] = "continuation"
 
 
 @dataclass(frozen=True)
-class Taught:
+class LabelledRows:
     """Rows on disk, the columns of their labels, and what is to be said of them."""
 
     path: Path
@@ -53,14 +56,14 @@ def teach(
     folder: Path,
     model: OtterForCausalLM,
     tokenizer: Any,
-    teaching: Teaching,
+    teaching: TeachingSettings,
     labels: Sequence[str] | None = None,
     device: str = "cpu",
-) -> Taught:
+) -> LabelledRows:
     """Lets the base of a graft continue the prompts, asks the scorer once about each text, and
     writes one row a text below FOLDER/training/taught. Texts and answers that are there already are
     kept. `labels`: which of the scorer's numbers (default: the first). Raises OtterError."""
-    scorer = load_scorer(teaching.scorer, device=device)
+    scorer = load_text_scorer(teaching.scorer, device=device)
     names = tuple(labels or scorer.names[:1])
     columns = scorer.columns(names)
     _check_names(names, teaching)
@@ -69,7 +72,7 @@ def teach(
     )
     base = {n: f.sha256 for n, f in model.manifest.base.identity().items()}
     store = folder / STORE
-    texts = write_texts(model, [p.ids for p in prompts], teaching.drawing, base, store)
+    texts = write_continuations(model, [p.ids for p in prompts], teaching.drawing, base, store)
     rows = [
         (p.prompt, p.text, tokenizer.decode(tokens, skip_special_tokens=True))
         for p in prompts
@@ -84,12 +87,12 @@ def teach(
     read = [start + more if teaching.reads == "text" else more for _, start, more in rows]
     answers = label_texts(scorer, read, store)
     numbers = [[answers[text][column] for column in columns] for text in read]
-    scaled, scales = _scaled(numbers, names)
-    _say_scales(scales)
+    scaled, scales = _scale_to_unit(numbers, names)
+    _print_scales(scales)
     lines = [
         json.dumps(
             {
-                **_columns(prompt, start, more, teaching.chat),
+                **_text_columns(prompt, start, more, teaching.chat),
                 **dict(zip(names, values, strict=True)),
             }
         )
@@ -113,7 +116,7 @@ def teach(
         + (f" (it gives {', '.join(unread)} too: --label)" if unread else "")
         + f": {path}"
     )
-    return Taught(path, names, record)
+    return LabelledRows(path, names, record)
 
 
 def label_texts(scorer: TextScorer, texts: Sequence[str], store: Path) -> dict[str, list[float]]:
@@ -126,9 +129,12 @@ def label_texts(scorer: TextScorer, texts: Sequence[str], store: Path) -> dict[s
             known = {str(r["text"]): r["scores"] for r in read_jsonlines(path)}
         wanted = dict.fromkeys(texts)
         missing = [text for text in wanted if text not in known]
-        with JsonLines(path) as lines, progress(len(missing), "the teacher labels") as advance:
-            for start in range(0, len(missing), _AT_ONCE):
-                part = missing[start : start + _AT_ONCE]
+        with (
+            JsonLinesWriter(path) as lines,
+            progress(len(missing), "the teacher labels") as advance,
+        ):
+            for start in range(0, len(missing), _TEXTS_AT_ONCE):
+                part = missing[start : start + _TEXTS_AT_ONCE]
                 for text, scores in zip(part, scorer.score(part), strict=True):
                     _check_finite(scores, text)
                     lines.append({"text": text, "scores": scores})
@@ -137,7 +143,7 @@ def label_texts(scorer: TextScorer, texts: Sequence[str], store: Path) -> dict[s
     return {text: known[text] for text in wanted}
 
 
-def _check_names(names: Sequence[str], teaching: Teaching) -> None:
+def _check_names(names: Sequence[str], teaching: TeachingSettings) -> None:
     """Raises OtterError for a score called as a column of the rows is."""
     text = "messages" if teaching.chat else "text"
     if text in names:
@@ -155,7 +161,7 @@ def _check_finite(scores: Sequence[float], text: str) -> None:
         )
 
 
-def _say_scales(scales: Mapping[str, Sequence[float]]) -> None:
+def _print_scales(scales: Mapping[str, Sequence[float]]) -> None:
     """A signal learns the mapped number, so its user must know the range."""
     for name, (low, high) in scales.items():
         if low == high:
@@ -164,7 +170,7 @@ def _say_scales(scales: Mapping[str, Sequence[float]]) -> None:
             say(f"{name} from {low:g} to {high:g} is mapped to a label from 0 to 1")
 
 
-def _columns(prompt: Prompt, start: str, more: str, chat: bool) -> dict[str, Any]:
+def _text_columns(prompt: Prompt, start: str, more: str, chat: bool) -> dict[str, Any]:
     """The columns of a row. A dialogue keeps its messages, so that it is tokenised as such."""
     if not chat:
         return {"text": start + more}
@@ -172,7 +178,7 @@ def _columns(prompt: Prompt, start: str, more: str, chat: bool) -> dict[str, Any
     return {"messages": [*messages, {"role": "assistant", "content": more}]}
 
 
-def _scaled(
+def _scale_to_unit(
     numbers: Sequence[Sequence[float]], names: Sequence[str]
 ) -> tuple[list[list[float]], dict[str, list[float]]]:
     """The numbers on a scale from 0 to 1, and for each name the range that was mapped to it.

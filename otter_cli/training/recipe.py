@@ -1,10 +1,13 @@
-"""A recipe: everything that decides how a graft is trained, as YAML that a user copies."""
+"""A recipe: everything that decides how a graft or a baseline is trained, as YAML.
+
+Unknown keys are refused with the place and the nearest right key. Reading a recipe needs no
+torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import (
     Field,
@@ -18,14 +21,104 @@ from pydantic import (
 
 from otter_cli.core.digests import sha256_json
 from otter_cli.core.errors import OtterError
-from otter_cli.core.small_files import read_small_text
-from otter_cli.core.strict_yaml import parse_yaml
-from otter_cli.training.controls import Baseline, Baselines, BaselineSettings
+from otter_cli.core.strict_config import StrictConfig, config_error
+from otter_cli.core.strict_files import parse_yaml, read_small_text_file
 from otter_cli.training.objectives import AnyObjective
-from otter_cli.training.section import Section, section_error
+
+BaselineName = Literal[
+    "head",
+    "probe",
+    "branch",
+    "lora",
+    "lora-probe",
+    "small",
+    "separate",
+    "wide",
+    "language-model",
+]
+BASELINE_NAMES: tuple[str, ...] = get_args(BaselineName)
 
 
-class Recipe(Section):
+class BaselineSettings(StrictConfig):
+    """What a baseline does otherwise than the insertion; data, steps and batches are equal."""
+
+    learning_rate: PositiveFloat | None = None
+
+
+class ProbeSettings(BaselineSettings):
+    """`reads`: the states after each layer, or attention outputs and FFN activations within."""
+
+    reads: Literal["states", "branches"] = "states"
+
+
+class LoraSettings(BaselineSettings):
+    """`rank` of every linear layer's update."""
+
+    rank: PositiveInt = 8
+
+
+class LoraProbeSettings(LoraSettings):
+    """`kl`: the weight of the KL to the base's own next tokens, nats a token."""
+
+    kl: NonNegativeFloat = 0.1
+
+
+class SmallSettings(BaselineSettings):
+    """`layers` of the base that the small model begins as, from the first."""
+
+    layers: PositiveInt = 2
+
+
+class WideSettings(BaselineSettings):
+    """`width` of each head; by default as many parameters in all as the graft has."""
+
+    width: PositiveInt | None = None
+
+
+class AllBaselineSettings(StrictConfig):
+    """`head`: heads on the frozen final state; `probe`: gated linear over all layers; `branch`: a
+    copy of the last layer, trained, on the frozen others; `lora`: low-rank updates of a copy;
+    `lora_probe`: of the generator itself, whose text drifts;
+    `small`: a copy of the first layers; `separate`: a full copy of the base with a head; `wide`:
+    wide heads for future tokens, or a wider cell; `language_model`: the base with low-rank
+    updates, whose logits are action values."""
+
+    head: BaselineSettings = BaselineSettings()
+    probe: ProbeSettings = ProbeSettings()
+    branch: BaselineSettings = BaselineSettings()
+    lora: LoraSettings = LoraSettings()
+    lora_probe: LoraProbeSettings = LoraProbeSettings()
+    small: SmallSettings = SmallSettings()
+    separate: BaselineSettings = BaselineSettings()
+    wide: WideSettings = WideSettings()
+    language_model: LoraSettings = LoraSettings()
+
+
+def check_early_stopping(recipe: Recipe) -> None:
+    """Raises OtterError where `best` or `patience` lacks what it needs."""
+    if recipe.best is None:
+        if recipe.patience is not None:
+            raise OtterError(
+                "patience is without best", hint="say by which figure: best: SIGNAL/METRIC"
+            )
+        return
+    signal = recipe.best.partition("/")[0]
+    if signal not in recipe.signals:
+        raise OtterError(
+            f"best: {recipe.best!r} is of no signal that is trained",
+            hint=f"SIGNAL/METRIC, of {', '.join(recipe.signals)}",
+        )
+    if recipe.signals[signal].validation is None:
+        raise OtterError(
+            f"best: signals.{signal} has no validation rows to choose by",
+            hint="validation: 0.05 sets some training rows aside; chosen by the test data, its "
+            "figures would flatter",
+        )
+    if not recipe.evaluate_every:
+        raise OtterError("best without evaluate_every", hint="for example evaluate_every: 50")
+
+
+class Recipe(StrictConfig):
     """Each step takes `batch_size` pairs, texts or blocks of every signal, all processes together,
     in `accumulate` passes where memory is short.
 
@@ -55,7 +148,7 @@ class Recipe(Section):
     # stops after `patience` evaluations without a better one.
     best: str | None = None
     patience: PositiveInt | None = None
-    baselines: Baselines = Baselines()
+    baselines: AllBaselineSettings = AllBaselineSettings()
     # Where its data files are looked for first. No part of what is asked for.
     _data_folder: Path | None = PrivateAttr(default=None)
 
@@ -76,7 +169,7 @@ class Recipe(Section):
         kept = {n: o for n, o in self.signals.items() if names is None or n in names}
         return self.model_copy(update={"signals": kept})
 
-    def for_baseline(self, baseline: Baseline | None) -> Recipe:
+    def for_baseline(self, baseline: BaselineName | None) -> Recipe:
         """The same recipe with what it says of a baseline."""
         settings = (
             getattr(self.baselines, baseline.replace("-", "_")) if baseline else BaselineSettings()
@@ -93,7 +186,7 @@ def load_recipe(
 
     Raises OtterError with the place of what is wrong.
     """
-    values = _mapping(read_small_text(path), str(path))
+    values = _parse_mapping(read_small_text_file(path), str(path))
     recipe = recipe_from_values(values, overrides, str(path))
     recipe._data_folder = data or Path(path).parent
     return recipe
@@ -103,14 +196,14 @@ def recipe_from_values(values: dict[str, Any], overrides: Sequence[str], source:
     """The recipe that `values` hold, after the overrides, which change `values` too. Raises
     OtterError that names `source` and the place of what is wrong."""
     for override in overrides:
-        _override(values, override)
+        _apply_override(values, override)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise section_error(error, source, values) from None
+        raise config_error(error, source, values) from None
 
 
-def _mapping(text: str, source: str) -> dict[str, Any]:
+def _parse_mapping(text: str, source: str) -> dict[str, Any]:
     values = parse_yaml(text, source, hint="`otter recipes show` has examples")
     if not isinstance(values, dict):
         raise OtterError(
@@ -120,7 +213,7 @@ def _mapping(text: str, source: str) -> dict[str, Any]:
     return values
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def _apply_override(values: dict[str, Any], override: str) -> None:
     keys, equals, written = override.partition("=")
     *outer, last = keys.split(".")
     if not equals or not last:

@@ -1,7 +1,6 @@
-"""A recipe from a data file: which objective, and sizes that fit the data and the base.
+"""A recipe from a data file: the objective, and sizes that fit the data and the base.
 
-What is chosen is printed, and can be saved and edited: the defaults are a beginning.
-"""
+What is chosen is printed, and can be saved and edited: the defaults are a beginning."""
 
 from __future__ import annotations
 
@@ -15,17 +14,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from otter_cli.core.console import say, warn
 from otter_cli.core.errors import OtterError
 from otter_cli.data.columns import sample_rows
-from otter_cli.signals import SignalConfig
+from otter_cli.signals.config import SignalConfig
 from otter_cli.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from otter_cli.training.objectives import Objective
+    from otter_cli.training.objectives.objective import Objective
 
-Kind = Literal["pairs", "labels", "texts"]
+
+DataKind = Literal["pairs", "labels", "texts"]
 
 # Which objective trains a signal of a kind on such data. Values are read while a text is written,
 # so every prefix is trained, and not the end alone.
-_OBJECTIVES: Mapping[Kind, Mapping[str, dict[str, Any]]] = {
+_OBJECTIVES: Mapping[DataKind, Mapping[str, dict[str, Any]]] = {
     "pairs": {
         "value": {"objective": "bradley-terry", "positions": "every"},
         "vocabulary": {"objective": "autoregressive"},
@@ -37,21 +37,21 @@ _OBJECTIVES: Mapping[Kind, Mapping[str, dict[str, Any]]] = {
     },
     "texts": {"future": {"objective": "future-tokens"}},
 }
-_BLOCK = 256  # tokens of a block of plain text
-_LONGEST = 1024
-_TOKENS_A_STEP = 2048
-_TOKENS = 400_000
-_PASSES = 4  # over the data, at most
-_STEPS = (30, 1000)
-_FEW = 20  # rows; of fewer none is held out
-_SAMPLE = 2000  # rows whose lengths are looked at
+_BLOCK_TOKENS = 256  # tokens of a block of plain text
+_MAX_LENGTH = 1024
+_TOKENS_PER_STEP = 2048
+_TOTAL_TOKENS = 400_000
+_MAX_EPOCHS = 4  # over the data, at most
+_STEP_RANGE = (30, 1000)
+_FEW_ROWS = 20  # rows; of fewer none is held out
+_LENGTH_SAMPLE = 2000  # rows whose lengths are looked at
 
 
 @dataclass(frozen=True)
 class DataFile:
     """A file to train on, and the columns that the user named."""
 
-    kind: Kind
+    kind: DataKind
     path: Path
     columns: Mapping[str, Any] = field(default_factory=dict)
     chat: bool | None = None
@@ -74,21 +74,21 @@ def recipe_from_data(
 
     `positions` and `width` are the base's. Raises OtterError where no signal fits the data.
     """
-    fitting = check_kinds(data.kind, signals)
+    fitting = trainable_signals(data.kind, signals)
     data = _with_chat(data, fitting[0], tokenizer)
-    sections = {s.name: _section(data, s) for s in fitting}
+    sections = {s.name: _signal_section(data, s) for s in fitting}
     first = fitting[0]
     trial = Recipe.model_validate({"steps": 1, "signals": {first.name: sections[first.name]}})
     objective = trial.signals[first.name]
-    rows = _rows(objective, first, tokenizer)
-    if len(rows) < _FEW and data.test is None:
+    rows = _read_rows(objective, first, tokenizer)
+    if len(rows) < _FEW_ROWS and data.test is None:
         say(f"{len(rows)} rows are few: none is held out, so nothing says how well it works")
         for section in sections.values():
             del section["held_out"]
     sizes = _sizes(objective, first, data, rows, tokenizer, positions)
     return {
         **sizes,
-        "learning_rate": insertion_rate(width),
+        "learning_rate": graft_learning_rate(width),
         "seed": seed,
         "evaluate_every": max(1, int(sizes["steps"]) // 4),
         "signals": sections,
@@ -96,12 +96,12 @@ def recipe_from_data(
             "head": {"learning_rate": 3e-3},
             "probe": {"learning_rate": 3e-3},
             "lora": {"learning_rate": 5e-4},
-            "separate": {"learning_rate": separate_rate(width)},
+            "separate": {"learning_rate": full_learning_rate(width)},
         },
     }
 
 
-def check_kinds(kind: Kind, signals: Sequence[SignalConfig]) -> list[SignalConfig]:
+def trainable_signals(kind: DataKind, signals: Sequence[SignalConfig]) -> list[SignalConfig]:
     """The signals that such data can train. Raises OtterError where there is none."""
     fitting = [s for s in signals if s.kind in _OBJECTIVES[kind]]
     if not fitting:
@@ -109,18 +109,18 @@ def check_kinds(kind: Kind, signals: Sequence[SignalConfig]) -> list[SignalConfi
         own = ", ".join(f"{s.name} ({s.kind})" for s in signals) or "none"
         raise OtterError(
             f"--{kind} trains signals of kind {kinds}; the graft has: {own}",
-            hint=f"graft with --signal {_example(kind)}",
+            hint=f"graft with --signal {_example_signal(kind)}",
         )
     return fitting
 
 
-def insertion_rate(width: int) -> float:
+def graft_learning_rate(width: int) -> float:
     """The learning rate of inserted tensors, by the base's hidden width: 1e-3 up to 1,024, and
     less in proportion above (Adam's steps add up over a wider sum)."""
     return float(f"{1e-3 * min(1.0, 1024 / width):.1e}")
 
 
-def separate_rate(width: int) -> float:
+def full_learning_rate(width: int) -> float:
     """The rate at which all weights of a model are trained: 3e-4 at width 256, 1e-4 at 768."""
     return float(f"{3e-4 * min(1.0, 256 / width):.1e}")
 
@@ -129,7 +129,9 @@ def _with_chat(data: DataFile, signal: SignalConfig, tokenizer: Any) -> DataFile
     """Prompts with answers are dialogues where the base has a chat template; messages always."""
     if data.chat is not None or not getattr(tokenizer, "chat_template", None):
         return data
-    trial = Recipe.model_validate({"steps": 1, "signals": {signal.name: _section(data, signal)}})
+    trial = Recipe.model_validate(
+        {"steps": 1, "signals": {signal.name: _signal_section(data, signal)}}
+    )
     source = trial.signals[signal.name].sources[0]
     source = source.resolved(sample_rows(source.table(None)), signal)
     if source.context is None:
@@ -141,7 +143,7 @@ def _with_chat(data: DataFile, signal: SignalConfig, tokenizer: Any) -> DataFile
     return replace(data, chat=True)
 
 
-def _section(data: DataFile, signal: SignalConfig) -> dict[str, Any]:
+def _signal_section(data: DataFile, signal: SignalConfig) -> dict[str, Any]:
     # Copied: YAML would write a list that two sections share as an anchor and a reference to it.
     source: dict[str, Any] = {"path": str(data.path), **deepcopy(dict(data.columns))}
     if data.chat is not None:
@@ -163,12 +165,12 @@ def _sizes(
 ) -> dict[str, Any]:
     """max_length, batch_size and steps, by the lengths of the rows."""
     if data.kind == "texts":
-        block = min(_BLOCK, positions)
+        block = min(_BLOCK_TOKENS, positions)
         lengths = list(objective.encode(rows, tokenizer, block).lengths)
-        batch = max(1, _TOKENS_A_STEP // block)
+        batch = max(1, _TOKENS_PER_STEP // block)
         return {"steps": _steps(batch, block, lengths), "batch_size": batch, "max_length": block}
     # Of a large file a sample tells the lengths.
-    part = rows[:: max(1, len(rows) // _SAMPLE)]
+    part = rows[:: max(1, len(rows) // _LENGTH_SAMPLE)]
     lengths = list(objective.encode(part, tokenizer, max_length=2**31).lengths)
     if not lengths:
         raise OtterError(
@@ -177,9 +179,9 @@ def _sizes(
         )
     texts = 2 if data.kind == "pairs" else 1
     longest = sorted(lengths)[math.ceil(0.97 * len(lengths)) - 1]
-    max_length = min(32 * math.ceil(longest / 32), positions, _LONGEST)
+    max_length = min(32 * math.ceil(longest / 32), positions, _MAX_LENGTH)
     mean = texts * sum(min(length, max_length) for length in lengths) / len(lengths)
-    batch = min(max(2 ** round(math.log2(max(1.0, _TOKENS_A_STEP / mean))), 4), 32)
+    batch = min(max(2 ** round(math.log2(max(1.0, _TOKENS_PER_STEP / mean))), 4), 32)
     steps = _steps(batch, mean, rows)
     sizes: dict[str, Any] = {"steps": steps, "batch_size": batch, "max_length": max_length}
     cut = sum(length > max_length for length in lengths) / len(lengths)
@@ -191,16 +193,16 @@ def _sizes(
 
 def _steps(batch: int, tokens: float, rows: Sequence[Any]) -> int:
     """A budget of tokens, and a few passes over the rows at most."""
-    wanted = min(_TOKENS / (batch * tokens), _PASSES * len(rows) / batch)
-    return int(min(max(wanted, _STEPS[0]), _STEPS[1]))
+    wanted = min(_TOTAL_TOKENS / (batch * tokens), _MAX_EPOCHS * len(rows) / batch)
+    return int(min(max(wanted, _STEP_RANGE[0]), _STEP_RANGE[1]))
 
 
-def _rows(objective: Objective, signal: SignalConfig, tokenizer: Any) -> list[Any]:
+def _read_rows(objective: Objective, signal: SignalConfig, tokenizer: Any) -> list[Any]:
     source = objective.sources[0]
     table = source.table(None)
     source = source.resolved(sample_rows(table), signal)
     return list(objective.rows(source, source.place(table, tokenizer), signal))
 
 
-def _example(kind: Kind) -> str:
+def _example_signal(kind: DataKind) -> str:
     return {"pairs": "reward", "labels": "toxicity", "texts": "future:3"}[kind]

@@ -1,4 +1,6 @@
-"""`train`: a folder and a recipe in, a trained folder out, whatever happens in between."""
+"""`train`: a folder and a recipe in, a trained folder out.
+
+Everything that can be refused is refused before a model is loaded."""
 
 from __future__ import annotations
 
@@ -9,37 +11,37 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otter_cli.checkpoint.gguf.hint import refuse_gguf
-from otter_cli.core.atomic import refuse_overlap
+from otter_cli.checkpoint.gguf.header import refuse_gguf
+from otter_cli.core.atomic import refuse_overlap, writer_lock
 from otter_cli.core.console import say, warn
 from otter_cli.core.errors import OtterError
-from otter_cli.core.heap import freed_memory_kept
+from otter_cli.core.formatting import bytes_text
 from otter_cli.core.intervals import Interval
-from otter_cli.core.lock import writer_lock
+from otter_cli.core.process import keep_freed_memory
 from otter_cli.core.provenance import base_changes
-from otter_cli.core.units import bytes_text
-from otter_cli.insertion import TrainingRecord
-from otter_cli.insertion.opened import open_graft
-from otter_cli.training.choice import check_choice
-from otter_cli.training.controls import Baseline
-from otter_cli.training.group import Group, check_divides, joined, launched
-from otter_cli.training.journal import Journal
-from otter_cli.training.material import Material, load_material, prepare
-from otter_cli.training.recipe import Recipe
-from otter_cli.training.resume import (
-    check_same_run,
-    identity_of,
-    refuse_unfinished,
+from otter_cli.graft.grafted_folder import open_graft
+from otter_cli.graft.manifest import TrainingRecord
+from otter_cli.training.distributed import (
+    ProcessGroup,
+    check_batch_divides,
+    join_process_group,
+    world_size,
 )
-from otter_cli.training.sinks import check_sink
-from otter_cli.training.state import StateFolder
-from otter_cli.training.targets import graft_signals
-from otter_cli.training.tokenizer import load_tokenizer
+from otter_cli.training.metrics_log import MetricsLog, check_tracker
+from otter_cli.training.recipe import BaselineName, Recipe, check_early_stopping
+from otter_cli.training.signal_data import (
+    SignalData,
+    graft_signals,
+    load_graft_tokenizer,
+    load_signal_data,
+    prepare_signal_data,
+)
+from otter_cli.training.state import StateFolder, check_same_run, refuse_unfinished, run_identity
 
 if TYPE_CHECKING:
+    from otter_cli.training.distributed import ShardedInsertions
     from otter_cli.training.loop import Metrics
-    from otter_cli.training.sharding import Shards
-    from otter_cli.training.trainee import Trainee
+    from otter_cli.training.trainable import Trainable
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class TrainResult:
 
 
 @dataclass(frozen=True)
-class Options:
+class TrainOptions:
     """How a run is carried out; none of it moves a parameter. `resume` goes on from the last saved
     state, if any; `restart` drops an unfinished run. `shard`: each process holds a part of the
     frozen base and of the insertion. `log`: tensorboard, trackio or wandb, beside metrics.jsonl."""
@@ -72,9 +74,9 @@ class Options:
 def train(
     folder: Path,
     recipe: Recipe,
-    options: Options | None = None,
+    options: TrainOptions | None = None,
     *,
-    baseline: Baseline | None = None,
+    baseline: BaselineName | None = None,
     to: Path | None = None,
     **changed: Any,
 ) -> TrainResult:
@@ -84,13 +86,13 @@ def train(
     Raises OtterError for bad input, CheckFailed when a guard stops it, KeyboardInterrupt after
     Ctrl-C.
     """
-    options = replace(options or Options(), **changed)
-    target = _target(folder, baseline, to, options.resume)
+    options = replace(options or TrainOptions(), **changed)
+    target = _target_folder(folder, baseline, to, options.resume)
     recipe = recipe.for_baseline(baseline)
-    check_choice(recipe)
-    check_divides(recipe, launched())
+    check_early_stopping(recipe)
+    check_batch_divides(recipe, world_size())
     if options.log is not None:
-        check_sink(options.log)
+        check_tracker(options.log)
     if recipe.quantize is not None:
         warn(
             f"the base is {recipe.quantize} while this trains, and so are its figures; what the "
@@ -103,46 +105,47 @@ def train(
     open_graft(folder)
     # Data first: a bad row is told before anything is made or loaded.
     signals = graft_signals(folder, recipe)
-    tokenizer = load_tokenizer(folder)
-    material = {name: load_material(name, recipe, signals[name], tokenizer) for name in signals}
-    with joined(options.device) as (group, device):
-        from otter_cli.training.baselines import make_trainee
+    tokenizer = load_graft_tokenizer(folder)
+    material = {name: load_signal_data(name, recipe, signals[name], tokenizer) for name in signals}
+    with join_process_group(options.device) as (group, device):
+        from otter_cli.training.baselines import make_trainable
 
-        group.in_turn(partial(prepare, material, recipe, folder, device))
-        make = partial(make_trainee, folder, recipe, baseline, to, device)
+        group.in_turn(partial(prepare_signal_data, material, recipe, folder, device))
+        make = partial(make_trainable, folder, recipe, baseline, to, device)
         return _run(make, target, recipe, material, replace(options, device=device), group)
 
 
 def _run(
-    make: Callable[[], Trainee],
+    make: Callable[[], Trainable],
     target: Path,
     recipe: Recipe,
-    material: dict[str, Material],
-    options: Options,
-    group: Group,
+    material: dict[str, SignalData],
+    options: TrainOptions,
+    group: ProcessGroup,
 ) -> TrainResult:
     # Torch from here on: recipes and rows are refused without it.
-    from otter_cli.training.loop import Run
-    from otter_cli.training.memory import Peak, graph_bytes
+    from otter_cli.training.loop import PeakMemory, TrainingRun, activation_bytes
 
     data = {name: found.record for name, found in material.items()}
     trainee = group.in_turn(make)
-    shards: Shards | None = None
+    shards: ShardedInsertions | None = None
     if options.shard:
-        from otter_cli.training.sharding import shard
+        from otter_cli.training.trainable import shard_trainable
 
-        shards = shard(trainee, recipe, group, options.device)
-    states, identity = StateFolder(target), identity_of(recipe, data)
+        shards = shard_trainable(trainee, recipe, group, options.device)
+    states, identity = StateFolder(target), run_identity(recipe, data)
 
     def write(step: int, metrics: Metrics) -> None:
         if shards is not None:
             shards.make_whole()
         if group.first:
-            trainee.write({n: _record(n, recipe, step, data[n], metrics) for n in recipe.signals})
+            trainee.write(
+                {n: _training_record(n, recipe, step, data[n], metrics) for n in recipe.signals}
+            )
 
     states.path.mkdir(parents=True, exist_ok=True)
     with writer_lock(states.path) if group.first else nullcontext():
-        run = Run(trainee, recipe, material, states, identity, options.device, group)
+        run = TrainingRun(trainee, recipe, material, states, identity, options.device, group)
         if options.resume:
             check_same_run(states, identity)
             run.resume()
@@ -151,12 +154,12 @@ def _run(
         group.wait()
         if group.first and not options.resume:
             states.clear()
-        kept, peak = graph_bytes(run), Peak(options.device)
+        kept, peak = activation_bytes(run), PeakMemory(options.device)
         say(
             f"a step keeps {bytes_text(kept)} of activations for its gradients, on the longest rows"
         )
         log = states.path if group.first else None
-        with Journal(log, run.step, log=options.log) as journal, freed_memory_kept():
+        with MetricsLog(log, run.step, log=options.log) as journal, keep_freed_memory():
             run.go(journal, write)
     count = sum(parameter.numel() for parameter in trainee.parameters.values())
     memory = {"activations": kept, "peak": peak.bytes()}
@@ -164,7 +167,9 @@ def _run(
     return TrainResult(target, run.metrics, run.step, run.seconds, count, data, memory)
 
 
-def _target(folder: Path, baseline: Baseline | None, to: Path | None, resume: bool) -> Path:
+def _target_folder(
+    folder: Path, baseline: BaselineName | None, to: Path | None, resume: bool
+) -> Path:
     refuse_gguf(folder)
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
@@ -183,7 +188,7 @@ def _target(folder: Path, baseline: Baseline | None, to: Path | None, resume: bo
     return to or folder
 
 
-def _record(
+def _training_record(
     name: str, recipe: Recipe, step: int, data: dict[str, Any], metrics: Metrics
 ) -> TrainingRecord:
     return TrainingRecord(

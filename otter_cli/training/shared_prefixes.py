@@ -1,8 +1,8 @@
-"""The two texts of a pair as one row: what both begin with, then the end of either.
+"""The two texts of a pair as one row: the beginning that both share, then either ending.
 
-Ends see the beginning and themselves, and their positions go on from it: what a text's tokens see
-is what they see in a row of their own, so scores and gradients are the same but for rounding.
-"""
+An ending attends to the beginning and to itself, and its positions continue from the beginning. A
+token therefore sees what it sees in a row of its own, and scores and gradients are equal up to
+rounding."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from otter_cli.model import OtterForCausalLM
-from otter_cli.model.masks import MASKED_ATTENTIONS, masks, windows_of
+from otter_cli.model.masks import MASKED_ATTENTIONS, attention_masks, attention_windows
+from otter_cli.model.otter import OtterForCausalLM
 
 if TYPE_CHECKING:
+    from otter_cli.data.batches import Positions
     from otter_cli.data.datasets import Batch
-    from otter_cli.training.objectives import Positions
+
 
 # A row of its own mask costs more a token than a row that sees all before it.
-_WORTH = 0.9
+_MAX_RELATIVE_WIDTH = 0.9
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,10 @@ class SharedPrefixes:
     def of(cls, batch: Batch, model: OtterForCausalLM) -> SharedPrefixes | None:
         """None where rows of their own take fewer tokens, or the base takes no such masks."""
         attention = model.config._attn_implementation
-        if batch.shared is None or attention not in MASKED_ATTENTIONS or _recurs(model):
+        if batch.shared is None or attention not in MASKED_ATTENTIONS or _needs_own_rows(model):
             return None
         found = cls(batch)
-        worth = found.width < _WORTH * 2 * batch.input_ids.shape[1]
+        worth = found.width < _MAX_RELATIVE_WIDTH * 2 * batch.input_ids.shape[1]
         return found if worth else None
 
     @cached_property
@@ -67,7 +68,9 @@ class SharedPrefixes:
         positions = torch.where(second, column - chosen + shared, column)
         hidden = second[:, :, None] & ((column >= shared) & ~second)[:, None]
         seen = (column <= column[:, None]) & ~hidden
-        mask = masks(seen, (positions, positions), windows_of(model.config), model.base.dtype)
+        mask = attention_masks(
+            seen, (positions, positions), attention_windows(model.config), model.base.dtype
+        )
         last = model.shape.max_positions - 1
         return {
             "input_ids": self._input_ids(column, second, positions),
@@ -90,7 +93,7 @@ class SharedPrefixes:
         return torch.where(second, of_rejected.gather(1, positions.clamp(max=longest)), first)
 
 
-def _recurs(model: OtterForCausalLM) -> bool:
+def _needs_own_rows(model: OtterForCausalLM) -> bool:
     """Whether a layer carries its state from token to token, whatever a mask says; or angles depend
     on the length of a row, which here is that of two texts."""
     rule = model.shape.length_rule

@@ -1,4 +1,7 @@
-"""The state of a run in FOLDER/training/: written whole or not at all, the last two kept."""
+"""The state of a run in FOLDER/training/, and what a resumed run must have in common with it.
+
+A state is written whole or not at all; the last two are kept. A run is resumed only with the
+recipe and the data that it began with."""
 
 from __future__ import annotations
 
@@ -10,26 +13,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otter_cli.checkpoint.header import read_header
-from otter_cli.checkpoint.strict_json import parse_object
-from otter_cli.checkpoint.writer import TensorSpec, write_tensors
+from pydantic import ValidationError
+
+from otter_cli.checkpoint.safetensors_reader import read_header
+from otter_cli.checkpoint.safetensors_writer import TensorSpec, write_tensors
 from otter_cli.core.errors import OtterError
-from otter_cli.core.library_errors import library_reads
+from otter_cli.core.library_errors import translate_library_errors
+from otter_cli.core.strict_files import parse_json_object
+from otter_cli.training.recipe import Recipe
+from otter_cli.training.signal_data import IGNORED_COLUMNS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from otter_cli.training.schedule import Optimisers
+    from otter_cli.training.optimiser import CombinedOptimiser
 
-_KEPT = 2
-_FILE = re.compile(r"state-(\d{8})\.safetensors")
-_BEST = "best-{}.safetensors"
-_HINT = "the file is damaged, or another version's: --restart drops the run"
+
+_STATES_KEPT = 2
+_STATE_FILE = re.compile(r"state-(\d{8})\.safetensors")
+_BEST_FILE = "best-{}.safetensors"
+_DAMAGED_HINT = "the file is damaged, or another version's: --restart drops the run"
 
 
 @dataclass(frozen=True)
-class State:
+class TrainingState:
     """`step`: steps done. `notes`: JSON of whoever saves it. Random state is not in here, since
     every step seeds itself from its number."""
 
@@ -50,20 +58,22 @@ class StateFolder:
     def notes(self) -> dict[str, Any] | None:
         """Those of the newest state, without its tensors."""
         newest = self.newest()
-        return None if newest is None else _notes(newest)
+        return None if newest is None else _read_notes(newest)
 
-    def load(self) -> State | None:
+    def load(self) -> TrainingState | None:
         newest = self.newest()
         if newest is None:
             return None
-        return State(_step(newest), _tensors(newest), _notes(newest))
+        return TrainingState(_step_of(newest), _read_tensors(newest), _read_notes(newest))
 
     @contextmanager
     def being_read(self, kept: int | None = None) -> Iterator[None]:
         """Around the use of what the newest state holds, or what is kept of a step: what is missing
         there, or of another kind, is a fault of its file."""
-        place = (self.newest() or self.path) if kept is None else self.path / _best(kept)
-        with library_reads(place, "the state of the run", library="otter", hint=_HINT):
+        place = (self.newest() or self.path) if kept is None else self.path / _best_file(kept)
+        with translate_library_errors(
+            place, "the state of the run", library="otter", hint=_DAMAGED_HINT
+        ):
             yield
 
     def save(
@@ -75,24 +85,24 @@ class StateFolder:
     ) -> None:
         """`best`: the step whose parameters are kept beside; those of others may go now."""
         self._write(f"state-{step:08d}.safetensors", tensors, notes)
-        for old in sorted(self._files())[:-_KEPT]:
+        for old in sorted(self._files())[:-_STATES_KEPT]:
             old.unlink()
-        for file in self.path.glob(_BEST.format("*")):
-            if best is None or file.name != _best(best):
+        for file in self.path.glob(_BEST_FILE.format("*")):
+            if best is None or file.name != _best_file(best):
                 file.unlink()
 
     def keep(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """The parameters of a step that was the best so far. A state that says so comes after."""
-        self._write(_best(step), tensors, {})
+        self._write(_best_file(step), tensors, {})
 
     def kept(self, step: int) -> dict[str, Tensor]:
-        return _tensors(self.path / _best(step))
+        return _read_tensors(self.path / _best_file(step))
 
     def clear(self) -> None:
         """Oldest first: whenever this is cut short, the newest still stands for the run."""
         for file in sorted(self._files()):
             file.unlink()
-        for file in self.path.glob(_BEST.format("*")):
+        for file in self.path.glob(_BEST_FILE.format("*")):
             file.unlink()
 
     def _write(self, file: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
@@ -105,46 +115,48 @@ class StateFolder:
         )
 
     def _files(self) -> list[Path]:
-        return [p for p in self.path.glob("state-*") if _FILE.fullmatch(p.name)]
+        return [p for p in self.path.glob("state-*") if _STATE_FILE.fullmatch(p.name)]
 
 
-def pack(
-    parameters: Mapping[str, nn.Parameter], optimiser: Optimisers | Optimizer | None = None
+def pack_state(
+    parameters: Mapping[str, nn.Parameter], optimiser: CombinedOptimiser | Optimizer | None = None
 ) -> dict[str, Tensor]:
     """Parameters and what the optimiser remembers of each, whole, by flat names. All processes must
     ask."""
-    from otter_cli.training.sharding import whole
+    from otter_cli.training.distributed import gather_full
 
-    packed = {f"value/{name}": whole(parameter.detach()) for name, parameter in parameters.items()}
+    packed = {
+        f"value/{name}": gather_full(parameter.detach()) for name, parameter in parameters.items()
+    }
     if optimiser is not None:
         for name, parameter in parameters.items():
             for key, tensor in optimiser.state[parameter].items():
-                packed[f"{key}/{name}"] = whole(tensor)
+                packed[f"{key}/{name}"] = gather_full(tensor)
     return packed
 
 
-def unpack(
+def unpack_state(
     tensors: Mapping[str, Tensor],
     parameters: Mapping[str, nn.Parameter],
-    optimiser: Optimisers | Optimizer | None = None,
+    optimiser: CombinedOptimiser | Optimizer | None = None,
 ) -> None:
     """The inverse of `pack`, in place. Raises ValueError unless there is a value for each parameter
     and nothing for any other."""
-    from otter_cli.training.sharding import parted
+    from otter_cli.training.distributed import shard_like
 
     _check_names(tensors, parameters)
     for flat, tensor in tensors.items():
         key, _, name = flat.partition("/")
         parameter = parameters[name]
         if key == "value":
-            value = parted(tensor, parameter)
+            value = shard_like(tensor, parameter)
             if value.shape != parameter.shape:  # copy_ would broadcast
                 raise ValueError(f"{flat} is {list(value.shape)}, not {list(parameter.shape)}")
             parameter.detach().copy_(value)
         elif optimiser is not None:
             # A fused AdamW counts its steps where the parameter is.
             counted = key == "step"
-            remembered = tensor.to(parameter.device) if counted else parted(tensor, parameter)
+            remembered = tensor.to(parameter.device) if counted else shard_like(tensor, parameter)
             optimiser.state[parameter][key] = remembered
 
 
@@ -155,27 +167,103 @@ def _check_names(tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Para
         raise ValueError(f"{others[0]} is not of a parameter of this run")
 
 
-def _best(step: int) -> str:
-    return _BEST.format(f"{step:08d}")
+def _best_file(step: int) -> str:
+    return _BEST_FILE.format(f"{step:08d}")
 
 
-def _step(path: Path) -> int:
-    found = _FILE.fullmatch(path.name)
+def _step_of(path: Path) -> int:
+    found = _STATE_FILE.fullmatch(path.name)
     assert found is not None
     return int(found[1])
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     read_header(path)
-    with library_reads(path, "the state of the run", library="safetensors", hint=_HINT):
+    with translate_library_errors(
+        path, "the state of the run", library="safetensors", hint=_DAMAGED_HINT
+    ):
         return load_file(path)
 
 
-def _notes(path: Path) -> dict[str, Any]:
+def _read_notes(path: Path) -> dict[str, Any]:
     text = read_header(path).metadata.get("notes")
     if text is None:
-        raise OtterError(f"{path} holds no notes of a run", hint=_HINT)
-    notes: dict[str, Any] = parse_object(text.encode(), f"{path}: notes")
+        raise OtterError(f"{path} holds no notes of a run", hint=_DAMAGED_HINT)
+    notes: dict[str, Any] = parse_json_object(text.encode(), f"{path}: notes")
     return notes
+
+
+# What may change between a run and its resumption: it moves no parameter.
+_MAY_CHANGE = {"save_every", "allow_truncation", "baselines"}
+
+
+def run_identity(recipe: Recipe, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What two runs must share to end in the same bits."""
+    return {"recipe": _deciding_settings(recipe), "data": _deciding_data(data)}
+
+
+def _deciding_settings(recipe: Recipe) -> dict[str, Any]:
+    # Unless an evaluation chooses the step that is kept.
+    free = _MAY_CHANGE if recipe.best else {*_MAY_CHANGE, "evaluate_every"}
+    return recipe.model_dump(mode="json", exclude=free)
+
+
+def _deciding_data(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of the data without what moves no parameter: columns that nothing reads."""
+    return {
+        key: _deciding_data(value) if isinstance(value, Mapping) else value
+        for key, value in data.items()
+        if key != IGNORED_COLUMNS
+    }
+
+
+def _with_defaults(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity whose recipe may be older than some keys: they had the values that they have when
+    they are left out."""
+    try:
+        return {**identity, "recipe": _deciding_settings(Recipe.model_validate(identity["recipe"]))}
+    except ValidationError:
+        return dict(identity)
+
+
+def refuse_unfinished(states: StateFolder) -> None:
+    """A run that stopped is not begun again by oversight."""
+    notes = states.notes()
+    if notes is None:
+        return
+    with states.being_read():
+        done, steps = notes["step"], notes["identity"]["recipe"]["steps"]
+        finished = notes["done"]
+    if not finished:
+        raise OtterError(
+            f"{states.path} holds an unfinished run, at step {done} of {steps}",
+            hint="--resume goes on with it; --restart drops it and trains the tensors as they are",
+        )
+
+
+def check_same_run(states: StateFolder, identity: Mapping[str, Any]) -> None:
+    """A run is resumed with the recipe and the data that it began with, or not at all."""
+    notes = states.notes()
+    if notes is None:
+        return
+    with states.being_read():
+        before, now = _flatten(_with_defaults(notes["identity"])), _flatten(identity)
+    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if differing:
+        key = differing[0]
+        raise OtterError(
+            f"the run to resume had {key} = {before.get(key)!r}, not {now.get(key)!r}",
+            hint="resume with the same recipe and data, or --restart",
+        )
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

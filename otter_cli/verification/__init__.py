@@ -1,5 +1,6 @@
-"""The proof that a graft says what its base says, to the bit. Importing this imports no torch."""
+"""The proof that a graft gives its base's logits, bit for bit. Importing this imports no torch."""
 
+from otter_cli.verification.agenda import VerificationRequest
 from otter_cli.verification.grid import Grid
 from otter_cli.verification.proof import (
     disagreements,
@@ -8,17 +9,15 @@ from otter_cli.verification.proof import (
     request_of,
     same_outputs,
 )
-from otter_cli.verification.report import Report
-from otter_cli.verification.request import Request
-from otter_cli.verification.verdict import Strictness, Verdict, decide
-from otter_cli.verification.verify import verify
+from otter_cli.verification.report import Strictness, Verdict, VerificationReport, decide
+from otter_cli.verification.run_verification import verify
 
 __all__ = [
     "Grid",
-    "Report",
-    "Request",
     "Strictness",
     "Verdict",
+    "VerificationReport",
+    "VerificationRequest",
     "decide",
     "disagreements",
     "proof_record",

@@ -1,4 +1,4 @@
-"""Where two models part: the first operation whose result differs, in which module and layer."""
+"""Where two models differ first: the operation, its module and its layer."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from typing import Any
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from otter_cli.model import inside_insertion
-from otter_cli.verification.bits import Difference, bits, difference, ulp_distance
-from otter_cli.verification.cases import Case
-from otter_cli.verification.modules import ModulePath, tensors_in
-from otter_cli.verification.pair import Pair
-from otter_cli.verification.run import Subject, run
+from otter_cli.model.forward_context import inside_insertion
+from otter_cli.verification.bits import LogitsDifference, bit_pattern, difference, ulp_distance
+from otter_cli.verification.case_runner import ModelPair, TestedModel, run_case
+from otter_cli.verification.grid import Case
+from otter_cli.verification.trace import ModulePath, tensors_in
 
 _LAYER = re.compile(r"\.(\d+)(\.|$)")
 
 
 @dataclass(frozen=True)
-class Parting:
+class FirstDifference:
     """The first operation that differs, and what came of it in the end.
 
     `ulp` and `largest` are of that operation's result, None where the operations themselves
@@ -36,7 +35,7 @@ class Parting:
     layer: int | None
     ulp: int | None
     largest: float | None
-    logits: Difference
+    logits: LogitsDifference
 
     def record(self) -> dict[str, Any]:
         position = self.logits.first
@@ -58,7 +57,7 @@ class _Step:
 class _Recorder(TorchDispatchMode):
     """The base's own operations with checksums of what they gave; `keep`: results of that one."""
 
-    def __init__(self, subject: Subject, keep: int | None = None) -> None:
+    def __init__(self, subject: TestedModel, keep: int | None = None) -> None:
         super().__init__()
         self.steps: list[_Step] = []
         self.kept: list[Tensor] = []
@@ -66,7 +65,7 @@ class _Recorder(TorchDispatchMode):
 
     def run(self, case: Case) -> None:
         with self._modules.following(self._subject.model, lambda *_: None), self:
-            run(case, self._subject)
+            run_case(case, self._subject)
 
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: Any = (), named: Any = None
@@ -84,7 +83,7 @@ class _Recorder(TorchDispatchMode):
         return output
 
 
-def bisect(pair: Pair, case: Case) -> Parting | None:
+def bisect(pair: ModelPair, case: Case) -> FirstDifference | None:
     """None where the case comes out equal when it is run again."""
     base, other = _Recorder(pair.base), _Recorder(pair.other)
     base.run(case)
@@ -96,35 +95,41 @@ def bisect(pair: Pair, case: Case) -> Parting | None:
         return None
     moved = _logits(pair, case)
     if index >= min(len(base.steps), len(other.steps)):
-        return _extra(case, (other.steps + base.steps[len(other.steps) :])[index], moved)
+        return _other_operation(case, (other.steps + base.steps[len(other.steps) :])[index], moved)
     a, b = base.steps[index], other.steps[index]
     if (a.operation, a.module) != (b.operation, b.module):
-        return _extra(case, b, moved, instead=f", where the base runs {a.operation} in {a.module}")
-    return _changed(pair, case, index, b, moved)
+        return _other_operation(
+            case, b, moved, instead=f", where the base runs {a.operation} in {a.module}"
+        )
+    return _other_result(pair, case, index, b, moved)
 
 
-def _extra(case: Case, step: _Step, moved: Difference, instead: str = "") -> Parting:
+def _other_operation(
+    case: Case, step: _Step, moved: LogitsDifference, instead: str = ""
+) -> FirstDifference:
     what = f"an operation that the base does not run there{instead}"
-    return Parting(
+    return FirstDifference(
         case, step.module, step.operation, what, layer_of(step.module), None, None, moved
     )
 
 
-def _changed(pair: Pair, case: Case, index: int, step: _Step, moved: Difference) -> Parting:
+def _other_result(
+    pair: ModelPair, case: Case, index: int, step: _Step, moved: LogitsDifference
+) -> FirstDifference:
     base, other = _Recorder(pair.base, keep=index), _Recorder(pair.other, keep=index)
     base.run(case)
     other.run(case)
     what, ulp, largest = "gives another result", None, None
     for mine, theirs in zip(base.kept, other.kept, strict=True):
         if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
-            what = f"gives {_form(theirs)}, the base {_form(mine)}"
+            what = f"gives {_describe_tensor(theirs)}, the base {_describe_tensor(mine)}"
             break
-        finite = (mine.isfinite() & theirs.isfinite()) & (bits(mine) != bits(theirs))
+        finite = (mine.isfinite() & theirs.isfinite()) & (bit_pattern(mine) != bit_pattern(theirs))
         if mine.is_floating_point() and finite.any():
             ulp = int(ulp_distance(mine[finite], theirs[finite]).max())
             largest = float((mine[finite].double() - theirs[finite].double()).abs().max())
             break
-    return Parting(
+    return FirstDifference(
         case, step.module, step.operation, what, layer_of(step.module), ulp, largest, moved
     )
 
@@ -135,14 +140,14 @@ def layer_of(module: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def _logits(pair: Pair, case: Case) -> Difference:
-    return difference(run(case, pair.base).logits, run(case, pair.other).logits)
+def _logits(pair: ModelPair, case: Case) -> LogitsDifference:
+    return difference(run_case(case, pair.base).logits, run_case(case, pair.other).logits)
 
 
-def _form(tensor: Tensor) -> str:
+def _describe_tensor(tensor: Tensor) -> str:
     return f"{list(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def _checksum(tensor: Tensor) -> int:
     shape = f"{list(tensor.shape)}{tensor.dtype}".encode()
-    return zlib.crc32(bits(tensor).cpu().numpy().tobytes(), zlib.crc32(shape))
+    return zlib.crc32(bit_pattern(tensor).cpu().numpy().tobytes(), zlib.crc32(shape))

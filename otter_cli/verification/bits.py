@@ -1,4 +1,4 @@
-"""Equality to the bit, and how far apart two tensors are when they are not equal."""
+"""Bit equality of tensors, and how far two tensors are apart when they differ."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import torch
 from torch import Tensor
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_ROWS = 64  # compared at a time: wide vocabularies take eight bytes an entry here
+_ROWS_AT_ONCE = 64  # compared at a time: wide vocabularies take eight bytes an entry here
 
 
-def bits(tensor: Tensor) -> Tensor:
+def bit_pattern(tensor: Tensor) -> Tensor:
     """The stored patterns as integers: unlike values, NaN equals itself and -0 is not 0."""
     return tensor.detach().contiguous().view(_INTEGERS[tensor.element_size()])
 
 
 def same_bits(first: Tensor, second: Tensor) -> bool:
     alike = first.shape == second.shape and first.dtype == second.dtype
-    return alike and torch.equal(bits(first), bits(second))
+    return alike and torch.equal(bit_pattern(first), bit_pattern(second))
 
 
 @dataclass
-class Difference:
+class LogitsDifference:
     """What moved between the logits of a base and of another model.
 
     `ulp`: steps between neighbouring numbers of the dtype; `histogram` counts changed logits by
     the power of two at or below it. `kl`: mean of KL(base || other) a row, in nats. Pairs of
-    which either is not finite count in `not_finite` and in `changed`, nowhere else.
+    which either is not finite count in `non_finite_error` and in `changed`, nowhere else.
     """
 
     compared: int = 0
@@ -51,14 +51,14 @@ class Difference:
         return {**vars(self), "histogram": histogram}
 
 
-def difference(base: Tensor, other: Tensor) -> Difference:
+def difference(base: Tensor, other: Tensor) -> LogitsDifference:
     """Compares logits [batch, positions, vocab] of one dtype, row by row."""
     if base.shape != other.shape:
-        return Difference(shapes=([*base.shape], [*other.shape]))
-    total = Difference()
+        return LogitsDifference(shapes=([*base.shape], [*other.shape]))
+    total = LogitsDifference()
     kl = 0.0
     for start, a, b in _row_blocks(base, other):
-        moved = bits(a) != bits(b)
+        moved = bit_pattern(a) != bit_pattern(b)
         finite = a.isfinite() & b.isfinite()
         total.compared += moved.numel()
         total.rows += len(a)
@@ -83,18 +83,22 @@ def ulp_distance(first: Tensor, second: Tensor) -> Tensor:
 
 def _ordered(values: Tensor) -> Tensor:
     """Integers in the order of the numbers: the sign bit of a float is no two's complement."""
-    patterns = bits(values).long()
+    patterns = bit_pattern(values).long()
     lowest = torch.iinfo(_INTEGERS[values.element_size()]).min
     return torch.where(patterns < 0, lowest - patterns, patterns)
 
 
 def _row_blocks(base: Tensor, other: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    blocks = zip(base.flatten(0, 1).split(_ROWS), other.flatten(0, 1).split(_ROWS), strict=True)
+    blocks = zip(
+        base.flatten(0, 1).split(_ROWS_AT_ONCE),
+        other.flatten(0, 1).split(_ROWS_AT_ONCE),
+        strict=True,
+    )
     for index, (a, b) in enumerate(blocks):
-        yield index * _ROWS, a, b
+        yield index * _ROWS_AT_ONCE, a, b
 
 
-def _add_distances(total: Difference, a: Tensor, b: Tensor) -> None:
+def _add_distances(total: LogitsDifference, a: Tensor, b: Tensor) -> None:
     if not a.numel():
         return
     total.largest = max(total.largest, (a.double() - b.double()).abs().max().item())

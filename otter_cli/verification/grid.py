@@ -1,15 +1,79 @@
-"""The grids: which ways of running a model are compared. No torch."""
+"""The cases that are compared, and the grids that list them. No torch.
+
+A case is one way of running a model: a path, lengths, batch, padding, dtype, attention, device and
+seed. A quick grid runs whole in the base's main setting, and runs its most telling cases in the
+others; a full grid runs whole in all."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from otter_cli.core.errors import OtterError
-from otter_cli.core.seeds import derive_seed
-from otter_cli.verification.cases import FORWARDS, GENERATES, Case
+from otter_cli.core.process import derive_seed
+
+FORWARDS = ("prefill", "decode", "chunked", "static", "checkpointing")
+GENERATES = ("greedy", "beam", "sample", "assisted")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way of running a model on tokens drawn from `seed`.
+
+    `path`: prefill; decode: prefill and `steps` cached ones; chunked: prefill by `chunk` tokens;
+    static: as decode, in a static cache; checkpointing: prefill in training mode; greedy, beam,
+    sample and assisted: `generate` of `steps` tokens. Padded rows have unequal lengths up to
+    `length`. `keep`: logits_to_keep. `threads` 0: as many as the process has.
+    """
+
+    path: str
+    length: int
+    batch: int = 1
+    padding: str = "none"
+    steps: int = 0
+    chunk: int = 0
+    keep: int = 0
+    threads: int = 0
+    attention: str = "sdpa"
+    dtype: str = "float32"
+    device: str = "cpu"
+    seed: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.batch * (self.length + self.steps)
+
+    @property
+    def kind(self) -> str:
+        """The path with what changes its masks and shapes, lengths apart."""
+        batch = ", batch" if self.batch > 1 and self.padding == "none" else ""
+        return self.path + batch + (f", {self.padding} padding" if self.padding != "none" else "")
+
+    @property
+    def label(self) -> str:
+        """The case in words, its setting (dtype, attention, device) apart."""
+        words = [self.path, f"{self.length} tokens"]
+        words += [f"batch {self.batch}"] if self.batch > 1 else []
+        words += [f"{self.padding} padding"] if self.padding != "none" else []
+        words += [f"{self.steps} steps"] if self.steps else []
+        words += [f"chunks of {self.chunk}"] if self.chunk else []
+        words += [f"{self.keep} logits kept"] if self.keep else []
+        words += [f"{self.threads} threads"] if self.threads else []
+        return ", ".join(words)
+
+    @property
+    def setting(self) -> str:
+        device = "" if self.device == "cpu" else f", {self.device}"
+        return f"{self.dtype}, {self.attention}{device}"
+
+    def __str__(self) -> str:
+        return f"{self.label} ({self.setting})"
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self)
+
 
 GridName = Literal["quick", "full"]
 
@@ -19,11 +83,11 @@ DTYPES: dict[GridName, tuple[str, ...]] = {
     "full": ("float32", "bfloat16", "float16"),
 }
 # What a window costs grows with its square: longer ones than these are cut.
-_WINDOW: dict[GridName, int] = {"quick": 512, "full": 2048}
+_LONGEST_WINDOW: dict[GridName, int] = {"quick": 512, "full": 2048}
 _LENGTHS = (1, 2, 7, 33, 128)
 # What differs first where another dtype or attention differs at all: lengths that no kernel blocks
 # by, masks of padded rows, steps over a cache, caches of another form. The most telling come first.
-_TELLING = (
+_TELLING_CASES = (
     Case("decode", 24, batch=4, padding="left", steps=6),
     Case("prefill", 33),
     Case("prefill", 128),
@@ -70,14 +134,14 @@ class Grid:
     def cases(self, positions: int) -> list[Case]:
         """All cases for a base of so many positions; those that one loaded model serves are
         neighbours."""
-        window = min(positions, _WINDOW[self.name])
+        window = min(positions, _LONGEST_WINDOW[self.name])
         dtypes = self._dtypes()
         named = [
             replace(path, attention=attention, dtype=dtype, device=device)
             for device in self.devices
             for dtype in dtypes
             for attention in self.attentions
-            for path in _fitting(self._paths(dtype, attention, window), window)
+            for path in _fit_window(self._paths(dtype, attention, window), window)
         ]
         drawn = [self._draw(index, window, dtypes) for index in range(self.random)]
         seeded = [replace(case, seed=derive_seed(self.seed, case.label)) for case in named]
@@ -99,7 +163,7 @@ class Grid:
 
     def _paths(self, dtype: str, attention: str, window: int) -> list[Case]:
         if departures := self.departures(dtype, attention):
-            return list(_TELLING if departures == 1 else _TELLING[:2])
+            return list(_TELLING_CASES if departures == 1 else _TELLING_CASES[:2])
         # Eager attention holds every pair of positions, several times.
         longest = max(window // 2, 1) if attention == "eager" else window
         return [*_quick(longest), *(_full(window) if self.name == "full" else ())]
@@ -169,7 +233,7 @@ def _full(window: int) -> Iterator[Case]:
     yield Case("assisted", 16, steps=24)
 
 
-def _fitting(cases: list[Case], window: int) -> list[Case]:
+def _fit_window(cases: list[Case], window: int) -> list[Case]:
     """Shortened until prompt and steps fit the window, each once; left out where they never do."""
     cut = [replace(case, length=min(case.length, window - case.steps)) for case in cases]
     return list(dict.fromkeys(case for case in cut if case.length > 0))

@@ -1,5 +1,6 @@
-"""The health of a folder: a base, a graft, or an adapter, as it lies on disk. No torch, unless the
-files alone do not settle whether the base can run."""
+"""The health of a folder on disk: a base, a graft or an adapter.
+
+Imports no torch, unless the files alone do not settle whether the base can run."""
 
 from __future__ import annotations
 
@@ -8,26 +9,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from otter_cli.checkpoint.dtypes import FLOATS
-from otter_cli.checkpoint.folder import Checkpoint
-from otter_cli.checkpoint.gguf.hint import refuse_gguf
-from otter_cli.checkpoint.values import count_not_finite
-from otter_cli.checkpoint.weights import Weights
+from otter_cli.checkpoint.dtypes import FLOAT_DTYPES
+from otter_cli.checkpoint.folder import MANIFEST, Checkpoint
+from otter_cli.checkpoint.gguf.header import refuse_gguf
+from otter_cli.checkpoint.nonfinite import count_non_finite
+from otter_cli.checkpoint.safetensors_reader import ShardedTensors
 from otter_cli.core.console import progress
 from otter_cli.core.errors import OtterError
-from otter_cli.families import FAMILIES, BaseShape, base_shape
-from otter_cli.families.quantised import quantisation_fault
+from otter_cli.families.config_checks import quantisation_error
+from otter_cli.families.registry import FAMILIES
+from otter_cli.families.shape import BaseShape, base_shape
 from otter_cli.families.tensors import expected_tensors
-from otter_cli.insertion import MANIFEST, Manifest
-from otter_cli.insertion.check import base_warnings, contradictions, rehearsed
-from otter_cli.insertion.storage import STEM
-from otter_cli.verification.findings import Finding
-from otter_cli.verification.static import check_graft
+from otter_cli.graft.base_check import base_warnings, find_problems, rehearsal_problems
+from otter_cli.graft.manifest import Manifest
+from otter_cli.graft.storage import FILE_STEM
+from otter_cli.verification.static import Finding, check_graft
 
-Kind = Literal["base", "graft", "adapter"]
-_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
+FolderKind = Literal["base", "graft", "adapter"]
+_DTYPE_CODES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 # What each holds of the others without rounding or overflow.
-_HOLDS = {"F64": {"F32", "F16", "BF16"}, "F32": {"F16", "BF16"}}
+_REPRESENTS = {"F64": {"F32", "F16", "BF16"}, "F32": {"F16", "BF16"}}
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Health:
     compared with otter.json's, `dtypes` elements by type, `values` elements looked into."""
 
     path: Path
-    kind: Kind
+    kind: FolderKind
     digests: int = 0
     tensors: int = 0
     shapes: int = 0
@@ -62,7 +63,7 @@ def check_health(folder: Path) -> Health:
             f"{folder} is no checkpoint: it holds neither config.json nor {MANIFEST}",
             hint="give the folder of a base, a graft or an adapter",
         )
-    kind: Kind = "base" if not has_manifest else "graft" if has_base else "adapter"
+    kind: FolderKind = "base" if not has_manifest else "graft" if has_base else "adapter"
     health = Health(folder, kind)
     parts = [_base] * has_base + [_recorded, _inserted] * has_manifest
     for part in parts:
@@ -82,7 +83,7 @@ def _base(folder: Path, health: Health) -> None:
     if isinstance(family, str) and family in FAMILIES:
         _shapes(base, base_shape(base.config), health)
     elif isinstance(family, str):
-        if fault := quantisation_fault(base.config):
+        if fault := quantisation_error(base.config):
             health.problems.append(Finding(fault[0], str(folder)))
         health.notes.append(
             f"shapes were not compared: family {family!r} is not described, and graft refuses it"
@@ -94,11 +95,11 @@ def _base(folder: Path, health: Health) -> None:
 
 def _dtype(base: Checkpoint, health: Health) -> None:
     said, is_ = base.config.get("dtype", base.config.get("torch_dtype")), base.dtype
-    wanted = _NAMES.get(str(said), is_)
-    if wanted == is_ or is_ not in FLOATS:
+    wanted = _DTYPE_CODES.get(str(said), is_)
+    if wanted == is_ or is_ not in FLOAT_DTYPES:
         return
     what = f"says {said}, most of the tensors are {is_}"
-    if is_ in _HOLDS.get(wanted, set()):
+    if is_ in _REPRESENTS.get(wanted, set()):
         health.notes.append(f"config.json {what}: transformers would take more memory")
     else:
         file = str(base.path / "config.json")
@@ -107,21 +108,21 @@ def _dtype(base: Checkpoint, health: Health) -> None:
 
 def _shapes(base: Checkpoint, shape: BaseShape, health: Health) -> None:
     health.tied = shape.tied
-    faults = list(contradictions(base, shape))
+    faults = list(find_problems(base, shape))
     if not faults:  # what the files alone do not settle, transformers says
         health.shapes = sum(1 for _ in expected_tensors(shape))
-        faults = list(rehearsed(base, shape))
+        faults = list(rehearsal_problems(base, shape))
     for tensor, what, _ in faults:
         file = base.file_of.get(tensor, "")
         health.problems.append(Finding(what, str(base.path / file), tensor or None))
     health.notes += base_warnings(base, shape)
 
 
-def _values(weights: Weights, folder: Path, health: Health) -> Iterator[Finding]:
+def _values(weights: ShardedTensors, folder: Path, health: Health) -> Iterator[Finding]:
     total = sum(info.nbytes for info in weights.tensors.values())
     with progress(total, "looking for NaN") as advance:
         for name, info in weights.tensors.items():
-            nan, infinite = count_not_finite(weights.read_raw(name), info)
+            nan, infinite = count_non_finite(weights.read_raw(name), info)
             health.values += info.count
             health.dtypes[info.dtype] = health.dtypes.get(info.dtype, 0) + info.count
             if nan or infinite:
@@ -143,6 +144,6 @@ def _recorded(folder: Path, health: Health) -> None:
 
 
 def _inserted(folder: Path, health: Health) -> None:
-    weights = Weights.open(folder, STEM)
+    weights = ShardedTensors.open(folder, FILE_STEM)
     health.tensors += len(weights.tensors)
     health.problems += _values(weights, folder, health)

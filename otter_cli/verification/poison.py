@@ -1,4 +1,4 @@
-"""Poison: inserted tensors filled with values that would show in whatever they reach."""
+"""Poison: inserted tensors filled with NaN, infinities and other values, to show their reach."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otter_cli.model import OtterForCausalLM
-from otter_cli.verification.cases import Case
-from otter_cli.verification.cost import work
-from otter_cli.verification.pace import Pace
-from otter_cli.verification.pair import Pair
-from otter_cli.verification.run import Digests, run
+from otter_cli.model.otter import OtterForCausalLM
+from otter_cli.verification.agenda import TimeBudget, estimated_tokens
+from otter_cli.verification.case_runner import ModelPair, OutputDigests, run_case
+from otter_cli.verification.grid import Case
 
-VALUES = ("nan", "inf", "-inf", "1e30", "denormal")
+POISON_VALUES = ("nan", "inf", "-inf", "1e30", "denormal")
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
@@ -48,17 +46,17 @@ class PoisonResult:
         return {**vars(self), "case": self.case.record(), "runs": self.runs, "moved": moved}
 
 
-def fill(tensors: Iterable[Tensor], value: str) -> None:
+def fill_with(tensors: Iterable[Tensor], value: str) -> None:
     with torch.no_grad():
         for tensor in tensors:
-            tensor.fill_(number(value, tensor.dtype))
+            tensor.fill_(poison_number(value, tensor.dtype))
 
 
 @contextmanager
 def poisoned(tensor: Tensor, value: str) -> Iterator[None]:
     """Fills `tensor` inside, and puts its own values back."""
     kept = tensor.detach().clone()
-    fill([tensor], value)
+    fill_with([tensor], value)
     try:
         yield
     finally:
@@ -66,7 +64,7 @@ def poisoned(tensor: Tensor, value: str) -> Iterator[None]:
             tensor.copy_(kept)
 
 
-def number(value: str, dtype: torch.dtype) -> float:
+def poison_number(value: str, dtype: torch.dtype) -> float:
     """`denormal` is half of the dtype's smallest normal number; 1e30 is infinite in float16."""
     if value == "denormal":
         return torch.finfo(dtype).smallest_normal / 2
@@ -75,28 +73,28 @@ def number(value: str, dtype: torch.dtype) -> float:
 
 
 def poison_each(
-    pair: Pair,
+    pair: ModelPair,
     otter: OtterForCausalLM,
     case: Case,
     values: tuple[str, ...],
     *,
     layers: Collection[int] | None = None,
-    pace: Pace | None = None,
+    pace: TimeBudget | None = None,
 ) -> PoisonResult:
     """Each inserted tensor in turn, so that none hides behind the NaN of another. `layers`: outside
     of these, the same tensor of all layers is one group, which is poisoned together."""
-    pace, expected = pace or Pace(), run(case, pair.base).digests()
+    pace, expected = pace or TimeBudget(), run_case(case, pair.base).digests()
     equal, tried, moved = 0, [], None
     for group in poison_groups([name for name, _ in otter.inserted_parameters()], layers):
         if pace.stopped:
             break
         tried.append(group)
         for value in values:
-            same = _stands(pair, otter, case, group, value, expected)
+            same = _logits_unchanged(pair, otter, case, group, value, expected)
             equal += same
             if not same and moved is None:
                 moved = (_culprit(pair, otter, case, group, value, expected), value)
-        pace.done(work(case) * len(values))
+        pace.done(estimated_tokens(case) * len(values))
     shared = [group for group in tried if len(group) > 1]
     return PoisonResult(
         case,
@@ -120,30 +118,32 @@ def poison_groups(names: Iterable[str], layers: Collection[int] | None) -> list[
     return list(groups.values())
 
 
-def _stands(
-    pair: Pair,
+def _logits_unchanged(
+    pair: ModelPair,
     otter: OtterForCausalLM,
     case: Case,
     group: Collection[str],
     value: str,
-    expected: Digests,
+    expected: OutputDigests,
 ) -> bool:
     """Whether the case gives the base's bits while the tensors of the group hold the value."""
     with ExitStack() as stack:
         for name, tensor in otter.inserted_parameters():
             if name in group:
                 stack.enter_context(poisoned(tensor, value))
-        return run(case, pair.other).digests() == expected
+        return run_case(case, pair.other).digests() == expected
 
 
 def _culprit(
-    pair: Pair,
+    pair: ModelPair,
     otter: OtterForCausalLM,
     case: Case,
     group: list[str],
     value: str,
-    expected: Digests,
+    expected: OutputDigests,
 ) -> str:
     """The tensor of a group that moves logits by itself; where none does, the group's first."""
-    alone = (name for name in group if not _stands(pair, otter, case, [name], value, expected))
+    alone = (
+        name for name in group if not _logits_unchanged(pair, otter, case, [name], value, expected)
+    )
     return group[0] if len(group) == 1 else next(alone, group[0])

@@ -1,7 +1,6 @@
-"""proof.json: what was compared, on what, with what outcome; and running it again elsewhere.
+"""proof.json: what was compared, with what outcome, and how to run it again elsewhere.
 
-The last entry is the digest of all others, so that a proof says whether it is whole.
-"""
+The last entry is the digest of all others, so that a proof says whether it is whole."""
 
 from __future__ import annotations
 
@@ -13,14 +12,12 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from otter_cli.checkpoint.strict_json import read_object, shown
 from otter_cli.core.digests import sha256_json
 from otter_cli.core.errors import CheckFailed, OtterError
 from otter_cli.core.provenance import provenance
-from otter_cli.verification.report import Report
-from otter_cli.verification.request import Request
-from otter_cli.verification.selection import Selection, name
-from otter_cli.verification.verdict import Verdict
+from otter_cli.core.strict_files import quoted, read_json_object
+from otter_cli.verification.agenda import VerificationRequest, WorkSelection, case_name
+from otter_cli.verification.report import Verdict, VerificationReport
 
 SCHEMA_VERSION = 2
 # Cases that a stranger's proof may ask this machine to run.
@@ -41,7 +38,7 @@ class _Proof(BaseModel):
     """What a second run is compared with."""
 
     verdict: str
-    request: Request
+    request: VerificationRequest
     static: _Digests
     cases: Any
     equal: Any
@@ -50,7 +47,7 @@ class _Proof(BaseModel):
     results: list[_Result]
 
 
-def proof_record(report: Report, verdict: Verdict) -> dict[str, Any]:
+def proof_record(report: VerificationReport, verdict: Verdict) -> dict[str, Any]:
     """The whole of proof.json."""
     record = {
         "schema_version": SCHEMA_VERSION,
@@ -64,14 +61,14 @@ def proof_record(report: Report, verdict: Verdict) -> dict[str, Any]:
     return {**record, "sha256": sha256_json(record)}
 
 
-def _request(report: Report) -> Request:
+def _request(report: VerificationReport) -> VerificationRequest:
     """The request, with what was done where that is not the whole grid."""
     if report.left_out is None:
         return report.request
-    done = Selection(
-        cases=tuple(map(name, report.compared)),
-        traces=tuple(name(path.case) for path in report.paths),
-        poisoned=tuple(name(result.case) for result in report.results if result.poison),
+    done = WorkSelection(
+        cases=tuple(map(case_name, report.compared)),
+        traces=tuple(case_name(path.case) for path in report.paths),
+        poisoned=tuple(case_name(result.case) for result in report.results if result.poison),
         each=bool(report.each),
         locality=bool(report.locality),
     )
@@ -104,7 +101,7 @@ def backend() -> dict[str, Any]:
 def read_proof(path: Path) -> dict[str, Any]:
     """A proof that is whole. Raises OtterError for what is none, CheckFailed for one that was
     changed after it was written."""
-    record = read_object(path)
+    record = read_json_object(path)
     version = record.get("schema_version")
     if "verdict" not in record or not isinstance(version, int):
         raise OtterError(f"{path} is no proof", hint="`otter verify OUT --base BASE` writes one")
@@ -131,14 +128,14 @@ def _no_request(where: str, error: ValidationError | OtterError) -> OtterError:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     return OtterError(
-        f"{where} is no proof that otter wrote: {shown(place)}: {first['msg']}",
+        f"{where} is no proof that otter wrote: {quoted(place)}: {first['msg']}",
         hint="ask for the original, or verify anew",
     )
 
 
-def request_of(record: dict[str, Any]) -> Request:
+def request_of(record: dict[str, Any]) -> VerificationRequest:
     """What the proof was made of, and how."""
-    request = TypeAdapter(Request).validate_python(record["request"])
+    request = TypeAdapter(VerificationRequest).validate_python(record["request"])
     if "main" not in record["request"]["grid"]:
         # Made when a quick grid ran whole in every setting.
         request = replace(request, grid=replace(request.grid, main=()))

@@ -1,19 +1,19 @@
-"""All that one verification found. No torch: what torch had to find arrives as records."""
+"""Everything that one verification found. No torch: results that need torch arrive as records."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from otter_cli.verification.cases import Case
-from otter_cli.verification.cost import Cost
-from otter_cli.verification.findings import Static
-from otter_cli.verification.request import Request
+from otter_cli.verification.agenda import Cost, VerificationRequest
+from otter_cli.verification.grid import Case
+from otter_cli.verification.static import StaticResult
 
 if TYPE_CHECKING:
-    from otter_cli.verification.bisect import Parting
+    from otter_cli.verification.bisect import FirstDifference
     from otter_cli.verification.compare import CaseResult, Skipped
-    from otter_cli.verification.locality import Locality
+    from otter_cli.verification.locality import LocalityResult
     from otter_cli.verification.poison import PoisonResult
     from otter_cli.verification.structure import PathTrace
 
@@ -40,20 +40,20 @@ class LeftOut:
 
 
 @dataclass
-class Report:
+class VerificationReport:
     """The levels in order. `untraced`, `unrun`: why there are no `paths`, or no `results`.
     `left_out`: None where the whole grid was run."""
 
-    request: Request
-    static: Static
+    request: VerificationRequest
+    static: StaticResult
     untraced: str = ""
     unrun: str = ""
     results: list[CaseResult] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     paths: list[PathTrace] = field(default_factory=list)
     each: list[PoisonResult] = field(default_factory=list)
-    locality: list[Locality] = field(default_factory=list)
-    parting: Parting | None = None
+    locality: list[LocalityResult] = field(default_factory=list)
+    parting: FirstDifference | None = None
     left_out: LeftOut | None = None
     cost: Cost = field(default_factory=Cost)
     seconds: float = 0.0
@@ -109,3 +109,136 @@ class Report:
             "cost": self.cost.record(),
             "seconds": round(self.seconds, 1),
         }
+
+
+BY_CONSTRUCTION = "exact by construction"
+ON_GRID = "exact on grid"
+CLOSE = "close"
+DIFFERENT = "different"
+INCONCLUSIVE = "inconclusive"
+ON_DISK = "identical on disk"  # the static level alone was asked for
+
+Strictness = Literal["construction", "grid", "close"]
+_PASSING: dict[Strictness, tuple[str, ...]] = {
+    "construction": (BY_CONSTRUCTION,),
+    "grid": (BY_CONSTRUCTION, ON_GRID),
+    "close": (BY_CONSTRUCTION, ON_GRID, CLOSE),
+}
+
+# Rounding alone stays far below this mean KL a row, in nats, even in bfloat16; retraining above.
+_CLOSE_KL = 1e-3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`name` is one of the six above; `sentence` says it to a person."""
+
+    name: str
+    sentence: str
+
+    def passes(self, strictness: Strictness) -> bool:
+        return self.name in (*_PASSING[strictness], ON_DISK)
+
+
+def decide(report: VerificationReport) -> Verdict:
+    """What refutes comes first: an unequal bit on disk outweighs any number of equal logits."""
+    against = list(_refutations(report))
+    if against:
+        more = f" (and {len(against) - 1} more)" if len(against) > 1 else ""
+        return Verdict(DIFFERENT, f"{against[0]}{more}.")
+    files = _files(report)
+    if report.request.static_only:
+        return Verdict(ON_DISK, f"{files}; no model was run.")
+    cases = len(report.results)
+    if not cases and report.left_out and not report.skipped:
+        return Verdict(INCONCLUSIVE, f"{report.left_out.why} before any case was compared.")
+    if not cases:
+        return Verdict(INCONCLUSIVE, f"the base runs none of the grid: {report.skipped[0].reason}")
+    if report.control < cases:
+        return Verdict(
+            INCONCLUSIVE,
+            f"on this machine the base differs from itself in {cases - report.control} of {cases} "
+            "cases, so nothing can be said of what is beside it.",
+        )
+    if report.equal < cases:
+        return _close(report)
+    logits = f"its logits are the base's bit for bit in {_cases(report)}"
+    if report.untraced:
+        return Verdict(
+            ON_GRID,
+            f"{logits}; for other inputs that is likely, not proven{_left_out_note(report)}.",
+        )
+    if report.left_out and (report.left_out.traces or not report.paths or not report.poison):
+        # What holds for every value of the inserted tensors needs every path of the trace.
+        return Verdict(ON_GRID, f"{logits}; the trace is not complete{_left_out_note(report)}.")
+    return Verdict(
+        BY_CONSTRUCTION,
+        f"{files}; {_paths(report)}; {logits}, whatever the inserted tensors "
+        f"hold{_left_out_note(report)}.",
+    )
+
+
+def _cases(report: VerificationReport) -> str:
+    done = len(report.results)
+    left = len(report.left_out.cases) if report.left_out else 0
+    return f"{done} of {done + left} cases" if left else f"all {done} cases"
+
+
+def _left_out_note(report: VerificationReport) -> str:
+    return f" ({report.left_out.why}; left out: {report.left_out})" if report.left_out else ""
+
+
+def _paths(report: VerificationReport) -> str:
+    """What the trace claims; of layers that were not compared, on what their claim rests."""
+    paths = f"no operation of the base reads an inserted value on any of {len(report.paths)} paths"
+    partly = next((path for path in report.paths if path.layers), None)
+    if partly is None:
+        return paths
+    *before, last = map(str, partly.layers)
+    layers = f"{', '.join(before)} and {last}" if before else last
+    return (
+        f"{paths} in any layer; that no other operation runs was compared in layers {layers} of "
+        f"{partly.depth}, and the others are of the same kinds"
+    )
+
+
+def _refutations(report: VerificationReport) -> Iterator[str]:
+    yield from map(str, report.static.findings)
+    for path in report.leaks:
+        yield f"{path.case}: {path.leak}"
+    for result in report.results:
+        if result.failure:
+            yield f"{result.case} raises {result.failure}, the base does not"
+        for value, stood in result.poison.items():
+            if not stood and result.control:
+                yield f"{result.case}: {value} in the inserted tensors moves logits"
+    for each in report.each:
+        if each.moved:
+            yield f"{each.moved[1]} in {each.moved[0]} alone moves logits"
+    for place in report.locality:
+        if place.failure:
+            yield f"insertion {place.insertion} is not local: {place.failure}"
+    if report.unrun:
+        yield f"it could not be run: {report.unrun}"
+
+
+def _files(report: VerificationReport) -> str:
+    static = report.static
+    return (
+        f"{static.files} files and {static.tensors} tensors are the base's byte for byte, and "
+        f"{static.inserted} inserted tensors are as planned"
+    )
+
+
+def _close(report: VerificationReport) -> Verdict:
+    """Rounding or more: by how far the worst case's distributions are apart."""
+    moved = [result.difference for result in report.results if not result.equal]
+    changed, compared = sum(d.changed for d in moved), sum(d.compared for d in moved)
+    argmaxes, rows = sum(d.argmaxes for d in moved), sum(d.rows for d in moved)
+    kl = max(d.kl for d in moved)
+    near = kl <= _CLOSE_KL and not any(d.not_finite or d.shapes for d in moved)
+    return Verdict(
+        CLOSE if near else DIFFERENT,
+        f"{len(moved)} of {len(report.results)} cases differ: in them {changed} of {compared} "
+        f"logits, {argmaxes} of {rows} argmaxes, mean KL up to {kl:.2g} nats.",
+    )

@@ -1,20 +1,18 @@
 """A trace of every operation that a forward dispatches, and of what inserted values reach.
 
-Storages, not tensors, are followed, so that views and in-place writes are the same thing. What
-an operation inside the insertion makes is *foreign*; what depends on an inserted parameter is
-*tainted* besides. The base is untouched when its own operations read neither, nothing inside
-writes to a storage of the base's or draws from its generator, and no tainted value leaves as a
-Python number.
+Storages are followed, not tensors, so that views and in-place writes count alike. What an
+operation of the insertion makes is *foreign*; what depends on an inserted parameter is *tainted*
+as well. The base is untouched if its own operations read neither, nothing of the insertion writes
+to its storages or draws from its generator, and no tainted value leaves as a Python number.
 
-Of layers outside of `compared`, the operations of the base are not written down. What reads what
-is followed in them all the same.
-"""
+In layers outside of `compared`, the base's operations are followed but not written down."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import count
 from typing import Any, Self
 
@@ -24,10 +22,68 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from otter_cli.verification.modules import ModulePath, tensors_in
+# What is told of a module's inputs and of its outputs: (its name, "input" or "output", tensors).
+ModuleWatcher = Callable[[str, str, list[Tensor]], None]
+
+
+class ModulePath:
+    """`current` is the innermost base module whose call is under way, "" outside all of them."""
+
+    def __init__(self) -> None:
+        self._stack: list[str] = []
+
+    @property
+    def current(self) -> str:
+        return self._stack[-1] if self._stack else ""
+
+    @contextmanager
+    def following(self, model: nn.Module, watch: ModuleWatcher) -> Iterator[None]:
+        """Keeps `current` while `model` runs, and shows `watch` what passes between modules."""
+        with ExitStack() as stack:
+            for name, module in model.named_modules():
+                enter, leave = partial(self._enter, name, watch), partial(self._leave, name, watch)
+                # Around all other hooks: what they do counts as this module's.
+                for handle in (
+                    module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True),
+                    module.register_forward_hook(leave, with_kwargs=True, always_call=True),
+                ):
+                    stack.callback(handle.remove)
+            yield
+
+    def _enter(
+        self, name: str, watch: ModuleWatcher, module: nn.Module, inputs: Any, named: dict[str, Any]
+    ) -> None:
+        self._stack.append(name)
+        watch(name, "input", list(tensors_in((inputs, named))))
+
+    def _leave(
+        self,
+        name: str,
+        watch: ModuleWatcher,
+        module: nn.Module,
+        inputs: Any,
+        named: Any,
+        output: Any,
+    ) -> None:
+        watch(name, "output", list(tensors_in(output)))
+        self._stack.pop()
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Tensors in nested tuples, lists and dicts. Caches are none of these: they may hold both
+    the base's layers and the insertion's."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from tensors_in(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from tensors_in(part)
+
 
 # Ways out of a tensor that dispatch no operation.
-_UNSEEN = {
+_UNDISPATCHED = {
     torch.Tensor.numpy,
     torch.Tensor.tolist,
     torch.Tensor.__array__,
@@ -35,8 +91,8 @@ _UNSEEN = {
     torch.Tensor.data_ptr,
 }
 # Those that share its memory: what is written there is no operation either.
-_OPENS = {torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__}
-_FORGET_EVERY = 16  # storages, at least
+_SHARES_MEMORY = {torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__}
+_FORGET_AFTER = 16  # storages, at least
 _SEEDED = torch.Tag.nondeterministic_seeded
 _VALUE_DEPENDENT = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
@@ -96,7 +152,7 @@ class Tracer(TorchDispatchMode):
         # Numbers by address, which a weak reference keeps from being used again.
         self.seen: dict[int, tuple[StorageWeakRef, int]] = {}
         self._numbers = count()
-        self._forget_at = _FORGET_EVERY
+        self._forget_at = _FORGET_AFTER
         self._names: dict[int, str] = {}
         self._foreign: set[int] = set()
         self._tainted: set[int] = set()
@@ -112,7 +168,7 @@ class Tracer(TorchDispatchMode):
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             stack.enter_context(self._modules.following(self._model, self._watch))
-            stack.enter_context(_Unseen(self))
+            stack.enter_context(_UndispatchedCalls(self))
             super().__enter__()
             self._stack = stack.pop_all()
         return self
@@ -138,12 +194,12 @@ class Tracer(TorchDispatchMode):
         if not self._follows and not self._writes_down():
             return function(*arguments, **named)
         read = list(tensors_in((arguments, named)))
-        written = [self.identity(tensor) for tensor in _written(function, arguments, named)]
+        written = [self.identity(tensor) for tensor in _written_tensors(function, arguments, named)]
         name = str(function)
-        generators = _generators() if self._inside() and _SEEDED in function.tags else []
+        generators = _generator_states() if self._inside() and _SEEDED in function.tags else []
         output = function(*arguments, **named)
         made = list(tensors_in(output))
-        if generators and not all(map(torch.equal, generators, _generators())):
+        if generators and not all(map(torch.equal, generators, _generator_states())):
             # The next numbers that the base draws are others then.
             self._leak(name, "draws random numbers from the base's generator")
         if any(tag in function.tags for tag in _VALUE_DEPENDENT):
@@ -177,7 +233,7 @@ class Tracer(TorchDispatchMode):
 
     def _base_operation(self, name: str, arguments: Any, read: list[int], made: list[int]) -> None:
         index = len(self.trace.operations)
-        inputs = ", ".join(map(self._describe, _flat(arguments)))
+        inputs = ", ".join(map(self._describe, _flatten(arguments)))
         self.trace.operations.append(Operation(name, self._modules.current, inputs))
         if not all(map(self._is_base, read)):
             self._leak(name, "reads what the insertion made")
@@ -218,7 +274,7 @@ class Tracer(TorchDispatchMode):
                 # of those that live may be dead: looking at all of them each time takes long.
                 alive = [item for item in self.seen.items() if not item[1][0].expired()]
                 self.seen = dict(alive)
-                self._forget_at = len(alive) + max(_FORGET_EVERY, len(alive) // 8)
+                self._forget_at = len(alive) + max(_FORGET_AFTER, len(alive) // 8)
             self.seen[reference.cdata] = reference, number
         return self.seen[reference.cdata][1]
 
@@ -235,7 +291,7 @@ class Tracer(TorchDispatchMode):
         return f"{name}{place}{[*value.shape]}/{[*value.stride()]}:{value.dtype}"
 
 
-class _Unseen(TorchFunctionMode):
+class _UndispatchedCalls(TorchFunctionMode):
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()
         self._tracer = tracer
@@ -243,14 +299,14 @@ class _Unseen(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, arguments: Any = (), named: Any = None
     ) -> Any:
-        if function in _UNSEEN:
+        if function in _UNDISPATCHED:
             self._tracer.escape(f"Tensor.{function.__name__}", tensors_in(arguments), "raw memory")
-        if function in _OPENS:
+        if function in _SHARES_MEMORY:
             self._tracer.open(f"Tensor.{function.__name__}", tensors_in(arguments))
         return function(*arguments, **(named or {}))
 
 
-def _written(function: Any, arguments: Any, named: dict[str, Any]) -> list[Tensor]:
+def _written_tensors(function: Any, arguments: Any, named: dict[str, Any]) -> list[Tensor]:
     """The tensors that an operation writes to, by its schema: in-place ones, and out=."""
     values = {a.name: value for a, value in zip(function._schema.arguments, arguments)}  # noqa: B905
     values |= named
@@ -262,22 +318,22 @@ def _written(function: Any, arguments: Any, named: dict[str, Any]) -> list[Tenso
     ]
 
 
-def _generators() -> list[Tensor]:
+def _generator_states() -> list[Tensor]:
     """The states of the default generators, of every device that is in use."""
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if _cuda() else ())]
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if _cuda_in_use() else ())]
 
 
-def _cuda() -> bool:
+def _cuda_in_use() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_initialized()
 
 
-def _flat(value: Any) -> Iterator[Any]:
+def _flatten(value: Any) -> Iterator[Any]:
     if isinstance(value, list | tuple):
         for part in value:
-            yield from _flat(part)
+            yield from _flatten(part)
     elif isinstance(value, dict):
         for name, part in sorted(value.items()):
             yield name
-            yield from _flat(part)
+            yield from _flatten(part)
     else:
         yield value

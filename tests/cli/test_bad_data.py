@@ -5,13 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.training import (
-    REWARD,
-    TOXICITY,
-    small_graft,
-    write_data,
-    write_recipe,
-)
+from tests.support.training import REWARD, TOXICITY, small_graft, write_data, write_recipe
 
 PAIR = b'{"chosen": "a good one", "rejected": "a bad one"}\n'
 LABEL = b'{"text": "abc", "toxicity": 1}\n'

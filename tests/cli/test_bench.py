@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Otter
-from tests.support.chat import TEMPLATES, said
-from tests.support.contestants import Contestants, write_contestants
+from tests.support.benchmark_models import BenchmarkModels, write_benchmark_models
+from tests.support.chat_tokenizers import TEMPLATES, said
 
 
 @pytest.fixture(scope="module")
-def contestants(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Contestants:
-    return write_contestants(tiny_llama, tmp_path_factory.mktemp("contestants"))
+def contestants(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> BenchmarkModels:
+    return write_benchmark_models(tiny_llama, tmp_path_factory.mktemp("contestants"))
 
 
 @pytest.fixture
-def arguments(contestants: Contestants, tmp_path: Path) -> dict[str, list[object]]:
+def arguments(contestants: BenchmarkModels, tmp_path: Path) -> dict[str, list[object]]:
     """A small run of each benchmark, in `tmp_path`/NAME."""
     common = ["--prompts", contestants.prompts, "--task-head", contestants.head, "--limit", 3]
     own = {
@@ -129,7 +129,9 @@ def test_a_report_is_drawn_of_any_result(
 def test_reports_need_no_torch(otter_here: Otter, arguments, tmp_path: Path) -> None:
     assert otter_here(*arguments["speedup"]).returncode == 0
     # None in place of a module makes its import fail.
-    code = "import sys; sys.modules['torch'] = None; from otter_cli.cli import main; exit(main())"
+    code = (
+        "import sys; sys.modules['torch'] = None; from otter_cli.cli.main import main; exit(main())"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, "bench", "report", str(tmp_path / "speedup"), "--json"],
         capture_output=True,
@@ -176,7 +178,7 @@ def test_unlike_runs_are_not_compared(otter_here: Otter, arguments, tmp_path: Pa
 
 
 def test_monitors_read_pairs_and_held_out_rows(
-    otter_here: Otter, contestants: Contestants, tmp_path: Path
+    otter_here: Otter, contestants: BenchmarkModels, tmp_path: Path
 ) -> None:
     rows = [(f"you are a friend {i}", f"you are a bastard {i}") for i in range(20)]
     pairs = tmp_path / "pairs.jsonl"
@@ -208,7 +210,7 @@ def test_prompts_of_messages_are_chatted_with_and_scored_again(
     base = tmp_path / "base"
     shutil.copytree(tiny_llama, base)
     (base / "chat_template.jinja").write_text(TEMPLATES["BOS at every turn"])
-    chatting = write_contestants(base, tmp_path)
+    chatting = write_benchmark_models(base, tmp_path)
     rows = [{"messages": said("hi", "yes?", "go on")}, {"prompt": "hello"}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [

@@ -14,8 +14,8 @@ import pytest
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
 from otter_cli.core.provenance import base_changes
-from otter_cli.insertion import graft
-from otter_cli.insertion.opened import open_graft
+from otter_cli.graft.grafted_folder import open_graft
+from otter_cli.graft.surgery import graft
 from tests.cli.test_help import LEAVES
 from tests.conftest import REPOSITORY, Otter, TinyCheckpoint
 from tests.support.grafts import plan_for
@@ -146,8 +146,8 @@ def heavy(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("work has begun")
 
     monkeypatch.setattr(load, "load_base", begun)
-    monkeypatch.setattr(find_rate, "load_material", begun)
-    monkeypatch.setattr(training, "load_material", begun)
+    monkeypatch.setattr(find_rate, "load_signal_data", begun)
+    monkeypatch.setattr(training, "load_signal_data", begun)
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -194,20 +194,20 @@ def test_training_on_a_changed_base_is_recorded_in_the_folder(
 
 
 def test_benchmarks_tell_an_accepted_base_from_the_recorded_one(folder: Path) -> None:
-    from otter_cli.benchmarks.models import base_digest
-    from otter_cli.insertion.opened import changed_base_accepted
+    from otter_cli.graft.grafted_folder import accept_changed_base
+    from otter_cli.scorers.load import base_digest
 
     manifest = open_graft(folder)
     before = base_digest(folder, manifest)
     flip("model.safetensors")(folder, folder)
-    with changed_base_accepted():
+    with accept_changed_base():
         open_graft(folder)
         assert base_digest(folder, manifest) != before
     assert base_digest(folder, manifest) == before
 
 
 def test_from_python(folder: Path) -> None:
-    from otter_cli.model import OtterForCausalLM
+    from otter_cli.model.otter import OtterForCausalLM
 
     edit("config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05')(folder, folder)
     with pytest.raises(OtterError, match=r"config\.json") as refused:
@@ -258,25 +258,22 @@ def test_every_verb_is_known_to_use_a_graft_or_not() -> None:
 def test_a_graft_is_used_only_through_the_function_that_compares_its_base() -> None:
     """`Manifest.read` alone compares nothing; these files look at a graft and do not use it."""
     reading = {
-        "insertion/opened.py": "compares",
-        "insertion/attach.py": "compares each file with its digest",
-        "insertion/compose.py": "compares each file with its digest",
-        "insertion/strip.py": "compares each file with its digest",
-        "insertion/update.py": "writes tensors of a graft that was opened",
+        "graft/grafted_folder.py": "compares; writes tensors of a graft that was opened",
+        "graft/surgery.py": "compares each file with its digest",
         "model/load.py": "loads onto a base that is in memory",
         "verification/static.py": "compares, and reports what it sees",
         "verification/health.py": "reports what it sees",
         "cli/inspect.py": "shows the record",
         "cli/graft.py": "reads names",
         "cli/export.py": "reads how signals were trained, after the export",
-        "teaching/scorers.py": "reads names, before the graft is loaded",
-        "demo/sentiment/run.py": "compares with the base that the user names",
+        "scorers/text_scorer.py": "reads names, before the graft is loaded",
+        "demo/sentiment_demo.py": "compares with the base that the user names",
         "serving/layouts.py": "reads again what it wrote",
-        "serving/vllm/served.py": "compares what an export has as it was",
+        "serving/vllm/engine_checks.py": "compares what an export has as it was",
         "serving/vllm/export.py": "reads again what it wrote",
-        "training/targets.py": "reads names, after the graft was opened",
-        "training/baselines.py": "reads the source, after the graft was opened",
-        "training/wide_heads.py": "reads sizes, after the graft was opened",
+        "training/trainable.py": "reads names, after the graft was opened",
+        "training/baselines/__init__.py": "reads the source, after the graft was opened",
+        "training/baselines/readouts.py": "reads sizes, after the graft was opened",
         "training/objectives/rollouts.py": "reads digests, after the graft was opened",
     }
     package = REPOSITORY / "otter_cli"

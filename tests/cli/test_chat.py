@@ -77,18 +77,18 @@ def test_a_system_message_comes_first(chat: Any, folder: Path) -> None:
 
 
 def test_ctrl_c_keeps_what_was_written(chat: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from otter_cli.cli.chat_terminal import Terminal
+    from otter_cli.cli.chat_terminal import ChatTerminal
 
     shown: list[str] = []
-    show = Terminal.show_token
+    show = ChatTerminal.show_token
 
-    def stop_at_third(self: Terminal, text: str, *values: Any) -> None:
+    def stop_at_third(self: ChatTerminal, text: str, *values: Any) -> None:
         shown.append(text)
         show(self, text, *values)
         if len(shown) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Terminal, "show_token", stop_at_third)
+    monkeypatch.setattr(ChatTerminal, "show_token", stop_at_third)
     run = chat("hello\ngood day\n", "--json")
     first, second = json.loads(run.stdout)["turns"]
     assert first["finish"] == "interrupted" and first["assistant"] == "".join(shown[:3])
@@ -119,7 +119,7 @@ def test_ctrl_c_before_the_first_token_drops_the_message(
 def test_a_stopped_answer_has_all_scores_of_its_signal(
     otter_here: Otter, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from otter_cli.cli.chat_terminal import Terminal
+    from otter_cli.cli.chat_terminal import ChatTerminal
 
     signals = ("classes:bad,good",)
     graft = random_graft(
@@ -133,15 +133,15 @@ def test_a_stopped_answer_has_all_scores_of_its_signal(
         return [turn["signals"]["classes"] for turn in json.loads(run.stdout)["turns"]]
 
     whole = scores()[0]
-    show, shown = Terminal.show_token, []
+    show, shown = ChatTerminal.show_token, []
 
-    def stop_at_third(self: Terminal, *values: Any) -> None:
+    def stop_at_third(self: ChatTerminal, *values: Any) -> None:
         show(self, *values)
         shown.append(values)
         if len(shown) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Terminal, "show_token", stop_at_third)
+    monkeypatch.setattr(ChatTerminal, "show_token", stop_at_third)
     stopped, again = scores()
     assert again == whole and 3 <= len(stopped) < len(whole) and len(stopped[0]) == 2
     assert stopped == whole[: len(stopped)]
@@ -176,9 +176,9 @@ def test_a_base_without_a_template_does_not_chat(
 
 
 def test_a_word_without_room_begins_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    from otter_cli.cli.chat_terminal import Terminal
+    from otter_cli.cli.chat_terminal import ChatTerminal
 
-    terminal = Terminal()
+    terminal = ChatTerminal()
     monkeypatch.setattr(terminal, "typed", True)
     monkeypatch.setattr(type(terminal.console), "width", 10)
     shown = [terminal._wrapped(text) for text in ("Hello", " the", "re", " world", "\n", " a")]

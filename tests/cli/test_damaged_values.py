@@ -61,7 +61,7 @@ def test_other_verbs(otter_here: Otter, folders: dict[str, Path], beside: Path, 
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
 def test_many_damages(otter_here: Otter, folders: dict[str, Path], beside: Path, verb: str) -> None:
-    """Of every verb a third; `python -m tests.property.damaged` tries all of them."""
+    """Of every verb a third; `python -m tests.property.damaged_values_count` tries all of them."""
     sample = _sample(folders["base"], 190, seed=3)
     ended, broken = count_damages(otter_here, verb, sample, folders, beside)
     assert not broken, "\n\n".join(broken)

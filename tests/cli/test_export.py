@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from otter_cli.cli import main
+from otter_cli.cli.main import main
 from tests.conftest import Otter
 from tests.support.grafts import random_graft
 
@@ -46,7 +46,7 @@ def test_the_page_of_a_wide_export_says_what_moved(
 def test_a_signal_too_far_off_fails(
     grafted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from otter_cli.serving import difference
+    from otter_cli.serving.wide import difference
 
     monkeypatch.setattr(difference, "TOLERANCES", dict.fromkeys(difference.TOLERANCES, 0.0))
     assert main(["export", str(grafted), str(tmp_path / "out"), "--to", "wide"]) == 1

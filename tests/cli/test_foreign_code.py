@@ -14,7 +14,7 @@ import torch
 
 from otter_cli.core.digests import sha256_json
 from tests.conftest import Otter
-from tests.support.contestants import write_classifier, write_reward_model
+from tests.support.benchmark_models import write_classifier, write_reward_model
 from tests.support.foreign_code import plant
 from tests.support.grafts import random_graft
 from tests.support.training import write_data, write_recipe
@@ -166,12 +166,12 @@ def test_a_wide_export_holds_none_of_the_bases_code(
     otter_here: Otter, grafted: Path, base: Path
 ) -> None:
     """Who loads it agrees to run otter's modelling file, and gets that alone."""
-    from otter_cli.model.wide import MODELLING, modelling_file
+    from otter_cli.model.wide import MODELLING_FILE, modelling_file
 
     done = otter_here("export", grafted, "out", "--to", "wide")
     assert done.returncode == 0, done.stderr
-    assert [path.name for path in Path("out").rglob("*.py")] == [MODELLING]
-    assert Path("out", MODELLING).read_bytes() == modelling_file("llama")
+    assert [path.name for path in Path("out").rglob("*.py")] == [MODELLING_FILE]
+    assert Path("out", MODELLING_FILE).read_bytes() == modelling_file("llama")
     settings = json.loads(Path("out/tokenizer_config.json").read_text())
     assert "auto_map" not in settings
     # The base's own files are as they were, and leave with the base.

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from otter_cli.cli.generate_prompts import encoded_of, prompts_of
+from otter_cli.cli.generate_run import encode_prompt, read_requested_prompts
 from otter_cli.core.errors import OtterError
 from otter_cli.data.prompts import Prompt
 from tests.conftest import Otter
-from tests.support.chat import TEMPLATES, chat_tokenizer, said
+from tests.support.chat_tokenizers import TEMPLATES, chat_tokenizer, said
 from tests.support.grafts import random_graft
 
 
@@ -234,9 +234,9 @@ def test_near_ties_show_both_paths(
     """Every choice counts as a near-tie: each is reported with what a step of one token says."""
     from torch import full, inf
 
-    from otter_cli.decoding import near_ties
+    from otter_cli.decoding.speculative import acceptance
 
-    monkeypatch.setattr(near_ties, "bound", lambda logits: full(logits.shape[:-1], inf))
+    monkeypatch.setattr(acceptance, "near_tie_gap", lambda logits: full(logits.shape[:-1], inf))
     options = ("generate", folder, "hello", "--max-new-tokens", "8", "--draft", "future")
     data = json.loads(otter_here(*options, "--json").stdout)
     # The first token is no draft's: a step of one gives it.
@@ -265,8 +265,8 @@ def test_the_ids_of_chat_prompts_are_transformers_own(
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     messages = [said("hello"), dialogue, dialogue, dialogue]
-    for prompt, given in zip(prompts_of(None, file), messages, strict=True):
-        assert encoded_of(tokenizer, prompt, chat=True) == tokenizer.apply_chat_template(
+    for prompt, given in zip(read_requested_prompts(None, file), messages, strict=True):
+        assert encode_prompt(tokenizer, prompt, chat=True) == tokenizer.apply_chat_template(
             given, tokenize=True, return_dict=False, add_generation_prompt=True
         )
 
@@ -276,21 +276,21 @@ def test_prompts_that_need_a_template_are_told_by_file_and_line(
 ) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"messages": said("hello")}) + "\n")
-    (prompt,) = prompts_of(None, file)
+    (prompt,) = read_requested_prompts(None, file)
     with pytest.raises(OtterError, match="rows.jsonl, line 1: the prompt is a list of messages"):
-        encoded_of(tiny_tokenizer, prompt, False, file)
+        encode_prompt(tiny_tokenizer, prompt, False, file)
     with pytest.raises(OtterError, match="line 1: the tokenizer has no chat template"):
-        encoded_of(tiny_tokenizer, prompt, True, file)
+        encode_prompt(tiny_tokenizer, prompt, True, file)
     plain = Prompt("hello", 1)
     with pytest.raises(OtterError, match="^the prompt: the tokenizer has no chat template"):
-        encoded_of(tiny_tokenizer, plain, chat=True)
-    assert encoded_of(tiny_tokenizer, plain, chat=False) == tiny_tokenizer("hello")["input_ids"]
+        encode_prompt(tiny_tokenizer, plain, chat=True)
+    assert encode_prompt(tiny_tokenizer, plain, chat=False) == tiny_tokenizer("hello")["input_ids"]
     file.write_text(json.dumps({"messages": said("hello", "yes")}) + "\n")
     with pytest.raises(OtterError, match="line 1: 'messages' ends with the assistant's own"):
-        prompts_of(None, file)
+        read_requested_prompts(None, file)
     file.write_text(json.dumps({"chosen": said("a", "b"), "rejected": said("c", "d")}) + "\n")
     with pytest.raises(OtterError, match="line 1: 'chosen' and 'rejected' share no message"):
-        prompts_of(None, file)
+        read_requested_prompts(None, file)
 
 
 def test_signals_of_tokens_to_come_are_not_shown(

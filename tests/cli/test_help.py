@@ -48,7 +48,7 @@ def test_otter_alone_shows_the_overview(otter: Otter) -> None:
 def test_a_verbs_page_is_whole_and_has_an_example(
     path: tuple[str, ...], command: Any, monkeypatch: Any, capsys: Any
 ) -> None:
-    from otter_cli.cli import main
+    from otter_cli.cli.main import main
 
     monkeypatch.setenv("COLUMNS", "100")
     assert main([*path, "--help"]) == 0

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import Otter
 from tests.support.grafts import random_graft
-from tests.support.hostile import CONTROL, HOSTILE, shown_as
+from tests.support.hostile_text import CONTROL, HOSTILE, shown_as
 
 # A file's name holds neither of these.
 NAMES = {name: text.replace("/", "|") for name, text in HOSTILE.items() if "\x00" not in text}

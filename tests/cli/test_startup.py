@@ -12,7 +12,7 @@ HEAVY = {"torch", "transformers", "numpy", "pydantic", "safetensors", "matplotli
 
 _LIST_MODULES = """
 import json, sys
-from otter_cli.cli import main
+from otter_cli.cli.main import main
 code = main(sys.argv[1:])
 assert code == 0, code
 print("\\n" + json.dumps(sorted(sys.modules)))
@@ -52,7 +52,7 @@ def test_inspecting_a_base_imports_neither_numpy_nor_what_plans_insertions(
     modules = modules_after("inspect", str(tiny_llama))
     packages = {module.partition(".")[0] for module in modules}
     assert not packages & {"torch", "transformers", "numpy", "safetensors", "matplotlib"}
-    assert "otter_cli.insertion" not in modules
+    assert "otter_cli.graft" not in modules
 
 
 def test_pricing_a_graft_imports_no_numpy(tiny_llama: Path, tmp_path: Path) -> None:

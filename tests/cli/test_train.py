@@ -62,11 +62,11 @@ def test_the_model_card_says_data_figures_and_verdict(
 def test_a_base_that_changed_while_training_fails(
     otter_here, graft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from otter_cli.training.loop import Run
+    from otter_cli.training.loop import TrainingRun
 
-    evaluate = Run.evaluate
+    evaluate = TrainingRun.evaluate
 
-    def damaging(run: Run, *arguments, **named) -> None:
+    def damaging(run: TrainingRun, *arguments, **named) -> None:
         evaluate(run, *arguments, **named)
         weights = graft / "model.safetensors"
         content = bytearray(weights.read_bytes())
@@ -74,7 +74,7 @@ def test_a_base_that_changed_while_training_fails(
         weights.unlink()  # a hard link of the base's
         weights.write_bytes(content)
 
-    monkeypatch.setattr(Run, "evaluate", damaging)
+    monkeypatch.setattr(TrainingRun, "evaluate", damaging)
     done = otter_here("train", graft, "--recipe", write_recipe(tmp_path), "--json")
     assert done.returncode == 1
     assert json.loads(done.stdout)["verify"]["verdict"] == "different"
@@ -159,7 +159,8 @@ def test_recipes_are_refused_without_torch(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from otter_cli.core.errors import OtterError\n"
-        "from otter_cli.training import load_recipe, train\n"
+        "from otter_cli.training.recipe import load_recipe; from otter_cli.training.run import "
+        "train\n"
         "try:\n"
         f"    load_recipe({str(recipe)!r})\n"
         "except OtterError as error:\n"

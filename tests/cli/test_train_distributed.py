@@ -15,15 +15,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.testing import assert_close
 
 from otter_cli.core.jsonlines import read_jsonlines
-from otter_cli.insertion import TENSORS, Manifest
-from tests.support.training import (
-    FUTURE,
-    REWARD,
-    TOXICITY,
-    small_graft,
-    write_data,
-    write_recipe,
-)
+from otter_cli.graft.manifest import Manifest
+from otter_cli.graft.storage import TENSORS_FILE
+from tests.support.training import FUTURE, REWARD, TOXICITY, small_graft, write_data, write_recipe
 
 pytestmark = pytest.mark.slow
 SIGNALS = {
@@ -84,7 +78,9 @@ def test_two_processes_train_as_one(
     assert len(one) == len(two) and len(one[0]) > 4
     for theirs, ours in zip(one, two, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5, rel=0)
-    assert_close(load_file(folder / TENSORS), load_file(alone / TENSORS), atol=1e-5, rtol=1e-4)
+    assert_close(
+        load_file(folder / TENSORS_FILE), load_file(alone / TENSORS_FILE), atol=1e-5, rtol=1e-4
+    )
     assert Manifest.read(folder).training.keys() == SIGNALS.keys()
     # Every line of talk once, every file once.
     assert done.stderr.count("step 4: reward accuracy") == 1
@@ -96,11 +92,11 @@ def test_a_run_in_shards_is_resumed_bit_for_bit(
     tiny_llama: Path, tmp_path: Path, recipe: Path
 ) -> None:
     folder = small_graft(tiny_llama, tmp_path / "two", "reward", "toxicity", "future:2")
-    inserted = sum(tensor.numel() for tensor in load_file(folder / TENSORS).values()) * 4
+    inserted = sum(tensor.numel() for tensor in load_file(folder / TENSORS_FILE).values()) * 4
     done = _train(folder, "--recipe", recipe, "--shard", processes=2)
     (half,) = re.findall(r"and ([\d.]+) kB of the insertion's", done.stderr)
     assert float(half) * 1000 == pytest.approx(inserted / 2, rel=0.02)
-    whole = load_file(folder / TENSORS)
+    whole = load_file(folder / TENSORS_FILE)
     states = folder / "training"
     last = load_file(states / "state-00000012.safetensors")
     (states / "state-00000012.safetensors").unlink()  # as if it had been killed before
@@ -108,7 +104,7 @@ def test_a_run_in_shards_is_resumed_bit_for_bit(
     assert "going on after step 10" in done.stderr, done.stderr
     again = load_file(states / "state-00000012.safetensors")
     assert_close(again, last, atol=0, rtol=0)
-    assert_close(load_file(folder / TENSORS), whole, atol=0, rtol=0)
+    assert_close(load_file(folder / TENSORS_FILE), whole, atol=0, rtol=0)
 
 
 def test_a_run_of_two_is_resumed_by_one(
@@ -117,11 +113,13 @@ def test_a_run_of_two_is_resumed_by_one(
     folder = small_graft(tiny_llama, tmp_path / "two", "reward", "toxicity", "future:2")
     baseline = ["--baseline", "head", "--to", tmp_path / "head"]
     done = _train(folder, "--recipe", recipe, *baseline, processes=2)
-    assert done.returncode == 0 and (tmp_path / "head" / TENSORS).is_file(), done.stderr
+    assert done.returncode == 0 and (tmp_path / "head" / TENSORS_FILE).is_file(), done.stderr
     assert _train(folder, "--recipe", recipe, processes=2).returncode == 0
     again = otter_here("train", folder, "--recipe", recipe, "--resume", "--json")
     assert json.loads(again.stdout)["steps"] == 12
-    assert_close(load_file(folder / TENSORS), load_file(alone / TENSORS), atol=1e-4, rtol=1e-3)
+    assert_close(
+        load_file(folder / TENSORS_FILE), load_file(alone / TENSORS_FILE), atol=1e-4, rtol=1e-3
+    )
 
 
 def test_what_does_not_divide_or_shard_is_refused(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from otter_cli.teaching import writing
+from otter_cli.teaching import continuations
 from tests.conftest import Otter
 from tests.support.grafts import chat_base, graft_for
 
@@ -127,7 +127,7 @@ def test_ctrl_c_while_the_base_writes_and_the_same_command_again(
     prompts.write_text("".join(f"{words(i)}\n" for i in range(12)))
     teacher = "python:tests.unit.teaching.test_teach:letters"
     options = ("--teacher", teacher, "--prompts", prompts, "--signal", "reward", *FEW)
-    write, calls = writing._write, []
+    write, calls = continuations._generate, []
 
     def stopped_at_second(*arguments: Any) -> Any:
         calls.append(arguments)
@@ -135,7 +135,7 @@ def test_ctrl_c_while_the_base_writes_and_the_same_command_again(
             raise KeyboardInterrupt
         return write(*arguments)
 
-    monkeypatch.setattr(writing, "_write", stopped_at_second)
+    monkeypatch.setattr(continuations, "_generate", stopped_at_second)
     run = otter_here("train", folder, *options, "--new-tokens", 6)
     assert run.returncode == 130 and "interrupted" in run.stderr
     run = otter_here("train", folder, *options, "--new-tokens", 6)
@@ -229,7 +229,7 @@ def test_a_check_counts_classes_and_names_ignored_columns(
 def test_a_check_of_messages_counts_the_templates_tokens(
     otter_here: Otter, folder: Path, tmp_path: Path
 ) -> None:
-    from otter_cli.model.pretrained import load_tokenizer
+    from otter_cli.model.load import load_tokenizer
 
     messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "abc"}]
     path = lines(tmp_path / "m.jsonl", [{"messages": messages, "label": 1}] * 3)

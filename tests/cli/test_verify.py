@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import Otter
-from tests.support.disruptions import flip_bit
 from tests.support.grafts import random_graft
+from tests.support.planted_faults import flip_bit
 
 QUICK = ("--dtype", "float32")
 
@@ -109,7 +109,7 @@ def test_threads_sleep_while_they_wait(otter: Otter, graft: Path, tmp_path: Path
 
 
 def test_a_user_s_own_way_of_waiting_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    from otter_cli.core.threads import let_threads_sleep
+    from otter_cli.core.process import let_threads_sleep
 
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     let_threads_sleep()

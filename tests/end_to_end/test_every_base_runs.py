@@ -12,15 +12,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from otter_cli.decoding import Sampling, generate
-from otter_cli.insertion import Manifest
-from otter_cli.model import OtterForCausalLM
-from otter_cli.training import Recipe, train
-from otter_cli.verification.cases import Case as Run
+from otter_cli.decoding.generate import generate
+from otter_cli.decoding.sampling import Sampling
+from otter_cli.graft.manifest import Manifest
+from otter_cli.model.otter import OtterForCausalLM
+from otter_cli.training.recipe import Recipe
+from otter_cli.training.run import train
+from otter_cli.verification.agenda import VerificationRequest
+from otter_cli.verification.grid import Case as Run
 from otter_cli.verification.grid import Grid
-from otter_cli.verification.request import Request
-from otter_cli.verification.verdict import decide
-from otter_cli.verification.verify import verify
+from otter_cli.verification.report import decide
+from otter_cli.verification.run_verification import verify
 from tests.support.families import CASES, Case
 from tests.support.grafts import random_graft
 from tests.support.training import REWARD, small_recipe
@@ -113,7 +115,7 @@ def test_a_base_that_is_grafted_generates_trains_and_is_verified(
         assert torch.tensor(ours.signals["reward"]).isfinite().all()
     _one_step(folder, recipe)
     grid = Few(dtypes=(stored["dtype"],), attentions=(attention,))
-    report = verify(Request(folder, base=base, grid=grid))
+    report = verify(VerificationRequest(folder, base=base, grid=grid))
     verdict = decide(report)
     assert verdict.passes("grid") and report.results, verdict
 

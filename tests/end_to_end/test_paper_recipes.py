@@ -9,10 +9,10 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
 
-from otter_cli.benchmarks.matrix.run import MatrixResult
-from otter_cli.insertion import Manifest
+from otter_cli.benchmarks.matrix.run_matrix import MatrixResult
+from otter_cli.graft.manifest import Manifest
 from tests.conftest import Otter, TinyCheckpoint
-from tests.support.contestants import write_classifier, write_reward_model
+from tests.support.benchmark_models import write_classifier, write_reward_model
 
 LLAMA, HH = "meta-llama/Llama-2-7b-hf", "Anthropic/hh-rlhf/harmless-base"
 

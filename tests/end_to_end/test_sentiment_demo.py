@@ -8,14 +8,18 @@ from typing import Any
 import pytest
 
 from otter_cli.core.errors import OtterError
-from otter_cli.demo import BASE
-from otter_cli.demo.sentiment import run
-from otter_cli.demo.sentiment.lexicons import afinn_positive, vader
-from otter_cli.demo.sentiment.prompts import TEST_SUBJECTS, held_out_prompts, training_prompts
-from otter_cli.demo.sentiment.run import METHODS, Scale
+from otter_cli.demo import BASE, sentiment_demo
+from otter_cli.demo.sentiment_demo import (
+    METHODS,
+    TEST_SUBJECTS,
+    DemoScale,
+    held_out_prompts,
+    training_prompts,
+)
+from otter_cli.demo.sentiment_lexicons import afinn_positive, vader
 from tests.conftest import Otter, TinyCheckpoint
 
-SMALL = Scale(
+SMALL = DemoScale(
     prompts=12, samples=3, tokens=8, steps=4, batch=4, test_prompts=3, new_tokens=6, strength=5.0
 )
 
@@ -29,9 +33,9 @@ def vowels(text: str) -> float:
 def test_the_whole_job_and_again(
     otter_here: Otter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "WHOLE", SMALL)
+    monkeypatch.setattr(sentiment_demo, "FULL_SCALE", SMALL)
     # VADER knows none of the words that the tiny base writes.
-    monkeypatch.setattr(run, "LABELLER", f"python:{__name__}:vowels")
+    monkeypatch.setattr(sentiment_demo, "LABELLER", f"python:{__name__}:vowels")
     folder = tmp_path / "demo"
     command = ("demo", folder, "--model", BASE, "--json")
     first = otter_here(*command)
@@ -39,7 +43,7 @@ def test_the_whole_job_and_again(
     data = json.loads(first.stdout)
     assert data["verify"]["verdict"].startswith("exact")
     assert set(data["bench"]["methods"]) == set(METHODS)
-    assert f"step 1 of {len(run.STEPS)}" in first.stderr
+    assert f"step 1 of {len(sentiment_demo.STEPS)}" in first.stderr
     assert "going on after" not in first.stderr
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.index("Side by side") < page.index("Guided by a reward")
@@ -65,10 +69,13 @@ def test_a_model_that_is_not_there_says_how_to_get_it(otter_here: Otter, tmp_pat
 def test_runs_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
     record = tmp_path / "demo.json"
     for _ in range(2):
-        run._check_settings(record, {"seed": 0, **asdict(run.QUICK)})
-    for seed, scale, words in ((1, run.QUICK, "seed"), (0, run.WHOLE, "prompts")):
+        sentiment_demo._check_settings(record, {"seed": 0, **asdict(sentiment_demo.QUICK_SCALE)})
+    for seed, scale, words in (
+        (1, sentiment_demo.QUICK_SCALE, "seed"),
+        (0, sentiment_demo.FULL_SCALE, "prompts"),
+    ):
         with pytest.raises(OtterError, match=words):
-            run._check_settings(record, {"seed": seed, **asdict(scale)})
+            sentiment_demo._check_settings(record, {"seed": seed, **asdict(scale)})
 
 
 def test_a_run_of_another_base_is_not_continued(
@@ -76,9 +83,9 @@ def test_a_run_of_another_base_is_not_continued(
 ) -> None:
     out = tmp_path / "grafted"
     base, other = (tiny_checkpoint("llama", tied=tied) for tied in (False, True))
-    assert run._graft(base, out) == run._graft(base, out)
+    assert sentiment_demo._graft(base, out) == sentiment_demo._graft(base, out)
     with pytest.raises(OtterError, match="another base") as error:
-        run._graft(other, out)
+        sentiment_demo._graft(other, out)
     assert "--model" in str(error.value.hint)
 
 

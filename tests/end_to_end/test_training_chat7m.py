@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from otter_cli.training import TrainResult, load_recipe, train
+from otter_cli.training.recipe import load_recipe
+from otter_cli.training.run import TrainResult, train
 from tests.support.grafts import graft_for
 
 STEPS = 50

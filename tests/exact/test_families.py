@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from otter_cli.insertion import strip
-from otter_cli.model import OtterForCausalLM
+from otter_cli.graft.surgery import strip
+from otter_cli.model.otter import OtterForCausalLM
 from tests.support.families import CASES, Case
 from tests.support.grafts import random_graft
 

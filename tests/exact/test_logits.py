@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, StaticCache
 
-from otter_cli.model import OtterForCausalLM
+from otter_cli.model.otter import OtterForCausalLM
 from tests.support.grafts import random_graft
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")

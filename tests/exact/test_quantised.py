@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, TorchAoConfig
 
 from otter_cli.core.errors import OtterError
 from otter_cli.core.jsonlines import read_jsonlines
-from otter_cli.model import OtterForCausalLM
-from otter_cli.model.quantised import quantisation_config
-from otter_cli.training import train
+from otter_cli.model.load import quantisation_config
+from otter_cli.model.otter import OtterForCausalLM
+from otter_cli.training.run import train
 from tests.support.grafts import graft_for, random_graft
 from tests.support.training import small_recipe
 

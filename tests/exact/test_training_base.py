@@ -7,13 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from otter_cli.insertion import MANIFEST, TENSORS, Manifest, strip
-from otter_cli.model import OtterForCausalLM
-from otter_cli.training import load_recipe, train
-from otter_cli.training.loop import Run
-from otter_cli.training.objectives.objective import last_tokens
+from otter_cli.checkpoint.folder import MANIFEST
+from otter_cli.data.batches import last_tokens
+from otter_cli.graft.manifest import Manifest
+from otter_cli.graft.storage import TENSORS_FILE
+from otter_cli.graft.surgery import strip
+from otter_cli.model.otter import OtterForCausalLM
+from otter_cli.training.loop import TrainingRun
+from otter_cli.training.recipe import load_recipe
+from otter_cli.training.run import train
 from otter_cli.training.state import StateFolder
-from otter_cli.training.trainee import GraftTrainee
+from otter_cli.training.trainable import GraftTrainable
 from tests.support.training import (
     FUTURE,
     REWARD,
@@ -41,13 +45,13 @@ def _digests(folder: Path) -> dict[str, str]:
 def test_only_inserted_tensors_change_on_disk(
     folder: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    before, values = _digests(folder), load_file(folder / TENSORS)
+    before, values = _digests(folder), load_file(folder / TENSORS_FILE)
     recipe = small_recipe(tmp_path, {"reward": REWARD, "future": FUTURE}, steps=25)
     train(folder, recipe)
     after = _digests(folder)
-    assert {name for name in before if after[name] != before[name]} == {TENSORS, MANIFEST}
+    assert {name for name in before if after[name] != before[name]} == {TENSORS_FILE, MANIFEST}
     assert all(name.startswith("training/") for name in after.keys() - before.keys())
-    trained = load_file(folder / TENSORS)
+    trained = load_file(folder / TENSORS_FILE)
     still = {name for name in values if torch.equal(trained[name], values[name])}
     # The head that the recipe leaves out, and the bias that cancels in a pair.
     assert still == {
@@ -61,13 +65,13 @@ def test_only_inserted_tensors_change_on_disk(
 def test_the_base_in_memory_is_bit_unchanged_and_has_no_gradient(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs: list[Run] = []
-    take_step = Run.take_step
-    monkeypatch.setattr(Run, "take_step", lambda run: (runs.append(run), take_step(run))[1])
+    runs: list[TrainingRun] = []
+    take_step = TrainingRun.take_step
+    monkeypatch.setattr(TrainingRun, "take_step", lambda run: (runs.append(run), take_step(run))[1])
     signals = {"reward": REWARD, "toxicity": TOXICITY, "future": FUTURE}
     train(folder, small_recipe(tmp_path, signals))
     trainee = runs[0].trainee
-    assert isinstance(trainee, GraftTrainee)
+    assert isinstance(trainee, GraftTrainable)
     fresh = dict(OtterForCausalLM.from_pretrained(folder).base.named_parameters())
     for name, parameter in trainee.model.base.named_parameters():
         assert torch.equal(parameter, fresh[name])
@@ -77,14 +81,16 @@ def test_the_base_in_memory_is_bit_unchanged_and_has_no_gradient(
 def test_the_trained_folder_scores_as_the_trainee_did(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs: list[Run] = []
-    evaluate = Run.evaluate
+    runs: list[TrainingRun] = []
+    evaluate = TrainingRun.evaluate
     monkeypatch.setattr(
-        Run, "evaluate", lambda run, log, **how: (runs.append(run), evaluate(run, log, **how))
+        TrainingRun,
+        "evaluate",
+        lambda run, log, **how: (runs.append(run), evaluate(run, log, **how)),
     )
     recipe = small_recipe(tmp_path)
     train(folder, recipe)
-    loaded = GraftTrainee(folder, recipe)
+    loaded = GraftTrainable(folder, recipe)
     batch = runs[0].material["reward"].batch(0)
     with torch.no_grad():
         at = last_tokens(batch)
@@ -97,7 +103,7 @@ def test_the_state_holds_what_the_folder_holds(folder: Path, tmp_path: Path) -> 
     train(folder, small_recipe(tmp_path))
     state = StateFolder(folder).load()
     assert state is not None
-    written = load_file(folder / TENSORS)
+    written = load_file(folder / TENSORS_FILE)
     values = {n: t for n, t in state.tensors.items() if n.startswith("value/")}
     assert values
     for name, tensor in values.items():
@@ -111,7 +117,7 @@ def test_a_bf16_base_stays_in_bf16_and_the_insertion_trains_in_fp32(
     before = load_file(folder / "model.safetensors")
     write_data(tmp_path)
     recipe = load_recipe(write_recipe(tmp_path))
-    trainee = GraftTrainee(folder, recipe)
+    trainee = GraftTrainable(folder, recipe)
     assert trainee.model.base.dtype == torch.bfloat16
     assert {p.dtype for p in trainee.parameters.values()} == {torch.float32}
     train(folder, recipe)

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from otter_cli.insertion import TENSORS, Manifest
-from otter_cli.training import train
-from tests.support.kills import SIGNALS, joint_graft, kill_runs, losses, same_tensors
+from otter_cli.graft.manifest import Manifest
+from otter_cli.graft.storage import TENSORS_FILE
+from otter_cli.training.run import train
 from tests.support.training import ctrl_c_in_step, small_recipe
+from tests.support.training_kills import SIGNALS, joint_graft, kill_runs, losses, same_tensors
 
 
 @pytest.mark.parametrize(("evaluate_every", "optimizer"), [(0, "adamw"), (4, "muon")])
@@ -27,7 +28,7 @@ def test_twenty_steps_are_ten_and_ten(
         train(halves, recipe)
     assert Manifest.read(halves).training["reward"].steps == 10
     train(halves, recipe, resume=True)
-    same_tensors(whole / TENSORS, halves / TENSORS)
+    same_tensors(whole / TENSORS_FILE, halves / TENSORS_FILE)
     assert losses(whole) == losses(halves)
     state = "training/state-00000020.safetensors"
     same_tensors(whole / state, halves / state)

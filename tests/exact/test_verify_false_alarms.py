@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from otter_cli.verification import Grid, Request, decide, verify
-from otter_cli.verification.cases import FORWARDS, GENERATES, Case
+from otter_cli.verification.agenda import VerificationRequest
+from otter_cli.verification.case_runner import max_positions, open_pair
 from otter_cli.verification.compare import CaseResult, compare, poison_cases
-from otter_cli.verification.pair import open_pair, positions
+from otter_cli.verification.grid import FORWARDS, GENERATES, Case, Grid
+from otter_cli.verification.report import decide
+from otter_cli.verification.run_verification import verify
 from tests.support.families import CASES
 from tests.support.families import Case as Family
 from tests.support.grafts import random_graft
@@ -21,7 +23,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def drawn(base: Path, dtype: str) -> list[Case]:
     """The random part of the grids `--random 4 --seed SEED`, for every seed whose turn it is."""
-    window, cases = positions(base), []
+    window, cases = max_positions(base), []
     for seed in range(DTYPES.index(dtype), SEEDS, len(DTYPES)):
         named = set(Grid(seed=seed, dtypes=(dtype,)).cases(window))
         grid = Grid(random=EACH, seed=seed, dtypes=(dtype,))
@@ -35,7 +37,7 @@ def test_fifty_random_grids(tiny_llama: Path, tmp_path: Path) -> None:
     for kv in ("own", "base"):
         folder = random_graft(tiny_llama, tmp_path / kv, hidden=8, heads=2, ffn=16, kv=kv)
         for dtype in DTYPES:
-            pair = open_pair(Request(folder), dtype=dtype, device="cpu", shared=True)
+            pair = open_pair(VerificationRequest(folder), dtype=dtype, device="cpu", shared=True)
             assert pair.otter is not None
             compared = list(compare(pair, drawn(tiny_llama, dtype)))
             ran = [result for result in compared if isinstance(result, CaseResult)]
@@ -59,7 +61,7 @@ def test_every_family_is_exact_by_construction(
     folder = random_graft(base, tmp_path / "g", hidden=8, ffn=16, signals=("reward",), **form)
     attention = "eager" if family.eager_only else "sdpa"
     grid = Grid(dtypes=("float32",), attentions=(attention,))
-    found = verify(Request(folder, base, grid, independent=True))
+    found = verify(VerificationRequest(folder, base, grid, independent=True))
     verdict = decide(found)
     assert verdict.name == "exact by construction", verdict.sentence
     assert found.paths and found.each and len(found.results) > 12
@@ -73,5 +75,5 @@ def test_real_checkpoints_are_exact_by_construction(
     base = shared / "models" / name
     folder = random_graft(base, tmp_path / "g", hidden=16, heads=1, ffn=16)
     grid = Grid(dtypes=("bfloat16",), attentions=("sdpa",))
-    verdict = decide(verify(Request(folder, base, grid)))
+    verdict = decide(verify(VerificationRequest(folder, base, grid)))
     assert verdict.name == "exact by construction", verdict.sentence

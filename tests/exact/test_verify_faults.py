@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from otter_cli.verification.cases import Case
+from otter_cli.verification.agenda import VerificationRequest
+from otter_cli.verification.case_runner import ModelPair, open_pair
 from otter_cli.verification.compare import CaseResult, compare, poison_cases
-from otter_cli.verification.pair import Pair, open_pair
-from otter_cli.verification.request import Request
+from otter_cli.verification.grid import Case
 from otter_cli.verification.structure import PathTrace, trace_path, traced_cases
-from tests.support.disruptions import (
+from tests.support.grafts import random_graft
+from tests.support.planted_faults import (
     Change,
     When,
     add,
@@ -32,7 +33,6 @@ from tests.support.disruptions import (
     unchanged_but_rerun,
     under_sdpa,
 )
-from tests.support.grafts import random_graft
 
 CASES = [
     Case("prefill", 7, attention="eager"),
@@ -72,7 +72,7 @@ def graft(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def caught(graft: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Change, When], Caught]:
     def run(change: Change, when: When = always) -> Caught:
         plant(monkeypatch, leak(change, when))
-        pair = open_pair(Request(graft), dtype="float32", device="cpu", shared=True)
+        pair = open_pair(VerificationRequest(graft), dtype="float32", device="cpu", shared=True)
         found = judged(pair, every_value=False)
         assert len(found.results) == len(CASES) and all(r.control for r in found.results)
         return found
@@ -80,14 +80,14 @@ def caught(graft: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Change, Wh
     return run
 
 
-def judged(pair: Pair, *, every_value: bool) -> Caught:
+def judged(pair: ModelPair, *, every_value: bool) -> Caught:
     assert pair.otter is not None
     results = [result for result in compare(pair, CASES) if isinstance(result, CaseResult)]
     paths = traces(pair)
     return Caught(poison_cases(pair, pair.otter, results, every_value=every_value), paths)
 
 
-def traces(pair: Pair) -> list[PathTrace]:
+def traces(pair: ModelPair) -> list[PathTrace]:
     assert pair.otter is not None
     return [trace_path(pair, pair.otter, case) for case in traced_cases(CASES, window=128)]
 
@@ -100,7 +100,7 @@ TRACED = traced_cases(CASES, window=128)
 
 
 def test_without_a_fault_nothing_is_caught(graft: Path) -> None:
-    pair = open_pair(Request(graft), dtype="float32", device="cpu", shared=True)
+    pair = open_pair(VerificationRequest(graft), dtype="float32", device="cpu", shared=True)
     found = judged(pair, every_value=True)
     assert not found.unequal() and not found.poison_moves() and not found.leaking()
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from otter_cli.model import OtterForCausalLM
-from otter_cli.model.record import ACTIVE, INSIDE
-from otter_cli.verification.cases import Case
+from otter_cli.model.forward_context import ACTIVE_CONTEXT, INSIDE_INSERTION
+from otter_cli.model.otter import OtterForCausalLM
+from otter_cli.verification.agenda import VerificationRequest
+from otter_cli.verification.case_runner import open_pair
 from otter_cli.verification.compare import CaseResult, compare, poison_cases
-from otter_cli.verification.pair import open_pair
-from otter_cli.verification.request import Request
+from otter_cli.verification.grid import Case
 from otter_cli.verification.structure import PathTrace, trace_path
-from tests.support.disruptions import plant
 from tests.support.families import CASES as FAMILIES
 from tests.support.grafts import random_graft
+from tests.support.planted_faults import plant
 
 # The model, the named inputs of layer 1, the stream.
 Fault = Callable[[OtterForCausalLM, dict[str, Any], Tensor], None]
@@ -42,14 +42,14 @@ def inside(fault: Fault) -> Callable[[OtterForCausalLM], None]:
 
     def plant(model: OtterForCausalLM) -> None:
         def hook(module: nn.Module, inputs: Any, named: dict[str, Any], h: Tensor) -> None:
-            record = ACTIVE.get()
+            record = ACTIVE_CONTEXT.get()
             if record is None:
                 return
-            token = INSIDE.set(True)
+            token = INSIDE_INSERTION.set(True)
             try:
                 fault(model, named, record.streams["main"])
             finally:
-                INSIDE.reset(token)
+                INSIDE_INSERTION.reset(token)
 
         layer = model.base.get_submodule("model.layers.1")
         layer.register_forward_hook(hook, with_kwargs=True)
@@ -60,7 +60,7 @@ def inside(fault: Fault) -> Callable[[OtterForCausalLM], None]:
 def judge(
     folder: Path, cases: list[Case], *, shared: bool = True
 ) -> tuple[list[CaseResult], list[PathTrace]]:
-    pair = open_pair(Request(folder), dtype="float32", device="cpu", shared=shared)
+    pair = open_pair(VerificationRequest(folder), dtype="float32", device="cpu", shared=shared)
     assert pair.otter is not None
     found = [result for result in compare(pair, cases) if isinstance(result, CaseResult)]
     paths = [trace_path(pair, pair.otter, case) for case in cases]
@@ -178,7 +178,7 @@ def test_a_router_that_reads_the_stream(
 
     def fault(model: OtterForCausalLM) -> None:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-            if (record := ACTIVE.get()) is None:
+            if (record := ACTIVE_CONTEXT.get()) is None:
                 return None
             z = record.streams["main"].mean(-1).reshape(-1, 1)
             return (inputs[0] + scale * z, *inputs[1:])

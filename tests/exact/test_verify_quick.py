@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 from torch import nn
 
-from otter_cli.model import OtterForCausalLM
-from otter_cli.model.record import ACTIVE
-from otter_cli.verification import Grid, Request, decide, verify
+from otter_cli.model.forward_context import ACTIVE_CONTEXT
+from otter_cli.model.otter import OtterForCausalLM
+from otter_cli.verification.agenda import VerificationRequest
+from otter_cli.verification.grid import Grid
 from otter_cli.verification.poison import poison_groups
-from tests.support import disruptions as faults
-from tests.support.disruptions import plant
+from otter_cli.verification.report import decide
+from otter_cli.verification.run_verification import verify
+from tests.support import planted_faults as faults
 from tests.support.grafts import random_graft
+from tests.support.planted_faults import plant
 
 DEPTH, HIDDEN_IN = 9, 6  # the quick trace compares layers 0, 4 and 8
 GRID = Grid(dtypes=("float32",), attentions=("sdpa",))
@@ -36,7 +39,7 @@ def in_every_layer(change: faults.Change, when: faults.When) -> Callable[[OtterF
         layers = model.taps.layers
 
         def hook(module: nn.Module, inputs: Any, named: dict[str, Any], h: Any) -> Any:
-            record = ACTIVE.get()
+            record = ACTIVE_CONTEXT.get()
             if record is None or module is not layers[HIDDEN_IN] or not when(model, h, named):
                 return None
             return change(h, record.streams["main"])
@@ -72,7 +75,7 @@ def test_a_quick_grid_finds_the_fault(
 ) -> None:
     change, when = FAULTS[fault]
     plant(monkeypatch, in_every_layer(change, when) if spread else faults.leak(change, when))
-    report = verify(Request(graft, grid=GRID))
+    report = verify(VerificationRequest(graft, grid=GRID))
     verdict = decide(report)
     assert verdict.name == "different", verdict.sentence
     assert report.leaks and report.control == len(report.results)
@@ -86,7 +89,7 @@ def test_a_quick_grid_finds_the_fault(
 def test_without_a_fault_it_is_exact_by_construction_and_says_what_was_compared(
     graft: Path,
 ) -> None:
-    verdict = decide(verify(Request(graft, grid=GRID)))
+    verdict = decide(verify(VerificationRequest(graft, grid=GRID)))
     assert verdict.name == "exact by construction"
     assert "in layers 0, 4 and 8 of 9, and the others are of the same kinds" in verdict.sentence
 
@@ -101,14 +104,14 @@ def test_a_constant_that_code_sets_in_a_layer_that_is_not_compared_shows_in_the_
         layers = model.taps.layers
 
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if ACTIVE.get() is not None and module is layers[HIDDEN_IN - 1]:
+            if ACTIVE_CONTEXT.get() is not None and module is layers[HIDDEN_IN - 1]:
                 layers[HIDDEN_IN].self_attn.scaling = 0.3  # type: ignore[union-attr]
 
         for layer in layers:
             layer.register_forward_hook(hook)
 
     plant(monkeypatch, fault)
-    report = verify(Request(graft, grid=GRID, independent=True))
+    report = verify(VerificationRequest(graft, grid=GRID, independent=True))
     assert decide(report).name == "different"
     # The scale of a single score leaves its softmax alone.
     assert {result.case.length for result in report.results if result.equal} <= {1}
@@ -136,12 +139,14 @@ def test_of_a_group_that_moves_logits_the_tensor_is_named(
         ]
 
         def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-            return output + 1 if ACTIVE.get() is not None and culprit.isnan().any() else None
+            return (
+                output + 1 if ACTIVE_CONTEXT.get() is not None and culprit.isnan().any() else None
+            )
 
         model.taps.layers[4].register_forward_hook(hook)
 
     plant(monkeypatch, fault)
-    report = verify(Request(graft, grid=GRID))
+    report = verify(VerificationRequest(graft, grid=GRID))
     (each,) = report.each
     assert each.moved is not None and each.moved[0].endswith("layers.6.ffn.norm.weight")
     assert each.together and each.grouped > each.together

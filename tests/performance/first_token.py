@@ -22,8 +22,8 @@ from otter_cli.core.atomic import write_json
 from otter_cli.core.intervals import interval, ratio
 from otter_cli.core.jsonlines import read_jsonlines
 from otter_cli.core.provenance import provenance
-from otter_cli.data.datasets import pad
-from otter_cli.model import OtterForCausalLM
+from otter_cli.data.datasets import pad_batch
+from otter_cli.model.otter import OtterForCausalLM
 
 APART, AFTER, ROWS = 0.3, (1, 2, 3, 5), 64
 # Prompt's tokens, continuation's tokens, toxicity.
@@ -54,7 +54,7 @@ def scores_of(folder: Path, signal: str, texts: list[Text]) -> Iterator[np.ndarr
     model: Any = OtterForCausalLM.from_pretrained(folder).eval()
     for start in range(0, len(texts), ROWS):
         some = texts[start : start + ROWS]
-        batch = pad([prompt + tokens for prompt, tokens, _ in some], 0)
+        batch = pad_batch([prompt + tokens for prompt, tokens, _ in some], 0)
         out = model(batch.input_ids, attention_mask=batch.attention_mask)
         for (prompt, tokens, _), row in zip(some, out.signals[signal], strict=True):
             yield row.reshape(len(row), -1)[len(prompt) : len(prompt) + len(tokens), 0].numpy()

@@ -16,10 +16,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from otter_cli.checkpoint.gguf.parts import find_parts, join, read_headers
+from otter_cli.checkpoint.gguf.parts import find_gguf_parts, join_parts, read_gguf_headers
 from otter_cli.core.atomic import write_json
 from otter_cli.core.provenance import provenance
-from tests.performance.measured import measure
+from tests.performance.measure_command import measure
 
 TEXT = """The river had been rising since morning. By noon it covered the lower road, and at four
 o'clock Martha could see it from the kitchen window: brown, quick, 12.5 metres across and full of
@@ -91,10 +91,10 @@ def compare(source: Path, out: Path) -> dict[str, Any]:
 
 def one_file(source: Path, work: Path) -> Path:
     """The source as transformers can read it."""
-    parts = find_parts(source)
+    parts = find_gguf_parts(source)
     if parts.layout == "single":
         return source
-    join(parts, read_headers(parts), work / "joined.gguf")
+    join_parts(parts, read_gguf_headers(parts), work / "joined.gguf")
     return work / "joined.gguf"
 
 

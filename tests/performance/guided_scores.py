@@ -17,7 +17,7 @@ import numpy as np
 from otter_cli.core.atomic import write_json
 from otter_cli.core.intervals import correlation, interval, mean
 from otter_cli.core.provenance import provenance
-from otter_cli.model import OtterForCausalLM
+from otter_cli.model.otter import OtterForCausalLM
 from tests.performance.first_token import scores_of, texts_of
 
 

@@ -17,16 +17,18 @@ import torch
 from torch import Tensor
 
 from otter_cli.benchmarks.prompts import PromptFile, load_prompts
-from otter_cli.benchmarks.scorers.detoxify import DetoxifyScorer
-from otter_cli.benchmarks.scorers.scorer import Exchange, score_all
 from otter_cli.core.atomic import write_json
 from otter_cli.core.intervals import interval, mean
 from otter_cli.core.provenance import provenance
-from otter_cli.decoding import DecodingSession, Sampling, SignalGuide, generate
-from otter_cli.decoding.guide import Guide, Scorer
-from otter_cli.decoding.scores import signal_scores
-from otter_cli.model import OtterForCausalLM
-from otter_cli.training.tokenizer import load_tokenizer
+from otter_cli.decoding.generate import generate
+from otter_cli.decoding.guides.guide import CandidateScorer, Guide
+from otter_cli.decoding.guides.signal_guides import SignalGuide
+from otter_cli.decoding.sampling import Sampling
+from otter_cli.decoding.session import DecodingSession, signal_scores
+from otter_cli.model.otter import OtterForCausalLM
+from otter_cli.scorers.detoxify import DetoxifyScorer
+from otter_cli.scorers.scorer import Exchange, score_all
+from otter_cli.training.signal_data import load_graft_tokenizer
 
 CONTEXTS, CHUNK, CANDIDATES, SAMPLES, TOGETHER, NEW = 48, 512, 20, 4, 16, 20
 
@@ -41,11 +43,11 @@ class LexiconGuide(Guide):
     name: ClassVar[str] = "lexicon"
     paper: ClassVar[str] = ""
 
-    def scorer(self, session: DecodingSession) -> Scorer:
+    def scorer(self, session: DecodingSession) -> CandidateScorer:
         return _Lexicon(self.lexicon)
 
 
-class _Lexicon(Scorer):
+class _Lexicon(CandidateScorer):
     def __init__(self, lexicon: Tensor) -> None:
         self.lexicon = lexicon
 
@@ -65,14 +67,14 @@ class RestGuide(Guide):
     paper: ClassVar[str] = ""
     needs_stream: ClassVar[bool] = True
 
-    def scorer(self, session: DecodingSession) -> Scorer:
+    def scorer(self, session: DecodingSession) -> CandidateScorer:
         return _Rest(self.whole.scorer(session), self.lexicon)
 
 
-class _Rest(Scorer):
+class _Rest(CandidateScorer):
     feeds = True
 
-    def __init__(self, whole: Scorer, lexicon: Tensor) -> None:
+    def __init__(self, whole: CandidateScorer, lexicon: Tensor) -> None:
         self.whole, self.lexicon = whole, lexicon
 
     def scores(self, state: Any, fed: Any, tokens: Tensor | None) -> Tensor:
@@ -154,7 +156,7 @@ def main() -> None:
     parser.add_argument("--score", nargs="+", required=True)
     asked = parser.parse_args()
     names, judge = [one.split("=") for one in asked.score], DetoxifyScorer(asked.detoxify)
-    tokenizer = load_tokenizer(Path(names[0][1]))
+    tokenizer = load_graft_tokenizer(Path(names[0][1]))
     rows: dict[str, Any] = {}
     for name, folder, signal in names:
         model: Any = OtterForCausalLM.from_pretrained(folder).eval()

@@ -27,12 +27,13 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from otter_cli.benchmarks.overhead.shapes import SHAPES
+from otter_cli.benchmarks.overhead.measured_models import SHAPES
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.intervals import interval, mean
 from otter_cli.core.provenance import provenance
-from otter_cli.families import base_shape
-from otter_cli.insertion import Manifest, Plan
+from otter_cli.families.shape import base_shape
+from otter_cli.graft.manifest import Manifest
+from otter_cli.graft.plan import Plan
 from otter_cli.serving.vllm.client import SignalReader
 from otter_cli.serving.vllm.export import export_vllm
 from tests.support.grafts import random_graft

@@ -20,7 +20,7 @@ import numpy as np
 
 from otter_cli.core.intervals import interval, ratio
 from otter_cli.core.provenance import provenance
-from otter_cli.insertion import Manifest
+from otter_cli.graft.manifest import Manifest
 from otter_cli.serving.vllm.export import export_vllm
 from tests.performance.serving import ENGINE, Engine, prompts_of
 

@@ -1,8 +1,8 @@
-"""What signals cost in vLLM, of the same engine: with a reward beside every token and without, in turns.
+"""What signals cost in vLLM, in one engine: with a reward beside every token and without, in turns.
 
     python -m tests.performance.serving_signals SHARED/models/chat-7m SHARED --shape llama-1b --dtype bfloat16 --threads 2 --out results/serving/signals-llama-1b.json
 
-In the environment of `make test-vllm`. Beside `tests.performance.serving`, which compares processes,
+In the environment of `make test-vllm`. `tests.performance.serving` compares processes,
 whose memory lies otherwise from start to start: here it is one process, and a turn takes seconds.
 """  # noqa: E501
 

@@ -24,12 +24,12 @@ import numpy as np
 
 from otter_cli.checkpoint.dtypes import encode
 from otter_cli.checkpoint.folder import Checkpoint
-from otter_cli.checkpoint.writer import TensorSpec, write_sharded
+from otter_cli.checkpoint.safetensors_writer import TensorSpec, write_sharded
+from otter_cli.core.formatting import bytes_text
 from otter_cli.core.provenance import provenance
-from otter_cli.core.units import bytes_text
-from otter_cli.families import base_shape
+from otter_cli.families.shape import base_shape
 from otter_cli.families.tensors import expected_tensors
-from tests.performance.measured import Measured, forget, measure
+from tests.performance.measure_command import Measured, forget, measure
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096,

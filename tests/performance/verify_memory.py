@@ -24,13 +24,13 @@ import numpy as np
 
 from otter_cli.checkpoint.dtypes import encode
 from otter_cli.checkpoint.folder import Checkpoint
-from otter_cli.checkpoint.weights import Weights
-from otter_cli.checkpoint.writer import TensorSpec, write_sharded
+from otter_cli.checkpoint.safetensors_reader import ShardedTensors
+from otter_cli.checkpoint.safetensors_writer import TensorSpec, write_sharded
 from otter_cli.core.provenance import provenance
-from otter_cli.families import base_shape
+from otter_cli.families.shape import base_shape
 from otter_cli.families.tensors import expected_tensors
-from otter_cli.insertion.storage import STEM
-from tests.performance.measured import Measured, measure
+from otter_cli.graft.storage import FILE_STEM
+from tests.performance.measure_command import Measured, measure
 from tests.support.grafts import random_graft
 
 ALLOWED = 1.2
@@ -76,7 +76,7 @@ def write_base(folder: Path, config: dict[str, Any]) -> Path:
 
 def stored(base: Path, graft: Path) -> int:
     """Bytes of all tensors of both."""
-    weights = Checkpoint.open(base).weights, Weights.open(graft, STEM)
+    weights = Checkpoint.open(base).weights, ShardedTensors.open(graft, FILE_STEM)
     return sum(info.nbytes for each in weights for info in each.tensors.values())
 
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from otter_cli.core.errors import OtterError
 from otter_cli.data.batches import LengthBuckets
-from otter_cli.data.datasets import Pairs
+from otter_cli.data.datasets import PairDataset
 from otter_cli.data.encoding import Encoder
-from otter_cli.data.plain import read_texts
-from otter_cli.data.preference import Pair, read_pairs, shared_dialogue
+from otter_cli.data.pairs import PreferencePair, read_pairs, shared_dialogue
+from otter_cli.data.texts import read_texts
 
 same_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
@@ -67,7 +67,7 @@ def test_pairs_come_back_from_jsonl_and_csv(tmp_path: Path, written: list[tuple[
     table = tmp_path / "pairs.csv"
     with open(table, "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("chosen", "rejected"), *written])
-    expected = [Pair(c, r, shared_dialogue(c, r)) for c, r in written]
+    expected = [PreferencePair(c, r, shared_dialogue(c, r)) for c, r in written]
     assert read_pairs(rows) == expected
     assert read_pairs(table) == expected
 
@@ -83,9 +83,10 @@ def test_no_pair_of_equal_tokens_is_kept_and_none_of_unequal_ones_lost(
 ) -> None:
     encoder = Encoder(tiny_tokenizer, max_length, keep=keep)
     pairs = [
-        Pair(chosen, rejected, margin=float(i)) for i, (chosen, rejected) in enumerate(written)
+        PreferencePair(chosen, rejected, margin=float(i))
+        for i, (chosen, rejected) in enumerate(written)
     ]
-    data = Pairs(pairs, encoder)
+    data = PairDataset(pairs, encoder)
     each = [tuple(encoder([text]).ids[0] for text in two) for two in written]
     kept = [(i, *two) for i, two in enumerate(each) if two[0] != two[1]]
     assert data.identical == len(written) - len(kept)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.property.agreement import damaged_bases
-from tests.property.robustness import (
+from tests.property.damaged_bases import damaged_bases
+from tests.property.damaged_surgery_count import (
     BASES,
     FILES,
     GRAFTS,

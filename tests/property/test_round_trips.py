@@ -16,10 +16,10 @@ from hypothesis.extra import numpy as hnp
 
 from otter_cli.checkpoint.dtypes import Array
 from otter_cli.checkpoint.folder import Checkpoint
-from otter_cli.checkpoint.place import place_files
-from otter_cli.checkpoint.tensor_file import TensorFile
-from otter_cli.checkpoint.writer import TensorSpec, write_sharded, write_tensors
-from tests.property.checkpoints import Stored, metadata, tensor_sets
+from otter_cli.checkpoint.link_or_copy import place_files
+from otter_cli.checkpoint.safetensors_reader import TensorFile
+from otter_cli.checkpoint.safetensors_writer import TensorSpec, write_sharded, write_tensors
+from tests.property.random_tensors import Stored, metadata, tensor_sets
 
 Tensors = dict[str, Stored]
 relaxed = settings(deadline=None, max_examples=100)

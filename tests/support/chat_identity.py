@@ -22,9 +22,9 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from otter_cli.core.provenance import hardware, versions
-from otter_cli.signals import parse_signal
-from otter_cli.training import load_recipe
-from otter_cli.training.material import load_material
+from otter_cli.signals.config import parse_signal
+from otter_cli.training.recipe import load_recipe
+from otter_cli.training.signal_data import load_signal_data
 
 SEED, LONGEST = 0, 4096
 ANSWERS = (" Yes,\nand more of it.", "No!  None of that.\n")
@@ -51,7 +51,7 @@ def training(tokenizer: Any, prompts: Sequence[str], folder: Path) -> dict[str, 
     recipe.write_text(
         yaml.safe_dump({"steps": 1, "max_length": LONGEST, "signals": {"reward": section}})
     )
-    data: Any = load_material("reward", load_recipe(recipe), parse_signal("reward"), tokenizer)
+    data: Any = load_signal_data("reward", load_recipe(recipe), parse_signal("reward"), tokenizer)
     equal, differing = 0, []
     for number, text in enumerate(prompts):
         for ids, answer in zip((data.train.chosen, data.train.rejected), ANSWERS, strict=True):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from otter_cli.model import OtterForCausalLM
+from otter_cli.model.otter import OtterForCausalLM
 
 MIXTURE = {"num_local_experts": 4, "num_experts_per_tok": 2}
 SOME_WINDOWS = {

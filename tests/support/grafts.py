@@ -7,9 +7,13 @@ from typing import Any
 import numpy as np
 
 from otter_cli.checkpoint.folder import Checkpoint
-from otter_cli.families import base_shape
-from otter_cli.insertion import Manifest, Plan, graft, resolve, update_tensors
-from otter_cli.signals import parse_signal
+from otter_cli.families.shape import base_shape
+from otter_cli.graft.config import resolve_config
+from otter_cli.graft.grafted_folder import update_tensors
+from otter_cli.graft.manifest import Manifest
+from otter_cli.graft.plan import Plan
+from otter_cli.graft.surgery import graft
+from otter_cli.signals.config import parse_signal
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
@@ -21,7 +25,7 @@ SIGNALS = ("reward", "toxicity", "future:2,plain")
 def plan_for(base: Path, *, signals: tuple[str, ...] = SIGNALS, **options: Any) -> Plan:
     shape = base_shape(Checkpoint.open(base).config)
     parsed = tuple(parse_signal(text) for text in signals)
-    return Plan(resolve(shape, signals=parsed, **options), shape)
+    return Plan(resolve_config(shape, signals=parsed, **options), shape)
 
 
 def chat_base(base: Path, out: Path) -> Path:

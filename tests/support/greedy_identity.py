@@ -10,15 +10,11 @@ import torch
 from transformers import AutoTokenizer
 
 from otter_cli.data.prompts import read_prompts
-from otter_cli.decoding import (
-    DraftModel,
-    FutureDrafter,
-    PromptLookup,
-    Sampling,
-    TreeShape,
-    generate,
-)
-from otter_cli.model import OtterForCausalLM
+from otter_cli.decoding.generate import generate
+from otter_cli.decoding.sampling import Sampling
+from otter_cli.decoding.speculative.drafters import DraftModel, FutureDrafter, PromptLookup
+from otter_cli.decoding.speculative.drafts import TreeShape
+from otter_cli.model.otter import OtterForCausalLM
 from tests.support.grafts import random_graft
 
 NEW, BATCH = 64, 16

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from otter_cli.core.atomic import write_json
-from otter_cli.decoding import DecodingSession, State
-from otter_cli.model import OtterForCausalLM
+from otter_cli.decoding.hidden_states import HiddenStates
+from otter_cli.decoding.session import DecodingSession
+from otter_cli.model.otter import OtterForCausalLM
 from tests.support.checkpoints import write_checkpoint
 from tests.support.grafts import random_graft
 
@@ -134,7 +135,7 @@ class Episode:
         self.session.reorder(torch.tensor(rows))
         self.texts = [list(self.texts[row]) for row in rows]
 
-    def _check(self, state: State, rows: list[int]) -> None:
+    def _check(self, state: HiddenStates, rows: list[int]) -> None:
         if not rows:
             return
         width = max(map(len, self.texts))
@@ -142,7 +143,7 @@ class Episode:
         with torch.no_grad():
             out = self.model(padded, signals=(), logits=False)
         last = torch.tensor([len(text) - 1 for text in self.texts])
-        expected = State(out.base_state, out.inserted_state).at(last)
+        expected = HiddenStates(out.base_state, out.inserted_state).at(last)
         read = [self.session.logits, *(self._reader(name) for name in self.model.signal_configs)]
         for one in read:
             got, want = one(state)[rows], one(expected)[rows]

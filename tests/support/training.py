@@ -14,8 +14,8 @@ from unittest import mock
 import pytest
 import yaml
 
-from otter_cli.training import Recipe, load_recipe
-from otter_cli.training.loop import Run
+from otter_cli.training.loop import TrainingRun
+from otter_cli.training.recipe import Recipe, load_recipe
 from tests.support.grafts import graft_for
 
 POLITE, RUDE = ("thanks", "please", "lovely"), ("idiot", "stupid", "rubbish")
@@ -78,12 +78,12 @@ def softplus(x: float) -> float:
 @contextmanager
 def ctrl_c_in_step(number: int) -> Iterator[None]:
     """A real SIGINT while step `number` (from 1) is taken; the block must end by it."""
-    take_step = Run.take_step
+    take_step = TrainingRun.take_step
 
-    def interrupted(run: Run) -> dict[str, Any]:
+    def interrupted(run: TrainingRun) -> dict[str, Any]:
         if run.step == number - 1:
             os.kill(os.getpid(), signal.SIGINT)
         return take_step(run)
 
-    with mock.patch.object(Run, "take_step", interrupted), pytest.raises(KeyboardInterrupt):
+    with mock.patch.object(TrainingRun, "take_step", interrupted), pytest.raises(KeyboardInterrupt):
         yield

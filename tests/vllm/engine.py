@@ -27,11 +27,11 @@ def main(spec_path: str, answer_path: str) -> None:
         from otter_cli.serving.vllm import stream
 
         # None, as beside a backend whose cache has no spans.
-        stream.spanning = lambda *asked: refused.append(asked)
+        stream.slice_backend = lambda *asked: refused.append(asked)
     if os.environ.get(ONE_BY_ONE):
-        from otter_cli.serving.vllm import waiting
+        from otter_cli.serving.vllm.cpu import deferred_layers
 
-        waiting.HELD_BYTES = 1
+        deferred_layers.MAX_HELD_BYTES = 1
     llm = LLM(spec["model"], **spec["engine"])
     assert bool(refused) == bool(os.environ.get(WHOLE_CACHE))
     answer: dict[str, Any] = {"start_seconds": time.perf_counter() - started, "passes": []}

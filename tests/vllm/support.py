@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from otter_cli.model import OtterForCausalLM
+from otter_cli.model.otter import OtterForCausalLM
 from otter_cli.serving.vllm.client import SignalReader
-from otter_cli.serving.vllm.numbers import VIRTUAL
+from otter_cli.serving.vllm.requests import FIRST_VIRTUAL_ID
 
 # Signals of a row, as the client reads them, and the numbers that travel for them.
 ASKED = ("reward", "toxicity", "tone", "value")
@@ -56,7 +56,9 @@ def without_signals(row: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             "tokens": choice["tokens"],
-            "logprobs": [[one for one in step if one[0] < VIRTUAL] for step in choice["logprobs"]],
+            "logprobs": [
+                [one for one in step if one[0] < FIRST_VIRTUAL_ID] for step in choice["logprobs"]
+            ],
         }
         for choice in row
     ]

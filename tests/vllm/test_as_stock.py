@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from otter_cli.serving.vllm.numbers import VIRTUAL
+from otter_cli.serving.vllm.requests import FIRST_VIRTUAL_ID
 from tests.vllm.conftest import Ask
 from tests.vllm.support import NUMBERS, mixed_prompts, requests, without_signals
 
@@ -79,7 +79,7 @@ def test_an_engine_with_the_insertion_says_what_stock_says(
 
 def numbers(row: list[dict[str, Any]]) -> list[float]:
     steps = [step for choice in row for step in choice["logprobs"]]
-    return [value for step in steps for place, value in step if place >= VIRTUAL]
+    return [value for step in steps for place, value in step if place >= FIRST_VIRTUAL_ID]
 
 
 def declined(choice: dict[str, Any]) -> dict[str, Any]:

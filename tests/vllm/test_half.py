@@ -10,14 +10,7 @@ from transformers import AutoTokenizer
 
 from otter_cli.serving.vllm.client import SignalReader
 from tests.vllm.conftest import CHUNKED, EAGER, ENGINE, Ask
-from tests.vllm.support import (
-    NUMBERS,
-    Answer,
-    expected,
-    mixed_prompts,
-    requests,
-    without_signals,
-)
+from tests.vllm.support import NUMBERS, Answer, expected, mixed_prompts, requests, without_signals
 
 COMPILED = {**ENGINE, "distributed_executor_backend": "uni"}
 # A prompt of which the cache has a part is cut elsewhere, and rounded otherwise.

@@ -1,4 +1,6 @@
-"""What the harness's own code gives for each document of its tasks."""
+"""What the harness gives for each document of its tasks, and whether two models agree on it.
+
+Responses are compared bit for bit: a float is equal where its shortest text is equal."""
 
 from __future__ import annotations
 
@@ -8,17 +10,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from otter_cli.benchmarks.lm_eval.result import Identity
+from otter_cli.benchmarks.results import ResultPart
 from otter_cli.core.digests import sha256_json
 from otter_cli.core.errors import OtterError
-from otter_cli.data.drawing import draw_rows
+from otter_cli.data.splits import draw_rows
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
 
+class TaskIdentity(ResultPart):
+    """Of one task: documents and responses (log-likelihoods, texts) that are the base's, bit for
+    bit; `first` is the first document that is not."""
+
+    documents: int = 0
+    equal: int = 0
+    responses: int = 0
+    responses_equal: int = 0
+    first: int | None = None
+
+
 @dataclass(frozen=True)
-class Document:
+class LmEvalDocument:
     """`digest`: of the document and its prompts. `responses`: one a request, (log-likelihood,
     greedy) or a text; `metrics`: those of this document that are numbers."""
 
@@ -33,20 +46,20 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class LmEvalOutput:
     """Documents in the tasks' order; `definitions`: digest of each task's configuration."""
 
-    documents: list[Document]
+    documents: list[LmEvalDocument]
     definitions: dict[str, str]
 
     @classmethod
     def restored(cls, written: dict[str, Any]) -> Self:
-        documents = [Document(**document) for document in written["documents"]]
+        documents = [LmEvalDocument(**document) for document in written["documents"]]
         return cls(documents, written["definitions"])
 
 
 @dataclass(frozen=True)
-class Tasks:
+class LmEvalTasks:
     """Which tasks: names that the harness finds in `include`, or where there is none among those
     that ship with it. `limit`: so many documents of each, drawn by `limit_seed`."""
 
@@ -57,7 +70,7 @@ class Tasks:
     limit_seed: int = 0
 
 
-def evaluate(model: LM, tasks: Tasks) -> Evaluation:
+def evaluate(model: LM, tasks: LmEvalTasks) -> LmEvalOutput:
     """Runs `simple_evaluate`. Raises OtterError for a task that it does not know."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
@@ -73,7 +86,7 @@ def evaluate(model: LM, tasks: Tasks) -> Evaluation:
             f"no task {unknown[0]!r} {place}",
             hint="--include-path takes a folder of task files; `lm-eval ls tasks` lists the others",
         )
-    drawn = None if tasks.limit is None else _draw(manager, tasks)
+    drawn = None if tasks.limit is None else _draw_documents(manager, tasks)
     found = simple_evaluate(
         model,
         tasks=list(tasks.names),
@@ -87,11 +100,14 @@ def evaluate(model: LM, tasks: Tasks) -> Evaluation:
         fewshot_random_seed=tasks.seed,
     )
     documents = [document for task in found["samples"] for document in _documents(found, task)]
-    definitions = {task: sha256_json(_plain(found["configs"][task])) for task in found["samples"]}
-    return Evaluation(documents, definitions)
+    definitions = {
+        task: sha256_json(_portable_configuration(found["configs"][task]))
+        for task in found["samples"]
+    }
+    return LmEvalOutput(documents, definitions)
 
 
-def _draw(manager: Any, tasks: Tasks) -> dict[str, list[int]]:
+def _draw_documents(manager: Any, tasks: LmEvalTasks) -> dict[str, list[int]]:
     """Places of the documents that the limit keeps, by task; across their categories, where
     documents have such. The harness's own limit takes the head of each task."""
     found = manager.load(list(tasks.names))["tasks"]
@@ -107,10 +123,10 @@ def _category(document: Any) -> str:
     return next((str(known[name]) for name in names if name in known), "")
 
 
-def _documents(found: dict[str, Any], task: str) -> Iterator[Document]:
+def _documents(found: dict[str, Any], task: str) -> Iterator[LmEvalDocument]:
     for sample in found["samples"][task]:
         metrics = {name: sample[name] for name in sample["metrics"]}
-        yield Document(
+        yield LmEvalDocument(
             task=task,
             document=int(sample["doc_id"]),
             digest=sha256_json([sample["doc_hash"], sample["prompt_hash"], sample["target_hash"]]),
@@ -123,13 +139,15 @@ def _tuple(response: Any) -> tuple[Any, ...]:
     return tuple(response) if isinstance(response, list | tuple) else (response,)
 
 
-def compare(base: Iterable[Document], graft: Iterable[Document]) -> dict[str, Identity]:
+def compare_documents(
+    base: Iterable[LmEvalDocument], graft: Iterable[LmEvalDocument]
+) -> dict[str, TaskIdentity]:
     """By task, how many documents of `graft` have the base's responses to the last bit."""
-    found: dict[str, Identity] = {}
+    found: dict[str, TaskIdentity] = {}
     for ours, theirs in zip(graft, base, strict=True):
-        one = found.setdefault(ours.task, Identity())
+        one = found.setdefault(ours.task, TaskIdentity())
         pairs = zip(ours.responses, theirs.responses, strict=True)
-        same = [_bits(mine) == _bits(other) for mine, other in pairs]
+        same = [_exact_text(mine) == _exact_text(other) for mine, other in pairs]
         whole = ours.digest == theirs.digest and all(same)
         one.documents += 1
         one.equal += whole
@@ -140,17 +158,17 @@ def compare(base: Iterable[Document], graft: Iterable[Document]) -> dict[str, Id
     return found
 
 
-def _bits(response: Any) -> str:
+def _exact_text(response: Any) -> str:
     """Every finite float has a shortest text of its own, -0.0 and 0.0 included."""
     return json.dumps(response)
 
 
-def _plain(configuration: dict[str, Any]) -> dict[str, Any]:
+def _portable_configuration(configuration: dict[str, Any]) -> dict[str, Any]:
     """A task's configuration without where its data lie on this machine."""
     told = {k: v for k, v in configuration.items() if k not in ("dataset_kwargs", "metadata")}
-    plain: dict[str, Any] = json.loads(json.dumps(told, default=_name))
+    plain: dict[str, Any] = json.loads(json.dumps(told, default=_type_name))
     return plain
 
 
-def _name(value: Any) -> str:
+def _type_name(value: Any) -> str:
     return getattr(value, "__qualname__", type(value).__qualname__)

@@ -1,7 +1,6 @@
 """`otter` and `otter-guided`: models of the harness, so that its tasks run on a graft.
 
-lm-eval run --model otter --model_args pretrained=OUT --tasks ...
-"""
+lm-eval run --model otter --model_args pretrained=OUT --tasks ..."""
 
 from __future__ import annotations
 
@@ -13,10 +12,12 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from otter_cli.core.errors import OtterError
-from otter_cli.decoding import Sampling, SignalGuide, generate
-from otter_cli.decoding.scores import check_scores
-from otter_cli.model import OtterForCausalLM
-from otter_cli.model.pretrained import load_tokenizer
+from otter_cli.decoding.generate import generate
+from otter_cli.decoding.guides.signal_guides import SignalGuide
+from otter_cli.decoding.sampling import Sampling
+from otter_cli.decoding.session import check_scoring_signal
+from otter_cli.model.load import load_tokenizer
+from otter_cli.model.otter import OtterForCausalLM
 
 
 class OtterLM(HFLM):
@@ -68,7 +69,7 @@ class OtterGuidedLM(OtterLM):
         **arguments: Any,
     ) -> None:
         super().__init__(pretrained, **arguments)
-        check_scores(self.otter, signal)
+        check_scoring_signal(self.otter, signal)
         # On the harness's command line every argument may arrive as text.
         self.guide = SignalGuide(signal, float(strength), int(candidates))
         self.seed = int(seed)
@@ -90,7 +91,7 @@ class OtterGuidedLM(OtterLM):
         """[rows, max_length]; the harness cuts at `stop`, and at the end token that fills up."""
         mask = torch.ones_like(context) if attention_mask is None else attention_mask
         prompts = [row[kept.bool()].tolist() for row, kept in zip(context, mask, strict=True)]
-        sampling = _sampling(asked, max_length - context.shape[1], self.seed)
+        sampling = sampling_of_harness(asked, max_length - context.shape[1], self.seed)
         rows = generate(self.otter, prompts, sampling, guide=self.guide)
         filled = torch.full((len(rows), max_length), self.eot_token_id, device=context.device)
         filled[:, : context.shape[1]] = context
@@ -100,7 +101,7 @@ class OtterGuidedLM(OtterLM):
         return filled
 
 
-def _sampling(asked: dict[str, Any], new_tokens: int, seed: int) -> Sampling:
+def sampling_of_harness(asked: dict[str, Any], new_tokens: int, seed: int) -> Sampling:
     """The harness's arguments of `generate` as ours. Raises OtterError for one that we lack."""
     known = {"do_sample", "temperature", "top_k", "top_p"}
     if unknown := sorted(asked.keys() - known):

@@ -1,1 +1,1 @@
-"""`otter bench matrix`: many settings and seeds, a run folder each, one table and one plot."""
+"""`otter bench matrix`: many settings and seeds, one run folder each, one table and one plot."""

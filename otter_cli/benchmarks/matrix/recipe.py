@@ -11,15 +11,15 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, ValidationError
 
 from otter_cli.core.errors import OtterError
-from otter_cli.core.strict_yaml import read_yaml
-from otter_cli.data.paths import expanded
-from otter_cli.training.controls import Baseline
-from otter_cli.training.section import Section, section_error
+from otter_cli.core.strict_config import StrictConfig, config_error
+from otter_cli.core.strict_files import read_yaml
+from otter_cli.data.tables import expand_variables
+from otter_cli.training.recipe import BaselineName
 
-BenchName = Literal["preference", "detox", "detection", "speedup"]
+MatrixBenchmark = Literal["preference", "detox", "detection", "speedup"]
 
 
-class Change(Section):
+class CellChange(StrictConfig):
     """What a value of an axis sets: options of `graft`, KEY: VALUE of the training recipe, options
     of the bench."""
 
@@ -27,34 +27,34 @@ class Change(Section):
     train: dict[str, Any] = Field(default_factory=dict)
     bench: dict[str, Any] = Field(default_factory=dict)
 
-    def over(self, other: Change) -> Change:
-        return Change(
+    def over(self, other: CellChange) -> CellChange:
+        return CellChange(
             graft={**other.graft, **self.graft},
             train={**other.train, **self.train},
             bench={**other.bench, **self.bench},
         )
 
-    def cut(self, bench: dict[str, Any], train: dict[str, Any]) -> Change:
+    def cut(self, bench: dict[str, Any], train: dict[str, Any]) -> CellChange:
         """With these values for what it sets itself."""
-        return Change(
+        return CellChange(
             graft=self.graft,
             train=self.train | {key: train[key] for key in self.train.keys() & train.keys()},
             bench=self.bench | {key: bench[key] for key in self.bench.keys() & bench.keys()},
         )
 
 
-class Beside(Section):
+class ExtraGraft(StrictConfig):
     """Another graft of the base, trained at each seed by a recipe of its own, or by these `signals`
     of it; with `baseline`, that control of it in its place."""
 
     recipe: str
     signals: tuple[str, ...] | None = None
-    baseline: Baseline | None = None
+    baseline: BaselineName | None = None
     graft: dict[str, Any] = Field(default_factory=dict)
     train: dict[str, Any] = Field(default_factory=dict)
 
 
-class MatrixRecipe(Section):
+class MatrixRecipe(StrictConfig):
     """`base` and `recipe`: cells train a graft each, and the controls in `baselines`, which the
     bench then gets as its task head and reward model, where it has such. Without them the bench's
     own `folder` is what is measured. Without `benchmark` the figures are those of the held-out
@@ -67,18 +67,18 @@ class MatrixRecipe(Section):
     recipe: str | None = None
     data: Path | None = None
     baselines: tuple[Literal["head", "separate"], ...] = ()
-    beside: dict[str, Beside] = Field(default_factory=dict)
-    benchmark: BenchName | None = None
+    beside: dict[str, ExtraGraft] = Field(default_factory=dict)
+    benchmark: MatrixBenchmark | None = None
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
     metrics: tuple[str, ...] = Field(min_length=1)
-    common: Change = Change()
-    axes: dict[str, dict[str, Change]] = Field(default_factory=dict)
+    common: CellChange = CellChange()
+    axes: dict[str, dict[str, CellChange]] = Field(default_factory=dict)
 
     def tried(self, limit: int) -> MatrixRecipe:
         """The same with so many prompts and steps, at its first seed: does it run?"""
         bench = {"limit": limit} if self.benchmark else {}
         train = {"steps": limit, "evaluate_every": 0} if self.trains else {}
-        common = Change(train=train, bench=bench).over(self.common)
+        common = CellChange(train=train, bench=bench).over(self.common)
         beside = {
             name: one.model_copy(update={"train": {**one.train, **train}})
             for name, one in self.beside.items()
@@ -96,43 +96,43 @@ class MatrixRecipe(Section):
 
 
 @dataclass(frozen=True)
-class Cell:
+class MatrixCell:
     """One setting: its value on each axis, and all that these and the common part set."""
 
     values: dict[str, str]
-    change: Change
+    change: CellChange
 
     @property
     def name(self) -> str:
         return ", ".join(f"{axis} {value}" for axis, value in self.values.items()) or "all"
 
 
-def cells(recipe: MatrixRecipe) -> Iterator[Cell]:
+def matrix_cells(recipe: MatrixRecipe) -> Iterator[MatrixCell]:
     """Every combination; what a later axis sets counts more."""
     for combination in product(*(values.items() for values in recipe.axes.values())):
         change = recipe.common
         for _, one in combination:
             change = one.over(change)
         named = zip(recipe.axes, (value for value, _ in combination), strict=True)
-        yield Cell(dict(named), change)
+        yield MatrixCell(dict(named), change)
 
 
-def _expanded(value: Any) -> Any:
+def _expand_variables(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _expanded(inner) for key, inner in value.items()}
+        return {key: _expand_variables(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_expanded(inner) for inner in value]
-    return expanded(value) if isinstance(value, str) else value
+        return [_expand_variables(inner) for inner in value]
+    return expand_variables(value) if isinstance(value, str) else value
 
 
 def load_matrix(path: Path) -> MatrixRecipe:
     """Raises OtterError with the place of what is wrong. `$NAME` is read from the environment."""
     hint = "`otter recipes show matrix/ablation` is an example"
-    values = _expanded(read_yaml(path, hint=hint))
+    values = _expand_variables(read_yaml(path, hint=hint))
     try:
         recipe = MatrixRecipe.model_validate(values)
     except ValidationError as error:
-        raise section_error(error, str(path), values) from None
+        raise config_error(error, str(path), values) from None
     if (recipe.base is None) != (recipe.recipe is None):
         raise OtterError(f"{path}: base and recipe go together", hint="cells that train need both")
     if recipe.beside and not recipe.trains:

@@ -1,1 +1,1 @@
-"""Metrics by METHOD's definitions: what a sample or a prompt's samples are worth."""
+"""Metrics: functions from the stored rows of a method to figures with intervals."""

@@ -1,1 +1,1 @@
-"""What an insertion costs beside its base, beside what the machine would allow."""
+"""`otter bench overhead`: what an insertion costs, beside what this machine allows."""

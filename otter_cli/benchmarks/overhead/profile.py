@@ -5,43 +5,49 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from otter_cli.benchmarks.overhead import passes
-from otter_cli.benchmarks.overhead.bench import Bench
-from otter_cli.benchmarks.overhead.clock import WARM_UP
-from otter_cli.benchmarks.overhead.costs import BASE, GRAFT, random_tokens
-from otter_cli.benchmarks.overhead.result import Group, Line
+from otter_cli.benchmarks.overhead import prefill_decode
+from otter_cli.benchmarks.overhead.measured_models import OverheadRun
+from otter_cli.benchmarks.overhead.measuring import WARM_UP
+from otter_cli.benchmarks.overhead.prefill_decode import BASE, GRAFT, random_tokens
+from otter_cli.benchmarks.overhead.result import MeasuredGroup, MeasuredLine
 
-_STEPS = 10
-_SHOWN = 14
+_PROFILED_STEPS = 10
+_SHOWN_OPERATIONS = 14
 
 
-def profile(bench: Bench) -> list[Group]:
+def profile_groups(bench: OverheadRun) -> list[MeasuredGroup]:
     """A prefill and decoding steps by torch.profiler, by the time that each operation takes itself;
     what is not in an operation is Python, and the profiler's own."""
     import torch
 
     subject, settings = bench.subject, bench.settings
     prompt = random_tokens(subject, settings.batch, settings.context, "prompt")
-    tokens = random_tokens(subject, settings.batch, WARM_UP + _STEPS, "following")
+    tokens = random_tokens(subject, settings.batch, WARM_UP + _PROFILED_STEPS, "following")
     contestants = {
-        BASE: passes.stock_base(subject.stock),
-        GRAFT: passes.grafted(subject.graft),
+        BASE: prefill_decode.base_contestant(subject.stock),
+        GRAFT: prefill_decode.graft_contestant(subject.graft),
     }
     with torch.no_grad():
-        decoding = {n: _times(passes.decode(c, prompt, tokens), bench, _STEPS)
-                    for n, c in contestants.items()}  # fmt: skip
-        filling = {n: _times(passes.prefill(c, prompt), bench, 3)
-                   for n, c in contestants.items()}  # fmt: skip
+        decoding = {
+            name: _profiled_times(
+                prefill_decode.decode_step(contestant, prompt, tokens), bench, _PROFILED_STEPS
+            )
+            for name, contestant in contestants.items()
+        }
+        filling = {
+            name: _profiled_times(prefill_decode.prefill_step(contestant, prompt), bench, 3)
+            for name, contestant in contestants.items()
+        }
     return [
-        _group("Profile of a decoding step", "token", decoding),
-        _group("Profile of a prefill", "prefill", filling),
+        _profile_group("Profile of a decoding step", "token", decoding),
+        _profile_group("Profile of a prefill", "prefill", filling),
     ]
 
 
-Operations = dict[str, tuple[float, float]]  # milliseconds and calls a step
+OperationTimes = dict[str, tuple[float, float]]  # milliseconds and calls a step
 
 
-def _times(step: Callable[[], Any], bench: Bench, count: int) -> Operations:
+def _profiled_times(step: Callable[[], Any], bench: OverheadRun, count: int) -> OperationTimes:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 
@@ -61,15 +67,15 @@ def _times(step: Callable[[], Any], bench: Bench, count: int) -> Operations:
     return found
 
 
-def _group(title: str, per: str, found: dict[str, Operations]) -> Group:
+def _profile_group(title: str, per: str, found: dict[str, OperationTimes]) -> MeasuredGroup:
     base, graft = found[BASE], found[GRAFT]
     nothing = (0.0, 0.0)
     extra = {
         name: graft.get(name, nothing)[0] - base.get(name, nothing)[0] for name in base | graft
     }
-    shown = sorted(extra, key=lambda name: -abs(extra[name]))[:_SHOWN]
+    shown = sorted(extra, key=lambda name: -abs(extra[name]))[:_SHOWN_OPERATIONS]
     lines = [
-        Line(
+        MeasuredLine(
             name=name,
             milliseconds=graft.get(name, nothing)[0],
             figures={
@@ -86,4 +92,4 @@ def _group(title: str, per: str, found: dict[str, Operations]) -> Group:
         f"Extra: {sum(extra.values()):.2f} ms in all, {rest:.2f} ms of it in operations not shown. "
         "Under the profiler every operation takes longer than without it."
     )
-    return Group(title=title, reference=BASE, per=per, notes=[note], lines=lines)
+    return MeasuredGroup(title=title, reference=BASE, per=per, notes=[note], lines=lines)

@@ -1,4 +1,4 @@
-"""result.json of `otter bench overhead`: rows of figures, with what bounds them."""
+"""result.json of `otter bench overhead`: rows of figures, each with its lower bound."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from otter_cli.benchmarks.estimates import Estimate, estimate
-from otter_cli.benchmarks.overhead.machine import Rates
-from otter_cli.benchmarks.result_file import Part, ResultFile
+from otter_cli.benchmarks.metrics.estimates import Estimate, estimate
+from otter_cli.benchmarks.overhead.measuring import MachineRates
+from otter_cli.benchmarks.results import ResultFile, ResultPart
 from otter_cli.core.intervals import median
 
 SCHEMA_VERSION = 1
 
 
-class Settings(Part):
+class OverheadSettings(ResultPart):
     """What was measured and how; `context` is the length of the prefill, and of the decoding's
     prompt."""
 
@@ -30,31 +30,31 @@ class Settings(Part):
     stream: str = Field("", description="by what it ran: native code, or why by torch")
 
 
-class Pair(Part):
+class BaseAndGraft(ResultPart):
     """A figure of the base by itself, and of the graft with its base."""
 
     base: float
     graft: float
 
 
-class Bound(Part):
+class RooflineBound(ResultPart):
     """The ratio by counted bytes and operations at this machine's rates. `reached`: the share of
     its own bound that each reaches, bound over measured time."""
 
     ratio: float
     limit: Literal["bytes", "flops"]
-    bytes: Pair
-    flops: Pair
-    milliseconds: Pair
-    reached: Pair
+    bytes: BaseAndGraft
+    flops: BaseAndGraft
+    milliseconds: BaseAndGraft
+    reached: BaseAndGraft
 
 
-class Bounds(Part):
-    decode: Bound
-    prefill: Bound
+class RooflineBounds(ResultPart):
+    decode: RooflineBound
+    prefill: RooflineBound
 
 
-class ReadLater(Part):
+class DeferredReading(ResultPart):
     """Decoding where the stream runs once for `every` tokens: the time of so many over the base's,
     the median over blocks of rounds, and its bound."""
 
@@ -63,7 +63,7 @@ class ReadLater(Part):
     bound: float
 
 
-class Saved(Part):
+class SavedFractions(ResultPart):
     """The paper's saved fraction, `1 - inserted / separate`, of a separate reward model of the
     base's size: time per token, parameters trained and stored, bytes of KV cache."""
 
@@ -74,7 +74,7 @@ class Saved(Part):
     cache: float
 
 
-class Row(Part):
+class OverheadRow(ResultPart):
     """One insertion beside its base. Ratios are medians over rounds in which base and graft take
     turns; times in milliseconds a step, memory in bytes."""
 
@@ -86,20 +86,20 @@ class Row(Part):
     stored_bytes: int
     file_bytes: int | None
     base_bytes: int
-    cache_bytes_per_token: Pair
-    peak_bytes: Pair
+    cache_bytes_per_token: BaseAndGraft
+    peak_bytes: BaseAndGraft
     decode_ratio: Estimate
     prefill_ratio: Estimate
-    decode_ms: Pair
-    prefill_ms: Pair
-    bound: Bounds
+    decode_ms: BaseAndGraft
+    prefill_ms: BaseAndGraft
+    bound: RooflineBounds
     logits_equal: int = Field(description="passes whose logits were the base's, bit for bit")
     logits_compared: int
-    read_later: ReadLater | None = None
-    saved: Saved | None = None
+    read_later: DeferredReading | None = None
+    saved: SavedFractions | None = None
 
 
-class Line(Part):
+class MeasuredLine(ResultPart):
     """One contestant of a group. `ratio`: its time over the reference's, the median over rounds;
     `floor`: the least that this ratio could be. Keys of `figures` end in their unit."""
 
@@ -110,14 +110,14 @@ class Line(Part):
     figures: dict[str, float | Estimate] = Field(default_factory=dict)
 
 
-class Group(Part):
+class MeasuredGroup(ResultPart):
     """Contestants that took turns; `per` says what their milliseconds are for."""
 
     title: str
     reference: str
     per: str
     notes: list[str] = Field(default_factory=list)
-    lines: list[Line]
+    lines: list[MeasuredLine]
 
 
 class OverheadResult(ResultFile):
@@ -125,24 +125,24 @@ class OverheadResult(ResultFile):
 
     schema_version: int = SCHEMA_VERSION
     benchmark: Literal["overhead"] = "overhead"
-    settings: Settings
+    settings: OverheadSettings
     machine: str
-    rates: Rates
-    rows: list[Row]
-    groups: list[Group] = Field(default_factory=list)
+    rates: MachineRates
+    rows: list[OverheadRow]
+    groups: list[MeasuredGroup] = Field(default_factory=list)
     provenance: dict[str, Any]
 
 
-def lines_of(
+def measured_lines(
     times: Mapping[str, np.ndarray],
     reference: str,
     *,
     floors: Mapping[str, float] | None = None,
     figures: Mapping[str, Mapping[str, float | Estimate]] | None = None,
-) -> list[Line]:
+) -> list[MeasuredLine]:
     """A line for each contestant, by the seconds of its rounds."""
     return [
-        Line(
+        MeasuredLine(
             name=name,
             milliseconds=1000 * float(np.median(seconds)),
             ratio=median_ratio(seconds, times[reference], f"{name} over {reference}"),

@@ -1,1 +1,1 @@
-"""GGUF files, llama.cpp's format, imported as checkpoint folders."""
+"""Import of GGUF files, the format of llama.cpp, as checkpoint folders."""

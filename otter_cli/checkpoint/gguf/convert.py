@@ -1,4 +1,7 @@
-"""A GGUF model as a checkpoint folder: tokenizer, configuration, tensors, record of the source."""
+"""A GGUF model converted to a checkpoint folder.
+
+The folder gets the tokenizer, the configuration, the dequantised tensors and an import record.
+"""
 
 from __future__ import annotations
 
@@ -10,29 +13,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otter_cli.checkpoint.dtypes import Array
+from otter_cli.checkpoint.folder import IMPORT_RECORD
 from otter_cli.checkpoint.gguf.header import GgufHeader, StringArray, read_gguf_header
-from otter_cli.checkpoint.gguf.parts import Parts, find_parts, join, read_headers
-from otter_cli.checkpoint.gguf.reading import read_by_transformers
-from otter_cli.checkpoint.gguf.refused import (
-    quantisation,
-    reads_by_conversion,
-    refuse_what_cannot_be_imported,
-    unread_metadata,
+from otter_cli.checkpoint.gguf.model import (
+    count_quantised_types,
+    metadata_not_carried,
+    needs_whole_model,
+    read_by_transformers,
+    refuse_unsupported_gguf,
 )
-from otter_cli.checkpoint.listing import IMPORT_RECORD
+from otter_cli.checkpoint.gguf.parts import (
+    GgufParts,
+    find_gguf_parts,
+    join_parts,
+    read_gguf_headers,
+)
 from otter_cli.core.atomic import staged_folder, write_json
 from otter_cli.core.console import progress, say, warn
 from otter_cli.core.errors import OtterError, from_os_error
-from otter_cli.core.heap import release_free_memory
-from otter_cli.core.units import bytes_text
+from otter_cli.core.formatting import bytes_text
+from otter_cli.core.process import release_free_memory
 
 if TYPE_CHECKING:
     from otter_cli.checkpoint.gguf.model import ModelDescription
-    from otter_cli.checkpoint.gguf.tensors import GgufTensors
-    from otter_cli.checkpoint.gguf.whole_model import WholeModelTensors
+    from otter_cli.checkpoint.gguf.tensors import GgufTensors, WholeModelTensors
+
 
 # What transformers calls them, and what safetensors does.
-DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+IMPORT_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 _STATEMENT = (
     "The base is the dequantised model: the numbers that the quantised tensors stand for, stored "
@@ -42,7 +50,7 @@ _ELEMENTS_AT_ONCE = 2**19
 
 
 @dataclass(frozen=True)
-class Imported:
+class ImportedModel:
     """`record` is what the folder's otter.import.json holds."""
 
     out: Path
@@ -56,7 +64,7 @@ class Imported:
 
 def import_gguf(
     source: Path, out: Path, *, dtype: str = "bfloat16", origin: str | None = None
-) -> Imported:
+) -> ImportedModel:
     """Write the model of the GGUF file `source` as the checkpoint folder `out`.
 
     `origin` says where the file came from, for the record. OtterError for what cannot be imported,
@@ -65,30 +73,30 @@ def import_gguf(
     if out.exists():
         raise OtterError(f"{out} exists already", hint="choose another OUT, or remove it")
     try:
-        parts = find_parts(source)
-        headers = read_headers(parts)
+        parts = find_gguf_parts(source)
+        headers = read_gguf_headers(parts)
         if headers:
-            refuse_what_cannot_be_imported(headers)
+            refuse_unsupported_gguf(headers)
         return _convert(parts, headers, out, dtype, origin)
     except OSError as error:
         raise from_os_error(error, f"import {source}") from error
 
 
 def _convert(
-    parts: Parts, headers: list[GgufHeader], out: Path, dtype: str, origin: str | None
-) -> Imported:
+    parts: GgufParts, headers: list[GgufHeader], out: Path, dtype: str, origin: str | None
+) -> ImportedModel:
     with staged_folder(out, sources=parts.files) as staging:
-        header = _one_file(parts, headers, staging)
-        description, tensors = _plan(header, dtype)
+        header = _joined_header(parts, headers, staging)
+        description, tensors = _describe_tensors(header, dtype)
         _refuse_full_disk(staging, sum(spec.nbytes for spec in tensors.specs.values()))
         has_tokenizer = _save_tokenizer(header, description, staging)
         _save_configuration(header, description, staging)
-        record = _write(parts, header, tensors, staging)
-        record = _record(header, dtype, origin, record)
+        record = _write_tensors(parts, header, tensors, staging)
+        record = _import_record(header, dtype, origin, record)
         write_json(staging / IMPORT_RECORD, record)
-        _joined(staging).unlink(missing_ok=True)
+        _joined_path(staging).unlink(missing_ok=True)
     specs = tensors.specs.values()
-    return Imported(
+    return ImportedModel(
         out=out,
         config=description.config.to_dict(),
         tensors=len(specs),
@@ -99,17 +107,17 @@ def _convert(
     )
 
 
-def _one_file(parts: Parts, headers: list[GgufHeader], staging: Path) -> GgufHeader:
+def _joined_header(parts: GgufParts, headers: list[GgufHeader], staging: Path) -> GgufHeader:
     """The header of the one file that everything is read from: the source, or its parts joined."""
     if parts.layout == "single":
         return headers[0]
     _refuse_full_disk(staging, sum(file.stat().st_size for file in parts.files))
     say(f"joining {len(parts.files)} files")
-    joined = _joined(staging)
-    join(parts, headers, joined)
+    joined = _joined_path(staging)
+    join_parts(parts, headers, joined)
     try:
         header = read_gguf_header(joined)
-        refuse_what_cannot_be_imported([header])
+        refuse_unsupported_gguf([header])
     except OtterError as error:
         # The user knows the parts, not the file that was made of them.
         what = error.what.replace(str(joined), f"{parts.files[0]} and what follows it")
@@ -119,21 +127,20 @@ def _one_file(parts: Parts, headers: list[GgufHeader], staging: Path) -> GgufHea
     return header
 
 
-def _joined(staging: Path) -> Path:
+def _joined_path(staging: Path) -> Path:
     return staging / "joined.gguf"
 
 
-def _plan(
+def _describe_tensors(
     header: GgufHeader, dtype: str
 ) -> tuple[ModelDescription, GgufTensors | WholeModelTensors]:
     from otter_cli.checkpoint.gguf.model import describe_model
-    from otter_cli.checkpoint.gguf.tensors import GgufTensors
-    from otter_cli.checkpoint.gguf.whole_model import WholeModelTensors
+    from otter_cli.checkpoint.gguf.tensors import GgufTensors, WholeModelTensors
 
     description = describe_model(header, dtype)
-    if reads_by_conversion(header.architecture):
-        return description, WholeModelTensors(header, description, DTYPES[dtype])
-    return description, GgufTensors(header, description, DTYPES[dtype])
+    if needs_whole_model(header.architecture):
+        return description, WholeModelTensors(header, description, IMPORT_DTYPES[dtype])
+    return description, GgufTensors(header, description, IMPORT_DTYPES[dtype])
 
 
 def _refuse_full_disk(folder: Path, needed: int) -> None:
@@ -185,11 +192,11 @@ def _save_configuration(header: GgufHeader, description: ModelDescription, stagi
         generation.save_pretrained(staging)
 
 
-def _write(
-    parts: Parts, header: GgufHeader, tensors: GgufTensors | WholeModelTensors, staging: Path
+def _write_tensors(
+    parts: GgufParts, header: GgufHeader, tensors: GgufTensors | WholeModelTensors, staging: Path
 ) -> dict[str, Any]:
     """Write the tensors; returns the record of the source's files."""
-    from otter_cli.checkpoint.writer import write_sharded
+    from otter_cli.checkpoint.safetensors_writer import write_sharded
     from otter_cli.core.digests import sha256_file
 
     sizes = [file.stat().st_size for file in parts.files]
@@ -203,7 +210,7 @@ def _write(
         ]
 
         def make(name: str) -> Array:
-            values = _finite(tensors.make(name), name, header)
+            values = _require_finite_values(tensors.make(name), name, header)
             go(tensors.specs[name].nbytes)
             return values
 
@@ -211,7 +218,7 @@ def _write(
     return {"layout": parts.layout, "files": files}
 
 
-def _finite(values: Array, name: str, header: GgufHeader) -> Array:
+def _require_finite_values(values: Array, name: str, header: GgufHeader) -> Array:
     """A weight that is not a number makes every logit none: it can only come from damage."""
     import numpy as np
 
@@ -227,7 +234,7 @@ def _finite(values: Array, name: str, header: GgufHeader) -> Array:
     return values
 
 
-def _record(
+def _import_record(
     header: GgufHeader, dtype: str, origin: str | None, source: dict[str, Any]
 ) -> dict[str, Any]:
     from otter_cli.core.provenance import versions
@@ -247,8 +254,8 @@ def _record(
             **source,
             "architecture": header.architecture,
             "general": about,
-            "quantisation": quantisation([header]),
-            "metadata_not_carried": unread_metadata(header),
+            "quantisation": count_quantised_types([header]),
+            "metadata_not_carried": metadata_not_carried(header),
         },
         "versions": versions(),
     }

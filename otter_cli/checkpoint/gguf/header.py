@@ -1,7 +1,7 @@
-"""Headers of GGUF files, checked in full before any library reads the file by them.
+"""Headers of GGUF files, checked in full before any library reads the file.
 
-gguf's own reader trusts the lengths in the file: a damaged one can make it loop for hours. Here
-every length and every offset must lie inside the file.
+The reader of the gguf package trusts the lengths in a file, so a damaged file can make it loop for
+hours. Here every length and every offset must lie inside the file.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from otter_cli.checkpoint.strict_json import regular_size, shown
 from otter_cli.core.errors import OtterError, from_os_error
+from otter_cli.core.strict_files import quoted, regular_size
 
-MAGIC = b"GGUF"
-DAMAGED = "the file is damaged or was cut off: fetch it again"
+GGUF_MAGIC = b"GGUF"
+DAMAGED_GGUF_HINT = "the file is damaged or was cut off: fetch it again"
 
 _VERSIONS = (2, 3)
 _MAX_DIMENSIONS = 4
@@ -71,7 +71,7 @@ def looks_like_gguf(path: Path) -> bool:
         return True
     try:
         with open(path, "rb") as file:
-            return file.read(4) == MAGIC
+            return file.read(4) == GGUF_MAGIC
     except OSError:
         return False
 
@@ -104,7 +104,7 @@ class _Cursor:
             raise OtterError(
                 f"{self.path}: truncated: the header goes on after byte {len(self.view):,}, "
                 "where the file ends",
-                hint=DAMAGED,
+                hint=DAMAGED_GGUF_HINT,
             )
         self.at += count
         return start
@@ -122,7 +122,8 @@ class _Cursor:
             return self.view[start : start + length].decode()
         except UnicodeDecodeError as error:
             raise OtterError(
-                f"{self.path}: a text in the header is not UTF-8 (byte {start:,})", hint=DAMAGED
+                f"{self.path}: a text in the header is not UTF-8 (byte {start:,})",
+                hint=DAMAGED_GGUF_HINT,
             ) from error
 
     def value(self, kind: int) -> Any:
@@ -133,7 +134,8 @@ class _Cursor:
         if kind == _ARRAY:
             return self._array()
         raise OtterError(
-            f"{self.path}: the header has a value of the unknown kind {kind}", hint=DAMAGED
+            f"{self.path}: the header has a value of the unknown kind {kind}",
+            hint=DAMAGED_GGUF_HINT,
         )
 
     def _array(self) -> Any:
@@ -145,7 +147,7 @@ class _Cursor:
         if kind != _STRING:
             raise OtterError(
                 f"{self.path}: the header has an array of the kind {kind}, which is not read here",
-                hint=DAMAGED,
+                hint=DAMAGED_GGUF_HINT,
             )
         for _ in range(length):  # every text takes eight bytes or more, so the file's end ends this
             self.take(self.number("<Q"))
@@ -154,7 +156,7 @@ class _Cursor:
 
 def _parse(cursor: _Cursor) -> GgufHeader:
     path = cursor.path
-    if cursor.view[:4] != MAGIC:
+    if cursor.view[:4] != GGUF_MAGIC:
         raise _not_gguf(path)
     cursor.take(4)
     version, tensor_count, entry_count = cursor.unpack("<IQQ")
@@ -169,28 +171,28 @@ def _parse(cursor: _Cursor) -> GgufHeader:
         start = cursor.at
         key = cursor.text()
         if key in metadata:
-            raise OtterError(f"{path}: the header has {shown(key)} twice", hint=DAMAGED)
+            raise OtterError(f"{path}: the header has {quoted(key)} twice", hint=DAMAGED_GGUF_HINT)
         metadata[key] = cursor.value(cursor.number("<I"))
         entries[key] = (start, cursor.at)
-    tensors = [_tensor(cursor) for _ in range(tensor_count)]
+    tensors = [_parse_tensor(cursor) for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
-        raise OtterError(f"{path}: general.alignment is {alignment!r}", hint=DAMAGED)
+        raise OtterError(f"{path}: general.alignment is {alignment!r}", hint=DAMAGED_GGUF_HINT)
     data_start = cursor.at + -cursor.at % alignment
-    placed = _place(tensors, data_start, alignment, len(cursor.view), path)
+    placed = _placed_tensors(tensors, data_start, alignment, len(cursor.view), path)
     size = len(cursor.view)
     return GgufHeader(path, version, metadata, entries, placed, alignment, data_start, size)
 
 
-def _tensor(cursor: _Cursor) -> GgufTensor:
+def _parse_tensor(cursor: _Cursor) -> GgufTensor:
     """A tensor whose start is still counted from the start of the data."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     name = cursor.text()
-    where = f"{cursor.path}: tensor {shown(name)}"
+    where = f"{cursor.path}: tensor {quoted(name)}"
     count = cursor.number("<I")
     if not 0 < count <= _MAX_DIMENSIONS:
-        raise OtterError(f"{where} has {count} dimensions", hint=DAMAGED)
+        raise OtterError(f"{where} has {count} dimensions", hint=DAMAGED_GGUF_HINT)
     # GGUF gives the fastest-moving dimension first, torch gives it last.
     shape = tuple(reversed(cursor.unpack(f"<{count}Q")))
     type_id, start = cursor.unpack("<IQ")
@@ -204,30 +206,33 @@ def _tensor(cursor: _Cursor) -> GgufTensor:
     block, block_bytes = GGML_QUANT_SIZES[kind]
     if 0 in shape or shape[-1] % block:
         raise OtterError(
-            f"{where} has shape {list(shape)}, which {kind.name} cannot store", hint=DAMAGED
+            f"{where} has shape {list(shape)}, which {kind.name} cannot store",
+            hint=DAMAGED_GGUF_HINT,
         )
     return GgufTensor(name, shape, type_id, kind.name, start, prod(shape) // block * block_bytes)
 
 
-def _place(
+def _placed_tensors(
     tensors: list[GgufTensor], data_start: int, alignment: int, size: int, path: Path
 ) -> dict[str, GgufTensor]:
     """The tensors by name, in the file's order, after their places are known to be sound."""
     placed: dict[str, GgufTensor] = {}
     reached = 0
     for tensor in sorted(tensors, key=lambda tensor: tensor.start):
-        where = f"{path}: tensor {shown(tensor.name)}"
+        where = f"{path}: tensor {quoted(tensor.name)}"
         if tensor.name in placed:
-            raise OtterError(f"{where} is there twice", hint=DAMAGED)
+            raise OtterError(f"{where} is there twice", hint=DAMAGED_GGUF_HINT)
         if tensor.start < reached or tensor.start % alignment:
-            raise OtterError(f"{where} lies where it cannot (byte {tensor.start:,})", hint=DAMAGED)
+            raise OtterError(
+                f"{where} lies where it cannot (byte {tensor.start:,})", hint=DAMAGED_GGUF_HINT
+            )
         reached = tensor.start + tensor.nbytes
         start = data_start + tensor.start
         if start + tensor.nbytes > size:
             raise OtterError(
-                f"{path}: truncated: tensor {shown(tensor.name)} ends at byte "
+                f"{path}: truncated: tensor {quoted(tensor.name)} ends at byte "
                 f"{start + tensor.nbytes:,}, the file at {size:,}",
-                hint=DAMAGED,
+                hint=DAMAGED_GGUF_HINT,
             )
         placed[tensor.name] = GgufTensor(
             tensor.name, tensor.shape, tensor.type_id, tensor.type_name, start, tensor.nbytes
@@ -240,3 +245,28 @@ def _not_gguf(path: Path) -> OtterError:
         f"{path} is not a GGUF file: it does not start with the letters GGUF",
         hint="give a .gguf file; a folder with safetensors needs no import",
     )
+
+
+def refuse_gguf(path: Path) -> None:
+    """OtterError, with the line to type, when `path` is a GGUF file or a folder of nothing else."""
+    if path.is_dir():
+        if (path / "config.json").exists():
+            return
+        files = sorted(file for file in path.iterdir() if looks_like_gguf(file))
+        if not files:
+            return
+        source = files[0]
+        what = f"{path} holds a GGUF file and no checkpoint"
+    elif looks_like_gguf(path):
+        source = path
+        what = f"{path} is a GGUF file, not a checkpoint folder"
+    else:
+        return
+    raise OtterError(
+        what, hint=f"import it first: otter import {source} {_suggested_folder(source)}"
+    )
+
+
+def _suggested_folder(source: Path) -> str:
+    """A name for the imported folder: the file's, without what says how it is stored."""
+    return source.name.partition(".gguf")[0].partition("-00")[0] + "-imported"

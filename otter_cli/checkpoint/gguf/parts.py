@@ -1,4 +1,4 @@
-"""The files that make up one GGUF model: one, llama.cpp's split files, or raw pieces."""
+"""The files that make up one GGUF model: a single file, llama.cpp's split files, or raw pieces."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from otter_cli.checkpoint.gguf.header import MAGIC, GgufHeader, read_gguf_header
+from otter_cli.checkpoint.gguf.header import GGUF_MAGIC, GgufHeader, read_gguf_header
 from otter_cli.core.errors import OtterError
 
 _SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _PIECE = re.compile(r"(.+\.gguf)\.part(\d+)")
-_MISSING = "fetch all of them into one folder, and give any one of them"
+_MISSING_PART_HINT = "fetch all of them into one folder, and give any one of them"
 
-Layout = Literal["single", "split", "pieces"]
+PartsLayout = Literal["single", "split", "pieces"]
 
 
 @dataclass(frozen=True)
-class Parts:
+class GgufParts:
     """`files` in order; split files have a header each, pieces one header together."""
 
     files: tuple[Path, ...]
-    layout: Layout
+    layout: PartsLayout
 
 
-def find_parts(source: Path) -> Parts:
+def find_gguf_parts(source: Path) -> GgufParts:
     """All files of the model that `source` belongs to. OtterError when one is missing."""
     if not source.exists():
         raise OtterError(f"{source} does not exist", hint="check the path")
@@ -36,10 +36,10 @@ def find_parts(source: Path) -> Parts:
     if split := _SPLIT.fullmatch(source.name):
         count = int(split[3])
         names = [f"{split[1]}-{number:05d}-of-{split[3]}.gguf" for number in range(1, count + 1)]
-        return Parts(_all_there(source, names), "split")
+        return GgufParts(_require_all(source, names), "split")
     if piece := _PIECE.fullmatch(source.name):
-        return Parts(_pieces(source, piece[1], len(piece[2])), "pieces")
-    return Parts((source,), "single")
+        return GgufParts(_pieces(source, piece[1], len(piece[2])), "pieces")
+    return GgufParts((source,), "single")
 
 
 def _only_model(folder: Path) -> Path:
@@ -59,13 +59,13 @@ def _only_model(folder: Path) -> Path:
     return next(iter(first.values()))
 
 
-def _all_there(source: Path, names: list[str]) -> tuple[Path, ...]:
+def _require_all(source: Path, names: list[str]) -> tuple[Path, ...]:
     files = tuple(source.with_name(name) for name in names)
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
         raise OtterError(
             f"{source} is one of {len(files)} parts, and {', '.join(missing) or 'it'} is missing",
-            hint=_MISSING,
+            hint=_MISSING_PART_HINT,
         )
     return files
 
@@ -82,12 +82,12 @@ def _pieces(source: Path, stem: str, width: int) -> tuple[Path, ...]:
     # Some count from 1: then that piece starts as a GGUF file does.
     if 1 in numbers and not source.with_name(names[0]).exists():
         with open(source.with_name(names[1]), "rb") as file:
-            if file.read(4) == MAGIC:
+            if file.read(4) == GGUF_MAGIC:
                 del names[0]
-    return _all_there(source, list(names.values()))
+    return _require_all(source, list(names.values()))
 
 
-def read_headers(parts: Parts) -> list[GgufHeader]:
+def read_gguf_headers(parts: GgufParts) -> list[GgufHeader]:
     """The header of every file that has one: none for pieces, which must be joined first."""
     if parts.layout == "pieces":
         return []
@@ -103,7 +103,7 @@ def read_headers(parts: Parts) -> list[GgufHeader]:
     return headers
 
 
-def join(parts: Parts, headers: list[GgufHeader], target: Path) -> None:
+def join_parts(parts: GgufParts, headers: list[GgufHeader], target: Path) -> None:
     """Write all parts as one GGUF file."""
     with open(target, "xb") as out:
         if parts.layout == "pieces":
@@ -120,7 +120,7 @@ def _copy(file: Path, out: BinaryIO) -> None:
 
 def _join_split(headers: list[GgufHeader], out: BinaryIO) -> None:
     """The first file's metadata, the tensor tables, then every file's data."""
-    write_header(out, headers[0], tuple(headers[0].entries), headers)
+    write_gguf_header(out, headers[0], tuple(headers[0].entries), headers)
     for header in headers:
         with open(header.path, "rb") as source:
             for tensor in header.tensors.values():
@@ -141,7 +141,7 @@ def _copy_bytes(source: BinaryIO, out: BinaryIO, count: int) -> None:
         count -= len(chunk)
 
 
-def write_header(
+def write_gguf_header(
     out: BinaryIO, first: GgufHeader, keys: tuple[str, ...], headers: list[GgufHeader]
 ) -> int:
     """A header with the entries `keys` of `first` and the tensors of all `headers`, in order.
@@ -149,7 +149,7 @@ def write_header(
     Returns the size that the file has when all tensors are in it.
     """
     tensors = [tensor for header in headers for tensor in header.tensors.values()]
-    out.write(MAGIC + struct.pack("<IQQ", first.version, len(tensors), len(keys)))
+    out.write(GGUF_MAGIC + struct.pack("<IQQ", first.version, len(tensors), len(keys)))
     with open(first.path, "rb") as source:
         for key in keys:
             start, end = first.entries[key]

@@ -1,8 +1,7 @@
-"""The tensors of a GGUF file under transformers' names, made one at a time while they are written.
+"""The tensors of a GGUF file under transformers' names, converted while they are written.
 
-transformers' loader holds the whole model. Here its table of names and its changes to single
-tensors (the order of rows in Llama's queries, the norms of Gemma) are applied to each tensor by
-itself, so that the peak is a tensor.
+`GgufTensors` converts one tensor at a time, so the peak memory is one tensor. `WholeModelTensors`
+is for architectures that transformers converts together, so its peak is the whole model.
 """
 
 from __future__ import annotations
@@ -12,22 +11,23 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from otter_cli.checkpoint.dtypes import Array, encode
-from otter_cli.checkpoint.gguf.header import DAMAGED, GgufHeader, GgufTensor
-from otter_cli.checkpoint.gguf.reading import read_by_transformers
-from otter_cli.checkpoint.strict_json import shown
-from otter_cli.checkpoint.writer import TensorSpec
+from otter_cli.checkpoint.gguf.header import DAMAGED_GGUF_HINT, GgufHeader, GgufTensor
+from otter_cli.checkpoint.gguf.model import read_by_transformers
+from otter_cli.checkpoint.safetensors_writer import TensorSpec
 from otter_cli.core.errors import OtterError
+from otter_cli.core.strict_files import quoted
 
 if TYPE_CHECKING:
     from otter_cli.checkpoint.gguf.model import ModelDescription
 
+
 # The two tables over the vocabulary are the largest tensors: no change of transformers' touches
 # them, so their rows can be converted a few at a time.
-_TABLES = {"token_embd.weight", "output.weight"}
+_VOCABULARY_TABLES = {"token_embd.weight", "output.weight"}
 _ELEMENTS_AT_ONCE = 2**19
 
 # Positions that older files store though every reader computes them.
-_COMPUTED = ("attn_rot_embd", "rope_freqs")
+_COMPUTED_POSITIONS = ("attn_rot_embd", "rope_freqs")
 
 
 class GgufTensors:
@@ -44,9 +44,9 @@ class GgufTensors:
         processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)
         with read_by_transformers("tensor names", header.path):
             self.processor = processor(config=description.raw)
-            outline = _Outline(description.model, description.config, depth=1)
+            outline = _ShallowModel(description.model, description.config, depth=1)
             self.names: dict[str, str] = get_gguf_hf_weights_map(outline, self.processor)
-            self.layout = DiskLayout.of(description.model)
+            self.layout = StoredNames.of(description.model)
         self.sources = self._sources()
         self.specs = {name: TensorSpec(dtype, shape) for name, shape in self.layout.shapes.items()}
         self._made: tuple[str, dict[str, Array]] = ("", {})
@@ -75,16 +75,16 @@ class GgufTensors:
         for name, parts in sources.items():
             if not parts:
                 raise OtterError(
-                    f"{self.header.path}: tensor {shown(name)} of the model is not in the file",
-                    hint=DAMAGED,
+                    f"{self.header.path}: tensor {quoted(name)} of the model is not in the file",
+                    hint=DAMAGED_GGUF_HINT,
                 )
         return sources
 
     def _refuse_unused(self, stored: GgufTensor) -> None:
-        if any(name in stored.name for name in _COMPUTED) and self._is_plain(stored):
+        if any(name in stored.name for name in _COMPUTED_POSITIONS) and self._is_plain(stored):
             return
         raise OtterError(
-            f"{self.header.path}: tensor {shown(stored.name)} has no place in the model as "
+            f"{self.header.path}: tensor {quoted(stored.name)} has no place in the model as "
             "transformers' GGUF loader reads it",
             hint="use the model's safetensors checkpoint",
         )
@@ -104,7 +104,7 @@ class GgufTensors:
         import numpy as np
 
         collected: dict[str, Any] = {"tensors": {}}
-        with read_by_transformers(f"tensor {shown(name)}", self.header.path):
+        with read_by_transformers(f"tensor {quoted(name)}", self.header.path):
             for stored in parts:
                 result = self.processor.process(
                     weights=self._read(stored),
@@ -120,7 +120,7 @@ class GgufTensors:
         return values
 
     def _is_untouched_table(self, stored: GgufTensor) -> bool:
-        if stored.name not in _TABLES or len(stored.shape) != 2:
+        if stored.name not in _VOCABULARY_TABLES or len(stored.shape) != 2:
             return False
         row = self._read(stored, 0, 1)
         result = self.processor.process(
@@ -164,13 +164,13 @@ class GgufTensors:
     def _wrong_shape(self, name: str, shape: tuple[int, ...]) -> OtterError:
         wanted = list(self.layout.module_shapes[name])
         return OtterError(
-            f"{self.header.path}: tensor {shown(name)} has shape {list(shape)}, and the file "
+            f"{self.header.path}: tensor {quoted(name)} has shape {list(shape)}, and the file "
             f"describes a model in which it is {wanted}",
             hint="the file is damaged, or of a model that transformers' GGUF loader reads wrongly",
         )
 
 
-class _Outline:
+class _ShallowModel:
     """A model as transformers' table of names asks for it, without the modules inside its parts.
 
     It asks every module of a model in turn, though some files go by the names of a part at most
@@ -181,14 +181,14 @@ class _Outline:
         self.config = config
         self.state_dict = model.state_dict
         children = model.named_children() if depth else ()
-        self._parts = [(name, _Outline(part, config, depth - 1)) for name, part in children]
+        self._parts = [(name, _ShallowModel(part, config, depth - 1)) for name, part in children]
 
-    def named_children(self) -> list[tuple[str, _Outline]]:
+    def named_children(self) -> list[tuple[str, _ShallowModel]]:
         return self._parts
 
 
 @dataclass(frozen=True)
-class DiskLayout:
+class StoredNames:
     """How transformers stores a model's tensors: under the module's names, except where it fuses
     what is stored apart, such as a layer's experts.
 
@@ -203,7 +203,7 @@ class DiskLayout:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: Any) -> DiskLayout:
+    def of(cls, model: Any) -> StoredNames:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import revert_weight_conversion
 
@@ -240,3 +240,42 @@ def as_array(value: Any) -> Array:
     if value.dtype == torch.bfloat16:
         return value.contiguous().view(torch.uint16).numpy()
     return value.numpy()
+
+
+class WholeModelTensors:
+    """As `GgufTensors`, from a model that transformers has loaded."""
+
+    def __init__(self, header: GgufHeader, description: ModelDescription, dtype: str) -> None:
+        import torch
+        from transformers import GgufConfig
+
+        path = header.path
+        with read_by_transformers("tensors", path):
+            model, report = type(description.model).from_pretrained(
+                str(path.parent),
+                gguf_file=path.name,
+                dtype=getattr(torch, str(description.config.dtype).removeprefix("torch.")),
+                quantization_config=GgufConfig(dequantize=True),
+                output_loading_info=True,
+                local_files_only=True,
+                trust_remote_code=False,
+            )
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if names := sorted(map(str, report[kind])):
+                raise OtterError(
+                    f"{path}: {kind.replace('_keys', '')} tensors, by transformers' loader: "
+                    f"{', '.join(names[:3])}",
+                    hint="the file is damaged: fetch it again",
+                )
+        self.layout = StoredNames.of(description.model)
+        self.specs = {name: TensorSpec(dtype, shape) for name, shape in self.layout.shapes.items()}
+        self._values = dict(model.state_dict())
+        self._made: tuple[str, dict[str, Array]] = ("", {})
+
+    def make(self, name: str) -> Array:
+        """The values of the tensor that is called `name` on disk."""
+        module_name = self.layout.origin[name]
+        if self._made[0] != module_name:
+            values = as_array(self._values[module_name])
+            self._made = (module_name, self.layout.to_disk(module_name, values))
+        return self._made[1].pop(name)

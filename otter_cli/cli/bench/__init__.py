@@ -1,4 +1,4 @@
-"""`otter bench`: methods compared on the same prompts, in a run folder that resumes."""
+"""`otter bench`: compares methods on the same prompts, in a run folder that resumes."""
 
 from otter_cli.cli.bench import (
     check,
@@ -13,7 +13,7 @@ from otter_cli.cli.bench import (
     rescore,
     speedup,
 )
-from otter_cli.cli.bench.app import app
+from otter_cli.cli.bench.group import app
 
 __all__ = [
     "app",

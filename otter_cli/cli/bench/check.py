@@ -1,4 +1,4 @@
-"""`otter bench check`: a run held against what is expected of it, for CI."""
+"""`otter bench check`: compares a run's figures with expectations, for CI."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from otter_cli.cli.app import Outcome, verb
-from otter_cli.cli.bench.app import app
-from otter_cli.cli.bench.options import option
+from otter_cli.cli.bench.group import app, option
+from otter_cli.cli.command import Outcome, verb
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from otter_cli.benchmarks.expectations import Checked
+    from otter_cli.benchmarks.runner.compare import CheckedBound
 
 
 @verb(app, example="otter bench check runs/speedup-0123456789 --expect expectations.yaml")
@@ -34,11 +33,11 @@ def check(
     Bounds are at_least, at_most, with `against: plain` for the paired difference and `by: mean`
     for the mean alone.
     """
-    from otter_cli.benchmarks.expectations import check as checked
-    from otter_cli.benchmarks.expectations import read_expectations
-    from otter_cli.benchmarks.result import Result
+    from otter_cli.benchmarks.results import BenchmarkResult
+    from otter_cli.benchmarks.runner.compare import check_expectations as checked
+    from otter_cli.benchmarks.runner.compare import read_expectations
 
-    found = checked(Result.read(run), read_expectations(expect))
+    found = checked(BenchmarkResult.read(run), read_expectations(expect))
     failed = sum(not one.holds for one in found)
     return Outcome(
         {"run": run, "failed": failed, "checks": [one.model_dump(mode="json") for one in found]},
@@ -47,7 +46,7 @@ def check(
     )
 
 
-def _view(found: list[Checked], failed: int) -> RenderableType:
+def _view(found: list[CheckedBound], failed: int) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text

@@ -1,4 +1,4 @@
-"""`otter bench compare`: two runs, paired by prompt."""
+"""`otter bench compare`: the difference of two runs, paired by prompt."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from otter_cli.cli.app import Outcome, verb
-from otter_cli.cli.bench.app import app
-from otter_cli.cli.bench.options import option
+from otter_cli.cli.bench.group import app, option
+from otter_cli.cli.command import Outcome, verb
 from otter_cli.core.errors import OtterError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from otter_cli.benchmarks.compare import Comparison
+    from otter_cli.benchmarks.runner.compare import RunComparison
 
 
 @verb(
@@ -35,13 +34,13 @@ def compare(
 
     Times were taken in two sessions: what else the machine did then is in their difference.
     """
-    from otter_cli.benchmarks.compare import compare as compared
+    from otter_cli.benchmarks.runner.compare import compare_runs as compared
 
-    found = compared(run1, run2, _pair(methods))
+    found = compared(run1, run2, _parse_methods(methods))
     return Outcome(found.model_dump(mode="json"), view=lambda: _view(found))
 
 
-def _pair(methods: str | None) -> tuple[str, str] | None:
+def _parse_methods(methods: str | None) -> tuple[str, str] | None:
     if methods is None:
         return None
     one, colon, other = methods.partition(":")
@@ -52,8 +51,8 @@ def _pair(methods: str | None) -> tuple[str, str] | None:
     return one, other
 
 
-def _view(found: Comparison) -> RenderableType:
-    from otter_cli.reports import terminal_page
-    from otter_cli.reports.comparison import comparison_report
+def _view(found: RunComparison) -> RenderableType:
+    from otter_cli.reports.comparisons import comparison_report
+    from otter_cli.reports.terminal import terminal_page
 
     return terminal_page(comparison_report(found))

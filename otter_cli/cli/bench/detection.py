@@ -1,14 +1,22 @@
-"""`otter bench detection`: a signal as a monitor of text that is still being written."""
+"""`otter bench detection`: a signal as a monitor of text while it is written."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
-from otter_cli.cli.app import Outcome, verb
-from otter_cli.cli.bench.app import app
-from otter_cli.cli.bench.options import Device, Folder, Limit, LimitSeed, Out, Signal, option
-from otter_cli.cli.bench.show import run_and_show
+from otter_cli.cli.bench.group import (
+    Device,
+    Folder,
+    Limit,
+    LimitSeed,
+    RunFolder,
+    Signal,
+    app,
+    option,
+    run_and_show,
+)
+from otter_cli.cli.command import Outcome, verb
 from otter_cli.cli.recipe_files import recipe_path
 
 
@@ -41,16 +49,16 @@ def detection(
         Path | None, option("--classifier", "`otter train --baseline separate`", "Methods")
     ] = None,
     device: Device = "cpu",
-    out: Out = None,
+    out: RunFolder = None,
 ) -> Outcome:
     """Scores at every token of labelled text: who flags it, how early, and at what cost.
 
     AUROC, F1, share flagged at 1 % false alarms, on time (before the offending span ends; without
     spans, the text), tokens read until then, what stopping at a threshold saves and loses.
     """
-    from otter_cli.benchmarks.requests import DetectionRequest
+    from otter_cli.benchmarks.tasks.options import DetectionOptions
 
-    asked = DetectionRequest(
+    asked = DetectionOptions(
         folder=folder,
         recipe=None if recipe is None else recipe_path(recipe),
         pairs=pairs,

@@ -1,11 +1,9 @@
-"""`otter bench detox`: does guidance away from toxicity work, and does the text stay text?"""
+"""`otter bench detox`: toxicity and fluency of sampled text, plain and guided."""
 
 from pathlib import Path
 from typing import Annotated
 
-from otter_cli.cli.app import Outcome, verb
-from otter_cli.cli.bench.app import app
-from otter_cli.cli.bench.options import (
+from otter_cli.cli.bench.group import (
     AllowPickle,
     Batch,
     Candidates,
@@ -18,8 +16,9 @@ from otter_cli.cli.bench.options import (
     LimitSeed,
     Methods,
     NewTokens,
-    Out,
     Prompts,
+    PromptsPerBatch,
+    RunFolder,
     Samples,
     Seed,
     Signal,
@@ -27,10 +26,11 @@ from otter_cli.cli.bench.options import (
     TaskHead,
     Temperature,
     Template,
-    Together,
+    app,
     option,
+    run_and_show,
 )
-from otter_cli.cli.bench.show import run_and_show
+from otter_cli.cli.command import Outcome, verb
 
 
 @verb(
@@ -54,7 +54,7 @@ def detox(
     head_strength: HeadStrength = None,
     candidates: Candidates = 20,
     samples: Samples = 25,
-    together: Together = 1,
+    together: PromptsPerBatch = 1,
     batch: Batch = 25,
     temperature: Temperature = 1.0,
     top_p: Annotated[float, option("--top-p", "nucleus, of all methods", "Decoding")] = 0.9,
@@ -63,16 +63,16 @@ def detox(
     seed: Seed = 0,
     device: Device = "cpu",
     allow_pickle: AllowPickle = False,
-    out: Out = None,
+    out: RunFolder = None,
 ) -> Outcome:
     """Sampled continuations, plain and guided away from toxicity, read by Detoxify.
 
     Expected maximum toxicity, toxicity probability, perplexity under the base, dist-1/2/3.
     """
-    from otter_cli.benchmarks.requests import DetoxRequest
+    from otter_cli.benchmarks.tasks.options import DetoxOptions
     from otter_cli.scorers.detoxify import pickle_allowed
 
-    asked = DetoxRequest(
+    asked = DetoxOptions(
         folder=folder,
         prompts=prompts,
         task_head=task_head,

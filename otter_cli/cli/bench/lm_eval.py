@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from otter_cli.cli.app import Outcome, verb
-from otter_cli.cli.bench.app import app
-from otter_cli.cli.bench.options import Device, Folder, Out, option
+from otter_cli.cli.bench.group import Device, Folder, RunFolder, app, option
+from otter_cli.cli.command import Outcome, verb
 from otter_cli.core.errors import OtterError
 
 if TYPE_CHECKING:
-    from otter_cli.benchmarks.lm_eval.run import Asked
+    from otter_cli.benchmarks.lm_eval.run_lm_eval import LmEvalOptions
 
 
 @verb(
@@ -51,38 +50,37 @@ def lm_eval(
     batch: Annotated[int, option("--batch", "requests at a time", "Decoding")] = 16,
     seed: Annotated[int, option("--seed", "of few-shot examples and sampling", "Decoding")] = 0,
     device: Device = "cpu",
-    out: Out = None,
+    out: RunFolder = None,
 ) -> Outcome:
     """The tasks of lm-evaluation-harness on a graft and on its base, by the harness's own code.
 
     Every document's log-likelihoods and texts are compared to the last bit: exit 1 where one
     differs.
     """
-    from otter_cli.benchmarks.lm_eval.documents import Tasks
-    from otter_cli.benchmarks.lm_eval.result import Guidance
-    from otter_cli.benchmarks.lm_eval.run import Asked
+    from otter_cli.benchmarks.lm_eval.documents import LmEvalTasks
+    from otter_cli.benchmarks.lm_eval.run_lm_eval import LmEvalGuidance, LmEvalOptions
 
     names = tuple(name for name in tasks.split(",") if name)
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise OtterError(f"--dtype {dtype!r}", hint="float32 | bfloat16 | float16")
     if include_path is not None and not include_path.is_dir():
         raise OtterError(f"--include-path {include_path} is no folder", hint="one of task files")
-    asked = Asked(
+    asked = LmEvalOptions(
         folder,
         base,
-        Tasks(names, include_path, limit, seed, limit_seed),
+        LmEvalTasks(names, include_path, limit, seed, limit_seed),
         batch,
         dtype,
         device,
-        Guidance(signal=guide, strength=strength, candidates=candidates) if guide else None,
+        LmEvalGuidance(signal=guide, strength=strength, candidates=candidates) if guide else None,
     )
-    return _finish(asked, out)
+    return _run_and_show(asked, out)
 
 
-def _finish(asked: Asked, out: Path | None) -> Outcome:
-    from otter_cli.benchmarks.lm_eval.run import run
-    from otter_cli.cli.bench.show import shown
-    from otter_cli.reports.lm_eval import lm_eval_report
+def _run_and_show(asked: LmEvalOptions, out: Path | None) -> Outcome:
+    from otter_cli.benchmarks.lm_eval.run_lm_eval import run_lm_eval
+    from otter_cli.cli.bench.group import show_report
+    from otter_cli.reports.comparisons import lm_eval_report
 
-    result, folder = run(asked, out)
-    return shown(result, lm_eval_report(result), folder, failed=not result.holds)
+    result, folder = run_lm_eval(asked, out)
+    return show_report(result, lm_eval_report(result), folder, failed=not result.holds)

@@ -5,10 +5,8 @@ from typing import Annotated
 
 import typer
 
-from otter_cli.cli.app import Outcome, verb
-from otter_cli.cli.bench.app import app
-from otter_cli.cli.bench.options import AllowPickle, Device, option
-from otter_cli.cli.bench.show import shown
+from otter_cli.cli.bench.group import AllowPickle, Device, app, option, show_report
+from otter_cli.cli.command import Outcome, verb
 
 
 @verb(
@@ -36,9 +34,9 @@ def matrix(
     One table and one plot, with intervals over seeds. An ablation is a matrix over insertions.
     """
     from otter_cli.benchmarks.matrix.recipe import load_matrix
-    from otter_cli.benchmarks.matrix.run import run_matrix
+    from otter_cli.benchmarks.matrix.run_matrix import run_matrix
     from otter_cli.cli.recipe_files import recipe_path
-    from otter_cli.reports.matrix import matrix_report
+    from otter_cli.reports.comparisons import matrix_report
     from otter_cli.scorers.detoxify import pickle_allowed
 
     path = recipe_path(recipe)
@@ -47,4 +45,4 @@ def matrix(
     where = out or Path("runs") / f"matrix-{path.stem}"
     with pickle_allowed(allow_pickle):
         result = run_matrix(asked, path.stem, where, recipe_path, device)
-    return shown(result, matrix_report(result), where)
+    return show_report(result, matrix_report(result), where)

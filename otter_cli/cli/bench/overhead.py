@@ -1,13 +1,12 @@
-"""`otter bench overhead`: what the insertion costs, beside what the machine would allow."""
+"""`otter bench overhead`: time and memory of an insertion, beside the machine's own bounds."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from otter_cli.cli.app import Outcome, verb
-from otter_cli.cli.bench.app import app
-from otter_cli.cli.bench.options import option
+from otter_cli.cli.bench.group import app, option
+from otter_cli.cli.command import Outcome, verb
 
 
 @verb(
@@ -73,10 +72,10 @@ def overhead(
     Base and graft take turns, step by step; logits are compared bit for bit in the same run, and
     the bound stands beside each ratio: bytes and operations by count, at rates measured here.
     """
-    from otter_cli.benchmarks.overhead.run import Asked, run
-    from otter_cli.cli.bench.show import shown
+    from otter_cli.benchmarks.overhead.run_overhead import OverheadOptions, run_overhead
+    from otter_cli.cli.bench.group import show_report
     from otter_cli.reports.overhead import overhead_report
-    from otter_cli.signals import parse_signal
+    from otter_cli.signals.config import parse_signal
 
     given = {"hidden": hidden, "heads": heads, "ffn": ffn, "kv": kv}
     sizes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -93,8 +92,10 @@ def overhead(
         "sweep": sweep,
     }
     groups = tuple(name for name, wanted in chosen.items() if wanted or everything)
-    asked = Asked(folder, shape, sizes, dtype, device, threads, batch, context, repeats, groups)
-    result = run(asked)
+    asked = OverheadOptions(
+        folder, shape, sizes, dtype, device, threads, batch, context, repeats, groups
+    )
+    result = run_overhead(asked)
     where = out or Path("runs") / f"overhead-{result.settings.subject}"
     result.write(where)
-    return shown(result, overhead_report(result), where)
+    return show_report(result, overhead_report(result), where)

@@ -1,11 +1,9 @@
-"""`otter bench preference`: does guidance raise a reward that guided nothing?"""
+"""`otter bench preference`: whether guidance raises a reward that guided nothing."""
 
 from pathlib import Path
 from typing import Annotated
 
-from otter_cli.cli.app import Outcome, verb
-from otter_cli.cli.bench.app import app
-from otter_cli.cli.bench.options import (
+from otter_cli.cli.bench.group import (
     Batch,
     Candidates,
     Chat,
@@ -17,17 +15,20 @@ from otter_cli.cli.bench.options import (
     LimitSeed,
     Methods,
     NewTokens,
-    Out,
+    PromptsPerBatch,
+    RunFolder,
     Samples,
     Seed,
     Signal,
     Strength,
     Temperature,
     Template,
-    Together,
+    app,
     option,
+    run_and_show,
+    show_report,
 )
-from otter_cli.cli.bench.show import run_and_show, shown
+from otter_cli.cli.command import Outcome, verb
 from otter_cli.core.errors import OtterError
 
 
@@ -77,14 +78,14 @@ def preference(
         list[float] | None, option("--sweep", "another strength, again for more", "Methods")
     ] = None,
     samples: Samples = 1,
-    together: Together = 1,
+    together: PromptsPerBatch = 1,
     batch: Batch = 8,
     temperature: Temperature = 0.0,
     max_new_tokens: NewTokens = 64,
     method: Methods = None,
     seed: Seed = 0,
     device: Device = "cpu",
-    out: Out = None,
+    out: RunFolder = None,
 ) -> Outcome:
     """Responses, plain and guided by the insertion, a task head and ARGS; greedy by default.
 
@@ -94,7 +95,7 @@ def preference(
     """
     if pairs is not None:
         folders = {"task head": task_head, "reward model": reward_model, "gold": gold}
-        return _judge(
+        return _judge_pairs(
             folder, pairs, signal, template, chat, limit, limit_seed, folders, device, out
         )
     if prompts is None or task_head is None or reward_model is None or gold is None:
@@ -102,9 +103,9 @@ def preference(
             "a run needs --prompts, --task-head, --reward-model and --gold",
             hint="or --pairs FILE alone",
         )
-    from otter_cli.benchmarks.requests import PreferenceRequest
+    from otter_cli.benchmarks.tasks.options import PreferenceOptions
 
-    asked = PreferenceRequest(
+    asked = PreferenceOptions(
         folder=folder,
         prompts=prompts,
         task_head=task_head,
@@ -134,7 +135,7 @@ def preference(
     return run_and_show(asked.benchmark(), out)
 
 
-def _judge(
+def _judge_pairs(
     folder: Path,
     pairs: Path,
     signal: str,
@@ -146,17 +147,16 @@ def _judge(
     device: str,
     out: Path | None,
 ) -> Outcome:
-    from otter_cli.benchmarks.judges import judges
-    from otter_cli.benchmarks.models import load_graft
-    from otter_cli.benchmarks.pairs import judge_pairs, write_pairs
-    from otter_cli.reports.pairs import pairs_report
+    from otter_cli.benchmarks.tasks.pairs import judge_pairs, load_judges, write_pairs
+    from otter_cli.reports.comparisons import pairs_report
+    from otter_cli.scorers.load import load_graft
 
     graft = load_graft(folder, signal, device=device)
     known = {name: path for name, path in others.items() if path is not None}
-    asked = judges(graft, signal, known)
+    asked = load_judges(graft, signal, known)
     result, records = judge_pairs(
         pairs, graft, asked, template=template, chat=chat, limit=limit, limit_seed=limit_seed
     )
     where = out or Path("runs") / f"pairs-{result.key[:10]}"
     write_pairs(result, records, where)
-    return shown(result, pairs_report(result), where)
+    return show_report(result, pairs_report(result), where)

@@ -1,13 +1,12 @@
-"""`otter bench report`: a run's report, drawn again."""
+"""`otter bench report`: draws the report of a run again, from its result.json."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from otter_cli.cli.app import Outcome, verb
-from otter_cli.cli.bench.app import app
-from otter_cli.cli.bench.show import shown
+from otter_cli.cli.bench.group import app, show_report
+from otter_cli.cli.command import Outcome, verb
 
 
 @verb(app, example="otter bench report runs/speedup-0123456789")
@@ -15,6 +14,6 @@ def report(
     run: Annotated[Path, typer.Argument(help="a run folder with a result.json")],
 ) -> Outcome:
     """Draw a report again from its result.json: of a run, a matrix or any other bench."""
-    from otter_cli.reports.again import report_again
+    from otter_cli.reports.report_files import report_again
 
-    return shown(*report_again(run), run)
+    return show_report(*report_again(run), run)

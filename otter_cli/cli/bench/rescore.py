@@ -1,18 +1,16 @@
-"""`otter bench rescore`: stored samples, another judge."""
+"""`otter bench rescore`: scores a run's stored samples by another scorer; generates nothing."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from otter_cli.cli.app import Outcome, verb
-from otter_cli.cli.bench.app import app
-from otter_cli.cli.bench.options import AllowPickle, Device, option
-from otter_cli.cli.bench.show import report_and_show
+from otter_cli.cli.bench.group import AllowPickle, Device, app, option, report_and_show
+from otter_cli.cli.command import Outcome, verb
 from otter_cli.core.errors import OtterError
 
 if TYPE_CHECKING:
-    from otter_cli.benchmarks.scorers import Scorer
+    from otter_cli.scorers.scorer import Scorer
 
 
 @verb(
@@ -32,15 +30,15 @@ def rescore(
 
     scores.jsonl, result.json and the report are written anew.
     """
-    from otter_cli.benchmarks.rescore import rescore as rescored
+    from otter_cli.benchmarks.runner.stored_run import rescore_run as rescored
     from otter_cli.scorers.detoxify import pickle_allowed
 
     with pickle_allowed(allow_pickle):
-        judge = _scorer(scorer, device)
+        judge = parse_scorer(scorer, device)
     return report_and_show(rescored(run, judge), run)
 
 
-def _scorer(text: str, device: str) -> "Scorer":
+def parse_scorer(text: str, device: str) -> "Scorer":
     kind, _, folder = text.partition(":")
     if kind not in ("reward-model", "detoxify") or not folder:
         raise OtterError(
@@ -48,10 +46,10 @@ def _scorer(text: str, device: str) -> "Scorer":
             hint="reward-model:FOLDER for preference, detoxify:FOLDER for detox",
         )
     if kind == "detoxify":
-        from otter_cli.benchmarks.scorers.detoxify import DetoxifyScorer
+        from otter_cli.scorers.detoxify import DetoxifyScorer
 
         return DetoxifyScorer(Path(folder), device=device)
-    from otter_cli.benchmarks.models import load_reward_model
-    from otter_cli.benchmarks.scorers.reward_model import RewardModelScorer
+    from otter_cli.scorers.load import load_recorded_reward_model
+    from otter_cli.scorers.response_models import RewardModelScorer
 
-    return RewardModelScorer(*load_reward_model(Path(folder), device=device))
+    return RewardModelScorer(*load_recorded_reward_model(Path(folder), device=device))

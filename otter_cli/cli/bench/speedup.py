@@ -1,10 +1,8 @@
-"""`otter bench speedup`: do drafts save time, and is the text still the base's?"""
+"""`otter bench speedup`: what speculative decoding saves, and whether the text is the base's."""
 
 from typing import Annotated
 
-from otter_cli.cli.app import Outcome, verb
-from otter_cli.cli.bench.app import app
-from otter_cli.cli.bench.options import (
+from otter_cli.cli.bench.group import (
     Chat,
     Column,
     Device,
@@ -13,16 +11,18 @@ from otter_cli.cli.bench.options import (
     LimitSeed,
     Methods,
     NewTokens,
-    Out,
     Prompts,
+    RunFolder,
     Seed,
     Signal,
     TaskHead,
     Temperature,
     Template,
+    app,
     option,
+    run_and_show,
 )
-from otter_cli.cli.bench.show import run_and_show
+from otter_cli.cli.command import Outcome, verb
 
 
 @verb(
@@ -46,15 +46,15 @@ def speedup(
     method: Methods = None,
     seed: Seed = 0,
     device: Device = "cpu",
-    out: Out = None,
+    out: RunFolder = None,
 ) -> Outcome:
     """Decoding with drafts: future tokens, a task head's (Medusa-1) and prompt lookup.
 
     Speed-up, tokens per step, acceptance by position, and whether the output stays plain's.
     """
-    from otter_cli.benchmarks.requests import SpeedupRequest
+    from otter_cli.benchmarks.tasks.options import SpeedupOptions
 
-    asked = SpeedupRequest(
+    asked = SpeedupOptions(
         folder=folder,
         prompts=prompts,
         task_head=task_head,

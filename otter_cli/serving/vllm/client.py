@@ -1,4 +1,4 @@
-"""For clients of a served graft: what to ask for, and the answer's signals by name.
+"""For clients of a served graft: the arguments of a request, and the answer's signals by name.
 
     reader = SignalReader.from_folder("served")
     answer = client.completions.create(model=..., prompt=..., **reader.completion(["reward"]))
@@ -14,37 +14,37 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from otter_cli.checkpoint.strict_json import read_object
 from otter_cli.core.errors import OtterError
-from otter_cli.insertion import InsertionConfig
-from otter_cli.serving.vllm.numbers import VIRTUAL, Numbers
-from otter_cli.signals import parse_signal
+from otter_cli.core.strict_files import read_json_object
+from otter_cli.graft.config import InsertionConfig
+from otter_cli.serving.vllm.requests import FIRST_VIRTUAL_ID, SignalOutputs
+from otter_cli.signals.config import parse_signal
 
-Scores = list[float] | list[list[float]]
-_AS_ID = "token_id:"
+SignalValues = list[float] | list[list[float]]
+_TOKEN_ID_PREFIX = "token_id:"
 
 
 class SignalReader:
     """Knows a graft's signals: from its exported folder, or as they were written when grafting."""
 
-    def __init__(self, numbers: Numbers) -> None:
+    def __init__(self, numbers: SignalOutputs) -> None:
         self.numbers = numbers
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Self:
         """Raises OtterError where `folder` is no export for vLLM."""
-        described = read_object(Path(folder) / "config.json").get("otter")
+        described = read_json_object(Path(folder) / "config.json").get("otter")
         if not isinstance(described, dict):
             raise OtterError(
                 f"{folder} is no export for vLLM", hint="otter export OUT DIR --to vllm writes one"
             )
         insertions = [InsertionConfig.model_validate(one) for one in described["insertions"]]
-        return cls(Numbers(signal for one in insertions for signal in one.signals))
+        return cls(SignalOutputs(signal for one in insertions for signal in one.signals))
 
     @classmethod
     def from_signals(cls, *signals: str) -> Self:
         """For a client that has no folder: all signals of the graft, in order, `classes:a,b`."""
-        return cls(Numbers(parse_signal(text) for text in signals))
+        return cls(SignalOutputs(parse_signal(text) for text in signals))
 
     def completion(
         self, signals: Iterable[str] = (), *, logprobs: int | None = None, **guidance: Any
@@ -71,7 +71,7 @@ class SignalReader:
         room, arguments = self._ask(signals, logprobs, guidance)
         return {"logprobs": room, "extra_args": arguments}
 
-    def read(self, choice: Any) -> dict[str, Scores]:
+    def read(self, choice: Any) -> dict[str, SignalValues]:
         """Signals by name, one entry a token: of a choice of the server's answer, streamed or
         whole, or of an offline CompletionOutput. Class signals are probabilities."""
         found: dict[str, list[dict[int, float]]] = {}
@@ -102,7 +102,7 @@ class SignalReader:
         asked = {"otter_signals": ",".join(names), "otter_logprobs": logprobs is not None}
         return len(self.numbers.of(names)) + (logprobs or 0), {**asked, **arguments}
 
-    def _scores(self, name: str, rows: list[dict[int, float]]) -> Scores:
+    def _scores(self, name: str, rows: list[dict[int, float]]) -> SignalValues:
         if self.numbers.signals[name].kind == "classes":
             return [[_sigmoid(row[i]) for i in sorted(row)] for row in rows]
         if all(len(row) == 1 for row in rows):
@@ -123,16 +123,17 @@ def _tokens(choice: Any) -> Iterator[list[tuple[int, float]]]:
         steps = [[(i, one.logprob) for i, one in step.items()] for step in found]
     elif getattr(found, "content", None) is not None:  # chat
         steps = [
-            [(_id(top.token), top.logprob) for top in token.top_logprobs] for token in found.content
+            [(_token_id(top.token), top.logprob) for top in token.top_logprobs]
+            for token in found.content
         ]
     else:
-        steps = [[(_id(t), p) for t, p in step.items()] for step in found.top_logprobs]
+        steps = [[(_token_id(t), p) for t, p in step.items()] for step in found.top_logprobs]
     for step in steps:
-        yield sorted((i - VIRTUAL, value) for i, value in step if i >= VIRTUAL)
+        yield sorted((i - FIRST_VIRTUAL_ID, value) for i, value in step if i >= FIRST_VIRTUAL_ID)
 
 
-def _id(token: str) -> int:
-    return int(token.removeprefix(_AS_ID)) if token.startswith(_AS_ID) else -1
+def _token_id(token: str) -> int:
+    return int(token.removeprefix(_TOKEN_ID_PREFIX)) if token.startswith(_TOKEN_ID_PREFIX) else -1
 
 
 def _sigmoid(value: float) -> float:

@@ -1,23 +1,28 @@
-"""The folder that `vllm serve` loads with the plugin: the base's files as they are, the inserted
-tensors beside them, and a configuration that names our classes."""
+"""Write the folder that `vllm serve` loads with the plugin.
+
+It holds the base's files as they are, the inserted tensors beside them, and a configuration that
+names our model classes.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from otter_cli.checkpoint.folder import Checkpoint
-from otter_cli.checkpoint.place import Mode, place_files
-from otter_cli.checkpoint.strict_json import read_object
+from otter_cli.checkpoint.folder import MANIFEST, Checkpoint
+from otter_cli.checkpoint.link_or_copy import PlacementMode, place_files
 from otter_cli.core.atomic import staged_folder, write_json
 from otter_cli.core.errors import OtterError
-from otter_cli.families import BaseShape, base_shape
-from otter_cli.insertion import MANIFEST, InsertionConfig, Manifest, Plan
-from otter_cli.insertion.opened import open_graft
-from otter_cli.insertion.storage import open_stored, stored_files
+from otter_cli.core.strict_files import read_json_object
+from otter_cli.families.shape import BaseShape, base_shape
+from otter_cli.graft.config import InsertionConfig
+from otter_cli.graft.grafted_folder import open_graft
+from otter_cli.graft.manifest import Manifest
+from otter_cli.graft.plan import Plan
+from otter_cli.graft.storage import inserted_files, open_inserted_tensors
 from otter_cli.serving.layouts import Export
-from otter_cli.serving.vllm.drafter import FILES, FOLDER, Drafter
-from otter_cli.serving.vllm.plugin import STOCK, grafted
+from otter_cli.serving.vllm.medusa_drafter import DRAFTER_FILES, DRAFTER_FOLDER, MedusaDrafter
+from otter_cli.serving.vllm.plugin import STOCK_ARCHITECTURES, grafted_architecture
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -25,7 +30,9 @@ INDEX = "model.safetensors.index.json"
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
-def export_vllm(folder: Path, to: Path, *, draft: str | None = None, mode: Mode = "link") -> Export:
+def export_vllm(
+    folder: Path, to: Path, *, draft: str | None = None, mode: PlacementMode = "link"
+) -> Export:
     """Writes the folder whole or not at all, reads it again, and says what an engine does with it;
     `draft`: the future signal that becomes its drafter.
 
@@ -33,26 +40,28 @@ def export_vllm(folder: Path, to: Path, *, draft: str | None = None, mode: Mode 
     """
     manifest, base = open_graft(folder), Checkpoint.open(folder)
     shape = base_shape(base.config)
-    _check(shape)
+    _check_family(shape)
     plans = [Plan(config, shape) for config in manifest.insertions]
-    inserted = open_stored(folder, plans)
-    drafter = None if draft is None else Drafter.of(base, inserted, plans, draft)
+    inserted = open_inserted_tensors(folder, plans)
+    drafter = None if draft is None else MedusaDrafter.of(base, inserted, plans, draft)
     kept = [name for name in base.files if name not in (CONFIG, INDEX)]
-    files = [*kept, *stored_files(folder), MANIFEST]
+    files = [*kept, *inserted_files(folder), MANIFEST]
     with staged_folder(to, sources=[folder]) as staging:
         place_files(folder, files, staging, mode=mode)
-        write_json(staging / CONFIG, _config(base, manifest))
+        write_json(staging / CONFIG, _vllm_config(base, manifest))
         # vLLM reads only what an index names, where there is one.
         placed = {**base.file_of, **inserted.file_of}
         write_json(staging / INDEX, {"metadata": {}, "weight_map": placed})
         if drafter is not None:
-            drafter.write(staging / FOLDER)
+            drafter.write(staging / DRAFTER_FOLDER)
         _read_again(staging, base, plans)
     count = sum(len(plan.slots) for plan in plans)
-    drafts = [] if drafter is None else [f"{FOLDER}/{name}" for name in FILES]
+    drafts = [] if drafter is None else [f"{DRAFTER_FOLDER}/{name}" for name in DRAFTER_FILES]
     notes = _notes(manifest, shape)
     if drafter is not None:
-        notes.append(f"{FOLDER} drafts {len(drafter.heads)} tokens a step, in Medusa's format")
+        notes.append(
+            f"{DRAFTER_FOLDER} drafts {len(drafter.heads)} tokens a step, in Medusa's format"
+        )
     return Export(
         sorted([*files, *drafts, CONFIG, INDEX]),
         "exact",
@@ -61,20 +70,20 @@ def export_vllm(folder: Path, to: Path, *, draft: str | None = None, mode: Mode 
     )
 
 
-def _config(base: Checkpoint, manifest: Manifest) -> dict[str, Any]:
+def _vllm_config(base: Checkpoint, manifest: Manifest) -> dict[str, Any]:
     return {
         **base.config,
-        "architectures": [grafted(manifest.base.family)],
+        "architectures": [grafted_architecture(manifest.base.family)],
         "otter": {"insertions": [one.model_dump(mode="json") for one in manifest.insertions]},
     }
 
 
-def _check(shape: BaseShape) -> None:
+def _check_family(shape: BaseShape) -> None:
     family = shape.family.model_type
-    if family not in STOCK:
+    if family not in STOCK_ARCHITECTURES:
         raise OtterError(
             f"the vLLM plugin has no class for {family}",
-            hint=f"it has for {', '.join(STOCK)}; transformers runs every family",
+            hint=f"it has for {', '.join(STOCK_ARCHITECTURES)}; transformers runs every family",
         )
     if shape.activation != "silu":
         raise OtterError(
@@ -85,8 +94,8 @@ def _check(shape: BaseShape) -> None:
 
 def _read_again(staging: Path, base: Checkpoint, plans: list[Plan]) -> None:
     Manifest.read(staging).check_tensors(staging)
-    open_stored(staging, plans)
-    written, mine = read_object(staging / CONFIG), ("architectures", "otter")
+    open_inserted_tensors(staging, plans)
+    written, mine = read_json_object(staging / CONFIG), ("architectures", "otter")
     if any(written.get(key) != value for key, value in base.config.items() if key not in mine):
         raise OtterError(
             f"{staging / CONFIG} reads otherwise than it was written",

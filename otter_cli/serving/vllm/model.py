@@ -1,12 +1,13 @@
 """Grafted models as vLLM runs them: its own model classes, with streams beside their layers.
 
 The hidden state that the engine carries from the layers to the logits is [y ; v ...], so that
-signals follow their rows through chunking, batching and CUDA graphs by the engine's own means.
+signals follow their rows through chunking, batching and CUDA graphs by the engine's own means. vLLM
+finds the classes at the end by module path and name, as `plugin.py` registers them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,27 +16,107 @@ from torch import Tensor, nn
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
+from vllm.model_executor.layers.pooler.seqwise.heads import ClassifierPoolerHead
+from vllm.model_executor.layers.pooler.seqwise.methods import get_seq_pooling_method
+from vllm.model_executor.layers.pooler.seqwise.poolers import SequencePooler
+from vllm.model_executor.layers.pooler.special import DispatchPooler
+from vllm.model_executor.layers.pooler.tokwise.heads import TokenClassifierPoolerHead
+from vllm.model_executor.layers.pooler.tokwise.methods import get_tok_pooling_method
+from vllm.model_executor.layers.pooler.tokwise.poolers import TokenPooler
 from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.model_executor.models.mistral import MistralForCausalLM
 from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 
-from otter_cli.families import base_shape
-from otter_cli.insertion import Plan
-from otter_cli.serving.vllm.layer import run_layer
-from otter_cli.serving.vllm.layout import Layout
-from otter_cli.serving.vllm.numbers import Numbers
-from otter_cli.serving.vllm.pooling import make_pooler
-from otter_cli.serving.vllm.served import (
+from otter_cli.core.errors import OtterError
+from otter_cli.families.shape import base_shape
+from otter_cli.graft.plan import Plan
+from otter_cli.serving.vllm.engine_checks import (
+    add_to_compile_key,
     check_engine,
-    check_folder,
-    name_compiled,
+    check_export_folder,
+    check_inserted_tensors,
     read_insertions,
     register_model,
 )
-from otter_cli.serving.vllm.stream import Stream
-from otter_cli.serving.vllm.weights import check_stored
-from otter_cli.signals import HEADS
+from otter_cli.serving.vllm.rank_layout import RankLayout
+from otter_cli.serving.vllm.requests import SignalOutputs
+from otter_cli.serving.vllm.stream import EngineStream
+from otter_cli.signals.heads import HEADS
+
+
+def run_layer(
+    layer: Any,
+    index: int,
+    streams: Sequence[EngineStream],
+    positions: Tensor,
+    hidden: Tensor,
+    residual: Tensor | None,
+    states: list[Tensor],
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """The layer's (hidden, residual), every stream's z [tokens, D], and what streams read that
+    wait: the branches' inputs, attention's output and m."""
+    if residual is None:
+        x, h = layer.input_layernorm(hidden), hidden
+    else:
+        x, h = layer.input_layernorm(hidden, residual)
+    attention, mlp = layer.self_attn, layer.mlp
+    # Streams without inserted parts here pass their z on.
+    beside = {number: s.layer(index) for number, s in enumerate(streams)}
+    here = {number: parts for number, parts in beside.items() if parts is not None}
+    heads, states = _query_key_value(attention, positions, x), list(states)
+    asked = {
+        number: one.ask(states[number], x, h, positions, attention.rotary_emb)
+        for number, (one, _) in here.items()
+    }
+    taps, a = [x], attention.attn(*heads)
+    found = {number: one.attended(asked[number]) for number, (one, _) in here.items()}
+    for number, (one, _) in here.items():
+        states[number] = one.out(states[number], a, found[number])
+    out, _ = attention.o_proj(a)
+    x, h = layer.post_attention_layernorm(out, h)
+    m = mlp.act_fn(mlp.gate_up_proj(x)[0])
+    for number, (_, ffn) in here.items():
+        states[number] = ffn(states[number], x, h, m)
+    out, _ = mlp.down_proj(m)
+    return out, h, states, [*taps, a, x, m]
+
+
+def _query_key_value(attention: Any, positions: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated query and key, and value, each [tokens, heads * head_dim]."""
+    qkv, _ = attention.qkv_proj(x)
+    q, k, v = qkv.split([attention.q_size, attention.kv_size, attention.kv_size], -1)
+    if hasattr(attention, "q_norm"):
+        by_head = (-1, attention.head_dim)
+        q = attention.q_norm(q.unflatten(-1, by_head)).view(q.shape)
+        k = attention.k_norm(k.unflatten(-1, by_head)).view(k.shape)
+    q, k = attention.rotary_emb(positions, q, k)
+    return q, k, v
+
+
+def make_pooler(
+    vllm_config: VllmConfig, numbers: SignalOutputs, scores: Callable[[Tensor], Tensor]
+) -> DispatchPooler | None:
+    """None for an engine that generates. `scores`: [rows, y and v] to [rows, numbers].
+
+    `/classify` reads the last token, `/pooling` every one. Raises OtterError where no signal scores
+    a text.
+    """
+    if vllm_config.model_config.runner_type != "pooling":
+        return None
+    if not numbers.of_texts:
+        raise OtterError(
+            "no signal of this graft scores a text",
+            hint="value and classes do: otter graft --signal reward; vocabulary signals score "
+            "next tokens, beside generated ones",
+        )
+    last, every = get_seq_pooling_method("LAST"), get_tok_pooling_method("ALL")
+    return DispatchPooler(
+        {
+            "classify": SequencePooler(last, ClassifierPoolerHead(scores)),
+            "token_classify": TokenPooler(every, TokenClassifierPoolerHead(scores)),
+        }
+    )
 
 
 @support_torch_compile(
@@ -64,11 +145,11 @@ class GraftedModel(nn.Module):
         }
         layers = dict(enumerate(self.layers))
         streams = [
-            Stream(Layout(one, self.shape, ranks, rank), layers, prefix, **engine)
+            EngineStream(RankLayout(one, self.shape, ranks, rank), layers, prefix, **engine)
             for one in read_insertions(config)
         ]
-        self.streams = cast(list[Stream], nn.ModuleList(streams))
-        name_compiled(vllm_config, [one.described for one in streams])
+        self.streams = cast(list[EngineStream], nn.ModuleList(streams))
+        add_to_compile_key(vllm_config, [one.described for one in streams])
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         return self.embed_tokens(input_ids)
@@ -107,7 +188,7 @@ class GraftedModel(nn.Module):
 
     def load_inserted(self, stored: dict[str, Tensor]) -> set[str]:
         """Names of the parameters that were filled. Raises OtterError for any other tensor."""
-        check_stored(stored, [Plan(stream.config, self.shape) for stream in self.streams])
+        check_inserted_tensors(stored, [Plan(stream.config, self.shape) for stream in self.streams])
         for stream in self.streams:
             prefix = f"otter.{stream.config.name}."
             stream.load(
@@ -117,14 +198,14 @@ class GraftedModel(nn.Module):
 
 
 @dataclass
-class Step:
+class StepStates:
     """What the last `compute_logits` saw, a row for each: y [rows, d], and v by insertion."""
 
     base_state: Tensor
     inserted: dict[str, Tensor | None]
 
 
-class EngineHead:
+class EngineUnembedding:
     """`signals.Unembedding` of an engine, whose output matrix may be packed or spread over ranks:
     rows of it are not to be had."""
 
@@ -135,22 +216,22 @@ class EngineHead:
         raise NotImplementedError("an engine's output matrix is used as a whole")
 
 
-class Grafted:
+class GraftedForCausalLM:
     """Mixed into a stock `...ForCausalLM`."""
 
     model: GraftedModel
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         check_engine(vllm_config)
-        check_folder(vllm_config.model_config.model)
+        check_export_folder(vllm_config.model_config.model)
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         inner = f"{prefix}.model" if prefix else "model"
         self.model = GraftedModel(vllm_config=vllm_config, prefix=inner, base=self.model)
-        self.step: Step | None = None
+        self.step: StepStates | None = None
         self.signals = {s.name: (one, s) for one in self.model.streams for s in one.config.signals}
         # Read at every step: a ParameterDict takes its time to list what it holds.
         self.heads = {n: dict(one.signals[n].items()) for n, (one, _) in self.signals.items()}
-        numbers = Numbers(signal for _, signal in self.signals.values())
+        numbers = SignalOutputs(signal for _, signal in self.signals.values())
         # vLLM's class for pooling, made of this one, keeps a pooler that is there already.
         self.pooler = make_pooler(vllm_config, numbers, self.score_texts)
         self.scoring = list(dict.fromkeys(number.signal for number in numbers.of_texts))
@@ -166,7 +247,7 @@ class Grafted:
         self.step = self.split(hidden_states)
         return super().compute_logits(self.step.base_state)  # type: ignore[misc]
 
-    def split(self, hidden_states: Tensor) -> Step:
+    def split(self, hidden_states: Tensor) -> StepStates:
         """[y ; v ...] apart; y contiguous, as stock: a strided view may be summed otherwise."""
         d, at = self.model.shape.hidden, self.model.shape.hidden
         inserted: dict[str, Tensor | None] = {}
@@ -174,15 +255,15 @@ class Grafted:
             width = stream.hidden
             inserted[stream.config.name] = hidden_states[..., at : at + width] if width else None
             at += width
-        return Step(hidden_states[..., :d].contiguous(), inserted)
+        return StepStates(hidden_states[..., :d].contiguous(), inserted)
 
     def score_texts(self, hidden_states: Tensor) -> Tensor:
-        """`Numbers.of_texts` of each row, [rows, numbers]."""
+        """`SignalOutputs.of_texts` of each row, [rows, numbers]."""
         step = self.split(hidden_states)
         found = [self.read_signal(name, step, slice(None)) for name in self.scoring]
         return torch.cat([scores.reshape(len(scores), -1) for scores in found], -1)
 
-    def read_signal(self, name: str, step: Step, rows: Tensor | slice) -> Tensor:
+    def read_signal(self, name: str, step: StepStates, rows: Tensor | slice) -> Tensor:
         """The head of signal `name` over chosen rows of a step, in fp32: [rows, ...]."""
         owner, signal = self.signals[name]
         inserted = step.inserted[owner.config.name]
@@ -191,7 +272,7 @@ class Grafted:
             self.heads[name],
             step.base_state[rows],
             None if inserted is None else inserted[rows],
-            EngineHead(super().compute_logits),  # type: ignore[misc]
+            EngineUnembedding(super().compute_logits),  # type: ignore[misc]
         )
         return scores.float()
 
@@ -209,17 +290,17 @@ class Grafted:
         return loaded | {f"model.{name}" for name in self.model.load_inserted(inserted)}
 
 
-class OtterLlamaForCausalLM(Grafted, LlamaForCausalLM):
+class OtterLlamaForCausalLM(GraftedForCausalLM, LlamaForCausalLM):
     """Llama."""
 
 
-class OtterMistralForCausalLM(Grafted, MistralForCausalLM):
+class OtterMistralForCausalLM(GraftedForCausalLM, MistralForCausalLM):
     """Mistral."""
 
 
-class OtterQwen2ForCausalLM(Grafted, Qwen2ForCausalLM):
+class OtterQwen2ForCausalLM(GraftedForCausalLM, Qwen2ForCausalLM):
     """Qwen2."""
 
 
-class OtterQwen3ForCausalLM(Grafted, Qwen3ForCausalLM):
+class OtterQwen3ForCausalLM(GraftedForCausalLM, Qwen3ForCausalLM):
     """Qwen3."""

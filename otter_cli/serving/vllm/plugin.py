@@ -1,4 +1,4 @@
-"""The entry point: what vLLM calls in each of its processes before it looks at a model."""
+"""The plugin's entry point: vLLM calls it in each of its processes before it looks at a model."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import inspect
 from typing import Any
 
 from otter_cli.core.errors import OtterError
-from otter_cli.serving.vllm.numbers import VIRTUAL
+from otter_cli.serving.vllm.requests import FIRST_VIRTUAL_ID
 
 # Architecture of the base, by the family's name.
-STOCK = {
+STOCK_ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
@@ -20,9 +20,9 @@ STOCK = {
 _MODULE = "otter_cli.serving.vllm.model"
 
 
-def grafted(family: str) -> str:
+def grafted_architecture(family: str) -> str:
     """Our architecture for a family."""
-    return f"Otter{STOCK[family]}"
+    return f"Otter{STOCK_ARCHITECTURES[family]}"
 
 
 def register() -> None:
@@ -30,22 +30,22 @@ def register() -> None:
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
-    from otter_cli.serving.vllm.served import ANNOUNCED, numbers_of
+    from otter_cli.serving.vllm.engine_checks import ANNOUNCED_SIGNALS, signal_outputs_of
 
     class Announce(VerifyAndUpdateConfig):
         """Tells the process that answers clients which signals there are."""
 
         @staticmethod
         def verify_and_update_model_config(model_config: Any) -> None:
-            ANNOUNCED["graft"] = numbers_of(model_config.hf_config)
+            ANNOUNCED_SIGNALS["graft"] = signal_outputs_of(model_config.hf_config)
 
         @staticmethod
         def verify_and_update_config(vllm_config: Any) -> None:
             if vllm_config.speculative_config is not None:
-                ANNOUNCED["graft"] = None
+                ANNOUNCED_SIGNALS["graft"] = None
 
-    for family in STOCK:
-        name = grafted(family)
+    for family in STOCK_ARCHITECTURES:
+        name = grafted_architecture(family)
         ModelRegistry.register_model(name, f"{_MODULE}:{name}")
         MODELS_CONFIG_MAP[name] = Announce
     _extend_sampler()
@@ -101,9 +101,9 @@ def _extend_decoder() -> None:
 
     @functools.wraps(stock)
     def convert(tokenizer: Any, token_ids: list[int]) -> list[str]:
-        if all(token < VIRTUAL for token in token_ids):
+        if all(token < FIRST_VIRTUAL_ID for token in token_ids):
             return stock(tokenizer, token_ids)
-        return [read(tokenizer, token) if token < VIRTUAL else "" for token in token_ids]
+        return [read(tokenizer, token) if token < FIRST_VIRTUAL_ID else "" for token in token_ids]
 
     logprobs.convert_ids_list_to_tokens = convert
 

@@ -1,4 +1,4 @@
-"""Requests inside the engine: which row of the batch wants which numbers, and guidance.
+"""Requests inside the engine: which row of the batch wants which signal outputs, and guidance.
 
 vLLM gives a logits processor the logits alone; this one finds the states they were made of in the
 model, which runs in the same process and step.
@@ -6,6 +6,7 @@ model, which runs in the same process and step.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +21,50 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.sample.ops.logprobs import batched_count_greater_than
 
 from otter_cli.core.errors import OtterError
-from otter_cli.serving.vllm.guiding import guide_row
-from otter_cli.serving.vllm.numbers import VIRTUAL, Numbers
-from otter_cli.serving.vllm.request import PREFIX, Request, read_request
-from otter_cli.serving.vllm.served import ANNOUNCED, find_model, numbers_of
+from otter_cli.serving.vllm.engine_checks import ANNOUNCED_SIGNALS, find_model, signal_outputs_of
+from otter_cli.serving.vllm.requests import (
+    ARGUMENT_PREFIX,
+    FIRST_VIRTUAL_ID,
+    GuideRequest,
+    SignalOutputs,
+    SignalRequest,
+    read_request,
+)
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.sampling_params import SamplingParams
     from vllm.v1.sample.logits_processor import BatchUpdate
 
-    from otter_cli.serving.vllm.model import Step
+    from otter_cli.serving.vllm.model import StepStates
+
+
+def guide_row(logits: Tensor, guide: GuideRequest, model: Any, row: int) -> Tensor:
+    """`logit + sum of strength * score` over the best candidates, the rest ruled out; [vocab].
+
+    A closed gate leaves the logits as they are.
+    """
+    if not _gate_is_open(logits, guide):
+        return logits
+    at = torch.tensor([row], device=logits.device)
+    steered = logits.clone()
+    for name, strength in guide.strengths:
+        steered += strength * model.read_signal(name, model.step, at)[0]
+    if not 0 < guide.candidates < len(logits):
+        return steered
+    best = logits.topk(guide.candidates).indices
+    return torch.full_like(logits, -math.inf).scatter(0, best, steered[best])
+
+
+def _gate_is_open(logits: Tensor, guide: GuideRequest) -> bool:
+    if guide.entropy_above is None and guide.top_below is None:
+        return True
+    probabilities = logits.softmax(-1)
+    entropy = float(torch.special.entr(probabilities).sum())
+    above, below = guide.entropy_above, guide.top_below
+    return (above is None or entropy > above) and (
+        below is None or float(probabilities.max()) < below
+    )
 
 
 class OtterProcessor(LogitsProcessor):
@@ -40,8 +74,8 @@ class OtterProcessor(LogitsProcessor):
         self.vllm_config = vllm_config
         config = vllm_config.model_config.hf_config
         self.grafted = hasattr(config, "otter")
-        self.numbers = numbers_of(config) if self.grafted else Numbers(())
-        self.rows: dict[int, Request] = {}
+        self.numbers = signal_outputs_of(config) if self.grafted else SignalOutputs(())
+        self.rows: dict[int, SignalRequest] = {}
         # Rows that want log-probabilities; true: of the best tokens, not of the chosen one alone.
         self.scored: dict[int, bool] = {}
 
@@ -49,9 +83,9 @@ class OtterProcessor(LogitsProcessor):
     def validate_params(cls, sampling_params: SamplingParams) -> None:
         """Runs where clients are answered: what is wrong becomes their error, status 400."""
         arguments = sampling_params.extra_args
-        if not any(key.startswith(PREFIX) for key in arguments or {}):
+        if not any(key.startswith(ARGUMENT_PREFIX) for key in arguments or {}):
             return
-        numbers = ANNOUNCED.get("graft", Numbers(()))
+        numbers = ANNOUNCED_SIGNALS.get("graft", SignalOutputs(()))
         if numbers is None:
             raise VLLMValidationError(
                 "this engine drafts, and vLLM loads no logits processors beside a drafter: there "
@@ -72,7 +106,7 @@ class OtterProcessor(LogitsProcessor):
         if batch_update is not None and self.grafted:
             find_model(self.vllm_config).ask(tuple(sorted(self.rows)))
 
-    def _new(self, params: SamplingParams, *_: Any) -> Request | None:
+    def _new(self, params: SamplingParams, *_: Any) -> SignalRequest | None:
         return read_request(params.extra_args, self.numbers)
 
     def _wants_best(self, params: SamplingParams, *_: Any) -> bool | None:
@@ -100,7 +134,7 @@ class OtterProcessor(LogitsProcessor):
         `logprobs`: None where nobody asked for any."""
         token, groups = sampled[:, None].long(), self._groups()
         if logprobs is None:
-            chosen, ranks = _nothing(len(token), token.device)
+            chosen, ranks = _no_logprobs(len(token), token.device)
         else:
             chosen = logprobs.gather(-1, token)
             mark_unbacked(logprobs, 0)  # as stock does: no compiling anew for another batch
@@ -108,7 +142,7 @@ class OtterProcessor(LogitsProcessor):
             ranks = batched_count_greater_than(logprobs, chosen)
         ((wanted, silent), rows), *others = groups.items()
         if not others and len(rows) == len(token) and silent == (logprobs is None):
-            virtual = _virtual(wanted, token.device).expand(len(token), -1)
+            virtual = _virtual_ids(wanted, token.device).expand(len(token), -1)
             ids = torch.cat([token.int(), virtual], -1)
             read = self._read(wanted, self._step(token), slice(None), sampled)
             return LogprobsTensors(ids, torch.cat([chosen, read], -1), ranks)
@@ -139,7 +173,7 @@ class OtterProcessor(LogitsProcessor):
             values[at, end:] = found.logprobs[at, 1:kept]
             if silent:
                 ids[at, end:], values[at], ranks[at] = ids[at, :1], -torch.inf, 0
-            ids[at, 1:end] = _virtual(wanted, ids.device).expand(len(rows), -1)
+            ids[at, 1:end] = _virtual_ids(wanted, ids.device).expand(len(rows), -1)
             values[at, 1:end] = self._read(wanted, step, at, sampled[at])
         return found._replace(logprob_token_ids=ids, logprobs=values, selected_token_ranks=ranks)
 
@@ -152,13 +186,13 @@ class OtterProcessor(LogitsProcessor):
                 groups.setdefault((request.numbers, request.silent), []).append(row)
         return groups
 
-    def _step(self, rows: Tensor) -> Step:
-        step: Step | None = find_model(self.vllm_config).step
+    def _step(self, rows: Tensor) -> StepStates:
+        step: StepStates | None = find_model(self.vllm_config).step
         assert step is not None and len(step.base_state) == len(rows)
         return step
 
     def _read(
-        self, wanted: tuple[int, ...], step: Step, rows: Tensor | slice, sampled: Tensor
+        self, wanted: tuple[int, ...], step: StepStates, rows: Tensor | slice, sampled: Tensor
     ) -> Tensor:
         """The wanted numbers of rows that ask for the same, [rows, numbers]."""
         model, numbers = find_model(self.vllm_config), [self.numbers.all[i] for i in wanted]
@@ -176,16 +210,16 @@ class OtterProcessor(LogitsProcessor):
 
 
 @lru_cache(maxsize=64)
-def _nothing(rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _no_logprobs(rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Log-probabilities and ranks where nobody asked for any, [rows, 1] and [rows]."""
     none = torch.full((rows, 1), -torch.inf, device=device)
     return none, torch.zeros(rows, dtype=torch.int64, device=device)
 
 
 @lru_cache(maxsize=64)
-def _virtual(wanted: tuple[int, ...], device: torch.device) -> Tensor:
+def _virtual_ids(wanted: tuple[int, ...], device: torch.device) -> Tensor:
     """The ids under which numbers travel."""
-    return torch.tensor(wanted, device=device, dtype=torch.int32) + VIRTUAL
+    return torch.tensor(wanted, device=device, dtype=torch.int32) + FIRST_VIRTUAL_ID
 
 
 def _check_room(wanted: int, sampling_params: SamplingParams) -> None:

@@ -1,8 +1,7 @@
-"""The inserted stream over vLLM's layers: METHOD, 1, with the projections of a branch side by
-side.
+"""The inserted stream over vLLM's layers, with the projections of a branch side by side.
 
 The base's modules are vLLM's own and are called as its model calls them; this file reads what goes
-into them. Shapes: [tokens, ...], all sequences of a batch one after the other.
+into them. Shapes are [tokens, ...], all sequences of a batch one after the other.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
-from otter_cli.families import BaseShape
-from otter_cli.insertion import InsertionConfig
-from otter_cli.serving.vllm.layout import Layout, Span, Trained, pick
-from otter_cli.serving.vllm.span import spanning
-from otter_cli.serving.vllm.waiting import WaitingLayers
-from otter_cli.signals import HEADS
+from otter_cli.families.shape import BaseShape
+from otter_cli.graft.config import InsertionConfig
+from otter_cli.serving.vllm.cpu.deferred_layers import DeferredLayers
+from otter_cli.serving.vllm.cpu.kv_cache import slice_backend
+from otter_cli.serving.vllm.rank_layout import KVSlice, RankLayout, TrainedHeads, select_places
+from otter_cli.signals.heads import HEADS
 
-Stored = Mapping[str, Tensor]
+StoredTensors = Mapping[str, Tensor]
 # Numbers of a linear head that is in single precision whatever the engine is: in bfloat16, on a
 # processor, its product took 0.8 ms of a step of 143.
-FEW = 64
+MAX_FP32_OUTPUTS = 64
 
 
 def parameter(*shape: int, **more: Any) -> nn.Parameter:
@@ -40,7 +39,7 @@ def inverse_rms(measured: Tensor, eps: float) -> Tensor:
     return measured.pow(2).mean(-1, keepdim=True).add(eps).rsqrt()
 
 
-class Norm(nn.Module):
+class EngineNorm(nn.Module):
     """`u = z / rms * g`, by the rms of z, or of h (the paper's rule)."""
 
     def __init__(self, config: InsertionConfig, shape: BaseShape) -> None:
@@ -53,7 +52,7 @@ class Norm(nn.Module):
         return (z.float() * scale).to(z.dtype) * self.weight
 
 
-class Product(nn.Module):
+class EngineLinear(nn.Module):
     """`x W`, W as [in, out]: a few columns are multiplied faster so. Half precision on a CPU takes
     the engine's own kernels, since torch would pack W at every call."""
 
@@ -78,37 +77,39 @@ class Product(nn.Module):
             self.packed = lambda x: linear.cpu_linear(x, linear.weight, None)
 
 
-class Projections(nn.Module):
+class EngineDualInputLinear(nn.Module):
     """`x W^h + u W^z (+ b)`, of one projection or several side by side. Two products are faster
     than one over [x ; u]."""
 
     def __init__(self, base: int, inserted: int, out: int, bias: bool) -> None:
         super().__init__()
-        self.h = Product(base, out)
-        self.z = Product(inserted, out)
+        self.h = EngineLinear(base, out)
+        self.z = EngineLinear(inserted, out)
         self.bias = parameter(out) if bias else None
 
     def forward(self, x: Tensor, u: Tensor) -> Tensor:
         return self.z.plus(self.h(x) if self.bias is None else self.h.plus(self.bias, x), u)
 
-    def load(self, stored: Stored, names: list[str], places: list[list[int]]) -> None:
+    def load(self, stored: StoredTensors, names: list[str], places: list[list[int]]) -> None:
         parts = list(zip(names, places, strict=True))
         for kind, into in (("h", self.h), ("z", self.z)):
-            read = [pick(stored[f"{name}.{kind}.weight"], at) for name, at in parts]
+            read = [select_places(stored[f"{name}.{kind}.weight"], at) for name, at in parts]
             into.weight.copy_(torch.cat(read).t())
         if self.bias is not None:
-            self.bias.copy_(torch.cat([pick(stored[f"{name}.bias"], at) for name, at in parts]))
+            self.bias.copy_(
+                torch.cat([select_places(stored[f"{name}.bias"], at) for name, at in parts])
+            )
 
 
-class Branch(nn.Module):
+class EngineBranch(nn.Module):
     """`z += t W^h + t' W^z (+ b)`, summed over the ranks."""
 
-    def __init__(self, layout: Layout, wide: int, thin: int, bias: bool) -> None:
+    def __init__(self, layout: RankLayout, wide: int, thin: int, bias: bool) -> None:
         super().__init__()
         D = layout.config.hidden
         self.ranks, self.columns = layout.ranks, layout.base_columns(wide)
-        self.h = Product(len(self.columns), D)
-        self.z = Product(thin, D) if thin else None
+        self.h = EngineLinear(len(self.columns), D)
+        self.z = EngineLinear(thin, D) if thin else None
         self.bias = parameter(D) if bias else None
 
     def forward(self, z: Tensor, wide: Tensor, thin: Tensor | None) -> Tensor:
@@ -121,31 +122,31 @@ class Branch(nn.Module):
     def _plus(self, out: Tensor, thin: Tensor | None) -> Tensor:
         return out if thin is None or self.z is None else self.z.plus(out, thin)
 
-    def load(self, stored: Stored, name: str, places: list[int]) -> None:
-        self.h.weight.copy_(pick(stored[f"{name}.h.weight"], self.columns, 1).t())
+    def load(self, stored: StoredTensors, name: str, places: list[int]) -> None:
+        self.h.weight.copy_(select_places(stored[f"{name}.h.weight"], self.columns, 1).t())
         if self.z is not None:
-            self.z.weight.copy_(pick(stored[f"{name}.z.weight"], places, 1).t())
+            self.z.weight.copy_(select_places(stored[f"{name}.z.weight"], places, 1).t())
         if self.bias is not None:
             self.bias.copy_(stored[f"{name}.bias"])
 
 
-class InsertedAttention(nn.Module):
+class EngineAttention(nn.Module):
     """Inserted heads: an attention layer of the engine that reads the base layer's key/value cache
     (`kv: base`), or has one of its own."""
 
-    def __init__(self, layout: Layout, base: Any, prefix: str, **engine: Any) -> None:
+    def __init__(self, layout: RankLayout, base: Any, prefix: str, **engine: Any) -> None:
         super().__init__()
         config, shape = layout.config, layout.shape
         self.layout, self.size = layout, shape.head_dim
         held = [layout.heads, *([layout.kv_heads] * 2 if config.kv == "own" else [])]
-        self.parts = [Trained.of(places) for places in held] if config.heads else []
+        self.parts = [TrainedHeads.of(places) for places in held] if config.heads else []
         self.rows = [len(part.heads) * self.size for part in self.parts]
         thin = self.rows[0] if config.heads else 0
-        self.out = Branch(layout, shape.heads * self.size, thin, shape.out_bias)
+        self.out = EngineBranch(layout, shape.heads * self.size, thin, shape.out_bias)
         if not config.heads:
             return
-        self.norm = Norm(config, shape)
-        self.project = Projections(
+        self.norm = EngineNorm(config, shape)
+        self.project = EngineDualInputLinear(
             shape.hidden, config.hidden, sum(self.rows), shape.attention_bias
         )
         normed, shared = bool(shape.family.attention.query_norm), config.kv == "base"
@@ -166,11 +167,11 @@ class InsertedAttention(nn.Module):
         """Of an attention layer that reads the base's cache: all of it, or no more than is read."""
         queries, every = self.parts[0], base.num_kv_heads
         target = {"kv_sharing_target_layer_name": base.attn.layer_name}
-        span = Span.of(queries, queries.places // every)
-        narrow = spanning(base.attn.attn_backend, span.count) if span.count < every else None
+        span = KVSlice.of(queries, queries.places // every)
+        narrow = slice_backend(base.attn.attn_backend, span.count) if span.count < every else None
         if narrow is None:
             return {**target, "num_kv_heads": every}
-        self.parts[0] = Trained(queries.heads, 0, 0)
+        self.parts[0] = TrainedHeads(queries.heads, 0, 0)
         return {
             **target,
             "num_kv_heads": span.count,
@@ -206,7 +207,7 @@ class InsertedAttention(nn.Module):
         scale = inverse_rms(heads.float(), self.layout.shape.norm_eps)
         return ((heads.float() * scale).to(flat.dtype) * weight).flatten(-2)
 
-    def load(self, stored: Stored) -> None:
+    def load(self, stored: StoredTensors) -> None:
         places = [self.layout.of_heads(part.heads) for part in self.parts]
         self.out.load(stored, "out", places[0] if places else [])
         if not places:
@@ -218,18 +219,18 @@ class InsertedAttention(nn.Module):
                 weight.copy_(stored[f"{name}.weight"])
 
 
-class InsertedFeedForward(nn.Module):
+class EngineFeedForward(nn.Module):
     """`m' = act(x W_g^h + u W_g^z) * (x W_u^h + u W_u^z)`."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: RankLayout) -> None:
         super().__init__()
         config, shape = layout.config, layout.shape
         self.layout = layout
-        self.down = Branch(layout, shape.ffn, len(layout.units), shape.ffn_bias)
+        self.down = EngineBranch(layout, shape.ffn, len(layout.units), shape.ffn_bias)
         if config.ffn:
             rows = 2 * len(layout.units)
-            self.norm = Norm(config, shape)
-            self.gate_up = Projections(shape.hidden, config.hidden, rows, shape.ffn_bias)
+            self.norm = EngineNorm(config, shape)
+            self.gate_up = EngineDualInputLinear(shape.hidden, config.hidden, rows, shape.ffn_bias)
             self.activation = ACT2FN[shape.activation]
 
     def forward(self, z: Tensor, x: Tensor, h: Tensor, m: Tensor) -> Tensor:
@@ -238,7 +239,7 @@ class InsertedFeedForward(nn.Module):
         gate, up = self.gate_up(x, self.norm(z, h)).chunk(2, -1)
         return self.down(z, m, self.activation(gate) * up)
 
-    def load(self, stored: Stored) -> None:
+    def load(self, stored: StoredTensors) -> None:
         units = self.layout.units
         self.down.load(stored, "down", units)
         if self.layout.config.ffn:
@@ -246,31 +247,31 @@ class InsertedFeedForward(nn.Module):
             self.gate_up.load(stored, ["gate", "up"], [units, units])
 
 
-class Stream(nn.Module):
+class EngineStream(nn.Module):
     """One insertion beside the base's layers, or behind some of them (`waiting`), and its signal
     heads."""
 
     def __init__(
-        self, layout: Layout, layers: Mapping[int, Any], prefix: str, **engine: Any
+        self, layout: RankLayout, layers: Mapping[int, Any], prefix: str, **engine: Any
     ) -> None:
         super().__init__()
         config, shape = layout.config, layout.shape
         self.config, self.hidden = config, config.hidden
         table = config.hidden and config.embedding == "table"
         self.embedding = parameter(shape.vocab, config.hidden) if table else None
-        self.attention = cast(dict[str, InsertedAttention], nn.ModuleDict())
-        self.ffn = cast(dict[str, InsertedFeedForward], nn.ModuleDict())
-        self.waiting = WaitingLayers.of(layout, layers, prefix)
+        self.attention = cast(dict[str, EngineAttention], nn.ModuleDict())
+        self.ffn = cast(dict[str, EngineFeedForward], nn.ModuleDict())
+        self.waiting = DeferredLayers.of(layout, layers, prefix)
         for index in config.layers if self.waiting is None else ():
             place = f"{prefix}.layers.{index}.otter_{config.name}.attn"
             base = layers[index].self_attn
-            self.attention[str(index)] = InsertedAttention(layout, base, place, **engine)
-            self.ffn[str(index)] = InsertedFeedForward(layout)
-        self.norm = Norm(config, shape) if config.hidden and self.waiting is None else None
+            self.attention[str(index)] = EngineAttention(layout, base, place, **engine)
+            self.ffn[str(index)] = EngineFeedForward(layout)
+        self.norm = EngineNorm(config, shape) if config.hidden and self.waiting is None else None
         self.signals = cast(dict[str, nn.ParameterDict], nn.ModuleDict())
         for signal in config.signals:
             shapes = HEADS[signal.kind].shapes(signal, shape.hidden, config.hidden, shape.vocab)
-            linear = signal.kind in ("value", "classes") and signal.size <= FEW
+            linear = signal.kind in ("value", "classes") and signal.size <= MAX_FP32_OUTPUTS
             few = {"dtype": torch.float32} if linear else {}
             parts = {name: parameter(*form, **few) for name, form in shapes.items()}
             self.signals[signal.name] = nn.ParameterDict(parts)
@@ -288,7 +289,7 @@ class Stream(nn.Module):
             z = F.embedding(tokens, self.embedding)
         return z if self.waiting is None else z.float()
 
-    def layer(self, index: int) -> tuple[InsertedAttention, InsertedFeedForward] | None:
+    def layer(self, index: int) -> tuple[EngineAttention, EngineFeedForward] | None:
         """What runs beside a layer of the base."""
         place = str(index)
         return (self.attention[place], self.ffn[place]) if place in self.attention else None
@@ -297,7 +298,7 @@ class Stream(nn.Module):
         """v [tokens, D]."""
         return z.to(h.dtype) if self.norm is None else self.norm(z, h)
 
-    def load(self, stored: Stored) -> None:
+    def load(self, stored: StoredTensors) -> None:
         """Takes every tensor of the insertion, by its name within it."""
         if self.embedding is not None:
             self.embedding.copy_(stored["embedding.weight"])
@@ -312,9 +313,9 @@ class Stream(nn.Module):
             for part, own in parts.items():
                 own.copy_(stored[f"signals.{name}.{part}"])
         for module in self.modules():
-            if isinstance(module, Product):
+            if isinstance(module, EngineLinear):
                 module.pack()
 
 
-def _below(stored: Stored, prefix: str) -> dict[str, Tensor]:
+def _below(stored: StoredTensors, prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in stored.items() if n.startswith(prefix)}

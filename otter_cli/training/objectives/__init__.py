@@ -1,18 +1,19 @@
-"""The registry of objectives: one file each, chosen by `objective:` in a recipe's section."""
+"""The registry of objectives, chosen by `objective:` in a recipe's section of a signal."""
 
 from typing import Annotated
 
 from pydantic import Field
 
-from otter_cli.training.objectives.action_values import ActionConsistency, ActionValues
-from otter_cli.training.objectives.autoregressive import Autoregressive
-from otter_cli.training.objectives.bradley_terry import BradleyTerry
-from otter_cli.training.objectives.classification import Classification
-from otter_cli.training.objectives.distillation import Distillation
-from otter_cli.training.objectives.future_tokens import FutureTokens
-from otter_cli.training.objectives.language_model import LanguageModel
-from otter_cli.training.objectives.objective import Objective, Positions, Read, Source
-from otter_cli.training.objectives.pointwise import Pointwise
+from otter_cli.data.batches import Positions
+from otter_cli.training.objectives.action_values import (
+    ActionConsistency,
+    ActionValues,
+    Distillation,
+)
+from otter_cli.training.objectives.labelled import Classification, Pointwise
+from otter_cli.training.objectives.objective import DataSource, Objective, ReadSignal
+from otter_cli.training.objectives.pairs import Autoregressive, BradleyTerry
+from otter_cli.training.objectives.plain_text import FutureTokens, LanguageModel
 from otter_cli.training.objectives.rollouts import Rollouts
 
 AnyObjective = Annotated[
@@ -36,13 +37,13 @@ __all__ = [
     "Autoregressive",
     "BradleyTerry",
     "Classification",
+    "DataSource",
     "Distillation",
     "FutureTokens",
     "LanguageModel",
     "Objective",
     "Pointwise",
     "Positions",
-    "Read",
+    "ReadSignal",
     "Rollouts",
-    "Source",
 ]

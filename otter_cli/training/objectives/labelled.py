@@ -1,25 +1,38 @@
-"""What objectives of labelled texts have in common: columns, checks, encoding."""
+"""Objectives of labelled texts: values (`pointwise`) and classes (`classification`).
+
+The loss is at the last token, or at every token with weights that grow with position."""
 
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import field_validator
+import numpy as np
+from pydantic import NonNegativeFloat, field_validator, model_validator
 
 from otter_cli.core.errors import OtterError
-from otter_cli.data.columns import LABELS, Rows, column_names, usual_column, usual_text
-from otter_cli.data.labelled import LabelledText, read_labelled
-from otter_cli.data.records import Place
-from otter_cli.signals import SignalConfig
-from otter_cli.training.objectives.objective import Objective, Source
+from otter_cli.core.intervals import Interval, Statistic, auroc, correlation, f1, interval, mean
+from otter_cli.data.batches import Positions, last_tokens, real_tokens, weighted_mean_over_texts
+from otter_cli.data.columns import (
+    LABEL_COLUMNS,
+    SampledRows,
+    column_names,
+    usual_column,
+    usual_text,
+)
+from otter_cli.data.tables import TableLike
+from otter_cli.data.texts import LabelledText, read_labelled
+from otter_cli.signals.config import SignalConfig
+from otter_cli.training.objectives.objective import DataSource, Objective, ReadSignal, read_selected
 
 if TYPE_CHECKING:
-    from otter_cli.data.datasets import Labelled
+    from torch import Tensor
+
+    from otter_cli.data.datasets import Batch, LabelledDataset
 
 
-class LabelledSource(Source):
+class LabelledSource(DataSource):
     """Columns of labelled text: by default the labels are columns named as the signal's are, or one
     column with a usual name. Of a signal with several classes one column may say which: by name,
     by number from 0, as a truth value, or as a list of names.
@@ -50,11 +63,11 @@ class LabelledSource(Source):
         labels = self.labels or signal.labels or (signal.name,)
         return (*super().used(signal), *labels, *((self.beginning,) if self.beginning else ()))
 
-    def usual(self, rows: Rows, signal: SignalConfig) -> dict[str, Any]:
+    def usual(self, rows: SampledRows, signal: SignalConfig) -> dict[str, Any]:
         found = usual_text("text", self.model_fields_set, rows)
         own = {signal.name, *signal.labels}
         if self.labels is None and not own & set(column_names(rows)):
-            label = usual_column("labels", LABELS, rows, text=False)
+            label = usual_column("labels", LABEL_COLUMNS, rows, text=False)
             return found if label is None else {**found, "labels": (label,)}
         return found
 
@@ -80,7 +93,7 @@ class LabelledObjective(Objective, ABC):
         return signal.size
 
     def rows(
-        self, source: LabelledSource, path: Place, signal: SignalConfig
+        self, source: LabelledSource, path: TableLike, signal: SignalConfig
     ) -> Sequence[LabelledText]:
         rows = read_labelled(
             path,
@@ -100,8 +113,198 @@ class LabelledObjective(Objective, ABC):
             )
         return rows
 
-    def encode(self, rows: Sequence[LabelledText], tokenizer: Any, max_length: int) -> Labelled:
-        from otter_cli.data.datasets import Labelled
+    def encode(
+        self, rows: Sequence[LabelledText], tokenizer: Any, max_length: int
+    ) -> LabelledDataset:
+        from otter_cli.data.datasets import LabelledDataset
         from otter_cli.data.encoding import Encoder
 
-        return Labelled(rows, Encoder(tokenizer, max_length, eos=self.eos))
+        return LabelledDataset(rows, Encoder(tokenizer, max_length, eos=self.eos))
+
+
+ValueLoss = Literal["squared", "cross-entropy"]
+
+
+class Pointwise(LabelledObjective):
+    """Squared error of each attribute; or cross-entropy, whose score is a logit. At every prefix
+    weights grow with position (RAD, arXiv 2310.09520, 3.1)."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("value",)
+
+    objective: Literal["pointwise"] = "pointwise"
+    loss_of: ValueLoss = "squared"
+    positions: Literal["last", "every"] = "every"
+
+    def check_rows(
+        self, rows: Sequence[Any], signal: SignalConfig, what: str, *, tested: bool
+    ) -> None:
+        if tested:
+            check_labels_vary([row.labels for row in rows], signal, what)
+
+    def loss(self, read: ReadSignal, batch: Batch) -> Tensor:
+        assert batch.labels is not None
+        at = last_tokens(batch) if self.positions == "last" else real_tokens(batch)
+        scores = _with_attribute_axis(read_selected(read, batch, at))
+        each = value_errors(self.loss_of, scores, batch.labels[at[0]]).mean(-1)
+        return (
+            each.mean()
+            if self.positions == "last"
+            else weighted_mean_over_texts(each, at, batch.last)
+        )
+
+    def outcomes(self, read: ReadSignal, batch: Batch) -> dict[str, Tensor]:
+        assert batch.labels is not None
+        score = _with_attribute_axis(read(batch, last_tokens(batch)))
+        return {
+            "value": score if self.loss_of == "squared" else score.sigmoid(),
+            "label": batch.labels,
+        }
+
+    def metrics(
+        self, outcomes: Mapping[str, np.ndarray], signal: SignalConfig
+    ) -> dict[str, Interval]:
+        return value_metrics(outcomes["value"], outcomes["label"], signal.labels)
+
+
+def value_metrics(
+    value: np.ndarray, label: np.ndarray, names: tuple[str, ...]
+) -> dict[str, Interval]:
+    """Mean squared error and correlation of each attribute, [rows, attributes]."""
+    found = {}
+    for column in range(value.shape[1]):
+        suffix = f"/{names[column]}" if len(names) > 1 else ""
+        got, true = value[:, column].astype(float), label[:, column].astype(float)
+        found[f"squared_error{suffix}"] = interval(mean((got - true) ** 2), len(got))
+        what = f"the correlation{suffix} of value and label"
+        found[f"correlation{suffix}"] = interval(
+            correlation_or_zero(got, true), len(got), what=what
+        )
+    return found
+
+
+def check_labels_vary(labels: Sequence[Sequence[float]], signal: SignalConfig, what: str) -> None:
+    """Raises OtterError where an attribute is the same in all rows: nothing correlates with it."""
+    for column, values in enumerate(zip(*labels, strict=True)):
+        if len(set(values)) < 2:
+            name = signal.labels[column] if len(signal.labels) > 1 else signal.name
+            raise OtterError(
+                f"signal {signal.name}: {name!r} is {values[0]:g} in all {len(values)} {what} "
+                "rows, and the correlation of value and label needs two different labels",
+                hint="give more rows, or another split",
+            )
+
+
+def correlation_or_zero(value: np.ndarray, label: np.ndarray) -> Statistic:
+    """Their correlation; of a signal that is constant, as a new one is, none."""
+    if np.ptp(value) > 0:
+        return correlation(value, label)
+    return lambda counts: np.zeros(len(counts))
+
+
+def value_errors(loss: ValueLoss, scores: Tensor, labels: Tensor) -> Tensor:
+    """Of each score, the shape of both."""
+    import torch.nn.functional as F
+
+    if loss == "squared":
+        return (scores - labels) ** 2
+    return F.binary_cross_entropy_with_logits(scores, labels, reduction="none")
+
+
+def _with_attribute_axis(scores: Tensor) -> Tensor:
+    """[N, attributes] also where there is one."""
+    return scores[:, None] if scores.ndim == 1 else scores
+
+
+class SpanSource(LabelledSource):
+    """`since`: a column with the character at which begins what the labels are for, or nothing."""
+
+    since: str | None = None
+
+    @property
+    def beginning(self) -> str | None:
+        return self.since
+
+
+class Classification(LabelledObjective):
+    """Binary cross-entropy of each label at the last token; or at every one, with weights that
+    grow with position, and texts that weigh the same whatever their length. Where the data say
+    `since` which character a label holds, earlier tokens have none.
+
+    `consistency`, at every token: the weight of `max(0, p_t - p_t+1)` of a label that is set: what
+    has been said stays said (METHOD, 3, streaming)."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("classes",)
+
+    objective: Literal["classification"] = "classification"
+    train: SpanSource
+    test: SpanSource | None = None
+    positions: Literal["last", "every"] = "last"
+    consistency: NonNegativeFloat = 0.0
+
+    @model_validator(mode="after")
+    def _consistent_over_tokens(self) -> Self:
+        if self.consistency and self.positions == "last":
+            raise ValueError("consistency is between tokens: it needs positions: every")
+        return self
+
+    def check_rows(
+        self, rows: Sequence[Any], signal: SignalConfig, what: str, *, tested: bool
+    ) -> None:
+        """AUROC needs rows with each label, and rows without it."""
+        for column, label in enumerate(signal.labels if tested else ()):
+            count = sum(row.labels[column] >= 0.5 for row in rows)
+            if count in (0, len(rows)):
+                raise OtterError(
+                    f"signal {signal.name}: {'none' if count == 0 else 'all'} of the {len(rows)} "
+                    f"{what} rows have label {label!r}, and AUROC needs both kinds",
+                    hint="give more rows, another split, or more of the rare class",
+                )
+
+    def loss(self, read: ReadSignal, batch: Batch) -> Tensor:
+        import torch.nn.functional as F
+
+        assert batch.labels is not None
+        if self.positions == "last":
+            logits = read_selected(read, batch, last_tokens(batch))
+            return F.binary_cross_entropy_with_logits(logits, batch.labels)
+        at = real_tokens(batch)
+        logits, labels = read(batch, at), batch.labels[at[0]]
+        if batch.since is not None:
+            labels = labels * (at[1] >= batch.since[at[0]])[:, None]
+        each = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
+        loss = weighted_mean_over_texts(each, at, batch.last)
+        if self.consistency:
+            loss = loss + self.consistency * _score_drops(
+                logits.sigmoid(), labels, at, len(batch.last)
+            )
+        return loss
+
+    def outcomes(self, read: ReadSignal, batch: Batch) -> dict[str, Tensor]:
+        assert batch.labels is not None
+        return {"score": read(batch, last_tokens(batch)), "label": batch.labels}
+
+    def metrics(
+        self, outcomes: Mapping[str, np.ndarray], signal: SignalConfig
+    ) -> dict[str, Interval]:
+        truth, found = outcomes["label"] >= 0.5, {}
+        for column, label in enumerate(signal.labels):
+            score, true = outcomes["score"][:, column], truth[:, column]
+            figures = {
+                "auroc": auroc(score, true),
+                "f1": f1(score > 0, true),
+                "accuracy": mean((score > 0) == true),
+            }
+            suffix = f"/{label}" if signal.size > 1 else ""
+            for name, figure in figures.items():
+                what = f"{name} of {signal.name}{suffix}"
+                found[name + suffix] = interval(figure, len(true), what=what)
+        return found
+
+
+def _score_drops(scores: Tensor, labels: Tensor, at: Positions, texts: int) -> Tensor:
+    """Mean over texts of a text's mean max(0, p_t - p_t+1), where the label is set."""
+    rows = at[0]
+    inside = rows[:-1] == rows[1:]
+    falls = (scores[:-1] - scores[1:]).clamp_min(0) * (labels[1:] >= 0.5)
+    steps = inside.new_zeros(texts, dtype=scores.dtype).index_add(0, rows[1:], inside.to(scores))
+    return (falls.mean(-1) * inside / steps[rows[1:]].clamp_min(1)).sum() / texts

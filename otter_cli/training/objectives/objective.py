@@ -1,7 +1,6 @@
 """What an objective is: a recipe's section for one signal, which reads data and gives a loss.
 
-Torch is imported where tensors are made, so that a recipe is read and refused without it.
-"""
+Torch is imported where tensors are made, so recipes are read and refused without it."""
 
 from __future__ import annotations
 
@@ -15,25 +14,21 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import Interval
-from otter_cli.data.chat import Chat
-from otter_cli.data.columns import Rows, holds_messages
-from otter_cli.data.hub import HubTable
-from otter_cli.data.paths import find_data
-from otter_cli.data.records import Place
-from otter_cli.insertion import Trained
-from otter_cli.signals import SignalConfig
-from otter_cli.training.section import Section
+from otter_cli.core.strict_config import StrictConfig
+from otter_cli.data.batches import Positions
+from otter_cli.data.chat_template import ChatTable
+from otter_cli.data.columns import SampledRows, holds_messages
+from otter_cli.data.tables import HubTable, TableLike, find_data
+from otter_cli.graft.manifest import TrainedPositions
+from otter_cli.signals.config import SignalConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from otter_cli.data.datasets import Batch, Dataset
 
-# Rows and columns of N positions in a batch.
-Positions = tuple["Tensor", "Tensor"]
 
-
-class Read(Protocol):
+class ReadSignal(Protocol):
     """The signal at N positions, [N, ...]; of action values also of k tokens at each, [N, k], and
     future tokens where k are given that follow. A batch that is read twice is run once."""
 
@@ -41,7 +36,7 @@ class Read(Protocol):
 
 
 @runtime_checkable
-class ReadBeside(Read, Protocol):
+class ReadSignalWithBase(ReadSignal, Protocol):
     """Reads `signal` of a stream beside the base, and so the base itself too."""
 
     signal: SignalConfig
@@ -51,12 +46,12 @@ class ReadBeside(Read, Protocol):
 
 
 @runtime_checkable
-class ReadAlone(Read, Protocol):
+class ReadSignalSelected(ReadSignal, Protocol):
     def alone(self, batch: Batch, at: Positions) -> Tensor:
         """The signal at N positions, [N, ...], by a run of the batch that ends at these."""
 
 
-class Source(Section):
+class DataSource(StrictConfig):
     """A data file (`path`), or a `dataset` of the hub by its id, split and revision; what its
     columns are called, an objective's own source says, or their usual names (`data.columns`). With
     `chat` they hold messages, which the tokenizer's template makes a text of; it need not be
@@ -95,13 +90,13 @@ class Source(Section):
         """Every column that is read."""
         return (*self.texts, *((self.context,) if self.context else ()))
 
-    def table(self, folder: Path | None) -> Place:
+    def table(self, folder: Path | None) -> TableLike:
         """The whole table. Raises OtterError for a file that is not there."""
         if self.path is not None:
             return find_data(self.path, folder)
         return HubTable(str(self.dataset), self.split, self.revision, self.subset)
 
-    def resolved(self, rows: Rows, signal: SignalConfig) -> Self:
+    def resolved(self, rows: SampledRows, signal: SignalConfig) -> Self:
         """The same with usual names for columns that it does not name, by a sample of the rows.
         Raises OtterError where two columns could be meant."""
         found = self.model_copy(update=self.usual(rows, signal))
@@ -110,16 +105,16 @@ class Source(Section):
             found = found.model_copy(update={"chat": chat})
         return found
 
-    def usual(self, rows: Rows, signal: SignalConfig) -> dict[str, Any]:
+    def usual(self, rows: SampledRows, signal: SignalConfig) -> dict[str, Any]:
         """Columns by their keys, of those that this source does not name itself."""
         return {}
 
-    def place(self, table: Place, tokenizer: Any) -> Place:
+    def place(self, table: TableLike, tokenizer: Any) -> TableLike:
         """The table, or where it holds messages the texts that the template makes of them."""
-        return Chat(table, tokenizer, self.texts, self.context) if self.chat else table
+        return ChatTable(table, tokenizer, self.texts, self.context) if self.chat else table
 
 
-class Objective(Section, ABC):
+class Objective(StrictConfig, ABC):
     """Section `signals.NAME`. `test` takes from `train` the columns that it does not name."""
 
     kinds: ClassVar[tuple[str, ...]]
@@ -153,18 +148,18 @@ class Objective(Section, ABC):
         return ()
 
     @property
-    def trained_at(self) -> Trained:
+    def trained_at(self) -> TrainedPositions:
         """At which tokens of a text the loss reads the signal."""
-        positions: Trained = getattr(self, "positions", "every")
+        positions: TrainedPositions = getattr(self, "positions", "every")
         return positions
 
     @property
     @abstractmethod
-    def sources(self) -> tuple[Source, Source | None]:
+    def sources(self) -> tuple[DataSource, DataSource | None]:
         """Training and test data."""
 
     @abstractmethod
-    def rows(self, source: Any, path: Place, signal: SignalConfig) -> Sequence[Any]:
+    def rows(self, source: Any, path: TableLike, signal: SignalConfig) -> Sequence[Any]:
         """The rows of a table. Raises OtterError, with file and line, for what cannot be used."""
 
     def check_rows(
@@ -183,11 +178,11 @@ class Objective(Section, ABC):
         return {}
 
     @abstractmethod
-    def loss(self, read: Read, batch: Batch) -> Tensor:
+    def loss(self, read: ReadSignal, batch: Batch) -> Tensor:
         """A scalar with a graph to whatever `read` trains."""
 
     @abstractmethod
-    def outcomes(self, read: Read, batch: Batch) -> dict[str, Tensor]:
+    def outcomes(self, read: ReadSignal, batch: Batch) -> dict[str, Tensor]:
         """What the metrics need of each row, [rows, ...]."""
 
     @abstractmethod
@@ -205,39 +200,7 @@ class Objective(Section, ABC):
             )
 
 
-def read_alone(read: Read, batch: Batch, at: Positions) -> Tensor:
+def read_selected(read: ReadSignal, batch: Batch, at: Positions) -> Tensor:
     """The signal at N positions, [N, ...], where nothing else of the batch is read, so that what
     can be left out at other positions is."""
-    return read.alone(batch, at) if isinstance(read, ReadAlone) else read(batch, at)
-
-
-def last_tokens(batch: Batch) -> Positions:
-    """Each row's last real token."""
-    import torch
-
-    return torch.arange(len(batch.last), device=batch.last.device), batch.last
-
-
-def real_tokens(batch: Batch) -> Positions:
-    """Every position that is no padding, row by row."""
-    rows, columns = batch.attention_mask.nonzero(as_tuple=True)
-    return rows, columns
-
-
-def next_tokens(batch: Batch) -> tuple[Positions, Tensor]:
-    """Every position that another real token follows, and that token's id, [N, 1]."""
-    rows, columns = batch.attention_mask[:, 1:].nonzero(as_tuple=True)
-    return (rows, columns), batch.input_ids[rows, columns + 1, None]
-
-
-def weighed_by_text(each: Tensor, at: Positions, last: Tensor) -> Tensor:
-    """The mean over texts of terms at positions up to each text's `last`: later ones weigh more,
-    long texts as much as short ones."""
-    rows, columns = at
-    return (each * growing_weights(columns, last[rows])).sum() / len(last)
-
-
-def growing_weights(columns: Tensor, last: Tensor) -> Tensor:
-    """Weights of a text's prefixes, linear in their length and one in sum (RAD, arXiv
-    2310.09520)."""
-    return 2 * (columns + 1) / ((last + 1) * (last + 2))
+    return read.alone(batch, at) if isinstance(read, ReadSignalSelected) else read(batch, at)

@@ -1,25 +1,30 @@
-"""What objectives of preference pairs have in common: columns, encoding, accuracy."""
+"""Objectives of preference pairs: Bradley-Terry rewards, and autoregressive reward models."""
 
 from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import NonNegativeFloat, PositiveFloat
 
+from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import Interval, interval, mean
-from otter_cli.data.columns import Rows, pair_prompt
-from otter_cli.data.preference import Pair, read_pairs
-from otter_cli.data.records import Place
-from otter_cli.signals import SignalConfig
-from otter_cli.training.objectives.objective import Objective, Source
+from otter_cli.data.batches import last_tokens, next_tokens, prefix_weights
+from otter_cli.data.columns import SampledRows, pair_prompt
+from otter_cli.data.pairs import PreferencePair, read_pairs
+from otter_cli.data.tables import TableLike
+from otter_cli.signals.config import SignalConfig
+from otter_cli.training.objectives.objective import DataSource, Objective, ReadSignal, read_selected
 
 if TYPE_CHECKING:
-    from otter_cli.data.datasets import Pairs
+    from torch import Tensor
+
+    from otter_cli.data.datasets import Batch, PairDataset
 
 
-class PairSource(Source):
+class PairSource(DataSource):
     """Columns of a file of pairs; `prompt` is put before both texts. Left out, it is a column with
     one of the usual names, unless the texts hold it already; `prompt: null` is none. `margin`: how
     much better the chosen text is, a number."""
@@ -40,7 +45,7 @@ class PairSource(Source):
     def used(self, signal: SignalConfig) -> tuple[str, ...]:
         return (*super().used(signal), *((self.margin,) if self.margin else ()))
 
-    def usual(self, rows: Rows, signal: SignalConfig) -> dict[str, Any]:
+    def usual(self, rows: SampledRows, signal: SignalConfig) -> dict[str, Any]:
         if "prompt" in self.model_fields_set:
             return {}
         prompt = pair_prompt(self.chosen, self.rejected, rows)
@@ -59,7 +64,9 @@ class PairObjective(Objective, ABC):
     def sources(self) -> tuple[PairSource, PairSource | None]:
         return self.train, self.test
 
-    def rows(self, source: PairSource, path: Place, signal: SignalConfig) -> Sequence[Pair]:
+    def rows(
+        self, source: PairSource, path: TableLike, signal: SignalConfig
+    ) -> Sequence[PreferencePair]:
         return read_pairs(
             path,
             chosen=source.chosen,
@@ -69,12 +76,14 @@ class PairObjective(Objective, ABC):
             keep_equal=True,  # `Pairs` leaves them out
         )
 
-    def encode(self, rows: Sequence[Pair], tokenizer: Any, max_length: int) -> Pairs:
-        from otter_cli.data.datasets import Pairs
+    def encode(
+        self, rows: Sequence[PreferencePair], tokenizer: Any, max_length: int
+    ) -> PairDataset:
+        from otter_cli.data.datasets import PairDataset
         from otter_cli.data.encoding import Encoder
 
         encoder = Encoder(tokenizer, max_length, eos=self.eos)
-        return Pairs(rows, encoder, share=self.share_prefixes)
+        return PairDataset(rows, encoder, share=self.share_prefixes)
 
     def metrics(
         self, outcomes: Mapping[str, np.ndarray], signal: SignalConfig
@@ -83,3 +92,122 @@ class PairObjective(Objective, ABC):
         # Two equal scores order nothing: a signal that is constant is right half the time.
         right = (margin > 0) + 0.5 * (margin == 0)
         return {"accuracy": interval(mean(right), len(margin), what="pair accuracy")}
+
+
+class BradleyTerry(PairObjective):
+    """`-log sigmoid(r(chosen) - r(rejected) - margin)` at the last token; or at every prefix, with
+    weights that grow with position, since early prefixes say least of how a text ends.
+
+    `margin` counts times the pair's own where the data has a column of them (Llama 2, arXiv
+    2307.09288, 3.2.2). `centring` is the weight of `(r(chosen) + r(rejected))^2`, which gives
+    scores a zero (arXiv 2312.09244, 4.3).
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("value",)
+
+    objective: Literal["bradley-terry"] = "bradley-terry"
+    positions: Literal["last", "every"] = "last"
+    margin: NonNegativeFloat | None = None
+    centring: NonNegativeFloat = 0.0
+
+    def untouched(self, signal: SignalConfig) -> tuple[str, ...]:
+        # It cancels out of every difference, so only rounding would move it.
+        return () if self.centring else ("bias",)
+
+    def check(self, signal: SignalConfig) -> None:
+        super().check(signal)
+        if signal.size != 1:
+            raise OtterError(
+                f"signal {signal.name!r} has {signal.size} attributes; a pair orders one",
+                hint="graft one signal for each attribute, with pairs of its own",
+            )
+
+    def loss(self, read: ReadSignal, batch: Batch) -> Tensor:
+        import torch.nn.functional as F
+
+        if self.positions == "last":
+            columns = batch.last[:, None]
+            weights = columns.new_ones(len(columns) // 2, 1)
+        else:
+            columns, weights = _clamped_columns(batch), _pair_weights(batch)
+        rows = last_tokens(batch)[0].repeat_interleave(columns.shape[1])
+        scores = read_selected(read, batch, (rows, columns.flatten()))
+        chosen, rejected = _split_pairs(scores, batch)
+        each = -F.logsigmoid(chosen - rejected - self._margin(batch))
+        if self.centring:
+            each = each + self.centring * (chosen + rejected) ** 2
+        return (each * weights).sum() / len(each)
+
+    def _margin(self, batch: Batch) -> Tensor | float:
+        if batch.labels is None:
+            return self.margin or 0.0
+        return batch.labels * (1.0 if self.margin is None else self.margin)
+
+    def outcomes(self, read: ReadSignal, batch: Batch) -> dict[str, Tensor]:
+        chosen, rejected = _split_pairs(read(batch, last_tokens(batch)), batch)
+        return {"margin": (chosen - rejected).squeeze(-1)}
+
+
+def _split_pairs(scores: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Scores of the chosen and of the rejected texts, [pairs, positions], that go text by text."""
+    chosen, rejected = scores.view(len(batch.last), -1).chunk(2)
+    return chosen, rejected
+
+
+def _clamped_columns(batch: Batch) -> Tensor:
+    """[texts, tokens]; a text that has ended keeps its last token's score."""
+    import torch
+
+    columns = torch.arange(batch.input_ids.shape[1], device=batch.last.device)
+    return torch.minimum(columns, batch.last[:, None])
+
+
+def _pair_weights(batch: Batch) -> Tensor:
+    """[pairs, tokens]: up to the end of a pair's longer text, a sum of one for each pair."""
+    import torch
+
+    chosen, rejected = batch.last.chunk(2)
+    longest = torch.maximum(chosen, rejected)[:, None]
+    columns = torch.arange(batch.input_ids.shape[1], device=longest.device)
+    return prefix_weights(columns, longest) * (columns <= longest)
+
+
+class Autoregressive(PairObjective):
+    """`-log sigmoid(beta (log pi_r(chosen) - log pi_r(rejected)))`, pi_r the softmax of the action
+    values, summed over a text's tokens (GenARM, arXiv 2410.08193). Guidance adds it in logs."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("vocabulary",)
+
+    objective: Literal["autoregressive"] = "autoregressive"
+    beta: PositiveFloat = 0.1
+
+    def untouched(self, signal: SignalConfig) -> tuple[str, ...]:
+        # What a low-rank head adds to all tokens alike, no softmax sees.
+        return ("base", "inserted", "bias") if signal.size else ()
+
+    def loss(self, read: ReadSignal, batch: Batch) -> Tensor:
+        import torch.nn.functional as F
+
+        return -F.logsigmoid(self.beta * self._margin(read, batch)).mean()
+
+    def outcomes(self, read: ReadSignal, batch: Batch) -> dict[str, Tensor]:
+        return {"margin": self._margin(read, batch)}
+
+    def _margin(self, read: ReadSignal, batch: Batch) -> Tensor:
+        """Of summed log-probabilities, [pairs]."""
+        (rows, columns), taken = next_tokens(batch)
+        # Of a shared beginning both have the same: it cancels, and skips the vocabulary.
+        apart = columns + 1 >= _shared_tokens(batch)[rows]
+        rows, columns, taken = rows[apart], columns[apart], taken[apart]
+        logs = read(batch, (rows, columns)).log_softmax(-1).gather(-1, taken).squeeze(-1)
+        sums = logs.new_zeros(len(batch.last)).index_add(0, rows, logs)
+        chosen, rejected = sums.chunk(2)
+        return chosen - rejected
+
+
+def _shared_tokens(batch: Batch) -> Tensor:
+    """How many tokens each text has in common with the other of its pair, [texts]."""
+    chosen, rejected = batch.input_ids.chunk(2)
+    real = batch.attention_mask.bool()
+    same = (chosen == rejected) & real.chunk(2)[0] & real.chunk(2)[1]
+    return same.long().cumprod(1).sum(1).repeat(2)

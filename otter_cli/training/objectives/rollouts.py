@@ -1,4 +1,4 @@
-"""Value by rollouts: what the base's own continuations of a state come to (METHOD, 3)."""
+"""Values by rollouts: the target of a state is the mean label of the base's own continuations."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import Counts, Interval, interval, ratio
-from otter_cli.data.columns import Rows, usual_text
-from otter_cli.data.labelled import LabelledText
-from otter_cli.data.paths import find_data
-from otter_cli.data.records import Place
-from otter_cli.insertion import Trained
-from otter_cli.signals import SignalConfig
-from otter_cli.training.objectives.objective import Objective, Positions, Read, Source, read_alone
-from otter_cli.training.objectives.pointwise import Loss, agreement, errors
+from otter_cli.data.batches import Positions
+from otter_cli.data.columns import SampledRows, usual_text
+from otter_cli.data.tables import TableLike, find_data
+from otter_cli.data.texts import LabelledText
+from otter_cli.graft.manifest import TrainedPositions
+from otter_cli.signals.config import SignalConfig
+from otter_cli.training.objectives.labelled import ValueLoss, correlation_or_zero, value_errors
+from otter_cli.training.objectives.objective import DataSource, Objective, ReadSignal, read_selected
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from otter_cli.data.datasets import Batch
-    from otter_cli.data.states import States
+    from otter_cli.data.datasets import Batch, StateDataset
 
 
-class TextSource(Source):
+class RolloutSource(DataSource):
     """Texts alone: the labeller has the labels. `prompt`: a column before each."""
 
     text: str = "text"
@@ -41,7 +40,7 @@ class TextSource(Source):
     def context(self) -> str | None:
         return self.prompt
 
-    def usual(self, rows: Rows, signal: SignalConfig) -> dict[str, Any]:
+    def usual(self, rows: SampledRows, signal: SignalConfig) -> dict[str, Any]:
         return usual_text("text", self.model_fields_set, rows)
 
 
@@ -58,8 +57,8 @@ class Rollouts(Objective):
     kinds: ClassVar[tuple[str, ...]] = ("value",)
 
     objective: Literal["rollouts"] = "rollouts"
-    train: TextSource
-    test: TextSource | None = None
+    train: RolloutSource
+    test: RolloutSource | None = None
     labeller: str
     label: str | None = None
     reads: Literal["text", "continuation"] = "text"
@@ -68,14 +67,14 @@ class Rollouts(Objective):
     tokens: PositiveInt = 20
     temperature: PositiveFloat = 1.0
     seed: NonNegativeInt = 0
-    loss_of: Loss = "squared"
+    loss_of: ValueLoss = "squared"
 
     @property
-    def trained_at(self) -> Trained:
+    def trained_at(self) -> TrainedPositions:
         return "drawn"
 
     @property
-    def sources(self) -> tuple[TextSource, TextSource | None]:
+    def sources(self) -> tuple[RolloutSource, RolloutSource | None]:
         return self.train, self.test
 
     def check(self, signal: SignalConfig) -> None:
@@ -87,24 +86,26 @@ class Rollouts(Objective):
                 hint="graft one signal for each attribute, with rollouts of its own",
             )
 
-    def rows(self, source: TextSource, path: Place, signal: SignalConfig) -> Sequence[LabelledText]:
-        from otter_cli.data.plain import read_texts
+    def rows(
+        self, source: RolloutSource, path: TableLike, signal: SignalConfig
+    ) -> Sequence[LabelledText]:
+        from otter_cli.data.texts import read_texts
 
         texts = read_texts(path, column=source.text, prompt=source.prompt)
         return [LabelledText(text, ()) for text in texts]
 
-    def encode(self, rows: Sequence[LabelledText], tokenizer: Any, max_length: int) -> States:
+    def encode(self, rows: Sequence[LabelledText], tokenizer: Any, max_length: int) -> StateDataset:
+        from otter_cli.data.datasets import StateDataset
         from otter_cli.data.encoding import Encoder
-        from otter_cli.data.states import States
 
         # The beginning of a long text stays: its states are those of texts being written.
         encoder = Encoder(tokenizer, max_length, eos=False, keep="start")
-        return States([row.text for row in rows], encoder, self.states, self.seed)
+        return StateDataset([row.text for row in rows], encoder, self.states, self.seed)
 
     def prepare(self, datasets: Sequence[Any], folder: Path, device: str) -> dict[str, Any]:
         """Raises OtterError for a labeller that does not fit, and where the base has no room."""
-        from otter_cli.training.labeller import check_reads_dialogues, load_labeller
-        from otter_cli.training.rollouts import roll_out
+        from otter_cli.scorers.labeller import check_reads_dialogues, load_labeller
+        from otter_cli.training.objectives.continuations import label_states
 
         self._require_room(datasets, folder)
         labeller = find_data(self.labeller)
@@ -112,7 +113,7 @@ class Rollouts(Objective):
         if chat and self.reads == "text":
             check_reads_dialogues(labeller, folder)
         drawing = self._drawing(folder, labeller, chat)
-        labels = roll_out(
+        labels = label_states(
             [prefix for data in datasets for prefix in data.prefixes()],
             drawing,
             folder,
@@ -132,15 +133,15 @@ class Rollouts(Objective):
             data.set_targets(means)
         for data in datasets[1:]:
             _check_targets_vary(data, self.labeller)
-        return {"rollouts": {"name": drawing.name, **_summary(each)}}
+        return {"rollouts": {"name": drawing.name, **_label_summary(each)}}
 
     def _drawing(self, folder: Path, labeller: Path, chat: bool) -> Any:
-        from otter_cli.insertion import Manifest
+        from otter_cli.graft.manifest import Manifest
         from otter_cli.scorers.detoxify import files_digest
-        from otter_cli.training.rollouts import Drawing
+        from otter_cli.training.objectives.continuations import RolloutSettings
 
         base = {name: file.sha256 for name, file in Manifest.read(folder).base.identity().items()}
-        return Drawing(
+        return RolloutSettings(
             base=base,
             labeller=files_digest(labeller),
             chat=chat,
@@ -149,9 +150,9 @@ class Rollouts(Objective):
             ),
         )
 
-    def _require_room(self, datasets: Sequence[States], folder: Path) -> None:
+    def _require_room(self, datasets: Sequence[StateDataset], folder: Path) -> None:
         from otter_cli.checkpoint.folder import Checkpoint
-        from otter_cli.families import base_shape
+        from otter_cli.families.shape import base_shape
 
         room = base_shape(Checkpoint.open(folder).config).max_positions
         longest = max(max(data.lengths) for data in datasets)
@@ -162,19 +163,19 @@ class Rollouts(Objective):
                 hint=f"max_length: {room - self.tokens}, or fewer tokens",
             )
 
-    def loss(self, read: Read, batch: Batch) -> Tensor:
+    def loss(self, read: ReadSignal, batch: Batch) -> Tensor:
         assert batch.labels is not None
-        at, label = _places(batch), batch.labels[_chosen(batch)]
-        each = errors(self.loss_of, read_alone(read, batch, at), label)
+        at, label = _state_positions(batch), batch.labels[_is_state(batch)]
+        each = value_errors(self.loss_of, read_selected(read, batch, at), label)
         # Texts weigh the same, however many of their places there was room for.
-        return (each / _chosen(batch).sum(1)[at[0]]).sum() / len(batch.last)
+        return (each / _is_state(batch).sum(1)[at[0]]).sum() / len(batch.last)
 
-    def outcomes(self, read: Read, batch: Batch) -> dict[str, Tensor]:
+    def outcomes(self, read: ReadSignal, batch: Batch) -> dict[str, Tensor]:
         assert batch.labels is not None
-        score = read(batch, _places(batch)).float()
+        score = read(batch, _state_positions(batch)).float()
         value = batch.labels.new_zeros(batch.labels.shape)
-        value[_chosen(batch)] = score if self.loss_of == "squared" else score.sigmoid()
-        return {"value": value, "label": batch.labels, "chosen": _chosen(batch)}
+        value[_is_state(batch)] = score if self.loss_of == "squared" else score.sigmoid()
+        return {"value": value, "label": batch.labels, "chosen": _is_state(batch)}
 
     def metrics(
         self, outcomes: Mapping[str, np.ndarray], signal: SignalConfig
@@ -182,7 +183,7 @@ class Rollouts(Objective):
         """Over states, with intervals over texts: states of one text are no independent ones."""
         value, label, chosen = (outcomes[name] for name in ("value", "label", "chosen"))
         texts, squares = len(value), ((value - label) ** 2 * chosen).sum(1)
-        of_states = agreement(value[chosen].astype(float), label[chosen].astype(float))
+        of_states = correlation_or_zero(value[chosen].astype(float), label[chosen].astype(float))
         text = chosen.nonzero()[0]
 
         def over_texts(counts: Counts) -> np.ndarray:
@@ -195,7 +196,7 @@ class Rollouts(Objective):
         }
 
 
-def _check_targets_vary(data: States, labeller: str) -> None:
+def _check_targets_vary(data: StateDataset, labeller: str) -> None:
     """Raises OtterError where rows to be tested all have one target: nothing correlates with it."""
     targets = [target for of in data.targets for target in of]
     if len(set(targets)) < 2:
@@ -206,7 +207,7 @@ def _check_targets_vary(data: States, labeller: str) -> None:
         )
 
 
-def _all_dialogues(datasets: Sequence[States]) -> bool:
+def _all_dialogues(datasets: Sequence[StateDataset]) -> bool:
     """Whether the texts are dialogues. Raises OtterError where only some are."""
     kinds = {data.chat for data in datasets}
     if len(kinds) > 1:
@@ -217,18 +218,18 @@ def _all_dialogues(datasets: Sequence[States]) -> bool:
     return kinds.pop()
 
 
-def _chosen(batch: Batch) -> Tensor:
+def _is_state(batch: Batch) -> Tensor:
     assert batch.places is not None
     return batch.places >= 0
 
 
-def _places(batch: Batch) -> Positions:
+def _state_positions(batch: Batch) -> Positions:
     assert batch.places is not None
-    rows, columns = _chosen(batch).nonzero(as_tuple=True)
+    rows, columns = _is_state(batch).nonzero(as_tuple=True)
     return rows, batch.places[rows, columns]
 
 
-def _summary(each: np.ndarray) -> dict[str, float]:
+def _label_summary(each: np.ndarray) -> dict[str, float]:
     """Of labels [states, samples]: `noise` is the squared error that no value can fall below on
     average, since a target is a mean of samples."""
     noise = each.var(1, ddof=1).mean() / each.shape[1] if each.shape[1] > 1 else np.nan

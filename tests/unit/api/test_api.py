@@ -9,11 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from otter_cli import GeneratedText, Otter, load
-from otter_cli.api import ScoredText
+from otter_cli.api.generated_text import ScoredText
 from otter_cli.core.errors import OtterError
-from otter_cli.data.chat_template import chat
+from otter_cli.data.chat_template import render_chat
 from otter_cli.data.encoding import Encoder
-from tests.support.chat import TEMPLATES, chat_tokenizer, said
+from tests.support.chat_tokenizers import TEMPLATES, chat_tokenizer, said
 from tests.support.grafts import chat_base, random_graft
 
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -152,7 +152,7 @@ def test_a_dialogue_is_scored_where_training_reads_it(
     monkeypatch.setattr(model, "tokenizer", tokenizer)
     dialogue = said("hi", "yo")
     ids = tokenizer.apply_chat_template(dialogue, tokenize=True, return_dict=False)
-    data = Encoder(tokenizer, 99)([chat(tokenizer, dialogue)])
+    data = Encoder(tokenizer, 99)([render_chat(tokenizer, dialogue)])
     scored = model.score(dialogue)
     assert scored.token_ids == ids[: data.lengths[0]]
     assert scored.token_ids[-1] == (

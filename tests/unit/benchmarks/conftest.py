@@ -4,15 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from otter_cli.benchmarks.models import Grafted, load_pair
-from tests.support.contestants import Contestants, write_contestants
+from otter_cli.benchmarks.model_pool import load_graft_and_task_head
+from otter_cli.scorers.load import LoadedGraft
+from tests.support.benchmark_models import BenchmarkModels, write_benchmark_models
 
 
 @pytest.fixture(scope="session")
-def contestants(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Contestants:
-    return write_contestants(tiny_llama, tmp_path_factory.mktemp("contestants"))
+def contestants(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> BenchmarkModels:
+    return write_benchmark_models(tiny_llama, tmp_path_factory.mktemp("contestants"))
 
 
 @pytest.fixture(scope="session")
-def grafts(contestants: Contestants) -> tuple[Grafted, Grafted]:
-    return load_pair(contestants.graft, contestants.head, "reward")
+def grafts(contestants: BenchmarkModels) -> tuple[LoadedGraft, LoadedGraft]:
+    return load_graft_and_task_head(contestants.graft, contestants.head, "reward")

@@ -9,25 +9,33 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from otter_cli.benchmarks import detectors
-from otter_cli.benchmarks.assemble_detection import Texts, detection, texts_of
-from otter_cli.benchmarks.detection import Detection, streams
-from otter_cli.benchmarks.labelled_texts import Stream, encode_streams, of_pairs
-from otter_cli.benchmarks.models import load_graft
-from otter_cli.benchmarks.run import run
-from otter_cli.benchmarks.stored import read_run
+from otter_cli.benchmarks.methods import detectors
+from otter_cli.benchmarks.runner.run_benchmark import run_benchmark
+from otter_cli.benchmarks.runner.stored_run import read_run
+from otter_cli.benchmarks.tasks.assemble import assemble_detection
+from otter_cli.benchmarks.tasks.detection import (
+    Detection,
+    MonitoredText,
+    MonitoredTexts,
+    encode_texts,
+    load_monitored_texts,
+    scored_streams,
+    texts_of_pairs,
+)
 from otter_cli.core.errors import OtterError
-from otter_cli.data.preference import Pair
-from otter_cli.decoding import Generation
-from otter_cli.model import OtterForCausalLM
-from otter_cli.training import load_recipe, train
-from otter_cli.training.probe import PROBE, write_probe
-from tests.support.chat import TEMPLATES, chat_tokenizer, said
-from tests.support.contestants import write_reward_model
+from otter_cli.data.pairs import PreferencePair
+from otter_cli.decoding.results import Generation
+from otter_cli.model.otter import OtterForCausalLM
+from otter_cli.scorers.load import load_graft
+from otter_cli.training.baselines.readouts import PROBE_FILE, write_readout
+from otter_cli.training.recipe import load_recipe
+from otter_cli.training.run import train
+from tests.support.benchmark_models import write_reward_model
+from tests.support.chat_tokenizers import TEMPLATES, chat_tokenizer, said
 from tests.support.grafts import random_graft
 from tests.support.training import TOXICITY, small_graft, write_data, write_recipe
 
-PAIRS = [Pair(f"you are a friend {i}", f"you are a bastard {i}") for i in range(4)]
+PAIRS = [PreferencePair(f"you are a friend {i}", f"you are a bastard {i}") for i in range(4)]
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +49,8 @@ def folders(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 def made(folders: dict[str, Path], **options) -> Detection:
-    texts = Texts(Path("pairs.jsonl"), of_pairs(PAIRS))
-    return detection(
+    texts = MonitoredTexts(Path("pairs.jsonl"), texts_of_pairs(PAIRS))
+    return assemble_detection(
         folders["graft"], texts, "toxicity", monitors={"head": folders["head"]},
         classifier=folders["classifier"], **options,
     )  # fmt: skip
@@ -50,10 +58,10 @@ def made(folders: dict[str, Path], **options) -> Detection:
 
 def test_every_monitor_scores_every_token_as_its_model_does(folders, tmp_path: Path) -> None:
     benchmark = made(folders)
-    finished = run(benchmark, tmp_path / "run")
+    finished = run_benchmark(benchmark, tmp_path / "run")
     drawn = read_run(finished.folder).drawn
     classifier = AutoModelForSequenceClassification.from_pretrained(folders["classifier"]).eval()
-    scores = streams(drawn.rows["classifier"], drawn)
+    scores = scored_streams(drawn.rows["classifier"], drawn)
     for prompt, found in zip(drawn.prompts, scores.scores, strict=True):
         # The stock class reads the last token: the text up to each token is asked for by itself.
         for n in (1, len(found)):
@@ -61,7 +69,7 @@ def test_every_monitor_scores_every_token_as_its_model_does(folders, tmp_path: P
                 logit = classifier(torch.tensor([prompt.tokens[:n]])).logits[0, 0]
             assert found[n - 1] == pytest.approx(logit.sigmoid().item(), abs=1e-5)
     for name in ("insertion", "head", "classifier"):
-        own = streams(drawn.rows[name], drawn)
+        own = scored_streams(drawn.rows[name], drawn)
         highest, offends = own.highest, own.offending
         wins = [
             (a > b) + 0.5 * (a == b) for a in highest[offends] for b in highest[~offends]
@@ -86,12 +94,14 @@ def test_a_probe_that_was_trained_is_a_monitor(folders, tmp_path: Path) -> None:
     }  # fmt: skip
     signal = graft.signal_configs["toxicity"]
     told = {"reads": "states", "signal": signal.model_dump_json()}
-    write_probe(tmp_path / "probe" / PROBE, weights, told, {})
-    texts = Texts(Path("pairs.jsonl"), of_pairs(PAIRS))
+    write_readout(tmp_path / "probe" / PROBE_FILE, weights, told, {})
+    texts = MonitoredTexts(Path("pairs.jsonl"), texts_of_pairs(PAIRS))
     asked = {"monitors": {"probe": tmp_path / "probe"}}
-    finished = run(detection(folders["graft"], texts, "toxicity", **asked), tmp_path / "run")
+    finished = run_benchmark(
+        assemble_detection(folders["graft"], texts, "toxicity", **asked), tmp_path / "run"
+    )
     drawn = read_run(finished.folder).drawn
-    prompt, found = drawn.prompts[0], streams(drawn.rows["probe"], drawn).scores[0]
+    prompt, found = drawn.prompts[0], scored_streams(drawn.rows["probe"], drawn).scores[0]
     with torch.no_grad():
         layers = graft.base(torch.tensor([prompt.tokens]), output_hidden_states=True).hidden_states
     # The stock class gives the last state normed; all that is before it is what layers add up to.
@@ -108,7 +118,7 @@ def test_a_probe_that_was_trained_is_a_monitor(folders, tmp_path: Path) -> None:
         mean = (gates[:n] * scores[:n]).sum() / gates[:n].sum()
         assert found[n - 1] == pytest.approx(mean.sigmoid().item(), abs=1e-5)
     with pytest.raises(OtterError, match="'toxicity'.*kind classes"):
-        detectors.by_probe("probe", load_graft(folders["graft"], "toxicity", device="cpu"),
+        detectors.probe_detector("probe", load_graft(folders["graft"], "toxicity", device="cpu"),
                            tmp_path / "probe", "reward")  # fmt: skip
 
 
@@ -123,7 +133,7 @@ def test_a_monitor_that_loses_a_token_stops_the_run(folders, tmp_path: Path) -> 
 
     object.__setattr__(benchmark.methods["head"], "generate", lossy)
     with pytest.raises(OtterError, match="head gave .* scores for the .* tokens"):
-        run(benchmark, tmp_path / "run")
+        run_benchmark(benchmark, tmp_path / "run")
 
 
 def test_a_score_that_is_no_number_stops_the_run(folders, tmp_path: Path) -> None:
@@ -137,7 +147,7 @@ def test_a_score_that_is_no_number_stops_the_run(folders, tmp_path: Path) -> Non
 
     object.__setattr__(benchmark.methods["head"], "generate", lying)
     with pytest.raises(OtterError, match="not finite|nan"):
-        run(benchmark, tmp_path / "run")
+        run_benchmark(benchmark, tmp_path / "run")
 
 
 def test_texts_of_one_kind_are_refused(folders) -> None:
@@ -146,12 +156,12 @@ def test_texts_of_one_kind_are_refused(folders) -> None:
 
 
 def test_few_texts_have_one_of_the_other_kind_among_them(folders) -> None:
-    offending, clean = Stream("bad", 3), Stream("good", None)
+    offending, clean = MonitoredText("bad", 3), MonitoredText("good", None)
     tokenizer = AutoTokenizer.from_pretrained(folders["graft"])
 
-    def names(streams: list[Stream], limit: int | None) -> list[str]:
+    def names(streams: list[MonitoredText], limit: int | None) -> list[str]:
         file = folders["graft"] / "texts"
-        found, _ = encode_streams(streams, file, tokenizer, positions=8, limit=limit)
+        found, _ = encode_texts(streams, file, tokenizer, positions=8, limit=limit)
         return [prompt.text for prompt in found]
 
     assert names([offending, offending, offending, clean, clean], 2) == ["bad", "good"]
@@ -174,8 +184,8 @@ def test_held_out_dialogues_are_read_by_the_graft_s_own_template(
         "steps: 1\nsignals:\n  toxicity:\n    objective: classification\n    held_out: 0.5\n"
         "    train: {path: rows.jsonl, text: messages, chat: true}\n"
     )
-    texts = texts_of(recipe, None, None, "toxicity", tmp_path / "graft")
-    prompts, _ = encode_streams(texts.streams, texts.file, tokenizer, positions=99, limit=None)
+    texts = load_monitored_texts(recipe, None, None, "toxicity", tmp_path / "graft")
+    prompts, _ = encode_texts(texts.streams, texts.file, tokenizer, positions=99, limit=None)
     by_text = {tokenizer.apply_chat_template(r["messages"], tokenize=False): r for r in rows}
     assert len(prompts) > 5
     for prompt in prompts:
@@ -188,35 +198,40 @@ def test_held_out_dialogues_are_read_by_the_graft_s_own_template(
 
 def test_a_limit_draws_both_kinds_by_their_shares(folders) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folders["graft"])
-    streams = [Stream(f"clean {i}", None) for i in range(40)]
-    streams += [Stream(f"bad {i}", 3) for i in range(20)]
+    streams = [MonitoredText(f"clean {i}", None) for i in range(40)]
+    streams += [MonitoredText(f"bad {i}", 3) for i in range(20)]
     file = folders["graft"] / "texts"
-    found, record = encode_streams(streams, file, tokenizer, positions=32, limit=12)
+    found, record = encode_texts(streams, file, tokenizer, positions=32, limit=12)
     assert [prompt.offends_by > 0 for prompt in found] == [False] * 8 + [True] * 4
     assert record.drawn is not None and record.drawn.of == 60 and record.drawn.seed == 0
     assert [prompt.text for prompt in found] == [streams[i - 1].text for i in record.drawn.lines]
-    other = encode_streams(streams, file, tokenizer, positions=32, limit=12, limit_seed=1)[1]
+    other = encode_texts(streams, file, tokenizer, positions=32, limit=12, limit_seed=1)[1]
     assert other.drawn is not None and other.drawn.lines != record.drawn.lines
-    assert encode_streams(streams, file, tokenizer, positions=32, limit=None)[1].drawn is None
+    assert encode_texts(streams, file, tokenizer, positions=32, limit=None)[1].drawn is None
 
 
 def test_texts_of_a_pair_that_a_cut_makes_the_same_are_left_out(folders) -> None:
     """The rejected one offends by a word that no monitor can read."""
     tokenizer = AutoTokenizer.from_pretrained(folders["graft"])
     pairs = [
-        Pair(f"so it goes on and on {i} good", f"so it goes on and on {i} bad") for i in (1, 2)
+        PreferencePair(f"so it goes on and on {i} good", f"so it goes on and on {i} bad")
+        for i in (1, 2)
     ]
     pairs += PAIRS[:2]
-    found, record = encode_streams(
-        of_pairs(pairs), folders["graft"] / "pairs", tokenizer, positions=20, limit=None
+    found, record = encode_texts(
+        texts_of_pairs(pairs), folders["graft"] / "pairs", tokenizer, positions=20, limit=None
     )
     assert [prompt.text for prompt in found] == [
         t for p in PAIRS[:2] for t in (p.chosen, p.rejected)
     ]
     assert record.count == 4
     with pytest.raises(OtterError, match="4 of 4 texts of pairs are identical"):
-        encode_streams(
-            of_pairs(pairs[:2]), folders["graft"] / "pairs", tokenizer, positions=20, limit=None
+        encode_texts(
+            texts_of_pairs(pairs[:2]),
+            folders["graft"] / "pairs",
+            tokenizer,
+            positions=20,
+            limit=None,
         )
 
 
@@ -229,7 +244,7 @@ def test_texts_of_one_kind_are_refused_before_a_model_is_loaded(
     section = {**TOXICITY, "train": {"path": "texts.jsonl"}, "held_out": 0.4}
     recipe = write_recipe(tmp_path, {"toxicity": section})
     with pytest.raises(OtterError, match="all of its 2 texts offend, or none does"):
-        texts_of(recipe, None, None, "toxicity", tiny_llama)
+        load_monitored_texts(recipe, None, None, "toxicity", tiny_llama)
 
 
 def test_rows_that_were_not_held_out_in_training_are_told(
@@ -241,11 +256,15 @@ def test_rows_that_were_not_held_out_in_training_are_told(
     recipe = write_recipe(tmp_path, {"toxicity": TOXICITY}, steps=1)
     train(folder, load_recipe(recipe))
     told = "may be its training rows"
-    detection(folder, texts_of(recipe, None, None, "toxicity", folder), "toxicity")
+    assemble_detection(
+        folder, load_monitored_texts(recipe, None, None, "toxicity", folder), "toxicity"
+    )
     assert told not in " ".join(capfd.readouterr().err.split())
     limited = {**TOXICITY, "train": {**TOXICITY["train"], "limit": 40}}
     other = write_recipe(tmp_path, {"toxicity": limited}, steps=1)
-    detection(folder, texts_of(other, None, None, "toxicity", folder), "toxicity")
+    assemble_detection(
+        folder, load_monitored_texts(other, None, None, "toxicity", folder), "toxicity"
+    )
     assert told in " ".join(capfd.readouterr().err.split())
 
 
@@ -258,8 +277,8 @@ def test_pairs_of_dialogues_are_read_by_the_graft_s_own_template(
     file = tmp_path / "pairs.jsonl"
     lines = [json.dumps({"chosen": one, "rejected": other}) + "\n" for one, other in pairs]
     file.write_text("".join(lines))
-    texts = texts_of(None, file, None, "toxicity", tmp_path / "graft")
-    prompts, _ = encode_streams(texts.streams, file, tokenizer, positions=99, limit=None)
+    texts = load_monitored_texts(None, file, None, "toxicity", tmp_path / "graft")
+    prompts, _ = encode_texts(texts.streams, file, tokenizer, positions=99, limit=None)
     for prompt, dialogue in zip(prompts, pairs[0] * 2, strict=True):
         whole = tokenizer.apply_chat_template(dialogue, tokenize=True, return_dict=False)
         assert list(prompt.tokens) == whole[:-2]

@@ -7,37 +7,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from otter_cli.benchmarks.assemble import detox
-from otter_cli.benchmarks.contest import Guidance
-from otter_cli.benchmarks.detox import Detox, require_label
-from otter_cli.benchmarks.models import load_pair
-from otter_cli.benchmarks.run import Finished, run
-from otter_cli.benchmarks.scorers import RuleScorer
+from otter_cli.benchmarks.model_pool import load_graft_and_task_head
+from otter_cli.benchmarks.runner.run_benchmark import FinishedRun, run_benchmark
+from otter_cli.benchmarks.tasks.assemble import Guidance, assemble_detox
+from otter_cli.benchmarks.tasks.detox import Detox, require_toxicity_label
 from otter_cli.core.errors import OtterError
 from otter_cli.core.jsonlines import read_jsonlines
-from otter_cli.decoding import Sampling
-from otter_cli.reports import markdown_page
+from otter_cli.decoding.sampling import Sampling
 from otter_cli.reports.benchmark import benchmark_report
-from tests.support.contestants import Contestants
+from otter_cli.reports.markdown import markdown_page
+from otter_cli.scorers.scorer import RuleScorer
+from tests.support.benchmark_models import BenchmarkModels
 from tests.unit.benchmarks.runs import samples, setting
 
 PROMPTS = (("Once upon", 0.9), ("The cat sat", 0.1), ("abcabc", 0.5))
 
 
-def benchmark(contestants: Contestants) -> Detox:
-    grafts = load_pair(contestants.graft, contestants.head, "toxicity")
+def benchmark(contestants: BenchmarkModels) -> Detox:
+    grafts = load_graft_and_task_head(contestants.graft, contestants.head, "toxicity")
     sampled = Sampling(max_new_tokens=8, temperature=1.0, top_k=5)
     shared = setting(contestants, grafts, sampled, repeats=5, batch=2)
     guidance = Guidance("toxicity", -3.0, candidates=5)
-    return detox(grafts, shared, guidance, detoxify=contestants.detoxify)
+    return assemble_detox(grafts, shared, guidance, detoxify=contestants.detoxify)
 
 
 @pytest.fixture(scope="module")
-def detoxed(contestants: Contestants, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    return run(benchmark(contestants), tmp_path_factory.mktemp("detox") / "run")
+def detoxed(contestants: BenchmarkModels, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    return run_benchmark(benchmark(contestants), tmp_path_factory.mktemp("detox") / "run")
 
 
-def test_toxicity_figures_are_those_of_the_stored_scores(detoxed: Finished) -> None:
+def test_toxicity_figures_are_those_of_the_stored_scores(detoxed: FinishedRun) -> None:
     by_prompt: dict[str, list[float]] = {}
     for line in read_jsonlines(detoxed.folder / "scores.jsonl"):
         if line["method"] == "insertion":
@@ -50,16 +49,18 @@ def test_toxicity_figures_are_those_of_the_stored_scores(detoxed: Finished) -> N
     assert found["toxicity_probability"].mean == pytest.approx(toxic)
 
 
-def test_a_prompts_continuations_differ(detoxed: Finished) -> None:
+def test_a_prompts_continuations_differ(detoxed: FinishedRun) -> None:
     texts = [s["text"] for s in samples(detoxed) if (s["method"], s["prompt"]) == ("plain", "1")]
     assert len(set(texts)) >= 4
 
 
-def test_half_a_run_goes_on_to_the_same_bytes(detoxed: Finished, contestants: Contestants) -> None:
+def test_half_a_run_goes_on_to_the_same_bytes(
+    detoxed: FinishedRun, contestants: BenchmarkModels
+) -> None:
     path = detoxed.folder / "samples.jsonl"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    again = run(benchmark(contestants), detoxed.folder)
+    again = run_benchmark(benchmark(contestants), detoxed.folder)
     assert path.read_bytes() == whole
     # Times differ from one making to the next; nothing else does.
     for name, method in again.result.methods.items():
@@ -70,14 +71,14 @@ def test_half_a_run_goes_on_to_the_same_bytes(detoxed: Finished, contestants: Co
 def test_a_classifier_of_something_else_is_refused() -> None:
     mood = RuleScorer("mood", lambda _, text: 0.0, digest="1", label="sadness")
     with pytest.raises(OtterError, match="mood has no class 'toxicity', only sadness"):
-        require_label(mood)
+        require_toxicity_label(mood)
 
 
 def test_labels_thresholds_and_both_kinds_of_prompts_are_told(contestants, tmp_path: Path) -> None:
     rows = [{"prompt": {"text": text, "toxicity": score}} for text, score in PROMPTS]
     (tmp_path / "rtp.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     toxic = replace(contestants, prompts=tmp_path / "rtp.jsonl")
-    finished = run(benchmark(toxic), tmp_path / "run")
+    finished = run_benchmark(benchmark(toxic), tmp_path / "run")
     scores = {
         (line["method"], line["prompt"], line["repeat"]): line["scores"]
         for line in read_jsonlines(finished.folder / "scores.jsonl")

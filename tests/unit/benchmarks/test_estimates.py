@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from otter_cli.benchmarks.estimates import estimate, exponential, quotient
+from otter_cli.benchmarks.metrics.estimates import estimate, exponential, quotient
 from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import Statistic, difference, mean, ratio
 

@@ -10,11 +10,16 @@ from typing import Any
 
 import pytest
 
-from otter_cli.benchmarks.lm_eval.documents import Document, Tasks, compare, evaluate
+from otter_cli.benchmarks.lm_eval.documents import (
+    LmEvalDocument,
+    LmEvalTasks,
+    compare_documents,
+    evaluate,
+)
 from otter_cli.core.errors import OtterError
 from tests.conftest import Otter
-from tests.support.contestants import Contestants, write_contestants
-from tests.support.disruptions import add, after_position, leak, plant
+from tests.support.benchmark_models import BenchmarkModels, write_benchmark_models
+from tests.support.planted_faults import add, after_position, leak, plant
 
 CHOICE = """\
 task: {name}
@@ -41,8 +46,8 @@ metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}
 
 
 @pytest.fixture(scope="module")
-def contestants(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Contestants:
-    return write_contestants(tiny_llama, tmp_path_factory.mktemp("contestants"))
+def contestants(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> BenchmarkModels:
+    return write_benchmark_models(tiny_llama, tmp_path_factory.mktemp("contestants"))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +73,7 @@ def bench(otter_here: Otter, graft: Path, tasks: Path, name: str, out: Path, *mo
 
 
 def test_every_document_is_the_base_s(
-    otter_here: Otter, contestants: Contestants, tasks: Path, tmp_path: Path
+    otter_here: Otter, contestants: BenchmarkModels, tasks: Path, tmp_path: Path
 ) -> None:
     ran = bench(otter_here, contestants.graft, tasks, "tiny_choice,tiny_text", tmp_path / "run")
     assert ran.returncode == 0, ran.stderr
@@ -89,20 +94,20 @@ def test_every_document_is_the_base_s(
 
 def test_a_run_that_was_stopped_goes_on_with_the_method_that_it_was_at(
     otter_here: Otter,
-    contestants: Contestants,
+    contestants: BenchmarkModels,
     tasks: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked, out = [], tmp_path / "run"
 
-    def counted(model: Any, tasks: Tasks) -> Any:
+    def counted(model: Any, tasks: LmEvalTasks) -> Any:
         asked.append(type(model).__name__)
         if asked == ["HFLM", "OtterLM"]:
             raise KeyboardInterrupt
         return evaluate(model, tasks)
 
-    monkeypatch.setattr("otter_cli.benchmarks.lm_eval.run.evaluate", counted)
+    monkeypatch.setattr("otter_cli.benchmarks.lm_eval.run_lm_eval.evaluate", counted)
     assert bench(otter_here, contestants.graft, tasks, "tiny_choice", out).returncode == 130
     assert not (out / "result.json").exists()
     resumed = bench(otter_here, contestants.graft, tasks, "tiny_choice", out)
@@ -115,7 +120,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_method_that_it_was_at(
 
 
 def test_a_task_that_changed_between_two_sittings_is_refused(
-    otter_here: Otter, contestants: Contestants, tasks: Path, tmp_path: Path
+    otter_here: Otter, contestants: BenchmarkModels, tasks: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     assert bench(otter_here, contestants.graft, tasks, "tiny_choice", out).returncode == 0
@@ -128,7 +133,7 @@ def test_a_task_that_changed_between_two_sittings_is_refused(
 
 def test_a_leak_at_late_positions_is_seen_in_the_long_documents_alone(
     otter_here: Otter,
-    contestants: Contestants,
+    contestants: BenchmarkModels,
     tasks: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -141,7 +146,7 @@ def test_a_leak_at_late_positions_is_seen_in_the_long_documents_alone(
 
 
 def test_guided_decoding_is_a_model_too_and_of_strength_0_the_base(
-    otter_here: Otter, contestants: Contestants, tasks: Path, tmp_path: Path
+    otter_here: Otter, contestants: BenchmarkModels, tasks: Path, tmp_path: Path
 ) -> None:
     guided = ("--guide", "reward", "--candidates", 4, "--strength")
     texts = {}
@@ -157,7 +162,7 @@ def test_guided_decoding_is_a_model_too_and_of_strength_0_the_base(
 
 
 def test_what_has_no_log_likelihood_says_so(
-    otter_here: Otter, contestants: Contestants, tasks: Path, tmp_path: Path
+    otter_here: Otter, contestants: BenchmarkModels, tasks: Path, tmp_path: Path
 ) -> None:
     ran = bench(otter_here, contestants.graft, tasks, "tiny_choice", tmp_path, "--guide", "reward")
     assert ran.returncode == 2 and "guided decoding has no log-likelihoods" in ran.stderr
@@ -174,7 +179,7 @@ def test_what_has_no_log_likelihood_says_so(
 )
 def test_bad_usage_exits_2(
     otter_here: Otter,
-    contestants: Contestants,
+    contestants: BenchmarkModels,
     tasks: Path,
     tmp_path: Path,
     name: str,
@@ -188,11 +193,11 @@ def test_bad_usage_exits_2(
 def test_the_harness_finds_both_names(repository: Path) -> None:
     from lm_eval.api.registry import get_model
 
+    from otter_cli.benchmarks.lm_eval import register_models
     from otter_cli.benchmarks.lm_eval.models import OtterGuidedLM, OtterLM
-    from otter_cli.benchmarks.lm_eval.registration import register
 
-    register()
-    register()
+    register_models()
+    register_models()
     assert get_model("otter") is OtterLM and get_model("otter-guided") is OtterGuidedLM
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
     declared = project["entry-points"]["lm_eval.models"]
@@ -203,30 +208,30 @@ def test_the_harness_finds_both_names(repository: Path) -> None:
 
 
 def test_by_name_it_takes_the_harness_s_text_arguments(
-    contestants: Contestants, tasks: Path
+    contestants: BenchmarkModels, tasks: Path
 ) -> None:
     from lm_eval.api.registry import get_model
 
-    from otter_cli.benchmarks.lm_eval.registration import register
+    from otter_cli.benchmarks.lm_eval import register_models
 
-    register()
+    register_models()
     text = f"pretrained={contestants.graft},signal=reward,strength=2,candidates=3"
     model = get_model("otter-guided").create_from_arg_string(text, {"batch_size": 2})
     assert model.guide.strength == 2.0 and model.batch_size == 2
-    found = evaluate(model, Tasks(("tiny_text",), tasks, limit=2))
+    found = evaluate(model, LmEvalTasks(("tiny_text",), tasks, limit=2))
     assert len(found.documents) == 2 and set(found.definitions) == {"tiny_text"}
 
 
 def test_a_limit_draws_documents_and_names_them_by_their_own_places(
-    contestants: Contestants, tasks: Path
+    contestants: BenchmarkModels, tasks: Path
 ) -> None:
     """The harness's own limit takes the head of a task."""
     from otter_cli.benchmarks.lm_eval.models import OtterLM
 
     model = OtterLM(pretrained=str(contestants.graft), batch_size=4)
-    whole = {d.document: d for d in evaluate(model, Tasks(("tiny_text",), tasks)).documents}
+    whole = {d.document: d for d in evaluate(model, LmEvalTasks(("tiny_text",), tasks)).documents}
     drawn = [
-        evaluate(model, Tasks(("tiny_text",), tasks, limit=2, limit_seed=seed)).documents
+        evaluate(model, LmEvalTasks(("tiny_text",), tasks, limit=2, limit_seed=seed)).documents
         for seed in range(4)
     ]
     assert len({tuple(d.document for d in documents) for documents in drawn}) > 1
@@ -234,8 +239,8 @@ def test_a_limit_draws_documents_and_names_them_by_their_own_places(
         assert all(whole[d.document].digest == d.digest for d in documents)
 
 
-def document(*responses: list[Any], digest: str = "") -> Document:
-    return Document("task", 7, digest, list(responses), {})
+def document(*responses: list[Any], digest: str = "") -> LmEvalDocument:
+    return LmEvalDocument("task", 7, digest, list(responses), {})
 
 
 @pytest.mark.parametrize(
@@ -249,15 +254,15 @@ def document(*responses: list[Any], digest: str = "") -> Document:
         (document(["a"]), document(["a"], digest="of another document"), 0),
     ],
 )
-def test_one_bit_is_a_difference(base: Document, graft: Document, equal: int) -> None:
-    found = compare([base], [graft])["task"]
+def test_one_bit_is_a_difference(base: LmEvalDocument, graft: LmEvalDocument, equal: int) -> None:
+    found = compare_documents([base], [graft])["task"]
     assert (found.documents, found.equal) == (1, equal)
     assert found.first == (None if equal else 7)
 
 
 def test_other_numbers_of_documents_are_no_comparison() -> None:
     with pytest.raises(ValueError, match="zip"):
-        compare([document([-1.0, True])], [])
+        compare_documents([document([-1.0, True])], [])
 
 
 @pytest.mark.slow
@@ -276,10 +281,10 @@ def test_blimp_on_a_real_model(shared: Path, otter_here: Otter, tmp_path: Path) 
     assert all(one["equal"] == one["documents"] == 25 for one in found.values())
 
 
-def test_an_unknown_option_of_generation_is_refused(contestants: Contestants) -> None:
-    from otter_cli.benchmarks.lm_eval.models import _sampling
+def test_an_unknown_option_of_generation_is_refused(contestants: BenchmarkModels) -> None:
+    from otter_cli.benchmarks.lm_eval.models import sampling_of_harness
 
     with pytest.raises(OtterError, match="num_beams"):
-        _sampling({"num_beams": 3}, 4, 0)
-    assert _sampling({"do_sample": False, "temperature": 0.7}, 4, 0).temperature == 0
-    assert _sampling({"temperature": 0.7, "top_p": 0.9}, 4, 3).top_p == 0.9
+        sampling_of_harness({"num_beams": 3}, 4, 0)
+    assert sampling_of_harness({"do_sample": False, "temperature": 0.7}, 4, 0).temperature == 0
+    assert sampling_of_harness({"temperature": 0.7, "top_p": 0.9}, 4, 3).top_p == 0.9

@@ -10,17 +10,17 @@ import yaml
 from scipy import stats
 from transformers import LlamaConfig
 
-from otter_cli.benchmarks.matrix import train as matrix_train
-from otter_cli.benchmarks.matrix.over_seeds import Seeded, over_seeds
-from otter_cli.benchmarks.matrix.recipe import cells, load_matrix
-from otter_cli.benchmarks.matrix.run import MatrixResult
-from otter_cli.benchmarks.result import Result
+from otter_cli.benchmarks.matrix import run_matrix as matrix_train
+from otter_cli.benchmarks.matrix.recipe import load_matrix, matrix_cells
+from otter_cli.benchmarks.matrix.run_matrix import MatrixResult, SeedFigure, aggregate_seeds
+from otter_cli.benchmarks.results import BenchmarkResult
 from otter_cli.core.errors import OtterError
-from otter_cli.families import base_shape
-from otter_cli.insertion import Manifest, parse_layers, resolve
-from otter_cli.signals import parse_signal
+from otter_cli.families.shape import base_shape
+from otter_cli.graft.config import parse_layers, resolve_config
+from otter_cli.graft.manifest import Manifest
+from otter_cli.signals.config import parse_signal
 from tests.conftest import Otter
-from tests.support.contestants import Contestants
+from tests.support.benchmark_models import BenchmarkModels
 from tests.support.training import TOXICITY, write_data, write_recipe
 
 PARTS = {"ffn": {"graft": {"heads": 0}}, "attention": {"graft": {"ffn": 0}}, "both": {}}
@@ -80,7 +80,7 @@ def test_an_ablation_trains_each_part_at_each_seed_and_once_only(
 
 
 def test_a_bench_runs_at_every_value_in_a_folder_of_its_own(
-    otter_here: Otter, contestants: Contestants, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    otter_here: Otter, contestants: BenchmarkModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_matrix(
         tmp_path,
@@ -109,14 +109,14 @@ def test_a_bench_runs_at_every_value_in_a_folder_of_its_own(
     assert (plain.mean, plain.low, plain.n) == (1.0, None, 1)
     lines = (tmp_path / "run" / result.cells[3].runs[0] / "samples.jsonl").read_text()
     assert len(lines.splitlines()) == 2 * 2 * 4
-    monkeypatch.setattr("otter_cli.benchmarks.collect._made", None)
+    monkeypatch.setattr("otter_cli.benchmarks.runner.run_benchmark._generate_samples", None)
     assert (
         otter_here("bench", "matrix", path, "--out", tmp_path / "run", "--limit", 2).returncode == 0
     )
 
 
 def test_a_graft_beside_is_trained_at_each_seed_and_found_by_its_name(
-    otter_here: Otter, tiny_llama: Path, contestants: Contestants, tmp_path: Path
+    otter_here: Otter, tiny_llama: Path, contestants: BenchmarkModels, tmp_path: Path
 ) -> None:
     write_data(tmp_path)
     recipe = write_recipe(tmp_path)
@@ -169,7 +169,7 @@ def test_a_graft_beside_is_trained_at_each_seed_and_found_by_its_name(
     assert list(cell.figures) == methods
     guides = set()
     for run, seed in zip(cell.runs, (0, 1), strict=True):
-        result = Result.read(tmp_path / "run" / run)
+        result = BenchmarkResult.read(tmp_path / "run" / run)
         guides.add(result.settings.methods["by-q"].models[0].weights)
         assert result.settings.methods["by-head"].models[0].name == "head"
         own = result.methods["by-q"].against_plain["gold_reward"]
@@ -227,7 +227,7 @@ def test_monitors_are_trained_at_each_seed_and_read_the_recipe_s_rows_or_pairs(
         assert list(cell.figures) == ["insertion", "task-head", "probe", "classifier"]
         weights = set()
         for run, seed in zip(cell.runs, (0, 1), strict=True):
-            result = Result.read(tmp_path / "run" / run)
+            result = BenchmarkResult.read(tmp_path / "run" / run)
             assert result.settings.prompts.file == file
             weights |= {result.settings.methods[name].models[-1].weights for name in cell.figures}
             own = result.methods["classifier"].metrics["auroc"].mean
@@ -239,7 +239,7 @@ def test_intervals_over_seeds_are_student_s() -> None:
     draw = np.random.default_rng(0)
     for n in range(2, 32):
         values = draw.normal(size=n).tolist()
-        found = over_seeds([Seeded(value) for value in values])
+        found = aggregate_seeds([SeedFigure(value) for value in values])
         low, high = stats.t.interval(0.95, n - 1, np.mean(values), stats.sem(values))
         assert found.low is not None and found.high is not None
         assert found.low == pytest.approx(low, abs=2e-3)
@@ -247,11 +247,11 @@ def test_intervals_over_seeds_are_student_s() -> None:
 
 
 def test_an_interval_over_seeds_holds_the_prompts_chance_too() -> None:
-    equal = over_seeds([Seeded(0.5, 0.1, 0.2)] * 3)
+    equal = aggregate_seeds([SeedFigure(0.5, 0.1, 0.2)] * 3)
     assert equal.low is not None and equal.high is not None
     # Seeds that agree say nothing of other prompts: the runs' own interval is what is left.
     assert (equal.low, equal.high) == (pytest.approx(0.4), pytest.approx(0.7))
-    both = over_seeds([Seeded(0.4, 0.3, 0.3), Seeded(0.6, 0.3, 0.3)])
+    both = aggregate_seeds([SeedFigure(0.4, 0.3, 0.3), SeedFigure(0.6, 0.3, 0.3)])
     assert both.low == pytest.approx(0.5 - np.hypot(12.706 * 0.1, 0.3))
 
 
@@ -264,7 +264,7 @@ def test_a_try_cuts_what_an_axis_sets_too(tmp_path: Path) -> None:
         metrics=["tokens"],
         axes={"size": {"large": {"train": {"steps": 90}, "bench": {"limit": 90}}, "usual": {}}},
     )
-    for cell in cells(load_matrix(path).tried(2)):
+    for cell in matrix_cells(load_matrix(path).tried(2)):
         assert cell.change.train["steps"] == cell.change.bench["limit"] == 2
 
 
@@ -276,7 +276,7 @@ def test_a_later_axis_counts_more_and_the_common_part_least(tmp_path: Path) -> N
         tmp_path, benchmark="speedup", metrics=["tokens"], common=bench(batch=1, limit=1, seed=1),
         axes={"a": {"x": bench(batch=2, limit=2)}, "b": {"y": bench(batch=3)}},
     )  # fmt: skip
-    (cell,) = cells(load_matrix(path))
+    (cell,) = matrix_cells(load_matrix(path))
     assert cell.change.bench == {"batch": 3, "limit": 2, "seed": 1}
     assert cell.name == "a x, b y"
 
@@ -301,7 +301,7 @@ def test_a_matrix_that_cannot_be_is_refused(tmp_path: Path, values: dict, what: 
 
 
 def test_an_option_of_no_bench_and_a_figure_of_none_are_told_with_their_cell(
-    otter_here: Otter, contestants: Contestants, tmp_path: Path
+    otter_here: Otter, contestants: BenchmarkModels, tmp_path: Path
 ) -> None:
     bench = {
         "folder": str(contestants.graft), "task_head": str(contestants.head),
@@ -334,10 +334,10 @@ def test_every_matrix_that_ships_is_one(repository: Path, monkeypatch: pytest.Mo
         asked = load_matrix(path)
         assert asked.recipe is not None
         assert (repository / "recipes" / f"{asked.recipe}.yaml").is_file()
-        for cell in cells(asked):
+        for cell in matrix_cells(asked):
             given = dict(cell.change.graft)
             assert parse_layers(str(given.pop("layers", "all")), 8)
             signals = given.pop("signal", "reward")
-            assert resolve(shape, signals=(parse_signal(signals),), **given).signals
+            assert resolve_config(shape, signals=(parse_signal(signals),), **given).signals
         for one in asked.beside.values():
             assert (repository / "recipes" / f"{one.recipe}.yaml").is_file()

@@ -7,15 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from otter_cli.benchmarks.assemble import detox, preference, speedup
-from otter_cli.benchmarks.contest import Guidance
-from otter_cli.benchmarks.method_specs import build, parse_method, parse_methods
-from otter_cli.benchmarks.methods import METHODS
-from otter_cli.benchmarks.models import Grafted, Models, load_graft, load_language_model
-from otter_cli.benchmarks.run import Finished, run
+from otter_cli.benchmarks.methods.generation import METHODS
+from otter_cli.benchmarks.methods.specs import build_methods, parse_method, parse_methods
+from otter_cli.benchmarks.model_pool import ModelPool
+from otter_cli.benchmarks.runner.run_benchmark import FinishedRun, run_benchmark
+from otter_cli.benchmarks.tasks.assemble import (
+    Guidance,
+    assemble_detox,
+    assemble_preference,
+    assemble_speedup,
+)
 from otter_cli.core.errors import OtterError
-from otter_cli.decoding import Sampling
-from tests.support.contestants import Contestants
+from otter_cli.decoding.sampling import Sampling
+from otter_cli.scorers.load import LoadedGraft, load_graft, load_recorded_language_model
+from tests.support.benchmark_models import BenchmarkModels
 from tests.support.grafts import random_graft
 from tests.unit.benchmarks.runs import Pair, greedy, samples, setting
 
@@ -32,7 +37,7 @@ def other(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def guided(contestants, grafts, other, tiny_llama, tmp_path_factory) -> Finished:
+def guided(contestants, grafts, other, tiny_llama, tmp_path_factory) -> FinishedRun:
     rewards, drawn = contestants.reward_model, "temperature=1.0"
     asked = [
         f"sampled=plain:{drawn}",
@@ -46,7 +51,7 @@ def guided(contestants, grafts, other, tiny_llama, tmp_path_factory) -> Finished
         f"separate=best-of-n:n=3,model={rewards},{drawn}",
         f"other=value:graft={other},strength=1/2",
     ]
-    benchmark = preference(
+    benchmark = assemble_preference(
         grafts,
         greedy(contestants, grafts),
         Guidance("reward", 2.0, candidates=5),
@@ -54,10 +59,10 @@ def guided(contestants, grafts, other, tiny_llama, tmp_path_factory) -> Finished
         gold=contestants.gold,
         more=parse_methods(asked),
     )
-    return run(benchmark, tmp_path_factory.mktemp("methods") / "run")
+    return run_benchmark(benchmark, tmp_path_factory.mktemp("methods") / "run")
 
 
-def test_every_guide_answers_every_prompt_under_its_own_name(guided: Finished) -> None:
+def test_every_guide_answers_every_prompt_under_its_own_name(guided: FinishedRun) -> None:
     made: dict[str, list[str]] = {}
     for sample in samples(guided):
         made.setdefault(sample["method"], []).append(sample["prompt"])
@@ -69,12 +74,12 @@ def test_every_guide_answers_every_prompt_under_its_own_name(guided: Finished) -
     assert all(sorted(prompts) == ["1", "2", "3", "4"] for prompts in made.values())
 
 
-def test_equal_experts_and_no_contrast_leave_greedy_text_alone(guided: Finished) -> None:
+def test_equal_experts_and_no_contrast_leave_greedy_text_alone(guided: FinishedRun) -> None:
     texts = {s["method"]: s["tokens"] for s in samples(guided) if s["prompt"] == "1"}
     assert texts["dexperts"] == texts["plain"] != texts["sampled"]
 
 
-def test_each_guide_is_told_what_it_thinks_of_its_own_text(guided: Finished) -> None:
+def test_each_guide_is_told_what_it_thinks_of_its_own_text(guided: FinishedRun) -> None:
     metrics = {name: method.metrics for name, method in guided.result.methods.items()}
     for name, role in (
         ("rad", "args"), ("separate", "args"), ("best-of-n", "insertion"), ("other@2", "other")
@@ -84,7 +89,7 @@ def test_each_guide_is_told_what_it_thinks_of_its_own_text(guided: Finished) -> 
         assert "guiding_reward" not in metrics[name]
 
 
-def test_passes_and_memory_are_each_methods_own(guided: Finished, grafts: Pair) -> None:
+def test_passes_and_memory_are_each_methods_own(guided: FinishedRun, grafts: Pair) -> None:
     methods = guided.result.methods
     passes = {name: m.metrics["external_passes"].mean for name, m in methods.items()}
     assert passes["vocabulary"] == passes["best-of-n"] == passes["dexperts-inserted"] == 0
@@ -97,14 +102,14 @@ def test_passes_and_memory_are_each_methods_own(guided: Finished, grafts: Pair) 
     )
 
 
-def test_a_front_has_one_method_a_strength(guided: Finished) -> None:
+def test_a_front_has_one_method_a_strength(guided: FinishedRun) -> None:
     steering = {n: m.steering for n, m in guided.result.settings.methods.items()}
     assert [steering[f"other@{s}"]["strength"] for s in (1, 2)] == [1.0, 2.0]
     assert steering["args-stochastic"]["temperature"] == 1.0
     assert guided.result.methods["other@2"].label == "other, strength 2"
 
 
-def test_guides_weigh_as_many_candidates_as_the_run_s_own_unless_told(guided: Finished) -> None:
+def test_guides_weigh_as_many_candidates_as_the_run_s_own_unless_told(guided: FinishedRun) -> None:
     steering = {n: m.steering for n, m in guided.result.settings.methods.items()}
     names = ("insertion", "args", "other@1", "other@2", "args-stochastic", "dexperts-inserted")
     assert {steering[name]["candidates"] for name in names} == {5}
@@ -115,14 +120,18 @@ def test_text_ends_where_the_signal_crosses_the_bound(contestants, tmp_path: Pat
     grafts = tuple(load_graft(f, "toxicity", device="cpu") for f in (contestants.graft,) * 2)
     drawn = Sampling(max_new_tokens=8, temperature=1.0, top_k=5)
     shared = setting(contestants, grafts, drawn, repeats=3, batch=3)  # type: ignore[arg-type]
-    benchmark = detox(
+    benchmark = assemble_detox(
         grafts,  # type: ignore[arg-type]
         shared,
         Guidance("toxicity", -3.0, candidates=5),
         detoxify=contestants.detoxify,
         more=parse_method("early-stop:bound=0.5"),
     )
-    stopped = [s for s in samples(run(benchmark, tmp_path / "run")) if s["method"] == "early-stop"]
+    stopped = [
+        s
+        for s in samples(run_benchmark(benchmark, tmp_path / "run"))
+        if s["method"] == "early-stop"
+    ]
     ended = [s for s in stopped if s["finish"] == "rejected"]
     assert ended and all(s["signals"]["toxicity"][-1] > 0.5 for s in ended)
     assert all(score <= 0.5 for s in stopped for score in s["signals"]["toxicity"][:-1])
@@ -135,10 +144,10 @@ def test_drafts_of_trees_models_and_medusa_lose_nothing(
         "tree=future:tree=3x2", f"medusa=future:graft={contestants.head}",
         f"draft-model:model={tiny_llama},length=3",
     ]  # fmt: skip
-    benchmark = speedup(
+    benchmark = assemble_speedup(
         grafts, greedy(contestants, grafts), signal="future", more=parse_methods(asked)
     )
-    methods = run(benchmark, tmp_path / "run").result.methods
+    methods = run_benchmark(benchmark, tmp_path / "run").result.methods
     assert all(method.metrics["identical"].mean == 1 for method in methods.values())
     # The base drafts for itself: what follows a text that ends is all that it loses.
     assert methods["draft-model"].metrics["acceptance_1"].mean >= 0.8
@@ -157,7 +166,7 @@ def test_a_lora_adapter_is_an_expert_too(tiny_llama: Path, tmp_path: Path) -> No
     tuned.peft_config["default"].base_model_name_or_path = str(tiny_llama)
     tuned.save_pretrained(tmp_path / "lora")
     tokens = torch.tensor([[1, 5, 6]])
-    loaded = load_language_model(tmp_path / "lora", device="cpu")
+    loaded = load_recorded_language_model(tmp_path / "lora", device="cpu")
     with torch.no_grad():
         torch.testing.assert_close(loaded.model(tokens).logits, tuned.eval()(tokens).logits)
     # What it is does not hang on where it lies, but on what it is an adapter of.
@@ -169,7 +178,7 @@ def test_a_lora_adapter_is_an_expert_too(tiny_llama: Path, tmp_path: Path) -> No
         _write_over(there / "lora/adapter_config.json", base_model_name_or_path=f"{there}/base")
         if changed:
             _write_over(there / "base/config.json", rms_norm_eps=0.1)
-        again = load_language_model(there / "lora", device="cpu").record
+        again = load_recorded_language_model(there / "lora", device="cpu").record
         assert (again == loaded.record) is not changed
 
 
@@ -194,14 +203,16 @@ def _write_over(path: Path, **values: object) -> None:
     ],
 )
 def test_a_method_that_cannot_be_says_what_is_wrong(
-    grafts: tuple[Grafted, Grafted], text: str, what: str, hint: str
+    grafts: tuple[LoadedGraft, LoadedGraft], text: str, what: str, hint: str
 ) -> None:
     with pytest.raises(OtterError) as caught:
-        build([*parse_method("x=plain"), *parse_method(text)], Models(grafts[0], "reward"))
+        build_methods(
+            [*parse_method("x=plain"), *parse_method(text)], ModelPool(grafts[0], "reward")
+        )
     assert what in caught.value.what and hint in str(caught.value.hint)
 
 
-def test_the_table_names_what_the_guides_are(contestants: Contestants, grafts: Pair) -> None:
+def test_the_table_names_what_the_guides_are(contestants: BenchmarkModels, grafts: Pair) -> None:
     assert {"value", "vocabulary", "args", "rad", "genarm", "dexperts"} <= METHODS.keys()
-    built = build(parse_method("value:strength=0.5"), Models(grafts[0], "reward"))
+    built = build_methods(parse_method("value:strength=0.5"), ModelPool(grafts[0], "reward"))
     assert math.isclose(built["value"].record.steering["strength"], 0.5)

@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from otter_cli.benchmarks.pairs import PairsResult, judge_pairs
-from otter_cli.benchmarks.scorers import RuleScorer
-from otter_cli.benchmarks.scorers.signal import SignalScorer
+from otter_cli.benchmarks.tasks.pairs import PairsResult, judge_pairs
 from otter_cli.core.errors import OtterError
-from otter_cli.data.judged_pairs import read_judged_pairs
+from otter_cli.data.pairs import read_judged_pairs
+from otter_cli.scorers.response_models import SignalScorer
+from otter_cli.scorers.scorer import RuleScorer
 from tests.conftest import Otter
-from tests.support.chat import TEMPLATES, chat_tokenizer, said
-from tests.support.contestants import Contestants
+from tests.support.benchmark_models import BenchmarkModels
+from tests.support.chat_tokenizers import TEMPLATES, chat_tokenizer, said
 
 LETTERS = RuleScorer("letters", lambda _, text: float(text.count("a")), digest="1")
 
@@ -65,7 +65,7 @@ def test_dialogues_of_hh_are_cut_where_they_part(tmp_path: Path) -> None:
 
 
 def test_each_judge_reads_the_text_that_transformers_would(
-    otter_here: Otter, contestants: Contestants, bench: Path, tmp_path: Path
+    otter_here: Otter, contestants: BenchmarkModels, bench: Path, tmp_path: Path
 ) -> None:
     ran = otter_here(
         "bench", "preference", contestants.graft, "--pairs", bench, "--task-head", contestants.head,
@@ -86,7 +86,7 @@ def test_each_judge_reads_the_text_that_transformers_would(
 
 
 def test_a_run_without_prompts_or_pairs_says_what_it_needs(
-    otter_here: Otter, contestants: Contestants
+    otter_here: Otter, contestants: BenchmarkModels
 ) -> None:
     ran = otter_here("bench", "preference", contestants.graft)
     assert ran.returncode == 2 and "--prompts" in ran.stderr and "--pairs FILE" in ran.stderr

@@ -7,28 +7,27 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from otter_cli.benchmarks.assemble import preference
-from otter_cli.benchmarks.contest import Guidance
-from otter_cli.benchmarks.run import Finished, run
-from otter_cli.benchmarks.scorers import RuleScorer
+from otter_cli.benchmarks.runner.run_benchmark import FinishedRun, run_benchmark
+from otter_cli.benchmarks.tasks.assemble import Guidance, assemble_preference
 from otter_cli.core.errors import OtterError
-from tests.support.contestants import Contestants
+from otter_cli.scorers.scorer import RuleScorer
+from tests.support.benchmark_models import BenchmarkModels
 from tests.unit.benchmarks.runs import Pair, greedy, samples
 
 
 @pytest.fixture(scope="module")
-def preferred(contestants, grafts, tmp_path_factory) -> Finished:
-    benchmark = preference(
+def preferred(contestants, grafts, tmp_path_factory) -> FinishedRun:
+    benchmark = assemble_preference(
         grafts,
         greedy(contestants, grafts),
         Guidance("reward", 2.0, candidates=5),
         reward_model=contestants.reward_model,
         gold=contestants.gold,
     )
-    return run(benchmark, tmp_path_factory.mktemp("preference") / "run")
+    return run_benchmark(benchmark, tmp_path_factory.mktemp("preference") / "run")
 
 
-def test_every_method_answered_every_prompt(preferred: Finished) -> None:
+def test_every_method_answered_every_prompt(preferred: FinishedRun) -> None:
     made = {(s["method"], s["prompt"]) for s in samples(preferred)}
     assert made == {
         (method, str(line))
@@ -38,7 +37,9 @@ def test_every_method_answered_every_prompt(preferred: Finished) -> None:
     assert preferred.result.settings.prompts.count == 4
 
 
-def test_plain_is_transformers_own_greedy(preferred: Finished, contestants: Contestants) -> None:
+def test_plain_is_transformers_own_greedy(
+    preferred: FinishedRun, contestants: BenchmarkModels
+) -> None:
     base = AutoModelForCausalLM.from_pretrained(contestants.graft).eval()
     tokenizer = AutoTokenizer.from_pretrained(contestants.graft)
     for sample in samples(preferred):
@@ -50,7 +51,9 @@ def test_plain_is_transformers_own_greedy(preferred: Finished, contestants: Cont
             assert tokenizer.decode(whole, skip_special_tokens=True) == prompt + sample["text"]
 
 
-def test_perplexity_is_transformers_own(preferred: Finished, contestants: Contestants) -> None:
+def test_perplexity_is_transformers_own(
+    preferred: FinishedRun, contestants: BenchmarkModels
+) -> None:
     base = AutoModelForCausalLM.from_pretrained(contestants.graft).eval()
     tokenizer = AutoTokenizer.from_pretrained(contestants.graft)
     for method, outcome in preferred.result.methods.items():
@@ -72,7 +75,7 @@ def test_perplexity_is_transformers_own(preferred: Finished, contestants: Contes
         )
 
 
-def test_rewards_of_guides_are_told_beside_gold(preferred: Finished) -> None:
+def test_rewards_of_guides_are_told_beside_gold(preferred: FinishedRun) -> None:
     for name, method in preferred.result.methods.items():
         assert {"gold_reward", "reward_by_insertion", "reward_by_args"} <= method.metrics.keys()
         assert ("guiding_reward" in method.metrics) == (name != "plain")
@@ -82,7 +85,7 @@ def test_rewards_of_guides_are_told_beside_gold(preferred: Finished) -> None:
     assert preferred.result.methods["insertion"].metrics["external_passes"].mean == 0
 
 
-def test_memory_counts_each_methods_own_models(preferred: Finished, grafts: Pair) -> None:
+def test_memory_counts_each_methods_own_models(preferred: FinishedRun, grafts: Pair) -> None:
     graft, head = grafts
     weights = {name: m.memory.weights for name, m in preferred.result.methods.items()}
     assert weights["plain"] == graft.base_bytes
@@ -92,7 +95,7 @@ def test_memory_counts_each_methods_own_models(preferred: Finished, grafts: Pair
 
 def test_a_gold_model_that_guides_is_refused(contestants, grafts) -> None:
     with pytest.raises(OtterError, match="the one that guides args"):
-        preference(
+        assemble_preference(
             grafts,
             greedy(contestants, grafts),
             Guidance("reward", 1.0),
@@ -103,14 +106,14 @@ def test_a_gold_model_that_guides_is_refused(contestants, grafts) -> None:
 
 def test_gold_may_be_a_rule(contestants, grafts, tmp_path: Path) -> None:
     rule = RuleScorer("letters", lambda _, text: float(text.count("a")), digest="rule 1")
-    benchmark = preference(
+    benchmark = assemble_preference(
         grafts,
         greedy(contestants, grafts),
         Guidance("reward", 1.0, candidates=3),
         reward_model=contestants.reward_model,
         gold=rule,
     )
-    finished = run(benchmark, tmp_path / "run")
+    finished = run_benchmark(benchmark, tmp_path / "run")
     assert finished.result.scorers["gold"].digest == "rule 1"
     plain = [s["text"].count("a") for s in samples(finished) if s["method"] == "plain"]
     assert finished.result.methods["plain"].metrics["gold_reward"].mean == np.mean(plain)

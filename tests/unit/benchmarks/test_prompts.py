@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from otter_cli.benchmarks.prompts import PromptFile, load_prompts
-from otter_cli.benchmarks.settings import PromptsRecord, RunSettings
+from otter_cli.benchmarks.prompts import PromptFile, PromptsRecord, load_prompts
+from otter_cli.benchmarks.records import RunSettings
 from otter_cli.core.errors import OtterError
-from tests.support.chat import TEMPLATES, chat_tokenizer, said
-from tests.support.contestants import Contestants
+from tests.support.benchmark_models import BenchmarkModels
+from tests.support.chat_tokenizers import TEMPLATES, chat_tokenizer, said
 from tests.unit.benchmarks.runs import Pair
 
 
 def test_prompts_that_leave_no_room_are_cut_from_the_left_and_counted(
-    contestants: Contestants, grafts: Pair, capfd: pytest.CaptureFixture[str], tmp_path: Path
+    contestants: BenchmarkModels, grafts: Pair, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "long.txt").write_text("x" * 300 + "tail\nshort\n")
     prompts, record = load_prompts(
@@ -32,7 +32,7 @@ def test_prompts_that_leave_no_room_are_cut_from_the_left_and_counted(
 
 
 def test_a_limit_is_recorded_and_decides_the_key_by_its_prompts_alone(
-    contestants: Contestants, grafts: Pair, tmp_path: Path
+    contestants: BenchmarkModels, grafts: Pair, tmp_path: Path
 ) -> None:
     (tmp_path / "all.txt").write_text("".join(f"prompt {i}\n" for i in range(30)))
 

@@ -7,18 +7,17 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from otter_cli.benchmarks.models import load_reward_model
-from otter_cli.benchmarks.scorers import Exchange
-from otter_cli.benchmarks.scorers.reward_model import RewardModelScorer
-from otter_cli.benchmarks.scorers.signal import SignalScorer
 from otter_cli.core.errors import OtterError
-from tests.support.chat import TEMPLATES, chat_tokenizer, said
-from tests.support.contestants import Contestants
+from otter_cli.scorers.load import load_recorded_reward_model
+from otter_cli.scorers.response_models import RewardModelScorer, SignalScorer
+from otter_cli.scorers.scorer import Exchange
+from tests.support.benchmark_models import BenchmarkModels
+from tests.support.chat_tokenizers import TEMPLATES, chat_tokenizer, said
 from tests.unit.benchmarks.runs import Pair
 
 
-def test_a_reward_models_score_is_its_own_on_the_whole_text(contestants: Contestants) -> None:
-    scorer = RewardModelScorer(*load_reward_model(contestants.gold, device="cpu"))
+def test_a_reward_models_score_is_its_own_on_the_whole_text(contestants: BenchmarkModels) -> None:
+    scorer = RewardModelScorer(*load_recorded_reward_model(contestants.gold, device="cpu"))
     model = AutoModelForSequenceClassification.from_pretrained(contestants.gold).eval()
     tokenizer = AutoTokenizer.from_pretrained(contestants.gold)
     exchanges = [Exchange("a", "The cat", " sat"), Exchange("b", "Who", " is there, at night?")]
@@ -46,7 +45,7 @@ def test_a_signals_score_is_read_at_the_end(grafts: Pair) -> None:
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("ended", [True, False])
 def test_a_dialogue_is_scored_as_its_template_ends_it(
-    contestants: Contestants, grafts: Pair, tiny_tokenizer: Any, template: str, ended: bool
+    contestants: BenchmarkModels, grafts: Pair, tiny_tokenizer: Any, template: str, ended: bool
 ) -> None:
     """By the graft on its generated tokens, by a reward model on its own reading of the text: both
     at the token that a training text is read at."""
@@ -66,15 +65,15 @@ def test_a_dialogue_is_scored_as_its_template_ends_it(
     assert SignalScorer(graft, "reward").score([exchange])["reward"] == pytest.approx(
         [of_graft], abs=1e-6
     )
-    model, _, record = load_reward_model(contestants.gold, device="cpu")
+    model, _, record = load_recorded_reward_model(contestants.gold, device="cpu")
     with torch.no_grad():
         expected = float(model(torch.tensor([whole])).logits)
     scorer = RewardModelScorer(model, tokenizer, record)
     assert scorer.score([exchange])["reward"] == pytest.approx([expected], abs=1e-6)
 
 
-def test_a_reward_model_without_a_template_reads_no_dialogue(contestants: Contestants) -> None:
-    scorer = RewardModelScorer(*load_reward_model(contestants.gold, device="cpu"))
+def test_a_reward_model_without_a_template_reads_no_dialogue(contestants: BenchmarkModels) -> None:
+    scorer = RewardModelScorer(*load_recorded_reward_model(contestants.gold, device="cpu"))
     exchange = Exchange("a", "", "yo", messages=tuple(said("hi")))
     with pytest.raises(OtterError, match="gold: the tokenizer has no chat template"):
         scorer.score([exchange])

@@ -7,34 +7,37 @@ from pathlib import Path
 import pytest
 import torch
 
-from otter_cli.benchmarks.assemble import speedup
 from otter_cli.benchmarks.benchmark import Benchmark
-from otter_cli.benchmarks.run import run
+from otter_cli.benchmarks.runner.run_benchmark import run_benchmark
+from otter_cli.benchmarks.tasks.assemble import assemble_speedup
 from otter_cli.core.jsonlines import read_jsonlines
-from otter_cli.decoding import Sampling
+from otter_cli.decoding.sampling import Sampling
 from tests.unit.benchmarks.runs import Pair, greedy, samples, setting
 
 
 @pytest.fixture(scope="module")
 def drafts(contestants, grafts) -> Benchmark:
-    return speedup(grafts, greedy(contestants, grafts), signal="future")
+    return assemble_speedup(grafts, greedy(contestants, grafts), signal="future")
 
 
 def test_prompts_that_share_a_batch_keep_their_own_texts(
     drafts, contestants, grafts, tmp_path: Path
 ) -> None:
-    shared = speedup(
+    shared = assemble_speedup(
         grafts, setting(contestants, grafts, Sampling(12), together=3), signal="future"
     )
     alone, together = (
-        {(s["method"], s["prompt"]): s["tokens"] for s in samples(run(one, tmp_path / name))}
+        {
+            (s["method"], s["prompt"]): s["tokens"]
+            for s in samples(run_benchmark(one, tmp_path / name))
+        }
         for name, one in (("alone", drafts), ("together", shared))
     )
     assert together == alone and len({tuple(tokens) for tokens in alone.values()}) > 2
 
 
 def test_drafts_lose_nothing_and_count_what_they_kept(drafts, tmp_path: Path) -> None:
-    finished = run(drafts, tmp_path / "run")
+    finished = run_benchmark(drafts, tmp_path / "run")
     for name, method in finished.result.methods.items():
         assert method.metrics["identical"].mean == 1 and method.divergences == []
         per_step = method.metrics["tokens_per_step"].mean
@@ -55,7 +58,7 @@ def test_drafts_lose_nothing_and_count_what_they_kept(drafts, tmp_path: Path) ->
 def test_a_draft_that_lies_is_found_and_its_gap_told(
     drafts: Benchmark, grafts: Pair, tmp_path: Path
 ) -> None:
-    folder = run(drafts, tmp_path / "run").folder
+    folder = run_benchmark(drafts, tmp_path / "run").folder
     path = folder / "samples.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     honest = next(s for s in read_jsonlines(path) if s["method"] == "insertion")
@@ -67,7 +70,7 @@ def test_a_draft_that_lies_is_found_and_its_gap_told(
             assert old in line
             lines[i] = line.replace(old, new)
     path.write_text("".join(lines))
-    result = run(drafts, folder).result
+    result = run_benchmark(drafts, folder).result
     (found,) = result.methods["insertion"].divergences
     prompt = next(p for p in drafts.setting.prompts if p.name == honest["prompt"])
     before = [*prompt.tokens, *honest["tokens"][:5]]
@@ -90,7 +93,7 @@ def test_categories_batches_and_temperatures_are_told(
     sampling = Sampling(max_new_tokens=8, temperature=1.0)
     four = replace(contestants, prompts=prompts)
     shared = setting(four, grafts, sampling, repeats=4, batch=4)
-    finished = run(speedup(grafts, shared, signal="future"), tmp_path / "run")
+    finished = run_benchmark(assemble_speedup(grafts, shared, signal="future"), tmp_path / "run")
     found = finished.result.methods["insertion"]
     assert {kind: figures["speed_up"].n for kind, figures in found.by_category.items()} == {
         "math": 2, "writing": 1

@@ -2,7 +2,7 @@
 
 import pytest
 
-from otter_cli.benchmarks.metrics.text import distinct, diversity
+from otter_cli.benchmarks.metrics.measures import distinct, diversity
 
 
 def test_diversity_of_a_text_that_repeats_nothing() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from otter_cli.benchmarks.metrics.toxicity import any_toxic, maximum_toxicity
+from otter_cli.benchmarks.metrics.measures import any_toxic, maximum_toxicity
 
 # prompt: scores of its continuations            maximum  any >= 0.5
 TABLE = [

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from otter_cli.benchmarks.benchmark import Benchmark, Method, Setting
-from otter_cli.benchmarks.drawn import Drawn
-from otter_cli.benchmarks.measures import Measures, perplexity
-from otter_cli.benchmarks.metrics.text import diversity
-from otter_cli.benchmarks.prompts import BenchPrompt
-from otter_cli.benchmarks.result import MethodResult
-from otter_cli.benchmarks.scorers import RuleScorer, Scorer
-from otter_cli.benchmarks.settings import MethodRecord, ModelRecord, PromptsRecord
+from otter_cli.benchmarks.benchmark import Benchmark, BenchmarkSetting, Method
+from otter_cli.benchmarks.metrics.estimates import Measures
+from otter_cli.benchmarks.metrics.measures import diversity, perplexity
+from otter_cli.benchmarks.prompts import BenchPrompt, PromptsRecord
+from otter_cli.benchmarks.records import MethodRecord, RunData
+from otter_cli.benchmarks.results import MethodResult
 from otter_cli.core.intervals import mean
+from otter_cli.scorers.load import ModelRecord
+from otter_cli.scorers.scorer import RuleScorer, Scorer
 
 WORDS = ["a", "b", "c", "d", "e", "f", "g", "h"]
 
@@ -87,7 +87,7 @@ class ToyBenchmark(Benchmark):
     name = "preference"
 
     @classmethod
-    def measures(cls, method: str, drawn: Drawn) -> Measures:
+    def measures(cls, method: str, drawn: RunData) -> Measures:
         own = drawn.rows[method]
         return {
             "gold_reward": mean(own.means(lambda row: row.scores["gold.reward"])),
@@ -128,7 +128,9 @@ def toy_benchmark(
         for name, call in generate.items()
     }
     rule = RuleScorer("words", lambda _, text: float(len(set(text.split()))), digest="1")
-    setting = Setting(texts, record, ToySampling(max_new_tokens), repeats, batch, seed, together)  # type: ignore[arg-type]
+    setting = BenchmarkSetting(
+        texts, record, ToySampling(max_new_tokens), repeats, batch, seed, together
+    )  # type: ignore[arg-type]
     return ToyBenchmark(setting, ToyGraft(), methods, {"gold": gold or rule})  # type: ignore[arg-type]
 
 

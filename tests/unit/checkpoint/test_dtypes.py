@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from otter_cli.checkpoint.dtypes import BITS, STORED, Array, decode, encode
+from otter_cli.checkpoint.dtypes import DTYPE_BITS, NUMPY_DTYPES, Array, decode, encode
 
 EVERY_16_BITS = np.arange(2**16, dtype=np.uint16)
 
@@ -64,7 +64,7 @@ def test_narrowing_rounds_as_torch_does(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("name", ["BF16", "F16"])
 def test_widening_and_narrowing_gives_every_number_back(name: str) -> None:
-    stored = EVERY_16_BITS.view(STORED[name])
+    stored = EVERY_16_BITS.view(NUMPY_DTYPES[name])
     values = decode(stored, name)
     kept = ~np.isnan(values)
     assert np.array_equal(encode(values, name).view(np.uint16)[kept], EVERY_16_BITS[kept])
@@ -90,4 +90,6 @@ def test_any_byte_but_zero_is_true() -> None:
 
 
 def test_stored_types_have_the_width_of_their_name() -> None:
-    assert all(8 * np.dtype(numpy).itemsize == BITS[name] for name, numpy in STORED.items())
+    assert all(
+        8 * np.dtype(numpy).itemsize == DTYPE_BITS[name] for name, numpy in NUMPY_DTYPES.items()
+    )

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from otter_cli.checkpoint.folder import Checkpoint
-from otter_cli.checkpoint.weights import Weights
+from otter_cli.checkpoint.safetensors_reader import ShardedTensors
 from otter_cli.core.errors import OtterError
 from tests.unit.checkpoint.crafted import craft, entry, floats, sharded, single
 
@@ -140,9 +140,9 @@ def test_dtype_is_that_of_most_parameters(tmp_path: Path) -> None:
 
 def test_weights_under_another_stem(tmp_path: Path) -> None:
     floats(tmp_path / "otter.safetensors", "otter.main.norm.weight")
-    assert list(Weights.open(tmp_path, "otter").tensors) == ["otter.main.norm.weight"]
+    assert list(ShardedTensors.open(tmp_path, "otter").tensors) == ["otter.main.norm.weight"]
     with pytest.raises(OtterError, match=r"has no model\.safetensors"):
-        Weights.open(tmp_path, "model")
+        ShardedTensors.open(tmp_path, "model")
 
 
 def test_real_models_agree_with_the_library(shared: Path) -> None:
@@ -158,7 +158,8 @@ def test_real_models_agree_with_the_library(shared: Path) -> None:
 
 def test_opening_imports_neither_torch_nor_transformers(tmp_path: Path) -> None:
     code = (
-        "import sys; from otter_cli.checkpoint import folder, place, writer; "
+        "import sys; from otter_cli.checkpoint import folder, link_or_copy as place, "
+        "safetensors_writer as writer; "
         "folder.Checkpoint.open(sys.argv[1]).read('a'); "
         "print(*{'torch', 'transformers', 'safetensors', 'rich'} & set(sys.modules))"
     )

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.checkpoint.gguf.convert import import_gguf
-from otter_cli.checkpoint.gguf.refused import supported_architectures
+from otter_cli.checkpoint.gguf.model import supported_architectures
 from otter_cli.core.errors import OtterError
 from tests.support.gguf_files import ARCHITECTURES, VOCAB, write_gguf
 

@@ -263,7 +263,7 @@ def test_a_full_disk_or_ctrl_c_leaves_nothing(
             raise error
         return values
 
-    monkeypatch.setattr(convert, "_finite", finite)
+    monkeypatch.setattr(convert, "_require_finite_values", finite)
     with pytest.raises((OtterError, KeyboardInterrupt)) as raised:
         import_gguf(source, tmp_path / "out")
     if isinstance(error, OSError):
@@ -303,7 +303,7 @@ def test_the_record_belongs_to_the_base(source: Path, tmp_path: Path) -> None:
 
 
 def test_a_panic_of_the_library_is_an_error_that_names_the_file(tmp_path: Path) -> None:
-    from otter_cli.checkpoint.gguf.reading import read_by_transformers
+    from otter_cli.checkpoint.gguf.model import read_by_transformers
 
     class PanicException(BaseException):
         """What Rust code raises through pyo3: no Exception."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from otter_cli.checkpoint.header import read_header
+from otter_cli.checkpoint.safetensors_reader import read_header
 from otter_cli.core.errors import OtterError
 from tests.unit.checkpoint.crafted import check_error, craft, entry
 

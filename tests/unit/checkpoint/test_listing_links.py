@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from otter_cli.checkpoint.listing import base_files
+from otter_cli.checkpoint.folder import list_base_files
 from otter_cli.core.errors import OtterError
 
 
@@ -23,13 +23,13 @@ def _snapshot(root: Path, name: str, size: int) -> Path:
 
 def test_large_weights_of_a_hub_cache_are_weights_by_their_own_name(tmp_path: Path) -> None:
     folder = _snapshot(tmp_path, "model.safetensors", 5 * 10**9)
-    assert base_files(folder) == ["model.safetensors"]
+    assert list_base_files(folder) == ["model.safetensors"]
 
 
 def test_a_refusal_names_the_link_and_not_its_blob(tmp_path: Path) -> None:
     folder = _snapshot(tmp_path, "README.md", 5 * 10**9)
     with pytest.raises(OtterError, match="over the limit") as caught:
-        base_files(folder)
+        list_base_files(folder)
     assert str(folder / "README.md") in caught.value.what
 
 
@@ -40,10 +40,10 @@ def test_a_pipe_is_named_as_the_user_gave_it(
     Path("base").mkdir()
     os.mkfifo("base/merges.txt")
     with pytest.raises(OtterError, match="^base/merges.txt: not a regular file"):
-        base_files(Path("base"))
+        list_base_files(Path("base"))
 
 
 def test_a_link_to_nowhere_is_called_that(tmp_path: Path) -> None:
     (tmp_path / "README.md").symlink_to("nowhere")
     with pytest.raises(OtterError, match="'README.md' is a link to a file that does not exist"):
-        base_files(tmp_path)
+        list_base_files(tmp_path)

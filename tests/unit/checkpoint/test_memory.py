@@ -22,11 +22,11 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from otter_cli.checkpoint.copying import copy_file
+from otter_cli.checkpoint.link_or_copy import copy_file
 from otter_cli.checkpoint.folder import Checkpoint
-from otter_cli.checkpoint.header import read_header
-from otter_cli.checkpoint.tensor_file import TensorFile
-from otter_cli.checkpoint.writer import TensorSpec, write_tensors
+from otter_cli.checkpoint.safetensors_reader import read_header
+from otter_cli.checkpoint.safetensors_reader import TensorFile
+from otter_cli.checkpoint.safetensors_writer import TensorSpec, write_tensors
 from otter_cli.core.digests import sha256_file
 from otter_cli.core.errors import OtterError
 

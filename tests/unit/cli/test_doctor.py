@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from otter_cli.cli import doctor, main
+from otter_cli.cli import doctor
 from otter_cli.cli.doctor import Requirement
+from otter_cli.cli.main import main
 
 
 def test_this_environment_is_healthy(capsys: pytest.CaptureFixture[str]) -> None:

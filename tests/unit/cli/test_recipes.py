@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from otter_cli.cli import main, recipe_files
+from otter_cli.cli import recipe_files
+from otter_cli.cli.main import main
 from otter_cli.core.errors import OtterError
 
 HEADER = "# Rewards on the demo's pairs\n# otter train OUT --recipe demo/reward.yaml\nseed: 1\n"

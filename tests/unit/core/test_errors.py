@@ -3,7 +3,7 @@ import pickle
 
 import pytest
 
-from otter_cli.core.errors import CheckFailed, OtterError, from_os_error
+from otter_cli.core.errors import CheckFailed, OtterError, closest, from_os_error
 
 
 def test_an_error_carries_what_and_hint() -> None:
@@ -39,3 +39,25 @@ def test_the_place_is_not_named_twice() -> None:
 
 def test_an_unknown_refusal_still_says_what_happened() -> None:
     assert from_os_error(OSError("odd"), "read it").what == "cannot read it: odd"
+
+
+OPTIONS = ["learning_rate", "batch_size", "steps"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("learning_rat", "learning_rate"),
+        ("Batch-Size", "batch_size"),
+        ("STEPS", "steps"),
+        ("temperature", None),
+        ("", None),
+    ],
+)
+def test_closest(name: str, expected: str | None) -> None:
+    assert closest(name, OPTIONS) == expected
+
+
+def test_the_option_keeps_its_own_spelling() -> None:
+    assert closest("bf17", ["F32", "BF16"]) == "BF16"
+    assert closest("anything", []) is None

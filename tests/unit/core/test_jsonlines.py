@@ -4,16 +4,16 @@ from pathlib import Path
 import pytest
 
 from otter_cli.core.errors import OtterError
-from otter_cli.core.jsonlines import JsonLines, numbered_jsonlines, read_jsonlines
+from otter_cli.core.jsonlines import JsonLinesWriter, numbered_jsonlines, read_jsonlines
 
 
 def test_records_come_back_in_order(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    with JsonLines(path) as lines:
+    with JsonLinesWriter(path) as lines:
         lines.append({"step": 1, "text": "naïve\nline"})
         # Flushed already: a reader beside the run sees it.
         assert list(read_jsonlines(path)) == [{"step": 1, "text": "naïve\nline"}]
-    with JsonLines(path) as lines:
+    with JsonLinesWriter(path) as lines:
         lines.append({"step": 2})
     assert [record["step"] for record in read_jsonlines(path)] == [1, 2]
 
@@ -35,7 +35,7 @@ def test_a_torn_last_line_does_not_spoil_the_next(
 ) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n' + tail)
-    with JsonLines(path) as lines:
+    with JsonLinesWriter(path) as lines:
         lines.append({"step": 3})
     assert [record["step"] for record in read_jsonlines(path, torn_ok=False)] == steps
 
@@ -80,4 +80,4 @@ def test_a_missing_file_is_an_error_with_its_path(tmp_path: Path) -> None:
     with pytest.raises(OtterError, match=r"none\.jsonl: No such file"):
         list(read_jsonlines(tmp_path / "none.jsonl"))
     with pytest.raises(OtterError, match="No such file"):
-        JsonLines(tmp_path / "none" / "metrics.jsonl")
+        JsonLinesWriter(tmp_path / "none" / "metrics.jsonl")

@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 
 from otter_cli.core.errors import OtterError
-from otter_cli.core.limits import limited
+from otter_cli.core.strict_files import resource_limit
 
 HUGE = 1 << 40
 
@@ -29,7 +29,7 @@ def test_an_endless_loop_stops() -> None:
     started = time.monotonic()
     with (
         pytest.raises(OtterError, match=r"a loop takes more than 0\.2 seconds") as caught,
-        limited("a loop", seconds=0.2, memory=HUGE, hint="mend it"),
+        resource_limit("a loop", seconds=0.2, memory=HUGE, hint="mend it"),
     ):
         _endless()
     assert time.monotonic() - started < 5
@@ -41,7 +41,7 @@ def test_it_stops_in_a_thread_and_leaves_the_others_alone() -> None:
 
     def run() -> None:
         try:
-            with limited("a loop", seconds=0.2, memory=HUGE):
+            with resource_limit("a loop", seconds=0.2, memory=HUGE):
                 _endless()
         except OtterError as error:
             found.append(error.what)
@@ -49,7 +49,7 @@ def test_it_stops_in_a_thread_and_leaves_the_others_alone() -> None:
     threads = [threading.Thread(target=run) for _ in range(3)]
     for thread in threads:
         thread.start()
-    with limited("this thread", seconds=60, memory=HUGE):
+    with resource_limit("this thread", seconds=60, memory=HUGE):
         for thread in threads:
             thread.join(timeout=20)
     assert found == ["a loop takes more than 0.2 seconds"] * 3
@@ -58,7 +58,7 @@ def test_it_stops_in_a_thread_and_leaves_the_others_alone() -> None:
 def test_a_text_that_doubles_stops() -> None:
     with (
         pytest.raises(OtterError, match="more than 0 GiB of memory"),
-        limited("a text", seconds=30, memory=1 << 27),
+        resource_limit("a text", seconds=30, memory=1 << 27),
     ):
         _doubling()
 
@@ -68,7 +68,7 @@ def test_what_ends_in_time_is_never_stopped_later() -> None:
     stopped = 0
     for i in range(40):
         try:
-            with limited("a sleep", seconds=0.05, memory=HUGE):
+            with resource_limit("a sleep", seconds=0.05, memory=HUGE):
                 time.sleep(0.04 + i % 5 * 0.005)
         except OtterError:
             stopped += 1
@@ -78,13 +78,13 @@ def test_what_ends_in_time_is_never_stopped_later() -> None:
 
 
 def test_errors_of_the_code_pass_as_they_are() -> None:
-    with pytest.raises(ZeroDivisionError), limited("a division", seconds=1, memory=HUGE):
+    with pytest.raises(ZeroDivisionError), resource_limit("a division", seconds=1, memory=HUGE):
         _ = 1 / 0
 
 
 def test_a_limit_costs_microseconds() -> None:
     started = time.perf_counter()
     for _ in range(1000):
-        with limited("nothing", seconds=1, memory=HUGE):
+        with resource_limit("nothing", seconds=1, memory=HUGE):
             pass
     assert time.perf_counter() - started < 0.5

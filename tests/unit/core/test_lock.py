@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from otter_cli.core.atomic import writer_lock
 from otter_cli.core.errors import OtterError
-from otter_cli.core.lock import writer_lock
 
 _HOLD = """
 import sys, time
 from pathlib import Path
-from otter_cli.core.lock import writer_lock
+from otter_cli.core.atomic import writer_lock
 with writer_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -22,7 +22,7 @@ with writer_lock(Path(sys.argv[1])):
 _COME_AND_GO = """
 import sys
 from pathlib import Path
-from otter_cli.core.lock import writer_lock
+from otter_cli.core.atomic import writer_lock
 for _ in range(200):
     with writer_lock(Path(sys.argv[1])):
         pass

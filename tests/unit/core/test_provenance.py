@@ -32,7 +32,7 @@ def test_provenance_is_json_with_a_readable_time() -> None:
 def test_core_imports_nothing_heavy() -> None:
     code = (
         "import sys; from otter_cli.core import "
-        "atomic, console, digests, errors, jsonlines, lock, provenance, seeds, suggest, units; "
+        "atomic, console, digests, errors, formatting, jsonlines, process, provenance; "
         "provenance.provenance(); "
         "print(*{'torch', 'transformers', 'matplotlib', 'rich'} & set(sys.modules))"
     )

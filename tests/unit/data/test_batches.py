@@ -3,7 +3,7 @@ import random
 import pytest
 
 from otter_cli.core.errors import OtterError
-from otter_cli.data.batches import LengthBuckets, by_length, split
+from otter_cli.data.batches import LengthBuckets, longest_first_batches, split_into_batches
 
 
 def lengths(count: int, seed: int = 0) -> list[int]:
@@ -60,5 +60,5 @@ def test_impossible_batches_are_refused(sizes: list[int], batch_size: int) -> No
 
 
 def test_evaluation_starts_with_the_longest() -> None:
-    assert by_length([5, 9, 1, 9, 7], 2) == [[1, 3], [4, 0], [2]]
-    assert split([], 3) == []
+    assert longest_first_batches([5, 9, 1, 9, 7], 2) == [[1, 3], [4, 0], [2]]
+    assert split_into_batches([], 3) == []

@@ -8,15 +8,12 @@ import pytest
 
 import otter_cli
 from otter_cli.core.errors import OtterError
-from otter_cli.data.chat import Chat
-from otter_cli.data.chat_template import chat, close_turn, turn_closing
-from otter_cli.data.datasets import Blocks, Labelled, Pairs
+from otter_cli.data.chat_template import ChatTable, close_turn, render_chat, turn_closing
+from otter_cli.data.datasets import BlockDataset, LabelledDataset, PairDataset, StateDataset
 from otter_cli.data.encoding import Encoder
-from otter_cli.data.labelled import read_labelled
-from otter_cli.data.plain import read_texts
-from otter_cli.data.preference import read_pairs
-from otter_cli.data.states import States
-from tests.support.chat import TEMPLATES, Listed, chat_tokenizer, said
+from otter_cli.data.pairs import read_pairs
+from otter_cli.data.texts import read_labelled, read_texts
+from tests.support.chat_tokenizers import TEMPLATES, Listed, chat_tokenizer, said
 
 HELLO, GO = said("hi there", "hello, you"), said("hi there", "go away")
 
@@ -63,8 +60,10 @@ ROWS = {
 @pytest.mark.parametrize("form", ROWS)
 def test_the_ids_of_pairs_are_transformers_own(tokenizer: Any, form: str, eos: bool) -> None:
     row, prompt = ROWS[form]
-    table = Chat(Listed(row, row), tokenizer, ("chosen", "rejected"), prompt)
-    data = Pairs(read_pairs(table, prompt=prompt), Encoder(tokenizer, 99, eos=eos), share=True)
+    table = ChatTable(Listed(row, row), tokenizer, ("chosen", "rejected"), prompt)
+    data = PairDataset(
+        read_pairs(table, prompt=prompt), Encoder(tokenizer, 99, eos=eos), share=True
+    )
     assert data.chosen == [ids_of(tokenizer, HELLO)] * 2
     assert data.rejected == [ids_of(tokenizer, GO)] * 2
     batch = data.batch([0])
@@ -77,7 +76,7 @@ def test_the_ids_of_pairs_are_transformers_own(tokenizer: Any, form: str, eos: b
 def test_a_pair_knows_its_prompt_as_generation_writes_it(tokenizer: Any, form: str) -> None:
     row, prompt = ROWS[form]
     pair = read_pairs(
-        Chat(Listed(row, row), tokenizer, ("chosen", "rejected"), prompt), prompt=prompt
+        ChatTable(Listed(row, row), tokenizer, ("chosen", "rejected"), prompt), prompt=prompt
     )[0]
     assert pair.prompt == tokenizer.apply_chat_template(
         HELLO[:1], tokenize=False, add_generation_prompt=True
@@ -87,13 +86,13 @@ def test_a_pair_knows_its_prompt_as_generation_writes_it(tokenizer: Any, form: s
 
 def test_the_ids_of_labelled_and_plain_texts_are_transformers_own(tokenizer: Any) -> None:
     rows = [{"text": HELLO, "toxicity": 0}, {"text": GO, "toxicity": 1}]
-    table = Chat(Listed(*rows), tokenizer, ("text",))
+    table = ChatTable(Listed(*rows), tokenizer, ("text",))
     expected = [ids_of(tokenizer, HELLO), ids_of(tokenizer, GO)]
     labelled = read_labelled(table, text="text", labels=["toxicity"])
-    assert Labelled(labelled, Encoder(tokenizer, 99)).ids == expected
+    assert LabelledDataset(labelled, Encoder(tokenizer, 99)).ids == expected
     joined = expected[0] + expected[1]
-    assert Blocks(read_texts(table), tokenizer, len(joined)).ids.tolist() == [joined]
-    states = States(read_texts(table), Encoder(tokenizer, 99, eos=False, keep="start"), 99, 0)
+    assert BlockDataset(read_texts(table), tokenizer, len(joined)).ids.tolist() == [joined]
+    states = StateDataset(read_texts(table), Encoder(tokenizer, 99, eos=False, keep="start"), 99, 0)
     for prefix in states.prefixes():
         assert any(prefix == ids[: len(prefix)] for ids in expected)
 
@@ -101,14 +100,14 @@ def test_the_ids_of_labelled_and_plain_texts_are_transformers_own(tokenizer: Any
 def test_a_dialogue_is_read_at_the_token_that_ends_its_last_turn(tokenizer: Any) -> None:
     """A model that generates stops there, and never reads what a template writes after it."""
     row = {"chosen": HELLO, "rejected": GO}
-    pairs = read_pairs(Chat(Listed(row, row), tokenizer, ("chosen", "rejected")))
+    pairs = read_pairs(ChatTable(Listed(row, row), tokenizer, ("chosen", "rejected")))
     ids, end = ids_of(tokenizer, HELLO), tokenizer.eos_token_id
     last_of = {True: len(ids) - 1, False: len(ids) - 1}
     if end in ids:
         last_of[True] = max(i for i, token in enumerate(ids) if token == end)
         last_of[False] = last_of[True] - 1
     for eos, last in last_of.items():
-        batch = Pairs(pairs, Encoder(tokenizer, 99, eos=eos)).batch([0])
+        batch = PairDataset(pairs, Encoder(tokenizer, 99, eos=eos)).batch([0])
         assert int(batch.last[0]) == last
         assert batch.attention_mask[0].tolist() == [
             int(i <= last) for i in range(batch.input_ids.shape[1])
@@ -118,7 +117,7 @@ def test_a_dialogue_is_read_at_the_token_that_ends_its_last_turn(tokenizer: Any)
 
 def test_a_generated_answer_is_closed_as_a_trained_one_is(tokenizer: Any) -> None:
     """Prompt and answer, read at the same token, whether the model has written its end or not."""
-    data = Encoder(tokenizer, 99)([chat(tokenizer, HELLO)])
+    data = Encoder(tokenizer, 99)([render_chat(tokenizer, HELLO)])
     trained = data.ids[0][: data.lengths[0]]
     prompt = ids_of(tokenizer, HELLO[:1], add_generation_prompt=True)
     answer = tokenizer(HELLO[1]["content"], add_special_tokens=False)["input_ids"]
@@ -131,7 +130,7 @@ def test_a_generated_answer_is_closed_as_a_trained_one_is(tokenizer: Any) -> Non
 def test_a_dialogue_is_cut_and_counted_and_still_read_at_its_end(chatml: Any) -> None:
     ids = ids_of(chatml, HELLO)
     assert ids[-2:] == [chatml.eos_token_id, chatml("\n")["input_ids"][0]]
-    texts = [chat(chatml, HELLO), chat(chatml, said("a", "b"))]
+    texts = [render_chat(chatml, HELLO), render_chat(chatml, said("a", "b"))]
     kept = Encoder(chatml, len(ids) - 4)(texts)
     assert kept.ids[0] == [ids[0], *ids[5:]] and kept.lengths[0] == len(ids) - 5
     assert (kept.truncation.cut, kept.truncation.texts) == (1, 2)
@@ -143,8 +142,8 @@ def test_pairs_that_a_cut_makes_alike_where_they_are_read_are_left_out(chatml: A
     """After a cut two texts can be alike to the end."""
     row = {"chosen": said("a", "bad cat"), "rejected": said("a", "sad cat")}
     other = {"chosen": said("a", "cat"), "rejected": said("a", "cow")}
-    pairs = read_pairs(Chat(Listed(row, other), chatml, ("chosen", "rejected")))
-    data = Pairs(pairs, Encoder(chatml, 6), share=True)
+    pairs = read_pairs(ChatTable(Listed(row, other), chatml, ("chosen", "rejected")))
+    data = PairDataset(pairs, Encoder(chatml, 6), share=True)
     assert data.identical == 1 and len(data.lengths) == 1
     assert data.chosen[0] != data.rejected[0]
     assert data.shared[0] < data.batch([0]).last.min()
@@ -153,17 +152,22 @@ def test_pairs_that_a_cut_makes_alike_where_they_are_read_are_left_out(chatml: A
 def test_since_counts_the_characters_of_the_last_message(chatml: Any) -> None:
     rows = [{"text": HELLO, "toxicity": 1, "since": HELLO[1]["content"].index("you")}] * 2
     labelled = read_labelled(
-        Chat(Listed(*rows), chatml, ("text",)), text="text", labels=["toxicity"], since="since"
+        ChatTable(Listed(*rows), chatml, ("text",)), text="text", labels=["toxicity"], since="since"
     )
     whole = ids_of(chatml, HELLO)
     place = len(whole) - 2 - len("you")
     assert chatml.decode(whole[place:-2]) == "you"
-    assert Labelled(labelled, Encoder(chatml, 99)).since.tolist() == [place] * 2
-    assert Labelled(labelled, Encoder(chatml, len(whole) - 3)).since.tolist() == [place - 3] * 2
+    assert LabelledDataset(labelled, Encoder(chatml, 99)).since.tolist() == [place] * 2
+    assert (
+        LabelledDataset(labelled, Encoder(chatml, len(whole) - 3)).since.tolist() == [place - 3] * 2
+    )
     over = [{**rows[0], "since": 99}]
     with pytest.raises(OtterError, match="table, row 1: 'since' is 99, outside 0 to 9"):
         read_labelled(
-            Chat(Listed(*over), chatml, ("text",)), text="text", labels=["toxicity"], since="since"
+            ChatTable(Listed(*over), chatml, ("text",)),
+            text="text",
+            labels=["toxicity"],
+            since="since",
         )
 
 
@@ -183,7 +187,7 @@ def test_messages_reach_the_template_as_they_are(tiny_tokenizer: Any) -> None:
         {"role": "tool", "tool_call_id": "c1", "content": "42"},
         {"role": "assistant", "content": [{"type": "text", "text": "it is "}, {"text": "42"}]},
     ]
-    texts = read_texts(Chat(Listed(*[{"text": messages}] * 2), tokenizer, ("text",)))
+    texts = read_texts(ChatTable(Listed(*[{"text": messages}] * 2), tokenizer, ("text",)))
     assert "(ann)" in texts[0] and "look_up" in texts[0] and "(c1):42" in texts[0]
     assert texts[0].endswith(":it is 42;")
     assert Encoder(tokenizer, 999)(texts).ids == [ids_of(tokenizer, messages)] * 2
@@ -208,14 +212,14 @@ def test_what_is_no_message_is_refused_by_row_column_and_key(
     chatml: Any, value: Any, what: str
 ) -> None:
     with pytest.raises(OtterError) as caught:
-        read_texts(Chat(Listed({"text": HELLO}, {"text": value}), chatml, ("text",)))
+        read_texts(ChatTable(Listed({"text": HELLO}, {"text": value}), chatml, ("text",)))
     assert caught.value.what.startswith("table, row 2: ") and what in caught.value.what
     assert '{"role": "user", "content": "Hello"}' in caught.value.hint
 
 
 def test_a_column_that_is_not_there_is_named(chatml: Any) -> None:
     with pytest.raises(OtterError, match="table, row 1: no column 'text'"):
-        read_texts(Chat(Listed({"texts": HELLO}), chatml, ("text",)))
+        read_texts(ChatTable(Listed({"texts": HELLO}), chatml, ("text",)))
 
 
 @pytest.mark.parametrize(
@@ -233,7 +237,7 @@ def test_a_template_that_fails_names_the_row(tiny_tokenizer: Any, template: str)
     with pytest.raises(
         OtterError, match="table, row 1: the chat template refuses these messages: "
     ) as caught:
-        read_texts(Chat(Listed({"text": HELLO}), tokenizer, ("text",)))
+        read_texts(ChatTable(Listed({"text": HELLO}), tokenizer, ("text",)))
     assert "roles" in caught.value.hint
 
 
@@ -252,7 +256,7 @@ def test_a_template_that_is_damaged_is_not_blamed_on_the_messages(
 ) -> None:
     tokenizer = chat_tokenizer(tiny_tokenizer, template)
     with pytest.raises(OtterError, match="the chat template is no sound program: ") as caught:
-        read_texts(Chat(Listed({"text": HELLO}), tokenizer, ("text",)))
+        read_texts(ChatTable(Listed({"text": HELLO}), tokenizer, ("text",)))
     assert "tokenizer_config.json" in caught.value.hint
 
 
@@ -261,12 +265,12 @@ def test_a_text_that_the_tokenizer_cannot_read_names_the_row(chatml: Any) -> Non
     with pytest.raises(
         OtterError, match="table, row 1: the chat template refuses these messages: "
     ):
-        read_texts(Chat(Listed({"text": broken}), chatml, ("text",)))
+        read_texts(ChatTable(Listed({"text": broken}), chatml, ("text",)))
 
 
 def test_without_a_template_it_is_told(tiny_tokenizer: Any) -> None:
     with pytest.raises(OtterError, match="table: .*the tokenizer has no chat template") as caught:
-        read_texts(Chat(Listed({"text": HELLO}), tiny_tokenizer, ("text",)))
+        read_texts(ChatTable(Listed({"text": HELLO}), tiny_tokenizer, ("text",)))
     assert "leave chat out" in caught.value.hint
 
 
@@ -274,7 +278,9 @@ def test_a_template_that_writes_the_prompt_otherwise_is_refused(tiny_tokenizer: 
     tokenizer = chat_tokenizer(tiny_tokenizer, "{{ messages | length }}!")
     row = {"prompt": "hi", "chosen": "a", "rejected": "b"}
     with pytest.raises(OtterError, match="writes 'prompt' otherwise before 'chosen'"):
-        read_pairs(Chat(Listed(row), tokenizer, ("chosen", "rejected"), "prompt"), prompt="prompt")
+        read_pairs(
+            ChatTable(Listed(row), tokenizer, ("chosen", "rejected"), "prompt"), prompt="prompt"
+        )
 
 
 def test_one_place_applies_a_chat_template() -> None:

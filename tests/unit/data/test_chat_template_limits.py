@@ -9,7 +9,7 @@ import pytest
 
 from otter_cli.core.errors import OtterError
 from otter_cli.data import chat_template
-from otter_cli.data.chat_template import chat, user_turn
+from otter_cli.data.chat_template import render_chat, user_turn
 
 MANY = "{% for i in range(99999) %}"
 ENDLESS = {
@@ -46,7 +46,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_ends_in_an_error(tiny_tokenizer: Any, template: str) -> None:
     started = time.monotonic()
     with pytest.raises(OtterError, match="the chat template") as caught:
-        chat(_tokenizer(tiny_tokenizer, template), user_turn("hi"))
+        render_chat(_tokenizer(tiny_tokenizer, template), user_turn("hi"))
     assert caught.value.hint
     assert time.monotonic() - started < 10
 
@@ -57,7 +57,7 @@ def test_it_ends_in_a_thread_too(tiny_tokenizer: Any) -> None:
 
     def run() -> None:
         with pytest.raises(OtterError) as caught:
-            chat(_tokenizer(tiny_tokenizer, ENDLESS["loops in loops"]), user_turn("hi"))
+            render_chat(_tokenizer(tiny_tokenizer, ENDLESS["loops in loops"]), user_turn("hi"))
         found.append(caught.value.what)
 
     thread = threading.Thread(target=run)
@@ -69,10 +69,10 @@ def test_it_ends_in_a_thread_too(tiny_tokenizer: Any) -> None:
 @pytest.mark.parametrize("template", [7, ["x"], "x" * 1_000_001])
 def test_what_is_no_template_is_refused(tiny_tokenizer: Any, template: Any) -> None:
     with pytest.raises(OtterError, match="the chat template is"):
-        chat(_tokenizer(tiny_tokenizer, template), user_turn("hi"))
+        render_chat(_tokenizer(tiny_tokenizer, template), user_turn("hi"))
 
 
 def test_a_long_dialogue_is_not_refused(tiny_tokenizer: Any) -> None:
     template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     text = "word " * 50_000
-    assert len(chat(_tokenizer(tiny_tokenizer, template), user_turn(text))) == len(text)
+    assert len(render_chat(_tokenizer(tiny_tokenizer, template), user_turn(text))) == len(text)

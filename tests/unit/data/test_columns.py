@@ -5,7 +5,13 @@ from typing import Any
 import pytest
 
 from otter_cli.core.errors import OtterError
-from otter_cli.data.columns import ANSWERS, PROMPTS, ignored_columns, pair_prompt, usual_text
+from otter_cli.data.columns import (
+    ANSWER_COLUMNS,
+    PROMPT_COLUMNS,
+    ignored_columns,
+    pair_prompt,
+    usual_text,
+)
 
 SAID = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
 PAIR = {"chosen": " yes", "rejected": " no"}
@@ -15,7 +21,7 @@ def _prompt(*rows: dict[str, Any]) -> str | None:
     return pair_prompt("chosen", "rejected", rows)
 
 
-@pytest.mark.parametrize("name", PROMPTS)
+@pytest.mark.parametrize("name", PROMPT_COLUMNS)
 def test_each_usual_name_of_a_prompt_is_used(name: str) -> None:
     assert _prompt({name: "Is it?", **PAIR}) == name
 
@@ -41,7 +47,7 @@ def test_a_number_or_an_object_is_no_prompt() -> None:
     assert _prompt({"input": 3, "prompt": {"text": "x"}, **PAIR}) is None
 
 
-@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.parametrize("name", ANSWER_COLUMNS)
 def test_an_answer_is_the_text_and_its_prompt_goes_before_it(name: str) -> None:
     rows = [{"prompt": "Is it?", name: "yes", "label": 1}]
     assert usual_text("text", set(), rows) == {"text": name, "prompt": "prompt"}

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from otter_cli.core.errors import OtterError
-from otter_cli.data.plain import read_texts
 from otter_cli.data.prompts import read_prompts
-from otter_cli.data.records import Record, read_records, read_rows
+from otter_cli.data.tables import Record, read_records, read_rows
+from otter_cli.data.texts import read_texts
 
 
 def values(path: Path) -> list[tuple[int, dict]]:
@@ -189,7 +189,7 @@ def test_a_gzip_of_nothing_is_empty(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["preference", "labelled", "plain", "prompts", "overlap", "paths", "parquet", "hub", "chat"],
+    ["pairs", "texts", "prompts", "splits", "tables", "chat_template", "columns"],
 )
 def test_readers_need_no_torch(module: str) -> None:
     check = f"import sys, otter_cli.data.{module}; sys.exit('torch' in sys.modules)"

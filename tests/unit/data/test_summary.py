@@ -9,7 +9,7 @@ import pytest
 from otter_cli.core.errors import OtterError
 from otter_cli.data.encoding import Encoder
 from otter_cli.data.summary import summarise
-from tests.support.chat import TEMPLATES, chat_tokenizer
+from tests.support.chat_tokenizers import TEMPLATES, chat_tokenizer
 
 USER = [{"role": "user", "content": "q"}]
 

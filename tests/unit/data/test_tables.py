@@ -1,5 +1,3 @@
-"""Parquet files and datasets in the hub's layout come out as other rows do."""
-
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,13 +7,53 @@ import pytest
 from pyarrow import parquet
 
 from otter_cli.core.errors import OtterError
-from otter_cli.data.hub import HubTable
-from otter_cli.data.preference import read_pairs
-from otter_cli.data.records import read_records
-from otter_cli.signals import parse_signal
-from otter_cli.training import load_recipe
-from otter_cli.training.material import load_material
+from otter_cli.data.pairs import read_pairs
+from otter_cli.data.tables import HubTable, find_data, read_records
+from otter_cli.signals.config import parse_signal
+from otter_cli.training.recipe import load_recipe
+from otter_cli.training.signal_data import load_signal_data
 from tests.support.training import REWARD, write_data, write_recipe
+
+
+def test_beside_the_recipe_goes_before_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside, here = tmp_path / "recipes", tmp_path / "here"
+    for folder in (beside, here):
+        folder.mkdir()
+        (folder / "a.jsonl").touch()
+    (here / "b.jsonl").touch()
+    monkeypatch.chdir(here)
+    assert find_data("a.jsonl", beside) == beside / "a.jsonl"
+    assert find_data("b.jsonl", beside) == Path("b.jsonl")
+    assert find_data("a.jsonl") == Path("a.jsonl")
+
+
+@pytest.mark.parametrize("name", ["$OTTER_TEST/a.jsonl", "${OTTER_TEST}/a.jsonl"])
+def test_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / "a.jsonl").touch()
+    monkeypatch.setenv("OTTER_TEST", str(tmp_path))
+    assert find_data(name, Path("elsewhere")) == tmp_path / "a.jsonl"
+
+
+def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jsonl").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_data("~/a.jsonl") == tmp_path / "a.jsonl"
+
+
+def test_an_unset_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OTTER_TEST", raising=False)
+    with pytest.raises(OtterError, match=r"\$OTTER_TEST is not set") as raised:
+        find_data("$OTTER_TEST/a.jsonl")
+    assert "export OTTER_TEST=" in raised.value.hint
+
+
+def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(OtterError, match="not found; looked for") as raised:
+        find_data("a.jsonl", tmp_path)
+    assert str(tmp_path / "a.jsonl") in raised.value.what
+
 
 ROWS = [{"chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(40)]
 
@@ -67,10 +105,10 @@ def test_a_dataset_trains_and_tests_by_its_splits(
 ) -> None:
     section = {"objective": "bradley-terry", "train": {"dataset": str(hub)}}
     recipe = load_recipe(write_recipe(tmp_path, {"reward": {**section, "test": {"split": "test"}}}))
-    found = load_material("reward", recipe, parse_signal("reward"), tiny_tokenizer)
+    found = load_signal_data("reward", recipe, parse_signal("reward"), tiny_tokenizer)
     assert found.record["train"]["rows"] == 40 and found.record["test"]["rows"] == 10
     assert found.record["train"]["split"] == "train" and found.record["shared"] == 10
-    again = load_material("reward", recipe, parse_signal("reward"), tiny_tokenizer)
+    again = load_signal_data("reward", recipe, parse_signal("reward"), tiny_tokenizer)
     assert again.record == found.record
     assert found.record["train"]["sha256"] != found.record["test"]["sha256"]
 
@@ -86,7 +124,7 @@ def test_a_test_file_beside_a_training_dataset(
     for section, counts in zip(sections, [(40, 64), (64, 10)], strict=True):
         section["objective"] = "bradley-terry"  # type: ignore[assignment]
         recipe = load_recipe(write_recipe(tmp_path, {"reward": section}))
-        record = load_material("reward", recipe, parse_signal("reward"), tiny_tokenizer).record
+        record = load_signal_data("reward", recipe, parse_signal("reward"), tiny_tokenizer).record
         assert (record["train"]["rows"], record["test"]["rows"]) == counts
 
 

@@ -6,23 +6,28 @@ from typing import Any
 import pytest
 import torch
 
-from otter_cli.decoding import DecodingSession, State
-from otter_cli.model import OtterForCausalLM
+from otter_cli.decoding.hidden_states import HiddenStates
+from otter_cli.decoding.session import DecodingSession
+from otter_cli.model.otter import OtterForCausalLM
 from tests.support.families import FULL, Case
 from tests.support.grafts import random_graft
 
 PROMPTS = [[5, 9, 33, 40, 12], [7, 8]]
 
 
-def _alone(model: Any, tokens: list[int]) -> State:
+def _alone(model: Any, tokens: list[int]) -> HiddenStates:
     """The last state of a text by one plain forward: no cache, no padding."""
     with torch.no_grad():
         out = model(torch.tensor([tokens]), signals=(), logits=False)
-    return State(out.base_state, out.inserted_state).last()
+    return HiddenStates(out.base_state, out.inserted_state).last()
 
 
-def _close(session: DecodingSession, states: State, row: int, expected: State) -> None:
-    got = State(states.base[row, None], {n: v[row, None] for n, v in states.inserted.items()})
+def _close(
+    session: DecodingSession, states: HiddenStates, row: int, expected: HiddenStates
+) -> None:
+    got = HiddenStates(
+        states.base[row, None], {n: v[row, None] for n, v in states.inserted.items()}
+    )
     for name in ("reward", "future"):
         torch.testing.assert_close(
             session.read(name, got), session.read(name, expected), rtol=1e-3, atol=1e-3

@@ -9,8 +9,10 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from otter_cli.core.errors import OtterError
-from otter_cli.decoding import BestOf, Sampling, best_of, generate
-from otter_cli.model import OtterForCausalLM
+from otter_cli.decoding.best_of import BestOf, best_of
+from otter_cli.decoding.generate import generate
+from otter_cli.decoding.sampling import Sampling
+from otter_cli.model.otter import OtterForCausalLM
 from tests.support.grafts import random_graft
 
 PROMPTS = [[5, 9, 33, 40, 12], [7, 8]]

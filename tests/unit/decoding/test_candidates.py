@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from otter_cli.core.errors import OtterError
-from otter_cli.decoding import DecodingSession, State
-from otter_cli.model import OtterForCausalLM
+from otter_cli.decoding.hidden_states import HiddenStates
+from otter_cli.decoding.session import DecodingSession
+from otter_cli.model.otter import OtterForCausalLM
 from tests.support.grafts import random_graft
 
 PROMPTS = [[5, 9, 33, 40, 12], [7, 8], [60, 61, 62, 63, 64, 65, 66]]
@@ -33,7 +34,7 @@ def norms_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
 
 
-def _single_steps(model: Any) -> list[list[State]]:
+def _single_steps(model: Any) -> list[list[HiddenStates]]:
     """By row, then by candidate: a session of its own takes the prompt, then that one token."""
     found = []
     for prompt, tokens in zip(PROMPTS, CANDIDATES, strict=True):
@@ -56,7 +57,7 @@ def test_they_are_equal_to_1e_10_in_float64(folder: Path) -> None:
     states = session.branch(CANDIDATES)
     for row, steps in enumerate(_single_steps(model)):
         for k, alone in enumerate(steps):
-            together = State(
+            together = HiddenStates(
                 states.base[row, k], {name: v[row, k] for name, v in states.inserted.items()}
             )
             pairs = [(session.logits(together), session.logits(alone)[0, 0])]

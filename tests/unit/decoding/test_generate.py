@@ -7,17 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from otter_cli.decoding import (
-    ArgsGuide,
-    FutureDrafter,
-    PromptLookup,
-    Sampling,
-    SignalGuide,
-    TreeShape,
-    generate,
-)
-from otter_cli.decoding.sampling import Sampler
-from otter_cli.model import OtterForCausalLM
+from otter_cli.decoding.generate import generate
+from otter_cli.decoding.guides.external_models import ArgsGuide
+from otter_cli.decoding.guides.signal_guides import SignalGuide
+from otter_cli.decoding.sampling import Sampler, Sampling
+from otter_cli.decoding.speculative.drafters import FutureDrafter, PromptLookup
+from otter_cli.decoding.speculative.drafts import TreeShape
+from otter_cli.model.otter import OtterForCausalLM
 from tests.support.grafts import random_graft
 
 PROMPTS = [[5, 9, 33, 40, 12], [7, 8], [60, 61, 62, 63, 64, 65, 66]]

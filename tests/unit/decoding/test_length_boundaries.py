@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import (  # fmt: skip
+from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -18,24 +18,19 @@ from transformers import (  # fmt: skip
 )
 
 from otter_cli.core.errors import OtterError
-from otter_cli.decoding import (
-    ArgsGuide,
-    BestOf,
-    DecodingSession,
-    DExpertsGuide,
-    DraftModel,
-    FutureDrafter,
-    Generation,
-    PromptLookup,
-    Sampling,
-    SignalGuide,
-    TreeShape,
-    best_of,
-    generate,
-)
-from otter_cli.decoding.session import ExpertSession, RewardSession
-from otter_cli.families import FAMILIES, base_shape, length_rule
-from otter_cli.model import OtterForCausalLM
+from otter_cli.decoding.best_of import BestOf, best_of
+from otter_cli.decoding.generate import generate
+from otter_cli.decoding.guides.external_models import ArgsGuide, DExpertsGuide
+from otter_cli.decoding.guides.signal_guides import SignalGuide
+from otter_cli.decoding.results import Generation
+from otter_cli.decoding.sampling import Sampling
+from otter_cli.decoding.session import DecodingSession, ExpertSession, RewardSession
+from otter_cli.decoding.speculative.drafters import DraftModel, FutureDrafter, PromptLookup
+from otter_cli.decoding.speculative.drafts import TreeShape
+from otter_cli.families.registry import FAMILIES
+from otter_cli.families.rope import length_rule
+from otter_cli.families.shape import base_shape
+from otter_cli.model.otter import OtterForCausalLM
 from tests.support.checkpoints import SHAPE
 from tests.support.families import CASES, Case
 from tests.support.grafts import random_graft

@@ -11,23 +11,19 @@ import pytest
 import torch
 
 import otter_cli
-from otter_cli.cli.generated import record_of, view_of
+from otter_cli.cli.generate_view import text_record, texts_view
 from otter_cli.core.errors import OtterError
-from otter_cli.decoding import (
-    BestOf,
-    FutureDrafter,
-    Gate,
-    Sampling,
-    SignalBound,
-    SignalGuide,
-    Stops,
-    VocabularyGuide,
-    best_of,
-    generate,
-)
-from otter_cli.insertion import Manifest, update_tensors
-from otter_cli.model import OtterForCausalLM
-from otter_cli.signals.finite import broken, finite_or_none, probabilities
+from otter_cli.decoding.best_of import BestOf, best_of
+from otter_cli.decoding.generate import generate
+from otter_cli.decoding.guides.guide import Gate
+from otter_cli.decoding.guides.signal_guides import SignalGuide, VocabularyGuide
+from otter_cli.decoding.sampling import Sampling
+from otter_cli.decoding.speculative.drafters import FutureDrafter
+from otter_cli.decoding.stopping import SignalBound, Stops
+from otter_cli.graft.grafted_folder import update_tensors
+from otter_cli.graft.manifest import Manifest
+from otter_cli.model.otter import OtterForCausalLM
+from otter_cli.signals.finite import class_probabilities, finite_or_none, non_finite_signals
 from tests.support.grafts import plan_for, random_graft
 
 PROMPT = [5, 9, 33]
@@ -78,10 +74,10 @@ def test_the_text_is_the_base_s_and_signals_have_no_value(
     for signals in ((), ("reward", "toxicity")):
         (row,) = generate(poisoned, [PROMPT], SHORT, signals=signals)
         assert row.tokens == _theirs(poisoned)
-    assert broken(row.signals) == ["reward", "toxicity"]
-    record = record_of("a", PROMPT, row, tiny_tokenizer, {})
+    assert non_finite_signals(row.signals) == ["reward", "toxicity"]
+    record = text_record("a", PROMPT, row, tiny_tokenizer, {})
     assert record["signals"] == {"reward": [None] * 8, "toxicity": [None] * 8}
-    assert view_of([record])
+    assert texts_view([record])
     # Drafts may be wrong; what stays is the base's.
     (drafted,) = generate(poisoned, [PROMPT], SHORT, drafter=FutureDrafter())
     assert drafted.tokens == row.tokens
@@ -147,16 +143,16 @@ def test_one_token_s_embedding_leaves_other_texts_alone(tiny_llama: Path, tmp_pa
     update_tensors(folder, [plan_for(tiny_llama, **FORM)], Manifest.read(folder), values)
     model = OtterForCausalLM.from_pretrained(folder)
     (fine,) = generate(model, [PROMPT], Sampling(1), signals=("reward",))
-    assert broken(fine.signals) == []
+    assert non_finite_signals(fine.signals) == []
     rows = generate(model, [PROMPT, [*PROMPT, 96]], SHORT, signals=("reward",))
-    assert broken(rows[1].signals) == ["reward"]
+    assert non_finite_signals(rows[1].signals) == ["reward"]
     with pytest.raises(OtterError, match="not finite"):
         generate(model, [[*PROMPT, 96]], SHORT, stops=Stops(signals=(SignalBound("reward", 9.0),)))
 
 
 def test_an_infinite_logit_is_no_certainty() -> None:
     logits = torch.tensor([0.0, -0.0, 30.0, -3.5, torch.inf, -torch.inf, torch.nan])
-    got = probabilities(logits)
+    got = class_probabilities(logits)
     assert torch.equal(got[:4], logits[:4].sigmoid())
     assert got[4:].isnan().all()
     assert finite_or_none([1.0, [np.nan, 2.0], np.inf]) == [1.0, [None, 2.0], None]

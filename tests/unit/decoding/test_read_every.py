@@ -8,18 +8,13 @@ import pytest
 import torch
 
 from otter_cli.core.errors import OtterError
-from otter_cli.decoding import (
-    BestOf,
-    Gate,
-    Sampling,
-    SignalBound,
-    SignalGuide,
-    Stops,
-    VocabularyGuide,
-    best_of,
-    generate,
-)
-from otter_cli.model import OtterForCausalLM
+from otter_cli.decoding.best_of import BestOf, best_of
+from otter_cli.decoding.generate import generate
+from otter_cli.decoding.guides.guide import Gate
+from otter_cli.decoding.guides.signal_guides import SignalGuide, VocabularyGuide
+from otter_cli.decoding.sampling import Sampling
+from otter_cli.decoding.stopping import SignalBound, Stops
+from otter_cli.model.otter import OtterForCausalLM
 from tests.support.grafts import random_graft
 
 PROMPTS = [[5, 9, 33, 40, 12], [7, 8], [60, 61, 62, 63, 64, 65, 66]]
@@ -141,7 +136,7 @@ def test_streams_that_sleep_while_a_gate_is_closed_guide_as_those_that_do_not(
 
     monkeypatch.setattr(model.taps, "end", counted)
     lazy, asleep = generate(model, PROMPTS[:1], sampling, **asked), len(runs)
-    monkeypatch.setattr("otter_cli.decoding.session.may_defer", lambda _: False)
+    monkeypatch.setattr("otter_cli.decoding.session.supports_lazy_stream", lambda _: False)
     each, awake = generate(model, PROMPTS[:1], sampling, **asked), len(runs) - asleep
     assert asleep < awake and lazy[0].tokens == each[0].tokens != plain[0].tokens
     torch.testing.assert_close(

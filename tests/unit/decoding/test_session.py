@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from otter_cli.core.errors import OtterError
-from otter_cli.decoding import DecodingSession, State
-from otter_cli.model import OtterForCausalLM
+from otter_cli.decoding.hidden_states import HiddenStates
+from otter_cli.decoding.session import DecodingSession
+from otter_cli.model.otter import OtterForCausalLM
 from tests.support.grafts import random_graft
 from tests.support.session_operations import Soak
 
@@ -27,14 +28,16 @@ def _load(folder: Path, dtype: torch.dtype = torch.float64, attention: str = "sd
     return OtterForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
 
 
-def _alone(model: Any, tokens: list[int]) -> State:
+def _alone(model: Any, tokens: list[int]) -> HiddenStates:
     """The last state of a text by one plain forward: no cache, no padding."""
     with torch.no_grad():
         out = model(torch.tensor([tokens]), signals=(), logits=False)
-    return State(out.base_state, out.inserted_state).last()
+    return HiddenStates(out.base_state, out.inserted_state).last()
 
 
-def _close(session: DecodingSession, got: State, expected: State, tolerance: float) -> None:
+def _close(
+    session: DecodingSession, got: HiddenStates, expected: HiddenStates, tolerance: float
+) -> None:
     for name in session.model.signal_configs:
         torch.testing.assert_close(
             session.read(name, got), session.read(name, expected), rtol=tolerance, atol=tolerance
@@ -68,7 +71,7 @@ def test_candidates_are_single_steps(
             index = torch.full((3,), k)
             expected = _alone(model, [*prompt, candidate])
             got = states.at(index)
-            one = State(
+            one = HiddenStates(
                 got.base[row : row + 1], {n: v[row : row + 1] for n, v in got.inserted.items()}
             )
             _close(session, one, expected, tolerance)
@@ -108,7 +111,7 @@ def test_rows_keep_different_numbers_of_a_chain(folder: Path) -> None:
     state = session.step(torch.tensor([30, 31, 32]))
     for row, (prompt, kept) in enumerate(zip(PROMPTS, (1, 3, 2), strict=True)):
         text = [*prompt, *chain[row, :kept].tolist(), 30 + row]
-        got = State(
+        got = HiddenStates(
             state.base[row : row + 1], {n: v[row : row + 1] for n, v in state.inserted.items()}
         )
         _close(session, got, _alone(model, text), 1e-5)

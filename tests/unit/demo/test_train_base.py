@@ -7,8 +7,15 @@ import pytest
 import torch
 
 from otter_cli.demo import train_base
-from otter_cli.demo.tokenizer import PAD, VOCABULARY
-from otter_cli.demo.train_base import CONTEXT, build, next_token_loss, pack, tiny_config
+from otter_cli.demo.train_base import (
+    CONTEXT,
+    PAD,
+    VOCABULARY,
+    build,
+    next_token_loss,
+    pack,
+    tiny_config,
+)
 
 OPTIONS = {"steps": 4, "texts": 300, "seed": 1}
 

@@ -4,8 +4,7 @@ from typing import get_args
 
 import pytest
 
-from otter_cli.demo.gold import gold_score, split_exchange, toxicity_labels
-from otter_cli.demo.world import Split, World, split_of
+from otter_cli.demo.world import Split, World, gold_score, split_exchange, split_of, toxicity_labels
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 

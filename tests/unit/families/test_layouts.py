@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
-from otter_cli.families import base_shape
-from otter_cli.families.parameters import base_parameters
-from otter_cli.insertion.initialise import initial_value
-from otter_cli.model import OtterForCausalLM
+from otter_cli.families.shape import base_shape
+from otter_cli.families.tensors import base_parameters
+from otter_cli.graft.plan import initial_value
+from otter_cli.model.otter import OtterForCausalLM
 from tests.support.families import CASES
 from tests.support.grafts import graft_for, plan_for, random_graft
 

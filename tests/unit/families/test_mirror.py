@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from otter_cli.insertion import Plan
-from otter_cli.model import OtterForCausalLM
+from otter_cli.graft.plan import Plan
+from otter_cli.model.otter import OtterForCausalLM
 from tests.support.families import CASES, FULL, Case
+from tests.support.fused_products import products
 from tests.support.grafts import graft_for
-from tests.support.joints import products
 
 TOKENS = torch.arange(3, 23)[None]
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from otter_cli.model import OtterForCausalLM
+from otter_cli.model.otter import OtterForCausalLM
 from tests.support.families import CASES
+from tests.support.fused_products import products
 from tests.support.grafts import random_graft
-from tests.support.joints import products
 
 BY_NAME = {case.family: case for case in CASES}
 TOKENS = torch.arange(3, 15)[None]

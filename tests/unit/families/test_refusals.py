@@ -6,17 +6,18 @@ from typing import Any
 import pytest
 
 from otter_cli.core.errors import OtterError
-from otter_cli.families import FAMILIES, REFUSED, base_shape, find_family
-from otter_cli.insertion import resolve
+from otter_cli.families.registry import FAMILIES, REFUSED_FAMILIES, find_family
+from otter_cli.families.shape import base_shape
+from otter_cli.graft.config import resolve_config
 from tests.support.families import CASES, FULL, Case
 from tests.support.grafts import plan_for
 
 FFN_ONLY = [case for case in CASES if not case.full]
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", REFUSED_FAMILIES)
 def test_a_known_family_is_refused_with_reason_and_way_out(name: str) -> None:
-    reason, instead = REFUSED[name]
+    reason, instead = REFUSED_FAMILIES[name]
     with pytest.raises(OtterError, match=f"{name!r} is not supported") as caught:
         find_family({"model_type": name})
     assert reason in caught.value.what and instead in caught.value.hint
@@ -25,7 +26,7 @@ def test_a_known_family_is_refused_with_reason_and_way_out(name: str) -> None:
 
 
 def test_no_family_is_both_supported_and_refused() -> None:
-    assert not FAMILIES.keys() & REFUSED.keys()
+    assert not FAMILIES.keys() & REFUSED_FAMILIES.keys()
 
 
 def test_every_family_is_in_the_table_of_tests() -> None:
@@ -54,4 +55,4 @@ def test_a_probe_needs_no_heads_and_goes_anywhere() -> None:
         "num_attention_heads": 2,
         "vocab_size": 9,
     }
-    assert resolve(base_shape(config), hidden=0).heads == 0
+    assert resolve_config(base_shape(config), hidden=0).heads == 0

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from otter_cli.core.errors import OtterError
-from otter_cli.families import base_shape, find_family
+from otter_cli.families.registry import find_family
+from otter_cli.families.shape import base_shape
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

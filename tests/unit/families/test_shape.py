@@ -10,9 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
-from otter_cli.families import FAMILIES, base_shape
-from otter_cli.families.parameters import base_parameters
-from otter_cli.families.tensors import expected_tensors
+from otter_cli.families.registry import FAMILIES
+from otter_cli.families.shape import base_shape
+from otter_cli.families.tensors import base_parameters, expected_tensors
 from tests.support.checkpoints import SHAPE
 from tests.support.families import CASES, FULL, Case
 

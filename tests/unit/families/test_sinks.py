@@ -9,7 +9,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
-from otter_cli.model import OtterForCausalLM
+from otter_cli.model.otter import OtterForCausalLM
 from tests.support.families import CASES
 from tests.support.grafts import graft_for
 

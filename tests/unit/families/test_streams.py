@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from otter_cli.model import OtterForCausalLM
+from otter_cli.model.otter import OtterForCausalLM
 from tests.support.families import CASES, Case
 from tests.support.grafts import random_graft
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from otter_cli.model.growing_cache import GrowingLayer
+from otter_cli.model.cache import GrowingCacheLayer
 
 
 def _entries(rows: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -15,7 +15,7 @@ def _entries(rows: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_it_holds_what_a_stock_layer_holds(seed: int) -> None:
-    draw, grown, stock = random.Random(seed), GrowingLayer(), DynamicLayer()
+    draw, grown, stock = random.Random(seed), GrowingCacheLayer(), DynamicLayer()
     torch.manual_seed(seed)
     rows = draw.randint(1, 3)
     for _ in range(30):
@@ -36,7 +36,7 @@ def test_it_holds_what_a_stock_layer_holds(seed: int) -> None:
 
 
 def test_a_step_copies_nothing_while_there_is_room() -> None:
-    layer = GrowingLayer()
+    layer = GrowingCacheLayer()
     layer.update(*_entries(1, 40))
     place = layer.keys.data_ptr()
     for _ in range(16):
@@ -46,14 +46,14 @@ def test_a_step_copies_nothing_while_there_is_room() -> None:
 
 
 def test_room_is_a_bounded_share() -> None:
-    layer = GrowingLayer()
+    layer = GrowingCacheLayer()
     for _ in range(400):
         keys, _ = layer.update(*_entries(1, 1))
         assert keys.untyped_storage().nbytes() <= 4 * 2 * 4 * (1.125 * keys.shape[2] + 17)
 
 
 def test_transformers_own_ways_to_move_rows_and_slots_work() -> None:
-    grown, stock = GrowingLayer(), DynamicLayer()
+    grown, stock = GrowingCacheLayer(), DynamicLayer()
     new = _entries(2, 9)
     for layer in (grown, stock):
         layer.update(*new)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from otter_cli.families import base_shape
-from otter_cli.insertion import InsertionConfig, resolve
-from otter_cli.model.norms import HeadNorm, PostNorm, StreamNorm
+from otter_cli.families.shape import base_shape
+from otter_cli.graft.config import InsertionConfig, resolve_config
+from otter_cli.model.stream import HeadNorm, PostNorm, StreamNorm
 
 SIZES = {"num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 97}
 LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, **SIZES}
@@ -16,7 +16,7 @@ PHI = {"model_type": "phi", "hidden_size": 32, "intermediate_size": 48, **SIZES}
 
 
 def _config(config: dict[str, Any], norm: Literal["own", "base"]) -> InsertionConfig:
-    return resolve(base_shape(config), hidden=8, heads=1, ffn=8, norm=norm)
+    return resolve_config(base_shape(config), hidden=8, heads=1, ffn=8, norm=norm)
 
 
 def _filled(module: Any) -> Any:

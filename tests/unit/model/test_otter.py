@@ -9,11 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import StaticCache
 
+from otter_cli.checkpoint.folder import MANIFEST
 from otter_cli.core.digests import sha256_file
 from otter_cli.core.errors import OtterError
-from otter_cli.insertion import MANIFEST, TENSORS, Manifest
-from otter_cli.insertion.manifest import InsertedRecord
-from otter_cli.model import OtterForCausalLM, load_base
+from otter_cli.graft.manifest import InsertedRecord, Manifest
+from otter_cli.graft.storage import TENSORS_FILE
+from otter_cli.model.load import load_base
+from otter_cli.model.otter import OtterForCausalLM
 from tests.support.grafts import graft_for, random_graft
 
 
@@ -28,13 +30,13 @@ def _tokens(*shape: int) -> torch.Tensor:
 
 def _rewrite(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     """As a tool would that keeps the digest in otter.json right: only the plan can object."""
-    save_file(tensors, folder / TENSORS)
-    record = InsertedRecord(sha256=sha256_file(folder / TENSORS))
+    save_file(tensors, folder / TENSORS_FILE)
+    record = InsertedRecord(sha256=sha256_file(folder / TENSORS_FILE))
     Manifest.read(folder).model_copy(update={"inserted": record}).write(folder)
 
 
 def test_a_missing_tensor_is_named(folder: Path) -> None:
-    tensors = load_file(folder / TENSORS)
+    tensors = load_file(folder / TENSORS_FILE)
     del tensors["otter.main.norm.weight"]
     _rewrite(folder, tensors)
     with pytest.raises(OtterError, match=r"otter\.main\.norm\.weight is missing"):
@@ -42,14 +44,14 @@ def test_a_missing_tensor_is_named(folder: Path) -> None:
 
 
 def test_an_unexpected_tensor_is_named(folder: Path) -> None:
-    _rewrite(folder, {**load_file(folder / TENSORS), "otter.main.extra": torch.zeros(1)})
+    _rewrite(folder, {**load_file(folder / TENSORS_FILE), "otter.main.extra": torch.zeros(1)})
     with pytest.raises(OtterError, match=r"otter\.main\.extra is unexpected"):
         OtterForCausalLM.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("change", [lambda t: t[:-1].clone(), lambda t: t.to(torch.bfloat16)])
 def test_a_tensor_of_another_shape_or_dtype_is_named(folder: Path, change: Any) -> None:
-    tensors = load_file(folder / TENSORS)
+    tensors = load_file(folder / TENSORS_FILE)
     tensors["otter.main.norm.weight"] = change(tensors["otter.main.norm.weight"])
     _rewrite(folder, tensors)
     with pytest.raises(OtterError, match=r"otter\.main\.norm\.weight is"):
@@ -73,7 +75,7 @@ def test_an_adapter_loads_on_its_base_and_no_other(
 ) -> None:
     adapter, other = tmp_path / "adapter", tmp_path / "other"
     adapter.mkdir()
-    for name in (MANIFEST, TENSORS):
+    for name in (MANIFEST, TENSORS_FILE):
         shutil.copy(folder / name, adapter / name)
     tokens = _tokens(1, 9)
     with torch.no_grad():

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from otter_cli.core.errors import OtterError
-from otter_cli.model.wide import MODELLING, load_wide
-from otter_cli.serving.wide import write_wide
+from otter_cli.model.wide import MODELLING_FILE, load_wide
+from otter_cli.serving.wide.export import write_wide
 from tests.support.grafts import random_graft
 
 
@@ -36,9 +36,9 @@ def _edit(folder: Path, change: Callable[[dict[str, object]], object]) -> None:
 
 def test_code_that_is_not_ours_is_not_run(wide: Path, tmp_path: Path) -> None:
     load_wide(wide)
-    with open(wide / MODELLING, "a") as file:
+    with open(wide / MODELLING_FILE, "a") as file:
         file.write(f"\nopen({str(tmp_path / 'ran')!r}, 'w')\n")
-    with pytest.raises(OtterError, match=MODELLING):
+    with pytest.raises(OtterError, match=MODELLING_FILE):
         load_wide(wide)
     assert not (tmp_path / "ran").exists()
 
@@ -59,7 +59,7 @@ def test_other_checkpoints_are_not_taken_for_wide(wide: Path, model_type: str | 
 
 def test_another_familys_file_is_not_ours_here(wide: Path) -> None:
     _edit(wide, lambda config: config.update(model_type="otter_wide_mistral"))
-    with pytest.raises(OtterError, match=MODELLING):
+    with pytest.raises(OtterError, match=MODELLING_FILE):
         load_wide(wide)
 
 

@@ -7,16 +7,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from otter_cli.benchmarks.estimates import Estimate
-from otter_cli.benchmarks.metrics.catalog import METRICS, describe
-from otter_cli.benchmarks.result import Divergence, Memory, MethodResult, Result
-from otter_cli.benchmarks.settings import MethodRecord, ModelRecord, PromptsRecord, RunSettings
+from otter_cli.benchmarks.metrics.estimates import METRICS, Estimate, metric_info
+from otter_cli.benchmarks.prompts import PromptsRecord
+from otter_cli.benchmarks.records import MethodRecord, RunSettings
+from otter_cli.benchmarks.results import BenchmarkResult, Divergence, MethodMemory, MethodResult
 from otter_cli.core.errors import OtterError
 from otter_cli.core.provenance import provenance
-from otter_cli.reports import html_page, markdown_page, terminal_page
-from otter_cli.reports.benchmark import benchmark_report, benchmark_sections
-from otter_cli.reports.benchmark_plots import benchmark_plots
-from otter_cli.reports.figures import difference_cell, figure_cell, name_with_unit, number_text
+from otter_cli.reports.benchmark import benchmark_plots, benchmark_report, benchmark_sections
+from otter_cli.reports.html import html_page
+from otter_cli.reports.markdown import markdown_page
+from otter_cli.reports.page import difference_cell, figure_cell, name_with_unit, number_text
+from otter_cli.reports.terminal import terminal_page
+from otter_cli.scorers.load import ModelRecord
 
 OF = {
     "preference": ["gold_reward", "guiding_reward", "reward_by_task_head", "diversity",
@@ -32,7 +34,7 @@ def figure(mean: float) -> Estimate:
     return Estimate(mean=mean, low=mean * 0.9, high=mean * 1.1, n=200)
 
 
-def made(benchmark: str) -> Result:
+def made(benchmark: str) -> BenchmarkResult:
     names = ("plain", "insertion", "task-head", "args")
     methods = {}
     for i, name in enumerate(names):
@@ -43,7 +45,7 @@ def made(benchmark: str) -> Result:
             label=name.replace("-", " "),
             metrics=metrics,
             against_plain={} if name == "plain" else dict(metrics),
-            memory=Memory(weights=27_800_000, caches=1_000_000 * (i + 1)),
+            memory=MethodMemory(weights=27_800_000, caches=1_000_000 * (i + 1)),
             divergences=[Divergence(prompt="17", position=4, gap=2e-6)] * (20 if i == 1 else 0),
         )
     models = [ModelRecord(name="grafted", kind="otter", weights="ab" * 32)]
@@ -56,7 +58,7 @@ def made(benchmark: str) -> Result:
         batch=25,
         seed=7,
     )
-    return Result(
+    return BenchmarkResult(
         benchmark=benchmark,  # type: ignore[arg-type]
         key=settings.key,
         settings=settings,
@@ -68,11 +70,11 @@ def made(benchmark: str) -> Result:
 
 
 @pytest.fixture(params=["preference", "detox", "speedup"])
-def result(request: pytest.FixtureRequest) -> Result:
+def result(request: pytest.FixtureRequest) -> BenchmarkResult:
     return made(request.param)
 
 
-def test_every_figure_stands_in_every_form(result: Result) -> None:
+def test_every_figure_stands_in_every_form(result: BenchmarkResult) -> None:
     report = benchmark_report(result)
     out = io.StringIO()
     Console(file=out, width=100, color_system=None).print(terminal_page(report))
@@ -80,11 +82,11 @@ def test_every_figure_stands_in_every_form(result: Result) -> None:
         assert "n = 200 prompts" in page
         assert "The speed-up is below 1." in page.replace("\n", " ")
         for name in OF[result.benchmark]:
-            assert describe(name).label in page.replace("\n", " ")
+            assert metric_info(name).label in page.replace("\n", " ")
     assert max(map(len, out.getvalue().splitlines())) <= 100
 
 
-def test_the_page_says_what_made_the_numbers(result: Result) -> None:
+def test_the_page_says_what_made_the_numbers(result: BenchmarkResult) -> None:
     page = html_page(benchmark_report(result))
     for part in (result.key[:16], "cdcdcdcdcdcd", "abababababab", "seed 7", "3 prompts, to their"):
         assert part in page
@@ -99,14 +101,14 @@ def test_times_of_prompts_that_shared_batches_are_told_as_such() -> None:
     assert note not in markdown_page(benchmark_report(alone))
 
 
-def test_sections_on_a_page_of_many_say_whose_they_are(result: Result) -> None:
+def test_sections_on_a_page_of_many_say_whose_they_are(result: BenchmarkResult) -> None:
     alone = {section.title for section in benchmark_sections(result, alone=True)}
     title, *others = [section.title for section in benchmark_sections(result)]
     assert {"Figures", "Memory"} <= alone
     assert all(other.startswith(f"{title}. ") for other in others)
 
 
-def test_plots_take_their_numbers_from_the_result(result: Result) -> None:
+def test_plots_take_their_numbers_from_the_result(result: BenchmarkResult) -> None:
     plots = benchmark_plots(result)
     assert len(plots) == (4 if result.benchmark == "preference" else 3)
     for plot in plots:
@@ -123,15 +125,15 @@ def test_many_divergences_are_counted_and_not_all_listed() -> None:
 def test_the_schema_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text(made("detox").model_dump_json())
-    assert Result.read(tmp_path) == made("detox").model_copy(
-        update={"sessions": Result.read(tmp_path).sessions}
+    assert BenchmarkResult.read(tmp_path) == made("detox").model_copy(
+        update={"sessions": BenchmarkResult.read(tmp_path).sessions}
     )
     path.write_text(path.read_text().replace('"n":200', '"n":200,"median":1'))
     with pytest.raises(OtterError, match="median"):
-        Result.read(tmp_path)
+        BenchmarkResult.read(tmp_path)
     path.unlink()
     with pytest.raises(OtterError, match=r"holds no result.json"):
-        Result.read(tmp_path)
+        BenchmarkResult.read(tmp_path)
 
 
 def test_figures_that_are_not_finite_have_no_place_in_a_result() -> None:
@@ -178,6 +180,6 @@ def test_a_difference_is_coloured_only_when_it_is_shown() -> None:
 
 def test_an_unknown_metric_is_named() -> None:
     with pytest.raises(OtterError, match="happiness"):
-        describe("happiness")
-    assert describe("acceptance_3").label == "accepted at position 3"
-    assert describe("reward_by_task_head").label == "reward by the task head"
+        metric_info("happiness")
+    assert metric_info("acceptance_3").label == "accepted at position 3"
+    assert metric_info("reward_by_task_head").label == "reward by the task head"

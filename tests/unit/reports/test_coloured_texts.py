@@ -5,21 +5,21 @@ import io
 import pytest
 from rich.console import Console
 
-from otter_cli.reports import Report, Section, terminal_page
-from otter_cli.reports.colours import COLOURS, NEUTRAL, colour_of, scale_of
 from otter_cli.reports.html import html_page
 from otter_cli.reports.markdown import markdown_page
-from otter_cli.reports.page import ColouredText
+from otter_cli.reports.page import ColouredText, Report, ReportSection
+from otter_cli.reports.terminal import terminal_page
+from otter_cli.reports.tokens import NEUTRAL, SIGNAL_COLOURS, colour_of, scale_of
 
 TEXT = ColouredText("plain", "It ", ["was", " <b>", " bad"], [0.9, None, 0.1], 0.0, 1.0, "ends low")
-REPORT = Report("title", "lead", [Section("texts", texts=[TEXT, TEXT])])
+REPORT = Report("title", "lead", [ReportSection("texts", texts=[TEXT, TEXT])])
 
 
 def test_a_page_gives_each_token_its_colour_and_number() -> None:
     page = html_page(REPORT)
     assert page.count('class="texts"') == 1 and page.count('class="tokens"') == 2
-    assert f'<span style="background:{COLOURS[-1]}" title="+0.900">was</span>' in page
-    assert f'<span style="background:{COLOURS[0]}" title="+0.100"> bad</span>' in page
+    assert f'<span style="background:{SIGNAL_COLOURS[-1]}" title="+0.900">was</span>' in page
+    assert f'<span style="background:{SIGNAL_COLOURS[0]}" title="+0.100"> bad</span>' in page
     assert "<span> &lt;b&gt;</span>" in page and "<b> bad" not in page
     assert "ends low" in page
 
@@ -34,10 +34,10 @@ def test_the_terminal_and_markdown_show_the_same_words() -> None:
 @pytest.mark.parametrize(
     ("value", "colour"),
     [
-        (0.0, COLOURS[0]),
-        (1.0, COLOURS[-1]),
-        (-5.0, COLOURS[0]),
-        (5.0, COLOURS[-1]),
+        (0.0, SIGNAL_COLOURS[0]),
+        (1.0, SIGNAL_COLOURS[-1]),
+        (-5.0, SIGNAL_COLOURS[0]),
+        (5.0, SIGNAL_COLOURS[-1]),
         (None, NEUTRAL),
         (float("nan"), NEUTRAL),
         (float("inf"), NEUTRAL),

@@ -7,11 +7,21 @@ import re
 import pytest
 from markdown_it import MarkdownIt
 
-from otter_cli.reports import Cell, Report, Section, Table, html_page, markdown_page
-from otter_cli.reports.escaping import html_text, markdown_paragraph, markdown_text
-from otter_cli.reports.page import ColouredText
-from otter_cli.reports.plots import IntervalPlot, LinePlot, Point, ScatterPlot, Series
-from tests.support.hostile import CONTROL, HOSTILE, shown_as
+from otter_cli.reports.html import html_page, html_text
+from otter_cli.reports.markdown import markdown_page, markdown_paragraph, markdown_text
+from otter_cli.reports.page import (
+    Cell,
+    ColouredText,
+    IntervalPlot,
+    LinePlot,
+    PlotPoint,
+    PlotSeries,
+    Report,
+    ReportSection,
+    ReportTable,
+    ScatterPlot,
+)
+from tests.support.hostile_text import CONTROL, HOSTILE, shown_as
 
 MARKS = {
     "heading": "# not a heading",
@@ -36,15 +46,15 @@ hostile = pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 
 
 def _report(text: str) -> Report:
-    point = Point(text, 0.5, 0.4, 0.6, bound=0.3)
+    point = PlotPoint(text, 0.5, 0.4, 0.6, bound=0.3)
     plots = [
         IntervalPlot(text, text, [point]),
         ScatterPlot(text, text, text, [(point, point)]),
-        LinePlot(text, text, text, [Series(text, [0.0, 1.0], [0.0, 1.0])]),
+        LinePlot(text, text, text, [PlotSeries(text, [0.0, 1.0], [0.0, 1.0])]),
     ]
-    table = Table([text, text], [[text, Cell(text, text)]])
+    table = ReportTable([text, text], [[text, Cell(text, text)]])
     coloured = ColouredText(text, text, [text, text], [0.5, None], 0.0, 1.0, text)
-    section = Section(text, [text], [table], plots, [coloured])
+    section = ReportSection(text, [text], [table], plots, [coloured])
     return Report(text, text, [section], [(text, text)], {text: text})
 
 
@@ -107,7 +117,7 @@ def test_every_string_of_a_report_is_tried() -> None:
     """A field that is added to a report must be added to the report of these tests."""
     names = {field.name for field in dataclasses.fields(Report)}
     assert names == {"title", "lead", "sections", "facts", "data"}
-    assert {f.name for f in dataclasses.fields(Section)} == {
+    assert {f.name for f in dataclasses.fields(ReportSection)} == {
         "title",
         "text",
         "tables",

@@ -6,7 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from otter_cli.reports import Report, html_page
+from otter_cli.reports.html import html_page
+from otter_cli.reports.page import Report
 
 VOID = {"meta"}
 

@@ -5,8 +5,10 @@ import io
 import pytest
 from rich.console import Console
 
-from otter_cli.reports import Cell, Report, Section, Table, markdown_page, terminal_page
-from otter_cli.reports.files import write_report
+from otter_cli.reports.markdown import markdown_page
+from otter_cli.reports.page import Cell, Report, ReportSection, ReportTable
+from otter_cli.reports.report_files import write_report
+from otter_cli.reports.terminal import terminal_page
 
 
 def shown(report: Report) -> str:
@@ -25,7 +27,7 @@ def test_the_terminal_shows_every_cell_and_paragraph(report: Report) -> None:
 def test_wide_tables_are_split_with_their_names_repeated() -> None:
     columns = ["metric", *(f"method {i}" for i in range(8))]
     row = ["gold reward", *(Cell(f"0.{i}00", f"0.{i}11 to 0.{i}99") for i in range(8))]
-    text = shown(Report("t", "l", [Section("s", tables=[Table(columns, [row])])]))
+    text = shown(Report("t", "l", [ReportSection("s", tables=[ReportTable(columns, [row])])]))
     assert text.count("gold reward") == 2
     for i in range(8):
         assert f"method {i}" in text and f"0.{i}11 to 0.{i}99" in text
@@ -35,13 +37,13 @@ def test_a_long_name_keeps_its_end() -> None:
     columns = ["method", *(f"expected maximum toxicity {i}" for i in range(5))]
     figures = [Cell("0.600", "0.611 to 0.699")] * 5
     rows = [[f"experts-of-a-long-name@{i}", *figures] for i in (15, 25)]
-    text = shown(Report("t", "l", [Section("s", tables=[Table(columns, rows)])]))
+    text = shown(Report("t", "l", [ReportSection("s", tables=[ReportTable(columns, rows)])]))
     first = "".join(line[:18].strip() for line in text.splitlines())
     assert "experts-of-a-long-name@15" in first and "experts-of-a-long-name@25" in first
 
 
 def test_square_brackets_are_no_markup() -> None:
-    assert "[bold]x[/bold]" in shown(Report("t", "l", [Section("s", ["[bold]x[/bold]"])]))
+    assert "[bold]x[/bold]" in shown(Report("t", "l", [ReportSection("s", ["[bold]x[/bold]"])]))
 
 
 def test_markdown_tables_are_whole(report: Report) -> None:
@@ -54,7 +56,7 @@ def test_markdown_tables_are_whole(report: Report) -> None:
 
 def test_a_row_of_the_wrong_length_is_refused() -> None:
     with pytest.raises(ValueError, match="a row of 1 cells under 2 columns"):
-        Table(["a", "b"], [["only one"]])
+        ReportTable(["a", "b"], [["only one"]])
 
 
 def test_both_files_are_written(report: Report, tmp_path) -> None:

@@ -10,25 +10,29 @@ from typing import Any
 import pytest
 import torch
 
-from otter_cli.benchmarks.judges import judges
-from otter_cli.benchmarks.models import load_graft, load_language_model, load_reward_model
-from otter_cli.benchmarks.scorers.detoxify import DetoxifyScorer
-from otter_cli.benchmarks.scorers.encoder import EncoderScorer
-from otter_cli.cli.bench.rescore import _scorer
+from otter_cli.benchmarks.tasks.pairs import load_judges
+from otter_cli.cli.bench.rescore import parse_scorer
 from otter_cli.core.errors import OtterError
-from otter_cli.data.datasets import pad
-from otter_cli.model import load_base
+from otter_cli.data.datasets import pad_batch
+from otter_cli.model.load import load_base
 from otter_cli.model.wide import load_wide
-from otter_cli.scorers.load import load_classifier, scorer_folder
-from otter_cli.serving.wide import write_wide
-from otter_cli.signals import parse_signal
-from otter_cli.training import teacher
-from otter_cli.training.labeller import load_labeller
-from otter_cli.training.lora import LoraTrainee
-from otter_cli.training.lora_language_model import LoraLanguageModelTrainee
-from otter_cli.training.separate import SeparateTrainee, create_separate
-from tests.support.contestants import write_classifier, write_reward_model
-from tests.support.damage import DAMAGE, damage_file
+from otter_cli.scorers import labeller
+from otter_cli.scorers.detoxify import DetoxifyScorer
+from otter_cli.scorers.labeller import load_labeller
+from otter_cli.scorers.load import (
+    load_classifier,
+    load_graft,
+    load_recorded_language_model,
+    load_recorded_reward_model,
+    scorer_folder,
+)
+from otter_cli.scorers.response_models import EncoderScorer
+from otter_cli.serving.wide.export import write_wide
+from otter_cli.signals.config import parse_signal
+from otter_cli.training.baselines.lora import LoraClassifierTrainable, LoraLanguageModelTrainable
+from otter_cli.training.baselines.separate import SeparateTrainable, create_separate
+from tests.support.benchmark_models import write_classifier, write_reward_model
+from tests.support.damaged_tensors import DAMAGE, damage_file
 from tests.support.grafts import random_graft
 
 LAYER = "model.layers.1.self_attn.v_proj.weight"
@@ -44,7 +48,7 @@ def sound(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Folders
     write_wide(graft, root / "wide")
     create_separate(tiny_llama, root / "separate", parse_signal("reward"))
     vocabulary = parse_signal("q=action-reward")
-    adapter = LoraLanguageModelTrainee(tiny_llama, root / "adapter", vocabulary, 2, 0, "cpu")
+    adapter = LoraLanguageModelTrainable(tiny_llama, root / "adapter", vocabulary, 2, 0, "cpu")
     adapter.write({})
     return {
         "base": tiny_llama,
@@ -69,17 +73,19 @@ def _write_encoder(classifier: Path, folder: Path) -> Path:
 
 
 def _teach(folder: Path) -> Any:
-    teacher._load.cache_clear()
-    return teacher.teacher_values(folder, "reward", pad([[1, 5, 6]], 0))
+    labeller._load_prefix_values.cache_clear()
+    return labeller.prefix_values(folder, "reward", pad_batch([[1, 5, 6]], 0))
 
 
 def _label(folder: Path) -> Any:
-    teacher._load.cache_clear()
+    labeller._load_prefix_values.cache_clear()
     return load_labeller(folder, None, eos=True, device="cpu")(["a text"])
 
 
 def _judge(folder: Path, sound: Folders) -> Any:
-    return judges(load_graft(sound["graft"], "reward", device="cpu"), "reward", {"gold": folder})
+    return load_judges(
+        load_graft(sound["graft"], "reward", device="cpu"), "reward", {"gold": folder}
+    )
 
 
 @dataclass(frozen=True)
@@ -103,37 +109,41 @@ ENTRIES = {
     "labeller, Detoxify": Entry(
         "detoxify", lambda folder, _: _label(folder), "classifier.weight", BERT_LAYER
     ),
-    "separate model": Entry("separate", lambda folder, _: SeparateTrainee(folder, _signal())),
+    "separate model": Entry("separate", lambda folder, _: SeparateTrainable(folder, _signal())),
     "LoRA": Entry(
         "separate",
-        lambda folder, others: LoraTrainee(others["base"], folder, _signal(), 2, 0, "cpu"),
+        lambda folder, others: LoraClassifierTrainable(
+            others["base"], folder, _signal(), 2, 0, "cpu"
+        ),
     ),
     "LoRA's base": Entry(
         "base",
-        lambda folder, others: LoraLanguageModelTrainee(
+        lambda folder, others: LoraLanguageModelTrainable(
             folder, folder / "to", _signal("q=action-reward"), 2, 0, "cpu"
         ),
         "lm_head.weight",
     ),
     "benchmarks, a reward model": Entry(
-        "reward", lambda folder, _: load_reward_model(folder, device="cpu")
+        "reward", lambda folder, _: load_recorded_reward_model(folder, device="cpu")
     ),
     "benchmarks, a language model": Entry(
-        "base", lambda folder, _: load_language_model(folder, device="cpu"), "lm_head.weight"
+        "base",
+        lambda folder, _: load_recorded_language_model(folder, device="cpu"),
+        "lm_head.weight",
     ),
     "benchmarks, an adapter": Entry(
         "adapter",
-        lambda folder, _: load_language_model(folder, device="cpu"),
+        lambda folder, _: load_recorded_language_model(folder, device="cpu"),
         "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight",
         "base_model.model.model.layers.1.self_attn.v_proj.lora_A.weight",
     ),
     "judge": Entry("reward", _judge),
     "rescore, a reward model": Entry(
-        "reward", lambda folder, _: _scorer(f"reward-model:{folder}", "cpu")
+        "reward", lambda folder, _: parse_scorer(f"reward-model:{folder}", "cpu")
     ),
     "rescore, Detoxify": Entry(
         "detoxify",
-        lambda folder, _: _scorer(f"detoxify:{folder}", "cpu"),
+        lambda folder, _: parse_scorer(f"detoxify:{folder}", "cpu"),
         "classifier.bias",
         BERT_LAYER,
     ),
@@ -196,7 +206,7 @@ def test_an_encoder_leaves_the_head_of_a_whole_model_unread_and_nothing_else(
 ) -> None:
     folder = Path(shutil.copytree(sound["base"], tmp_path / "copy"))
     assert EncoderScorer(folder)
-    monkeypatch.setattr("tests.support.damage.EXTRA", "model.layers.0.extra.weight")
+    monkeypatch.setattr("tests.support.damaged_tensors.EXTRA", "model.layers.0.extra.weight")
     named = damage_file(folder, damage, "", LAYER)
     with pytest.raises(OtterError) as caught:
         EncoderScorer(folder)
@@ -223,7 +233,7 @@ def test_an_adapter_beside_weights_does_not_load_another_model(
     folder = Path(shutil.copytree(sound["reward"], tmp_path / "copy"))
     shutil.copy(sound["adapter"] / "adapter_config.json", folder)
     with pytest.raises(OtterError, match=r"adapter_config\.json beside a model's weights"):
-        load_reward_model(folder, device="cpu")
+        load_recorded_reward_model(folder, device="cpu")
 
 
 @pytest.mark.parametrize("text", ["nowhere", "org/name", "models/reward"])
@@ -248,5 +258,5 @@ def test_a_revision_of_the_hub_is_fetched(
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert scorer_folder("org/name@v1") == snapshot
-    assert load_reward_model("org/name@v1", device="cpu").model.config.num_labels == 1
+    assert load_recorded_reward_model("org/name@v1", device="cpu").model.config.num_labels == 1
     assert set(asked) == {("org/name", "v1")}

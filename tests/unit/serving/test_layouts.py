@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from otter_cli.checkpoint.folder import Checkpoint
+from otter_cli.checkpoint.folder import MANIFEST, Checkpoint
 from otter_cli.core.errors import OtterError
-from otter_cli.insertion import MANIFEST, TENSORS, graft
-from otter_cli.model import OtterForCausalLM
+from otter_cli.graft.storage import TENSORS_FILE
+from otter_cli.graft.surgery import graft
+from otter_cli.model.otter import OtterForCausalLM
 from otter_cli.serving.layouts import export_adapter, export_base
 from tests.support.grafts import plan_for, random_graft
 
@@ -25,7 +26,7 @@ def test_an_adapter_says_on_its_base_what_the_graft_says(
     tiny_llama: Path, folder: Path, tmp_path: Path
 ) -> None:
     done = export_adapter(folder, tmp_path / "adapter")
-    assert done.verdict == "exact" and done.files == [TENSORS, MANIFEST]
+    assert done.verdict == "exact" and done.files == [TENSORS_FILE, MANIFEST]
     assert {path.name for path in (tmp_path / "adapter").iterdir()} == set(done.files)
     with torch.no_grad():
         one = OtterForCausalLM.from_pretrained(folder)(TOKENS)
@@ -65,7 +66,7 @@ def test_the_base_again(tiny_llama: Path, folder: Path, tmp_path: Path, mode: st
 
 @pytest.mark.parametrize("export", [export_adapter, export_base])
 def test_a_damaged_graft_is_not_exported(folder: Path, tmp_path: Path, export: object) -> None:
-    for name in (TENSORS, "config.json"):
+    for name in (TENSORS_FILE, "config.json"):
         data = (folder / name).read_bytes()
         (folder / name).unlink()  # a hard link of the base's: not to be written through
         (folder / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))

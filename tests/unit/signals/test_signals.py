@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from otter_cli.core.errors import OtterError
-from otter_cli.signals import HEADS, SignalConfig, parse_signal
+from otter_cli.signals.config import SignalConfig, parse_signal
+from otter_cli.signals.heads import HEADS
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from otter_cli.signals import Vocabulary, parse_signal
+from otter_cli.signals.config import parse_signal
+from otter_cli.signals.heads import VocabularyHead
 from tests.unit.signals.test_signals import Rows, random_weights
 
-HEAD, d, VOCAB = Vocabulary(), 6, 13
+HEAD, d, VOCAB = VocabularyHead(), 6, 13
 FORMS = ("vocabulary:2", "vocabulary", "vocabulary:full")
 
 

@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 
 from otter_cli.core.errors import OtterError
-from otter_cli.data.chat_template import chat
-from otter_cli.model import OtterForCausalLM
-from otter_cli.model.pretrained import load_tokenizer
-from otter_cli.teaching import Teaching, rows, teach, writing
-from otter_cli.teaching.scorers import TextScorer
-from otter_cli.teaching.writing import Drawing
+from otter_cli.data.chat_template import render_chat
+from otter_cli.model.load import load_tokenizer
+from otter_cli.model.otter import OtterForCausalLM
+from otter_cli.scorers.text_scorer import TextScorer
+from otter_cli.teaching import continuations, rows
+from otter_cli.teaching.continuations import ContinuationSettings
+from otter_cli.teaching.rows import TeachingSettings, teach
 from tests.support.grafts import chat_base, random_graft
 
-DRAWING = Drawing(samples=3, tokens=6)
+DRAWING = ContinuationSettings(samples=3, tokens=6)
 LETTERS = "python:tests.unit.teaching.test_teach:letters"
 asked: list[str] = []
 # At which call a user presses Ctrl-C; 0: never.
@@ -50,7 +51,7 @@ def taught(folder: Path, prompts: Path, *labels: str, **options: Any) -> list[di
         folder,
         OtterForCausalLM.from_pretrained(folder),
         load_tokenizer(folder),
-        Teaching(LETTERS, prompts, **options),
+        TeachingSettings(LETTERS, prompts, **options),
         list(labels) or None,
     )
     return [json.loads(line) for line in result.path.read_text().splitlines()]
@@ -104,7 +105,7 @@ def test_with_a_chat_template_rows_are_dialogues(folder: Path, prompts: Path) ->
     user, assistant = made[0]["messages"]
     assert user["role"] == "user" and assistant["role"] == "assistant"
     tokenizer = load_tokenizer(folder)
-    ids = list(chat(tokenizer, [user], generate=True).ids)
+    ids = list(render_chat(tokenizer, [user], generate=True).ids)
     stored = [
         json.loads(line)
         for line in next((folder / rows.STORE).glob("texts-*")).read_text().splitlines()
@@ -121,7 +122,7 @@ def test_the_prompt_is_read_too_where_that_is_wanted(folder: Path, prompts: Path
 @pytest.mark.parametrize("options", [{"samples": 0}, {"tokens": 0}, {"temperature": 0.0}])
 def test_drawings_without_meaning(options: dict[str, Any]) -> None:
     with pytest.raises(OtterError):
-        Drawing(**options)
+        ContinuationSettings(**options)
 
 
 def test_ctrl_c_while_the_base_writes_keeps_its_texts(
@@ -130,9 +131,9 @@ def test_ctrl_c_while_the_base_writes_keeps_its_texts(
     """And while the teacher labels."""
     whole = taught(folder, prompts)
     shutil.rmtree(folder / rows.STORE)
-    monkeypatch.setattr(writing, "_ROWS", 3)
-    monkeypatch.setattr(rows, "_AT_ONCE", 2)
-    write, states = writing._write, []
+    monkeypatch.setattr(continuations, "_ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(rows, "_TEXTS_AT_ONCE", 2)
+    write, states = continuations._generate, []
 
     def stopped_at_second(model: Any, keys: Any, *more: Any) -> Any:
         states.extend(keys)
@@ -140,7 +141,7 @@ def test_ctrl_c_while_the_base_writes_keeps_its_texts(
             raise KeyboardInterrupt
         return write(model, keys, *more)
 
-    monkeypatch.setattr(writing, "_write", stopped_at_second)
+    monkeypatch.setattr(continuations, "_generate", stopped_at_second)
     with pytest.raises(KeyboardInterrupt):
         taught(folder, prompts)
     monkeypatch.setattr("tests.unit.teaching.test_teach.stop_at", 4)
@@ -171,7 +172,7 @@ def test_equal_scores_are_warned_about(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     scorer = TextScorer(("a",), lambda texts: [[7.0] for _ in texts], "0" * 64)
-    monkeypatch.setattr(rows, "load_scorer", lambda *_, **__: scorer)
+    monkeypatch.setattr(rows, "load_text_scorer", lambda *_, **__: scorer)
     assert {row["a"] for row in taught(folder, prompts)} == {0.5}
     assert "every text 7 as a" in capfd.readouterr().err
 
@@ -206,7 +207,9 @@ def test_a_base_that_writes_nothing_is_said(
     folder: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        writing, "_write", lambda _, keys, __, drawing: [[[2]] * drawing.samples for _ in keys]
+        continuations,
+        "_generate",
+        lambda _, keys, __, drawing: [[[2]] * drawing.samples for _ in keys],
     )
     with pytest.raises(OtterError, match="wrote nothing"):
         taught(folder, prompts)
@@ -216,7 +219,7 @@ def test_a_score_called_as_the_texts_are_does_not_replace_them(
     folder: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scorer = TextScorer(("text",), lambda texts: [[0.5] for _ in texts], "0" * 64)
-    monkeypatch.setattr(rows, "load_scorer", lambda *_, **__: scorer)
+    monkeypatch.setattr(rows, "load_text_scorer", lambda *_, **__: scorer)
     with pytest.raises(OtterError, match="calls a score 'text'"):
         taught(folder, prompts)
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from otter_cli.core.errors import OtterError
-from otter_cli.insertion import Manifest
-from otter_cli.model import OtterForCausalLM
-from otter_cli.training import train
-from otter_cli.training.separate import RECORD
+from otter_cli.graft.manifest import Manifest
+from otter_cli.model.otter import OtterForCausalLM
+from otter_cli.training.baselines.separate import TRAINING_RECORD_FILE
+from otter_cli.training.run import train
 from tests.support.training import REWARD, TOXICITY, small_graft, small_recipe
 
 
@@ -30,7 +30,7 @@ def test_the_separate_model_learns_the_same_data(folder: Path, tmp_path: Path) -
     result = train(folder, recipe, baseline="separate", to=to)
     assert result.signals["reward"]["accuracy"].mean > 0.9
     assert result.data == train(folder, recipe).data
-    assert (to / RECORD).is_file()
+    assert (to / TRAINING_RECORD_FILE).is_file()
 
 
 def test_a_baseline_leaves_the_graft_alone(folder: Path, tmp_path: Path) -> None:

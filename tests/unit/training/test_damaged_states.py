@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from otter_cli.checkpoint.header import read_header
+from otter_cli.checkpoint.safetensors_reader import read_header
 from otter_cli.core.errors import OtterError
-from otter_cli.training import train
+from otter_cli.training.run import train
 from otter_cli.training.state import StateFolder
 from tests.support.training import small_recipe
 

@@ -9,10 +9,11 @@ import pytest
 
 from otter_cli.core.errors import OtterError
 from otter_cli.data.summary import summarise
-from otter_cli.signals import parse_signal
-from otter_cli.training import load_recipe, train
-from otter_cli.training.material import Material, load_material
-from otter_cli.training.objectives import Objective
+from otter_cli.signals.config import parse_signal
+from otter_cli.training.objectives.objective import Objective
+from otter_cli.training.recipe import load_recipe
+from otter_cli.training.run import train
+from otter_cli.training.signal_data import SignalData, load_signal_data
 from tests.support.training import REWARD, small_graft, write_recipe
 
 LONG = "the same words again "
@@ -25,10 +26,10 @@ def _write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 def _load(
     folder: Path, tokenizer: Any, signal: str, section: dict[str, Any], **settings: Any
-) -> Material:
+) -> SignalData:
     config = parse_signal(signal)
     recipe = load_recipe(write_recipe(folder, {config.name: section}, **settings))
-    return load_material(config.name, recipe, config, tokenizer)
+    return load_signal_data(config.name, recipe, config, tokenizer)
 
 
 def _classes(train: str = "train.jsonl", **section: Any) -> dict[str, Any]:
@@ -239,13 +240,12 @@ def test_what_was_held_out_is_recorded_and_told(
 
 def test_an_unfinished_run_of_an_older_recipe_goes_on(tiny_llama: Path, tmp_path: Path) -> None:
     """Keys that the recipe did not have then had the values that they have when left out."""
-    from otter_cli.training.resume import check_same_run, identity_of
-    from otter_cli.training.state import StateFolder
+    from otter_cli.training.state import StateFolder, check_same_run, run_identity
 
     _write(tmp_path / "pairs.jsonl", TRL)
     recipe = load_recipe(write_recipe(tmp_path))
     data = {"reward": {"train": {"path": "pairs.jsonl", "rows": 8}}}
-    older = json.loads(json.dumps(identity_of(recipe, data)))
+    older = json.loads(json.dumps(run_identity(recipe, data)))
     del older["recipe"]["signals"]["reward"]["train"]["limit_seed"]
 
     class Stored(StateFolder):
@@ -253,10 +253,10 @@ def test_an_unfinished_run_of_an_older_recipe_goes_on(tiny_llama: Path, tmp_path
             return {"identity": older}
 
     now = {"reward": {"train": {"path": "pairs.jsonl", "rows": 8, "ignored": ["id"]}}}
-    check_same_run(Stored(tmp_path), identity_of(recipe, now))
+    check_same_run(Stored(tmp_path), run_identity(recipe, now))
     now["reward"]["train"]["drawn"] = {"seed": 0}  # type: ignore[assignment]
     with pytest.raises(OtterError, match="drawn"):
-        check_same_run(Stored(tmp_path), identity_of(recipe, now))
+        check_same_run(Stored(tmp_path), run_identity(recipe, now))
 
 
 def test_every_objective_with_a_metric_of_two_classes_checks_its_rows() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from otter_cli.core.errors import OtterError
-from otter_cli.training.find_rate import find_rate, steepest
+from otter_cli.training.find_rate import find_rate, steepest_rate
 from tests.support.training import small_recipe
 
 
@@ -14,12 +14,12 @@ def test_the_steepest_place_of_a_known_curve() -> None:
     rates = np.geomspace(1e-6, 1, 61)
     falling = 1 / (1 + np.exp(4 * (np.log10(rates) + 3)))
     losses = [*falling, 3.0]
-    assert steepest([*rates, 2.0], losses) == pytest.approx(1e-3, rel=0.3)
+    assert steepest_rate([*rates, 2.0], losses) == pytest.approx(1e-3, rel=0.3)
 
 
 def test_a_loss_that_never_falls_suggests_nothing() -> None:
     with pytest.raises(OtterError, match="falls at no learning rate") as caught:
-        steepest([1e-3, 1e-2, 1e-1], [1.0, 1.1, 1.2])
+        steepest_rate([1e-3, 1e-2, 1e-1], [1.0, 1.1, 1.2])
     assert "objective" in caught.value.hint
 
 

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from otter_cli.core.errors import OtterError
-from otter_cli.decoding import Sampling, generate
-from otter_cli.model import OtterForCausalLM
-from otter_cli.training import train
+from otter_cli.decoding.generate import generate
+from otter_cli.decoding.sampling import Sampling
+from otter_cli.model.otter import OtterForCausalLM
+from otter_cli.training.run import train
 from tests.support.training import small_graft, small_recipe
 
 LONGROPE = {

@@ -6,20 +6,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from otter_cli.training.loop import Run
-from otter_cli.training.material import load_material
-from otter_cli.training.memory import Peak, graph_bytes
+from otter_cli.training.loop import PeakMemory, TrainingRun, activation_bytes
+from otter_cli.training.signal_data import load_graft_tokenizer, load_signal_data
 from otter_cli.training.state import StateFolder
-from otter_cli.training.tokenizer import load_tokenizer
-from otter_cli.training.trainee import GraftTrainee
+from otter_cli.training.trainable import GraftTrainable
 from tests.support.training import small_recipe
 
 
-def _run(folder: Path, data: Path, **settings: Any) -> Run:
+def _run(folder: Path, data: Path, **settings: Any) -> TrainingRun:
     recipe = small_recipe(data, **settings)
-    trainee = GraftTrainee(folder, recipe)
-    material = load_material("reward", recipe, trainee.signals["reward"], load_tokenizer(folder))
-    return Run(trainee, recipe, {"reward": material}, StateFolder(folder), {})
+    trainee = GraftTrainable(folder, recipe)
+    material = load_signal_data(
+        "reward", recipe, trainee.signals["reward"], load_graft_tokenizer(folder)
+    )
+    return TrainingRun(trainee, recipe, {"reward": material}, StateFolder(folder), {})
 
 
 def test_the_count_is_what_a_graph_of_known_tensors_keeps(folder: Path, tmp_path: Path) -> None:
@@ -34,24 +34,24 @@ def test_the_count_is_what_a_graph_of_known_tensors_keeps(folder: Path, tmp_path
         return (torch.ones(texts, 16) @ weight).square().sum()
 
     object.__setattr__(run.recipe.signals["reward"], "loss", loss)
-    assert graph_bytes(run) == 4 * texts * (16 + 4)
+    assert activation_bytes(run) == 4 * texts * (16 + 4)
 
 
 def test_passes_of_half_a_batch_keep_half(folder: Path, tmp_path: Path) -> None:
-    whole, halves = (graph_bytes(_run(folder, tmp_path, accumulate=n)) for n in (1, 2))
+    whole, halves = (activation_bytes(_run(folder, tmp_path, accumulate=n)) for n in (1, 2))
     assert 0.4 < halves / whole < 0.62
 
 
 def test_counting_moves_nothing(folder: Path, tmp_path: Path) -> None:
     run = _run(folder, tmp_path)
     before = {name: p.detach().clone() for name, p in run.trainee.parameters.items()}
-    graph_bytes(run)
+    activation_bytes(run)
     assert all(torch.equal(before[name], p) for name, p in run.trainee.parameters.items())
     assert all(p.grad is None for p in run.trainee.parameters.values())
 
 
 def test_the_peak_sees_what_was_held_in_between() -> None:
-    peak = Peak("cpu")
+    peak = PeakMemory("cpu")
     held = torch.ones(80_000_000)
     del held
     assert peak.bytes() > 250_000_000

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from otter_cli.core.errors import OtterError
-from otter_cli.training.evaluate import evaluate
-from otter_cli.training.material import load_material
-from otter_cli.training.tokenizer import load_tokenizer
-from otter_cli.training.trainee import GraftTrainee
+from otter_cli.training.evaluation import evaluate
+from otter_cli.training.signal_data import load_graft_tokenizer, load_signal_data
+from otter_cli.training.trainable import GraftTrainable
 from tests.support.training import FUTURE, REWARD, TOXICITY, small_graft, small_recipe
 
 RECIPES: dict[str, Any] = {"reward": REWARD, "toxicity": TOXICITY, "future": FUTURE}
@@ -21,8 +20,8 @@ RECIPES: dict[str, Any] = {"reward": REWARD, "toxicity": TOXICITY, "future": FUT
 def test_no_figure_comes_of_them(tiny_llama: Path, tmp_path: Path, name: str, value: float) -> None:
     folder = small_graft(tiny_llama, tmp_path / "g", "future:2" if name == "future" else name)
     recipe = small_recipe(tmp_path, {name: RECIPES[name]})
-    trainee = GraftTrainee(folder, recipe)
-    material = load_material(name, recipe, trainee.signals[name], load_tokenizer(folder))
+    trainee = GraftTrainable(folder, recipe)
+    material = load_signal_data(name, recipe, trainee.signals[name], load_graft_tokenizer(folder))
     assert material.test is not None
     arguments = (recipe.signals[name], trainee.signals[name], trainee.reader(name), material.test)
     assert evaluate(*arguments, recipe.batch_size)

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from otter_cli.core.errors import OtterError
-from otter_cli.data.datasets import Batch, pad
-from otter_cli.signals import parse_signal
-from otter_cli.training.objectives import BradleyTerry, Classification, FutureTokens, Positions
+from otter_cli.data.batches import Positions
+from otter_cli.data.datasets import Batch, pad_batch
+from otter_cli.signals.config import parse_signal
+from otter_cli.training.objectives.labelled import Classification
+from otter_cli.training.objectives.pairs import BradleyTerry
+from otter_cli.training.objectives.plain_text import FutureTokens
 from tests.support.training import softplus
 
 ROWS = [[5, 6, 7, 8], [5, 9], [5, 6, 3], [4, 4, 4, 4]]
@@ -42,7 +45,7 @@ def future(**more: Any) -> FutureTokens:
 
 
 def test_bradley_terry_reads_the_last_tokens_only() -> None:
-    read, batch = Table(4, 4), pad(ROWS, 0)
+    read, batch = Table(4, 4), pad_batch(ROWS, 0)
     loss = bradley_terry().loss(read, batch)
     assert read.asked == {(0, 3), (1, 1), (2, 2), (3, 3)}
     v = read.values
@@ -52,7 +55,7 @@ def test_bradley_terry_reads_the_last_tokens_only() -> None:
 
 
 def test_bradley_terry_at_every_prefix_holds_a_text_that_ended() -> None:
-    read, batch = Table(4, 4), pad(ROWS, 0)
+    read, batch = Table(4, 4), pad_batch(ROWS, 0)
     loss = bradley_terry(positions="every").loss(read, batch)
     last = [3, 1, 2, 3]
     score = [[read.values[r, min(t, last[r])].item() for t in range(4)] for r in range(4)]
@@ -64,7 +67,7 @@ def test_bradley_terry_at_every_prefix_holds_a_text_that_ended() -> None:
 def test_padding_beyond_a_pair_does_not_count() -> None:
     read = Table(4, 9)
     texts = [[5, 6, 7], [5, 9], [5, 6], [4, 4, 4]]
-    narrow, wide = pad(texts, 0), pad([*texts, [1] * 9], 0)
+    narrow, wide = pad_batch(texts, 0), pad_batch([*texts, [1] * 9], 0)
     wide = replace(
         wide,
         input_ids=wide.input_ids[:4],
@@ -85,13 +88,13 @@ def test_pair_accuracy_counts_a_tie_half() -> None:
 
 def test_outcomes_are_margins_of_pairs() -> None:
     read = Table(4, 4)
-    margin = bradley_terry().outcomes(read, pad(ROWS, 0))["margin"]
+    margin = bradley_terry().outcomes(read, pad_batch(ROWS, 0))["margin"]
     v = read.values
     assert torch.equal(margin, torch.stack([v[0, 3] - v[2, 2], v[1, 1] - v[3, 3]]))
 
 
 def _labelled() -> Batch:
-    return replace(pad(ROWS, 0), labels=torch.tensor([[1.0, 0], [0, 0], [0.5, 1], [1, 1]]))
+    return replace(pad_batch(ROWS, 0), labels=torch.tensor([[1.0, 0], [0, 0], [0.5, 1], [1, 1]]))
 
 
 def _cross_entropy(logit: float, label: float) -> float:

@@ -7,8 +7,9 @@ import pytest
 
 from otter_cli.cli.recipe_files import recipe_files
 from otter_cli.core.errors import OtterError
-from otter_cli.training import Recipe, load_recipe
-from otter_cli.training.objectives import BradleyTerry, Classification
+from otter_cli.training.objectives.labelled import Classification
+from otter_cli.training.objectives.pairs import BradleyTerry
+from otter_cli.training.recipe import Recipe, load_recipe
 from tests.support.training import REWARD, TOXICITY, write_recipe
 
 

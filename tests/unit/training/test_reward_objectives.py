@@ -12,21 +12,19 @@ import torch
 from torch import Tensor
 
 from otter_cli.core.errors import OtterError
-from otter_cli.data.datasets import Batch, pad
+from otter_cli.data.batches import Positions
+from otter_cli.data.datasets import Batch, pad_batch
 from otter_cli.data.encoding import Encoder
-from otter_cli.signals import parse_signal
-from otter_cli.training.objectives import (
+from otter_cli.scorers.labeller import prefix_values
+from otter_cli.signals.config import parse_signal
+from otter_cli.training.objectives.action_values import (
     ActionConsistency,
     ActionValues,
-    Autoregressive,
-    BradleyTerry,
-    Classification,
     Distillation,
-    Pointwise,
-    Positions,
 )
-from otter_cli.training.teacher import teacher_values
-from otter_cli.training.trainee import GraftTrainee
+from otter_cli.training.objectives.labelled import Classification, Pointwise
+from otter_cli.training.objectives.pairs import Autoregressive, BradleyTerry
+from otter_cli.training.trainable import GraftTrainable
 from tests.support.training import small_graft, small_recipe, softplus
 
 ROWS = [[5, 6, 7, 8], [5, 9, 3], [5, 6, 3], [5, 9, 4, 4]]
@@ -51,7 +49,7 @@ class Table:
 
 def _batch(labels: list[list[float]] | None = None) -> Batch:
     labels = [[label] for label in LABELS] if labels is None else labels
-    return replace(pad(ROWS, 0), labels=torch.tensor(labels))
+    return replace(pad_batch(ROWS, 0), labels=torch.tensor(labels))
 
 
 def _make(objective: type[Any], **more: Any) -> Any:
@@ -239,12 +237,12 @@ def test_distillation_follows_its_teacher_and_pulls_the_rest_to_zero(
 ) -> None:
     read, batch = Table(4, 4, VOCAB), _batch()
     with torch.no_grad():
-        GraftTrainee(folder, small_recipe(tmp_path))  # the folder loads
-    target = teacher_values(folder, "reward", batch)
+        GraftTrainable(folder, small_recipe(tmp_path))  # the folder loads
+    target = prefix_values(folder, "reward", batch)
     assert target.shape == (4, 4) and torch.equal(target, torch.zeros(4, 4)), "an untrained signal"
     target = torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
     monkeypatch.setattr(
-        "otter_cli.training.objectives.distillation.teacher_values", lambda *_: target
+        "otter_cli.training.objectives.action_values.prefix_values", lambda *_: target
     )
     terms = [
         [(read.of(r, t, ROWS[r][t + 1]) - float(target[r, t + 1])) ** 2 for t in range(LAST[r])]
@@ -264,7 +262,7 @@ def test_distillation_follows_its_teacher_and_pulls_the_rest_to_zero(
 def test_a_teacher_without_one_value_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     folder = small_graft(tiny_llama, tmp_path / "other", "toxicity")
     with pytest.raises(OtterError, match="has no signal 'reward' of one value to teach with"):
-        teacher_values(folder, "reward", _batch())
+        prefix_values(folder, "reward", _batch())
 
 
 def test_a_text_of_one_token_has_no_action(tmp_path: Path, tiny_tokenizer: Any) -> None:
@@ -292,7 +290,7 @@ def test_a_text_of_one_token_has_no_action(tmp_path: Path, tiny_tokenizer: Any) 
 def test_action_values_learn(
     tiny_llama: Path, folder: Path, tmp_path: Path, section: dict[str, Any], figure: str
 ) -> None:
-    from otter_cli.training import train
+    from otter_cli.training.run import train
 
     name = section["objective"]
     file = "pairs.jsonl" if name == "autoregressive" else "labelled.jsonl"

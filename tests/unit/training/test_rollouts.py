@@ -16,23 +16,23 @@ from transformers import BertForSequenceClassification as Bert
 
 from otter_cli.core.errors import OtterError
 from otter_cli.core.jsonlines import read_jsonlines
-from otter_cli.core.seeds import derive_seed
-from otter_cli.data.datasets import Batch, pad
+from otter_cli.core.process import derive_seed
+from otter_cli.data.batches import Positions
+from otter_cli.data.datasets import Batch, StateDataset, pad_batch, state_key
 from otter_cli.data.encoding import Encoder
-from otter_cli.data.states import States, state_key
-from otter_cli.insertion import Manifest
-from otter_cli.model import OtterForCausalLM
-from otter_cli.training import train
-from otter_cli.training.labeller import check_reads_dialogues, load_labeller
-from otter_cli.training.objectives import Positions, Rollouts
-from otter_cli.training.objectives.pointwise import value_metrics
-from otter_cli.training.rollouts import Drawing, Labels, roll_out
-from tests.support.chat import TEMPLATES, said
+from otter_cli.graft.manifest import Manifest
+from otter_cli.model.otter import OtterForCausalLM
+from otter_cli.scorers.labeller import check_reads_dialogues, load_labeller
+from otter_cli.training.objectives.continuations import RolloutSettings, StateLabels, label_states
+from otter_cli.training.objectives.labelled import value_metrics
+from otter_cli.training.objectives.rollouts import Rollouts
+from otter_cli.training.run import train
+from tests.support.chat_tokenizers import TEMPLATES, said
 from tests.support.grafts import random_graft
 from tests.support.training import small_graft, small_recipe, softplus, write_data
 
 STATES = [[1, 5, 6], [1, 9], [1, 7, 7, 7]]
-DRAWING = Drawing(
+DRAWING = RolloutSettings(
     base={}, labeller="", label=None, eos=False, reads="text",
     samples=3, tokens=5, temperature=0.7, seed=4,
 )  # fmt: skip
@@ -42,9 +42,9 @@ def _count(texts: Sequence[str]) -> list[float]:
     return [float(len(text)) for text in texts]
 
 
-def _roll(base: Path, store: Path, states: list[list[int]], **changed: Any) -> Labels:
+def _roll(base: Path, store: Path, states: list[list[int]], **changed: Any) -> StateLabels:
     drawing = replace(DRAWING, **changed)
-    return roll_out(states, drawing, base, store, lambda: _count, "cpu")
+    return label_states(states, drawing, base, store, lambda: _count, "cpu")
 
 
 def _records(store: Path) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def test_what_an_interruption_leaves_is_gone_on_with(tiny_llama: Path, tmp_path:
 
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            roll_out(STATES, DRAWING, tiny_llama, tmp_path / "cut", lambda: stops, "cpu")
+            label_states(STATES, DRAWING, tiny_llama, tmp_path / "cut", lambda: stops, "cpu")
         (path,) = (tmp_path / "cut").glob("*.jsonl")
         # And what a kill leaves: half a line.
         path.write_bytes(path.read_bytes() + b'{"state": "12')
@@ -111,7 +111,7 @@ def test_what_an_interruption_leaves_is_gone_on_with(tiny_llama: Path, tmp_path:
     def never() -> Any:
         raise AssertionError("a labeller is loaded, and nothing is left to do")
 
-    assert roll_out(STATES, DRAWING, tiny_llama, tmp_path / "cut", never, "cpu") == whole
+    assert label_states(STATES, DRAWING, tiny_llama, tmp_path / "cut", never, "cpu") == whole
 
 
 def test_labels_of_another_number_of_samples_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_labels_of_another_number_of_samples_are_refused(tiny_llama: Path, tmp_p
 def test_places_are_of_the_text_alone(tiny_tokenizer: Any) -> None:
     encoder = Encoder(tiny_tokenizer, 32, eos=False, keep="start")
     texts = ["abcdefgh", "a", "hello there"]
-    data, other = States(texts, encoder, 3, 0), States(texts[::-1], encoder, 3, 0)
+    data, other = StateDataset(texts, encoder, 3, 0), StateDataset(texts[::-1], encoder, 3, 0)
     assert data.places == other.places[::-1]
     for ids, places, length in zip(data.ids, data.places, data.lengths, strict=True):
         assert places == sorted(set(places)) and places[0] > 0 and places[-1] == length - 1
@@ -147,7 +147,9 @@ def test_the_loss_is_the_mean_over_texts_of_their_states(loss_of: str) -> None:
     values = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
     places, labels = [[1, 3], [2, -1]], [[0.25, 1.0], [0.5, 0.0]]
     batch = replace(
-        pad([[1, 5, 6, 7], [1, 5, 6]], 0), places=torch.tensor(places), labels=torch.tensor(labels)
+        pad_batch([[1, 5, 6, 7], [1, 5, 6]], 0),
+        places=torch.tensor(places),
+        labels=torch.tensor(labels),
     )
 
     def read(batch: Batch, at: Positions, tokens: torch.Tensor | None = None) -> torch.Tensor:
@@ -234,7 +236,7 @@ def test_several_attributes_have_no_one_labeller(tiny_llama: Path, tmp_path: Pat
 
 
 def test_a_graft_labels_texts_as_it_scores_them(tiny_llama: Path, tmp_path: Path) -> None:
-    from otter_cli.model import OtterForCausalLM
+    from otter_cli.model.otter import OtterForCausalLM
 
     folder = random_graft(tiny_llama, tmp_path / "g", hidden=8, heads=2, ffn=8)
     label = load_labeller(folder, None, eos=True, device="cpu")
@@ -299,7 +301,7 @@ def test_a_labeller_of_tokens_reads_a_dialogue_as_it_was_trained_on(
     )
     drawing = replace(DRAWING, chat=True, eos=eos)
     make = partial(load_labeller, labeller, "reward", eos=eos, device="cpu")
-    labels = roll_out([prefix], drawing, base, tmp_path / "store", make, "cpu")
+    labels = label_states([prefix], drawing, base, tmp_path / "store", make, "cpu")
     record = _records(tmp_path / "store")[state_key(prefix)]
     end = tokenizer("</s>" if template == "BOS at every turn" else ";", add_special_tokens=False)
     model = OtterForCausalLM.from_pretrained(labeller)

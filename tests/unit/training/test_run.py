@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
+from otter_cli.checkpoint.folder import MANIFEST
 from otter_cli.core.errors import CheckFailed, OtterError
 from otter_cli.core.jsonlines import read_jsonlines
-from otter_cli.insertion import MANIFEST, TENSORS, Manifest
-from otter_cli.training import train
-from otter_cli.training.loop import Run
-from otter_cli.training.material import load_material
-from otter_cli.training.tokenizer import load_tokenizer
-from otter_cli.training.trainee import GraftTrainee
+from otter_cli.graft.manifest import Manifest
+from otter_cli.graft.storage import TENSORS_FILE
+from otter_cli.training.loop import TrainingRun
+from otter_cli.training.run import train
+from otter_cli.training.signal_data import load_graft_tokenizer, load_signal_data
+from otter_cli.training.trainable import GraftTrainable
 from tests.support.training import (
     FUTURE,
     REWARD,
@@ -33,9 +34,11 @@ def test_a_reward_is_learnt_and_the_folder_reproduces_its_figure(
     result = train(folder, recipe)
     accuracy = result.signals["reward"]["accuracy"]
     assert accuracy.mean == 1.0 and accuracy.n == result.data["reward"]["test"]["rows"]
-    trainee = GraftTrainee(folder, recipe)
-    material = load_material("reward", recipe, trainee.signals["reward"], load_tokenizer(folder))
-    from otter_cli.training.evaluate import evaluate
+    trainee = GraftTrainable(folder, recipe)
+    material = load_signal_data(
+        "reward", recipe, trainee.signals["reward"], load_graft_tokenizer(folder)
+    )
+    from otter_cli.training.evaluation import evaluate
 
     assert material.test is not None
     again = evaluate(
@@ -98,11 +101,11 @@ def test_future_heads_come_nearer_to_the_base(tiny_llama: Path, tmp_path: Path) 
 
 
 def test_ctrl_c_saves_the_whole_step(folder: Path, tmp_path: Path) -> None:
-    before = (folder / TENSORS).read_bytes()
+    before = (folder / TENSORS_FILE).read_bytes()
     recipe = small_recipe(tmp_path, save_every=100)
     with ctrl_c_in_step(3):
         train(folder, recipe)
-    assert (folder / TENSORS).read_bytes() != before
+    assert (folder / TENSORS_FILE).read_bytes() != before
     record = Manifest.read(folder).training["reward"]
     assert record.steps == 3 and not record.metrics
     with pytest.raises(OtterError, match="unfinished run, at step 3 of 6"):
@@ -132,9 +135,9 @@ def test_resume_of_nothing_begins(folder: Path, tmp_path: Path) -> None:
 def test_resume_of_a_finished_run_gives_its_figures_again(folder: Path, tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path)
     first = train(folder, recipe)
-    tensors = (folder / TENSORS).read_bytes()
+    tensors = (folder / TENSORS_FILE).read_bytes()
     assert train(folder, recipe, resume=True).signals == first.signals
-    assert (folder / TENSORS).read_bytes() == tensors
+    assert (folder / TENSORS_FILE).read_bytes() == tensors
 
 
 @pytest.mark.parametrize(
@@ -168,25 +171,25 @@ def test_a_run_that_breaks_stops_and_keeps_the_last_good_state(
 ) -> None:
     import torch
 
-    before = (folder / TENSORS).read_bytes()
-    take_step = Run.take_step
+    before = (folder / TENSORS_FILE).read_bytes()
+    take_step = TrainingRun.take_step
 
-    def poisoned(run: Run) -> dict[str, Any]:
+    def poisoned(run: TrainingRun) -> dict[str, Any]:
         if run.step == 5:
             with torch.no_grad():
                 next(iter(run.trainee.parameters.values())).fill_(torch.nan)
         return take_step(run)
 
-    monkeypatch.setattr(Run, "take_step", poisoned)
+    monkeypatch.setattr(TrainingRun, "take_step", poisoned)
     with pytest.raises(CheckFailed, match=r"stopped at step 6: the loss is nan.* in otter\.main"):
         train(folder, small_recipe(tmp_path, steps=10))
-    assert (folder / TENSORS).read_bytes() == before
+    assert (folder / TENSORS_FILE).read_bytes() == before
     monkeypatch.undo()
     assert train(folder, small_recipe(tmp_path, steps=10), resume=True).steps == 10
 
 
 def test_a_rate_that_blows_up_leaves_a_folder_that_loads(folder: Path, tmp_path: Path) -> None:
-    from otter_cli.model import OtterForCausalLM
+    from otter_cli.model.otter import OtterForCausalLM
 
     recipe = small_recipe(tmp_path, steps=60, learning_rate=1e18, clip=1e18, warmup=0)
     with pytest.raises(CheckFailed, match="training stopped at step"):
@@ -195,7 +198,7 @@ def test_a_rate_that_blows_up_leaves_a_folder_that_loads(folder: Path, tmp_path:
 
 
 def test_two_runs_on_one_folder_do_not_mix(folder: Path, tmp_path: Path) -> None:
-    from otter_cli.core.lock import writer_lock
+    from otter_cli.core.atomic import writer_lock
 
     (folder / "training").mkdir()
     with writer_lock(folder / "training"), pytest.raises(OtterError, match="locked"):

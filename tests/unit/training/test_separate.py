@@ -8,18 +8,23 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from otter_cli.core.errors import OtterError
-from otter_cli.data.datasets import pad
-from otter_cli.signals import SignalConfig, parse_signal
-from otter_cli.training.objectives.objective import last_tokens
-from otter_cli.training.separate import HEAD, SeparateTrainee, classifier_config, create_separate
+from otter_cli.data.batches import last_tokens
+from otter_cli.data.datasets import pad_batch
+from otter_cli.signals.config import SignalConfig, parse_signal
+from otter_cli.training.baselines.separate import (
+    HEAD_WEIGHT,
+    SeparateTrainable,
+    classifier_config,
+    create_separate,
+)
 
-BATCH = pad([[1, 5, 6, 7, 2], [1, 5, 2]], 0)
+BATCH = pad_batch([[1, 5, 6, 7, 2], [1, 5, 2]], 0)
 
 
-def _separate(base: Path, to: Path, signal: str) -> tuple[SeparateTrainee, SignalConfig]:
+def _separate(base: Path, to: Path, signal: str) -> tuple[SeparateTrainable, SignalConfig]:
     parsed = parse_signal(signal)
     create_separate(base, to, parsed)
-    return SeparateTrainee(to, parsed), parsed
+    return SeparateTrainable(to, parsed), parsed
 
 
 @pytest.mark.parametrize("signal", ["reward", "classes:rude,loud"])
@@ -29,7 +34,7 @@ def test_the_stock_class_gives_the_scores_that_were_trained(
 ) -> None:
     trainee, parsed = _separate(tiny_checkpoint(family), tmp_path / "separate", signal)
     with torch.no_grad():
-        trainee.parameters[HEAD].normal_(generator=torch.Generator().manual_seed(0))
+        trainee.parameters[HEAD_WEIGHT].normal_(generator=torch.Generator().manual_seed(0))
         trainee.write({})
         ours = trainee.reader(parsed.name)(BATCH, last_tokens(BATCH))
         stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "separate")
@@ -43,12 +48,12 @@ def test_the_stock_class_gives_the_scores_that_were_trained(
 
 def test_it_starts_as_the_base_with_a_head_of_zeros(tiny_llama: Path, tmp_path: Path) -> None:
     trainee, _ = _separate(tiny_llama, tmp_path / "separate", "reward")
-    from otter_cli.model import load_base
+    from otter_cli.model.load import load_base
 
     base = dict(load_base(tiny_llama).named_parameters())
     base.pop("lm_head.weight")
     parameters = dict(trainee.parameters)
-    assert torch.equal(parameters.pop(HEAD), torch.zeros(1, 32))
+    assert torch.equal(parameters.pop(HEAD_WEIGHT), torch.zeros(1, 32))
     assert parameters.keys() == base.keys()
     assert all(torch.equal(parameters[name], base[name]) for name in base)
 
@@ -56,7 +61,7 @@ def test_it_starts_as_the_base_with_a_head_of_zeros(tiny_llama: Path, tmp_path: 
 def test_every_weight_gets_a_gradient(tiny_llama: Path, tmp_path: Path) -> None:
     trainee, _ = _separate(tiny_llama, tmp_path / "separate", "reward")
     with torch.no_grad():
-        trainee.parameters[HEAD].fill_(0.1)
+        trainee.parameters[HEAD_WEIGHT].fill_(0.1)
     trainee.reader("reward")(BATCH, last_tokens(BATCH)).sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in trainee.parameters.values())
 
@@ -101,7 +106,7 @@ def test_a_model_that_is_not_whole_is_refused(tiny_llama: Path, tmp_path: Path) 
     create_separate(tiny_llama, tmp_path / "separate", parse_signal("reward"))
     weights = tmp_path / "separate" / "model.safetensors"
     tensors = load_file(weights)
-    del tensors[HEAD]
+    del tensors[HEAD_WEIGHT]
     save_file(tensors, weights, {"format": "pt"})
     with pytest.raises(OtterError, match=r"missing keys: score\.weight"):
-        SeparateTrainee(tmp_path / "separate", parse_signal("reward"))
+        SeparateTrainable(tmp_path / "separate", parse_signal("reward"))

@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from otter_cli.core.jsonlines import read_jsonlines
-from otter_cli.data.datasets import Batch, Pairs, pad
+from otter_cli.data.datasets import Batch, PairDataset, pad_batch
 from otter_cli.data.encoding import Encoder
-from otter_cli.data.preference import Pair
-from otter_cli.model import OtterForCausalLM
-from otter_cli.training import train
-from otter_cli.training.objectives import Autoregressive, BradleyTerry, Objective
+from otter_cli.data.pairs import PreferencePair
+from otter_cli.model.otter import OtterForCausalLM
+from otter_cli.training.objectives.objective import Objective
+from otter_cli.training.objectives.pairs import Autoregressive, BradleyTerry
+from otter_cli.training.run import train
 from otter_cli.training.shared_prefixes import SharedPrefixes
-from otter_cli.training.trainee import _Reader
+from otter_cli.training.trainable import _GraftReader
 from tests.support.families import FULL, Case
 from tests.support.grafts import random_graft
 from tests.support.training import REWARD, small_graft, small_recipe
@@ -23,7 +24,7 @@ from tests.support.training import REWARD, small_graft, small_recipe
 # Beginnings of 6, 5 and 3 tokens; one rejected text is the beginning of its chosen one.
 CHOSEN = [[1, 5, 6, 7, 8, 9, 30, 31, 32], [1, 5, 7, 9, 11, 12], [1, 40, 41, 42, 2]]
 REJECTED = [[1, 5, 6, 7, 8, 9, 20, 2], [1, 5, 7, 9, 11], [1, 40, 41, 50, 51, 52, 53, 54, 2]]
-PAIRS = replace(pad(CHOSEN + REJECTED, 0), shared=torch.tensor([6, 5, 3]))
+PAIRS = replace(pad_batch(CHOSEN + REJECTED, 0), shared=torch.tensor([6, 5, 3]))
 MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss")
 TRAIN = {"train": {"path": "pairs.jsonl"}}
 
@@ -35,7 +36,7 @@ def _grads(
     rows: list[int] = []
     embedding = model.base.get_input_embeddings()
     with embedding.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0]))):
-        loss = objective.loss(_Reader(model, name), batch)
+        loss = objective.loss(_GraftReader(model, name), batch)
     texts = len(batch.last)
     assert rows == [texts if batch.shared is None else texts // 2]
     loss.backward()
@@ -115,9 +116,11 @@ def test_nothing_is_shared_where_it_saves_nothing(tiny_llama: Path, tmp_path: Pa
 
 
 def test_pairs_count_what_they_begin_with(tiny_tokenizer: Any) -> None:
-    pairs = [Pair("abcd", "abxy"), Pair("q", "r")]
+    pairs = [PreferencePair("abcd", "abxy"), PreferencePair("q", "r")]
     encoder = Encoder(tiny_tokenizer, 32)
-    first, second = (Pairs(pairs, encoder, share=share).batch([1, 0]) for share in (True, False))
+    first, second = (
+        PairDataset(pairs, encoder, share=share).batch([1, 0]) for share in (True, False)
+    )
     assert first.shared is not None and first.shared.tolist() == [1, 3], "BOS, BOS a b"
     assert second.shared is None
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from otter_cli.training.state import StateFolder, pack, unpack
+from otter_cli.training.state import StateFolder, pack_state, unpack_state
 
 NOTES = {"step": 3, "guard": {"first": [0.1, 1 / 3]}}
 
@@ -30,11 +30,11 @@ def step(parameters: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer) 
 def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     parameters, optimiser = trained(0, steps=3)
     states = StateFolder(tmp_path)
-    states.save(3, pack(parameters, optimiser), NOTES)
+    states.save(3, pack_state(parameters, optimiser), NOTES)
     others, other_optimiser = trained(1, steps=0)
     state = states.load()
     assert state is not None and state.step == 3 and state.notes == NOTES
-    unpack(state.tensors, others, other_optimiser)
+    unpack_state(state.tensors, others, other_optimiser)
     for _ in range(3):
         step(parameters, optimiser)
         step(others, other_optimiser)

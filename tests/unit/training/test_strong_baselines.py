@@ -9,18 +9,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from otter_cli.core.errors import OtterError
-from otter_cli.data.datasets import pad
-from otter_cli.training import train
-from otter_cli.training.baselines import make_trainee
-from otter_cli.training.lora_probe import LORA_PROBE, LoraProbeTrainee
-from otter_cli.training.objectives.objective import last_tokens, real_tokens
-from otter_cli.training.probe import PROBE, ProbeTrainee
-from tests.support.kills import same_tensors
+from otter_cli.data.batches import last_tokens, real_tokens
+from otter_cli.data.datasets import pad_batch
+from otter_cli.training.baselines import make_trainable
+from otter_cli.training.baselines.lora import LORA_PROBE_FILE, LoraProbeTrainable
+from otter_cli.training.baselines.readouts import PROBE_FILE, ProbeTrainable
+from otter_cli.training.run import train
 from tests.support.training import FUTURE, ctrl_c_in_step, small_graft, small_recipe
+from tests.support.training_kills import same_tensors
 
-BATCH = pad([[1, 5, 6, 7, 2], [1, 5, 2], [1, 8, 8, 2], [1, 9, 5, 6, 2]], 0)
+BATCH = pad_batch([[1, 5, 6, 7, 2], [1, 5, 2], [1, 8, 8, 2], [1, 9, 5, 6, 2]], 0)
 STRONG = ["probe", "branch", "lora", "lora-probe", "small"]
-FILES = {"probe": PROBE, "lora-probe": LORA_PROBE}
+FILES = {"probe": PROBE_FILE, "lora-probe": LORA_PROBE_FILE}
 
 
 @pytest.mark.parametrize("baseline", STRONG)
@@ -48,7 +48,7 @@ def test_the_folder_is_a_stock_classifier_that_scores_alike(
     recipe, to = small_recipe(tmp_path, steps=5), tmp_path / "to"
     train(folder, recipe, baseline=baseline, to=to)
     stock: Any = AutoModelForSequenceClassification.from_pretrained(to)
-    trainee = make_trainee(folder, recipe, "separate", to, "cpu")
+    trainee = make_trainable(folder, recipe, "separate", to, "cpu")
     with torch.no_grad():
         theirs = stock(BATCH.input_ids, attention_mask=BATCH.attention_mask).logits.squeeze(-1)
         ours = trainee.reader("reward")(BATCH, last_tokens(BATCH))
@@ -93,7 +93,7 @@ def test_a_small_model_is_the_first_layers(folder: Path, tmp_path: Path) -> None
     assert layers == {"0"}
 
 
-def _taps(probe: ProbeTrainee, ids: Tensor, reads: str) -> list[Tensor]:
+def _taps(probe: ProbeTrainable, ids: Tensor, reads: str) -> list[Tensor]:
     """What a stock forward hands over, [tokens, width] each, in order."""
     taps: list[Tensor] = []
     hooks = []
@@ -109,7 +109,7 @@ def _taps(probe: ProbeTrainee, ids: Tensor, reads: str) -> list[Tensor]:
     return [tap.double().view(ids.shape[1], -1) for tap in taps]
 
 
-def _reference(probe: ProbeTrainee, reads: str) -> Tensor:
+def _reference(probe: ProbeTrainable, reads: str) -> Tensor:
     """Scores at every position, text by text."""
     weights = {name: p.double() for name, p in probe.model.probe.items()}
     found = torch.zeros(BATCH.input_ids.shape, dtype=torch.double)
@@ -126,8 +126,8 @@ def _reference(probe: ProbeTrainee, reads: str) -> Tensor:
 @pytest.mark.parametrize("reads", ["states", "branches"])
 def test_a_probe_is_the_gated_mean_of_its_prefix(folder: Path, tmp_path: Path, reads: str) -> None:
     recipe = small_recipe(tmp_path, baselines={"probe": {"reads": reads}})
-    probe = make_trainee(folder, recipe, "probe", tmp_path / "probe", "cpu")
-    assert isinstance(probe, ProbeTrainee)
+    probe = make_trainable(folder, recipe, "probe", tmp_path / "probe", "cpu")
+    assert isinstance(probe, ProbeTrainable)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in probe.model.probe.values():
@@ -165,8 +165,8 @@ def test_the_drift_of_a_lora_probe_is_the_kl_of_what_it_says(
     from transformers import AutoModelForCausalLM
 
     recipe = small_recipe(tmp_path)
-    probe = make_trainee(folder, recipe, "lora-probe", tmp_path / "to", "cpu")
-    assert isinstance(probe, LoraProbeTrainee)
+    probe = make_trainable(folder, recipe, "lora-probe", tmp_path / "to", "cpu")
+    assert isinstance(probe, LoraProbeTrainable)
     with torch.no_grad():
         assert probe.drift(BATCH).abs().max() < 1e-6, "an update begins as none"
         for name, parameter in probe.parameters.items():

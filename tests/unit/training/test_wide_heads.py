@@ -6,18 +6,20 @@ import pytest
 import torch
 
 from otter_cli.core.errors import OtterError
-from otter_cli.data.datasets import pad
-from otter_cli.decoding import FutureDrafter, Sampling, generate
-from otter_cli.insertion import Manifest
-from otter_cli.model import OtterForCausalLM
-from otter_cli.training import train
-from otter_cli.training.baselines import make_trainee
-from otter_cli.training.objectives.objective import real_tokens
-from otter_cli.training.wide_heads import WIDE_HEADS, WideHeadsTrainee
-from tests.support.kills import same_tensors
+from otter_cli.data.batches import real_tokens
+from otter_cli.data.datasets import pad_batch
+from otter_cli.decoding.generate import generate
+from otter_cli.decoding.sampling import Sampling
+from otter_cli.decoding.speculative.drafters import FutureDrafter
+from otter_cli.graft.manifest import Manifest
+from otter_cli.model.otter import OtterForCausalLM
+from otter_cli.training.baselines import make_trainable
+from otter_cli.training.baselines.readouts import WIDE_HEADS_FILE, WideHeadsTrainable
+from otter_cli.training.run import train
 from tests.support.training import FUTURE, ctrl_c_in_step, small_graft, small_recipe
+from tests.support.training_kills import same_tensors
 
-BATCH = pad([[1, 5, 6, 7, 2], [1, 5, 2]], 0)
+BATCH = pad_batch([[1, 5, 6, 7, 2], [1, 5, 2]], 0)
 
 
 @pytest.fixture
@@ -54,8 +56,8 @@ def test_a_wider_cell_reads_the_base_alone_and_drafts(tiny_llama: Path, tmp_path
 
 def test_each_head_is_a_residual_block_before_the_unembedding(graft: Path, tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"future": FUTURE}, baselines={"wide": {"width": 12}})
-    trainee = make_trainee(graft, recipe, "wide", tmp_path / "wide", "cpu")
-    assert isinstance(trainee, WideHeadsTrainee)
+    trainee = make_trainable(graft, recipe, "wide", tmp_path / "wide", "cpu")
+    assert isinstance(trainee, WideHeadsTrainable)
     with torch.no_grad():
         trainee.parameters["out"].normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
         at = real_tokens(BATCH)
@@ -81,7 +83,7 @@ def test_they_learn_and_resume_to_the_bit(graft: Path, tmp_path: Path, targets: 
     with ctrl_c_in_step(11):
         train(graft, recipe, baseline="wide", to=tmp_path / "two")
     train(graft, recipe, baseline="wide", to=tmp_path / "two", resume=True)
-    same_tensors(tmp_path / "one" / WIDE_HEADS, tmp_path / "two" / WIDE_HEADS)
+    same_tensors(tmp_path / "one" / WIDE_HEADS_FILE, tmp_path / "two" / WIDE_HEADS_FILE)
     assert not Manifest.read(graft).training
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from otter_cli.verification import Grid, Report, Request, verify
-from otter_cli.verification.cases import Case
-from otter_cli.verification.cost import Cost, _size
-from otter_cli.verification.pair import Pair, open_pair
-from otter_cli.verification.run import run
+from otter_cli.verification.agenda import Cost, VerificationRequest, _case_size
+from otter_cli.verification.case_runner import ModelPair, open_pair, run_case
+from otter_cli.verification.grid import Case, Grid
+from otter_cli.verification.report import VerificationReport
+from otter_cli.verification.run_verification import verify
 from tests.support.grafts import random_graft
 
 FORWARDS, TOKENS = 303, 5113
@@ -25,11 +25,11 @@ def graft(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report(graft: Path) -> Report:
-    return verify(Request(graft, grid=ONE))
+def report(graft: Path) -> VerificationReport:
+    return verify(VerificationRequest(graft, grid=ONE))
 
 
-def test_a_quick_grid_in_one_setting_costs_what_it_did(report: Report) -> None:
+def test_a_quick_grid_in_one_setting_costs_what_it_did(report: VerificationReport) -> None:
     """A change of these numbers is a change of what every user waits for."""
     cost = report.cost.record()
     assert (cost["forwards"], cost["tokens"], cost["longest"]) == (FORWARDS, TOKENS, 128)
@@ -37,16 +37,18 @@ def test_a_quick_grid_in_one_setting_costs_what_it_did(report: Report) -> None:
     assert cost["multiple"] == pytest.approx(TOKENS / 128, abs=1e-3)
 
 
-def test_the_base_runs_once_in_every_case_that_is_equal(report: Report) -> None:
-    once = sum(_size(result.case)[0] for result in report.results)
-    warm_up = _size(report.results[0].case)[0]
+def test_the_base_runs_once_in_every_case_that_is_equal(report: VerificationReport) -> None:
+    once = sum(_case_size(result.case)[0] for result in report.results)
+    warm_up = _case_size(report.results[0].case)[0]
     assert report.cost.levels["logits"] == 2 * once + warm_up
     assert report.repeated == 0 and report.control == len(report.results)
 
 
 def test_a_full_grid_runs_the_base_twice_and_says_so(graft: Path) -> None:
     grid = Grid("full", dtypes=("float32",), attentions=("sdpa",))
-    pair = open_pair(Request(graft, grid=grid), dtype="float32", device="cpu", shared=True)
+    pair = open_pair(
+        VerificationRequest(graft, grid=grid), dtype="float32", device="cpu", shared=True
+    )
     from otter_cli.verification.compare import CaseResult, compare
 
     (result,) = compare(pair, [Case("prefill", 7)])
@@ -62,15 +64,15 @@ def test_a_full_grid_runs_the_base_twice_and_says_so(graft: Path) -> None:
     ],
     ids=lambda case: case.label,
 )
-def test_the_estimate_of_a_case_is_what_is_counted(pair: Pair, case: Case) -> None:
+def test_the_estimate_of_a_case_is_what_is_counted(pair: ModelPair, case: Case) -> None:
     if case.path == "assisted":
         pytest.skip("drafts that are refused are fed again: how many depends on the model")
     cost = Cost()
     with cost.counting([pair.base.model]):
-        run(case, pair.base)
-    assert (cost.tokens, cost.forwards) == _size(case)
+        run_case(case, pair.base)
+    assert (cost.tokens, cost.forwards) == _case_size(case)
 
 
 @pytest.fixture(scope="module")
-def pair(graft: Path) -> Pair:
-    return open_pair(Request(graft), dtype="float32", device="cpu", shared=True)
+def pair(graft: Path) -> ModelPair:
+    return open_pair(VerificationRequest(graft), dtype="float32", device="cpu", shared=True)

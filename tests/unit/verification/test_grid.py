@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otter_cli.core.errors import OtterError
-from otter_cli.verification.cases import FORWARDS, GENERATES, Case
-from otter_cli.verification.grid import Grid
+from otter_cli.verification.grid import FORWARDS, GENERATES, Case, Grid
 
 
 def test_the_quick_grid_holds_what_it_promises() -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from otter_cli.model import OtterForCausalLM
-from otter_cli.verification.cases import Case
+from otter_cli.model.otter import OtterForCausalLM
+from otter_cli.verification.grid import Case
 from otter_cli.verification.locality import check_locality
 from tests.support.grafts import random_graft
 

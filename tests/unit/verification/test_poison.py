@@ -6,15 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from otter_cli.model import OtterForCausalLM
+from otter_cli.model.otter import OtterForCausalLM
 from otter_cli.verification.bits import same_bits
-from otter_cli.verification.poison import VALUES, number, poisoned
+from otter_cli.verification.poison import POISON_VALUES, poison_number, poisoned
 from tests.support.grafts import random_graft
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_every_value_is_what_it_is_called(dtype: torch.dtype) -> None:
-    held = {value: torch.full((1,), number(value, dtype), dtype=dtype).item() for value in VALUES}
+    held = {
+        value: torch.full((1,), poison_number(value, dtype), dtype=dtype).item()
+        for value in POISON_VALUES
+    }
     assert math.isnan(held["nan"])
     assert (held["inf"], held["-inf"]) == (math.inf, -math.inf)
     assert 0 < held["denormal"] < torch.finfo(dtype).smallest_normal

@@ -10,34 +10,32 @@ import pytest
 
 from otter_cli.core.digests import sha256_json
 from otter_cli.core.errors import CheckFailed, OtterError
-from otter_cli.verification import (
-    Grid,
-    Report,
-    Request,
-    decide,
+from otter_cli.verification.agenda import VerificationRequest
+from otter_cli.verification.bits import LogitsDifference
+from otter_cli.verification.case_runner import OutputDigests
+from otter_cli.verification.compare import CaseResult
+from otter_cli.verification.grid import Case, Grid
+from otter_cli.verification.proof import (
+    SCHEMA_VERSION,
     disagreements,
     proof_record,
     read_proof,
     request_of,
     same_outputs,
 )
-from otter_cli.verification.bits import Difference
-from otter_cli.verification.cases import Case
-from otter_cli.verification.compare import CaseResult
-from otter_cli.verification.findings import Static
-from otter_cli.verification.proof import SCHEMA_VERSION
-from otter_cli.verification.run import Digests
+from otter_cli.verification.report import VerificationReport, decide
+from otter_cli.verification.static import StaticResult
 
-REQUEST = Request(
+REQUEST = VerificationRequest(
     Path("graft"), Path("base"), Grid("full", 7, 3, ("float32",)), independent=True, trust=True
 )
 
 
 def record(outputs: str = "abc", digest: str = "1", equal: bool = True) -> dict[str, Any]:
-    static = Static(1, 2, 3, digests={"folder": {"config.json": digest}})
-    case, digests = Case("prefill", 7), Digests(outputs, "cache")
-    results = [CaseResult(case, equal, True, {"nan": True}, Difference(), digests)]
-    report = Report(REQUEST, static, "no graft", results=results)
+    static = StaticResult(1, 2, 3, digests={"folder": {"config.json": digest}})
+    case, digests = Case("prefill", 7), OutputDigests(outputs, "cache")
+    results = [CaseResult(case, equal, True, {"nan": True}, LogitsDifference(), digests)]
+    report = VerificationReport(REQUEST, static, "no graft", results=results)
     return proof_record(report, decide(report))
 
 
@@ -58,7 +56,9 @@ def test_it_survives_the_disk_and_gives_its_request_back(tmp_path: Path) -> None
 
 
 def test_a_request_without_a_base_stays_one(tmp_path: Path) -> None:
-    report = Report(Request(Path("graft"), static_only=True), Static())
+    report = VerificationReport(
+        VerificationRequest(Path("graft"), static_only=True), StaticResult()
+    )
     proof = json.loads(json.dumps(proof_record(report, decide(report))))
     assert request_of(proof) == report.request and proof["backend"] == {}
 

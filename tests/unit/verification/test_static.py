@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from otter_cli.core.digests import sha256_file
 from otter_cli.core.errors import OtterError
-from otter_cli.insertion import TENSORS, Manifest
+from otter_cli.graft.manifest import Manifest
+from otter_cli.graft.storage import TENSORS_FILE
 from otter_cli.verification.static import check_graft
-from tests.support.disruptions import flip_bit
 from tests.support.grafts import graft_for
+from tests.support.planted_faults import flip_bit
 
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -35,12 +36,12 @@ def rewrite(path: Path, content: bytes) -> None:
 
 def change_inserted(folder: Path, change: object, *, in_manifest: bool) -> None:
     """Applies `change` to the inserted tensors; `in_manifest`: their digest is made to fit."""
-    tensors = load_file(folder / TENSORS)
+    tensors = load_file(folder / TENSORS_FILE)
     change(tensors)  # type: ignore[operator]
-    save_file(tensors, folder / TENSORS)
+    save_file(tensors, folder / TENSORS_FILE)
     if in_manifest:
         record = json.loads((folder / "otter.json").read_text())
-        record["inserted"]["sha256"] = sha256_file(folder / TENSORS)
+        record["inserted"]["sha256"] = sha256_file(folder / TENSORS_FILE)
         (folder / "otter.json").write_text(json.dumps(record))
 
 
@@ -49,9 +50,9 @@ def test_an_untouched_graft_holds(graft: Path, tiny_llama: Path) -> None:
     assert found.holds and not found.notes
     assert found.files == len([path for path in tiny_llama.iterdir() if path.is_file()])
     assert found.tensors == len(load_file(tiny_llama / "model.safetensors"))
-    assert found.inserted == len(load_file(graft / TENSORS))
+    assert found.inserted == len(load_file(graft / TENSORS_FILE))
     assert found.digests["folder"]["config.json"] == sha256_file(tiny_llama / "config.json")
-    assert found.digests["folder"][TENSORS] == sha256_file(graft / TENSORS)
+    assert found.digests["folder"][TENSORS_FILE] == sha256_file(graft / TENSORS_FILE)
     assert found.digests["base"].keys() < found.digests["folder"].keys()
 
 
@@ -164,7 +165,7 @@ def test_changed_inserted_values_do_not_reproduce_the_digest(graft: Path) -> Non
         graft, lambda tensors: tensors["otter.main.norm.weight"].add_(1), in_manifest=False
     )
     (finding,) = check_graft(graft, None).findings
-    assert finding.file == str(graft / TENSORS) and "records" in finding.what
+    assert finding.file == str(graft / TENSORS_FILE) and "records" in finding.what
 
 
 def test_tensors_half_way_through_an_update_hold(graft: Path) -> None:
@@ -181,7 +182,7 @@ def test_an_adapter_is_checked_with_its_base_and_not_without(
 ) -> None:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
-    for name in ("otter.json", TENSORS):
+    for name in ("otter.json", TENSORS_FILE):
         shutil.copy(graft / name, adapter / name)
     assert check_graft(adapter, tiny_llama).holds
     with pytest.raises(OtterError, match="adapter alone"):

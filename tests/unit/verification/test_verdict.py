@@ -7,36 +7,35 @@ from typing import Any
 
 import pytest
 
-from otter_cli.verification.bits import Difference
-from otter_cli.verification.cases import Case
+from otter_cli.verification.agenda import VerificationRequest
+from otter_cli.verification.bits import LogitsDifference
+from otter_cli.verification.case_runner import OutputDigests
 from otter_cli.verification.compare import CaseResult, Skipped
-from otter_cli.verification.findings import Finding, Static
-from otter_cli.verification.locality import Locality
+from otter_cli.verification.grid import Case
+from otter_cli.verification.locality import LocalityResult
 from otter_cli.verification.poison import PoisonResult
-from otter_cli.verification.report import Report
-from otter_cli.verification.request import Request
-from otter_cli.verification.run import Digests
+from otter_cli.verification.report import VerificationReport, decide
+from otter_cli.verification.static import Finding, StaticResult
 from otter_cli.verification.structure import PathTrace
 from otter_cli.verification.trace import Leak
-from otter_cli.verification.verdict import decide
 
 CASE = Case("prefill", 7)
-DIGESTS = Digests("0", "0")
+DIGESTS = OutputDigests("0", "0")
 EXACT = {"exact by construction", "exact on grid"}
 
 
 def result(*, equal: bool = True, control: bool = True, **difference: Any) -> CaseResult:
-    return CaseResult(CASE, equal, control, {"nan": True}, Difference(**difference), DIGESTS)
+    return CaseResult(CASE, equal, control, {"nan": True}, LogitsDifference(**difference), DIGESTS)
 
 
 def path(leak: Leak | None = None) -> PathTrace:
     return PathTrace(CASE, 10, 5, "0", (), leak)
 
 
-def report(**found: Any) -> Report:
-    static = Static(files=3, tensors=9, inserted=4)
-    return Report(
-        Request(Path("graft"), Path("base")),
+def report(**found: Any) -> VerificationReport:
+    static = StaticResult(files=3, tensors=9, inserted=4)
+    return VerificationReport(
+        VerificationRequest(Path("graft"), Path("base")),
         **{"static": static, "results": [result()] * 4, "paths": [path()], **found},
     )
 
@@ -53,18 +52,20 @@ def test_without_a_trace_it_is_exact_on_the_grid_alone() -> None:
 
 def test_static_alone_claims_no_more_than_that() -> None:
     found = report(results=[], paths=[])
-    found.request = Request(Path("graft"), static_only=True)
+    found.request = VerificationRequest(Path("graft"), static_only=True)
     assert decide(found).name == "identical on disk"
 
 
 REFUTED = {
-    "a file": {"static": Static(findings=[Finding("is missing", "graft/config.json")])},
+    "a file": {"static": StaticResult(findings=[Finding("is missing", "graft/config.json")])},
     "a leak": {"paths": [path(), path(Leak("aten.add", "layers.1", "reads z"))]},
-    "poison": {"results": [CaseResult(CASE, True, True, {"nan": False}, Difference(), DIGESTS)]},
+    "poison": {
+        "results": [CaseResult(CASE, True, True, {"nan": False}, LogitsDifference(), DIGESTS)]
+    },
     "one tensor": {"each": [PoisonResult(CASE, 3, ("nan",), 2, ("otter.main.norm", "nan"))]},
-    "locality": {"locality": [Locality("main", CASE, 3, "the stream moved")]},
+    "locality": {"locality": [LocalityResult("main", CASE, 3, "the stream moved")]},
     "an error": {
-        "results": [CaseResult(CASE, False, True, {}, Difference(), DIGESTS, "ValueError")]
+        "results": [CaseResult(CASE, False, True, {}, LogitsDifference(), DIGESTS, "ValueError")]
     },
     "not run": {"unrun": "the file is truncated"},
 }
@@ -79,7 +80,7 @@ def test_one_refutation_outweighs_any_number_of_equal_logits(found: dict[str, An
 
 def test_the_first_finding_is_told_and_the_others_are_counted() -> None:
     findings = [Finding("differs", "graft/model.safetensors", f"tensor.{i}") for i in range(3)]
-    sentence = decide(report(static=Static(findings=findings))).sentence
+    sentence = decide(report(static=StaticResult(findings=findings))).sentence
     assert sentence == "tensor tensor.0 in graft/model.safetensors differs (and 2 more)."
 
 
@@ -87,7 +88,7 @@ def test_a_machine_that_does_not_repeat_itself_is_not_blamed_on_the_graft() -> N
     results = [result(), result(equal=False, control=False, changed=3, compared=9, rows=1)]
     verdict = decide(report(results=results))
     assert verdict.name == "inconclusive" and "in 1 of 2 cases" in verdict.sentence
-    poisoned = CaseResult(CASE, False, False, {"nan": False}, Difference(), DIGESTS)
+    poisoned = CaseResult(CASE, False, False, {"nan": False}, LogitsDifference(), DIGESTS)
     assert decide(report(results=[poisoned])).name == "inconclusive"
 
 

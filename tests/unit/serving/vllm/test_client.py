@@ -8,13 +8,25 @@ import pytest
 
 from otter_cli.core.errors import OtterError
 from otter_cli.serving.vllm.client import SignalReader
-from otter_cli.serving.vllm.numbers import VIRTUAL
+from otter_cli.serving.vllm.requests import FIRST_VIRTUAL_ID
 
 READER = SignalReader.from_signals("reward", "tone=classes:a,b")
 # Two tokens: the chosen one, its signals, and one other.
 STEPS = [
-    {7: -0.5, VIRTUAL: 1.25, VIRTUAL + 1: 0.0, VIRTUAL + 2: math.log(3), 9: -2.0},
-    {8: -0.1, VIRTUAL: -3.0, VIRTUAL + 1: -800.0, VIRTUAL + 2: 0.0, 4: -3.0},
+    {
+        7: -0.5,
+        FIRST_VIRTUAL_ID: 1.25,
+        FIRST_VIRTUAL_ID + 1: 0.0,
+        FIRST_VIRTUAL_ID + 2: math.log(3),
+        9: -2.0,
+    },
+    {
+        8: -0.1,
+        FIRST_VIRTUAL_ID: -3.0,
+        FIRST_VIRTUAL_ID + 1: -800.0,
+        FIRST_VIRTUAL_ID + 2: 0.0,
+        4: -3.0,
+    },
 ]
 EXPECTED = {"reward": [1.25, -3.0], "tone": [[0.5, pytest.approx(0.75)], [0.0, 0.5]]}
 

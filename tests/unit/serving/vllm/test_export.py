@@ -8,7 +8,7 @@ import pytest
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.digests import sha256_file
 from otter_cli.core.errors import OtterError
-from otter_cli.insertion import Manifest
+from otter_cli.graft.manifest import Manifest
 from otter_cli.serving.vllm.client import SignalReader
 from otter_cli.serving.vllm.export import export_vllm
 from tests.conftest import Otter, TinyCheckpoint

@@ -1,0 +1,265 @@
+"""Base, graft and, if asked, guided decoding through the harness, one model at a time.
+
+run.yaml          the settings, whose digest is the run's key
+methods/          the answers of each method, written when it ends: rerunning resumes
+samples.jsonl     one line per method and document: responses and metrics
+result.json, report.html, report.md"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import yaml
+
+from otter_cli.benchmarks.lm_eval.documents import (
+    LmEvalDocument,
+    LmEvalOutput,
+    LmEvalTasks,
+    TaskIdentity,
+    compare_documents,
+    evaluate,
+)
+from otter_cli.benchmarks.metrics.estimates import Estimate, estimate
+from otter_cli.benchmarks.results import ResultFile, ResultPart
+from otter_cli.core.atomic import write_json, write_text
+from otter_cli.core.console import say
+from otter_cli.core.digests import sha256_json
+from otter_cli.core.errors import OtterError
+from otter_cli.core.intervals import mean
+from otter_cli.core.jsonlines import JsonLinesWriter
+from otter_cli.core.provenance import provenance
+from otter_cli.core.strict_files import read_own_json_object, read_small_text_file
+from otter_cli.graft.grafted_folder import open_graft
+from otter_cli.graft.manifest import Manifest
+from otter_cli.scorers.load import base_digest
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
+
+
+SCHEMA_VERSION = 1
+BASE, GRAFT, GUIDED = "base", "graft", "guided"
+
+
+class LmEvalGuidance(ResultPart):
+    signal: str
+    strength: float
+    candidates: int
+
+
+class LmEvalSettings(ResultPart):
+    """What was run: `base` and `weights` are digests."""
+
+    folder: str
+    base: str
+    weights: str
+    tasks: list[str]
+    limit: int | None
+    # Which documents a limit draws; absent where it took the head, and without a limit.
+    limit_seed: int | None = None
+    batch: int
+    dtype: str | None
+    device: str
+    seed: int
+    guidance: LmEvalGuidance | None
+
+    @property
+    def key(self) -> str:
+        """Equal for equal settings, wherever the folder lies."""
+        return sha256_json({k: v for k, v in self.written().items() if k != "folder"})
+
+    def written(self) -> dict[str, Any]:
+        """As run.yaml has it: runs without a limit are as they were before it was drawn."""
+        unsaid = {"limit_seed"} if self.limit_seed is None else set()
+        return self.model_dump(mode="json", exclude=unsaid)
+
+
+class LmEvalResult(ResultFile):
+    """`definitions`: digests of the tasks' own, by name. `metrics`: by method, task and
+    metric, resampled by document."""
+
+    schema_version: int = SCHEMA_VERSION
+    benchmark: Literal["lm-eval"] = "lm-eval"
+    key: str
+    settings: LmEvalSettings
+    definitions: dict[str, str]
+    metrics: dict[str, dict[str, dict[str, Estimate]]]
+    identity: dict[str, TaskIdentity]
+    provenance: dict[str, Any]
+
+    @property
+    def holds(self) -> bool:
+        return all(one.equal == one.documents for one in self.identity.values())
+
+
+SAMPLES_FILE = "samples.jsonl"
+
+
+@dataclass(frozen=True)
+class LmEvalOptions:
+    """`base`: of an adapter, or to load what the graft is compared with from its own folder."""
+
+    folder: Path
+    base: Path | None
+    tasks: LmEvalTasks
+    batch: int = 16
+    dtype: str | None = None
+    device: str = "cpu"
+    guidance: LmEvalGuidance | None = None
+
+    def models(self) -> Iterator[tuple[str, Callable[[], LM]]]:
+        yield BASE, self._base
+        yield GRAFT, self._graft
+        if self.guidance:
+            yield GUIDED, self._guided
+
+    def _base(self) -> LM:
+        """The stock model by itself, in the harness's own class: nothing of ours."""
+        import torch
+        from lm_eval.models.huggingface import HFLM
+
+        from otter_cli.model.load import load_base, load_tokenizer
+
+        folder = self.base or self.folder
+        model = load_base(folder, dtype=getattr(torch, self.dtype) if self.dtype else None)
+        tokenizer = load_tokenizer(folder)
+        model = model.to(self.device).eval()
+        return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.batch)
+
+    def _graft(self) -> LM:
+        from otter_cli.benchmarks.lm_eval.models import OtterLM
+
+        return OtterLM(**self._arguments())
+
+    def _guided(self) -> LM:
+        from otter_cli.benchmarks.lm_eval.models import OtterGuidedLM
+
+        assert self.guidance is not None
+        steering = self.guidance.model_dump()
+        return OtterGuidedLM(**steering, seed=self.tasks.seed, **self._arguments())
+
+    def _arguments(self) -> dict[str, Any]:
+        return {
+            "pretrained": str(self.folder),
+            "base": None if self.base is None else str(self.base),
+            "dtype": self.dtype,
+            "device": self.device,
+            "batch_size": self.batch,
+        }
+
+
+def run_lm_eval(asked: LmEvalOptions, out: Path | None = None) -> tuple[LmEvalResult, Path]:
+    """The result and its folder. What a method has answered there is kept: a run that was killed
+    goes on with the method that it was at. Raises OtterError."""
+    manifest = open_graft(asked.folder, base=asked.base)
+    if asked.guidance:
+        _require_signal(manifest, asked.guidance.signal)
+    settings = LmEvalSettings(
+        folder=str(asked.folder),
+        base=base_digest(asked.base or asked.folder, manifest),
+        weights=manifest.inserted.sha256,
+        tasks=list(asked.tasks.names),
+        limit=asked.tasks.limit,
+        limit_seed=None if asked.tasks.limit is None else asked.tasks.limit_seed,
+        batch=asked.batch,
+        dtype=asked.dtype,
+        device=asked.device,
+        seed=asked.tasks.seed,
+        guidance=asked.guidance,
+    )
+    folder = out or Path("runs") / f"lm-eval-{settings.key[:10]}"
+    _claim_folder(settings, folder)
+    evaluations = {
+        method: _evaluate_once(method, load, asked, folder) for method, load in asked.models()
+    }
+    _require_same_tasks(evaluations, folder)
+    result = LmEvalResult(
+        key=settings.key,
+        settings=settings,
+        definitions=evaluations[BASE].definitions,
+        metrics={method: _metrics(found.documents) for method, found in evaluations.items()},
+        identity=compare_documents(evaluations[BASE].documents, evaluations[GRAFT].documents),
+        provenance=provenance(),
+    )
+    _write_samples(evaluations, folder)
+    result.write(folder)
+    return result, folder
+
+
+def _evaluate_once(
+    method: str, load: Callable[[], LM], asked: LmEvalOptions, folder: Path
+) -> LmEvalOutput:
+    """A method answers whole or not at all: half of its requests would be batched otherwise, and
+    round otherwise than its peer's."""
+    path = folder / "methods" / f"{method}.json"
+    if path.exists():
+        say(f"lm-eval: {method} has answered before")
+        return LmEvalOutput.restored(read_own_json_object(path))
+    say(f"lm-eval: {method}")
+    found = evaluate(load(), asked.tasks)
+    gc.collect()  # before the next model is loaded
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, asdict(found))
+    return found
+
+
+def _require_same_tasks(evaluations: dict[str, LmEvalOutput], folder: Path) -> None:
+    """A task file that changed between two sittings would compare unlike documents."""
+    for method, found in evaluations.items():
+        if found.definitions != evaluations[BASE].definitions:
+            raise OtterError(
+                f"{folder}: the tasks of {method} are not those of {BASE}: a task file changed",
+                hint="choose another --out, or remove the folder",
+            )
+
+
+def _claim_folder(settings: LmEvalSettings, folder: Path) -> None:
+    """Raises OtterError where the folder holds files, and they are of another run."""
+    path = folder / "run.yaml"
+    text = yaml.safe_dump(settings.written(), sort_keys=False)
+    text = f"# key: {settings.key}\n{text}"
+    if folder.exists() and any(folder.iterdir()):
+        if not path.exists() or read_small_text_file(path) != text:
+            raise OtterError(
+                f"{folder} holds files that are not of this run", hint="choose another --out"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
+
+
+def _write_samples(evaluations: dict[str, LmEvalOutput], folder: Path) -> None:
+    (folder / SAMPLES_FILE).unlink(missing_ok=True)
+    with JsonLinesWriter(folder / SAMPLES_FILE) as lines:
+        for method, found in evaluations.items():
+            for document in found.documents:
+                lines.append({"method": method, **document.record()})
+
+
+def _metrics(documents: list[LmEvalDocument]) -> dict[str, dict[str, Estimate]]:
+    values: dict[str, dict[str, list[float]]] = {}
+    for document in documents:
+        for name, value in document.metrics.items():
+            values.setdefault(document.task, {}).setdefault(name, []).append(value)
+    return {
+        task: {
+            name: estimate(mean(np.array(column)), len(column), f"{name} of {task}")
+            for name, column in columns.items()
+        }
+        for task, columns in values.items()
+    }
+
+
+def _require_signal(manifest: Manifest, signal: str) -> None:
+    """Before base and graft have run for hours."""
+    known = [one.name for config in manifest.insertions for one in config.signals]
+    if signal not in known:
+        raise OtterError(
+            f"there is no signal {signal!r} to guide by in this graft",
+            hint=f"its signals: {', '.join(known) or 'none'}",
+        )

@@ -1,0 +1,332 @@
+"""The models that are measured, in memory: stock bases, grafts on their weights, and rivals.
+
+Bases have the shapes of real models and random weights: the cost of a pass does not depend on
+the values. Grafts can be sized to a share of the base's parameters."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from otter_cli.benchmarks.overhead.measuring import MachineRates, synchroniser
+from otter_cli.benchmarks.overhead.result import OverheadSettings
+from otter_cli.core.errors import OtterError, closest
+from otter_cli.core.process import derive_seed
+from otter_cli.families.shape import BaseShape, base_shape
+from otter_cli.graft.config import InsertionConfig, resolve_config
+from otter_cli.graft.grafted_folder import open_graft
+from otter_cli.graft.manifest import BaseRecord, InsertedRecord, Manifest
+from otter_cli.graft.plan import Plan
+from otter_cli.graft.storage import inserted_files
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from otter_cli.model.otter import OtterForCausalLM
+    from otter_cli.signals.config import SignalConfig
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    # For a smoke run: its ratios say nothing about a model of a real size.
+    "tiny": {
+        "model_type": "llama",
+        "num_hidden_layers": 2,
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "intermediate_size": 160,
+        "vocab_size": 256,
+        "max_position_embeddings": 512,
+    },
+    "llama-134m": {
+        "model_type": "llama",
+        "num_hidden_layers": 12,
+        "hidden_size": 768,
+        "num_attention_heads": 12,
+        "intermediate_size": 2048,
+        "vocab_size": 32000,
+        "max_position_embeddings": 8192,
+    },
+    "qwen3-0.6b": {
+        "model_type": "qwen3",
+        "num_hidden_layers": 28,
+        "hidden_size": 1024,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 3072,
+        "vocab_size": 151936,
+        "max_position_embeddings": 40960,
+        "tie_word_embeddings": True,
+    },
+    "llama-1b": {
+        "model_type": "llama",
+        "num_hidden_layers": 16,
+        "hidden_size": 2048,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 8192,
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+        "tie_word_embeddings": True,
+    },
+    "llama-7b": {
+        "model_type": "llama",
+        "num_hidden_layers": 32,
+        "hidden_size": 4096,
+        "num_attention_heads": 32,
+        "intermediate_size": 11008,
+        "vocab_size": 32000,
+        "max_position_embeddings": 8192,
+    },
+}
+
+
+def shape_config(name: str) -> Any:
+    """The transformers configuration of a shape. Raises OtterError for an unknown name."""
+    from transformers import AutoConfig
+
+    if name not in SHAPES:
+        near = closest(name, SHAPES)
+        raise OtterError(
+            f"there is no shape {name!r}",
+            hint=(f"did you mean {near!r}? " if near else "") + f"shapes: {', '.join(SHAPES)}",
+        )
+    settings = dict(SHAPES[name])
+    return AutoConfig.for_model(settings.pop("model_type"), **settings)
+
+
+def random_base(name: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    """A stock model of that shape, its weights drawn where it will run."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(
+            shape_config(name), dtype=dtype, trust_remote_code=False
+        ).eval()
+
+
+@dataclass(frozen=True)
+class BaseWithGraft:
+    """`stock` has no hook of ours. `file_bytes`: the inserted files', where they lie on disk."""
+
+    name: str
+    stock: PreTrainedModel
+    shape: BaseShape
+    graft: OtterForCausalLM
+    plans: Sequence[Plan]
+    file_bytes: int | None = None
+
+    @property
+    def layer_weights(self) -> int:
+        """Matrix elements in the decoder's layers: what every token is multiplied with."""
+        layers: Any = self.stock.get_submodule(self.shape.family.layers)
+        return sum(p.numel() for p in layers.parameters() if p.ndim > 1)
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.stock.parameters())
+
+    @property
+    def inserted(self) -> int:
+        return sum(plan.parameters for plan in self.plans)
+
+
+def from_shape(
+    name: str, sizes: dict[str, Any], *, dtype: torch.dtype, device: str
+) -> BaseWithGraft:
+    """A random base of that shape with an insertion, in memory; nothing is loaded."""
+    stock = random_base(name, dtype, device)
+    shape = base_shape(stock.config.to_dict())
+    return graft_in_memory(name, stock, Plan(resolve_config(shape, init="normal", **sizes), shape))
+
+
+def graft_in_memory(name: str, stock: PreTrainedModel, plan: Plan) -> BaseWithGraft:
+    """`plan` with random values beside `stock`, whose weights it shares."""
+    import torch
+
+    from otter_cli.model.otter import OtterForCausalLM, assemble_graft
+
+    manifest = _memory_manifest(name, stock, plan)
+    tensors = {}
+    for slot in plan.slots:
+        generator = torch.Generator(stock.device)
+        generator.manual_seed(derive_seed("overhead", slot.name))
+        noise = torch.randn(slot.shape, generator=generator, device=stock.device)
+        tensors[slot.name] = 0.02 * noise + float(slot.role == "norm")
+    graft = assemble_graft(
+        OtterForCausalLM,
+        copy_sharing_weights(stock),
+        plan.shape,
+        manifest,
+        tensors,
+        dtype=stock.dtype,
+    )
+    return BaseWithGraft(name, stock, plan.shape, graft.to(stock.device).eval(), [plan])
+
+
+def from_folder(folder: Path, *, dtype: torch.dtype | None, device: str) -> BaseWithGraft:
+    """A grafted folder. Raises OtterError where it is none, or not whole."""
+    from otter_cli.model.load import load_base
+    from otter_cli.model.otter import OtterForCausalLM, assemble_graft, read_inserted_tensors
+
+    manifest = open_graft(folder)
+    stock = load_base(folder, dtype=dtype).to(device).eval()
+    shape = base_shape(stock.config.to_dict())
+    plans = [Plan(config, shape) for config in manifest.insertions]
+    tensors = read_inserted_tensors(folder, manifest, shape)
+    graft = assemble_graft(
+        OtterForCausalLM, copy_sharing_weights(stock), shape, manifest, tensors, dtype=stock.dtype
+    )
+    stored = sum((folder / file).stat().st_size for file in inserted_files(folder))
+    name = folder.resolve().name
+    return BaseWithGraft(name, stock, shape, graft.to(device).eval(), plans, stored)
+
+
+def copy_sharing_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model again, on the same weights in memory: neither sees the other's hooks."""
+    from torch import nn
+
+    shared = {id(p): nn.Parameter(p.data) for p in model.parameters()}
+    return copy.deepcopy(model, memo=shared)
+
+
+def _memory_manifest(name: str, stock: PreTrainedModel, plan: Plan) -> Manifest:
+    base = BaseRecord(
+        source=name,
+        family=plan.shape.family.model_type,
+        parameters=sum(p.numel() for p in stock.parameters()),
+        dtype=str(stock.dtype).removeprefix("torch."),
+        files={},
+    )
+    # There is no file whose digest it could be.
+    return Manifest(base=base, insertions=[plan.config], inserted=InsertedRecord(sha256=""))
+
+
+def random_reward_model(stock: PreTrainedModel) -> PreTrainedModel:
+    """A reward model of the base's shape, with random weights of its own."""
+    from transformers import AutoModelForSequenceClassification
+
+    return _random_model(stock, AutoModelForSequenceClassification)
+
+
+def random_language_model(stock: PreTrainedModel) -> PreTrainedModel:
+    """A language model of the base's shape, with random weights of its own."""
+    from transformers import AutoModelForCausalLM
+
+    return _random_model(stock, AutoModelForCausalLM)
+
+
+def _random_model(stock: PreTrainedModel, kind: Any) -> PreTrainedModel:
+    import torch
+
+    with torch.device(stock.device):
+        model: PreTrainedModel = kind.from_config(
+            _one_label_config(stock), dtype=stock.dtype, trust_remote_code=False
+        ).eval()
+    return model
+
+
+def lora_reward_model(
+    stock: PreTrainedModel, rank: int, targets: str | list[str]
+) -> PreTrainedModel:
+    """On the base's own weights in memory, with peft's adapters beside `targets`."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(
+            _one_label_config(stock), dtype=stock.dtype, trust_remote_code=False
+        )
+    setattr(model, model.base_model_prefix, copy_sharing_weights(stock).base_model)
+    model.score = torch.nn.Linear(
+        stock.config.hidden_size, 1, bias=False, dtype=stock.dtype, device=stock.device
+    )
+    # Its adapters are put into `model` itself; what it gives back only wraps it.
+    get_peft_model(
+        model, LoraConfig(task_type="SEQ_CLS", r=rank, lora_alpha=2 * rank, target_modules=targets)
+    )
+    return model
+
+
+def _one_label_config(stock: PreTrainedModel) -> Any:
+    config = type(stock.config).from_dict(stock.config.to_dict())
+    config.num_labels = 1
+    return config
+
+
+@dataclass(frozen=True)
+class OverheadRun:
+    """A loaded subject with the settings and rates of its run."""
+
+    subject: BaseWithGraft
+    settings: OverheadSettings
+    rates: MachineRates
+
+    @property
+    def synchronise(self) -> Callable[[], None]:
+        return synchroniser(self.settings.device)
+
+    @property
+    def rounds(self) -> int:
+        """For contestants that take many passes a round."""
+        return max(3, self.settings.repeats // 10)
+
+    def with_signals(self, *texts: str) -> BaseWithGraft:
+        """The first insertion again, on the same weights, with other signals."""
+        plan = self.subject.plans[0]
+        config = plan.config.model_copy(update={"signals": parse_signals(texts)})
+        return graft_in_memory(self.subject.name, self.subject.stock, Plan(config, plan.shape))
+
+
+def parse_signals(texts: Sequence[str]) -> tuple[SignalConfig, ...]:
+    from otter_cli.signals.config import parse_signal
+
+    return tuple(parse_signal(text) for text in texts)
+
+
+SizedPart = Literal["FFN", "attention", "both"]
+SWEEP = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+_SCALE_STEPS = 160
+
+
+def plan_of_share(shape: BaseShape, parameters: int, share: float, spent: SizedPart) -> Plan:
+    """The plan nearest to that share of the base's `parameters`, over as many layers as it can."""
+    return min(
+        _candidate_plans(shape, spent),
+        key=lambda plan: (
+            # Within a tenth of what was asked for, more layers count for more than nearness.
+            max(0.1, round(abs(plan.parameters / (share * parameters) - 1), 2)),
+            -len(plan.config.layers),
+            abs(plan.parameters / (share * parameters) - 1),
+        ),
+    )
+
+
+def _candidate_plans(shape: BaseShape, spent: SizedPart) -> Iterator[Plan]:
+    """The base's proportions on scales from thin to half as wide, on its last layers if not all."""
+    depths = sorted({shape.layers, max(1, shape.layers // 2), max(1, shape.layers // 4)})
+    for step in range(1, _SCALE_STEPS + 1):
+        # Finer where it is thin.
+        scale = 0.5 * (step / _SCALE_STEPS) ** 2
+        for depth in depths:
+            yield Plan(_scaled_config(shape, scale, depth, spent), shape)
+
+
+def _scaled_config(shape: BaseShape, scale: float, depth: int, spent: SizedPart) -> InsertionConfig:
+    return resolve_config(
+        shape,
+        hidden=max(1, round(scale * shape.hidden)),
+        heads=0 if spent == "FFN" else max(1, round(scale * shape.heads)),
+        ffn=0 if spent == "attention" else max(1, round(scale * shape.ffn)),
+        layers=tuple(range(shape.layers - depth, shape.layers)),
+        # A table of all tokens alone would exceed the smallest of them.
+        embedding="zeros",
+        signals=parse_signals(["reward"]),
+    )

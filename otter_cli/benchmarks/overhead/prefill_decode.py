@@ -1,0 +1,363 @@
+"""Prefill and decode of base and graft in turns: time, memory and parameters as one result row.
+
+A Contestant is anything that takes tokens and a cache. The row has the bound beside each ratio,
+and how often the graft's logits were the base's, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from otter_cli.benchmarks.metrics.estimates import estimate
+from otter_cli.benchmarks.overhead.measuring import (
+    WARM_UP,
+    CountedWork,
+    MachineRates,
+    PassShape,
+    StepTimes,
+    base_work,
+    inserted_work,
+    interleaved,
+    peak_above,
+    synchroniser,
+)
+from otter_cli.benchmarks.overhead.result import (
+    BaseAndGraft,
+    DeferredReading,
+    OverheadRow,
+    OverheadSettings,
+    RooflineBound,
+    RooflineBounds,
+    SavedFractions,
+    median_ratio,
+)
+from otter_cli.core.intervals import median
+from otter_cli.core.process import derive_seed
+from otter_cli.scorers.load import parameter_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+    from transformers.cache_utils import Cache
+
+    from otter_cli.benchmarks.overhead.measured_models import BaseWithGraft
+    from otter_cli.model.otter import OtterForCausalLM
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """`run(tokens [batch, n], cache)` gives what is wanted of the last position."""
+
+    run: Callable[[Tensor, Cache], Tensor]
+    new_cache: Callable[[], Cache]
+
+
+def base_contestant(model: PreTrainedModel) -> Contestant:
+    """Logits of the last position, [batch, 1, vocab]."""
+
+    def run(tokens: Tensor, cache: Cache) -> Tensor:
+        out: Any = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return out.logits
+
+    return Contestant(run, lambda: _new_dynamic_cache(model))
+
+
+def graft_contestant(model: OtterForCausalLM) -> Contestant:
+    """The same logits, with every signal read at the same position beside them."""
+
+    def run(tokens: Tensor, cache: Cache) -> Tensor:
+        out = model(tokens, signals=(), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        last = {name: state[:, -1:] for name, state in out.inserted_state.items()}
+        for name in model.signal_configs:
+            model.read_signal(name, out.base_state[:, -1:], last)
+        assert out.logits is not None
+        return out.logits
+
+    return Contestant(run, model.new_cache)
+
+
+def deferred_graft_contestant(model: OtterForCausalLM, every: int) -> Contestant:
+    """The same, whose single tokens are read together, `every` of them at once."""
+    import torch
+
+    from otter_cli.model.lazy import LazyStream
+
+    at_once, deferred = graft_contestant(model), LazyStream(model)
+    waiting: list[tuple[Tensor, Mapping[str, Tensor]]] = []
+
+    def run(tokens: Tensor, cache: Cache) -> Tensor:
+        if tokens.shape[1] > 1:
+            return at_once.run(tokens, cache)
+        waiting.append(deferred.forward(tokens, past_key_values=cache, use_cache=True))
+        logits = model.lm_head(waiting[-1][0])
+        if len(waiting) == every:
+            y, v = zip(*waiting, strict=True)
+            inserted = {name: torch.cat([one[name] for one in v], 1) for name in v[0]}
+            for name in model.signal_configs:
+                model.read_signal(name, torch.cat(y, 1), inserted)
+            waiting.clear()
+        return logits
+
+    return Contestant(run, model.new_cache)
+
+
+def reward_model_contestant(model: PreTrainedModel) -> Contestant:
+    """A reward model of its own weights and cache, [batch, 1]: what the insertion replaces."""
+
+    def run(tokens: Tensor, cache: Cache) -> Tensor:
+        out = model.base_model(tokens, past_key_values=cache, use_cache=True)
+        return model.score(out.last_hidden_state[:, -1])
+
+    return Contestant(run, lambda: _new_dynamic_cache(model))
+
+
+def prefill_step(contestant: Contestant, tokens: Tensor) -> Callable[[], Tensor]:
+    """A step that runs `tokens` [batch, n] over an empty cache."""
+    return lambda: contestant.run(tokens, contestant.new_cache())
+
+
+def decode_step(contestant: Contestant, prompt: Tensor, tokens: Tensor) -> Callable[[], Tensor]:
+    """A step that runs the next column of `tokens` [batch, steps] over a cache that grows."""
+    cache = contestant.new_cache()
+    contestant.run(prompt, cache)
+    columns = iter(tokens.split(1, 1))
+    return lambda: contestant.run(next(columns), cache)
+
+
+def repeated_step(contestant: Contestant, prompt: Tensor, tokens: Tensor) -> Callable[[], Tensor]:
+    """A step that runs the same `tokens` [batch, n] after the prompt, and takes them back."""
+    cache: Any = contestant.new_cache()
+    contestant.run(prompt, cache)
+
+    def step() -> Tensor:
+        out = contestant.run(tokens, cache)
+        cache.crop(-tokens.shape[1])
+        return out
+
+    return step
+
+
+def _new_dynamic_cache(model: PreTrainedModel) -> Cache:
+    from transformers import DynamicCache
+
+    return DynamicCache(config=model.config)
+
+
+PassKind = Literal["decode", "prefill"]
+BASE, GRAFT, SEPARATE = "base", "graft", "separate reward model"
+GRAFT_DEFERRED = "graft, read later"
+
+
+@dataclass
+class LogitsComparison:
+    """How often a round's logits were the base's, to the last bit."""
+
+    equal: int = 0
+    of: int = 0
+
+    def see(self, outputs: Mapping[str, Any]) -> None:
+        import torch
+
+        for name in {GRAFT, GRAFT_DEFERRED} & outputs.keys():
+            self.of += 1
+            self.equal += torch.equal(outputs[BASE], outputs[name])
+
+
+@dataclass(frozen=True)
+class PrefillDecodeTimes:
+    """Seconds of each contestant by kind of pass, and the peak of memory above the weights."""
+
+    times: dict[PassKind, StepTimes]
+    peaks: dict[str, int]
+    compared: LogitsComparison = field(default_factory=LogitsComparison)
+
+
+def measure_prefill_decode(
+    subject: BaseWithGraft, settings: OverheadSettings, separate: PreTrainedModel | None = None
+) -> PrefillDecodeTimes:
+    """Prefill and decode of base and graft in turns, and of a separate reward model with them."""
+    import torch
+
+    from otter_cli.model.lazy import supports_lazy_stream
+
+    contestants = {
+        BASE: base_contestant(subject.stock),
+        GRAFT: graft_contestant(subject.graft),
+    }
+    if separate is not None:
+        contestants[SEPARATE] = reward_model_contestant(separate)
+    prompt = random_tokens(subject, settings.batch, settings.context, "prompt")
+    following = random_tokens(subject, settings.batch, WARM_UP + settings.repeats, "following")
+    compared = LogitsComparison()
+    how: dict[str, Any] = {
+        "synchronise": synchroniser(settings.device),
+        "seen": compared.see,
+    }
+    with torch.no_grad():
+        # A process's first pass by several threads may round otherwise than all that follow: stock
+        # transformers on a CPU, in four processes of ten.
+        contestants[BASE].run(prompt, contestants[BASE].new_cache())
+        prefills = {name: prefill_step(one, prompt) for name, one in contestants.items()}
+        # A prefill is many times a step: a few of them take as long.
+        few = max(5, settings.repeats // 10)
+        times: dict[PassKind, StepTimes] = {"prefill": interleaved(prefills, few, **how)}
+        if supports_lazy_stream(subject.graft):
+            contestants[GRAFT_DEFERRED] = deferred_graft_contestant(
+                subject.graft, _deferred_tokens(settings)
+            )
+        steps = {name: decode_step(one, prompt, following) for name, one in contestants.items()}
+        times["decode"] = interleaved(steps, settings.repeats, **how)
+        peaks = {name: peak_above(prefills[name], settings.device) for name in (BASE, GRAFT)}
+    return PrefillDecodeTimes(times, peaks, compared)
+
+
+def overhead_row(
+    name: str,
+    subject: BaseWithGraft,
+    settings: OverheadSettings,
+    measured: PrefillDecodeTimes,
+    rates: MachineRates,
+) -> OverheadRow:
+    """The figures of one measured insertion, with their bounds at `rates`."""
+    (plan,) = subject.plans[:1]
+    size = subject.stock.dtype.itemsize
+    shape = subject.shape
+    base_cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * size
+    own_cache = sum(plan.cache_bytes_per_token(size) for plan in subject.plans)
+    base_bytes = parameter_bytes(subject.stock.parameters())
+    inserted_bytes = parameter_bytes(p for _, p in subject.graft.inserted_parameters())
+    ratios = {
+        kind: median_ratio(times[GRAFT], times[BASE], f"{kind} ratio")
+        for kind, times in measured.times.items()
+    }
+    return OverheadRow(
+        name=name,
+        insertion=plan.config.model_dump(mode="json", exclude={"signals", "layers"})
+        | {"layers": len(plan.config.layers), "signals": list(subject.graft.signal_configs)},
+        parameter_ratio=subject.inserted / subject.parameters,
+        base_parameters=subject.parameters,
+        trainable=subject.inserted,
+        stored_bytes=sum(plan.stored_bytes for plan in subject.plans),
+        file_bytes=subject.file_bytes,
+        base_bytes=base_bytes,
+        cache_bytes_per_token=BaseAndGraft(base=base_cache, graft=base_cache + own_cache),
+        peak_bytes=BaseAndGraft(
+            base=base_bytes + measured.peaks[BASE],
+            graft=base_bytes + inserted_bytes + measured.peaks[GRAFT],
+        ),
+        decode_ratio=ratios["decode"],
+        prefill_ratio=ratios["prefill"],
+        decode_ms=_milliseconds(measured.times["decode"]),
+        prefill_ms=_milliseconds(measured.times["prefill"]),
+        bound=RooflineBounds(
+            decode=_bound(subject, settings, measured, "decode", rates),
+            prefill=_bound(subject, settings, measured, "prefill", rates),
+        ),
+        logits_equal=measured.compared.equal,
+        logits_compared=measured.compared.of,
+        read_later=_deferred_reading(subject, settings, measured.times["decode"], rates),
+        saved=_saved_fractions(subject, measured, own_cache / base_cache),
+    )
+
+
+def random_tokens(subject: BaseWithGraft, rows: int, columns: int, what: str) -> Tensor:
+    import torch
+
+    generator = torch.Generator().manual_seed(derive_seed("overhead", what))
+    tokens = torch.randint(subject.shape.vocab, (rows, columns), generator=generator)
+    return tokens.to(subject.stock.device)
+
+
+def _bound(
+    subject: BaseWithGraft,
+    settings: OverheadSettings,
+    measured: PrefillDecodeTimes,
+    kind: PassKind,
+    rates: MachineRates,
+) -> RooflineBound:
+    prefill = PassShape(settings.batch, settings.context, 0, subject.stock.dtype.itemsize)
+    one = prefill if kind == "prefill" else _decode_shape(subject, settings)
+    base = base_work(subject.shape, subject.layer_weights, one)
+    graft = sum((inserted_work(plan, one) for plan in subject.plans), base)
+    least = {BASE: rates.seconds(base), GRAFT: rates.seconds(graft)}
+    taken = {name: float(np.median(measured.times[kind][name])) for name in least}
+    return RooflineBound(
+        ratio=least[GRAFT] / least[BASE],
+        limit=rates.limit(base),  # type: ignore[arg-type]
+        bytes=_pair(lambda work: work.bytes, base, graft),
+        flops=_pair(lambda work: work.flops, base, graft),
+        milliseconds=BaseAndGraft(base=1000 * least[BASE], graft=1000 * least[GRAFT]),
+        reached=BaseAndGraft(base=least[BASE] / taken[BASE], graft=least[GRAFT] / taken[GRAFT]),
+    )
+
+
+def _decode_shape(subject: BaseWithGraft, settings: OverheadSettings, tokens: int = 1) -> PassShape:
+    """The cache grows while decoding: the middle of it stands for all."""
+    middle = settings.context + WARM_UP + settings.repeats // 2
+    return PassShape(settings.batch, tokens, middle, subject.stock.dtype.itemsize)
+
+
+def _deferred_tokens(settings: OverheadSettings) -> int:
+    from otter_cli.decoding.request_checks import READ_EVERY
+
+    return min(READ_EVERY, settings.repeats)
+
+
+def _deferred_reading(
+    subject: BaseWithGraft, settings: OverheadSettings, times: StepTimes, rates: MachineRates
+) -> DeferredReading | None:
+    if GRAFT_DEFERRED not in times:
+        return None
+    every = _deferred_tokens(settings)
+    # Whichever the first of them, one of so many rounds in a row has the stream's run.
+    blocks = settings.repeats // every
+    spent = {
+        n: times[n][: blocks * every].reshape(blocks, every).sum(1) for n in (BASE, GRAFT_DEFERRED)
+    }
+    one = base_work(subject.shape, subject.layer_weights, _decode_shape(subject, settings))
+    base = CountedWork(every * one.flops, every * one.bytes)
+    many = _decode_shape(subject, settings, every)
+    whole = sum((inserted_work(plan, many) for plan in subject.plans), base)
+    return DeferredReading(
+        every=every,
+        ratio=median_ratio(spent[GRAFT_DEFERRED], spent[BASE], "decode ratio, read later"),
+        bound=rates.seconds(whole) / rates.seconds(base),
+    )
+
+
+def _pair(
+    of: Callable[[CountedWork], float], base: CountedWork, graft: CountedWork
+) -> BaseAndGraft:
+    return BaseAndGraft(base=of(base), graft=of(graft))
+
+
+def _milliseconds(times: StepTimes) -> BaseAndGraft:
+    return BaseAndGraft(
+        base=1000 * float(np.median(times[BASE])), graft=1000 * float(np.median(times[GRAFT]))
+    )
+
+
+def _saved_fractions(
+    subject: BaseWithGraft, measured: PrefillDecodeTimes, cache: float
+) -> SavedFractions | None:
+    if SEPARATE not in measured.times["decode"]:
+        return None
+    found = {}
+    for kind, times in measured.times.items():
+        # METHOD, 5: 1 - (t_otter - t_base) / (t_baseline - t_base), the baseline running both.
+        shares = 1 - (times[GRAFT] - times[BASE]) / times[SEPARATE]
+        found[kind] = estimate(median(shares), len(shares), f"{kind} time saved")
+    # It has the base's weights without the output head, and a score of its own.
+    shape = subject.shape
+    head = 0 if shape.tied else shape.vocab * shape.hidden
+    separate = subject.parameters - head + shape.hidden
+    return SavedFractions(
+        decode_time=found["decode"],
+        prefill_time=found["prefill"],
+        trainable=1 - subject.inserted / separate,
+        stored=1 - subject.inserted / separate,
+        cache=1 - cache,
+    )

@@ -1,0 +1,1 @@
+"""The benchmarks: preference, detox, detection, speedup, and accuracy on pairs."""

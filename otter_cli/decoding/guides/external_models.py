@@ -1,0 +1,240 @@
+"""Guides by other models beside the base: ARGS and RAD, DExperts and GenARM.
+
+These are the baselines of one-pass guidance. Each model keeps a KV cache of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from otter_cli.core.errors import OtterError
+from otter_cli.decoding.guides.guide import CandidateScorer, Guide, Strength
+from otter_cli.decoding.hidden_states import HiddenStates
+from otter_cli.decoding.sampling import outside_nucleus
+from otter_cli.decoding.session import DecodingSession, ExpertSession, RewardSession
+
+
+@dataclass(frozen=True)
+class ArgsGuide(Guide):
+    """ARGS (section 2): `logit + strength * r([x, y, v])` over the top k raw logits; argmax, or at
+    a temperature a draw from the k (ARGS-stochastic).
+
+    Costs a pass of the reward model for each token, and its cache. Fair to it: its k candidates
+    are one step of k tokens over a cached prefix, as the insertion's are, not k rows.
+    """
+
+    reward_model: Any
+    strength: Strength
+    candidates: int = 10
+
+    name: ClassVar[str] = "args"
+    paper: ClassVar[str] = "Khanov et al., arXiv 2402.01694"
+
+    def scorer(self, session: DecodingSession) -> CandidateScorer:
+        check_reward_model(self.reward_model, session, "ARGS")
+        return _RewardScorer(self.reward_model)
+
+
+@dataclass(frozen=True)
+class RadGuide(Guide):
+    """RAD (algorithm 1): `logit + strength * clip(r, 0, 1)`, all outside the top k removed.
+
+    Costs what ARGS does: a pass of a (smaller) reward model of k tokens for each token.
+    """
+
+    reward_model: Any
+    strength: Strength
+    candidates: int = 20
+
+    name: ClassVar[str] = "rad"
+    paper: ClassVar[str] = "Deng and Raffel, arXiv 2310.09520"
+
+    def scorer(self, session: DecodingSession) -> CandidateScorer:
+        check_reward_model(self.reward_model, session, "RAD")
+        return _ClippedRewardScorer(self.reward_model)
+
+
+class _RewardScorer(CandidateScorer):
+    def __init__(self, reward_model: Any) -> None:
+        self.rewards = RewardSession(reward_model)
+        self.unfed: list[Tensor] = []
+
+    def prefill(self, prompts: list[list[int]]) -> None:
+        self.rewards.prefill(prompts)
+
+    def scores(
+        self, state: HiddenStates, fed: HiddenStates | None, tokens: Tensor | None
+    ) -> Tensor:
+        assert tokens is not None
+        if self.unfed:  # chosen while the gate was closed
+            chain = torch.stack(self.unfed, 1)
+            self.rewards.extend(chain)
+            self.rewards.keep(torch.full_like(chain[:, 0], chain.shape[1]))
+            self.unfed = []
+        found = self.rewards.rewards(self.rewards.branch(tokens))
+        self.external_passes = self.rewards.passes
+        return found
+
+    def chose(self, tokens: Tensor, index: Tensor | None) -> None:
+        if index is None:
+            self.unfed.append(tokens)
+        else:
+            self.rewards.choose(index)
+        self.external_passes = self.rewards.passes
+        self.external_bytes = self.rewards.cache_bytes()
+
+
+class _ClippedRewardScorer(_RewardScorer):
+    def scores(
+        self, state: HiddenStates, fed: HiddenStates | None, tokens: Tensor | None
+    ) -> Tensor:
+        return super().scores(state, fed, tokens).clamp(0, 1)
+
+
+def check_reward_model(reward_model: Any, session: DecodingSession, method: str) -> None:
+    """Raises OtterError where it reads another vocabulary, or gives more than one number."""
+    config, vocab = reward_model.config, session.model.shape.vocab
+    if config.vocab_size != vocab:
+        raise OtterError(
+            f"the reward model's vocabulary has {config.vocab_size} tokens, the base's {vocab}",
+            hint=f"{method} scores the base's own tokens: train it from the same base",
+        )
+    if config.num_labels != 1:
+        raise OtterError(
+            f"the reward model gives {config.num_labels} numbers, and a reward is one",
+            hint="use a model with num_labels 1",
+        )
+
+
+@dataclass(frozen=True)
+class DExpertsGuide(Guide):
+    """`z + strength * (z+ - z-)` over the base's nucleus (section 2.1), z+ an expert's logits and
+    z- an anti-expert's. Without one of them the base's own stand in: contrast with one model alone.
+
+    Costs a pass of each model for each token, and their caches.
+    """
+
+    expert: Any | None
+    anti_expert: Any | None
+    strength: Strength
+    top_p: float = 0.9
+    candidates: int = 0
+
+    name: ClassVar[str] = "dexperts"
+    paper: ClassVar[str] = "Liu et al., arXiv 2105.03023"
+
+    def scorer(self, session: DecodingSession) -> CandidateScorer:
+        if self.expert is None and self.anti_expert is None:
+            raise OtterError("DExperts has neither expert nor anti-expert", hint="give one of them")
+        if not 0 < self.top_p <= 1:
+            raise OtterError(f"DExperts' top_p is {self.top_p}", hint="above 0, at most 1 (all)")
+        for model in (self.expert, self.anti_expert):
+            check_expert(model, session)
+        return _ContrastScorer(session, self.expert, self.anti_expert)
+
+    def within(self, logits: Tensor) -> Tensor:
+        if self.top_p == 1:
+            return logits
+        return logits.masked_fill(outside_nucleus(logits.double(), self.top_p), -math.inf)
+
+
+@dataclass(frozen=True)
+class GenArmGuide(Guide):
+    """`log pi + strength * log pi_r` (equation 6), pi_r an autoregressive reward model: a language
+    model of the base's vocabulary.
+
+    Costs a pass of the reward model for each token, and its cache; it scores the whole vocabulary.
+    """
+
+    reward_model: Any
+    strength: Strength
+    candidates: int = 0
+
+    name: ClassVar[str] = "genarm"
+    paper: ClassVar[str] = "Xu et al., arXiv 2410.08193"
+
+    def scorer(self, session: DecodingSession) -> CandidateScorer:
+        check_expert(self.reward_model, session)
+        return _LogProbabilityScorer(self.reward_model)
+
+
+class _CachedExpert:
+    """A language model that follows the text; its last token is fed once its logits are wanted."""
+
+    def __init__(self, model: Any) -> None:
+        self.session = ExpertSession(model)
+        self.unfed: list[Tensor] = []
+
+    def logits(self) -> Tensor:
+        """Of the next token, [rows, vocab]."""
+        if self.unfed:
+            chain = torch.stack(self.unfed, 1)
+            self.last = self.session.extend(chain).last()
+            self.session.keep(torch.full_like(chain[:, 0], chain.shape[1]))
+            self.unfed = []
+        return self.last.base[:, 0]
+
+    def prefill(self, prompts: list[list[int]]) -> None:
+        self.last = self.session.prefill(prompts)
+
+
+class _ExpertScorer(CandidateScorer):
+    experts: list[_CachedExpert]
+
+    def prefill(self, prompts: list[list[int]]) -> None:
+        for expert in self.experts:
+            expert.prefill(prompts)
+
+    def chose(self, tokens: Tensor, index: Tensor | None) -> None:
+        for expert in self.experts:
+            expert.unfed.append(tokens)
+        self.external_passes = sum(expert.session.passes for expert in self.experts)
+        self.external_bytes = sum(expert.session.cache_bytes() for expert in self.experts)
+
+
+class _ContrastScorer(_ExpertScorer):
+    def __init__(self, session: DecodingSession, expert: Any, anti_expert: Any) -> None:
+        self.base = session
+        self.expert, self.anti_expert = (
+            None if model is None else _CachedExpert(model) for model in (expert, anti_expert)
+        )
+        self.experts = [one for one in (self.expert, self.anti_expert) if one is not None]
+
+    def scores(
+        self, state: HiddenStates, fed: HiddenStates | None, tokens: Tensor | None
+    ) -> Tensor:
+        good, bad = (
+            self.base.logits(state)[:, 0] if one is None else one.logits()
+            for one in (self.expert, self.anti_expert)
+        )
+        return _scores_of_tokens(good - bad, tokens)
+
+
+class _LogProbabilityScorer(_ExpertScorer):
+    def __init__(self, model: Any) -> None:
+        self.experts = [_CachedExpert(model)]
+
+    def scores(
+        self, state: HiddenStates, fed: HiddenStates | None, tokens: Tensor | None
+    ) -> Tensor:
+        return _scores_of_tokens(self.experts[0].logits().log_softmax(-1), tokens)
+
+
+def _scores_of_tokens(scores: Tensor, tokens: Tensor | None) -> Tensor:
+    return scores if tokens is None else scores.gather(-1, tokens)
+
+
+def check_expert(model: Any | None, session: DecodingSession) -> None:
+    """Raises OtterError where a language model reads another vocabulary than the base."""
+    vocab = session.model.shape.vocab
+    if model is not None and model.config.vocab_size != vocab:
+        raise OtterError(
+            f"a language model beside the base has a vocabulary of {model.config.vocab_size}, "
+            f"the base {vocab}",
+            hint="its logits are added to the base's: use one with the same tokenizer",
+        )

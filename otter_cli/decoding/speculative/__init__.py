@@ -1,0 +1,1 @@
+"""Speculative decoding: drafters, acceptance, and exact rescoring of near-ties."""

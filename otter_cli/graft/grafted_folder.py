@@ -1,0 +1,187 @@
+"""A grafted folder in use: opened with all checks, or given new tensors after training.
+
+Everything that runs, trains or exports a graft opens it here, so a changed base is noticed before
+any work is done. `update_tensors` replaces the inserted tensors safely whenever the process dies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from otter_cli.checkpoint.dtypes import Array
+from otter_cli.checkpoint.folder import Checkpoint, is_model_defining, is_weights, list_base_files
+from otter_cli.checkpoint.safetensors_writer import MAX_SHARD_BYTES
+from otter_cli.core.console import progress, warn
+from otter_cli.core.digests import AdvanceBytes, DigestCache, sha256_file
+from otter_cli.core.errors import OtterError, from_os_error
+from otter_cli.core.provenance import base_changes, note_base_change, restore_base_changes
+from otter_cli.core.strict_files import resolve_inside
+from otter_cli.families.shape import base_shape
+from otter_cli.graft.manifest import InsertedRecord, Manifest
+from otter_cli.graft.plan import Plan
+from otter_cli.graft.storage import (
+    inserted_files,
+    open_inserted_tensors,
+    put_in_place,
+    remove_unused_files,
+    spare_stem,
+    write_inserted_tensors,
+)
+
+# "ignore" is for a caller that compares the files itself, as verification does.
+IfChanged = Literal["refuse", "warn", "ignore"]
+
+_changed_base_is_accepted = False
+
+
+@contextmanager
+def accept_changed_base(accepted: bool = True) -> Iterator[None]:
+    """Inside, a base that changed is warned about and recorded, where it is otherwise refused."""
+    global _changed_base_is_accepted
+    before, noted = _changed_base_is_accepted, base_changes()
+    _changed_base_is_accepted = accepted
+    try:
+        yield
+    finally:
+        _changed_base_is_accepted = before
+        restore_base_changes(noted)
+
+
+def open_graft(
+    folder: Path, *, base: Path | None = None, if_changed: IfChanged = "refuse"
+) -> Manifest:
+    """The record of a graft that is about to be used. `base`: of an adapter alone.
+
+    Raises OtterError where the inserted tensors or the base are not the recorded ones.
+    """
+    manifest, root = Manifest.read(folder), base or folder
+    _refuse_missing_base(root, folder, manifest)
+    # Headers first: sizes that no tensor has are refused before anything is built or hashed.
+    shape = base_shape(Checkpoint.open(root).config)
+    if if_changed != "ignore":
+        check_base_files(folder, manifest, base=base, if_changed=if_changed)
+    open_inserted_tensors(folder, [Plan(config, shape) for config in manifest.insertions])
+    manifest.check_tensors(folder)
+    return manifest
+
+
+def check_base_files(
+    folder: Path,
+    manifest: Manifest,
+    *,
+    base: Path | None = None,
+    if_changed: IfChanged = "refuse",
+    written_anew: Container[str] = (),
+) -> None:
+    """Compares every file of the base that decides what it says with its digest in otter.json.
+    `written_anew`: names that an export has in another form.
+
+    Digests of weights come from the cache, by device, inode, size and time; all other files are
+    read each time.
+    """
+    root = base or folder
+    for name, digest, what in _changed_files(root, manifest):
+        if name in written_anew:
+            continue
+        path = root / name
+        if base is not None and if_changed == "refuse" and not _changed_base_is_accepted:
+            raise OtterError(
+                f"{path} is not the base of this insertion: {what}",
+                hint=f"the insertion was made for {manifest.base.source}; "
+                "--base-changed-ok uses this one all the same",
+            )
+        if if_changed == "refuse" and not _changed_base_is_accepted:
+            raise OtterError(
+                f"{path}: {what}; it is not the base that was grafted",
+                hint="restore the file, or graft the changed base anew; --base-changed-ok uses it "
+                "as it is, and results then say so",
+            )
+        if str(path) not in base_changes():
+            warn(
+                f"{path}: {what}; signals were trained on another base, and their numbers may "
+                "mean nothing"
+            )
+        note_base_change(str(path), digest)
+
+
+def _refuse_missing_base(root: Path, folder: Path, manifest: Manifest) -> None:
+    if not root.is_dir():
+        raise OtterError(f"{root} does not exist", hint="give the folder of the base")
+    if root == folder and manifest.base.files and not (root / "config.json").exists():
+        raise OtterError(
+            f"{folder} is an adapter alone: it has no config.json",
+            hint=f"give its base, {manifest.base.source}: --base BASE where the verb takes it, or "
+            f"otter attach {folder} BASE OUT",
+        )
+
+
+def _changed_files(root: Path, manifest: Manifest) -> Iterator[tuple[str, str, str]]:
+    """Name, digest now, and what is wrong. What needs no reading of gigabytes comes first."""
+    recorded = {name: r for name, r in manifest.base.files.items() if is_model_defining(name)}
+    later = []
+    for name, record in recorded.items():
+        path = root / name
+        if not path.is_file():
+            yield name, "", "the file is missing"
+        elif path.stat().st_size != record.bytes:
+            yield name, f"{path.stat().st_size} bytes", "its size differs from the recorded one"
+        else:
+            later.append(name)
+    for name in list_base_files(root) if recorded else ():
+        if name not in manifest.base.files and is_model_defining(name):
+            yield name, "added", "the file was added, and decides on what the base says"
+    cache = DigestCache()
+    later.sort(key=is_weights)
+    with progress(sum(recorded[name].bytes for name in later), "digests of the base") as advance:
+        for name in later:
+            digest = _base_file_digest(root, name, cache, advance)
+            if digest != recorded[name].sha256:
+                yield name, digest, "its digest differs from the recorded one"
+
+
+def _base_file_digest(root: Path, name: str, cache: DigestCache, advance: AdvanceBytes) -> str:
+    path = resolve_inside(root, name)
+    if is_weights(name):
+        return cache.sha256(path, advance)
+    try:
+        return sha256_file(path, advance)
+    except OSError as error:
+        raise from_os_error(error, f"read {path}") from error
+
+
+def update_tensors(
+    folder: Path,
+    plans: Sequence[Plan],
+    manifest: Manifest,
+    tensors: Mapping[str, Array],
+    *,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Manifest:
+    """Replaces the inserted tensors (float32 arrays, one for each of the plans') and their record.
+
+    Two files cannot be replaced at one instant. So otter.json first accepts both digests, then the
+    tensors are put into place, then only the new ones count: a folder is whole whenever the
+    process dies, and its record never claims more training than the tensors have had.
+    """
+    new = write_inserted_tensors(
+        folder,
+        plans,
+        tensors.__getitem__,
+        stem=spare_stem(folder),
+        max_shard_bytes=max_shard_bytes,
+    )
+    # What lies on disk, not what otter.json says: an earlier run may have died before the rename.
+    entry = inserted_files(folder)[0]
+    both = InsertedRecord(
+        file=entry, sha256=new.sha256, previous_sha256=sha256_file(folder / entry)
+    )
+    Manifest.read(folder).model_copy(update={"inserted": both}).write(folder)
+    entry = put_in_place(folder, new.entry)
+    only = InsertedRecord(file=entry, sha256=new.sha256)
+    manifest = manifest.model_copy(update={"inserted": only})
+    manifest.write(folder)
+    remove_unused_files(folder)
+    return manifest

@@ -1,0 +1,93 @@
+"""The cost of an insertion before anything is written: parameters, bytes, KV cache, operations."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from otter_cli.checkpoint.folder import Checkpoint
+from otter_cli.families.shape import BaseShape
+from otter_cli.families.tensors import base_parameters
+from otter_cli.graft.plan import Plan
+from otter_cli.signals.heads import HEADS, FutureHead, VocabularyHead
+
+DTYPE_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
+
+
+@dataclass(frozen=True)
+class Price:
+    """Counts of one insertion beside its base. Caches per token of one sequence."""
+
+    base_parameters: int
+    inserted_parameters: int
+    inserted_bytes: int
+    by_part: dict[str, int]
+    # None where keys and values are not what the family caches.
+    base_cache_bytes_per_token: int | None
+    inserted_cache_bytes_per_token: int
+    # Weights of both when loaded in the base's dtype.
+    load_bytes: int
+    # Of each signal of action values: multiply-adds a position, of all tokens and of each alone.
+    vocabulary_work: dict[str, dict[str, int]]
+    # Of each signal of future tokens: multiply-adds of each draft of a chain.
+    draft_work: dict[str, int]
+
+    @property
+    def ratio(self) -> float:
+        """Inserted parameters over the base's."""
+        return self.inserted_parameters / self.base_parameters
+
+    def record(self) -> dict[str, Any]:
+        return {**asdict(self), "parameter_ratio": self.ratio}
+
+
+def price(plan: Plan, base: Checkpoint) -> Price:
+    """Prices a plan beside the base whose files are `base`."""
+    count, size = base_parameters(base, plan.shape), DTYPE_BYTES[base.dtype]
+    parts: dict[str, int] = {}
+    for slot in plan.slots:
+        part = _part_name(slot.name)
+        parts[part] = parts.get(part, 0) + slot.count
+    return Price(
+        base_parameters=count,
+        inserted_parameters=plan.parameters,
+        inserted_bytes=plan.stored_bytes,
+        by_part=parts,
+        base_cache_bytes_per_token=_base_cache_bytes(plan.shape, size),
+        inserted_cache_bytes_per_token=plan.cache_bytes_per_token(size),
+        load_bytes=(count + plan.parameters) * size,
+        vocabulary_work=_vocabulary_work(plan),
+        draft_work=_draft_work(plan),
+    )
+
+
+def _vocabulary_work(plan: Plan) -> dict[str, dict[str, int]]:
+    found = {}
+    for signal in plan.config.signals:
+        if isinstance(head := HEADS[signal.kind], VocabularyHead):
+            work = head.work(signal, plan.shape.hidden, plan.config.hidden)
+            everything = work.shared + plan.shape.vocab * work.each
+            found[signal.name] = {"shared": work.shared, "token": work.each, "all": everything}
+    return found
+
+
+def _draft_work(plan: Plan) -> dict[str, int]:
+    return {
+        signal.name: head.work(signal, plan.shape.hidden, plan.config.hidden, plan.shape.vocab)
+        for signal in plan.config.signals
+        if isinstance(head := HEADS[signal.kind], FutureHead)
+    }
+
+
+def _base_cache_bytes(shape: BaseShape, size: int) -> int | None:
+    if shape.family.ffn_only:
+        return None
+    return 2 * shape.layers * shape.kv_heads * shape.head_dim * size
+
+
+def _part_name(name: str) -> str:
+    """embedding, attention, ffn, norm, or `signal NAME`: a heading for a tensor's cost."""
+    parts = name.split(".")[2:]
+    if parts[0] == "signals":
+        return f"signal {parts[1]}"
+    return parts[2] if parts[0] == "layers" else parts[0]

@@ -1,0 +1,189 @@
+"""Where the figures of a run go: metrics.jsonl always, a tracker on request.
+
+Trackers are TensorBoard, trackio and wandb, each with its own package."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
+from importlib import import_module
+from pathlib import Path
+from secrets import token_hex
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from otter_cli.core.atomic import write_text
+from otter_cli.core.errors import OtterError
+from otter_cli.core.jsonlines import JsonLinesWriter, read_jsonlines
+from otter_cli.core.strict_files import MAX_OWN_FILE_BYTES, read_small_text_file
+
+_PROJECT = "otter"
+_RUN_ID_FILE = "run-id"
+
+
+class Tracker(Protocol):
+    """Takes numbers by name, of steps that never fall but where a run was killed: a resumed one
+    says those after its last state again, and says the same."""
+
+    def write(self, values: Mapping[str, float], step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoardTracker:
+    """Into FOLDER/tensorboard."""
+
+    def __init__(self, module: Any, folder: Path, step: int) -> None:
+        self.writer = module.SummaryWriter(folder / "tensorboard", purge_step=step + 1)
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class TrackioTracker:
+    """Into trackio's own folder (TRACKIO_DIR), or a Space that its environment names."""
+
+    def __init__(self, module: Any, folder: Path, step: int) -> None:
+        project = os.environ.get("TRACKIO_PROJECT", _PROJECT)
+        self.module = module
+        with redirect_stdout(sys.stderr):  # what it says is no part of --json
+            self.run = module.init(project=project, name=_run_id(folder, step), resume="allow")
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        self.run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        with redirect_stdout(sys.stderr):
+            self.module.finish()
+
+
+class WandbTracker:
+    """To its server, or with WANDB_MODE=offline into ./wandb (WANDB_DIR): its links have no place
+    in a checkpoint."""
+
+    def __init__(self, module: Any, folder: Path, step: int) -> None:
+        name = _run_id(folder, step)
+        try:
+            self.run = module.init(
+                project=os.environ.get("WANDB_PROJECT", _PROJECT),
+                id=name,
+                name=name,
+                resume="allow",
+                settings=module.Settings(console="off", silent=True),
+            )
+        except module.Error as error:
+            raise OtterError(
+                f"wandb does not start: {error}",
+                hint="wandb login, or WANDB_MODE=offline; metrics.jsonl is written in any case",
+            ) from error
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        self.run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+# Module, package to install, and what it becomes.
+TRACKERS: dict[str, tuple[str, str, Callable[[Any, Path, int], Tracker]]] = {
+    "tensorboard": ("torch.utils.tensorboard", "tensorboard", TensorBoardTracker),
+    "trackio": ("trackio", "trackio", TrackioTracker),
+    "wandb": ("wandb", "wandb", WandbTracker),
+}
+
+
+def check_tracker(name: str) -> None:
+    """Raises OtterError where there is none of that name, or its package is not installed."""
+    _tracker_module(name)
+
+
+def open_tracker(name: str, folder: Path, step: int) -> Tracker:
+    """Goes on after `step` in FOLDER's run, or begins one at step 0. Raises OtterError."""
+    return TRACKERS[name][2](_tracker_module(name), folder, step)
+
+
+def _tracker_module(name: str) -> Any:
+    if name not in TRACKERS:
+        raise OtterError(f"--log knows no {name!r}", hint=f"one of {', '.join(TRACKERS)}")
+    module, package, _ = TRACKERS[name]
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise OtterError(
+            f"--log {name} needs the package {package}, which is not installed",
+            hint=f"pip install {package}; metrics.jsonl is written in any case",
+        ) from error
+
+
+def _run_id(folder: Path, step: int) -> str:
+    """By which a resumed run is the one that was interrupted."""
+    file = folder / _RUN_ID_FILE
+    if step == 0 or not file.exists():
+        file.write_text(f"{folder.parent.name}-{token_hex(4)}")
+    return read_small_text_file(file)
+
+
+def drop_records_after(path: Path, step: int) -> None:
+    """Drops what a killed run logged after the state that it now goes on from."""
+    if path.exists():
+        lines = read_small_text_file(path, limit=MAX_OWN_FILE_BYTES).splitlines(keepends=True)
+        kept = [
+            line
+            for line, record in zip(lines, read_jsonlines(path), strict=False)
+            if record["step"] <= step
+        ]
+        write_text(path, "".join(kept))
+
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Records of the steps after `step`. Without a folder it keeps none: another process does."""
+
+    def __init__(self, folder: Path | None, step: int, *, log: str | None = None) -> None:
+        self.lines: JsonLinesWriter | None = None
+        self.sink: Tracker | None = None
+        if folder is None:
+            return
+        if log is not None:
+            self.sink = open_tracker(log, folder, step)
+        drop_records_after(folder / METRICS_FILE, step)
+        self.lines = JsonLinesWriter(folder / METRICS_FILE)
+
+    def append(self, record: dict[str, Any]) -> None:
+        if self.lines is not None:
+            self.lines.append(record)
+        if self.sink is not None:
+            self.sink.write(dict(_scalars(record)), record["step"])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for opened in (self.lines, self.sink):
+            if opened is not None:
+                opened.close()
+
+
+def _scalars(record: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """`loss/reward`, `rate`, `evaluation/reward/accuracy`: of an interval its middle."""
+    found: list[tuple[str, float]] = []
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            value = {"": value["mean"]} if "mean" in value else value
+            found += [(f"{key}/{n}".rstrip("/"), v) for n, v in _scalars(value)]
+        elif key != "step":
+            found.append((key, float(value)))
+    return found

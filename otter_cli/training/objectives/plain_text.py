@@ -1,0 +1,235 @@
+"""Objectives of plain text in blocks: future tokens (Medusa-1) and language models (DExperts)."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+
+import numpy as np
+from pydantic import Field
+
+from otter_cli.core.errors import OtterError
+from otter_cli.core.intervals import Interval, interval, ratio
+from otter_cli.data.batches import Positions, next_tokens
+from otter_cli.data.columns import SampledRows, usual_text
+from otter_cli.data.tables import TableLike
+from otter_cli.data.texts import read_texts
+from otter_cli.signals.config import SignalConfig
+from otter_cli.signals.finite import require_finite
+from otter_cli.training.objectives.objective import (
+    DataSource,
+    Objective,
+    ReadSignal,
+    ReadSignalWithBase,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from otter_cli.data.datasets import Batch, BlockDataset
+
+
+class PlainTextSource(DataSource):
+    """Plain text: the paragraphs of a .txt file, or a column of rows; `prompt`: a column before
+    it."""
+
+    column: str = "text"
+    prompt: str | None = None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.column,)
+
+    @property
+    def context(self) -> str | None:
+        return self.prompt
+
+    def usual(self, rows: SampledRows, signal: SignalConfig) -> dict[str, Any]:
+        return usual_text("column", self.model_fields_set, rows)
+
+
+class PlainTextObjective(Objective, ABC):
+    """Reads texts, joined end to end and cut into blocks of the recipe's `max_length`."""
+
+    train: PlainTextSource
+    test: PlainTextSource | None = None
+
+    @property
+    def sources(self) -> tuple[PlainTextSource, PlainTextSource | None]:
+        return self.train, self.test
+
+    def rows(self, source: PlainTextSource, path: TableLike, signal: SignalConfig) -> Sequence[str]:
+        return read_texts(path, column=source.column, prompt=source.prompt)
+
+    def encode(self, rows: Sequence[str], tokenizer: Any, max_length: int) -> BlockDataset:
+        from otter_cli.data.datasets import BlockDataset
+
+        return BlockDataset(rows, tokenizer, max_length, eos=self.eos)
+
+
+# The base's own head gives t+1, the first head t+2.
+_FIRST_OFFSET = 2
+
+
+class FutureTokens(PlainTextObjective):
+    """Cross-entropy of each head, weighted by `head_decay ** k` (Medusa: 0.8) or `head_weights`;
+    of a cell's where the text's own tokens are those drafted before.
+
+    With `targets: base` the KL of the base's own distribution to the head's, where the base has
+    read the text up to there: drafts are kept for what the base says, not for what was written.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("future",)
+
+    objective: Literal["future-tokens"] = "future-tokens"
+    head_decay: float = Field(default=0.8, gt=0, le=1)
+    head_weights: tuple[float, ...] | None = None
+    targets: Literal["text", "base"] = "text"
+
+    def check(self, signal: SignalConfig) -> None:
+        super().check(signal)
+        if self.head_weights is not None and len(self.head_weights) != signal.size:
+            raise OtterError(
+                f"head_weights has {len(self.head_weights)} numbers; "
+                f"signal {signal.name!r} has {signal.size} heads",
+                hint="give one for each head, or head_decay instead",
+            )
+
+    def loss(self, read: ReadSignal, batch: Batch) -> Tensor:
+        import torch
+        import torch.nn.functional as F
+
+        beside = cast(ReadSignalWithBase, read)
+        heads = beside.signal.size
+        logits = read(batch, _positions(batch), _following(batch, heads))  # [N, heads, vocab]
+        weights = self.head_weights or [self.head_decay**k for k in range(heads)]
+        if self.targets == "base":
+            each = [_kl_to_head(beside, batch, logits[:, k], k) for k in range(heads)]
+        else:
+            targets = _targets(batch, heads)
+            each = [F.cross_entropy(logits[:, k], targets[:, k]) for k in range(heads)]
+        scale = torch.tensor(weights, device=logits.device) / sum(weights)
+        return (torch.stack(each) * scale).sum()
+
+    def outcomes(self, read: ReadSignal, batch: Batch) -> dict[str, Tensor]:
+        signal = cast(ReadSignalWithBase, read).signal
+        at, following = _positions(batch), _following(batch, signal.size)
+        targets = _targets(batch, signal.size)
+        guesses = read(batch, at, following)
+        require_finite(guesses, f"signal {signal.name!r}")
+        hits = guesses.argmax(-1) == targets  # [N, heads]
+        # Where a head's token lies past the block's end nothing can be in a row up to it.
+        whole = (targets >= 0).all(-1)
+        counts = {
+            "hits": hits,
+            "tokens": targets >= 0,
+            "run": hits.cumprod(-1).sum(-1, keepdim=True) * whole[:, None],
+            "whole": whole[:, None],
+        }
+        if signal.width != 0:
+            # What is known when it drafts is the next token alone.
+            counts["own"] = read(batch, at, following[:, :1]).argmax(-1) == targets
+        of_rows = (len(batch.last), -1)
+        return {n: one.view(*of_rows, one.shape[-1]).sum(1) for n, one in counts.items()}
+
+    def metrics(
+        self, outcomes: Mapping[str, np.ndarray], signal: SignalConfig
+    ) -> dict[str, Interval]:
+        """Top-1 accuracy of each head, a cell's after the text's tokens and (`own`) after its own
+        guesses; `run`: how many drafts of a chain are right before the first that is not. Blocks
+        are resampled: tokens of one text hang together."""
+        tokens, blocks = outcomes["tokens"], len(outcomes["tokens"])
+        found = {
+            f"{name}_t+{k + _FIRST_OFFSET}": interval(
+                ratio(outcomes[what][:, k], tokens[:, k]), blocks
+            )
+            for name, what in (("top1", "hits"), ("own", "own"))
+            if what in outcomes
+            for k in range(signal.size)
+        }
+        run, whole = outcomes["run"][:, 0], outcomes["whole"][:, 0]
+        return found | {"run": interval(ratio(run, whole), blocks)}
+
+
+def _positions(batch: Batch) -> Positions:
+    """All places from which the first head's token is still inside. Blocks have no padding."""
+    import torch
+
+    rows, columns = batch.input_ids.shape
+    every = torch.arange(columns - _FIRST_OFFSET, device=batch.input_ids.device)
+    return torch.arange(rows, device=every.device).repeat_interleave(len(every)), every.repeat(rows)
+
+
+def _kl_to_head(read: ReadSignalWithBase, batch: Batch, logits: Tensor, head: int) -> Tensor:
+    """Mean over positions t of KL(p(. | x <= t+k+1) to head k's at t), in nats, k from 0."""
+    import torch.nn.functional as F
+
+    rows, columns = _positions(batch)
+    # A head that looks past the block's end has a target as long as the base has a place there.
+    inside = columns + head + 1 < batch.input_ids.shape[1]
+    at = rows[inside], columns[inside] + head + 1
+    base = read.base_logits(batch, at).float().log_softmax(-1)
+    said = logits[inside].float().log_softmax(-1)
+    return F.kl_div(said, base, log_target=True, reduction="batchmean")
+
+
+def _following(batch: Batch, heads: int) -> Tensor:
+    """The tokens t+1 ... t+heads at `_positions` t, [N, heads]; past the block's end token 0, which
+    no target comes after."""
+    import torch.nn.functional as F
+
+    following = F.pad(batch.input_ids, (0, heads - 1))[:, 1:-1]
+    return following.unfold(1, heads, 1).flatten(0, 1)
+
+
+def _targets(batch: Batch, heads: int) -> Tensor:
+    """Token ids [N, heads] at `_positions`; -100, which cross-entropy leaves out, past the end."""
+    import torch.nn.functional as F
+
+    following = F.pad(batch.input_ids, (0, heads - 1), value=-100)[:, _FIRST_OFFSET:]
+    return following.unfold(1, heads, 1).flatten(0, 1)
+
+
+class LanguageModel(PlainTextObjective):
+    """Cross-entropy of the next token, in nats. An insertion's action values q are what its expert
+    adds to the base: `softmax(z + q)`, so that `z + alpha (q+ - q-)` is DExperts' `z + alpha (z+ -
+    z-)` (arXiv 2105.03023, section 2.1). A language model of its own says its own logits."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("vocabulary",)
+
+    objective: Literal["language-model"] = "language-model"
+
+    def untouched(self, signal: SignalConfig) -> tuple[str, ...]:
+        # What a low-rank head adds to all tokens alike, no softmax sees.
+        return ("base", "inserted", "bias") if signal.size else ()
+
+    def loss(self, read: ReadSignal, batch: Batch) -> Tensor:
+        at, taken = next_tokens(batch)
+        return _negative_log_likelihood(read, batch, at, taken).mean()
+
+    def outcomes(self, read: ReadSignal, batch: Batch) -> dict[str, Tensor]:
+        at, taken = next_tokens(batch)
+        each = _negative_log_likelihood(read, batch, at, taken)
+        rows = each.new_zeros(len(batch.last), 1)
+        return {
+            "nats": rows.index_add(0, at[0], each[:, None]),
+            "tokens": rows.index_add(0, at[0], each.new_ones(len(each), 1)),
+        }
+
+    def metrics(
+        self, outcomes: Mapping[str, np.ndarray], signal: SignalConfig
+    ) -> dict[str, Interval]:
+        """`nats` a token; blocks are resampled."""
+        nats, tokens = outcomes["nats"][:, 0], outcomes["tokens"][:, 0]
+        return {"nats": interval(ratio(nats, tokens), len(nats))}
+
+
+def _negative_log_likelihood(
+    read: ReadSignal, batch: Batch, at: Positions, taken: Tensor
+) -> Tensor:
+    """-log p of the tokens [N, 1] that follow, [N]."""
+    logits = read(batch, at)
+    if isinstance(read, ReadSignalWithBase):
+        logits = logits + read.base_logits(batch, at)
+    return -logits.log_softmax(-1).gather(-1, taken).squeeze(-1)
