@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import numpy as np
-
 
 def derive_seed(*parts: object) -> int:
     """A 63-bit seed from the parts' texts: the same on every machine and in every process."""
@@ -30,6 +28,8 @@ def derive_seed(*parts: object) -> int:
 def seed_everything(seed: int) -> None:
     """Seed the global generators of Python, numpy and, where it is loaded, torch."""
     random.seed(seed)
+    import numpy as np
+
     np.random.seed(seed % 2**32)  # numpy's legacy generator takes 32 bits only
     torch = sys.modules.get("torch")
     if torch is not None:

@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from otter_cli.checkpoint.folder import MANIFEST, Checkpoint
 from otter_cli.core.process import derive_seed
@@ -30,6 +28,9 @@ from otter_cli.graft.tensors import (
 from otter_cli.signals.heads import HEADS
 
 FamilyBranch = Attention | FeedForward
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class InsertedTensors:
@@ -241,6 +242,8 @@ STANDARD_DEVIATION = 0.02
 def initial_value(slot: InsertedTensor, plan: Plan, base: Checkpoint) -> np.ndarray:
     """First value of one tensor, float32. Depends on the seed and the tensor's name only, never on
     the order."""
+    import numpy as np
+
     scheme = plan.config.init
     if slot.role == "signal" and slot.fill == "zeros":
         # A new signal reads zero until trained, whatever the scheme.
@@ -265,6 +268,8 @@ def initial_value(slot: InsertedTensor, plan: Plan, base: Checkpoint) -> np.ndar
 def _copied_value(
     slot: InsertedTensor, plan: Plan, base: Checkpoint, random: np.random.Generator
 ) -> np.ndarray:
+    import numpy as np
+
     name = slot.source.find(base) if slot.source else None
     if slot.source and name:
         return slot.source.read(name, base)
@@ -280,4 +285,6 @@ def _copied_value(
 
 
 def _normal_value(slot: InsertedTensor, random: np.random.Generator) -> np.ndarray:
+    import numpy as np
+
     return random.normal(0.0, STANDARD_DEVIATION, slot.shape).astype(np.float32)

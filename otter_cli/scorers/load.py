@@ -18,7 +18,6 @@ from otter_cli.core.provenance import base_changes
 from otter_cli.core.strict_config import StrictRecord
 from otter_cli.core.strict_files import read_json_object
 from otter_cli.graft.manifest import Manifest
-from otter_cli.model.load import load_strictly, merge_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +49,8 @@ def load_classifier(
     what: str = "the classifier",
 ) -> Any:
     """A stock sequence classifier, with its head. Raises OtterError."""
+    from otter_cli.model.load import load_strictly
+
     model = load_strictly(
         scorer_folder(source),
         "AutoModelForSequenceClassification",
@@ -74,6 +75,8 @@ def load_reward_model(source: str | Path, *, device: str = "cpu") -> Any:
 def load_language_model(source: str | Path, *, device: str = "cpu") -> tuple[Any, Path]:
     """A stock language model, or a LoRA adapter merged into its base; and the folder of the model,
     which has the tokenizer. Raises OtterError."""
+    from otter_cli.model.load import load_strictly, merge_adapter
+
     folder = scorer_folder(source)
     base = folder
     if (folder / "adapter_config.json").is_file():
@@ -88,6 +91,8 @@ def load_language_model(source: str | Path, *, device: str = "cpu") -> tuple[Any
 
 def load_encoder(source: str | Path, *, device: str = "cpu") -> Any:
     """An encoder; its pooler, which nothing here reads, may be missing. Raises OtterError."""
+    from otter_cli.model.load import load_strictly
+
     model = load_strictly(
         scorer_folder(source),
         "AutoModel",

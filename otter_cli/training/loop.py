@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass as made_o
 from otter_cli.core.console import progress, say
 from otter_cli.core.intervals import Interval
 from otter_cli.core.process import derive_seed, interruptible, seed_everything
-from otter_cli.training.distributed import ProcessGroup, local_shard
+from otter_cli.training.distributed import ProcessGroup
 from otter_cli.training.evaluation import EarlyStopping, evaluate
 from otter_cli.training.metrics_log import MetricsLog
 from otter_cli.training.optimiser import (
@@ -29,6 +29,7 @@ from otter_cli.training.optimiser import (
     set_learning_rate,
 )
 from otter_cli.training.recipe import Recipe
+from otter_cli.training.sharding import local_shard
 from otter_cli.training.signal_data import SignalData
 from otter_cli.training.state import StateFolder, pack_state, unpack_state
 from otter_cli.training.trainable import Trainable

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from otter_cli.core.errors import CheckFailed
-from otter_cli.training.distributed import local_shard
-from otter_cli.training.distributed import tensor_norms as norms_of
 from otter_cli.training.recipe import Recipe
+from otter_cli.training.sharding import local_shard
+from otter_cli.training.sharding import tensor_norms as norms_of
 
 # Where a decaying schedule ends, as a share of the peak.
 _FINAL_SHARE = 0.1

@@ -39,8 +39,8 @@ from otter_cli.training.signal_data import (
 from otter_cli.training.state import StateFolder, check_same_run, refuse_unfinished, run_identity
 
 if TYPE_CHECKING:
-    from otter_cli.training.distributed import ShardedInsertions
     from otter_cli.training.loop import Metrics
+    from otter_cli.training.sharding import ShardedInsertions
     from otter_cli.training.trainable import Trainable
 
 

@@ -123,7 +123,7 @@ def pack_state(
 ) -> dict[str, Tensor]:
     """Parameters and what the optimiser remembers of each, whole, by flat names. All processes must
     ask."""
-    from otter_cli.training.distributed import gather_full
+    from otter_cli.training.sharding import gather_full
 
     packed = {
         f"value/{name}": gather_full(parameter.detach()) for name, parameter in parameters.items()
@@ -142,7 +142,7 @@ def unpack_state(
 ) -> None:
     """The inverse of `pack`, in place. Raises ValueError unless there is a value for each parameter
     and nothing for any other."""
-    from otter_cli.training.distributed import shard_like
+    from otter_cli.training.sharding import shard_like
 
     _check_names(tensors, parameters)
     for flat, tensor in tensors.items():

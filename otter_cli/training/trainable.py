@@ -22,8 +22,8 @@ from otter_cli.graft.plan import Plan
 from otter_cli.model.load import quantisation_config
 from otter_cli.model.otter import OtterForCausalLM, OtterOutput
 from otter_cli.signals.config import SignalConfig
-from otter_cli.training.distributed import ShardedInsertions, local_shard
 from otter_cli.training.objectives.objective import ReadSignal
+from otter_cli.training.sharding import ShardedInsertions, local_shard
 from otter_cli.training.shared_prefixes import SharedPrefixes
 from otter_cli.training.signal_data import graft_signals
 

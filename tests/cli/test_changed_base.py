@@ -260,7 +260,7 @@ def test_a_graft_is_used_only_through_the_function_that_compares_its_base() -> N
     reading = {
         "graft/grafted_folder.py": "compares; writes tensors of a graft that was opened",
         "graft/surgery.py": "compares each file with its digest",
-        "model/load.py": "loads onto a base that is in memory",
+        "model/otter.py": "loads onto a base that is in memory",
         "verification/static.py": "compares, and reports what it sees",
         "verification/health.py": "reports what it sees",
         "cli/inspect.py": "shows the record",
@@ -271,7 +271,7 @@ def test_a_graft_is_used_only_through_the_function_that_compares_its_base() -> N
         "serving/layouts.py": "reads again what it wrote",
         "serving/vllm/engine_checks.py": "compares what an export has as it was",
         "serving/vllm/export.py": "reads again what it wrote",
-        "training/trainable.py": "reads names, after the graft was opened",
+        "training/signal_data.py": "reads names, after the graft was opened",
         "training/baselines/__init__.py": "reads the source, after the graft was opened",
         "training/baselines/readouts.py": "reads sizes, after the graft was opened",
         "training/objectives/rollouts.py": "reads digests, after the graft was opened",

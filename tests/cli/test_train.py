@@ -159,8 +159,7 @@ def test_recipes_are_refused_without_torch(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from otter_cli.core.errors import OtterError\n"
-        "from otter_cli.training.recipe import load_recipe; from otter_cli.training.run import "
-        "train\n"
+        "from otter_cli.training.recipe import load_recipe\n"
         "try:\n"
         f"    load_recipe({str(recipe)!r})\n"
         "except OtterError as error:\n"
