@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from otter_cli.decoding.bounds import Stops
     from otter_cli.decoding.sampling import Sampling
-    from otter_cli.decoding.stopping import Stops
     from otter_cli.model.otter import OtterForCausalLM, OtterOutput
 
 
@@ -88,8 +88,8 @@ class Otter:
         there; the default is greedy. `signals`: which to read (default: all that score text).
         Returns a GeneratedText, or a list of them for a batch. Raises OtterError.
         """
+        from otter_cli.decoding.bounds import parse_gate
         from otter_cli.decoding.generate import generate
-        from otter_cli.decoding.guides.guide import parse_gate
         from otter_cli.decoding.guides.signal_guides import guides_for_signals
         from otter_cli.signals.finite import non_finite_signals, warn_non_finite
 
@@ -217,7 +217,7 @@ def to_stops(
     strings: str | Sequence[str] | None, reject: str | Sequence[str], tokenizer: Any
 ) -> Stops:
     """Stop strings, and bounds such as "toxicity>0.9" that end a text. Raises OtterError."""
-    from otter_cli.decoding.stopping import Stops, parse_signal_bound
+    from otter_cli.decoding.bounds import Stops, parse_signal_bound
 
     bounds = tuple(map(parse_signal_bound, as_list(reject)))
     return Stops(tuple(as_list(strings)), bounds, tokenizer)

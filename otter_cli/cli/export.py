@@ -15,8 +15,7 @@ from otter_cli.core.errors import OtterError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from otter_cli.serving.layouts import Export
-    from otter_cli.serving.wide.difference import WideDifference
+    from otter_cli.serving.layouts import Export, WideDifference
 
 
 app = verb_app()

@@ -55,9 +55,8 @@ def generate(
     With several prompts --json writes a line for each.
     """
     from otter_cli.cli.generate_run import GenerateRequest, GenerateRun, read_requested_prompts
-    from otter_cli.decoding.guides.guide import parse_gate
+    from otter_cli.decoding.bounds import parse_gate, parse_signal_bound
     from otter_cli.decoding.sampling import Sampling
-    from otter_cli.decoding.stopping import parse_signal_bound
 
     asked = GenerateRequest(
         Sampling(max_new_tokens, temperature, top_k, top_p, seed),

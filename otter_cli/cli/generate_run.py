@@ -18,18 +18,18 @@ from otter_cli.core.console import progress, say, warn
 from otter_cli.core.errors import OtterError
 from otter_cli.data.chat_template import ChatText
 from otter_cli.data.prompts import Prompt, read_prompts
+from otter_cli.decoding.bounds import Gate, SignalBound, Stops
 from otter_cli.decoding.generate import generate
-from otter_cli.decoding.guides.guide import Gate, Guide
+from otter_cli.decoding.guides.guide import Guide
 from otter_cli.decoding.guides.signal_guides import guide_for_signal, parse_guide
 from otter_cli.decoding.request_checks import request_warnings
 from otter_cli.decoding.results import Generation
 from otter_cli.decoding.sampling import Sampling
 from otter_cli.decoding.session import check_scoring_signal
-from otter_cli.decoding.speculative.acceptance import rescore_near_ties
+from otter_cli.decoding.speculative.decoder import rescore_near_ties
 from otter_cli.decoding.speculative.drafters import DraftModel, FutureDrafter, PromptLookup
 from otter_cli.decoding.speculative.drafts import Drafter, TreeShape
 from otter_cli.decoding.speculative.learned_trees import learn_tree
-from otter_cli.decoding.stopping import SignalBound, Stops
 from otter_cli.model.load import load_base, load_tokenizer
 from otter_cli.model.otter import OtterForCausalLM
 from otter_cli.signals.finite import non_finite_signals, warn_non_finite

@@ -8,19 +8,50 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
-from otter_cli.decoding.hidden_states import HiddenStates, SignalBuffer
+from otter_cli.decoding.bounds import Stops
+from otter_cli.decoding.kv_session import HiddenStates, concatenate
 from otter_cli.decoding.results import Generation, GenerationCounters
 from otter_cli.decoding.sampling import Sampling, TokenSelector
 from otter_cli.decoding.session import DecodingSession, end_tokens, signal_scores
 from otter_cli.decoding.speculative.drafts import BatchDrafter
-from otter_cli.decoding.stopping import Stops
 
 OnToken = Callable[[int, int], None]
 OnRead = Callable[[int, int, Mapping[str, float | list[float]]], None]
 
 
+class SignalBuffer:
+    """States of passes [rows, n, ...] whose signals are not read yet.
+
+    Signals of several passes are read together, because one read over many positions costs less
+    than many reads over one.
+    """
+
+    def __init__(self) -> None:
+        self._passes: list[tuple[HiddenStates, list[int]]] = []
+
+    def __len__(self) -> int:
+        return len(self._passes)
+
+    def add(self, states: HiddenStates, taken: list[int]) -> None:
+        """States of a pass; of each row the first `taken` positions count."""
+        self._passes.append((states, list(taken)))
+
+    def take(self) -> tuple[HiddenStates, list[list[int]]]:
+        """Empties the buffer: the states of all passes side by side, and by row the positions
+        that count."""
+        passes, self._passes = self._passes, []
+        places: list[list[int]] = [[] for _ in passes[0][1]]
+        start = 0
+        for states, taken in passes:
+            for row, count in enumerate(taken):
+                places[row] += range(start, start + count)
+            start += states.base.shape[1]
+        return concatenate([states for states, _ in passes]), places
+
+
 class BatchState:
-    """Takes what each pass kept; a row that has ended takes no more."""
+    """The rows of a batch; each pass adds the tokens that it kept. A row that has ended takes no
+    more."""
 
     def __init__(
         self,
@@ -29,53 +60,56 @@ class BatchState:
         sampling: Sampling,
         signals: list[str],
         stops: Stops,
-        on_token: OnToken | None,
         read_every: int,
+        on_token: OnToken | None = None,
         on_read: OnRead | None = None,
     ) -> None:
         self.session, self.prompts, self.sampling = session, prompts, sampling
         self.signals, self.stops, self.on_token, self.on_read = signals, stops, on_token, on_read
         self.eos = set() if sampling.ignore_eos else end_tokens(session)
-        self.rows = [
+        self.generations = [
             Generation([], [], {s: [] for s in signals}, "length", GenerationCounters())
             for _ in prompts
         ]
-        self.open = [sampling.max_new_tokens > 0] * len(prompts)
-        self.taken = [0] * len(prompts)  # of the last pass, by row
-        self.read_every = read_every
-        self.unread = SignalBuffer()
-        self.told = [0] * len(prompts)
-        self.passed_on = [0] * len(prompts)  # tokens that `on_read` has seen, by row
+        self.running = [sampling.max_new_tokens > 0] * len(prompts)
+        self.tokens_taken = [0] * len(prompts)  # of the last pass, by row
+        self.read_every, self.unread = read_every, SignalBuffer()
+        # Tokens that `on_token` and `on_read` were called for, by row.
+        self.reported_tokens, self.reported_reads = [0] * len(prompts), [0] * len(prompts)
         self.seconds = self.prefill_seconds = 0.0
         self.rescoring_passes = 0
         self.lossy = False
 
     @property
     def done(self) -> bool:
-        return not any(self.open)
+        return not any(self.running)
 
     @property
-    def reads(self) -> bool:
-        """Whether somebody wants signals of every token, the last one too."""
+    def reads_signals(self) -> bool:
+        """Whether signals of every token are needed, the last token included."""
         return bool(self.signals or self.stops.signals)
 
     @property
-    def going(self) -> Tensor:
+    def running_mask(self) -> Tensor:
         """Which rows have not ended, [rows]."""
-        return torch.tensor(self.open, device=self.session.device)
+        return torch.tensor(self.running, device=self.session.device)
 
     @property
     def room(self) -> int:
-        """How many tokens the row that has most left may still take."""
-        lengths = [len(r.tokens) for r, going in zip(self.rows, self.open, strict=True) if going]
+        """How many tokens the shortest row that has not ended may still take."""
+        lengths = [
+            len(row.tokens)
+            for row, running in zip(self.generations, self.running, strict=True)
+            if running
+        ]
         return self.sampling.max_new_tokens - min(lengths, default=self.sampling.max_new_tokens)
 
     def texts(self, pending: Tensor | None = None) -> list[list[int]]:
-        """Prompts with what has been written, and the token that is about to be."""
-        written = [p + r.tokens for p, r in zip(self.prompts, self.rows, strict=True)]
+        """Prompts and generated tokens by row, and the `pending` token [rows] after them."""
+        texts = [p + r.tokens for p, r in zip(self.prompts, self.generations, strict=True)]
         if pending is None:
-            return written
-        return [[*text, token] for text, token in zip(written, pending.tolist(), strict=True)]
+            return texts
+        return [[*text, token] for text, token in zip(texts, pending.tolist(), strict=True)]
 
     def add(
         self,
@@ -85,128 +119,132 @@ class BatchState:
         *,
         drawn: Tensor | None = None,
     ) -> None:
-        """Tokens [rows, n] with the base's logits [rows, n, vocab] before each, and by which
-        log-probabilities [rows, n] they were drawn; a row takes the first `counts` of them (default
-        all), up to its end."""
-        logprobs = logits.float().log_softmax(-1).gather(-1, tokens[..., None])[..., 0].tolist()
-        limits = [tokens.shape[1]] * len(self.rows) if counts is None else counts.tolist()
-        for row, (chosen, limit) in enumerate(zip(tokens.tolist(), limits, strict=True)):
-            self.taken[row] = 0
-            before = len(self.rows[row].tokens)
-            for token, logprob in zip(chosen[:limit], logprobs[row][:limit], strict=True):
-                if not self.open[row]:
-                    break
-                self._take(row, token, logprob)
-            if drawn is not None:
-                self.rows[row].drawn += drawn[row, : len(self.rows[row].tokens) - before].tolist()
-        if not self.stops.signals:
-            self._tell()
+        """Adds tokens [rows, n], with the base's logits [rows, n, vocab] before each and the
+        log-probabilities [rows, n] with which they were `drawn`.
 
-    def _take(self, row: int, token: int, logprob: float) -> None:
-        generation = self.rows[row]
+        A row takes the first `counts` of them (default: all), up to its end.
+        """
+        logprobs = logits.float().log_softmax(-1).gather(-1, tokens[..., None])[..., 0].tolist()
+        limits = [tokens.shape[1]] * len(self.generations) if counts is None else counts.tolist()
+        for row, (chosen, limit) in enumerate(zip(tokens.tolist(), limits, strict=True)):
+            self.tokens_taken[row] = 0
+            for token, logprob in zip(chosen[:limit], logprobs[row][:limit], strict=True):
+                if not self.running[row]:
+                    break
+                self._append_token(row, token, logprob)
+            if drawn is not None:
+                self.generations[row].drawn += drawn[row, : self.tokens_taken[row]].tolist()
+        # A signal that stops a row may remove tokens; they are reported once it was read.
+        if not self.stops.signals:
+            self._report_tokens()
+
+    def _append_token(self, row: int, token: int, logprob: float) -> None:
+        generation = self.generations[row]
         generation.tokens.append(token)
         generation.logprobs.append(logprob)
-        self.taken[row] += 1
+        self.tokens_taken[row] += 1
         if token in self.eos:
-            generation.finish, self.open[row] = "eos", False
-        elif found := self.stops.found(generation.tokens):
-            generation.finish, self.open[row] = "stop", False
-            generation.message = f"stop string {found!r}"
+            generation.finish, self.running[row] = "eos", False
+        elif match := self.stops.first_match(generation.tokens):
+            generation.finish, self.running[row] = "stop", False
+            generation.message = f"stop string {match!r}"
         elif len(generation.tokens) == self.sampling.max_new_tokens:
-            self.open[row] = False
+            self.running[row] = False
 
     def add_signals(self, states: HiddenStates) -> None:
-        """Signals at the positions that the last `add` took, of states [rows, n, ...], once there
-        are enough of them."""
-        if self.reads:
-            self.unread.add(states, self.taken)
+        """Buffers the states [rows, n, ...] of the tokens that the last `add` took, and reads the
+        signals of `read_every` passes at once."""
+        if self.reads_signals:
+            self.unread.add(states, self.tokens_taken)
             if len(self.unread) == self.read_every or self.done:
                 self.read_signals()
 
     def read_signals(self) -> None:
-        """Signals at all positions taken since they were last read."""
+        """Reads the signals at all buffered positions."""
         if not self.unread:
             return
         states, places = self.unread.take()
         for name in self.signals:
             scores = signal_scores(self.session, name, states).tolist()
-            for generation, mine, at in zip(self.rows, scores, places, strict=True):
-                found = [mine[place] for place in at]
-                generation.signals[name] += [one[0] if len(one) == 1 else one for one in found]
+            for row, generation in enumerate(self.generations):
+                values = [scores[row][place] for place in places[row]]
+                generation.signals[name] += [v[0] if len(v) == 1 else v for v in values]
         for bound in self.stops.signals:
-            scores_of = bound.scores(self.session, states)
-            for row, at in enumerate(places):
-                # Positions that a row did not take are nobody's: they decide nothing.
-                flags = bound.crossed(scores_of[row, at]).tolist()
+            bound_scores = bound.scores(self.session, states)
+            for row, row_places in enumerate(places):
+                # Positions that the row did not take are ignored.
+                flags = bound.crossed(bound_scores[row, row_places]).tolist()
                 if True in flags:
-                    self._reject(row, len(flags) - 1 - flags.index(True), str(bound))
-                    del at[flags.index(True) + 1 :]
-        # What a signal may still take back is told only now.
+                    first = flags.index(True)
+                    self._reject(row, len(flags) - 1 - first, str(bound))
+                    del row_places[first + 1 :]
         if self.stops.signals:
-            self._tell()
-        self._pass_on()
+            self._report_tokens()
+        self._report_reads()
 
-    def _pass_on(self) -> None:
-        """Gives `on_read` the tokens whose signals were just read."""
+    def _report_reads(self) -> None:
+        """Calls `on_read` for the tokens whose signals were just read."""
         if self.on_read is None:
             return
-        for row, generation in enumerate(self.rows):
-            for place in range(self.passed_on[row], len(generation.tokens)):
+        for row, generation in enumerate(self.generations):
+            for place in range(self.reported_reads[row], len(generation.tokens)):
                 scores = {name: values[place] for name, values in generation.signals.items()}
                 self.on_read(row, generation.tokens[place], scores)
-            self.passed_on[row] = len(generation.tokens)
+            self.reported_reads[row] = len(generation.tokens)
 
-    def _tell(self) -> None:
-        """Passes on the tokens that stay and were not passed on yet."""
+    def _report_tokens(self) -> None:
+        """Calls `on_token` for the tokens since the last call."""
         if self.on_token is not None:
-            for row, generation in enumerate(self.rows):
-                for token in generation.tokens[self.told[row] :]:
+            for row, generation in enumerate(self.generations):
+                for token in generation.tokens[self.reported_tokens[row] :]:
                     self.on_token(row, token)
-                self.told[row] = len(generation.tokens)
+                self.reported_tokens[row] = len(generation.tokens)
 
     def _reject(self, row: int, after: int, bound: str) -> None:
         """Ends a row at the token that crossed the bound, `after` tokens before its last."""
-        generation, count = self.rows[row], len(self.rows[row].tokens) - after
+        generation = self.generations[row]
+        count = len(generation.tokens) - after
         del generation.tokens[count:], generation.logprobs[count:], generation.drawn[count:]
         for scores in generation.signals.values():
             del scores[count:]
-        self.taken[row] = max(0, self.taken[row] - after)
-        self.open[row] = False
+        self.tokens_taken[row] = max(0, self.tokens_taken[row] - after)
+        self.running[row] = False
         generation.finish = "rejected"
         generation.message = f"{bound} at token {count}"
 
     def select(self, rows: list[int]) -> None:
         """The rows become `rows`, which may repeat."""
-        self.rows = [deepcopy(self.rows[row]) for row in rows]
-        self.open = [self.open[row] for row in rows]
+        self.generations = [deepcopy(self.generations[row]) for row in rows]
+        self.running = [self.running[row] for row in rows]
 
     def count_drafts(self, lengths: Tensor, accepted: Tensor) -> None:
-        """Counts the drafts of rows that took part."""
+        """Counts drafts and acceptances by position, in rows that took tokens of this pass."""
         for row, (drafted, kept) in enumerate(
             zip(lengths.tolist(), accepted.tolist(), strict=True)
         ):
-            if self.taken[row]:
-                counters = self.rows[row].counters
+            if self.tokens_taken[row]:
+                counters = self.generations[row].counters
                 _count_positions(counters.drafted, drafted)
-                _count_positions(counters.accepted, min(kept, self.taken[row] - 1), width=drafted)
+                kept = min(kept, self.tokens_taken[row] - 1)
+                _count_positions(counters.accepted, kept, width=drafted)
 
-    def generations(self, *spent: TokenSelector | BatchDrafter | None) -> list[Generation]:
-        """The rows with their counters, and what those beside the base have `spent`."""
-        beside = [one for one in spent if one is not None]
-        for row in self.rows:
-            counters = row.counters
-            counters.base_passes, counters.tokens_fed = self.session.passes, self.session.fed
-            counters.external_passes = sum(one.external_passes for one in beside)
+    def finish(self, *external: TokenSelector | BatchDrafter | None) -> list[Generation]:
+        """The rows with their counters; `external` count the passes and bytes of other models."""
+        others = [counter for counter in external if counter is not None]
+        for row in self.generations:
+            counters, session = row.counters, self.session
+            counters.base_passes, counters.tokens_fed = session.passes, session.fed_tokens
+            counters.external_passes = sum(counter.external_passes for counter in others)
             counters.rescoring_passes = self.rescoring_passes
             counters.tokens_kept, row.lossy = len(row.tokens), self.lossy
             counters.seconds, counters.prefill_seconds = self.seconds, self.prefill_seconds
-            held = sum(one.external_bytes for one in beside)
-            counters.cache_bytes = self.session.cache_bytes() + held
-        return self.rows
+            external_bytes = sum(counter.external_bytes for counter in others)
+            counters.cache_bytes = session.cache_bytes() + external_bytes
+        return self.generations
 
 
 def _count_positions(counts: list[int], reached: int, width: int = 0) -> None:
-    """One more at each of the first `reached` positions."""
+    """Adds one at each of the first `reached` positions."""
     counts.extend([0] * (max(reached, width) - len(counts)))
     for position in range(reached):
         counts[position] += 1

@@ -1,15 +1,32 @@
-"""The decoding loops, plain, guided and drafted, behind one call: `generate`."""
+"""The decoding loops behind one call, `generate`: plain, guided and drafted.
+
+How a guided token is made, one file after the other:
+
+1. session step: `decode_loop` (this file) asks the selector for the next tokens, and
+   `GuidedSelector.choose` (`guides/guide.py`) feeds the k best candidates of each row in one pass,
+   `DecodingSession.run` (`session.py`);
+2. captured activations: hooks keep what the base computes for them (`model/capture.py`);
+3. stream: the insertion computes its states from the captured activations (`model/stream.py`);
+4. signal: a head reads base and inserted states (`signals/heads.py`);
+5. guide: the signal's values are the candidates' scores (`guides/signal_guides.py`);
+6. token: the selector adds strength * score to the base's logits and picks a token;
+7. cache: `KVSession.keep_candidate` (`kv_session.py`) keeps that token's cache entry. Its states
+   are there already, so the next logits need no further pass.
+
+The formulas are in docs/method.md, "Guided decoding". The drafted loop is in
+`speculative/decoder.py`.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass, replace
 
 from otter_cli.decoding.batch_state import BatchState, OnRead, OnToken
-from otter_cli.decoding.guides.guide import Gate, Guide
-from otter_cli.decoding.guides.selector import GuidedSelector
-from otter_cli.decoding.hidden_states import HiddenStates
+from otter_cli.decoding.bounds import NO_STOPS, Gate, Stops
+from otter_cli.decoding.guides.guide import Guide, GuidedSelector
+from otter_cli.decoding.kv_session import HiddenStates
 from otter_cli.decoding.request_checks import (
     check_exact_drafting,
     check_guidance,
@@ -26,10 +43,8 @@ from otter_cli.decoding.request_checks import (
 from otter_cli.decoding.results import Generation
 from otter_cli.decoding.sampling import Sampler, Sampling, TokenSelector, UnguidedSelector
 from otter_cli.decoding.session import DecodingSession, check_scoring_signal
-from otter_cli.decoding.speculative.acceptance import Acceptance, ExactRescorer
-from otter_cli.decoding.speculative.decoder import SpeculativeDecoder, check_tree_guides
+from otter_cli.decoding.speculative.decoder import Acceptance, ExactRescorer, SpeculativeDecoder
 from otter_cli.decoding.speculative.drafts import Drafter
-from otter_cli.decoding.stopping import NO_STOPS, Stops
 from otter_cli.model.otter import OtterForCausalLM
 
 
@@ -49,134 +64,154 @@ def generate(
     on_token: OnToken | None = None,
     on_read: OnRead | None = None,
 ) -> list[Generation]:
-    """Continues each prompt. `signals` are read at every new token; `on_token(row, token)` sees
-    tokens as they come, `on_read(row, token, scores)` each token with its scores by signal, once
-    they are read. Signals of `read_every` passes are read at once (by default 16, and 1 where
-    one may stop a text): the stream waits until it is read. A guide of strength 0 is plain
-    decoding, bit for bit. Drafts lose nothing unless `acceptance` is typical; `exact` decides
-    near-ties of one greedy prompt by steps of one token, so that the text is plain decoding's
-    whatever the steps round to.
+    """Continues each prompt (a list of token ids).
 
-    Raises OtterError for prompts that leave no room, and for signals the graft lacks.
+    `signals` are read at every new token, those of `read_every` passes at once (default: 16, or 1
+    where a signal may stop a text). `on_token(row, token)` is called for each token, and
+    `on_read(row, token, scores)` once its signals are read. A guide of strength 0 is plain
+    decoding, bit for bit. Drafts are lossless unless `acceptance` is typical. `exact` decides
+    near-ties of one greedy prompt by steps of one token: the text is then that of plain decoding,
+    whatever the rounding.
+
+    Raises OtterError for prompts that leave no room, and for signals that the graft lacks.
     """
     texts = [list(prompt) for prompt in prompts]
     guides = [guide] if isinstance(guide, Guide) else list(guide or ())
-    beside = external_models_of([*guides, drafter])
-    check_request(model, texts, sampling, beside)
+    request = _Request(
+        sampling,
+        guides,
+        gate,
+        drafter,
+        acceptance,
+        exact,
+        list(signals),
+        read_every,
+        stops,
+        on_token,
+        on_read,
+    )
+    external = external_models_of([*guides, drafter])
+    check_request(model, texts, sampling, external)
     for name in signals:
         check_scoring_signal(model, name)
     if exact:
-        check_exact_drafting(texts, sampling, guides, acceptance)
-    rules = length_rules([model, *beside])
-    lengths = [len(text) for text in texts]
-    batch = partial(
-        _generate_batch,
-        model,
-        sampling=sampling,
-        gate=gate,
-        drafter=drafter,
-        acceptance=acceptance,
-        exact=exact,
-        signals=signals,
-        read_every=read_every,
-        stops=stops,
-    )
+        check_exact_drafting(texts, sampling, guides, lossless=acceptance == "lossless")
+    rules, lengths = length_rules([model, *external]), [len(text) for text in texts]
     if not must_split(rules, lengths, sampling.max_new_tokens, in_step=drafter is None):
-        return batch(texts, guides=guides, on_token=on_token, on_read=on_read)
-    for one in guides:
-        one.check(len(texts), model.shape.vocab)
-    alone = []
+        return _generate_batch(model, texts, request)
+    for each in guides:
+        each.check(len(texts), model.shape.vocab)
+    rows = []
     for row, text in enumerate(texts):
-        alone += batch(
-            [text],
-            guides=guides_of_row(guides, row),
-            on_token=_callback_of_row(on_token, row),
-            on_read=_callback_of_row(on_read, row),
-            before=texts[:row],
+        rows += _generate_batch(model, [text], request.of_row(row), earlier=texts[:row])
+    return sum_counters(rows)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """The options of `generate`."""
+
+    sampling: Sampling
+    guides: list[Guide]
+    gate: Gate | None
+    drafter: Drafter | None
+    acceptance: Acceptance
+    exact: bool
+    signals: list[str]
+    read_every: int | None
+    stops: Stops
+    on_token: OnToken | None
+    on_read: OnRead | None
+
+    def of_row(self, row: int) -> _Request:
+        """The request for one row as a batch of its own."""
+        return replace(
+            self,
+            guides=guides_of_row(self.guides, row),
+            on_token=_callback_of_row(self.on_token, row),
+            on_read=_callback_of_row(self.on_read, row),
         )
-    return sum_counters(alone)
 
 
-def _callback_of_row(report: Callable[..., None] | None, row: int) -> Callable[..., None] | None:
-    """What is told of the one row of a batch, as of that row of the request."""
-    return None if report is None else lambda _, *what: report(row, *what)
+def _callback_of_row(callback: Callable[..., None] | None, row: int) -> Callable[..., None] | None:
+    """Called for row 0 of a batch, it calls `callback` for `row` of the request."""
+    return None if callback is None else lambda _, *arguments: callback(row, *arguments)
 
 
 def _generate_batch(
     model: OtterForCausalLM,
     texts: list[list[int]],
-    *,
-    sampling: Sampling,
-    guides: list[Guide],
-    gate: Gate | None,
-    drafter: Drafter | None,
-    acceptance: Acceptance,
-    exact: bool,
-    signals: Sequence[str],
-    read_every: int | None,
-    stops: Stops,
-    on_token: OnToken | None,
-    on_read: OnRead | None,
-    before: Sequence[Sequence[int]] = (),
+    request: _Request,
+    earlier: Sequence[Sequence[int]] = (),
 ) -> list[Generation]:
-    """`generate` of prompts that share every pass; `before`: those of other batches."""
-    # Strength 0 takes the step of one token: k tokens would round differently.
-    steering = [one for one in guides if any(one.strengths)]
-    plain = drafter is None and not steering
-    parts = [drafter, *steering, gate if steering else None, stops]
-    stream = bool(signals) or any(part.needs_stream for part in parts if part is not None)
+    """`generate` for prompts that share every pass. `earlier`: prompts of earlier batches."""
+    drafter, stops = request.drafter, request.stops
+    # A guide of strength 0 is left out: a step of k tokens rounds differently from a step of one.
+    guides = [guide for guide in request.guides if any(guide.strengths)]
+    gate = request.gate if guides else None
+    parts = [drafter, *guides, gate, stops]
+    stream = bool(request.signals) or any(part.needs_stream for part in parts if part is not None)
+    plain = drafter is None and not guides
     session = DecodingSession(model, stream=stream, windows="cached" if plain else "masked")
-    check_guidance(session, len(texts), guides, gate, stops)
-    warn_once(
-        model,
-        request_warnings(
-            model, guides=guides, gate=gate if steering else None, stops=stops, signals=signals
-        ),
+    check_guidance(session, len(texts), request.guides, request.gate, stops)
+    warnings = request_warnings(
+        model, guides=request.guides, gate=gate, stops=stops, signals=request.signals
     )
-    chooser = (
-        GuidedSelector(steering, gate, session, len(texts)) if steering else UnguidedSelector()
-    )
-    if drafter is not None or (isinstance(chooser, GuidedSelector) and chooser.feeds):
+    warn_once(model, warnings)
+    guided = GuidedSelector(guides, gate, session, len(texts)) if guides else None
+    selector = guided or UnguidedSelector()
+    if drafter is not None or (guided is not None and guided.needs_candidate_states):
         session.require_masks()
-    drafting = None if drafter is None else drafter.start(session)
-    sampler = Sampler(sampling, texts, session.device, before)
-    every = resolve_read_every(read_every, stops)
-    rows = BatchState(session, texts, sampling, list(signals), stops, on_token, every, on_read)
+    batch_drafter = None if drafter is None else drafter.start(session)
+    sampler = Sampler(request.sampling, texts, session.device, earlier)
+    batch = BatchState(
+        session,
+        texts,
+        request.sampling,
+        request.signals,
+        stops,
+        resolve_read_every(request.read_every, stops),
+        request.on_token,
+        request.on_read,
+    )
     started = time.perf_counter()
-    chooser.prefill(texts)
-    if drafting is not None:
-        drafting.prefill(texts)
+    selector.prefill(texts)
+    if batch_drafter is not None:
+        batch_drafter.prefill(texts)
     state = session.prefill(texts)
-    rows.prefill_seconds = time.perf_counter() - started
-    if drafting is not None:
-        check_tree_guides(chooser)
-        single = ExactRescorer(model, texts[0]) if exact else None
-        rows.lossy = acceptance != "lossless"
-        SpeculativeDecoder(rows, sampler, drafting, chooser, acceptance, single).run(state)
-        rows.rescoring_passes = single.passes if single else 0
+    batch.prefill_seconds = time.perf_counter() - started
+    if batch_drafter is not None:
+        rescorer = ExactRescorer(model, texts[0]) if request.exact else None
+        acceptance, batch.lossy = request.acceptance, request.acceptance != "lossless"
+        SpeculativeDecoder(batch, sampler, batch_drafter, guided, acceptance, rescorer).run(state)
+        batch.rescoring_passes = rescorer.passes if rescorer else 0
     else:
-        decode_loop(rows, state, sampler, chooser)
-    rows.seconds = time.perf_counter() - started - rows.prefill_seconds
-    return rows.generations(chooser, drafting)
+        decode_loop(batch, state, sampler, selector)
+    batch.seconds = time.perf_counter() - started - batch.prefill_seconds
+    return batch.finish(selector, batch_drafter)
 
 
 def decode_loop(
-    rows: BatchState,
+    batch: BatchState,
     state: HiddenStates,
     sampler: Sampler,
-    chooser: TokenSelector,
+    selector: TokenSelector,
     limit: int | None = None,
 ) -> HiddenStates:
-    """A token at a time, `limit` of them at most; the states of the last that was fed."""
-    while not rows.done and limit != 0:
+    """Decodes one token a row at a time, at most `limit` of them.
+
+    `state` [rows, 1, ...] are the states of the last tokens; returned are those of the last tokens
+    that were fed.
+    """
+    while not batch.done and limit != 0:
         limit = None if limit is None else limit - 1
-        logits = rows.session.logits(state)[:, 0]
-        tokens, fed = chooser.choose(state, logits, sampler)
-        rows.add(tokens[:, None], logits[:, None], drawn=sampler.drawn[:, None])
-        # The last token is fed only when somebody wants its signals.
-        if rows.done and not rows.reads:
+        logits = batch.session.logits(state)[:, 0]
+        tokens, token_states = selector.choose(state, logits, sampler)
+        batch.add(tokens[:, None], logits[:, None], drawn=sampler.last_logprobs[:, None])
+        # The last token is fed only where its signals are needed.
+        if batch.done and not batch.reads_signals:
             return state
-        state = rows.session.step(tokens) if fed is None else fed
-        rows.add_signals(state)
-    rows.read_signals()
+        state = batch.session.step(tokens) if token_states is None else token_states
+        batch.add_signals(state)
+    batch.read_signals()
     return state

@@ -19,7 +19,7 @@ from otter_cli.model.cache import GrowingCacheLayer
 
 
 def full_cache(config: Any, *, length: int | None = None) -> Cache:
-    """A cache that remembers every slot, in windowed layers too: what is left of a step of many
+    """A cache that keeps every slot, in windowed layers too, because what stays of a step of many
     tokens is known only after it. `length` preallocates that many slots."""
     cache = DynamicCache(config=config)
     cache.layers = [
@@ -29,39 +29,41 @@ def full_cache(config: Any, *, length: int | None = None) -> Cache:
 
 
 class KVSlots:
-    """Moves entries within a cache; the insertions' own layers move along, and so do the `tokens`
-    [rows, slots] that were fed, where they are to be remembered."""
+    """Moves entries within a cache, those of the insertions' layers included.
+
+    `tokens` [rows, slots] are the tokens of all slots, where they may have to be fed again.
+    """
 
     def __init__(self, cache: Cache, tokens: Tensor | None = None) -> None:
         self.cache, self.tokens = cache, tokens
         lengths = {lay.max_cache_len for lay in cache.layers if isinstance(lay, StaticLayer)}
-        # How many slots there are to fill, where they are preallocated.
-        self.capacity = min(lengths, default=None)
+        self.capacity = min(lengths, default=None)  # of a preallocated cache, in slots
 
     def add(self, tokens: Tensor) -> None:
-        """Remembers the tokens of further slots."""
+        """Records the tokens of further slots."""
         if self.tokens is not None:
             self.tokens = torch.cat([self.tokens, tokens], 1) if len(self.tokens) else tokens
 
     def move(self, source: int, target: int) -> None:
-        """One slot of every row."""
+        """Copies one slot of every row to another."""
         if self.tokens is not None:
             self.tokens[:, target] = self.tokens[:, source].clone()
-        for entries in self._entries():
+        for entries in self._keys_and_values():
             entries.narrow(2, target, 1).copy_(entries.narrow(2, source, 1))
 
-    def gather(self, at: int, index: Tensor) -> None:
-        """Slots `at + index` [rows, m] of each row move to `at`, `at + 1`, ..."""
-        stop, slots = at + index.shape[1], (at + index)[:, None, :, None]
+    def gather(self, start: int, index: Tensor) -> None:
+        """Copies slots `start + index` [rows, m] of each row to `start`, `start + 1`, ..."""
+        stop, slots = start + index.shape[1], (start + index)[:, None, :, None]
         if self.tokens is not None:
-            self.tokens[:, at:stop] = self.tokens.gather(
-                1, (at + index).expand(len(self.tokens), -1)
+            self.tokens[:, start:stop] = self.tokens.gather(
+                1, (start + index).expand(len(self.tokens), -1)
             )
-        for entries in self._entries():
+        for entries in self._keys_and_values():
             heads, width = entries.shape[1], entries.shape[3]
-            entries[:, :, at:stop] = entries.gather(2, slots.expand(-1, heads, -1, width))
+            entries[:, :, start:stop] = entries.gather(2, slots.expand(-1, heads, -1, width))
 
     def truncate(self, slots: int) -> None:
+        """Drops all slots after the first `slots`."""
         if self.tokens is not None:
             self.tokens = self.tokens[:, :slots]
         for layer in self._layers():
@@ -80,56 +82,54 @@ class KVSlots:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
 
     def bytes(self) -> int:
-        """What is held, room for more included."""
-        entries = [*self._entries(), *self._states()]
-        return sum(one.untyped_storage().nbytes() for one in entries)
+        """Size of the cache in memory, preallocated room included."""
+        tensors = [*self._keys_and_values(), *self._recurrent_states()]
+        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
     def dtype(self) -> torch.dtype:
         return self._layers()[0].dtype
 
-    def _entries(self) -> list[Tensor]:
-        """Of every layer, with what room there is behind them."""
-        return [entries for layer in self._layers() for entries in _keys_and_values(layer)]
+    def _keys_and_values(self) -> list[Tensor]:
+        """Of every layer, with the preallocated room behind them."""
+        pairs = [
+            (layer.key_room, layer.value_room)
+            if isinstance(layer, GrowingCacheLayer)
+            else (layer.keys, layer.values)
+            for layer in self._layers()
+        ]
+        return [entries for pair in pairs for entries in pair]
 
     def _layers(self) -> list[Any]:
         return [layer for layer in self.cache.layers if getattr(layer, "is_initialized", False)]
 
-    def _states(self) -> list[Tensor]:
+    def _recurrent_states(self) -> list[Tensor]:
         """Of layers of linear attention, whose state has no slots."""
-        kinds = ("conv_states", "recurrent_states")
-        held = [
-            getattr(lay, kind)
-            for lay in self.cache.layers
-            for kind in kinds
-            if _has_recurrent_state(lay)
+        by_layer = [
+            getattr(layer, kind)
+            for layer in self.cache.layers
+            for kind in ("conv_states", "recurrent_states")
+            if hasattr(layer, "recurrent_states")
         ]
-        return [state for states in held for state in states.values() if state is not None]
-
-
-def _has_recurrent_state(layer: Any) -> bool:
-    return hasattr(layer, "recurrent_states")
-
-
-def _keys_and_values(layer: Any) -> tuple[Tensor, Tensor]:
-    if isinstance(layer, GrowingCacheLayer):
-        return layer.key_room, layer.value_room
-    return layer.keys, layer.values
+        return [state for states in by_layer for state in states.values() if state is not None]
 
 
 class TreeMask:
-    """Tokens fed and not yet decided on, by their parents: -1 is the text so far."""
+    """A tree of tokens that were fed and of which none is kept yet.
+
+    `parents` are indices of tokens; -1 is the text before the tree.
+    """
 
     def __init__(self, parents: Sequence[int], device: torch.device) -> None:
         self.parents = list(parents)
         depths: list[int] = []
-        seen = torch.eye(len(self.parents), dtype=torch.bool)
+        mask = torch.eye(len(self.parents), dtype=torch.bool)
         for node, parent in enumerate(self.parents):
             if not -1 <= parent < node:
                 raise ValueError(f"token {node} of a tree has parent {parent}")
             depths.append(0 if parent < 0 else depths[parent] + 1)
             if parent >= 0:
-                seen[node] |= seen[parent]
-        self.seen = seen.to(device)  # [n, n]: itself and what it follows
+                mask[node] |= mask[parent]
+        self.mask = mask.to(device)  # [n, n]: each token sees itself and its ancestors
         self.depths = torch.tensor(depths, dtype=torch.long, device=device)  # [n], from 0
 
     def __len__(self) -> int:
@@ -138,5 +138,5 @@ class TreeMask:
 
 @lru_cache(maxsize=32)
 def tree_mask(parents: tuple[int, ...], device: torch.device) -> TreeMask:
-    """Steps repeat the same few shapes: each is made once."""
+    """The tree of `parents`, cached: steps repeat the same few shapes."""
     return TreeMask(parents, device)

@@ -13,13 +13,12 @@ from typing import Any
 
 from otter_cli.core.console import warn
 from otter_cli.core.errors import OtterError
-from otter_cli.decoding.guides.guide import Gate, Guide
+from otter_cli.decoding.bounds import NO_STOPS, Gate, Stops
+from otter_cli.decoding.guides.guide import Guide
 from otter_cli.decoding.guides.signal_guides import SignalGuide
-from otter_cli.decoding.results import Generation, GenerationCounters
+from otter_cli.decoding.results import Generation
 from otter_cli.decoding.sampling import Sampling
 from otter_cli.decoding.session import DecodingSession
-from otter_cli.decoding.speculative.acceptance import Acceptance
-from otter_cli.decoding.stopping import NO_STOPS, Stops
 from otter_cli.families.rope import LengthRule, length_rule
 from otter_cli.families.token_ids import check_token_ids
 from otter_cli.graft.manifest import (
@@ -32,29 +31,43 @@ from otter_cli.graft.manifest import (
 )
 from otter_cli.model.otter import OtterForCausalLM
 
+# A reader of the text sees scores within 16 tokens; the stream's fixed cost is spread over 16
+# passes.
+READ_EVERY = 16
+_SUMMED_COUNTERS = (
+    "base_passes",
+    "external_passes",
+    "rescoring_passes",
+    "tokens_fed",
+    "seconds",
+    "prefill_seconds",
+)
+
 
 def length_rules(models: Sequence[Any]) -> list[LengthRule]:
-    """The rules of models whose rotation depends on the length."""
+    """The length rules of those models whose rotary angles depend on the length of the text."""
     rules = [length_rule(model.config.to_dict()) for model in models]
     return [rule for rule in rules if rule is not None and rule.angles]
 
 
 def external_models_of(parts: Sequence[Any]) -> list[Any]:
-    """The models beside the base that guides, drafters and judges hold."""
-    held = [
+    """The models beside the base in the fields of guides, drafters and best-of-n requests."""
+    values = [
         getattr(part, field.name)
         for part in parts
         if is_dataclass(part) and not isinstance(part, type)
         for field in fields(part)
     ]
-    return [value for value in held if hasattr(value, "config") and hasattr(value, "device")]
+    return [value for value in values if hasattr(value, "config") and hasattr(value, "device")]
 
 
 def must_split(
     rules: Sequence[LengthRule], prompts: Sequence[int], new_tokens: int, *, in_step: bool
 ) -> bool:
-    """Whether rows that start at these lengths could lie on both sides of a rule's length. Rows of
-    equal prompts never do where they go on `in_step`, a token each."""
+    """Whether rows that start at these lengths could lie on both sides of a rule's length.
+
+    Rows of equal prompts cannot where they grow `in_step`, one token each.
+    """
     if len(prompts) < 2 or (in_step and len(set(prompts)) == 1):
         return False
     shortest, longest = min(prompts), max(prompts) + new_tokens
@@ -63,28 +76,23 @@ def must_split(
 
 def guides_of_row(guides: Sequence[Guide], row: int) -> list[Guide]:
     """The guides, with the strength that they have in one row."""
-    alone: list[Any] = [
+    of_row: list[Any] = [
         replace(guide, strength=guide.strengths[row]) if len(guide.strengths) > 1 else guide  # type: ignore[type-var]
         for guide in guides
     ]
-    return alone
+    return of_row
 
 
 def sum_counters(rows: Sequence[Generation]) -> list[Generation]:
-    """Rows of several batches as of one: its passes and seconds are the sum of theirs."""
-    summed = ("base_passes", "external_passes", "rescoring_passes", "tokens_fed")
-    timed = ("seconds", "prefill_seconds")
-    every = [row.counters for row in rows]
-    for name in (*summed, *timed):
-        total = sum(getattr(counters, name) for counters in every)
-        _set_counter(every, name, total)
-    _set_counter(every, "cache_bytes", max(counters.cache_bytes for counters in every))
+    """Rows of several batches as rows of one: its passes and seconds are the sum of theirs."""
+    counters = [row.counters for row in rows]
+    totals: dict[str, Any] = {
+        name: sum(getattr(one, name) for one in counters) for name in _SUMMED_COUNTERS
+    }
+    cache_bytes = max(one.cache_bytes for one in counters)
+    for row in rows:
+        row.counters = replace(row.counters, cache_bytes=cache_bytes, **totals)
     return list(rows)
-
-
-def _set_counter(every: Sequence[GenerationCounters], name: str, value: Any) -> None:
-    for counters in every:
-        setattr(counters, name, value)
 
 
 def request_warnings(
@@ -96,8 +104,10 @@ def request_warnings(
     signals: Sequence[str] = (),
     blocks_by: str | None = None,
 ) -> list[str]:
-    """A sentence for each signal that is read where it was not trained. `blocks_by`: the signal
-    that chooses between blocks of unfinished texts."""
+    """A sentence for each signal that is read where it was not trained.
+
+    `blocks_by`: the signal that chooses between blocks of unfinished texts.
+    """
     uses: dict[str, list[str]] = {}
     for guide in guides:
         if isinstance(guide, SignalGuide) and any(guide.strengths):
@@ -114,29 +124,26 @@ def request_warnings(
 
 
 def warn_once(model: OtterForCausalLM, warnings: Sequence[str]) -> None:
-    """Warns of what this model has not been warned of: a benchmark asks once for each prompt."""
+    """Prints each warning once per model: a benchmark makes one request for each prompt."""
     for text in warnings:
         if text not in model.warned:
             model.warned.add(text)
             warn(text)
 
 
-# Few enough for who watches a text, and so many that what the stream costs beside its products is
-# little.
-READ_EVERY = 16
-
-
 def check_request(
     model: OtterForCausalLM,
     texts: list[list[int]],
     sampling: Sampling,
-    beside: Sequence[Any] = (),
+    external: Sequence[Any] = (),
 ) -> None:
-    """Raises OtterError for prompts that leave no room or hold tokens without a row, and for texts
-    in which the base can't be equal to transformers' `generate`, or a model `beside` it to its own
-    forward."""
+    """Raises OtterError for prompts that are empty, too long or hold unknown token ids.
+
+    Also for lengths at which the base's texts could not equal those of transformers' `generate`,
+    or an `external` model's outputs those of its own forward.
+    """
     if not texts or not all(texts):
-        raise OtterError("an empty prompt has nothing to go on from", hint="give it a word or BOS")
+        raise OtterError("an empty prompt cannot be continued", hint="give it a word or BOS")
     check_token_ids(texts, model.shape, "prompt")
     longest = max(map(len, texts))
     if longest + sampling.max_new_tokens > model.shape.max_positions:
@@ -149,7 +156,7 @@ def check_request(
         for text in texts:
             end = len(text) + sampling.max_new_tokens
             model.shape.length_rule.check_growth(len(text), end, "the base")
-    for rule in length_rules(beside):
+    for rule in length_rules(external):
         if rule.rope == "dynamic":
             end = longest + sampling.max_new_tokens
             rule.check_one_side(longest, end, "a model beside the base")
@@ -158,29 +165,31 @@ def check_request(
 def check_guidance(
     session: DecodingSession, rows: int, guides: Sequence[Guide], gate: Gate | None, stops: Stops
 ) -> None:
-    """Raises OtterError for guides, gates and stops that the graft can't serve; an impossible
-    guide is one, whatever its strength."""
-    for one in guides:
-        one.check(rows, session.model.shape.vocab)
-        if not any(one.strengths):
-            one.scorer(session)
+    """Raises OtterError for guides, gates and stops that do not work with the graft.
+
+    A guide of strength 0, which never runs, is checked too.
+    """
+    for guide in guides:
+        guide.check(rows, session.model.shape.vocab)
+        if not any(guide.strengths):
+            guide.scorer(session)
     for bound in (*([gate.signal] if gate and gate.signal else []), *stops.signals):
         bound.check(session)
 
 
 def check_exact_drafting(
-    texts: list[list[int]], sampling: Sampling, guides: Sequence[Guide], acceptance: Acceptance
+    texts: list[list[int]], sampling: Sampling, guides: Sequence[Guide], *, lossless: bool
 ) -> None:
-    """Raises OtterError for what steps of one token can't decide."""
-    if len(texts) != 1 or sampling.temperature or guides or acceptance != "lossless":
+    """Raises OtterError for requests whose near-ties steps of one token cannot decide."""
+    if len(texts) != 1 or sampling.temperature or guides or not lossless:
         raise OtterError(
             "exact drafting is for one prompt, greedy and unguided",
             hint="one prompt at a time, temperature 0, no guide",
         )
 
 
-def resolve_read_every(asked: int | None, stops: Stops) -> int:
-    """Of how many passes signals are read at once. Raises OtterError for less than one."""
-    if asked is not None and asked < 1:
-        raise OtterError(f"signals of every {asked} tokens", hint="1, or more of them at once")
-    return asked or (1 if stops.signals else READ_EVERY)
+def resolve_read_every(read_every: int | None, stops: Stops) -> int:
+    """Over how many passes signals are read at once. Raises OtterError for less than one."""
+    if read_every is not None and read_every < 1:
+        raise OtterError(f"signals of every {read_every} tokens", hint="1, or more of them at once")
+    return read_every or (1 if stops.signals else READ_EVERY)

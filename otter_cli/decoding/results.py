@@ -14,7 +14,7 @@ TokenScores = list[float] | list[list[float]]
 
 @dataclass
 class GenerationCounters:
-    """What a generation cost. Passes and seconds are the batch's, which its rows share."""
+    """The cost of a generation. Passes, seconds and bytes are those of the whole batch."""
 
     base_passes: int = 0
     external_passes: int = 0
@@ -31,10 +31,11 @@ class GenerationCounters:
 
 @dataclass(frozen=True)
 class NearTie:
-    """A greedy choice out of a step of many tokens that a step of one might round the other way.
+    """A greedy choice in a step of many tokens that a step of one token might round differently.
 
-    `position` in the generated tokens; the two best tokens of the step of many and the gap between
-    their logits; what the step of one token chooses, where it was asked (`rescore_near_ties`).
+    `position` counts generated tokens from 0. `best` and `second` are the two best tokens of the
+    step of many, `gap` the difference of their logits. `one_token` is what the step of one token
+    chooses, once `rescore_near_ties` has computed it.
     """
 
     position: int
@@ -53,17 +54,20 @@ class Generation:
     signals: dict[str, TokenScores]
     finish: Literal["eos", "length", "stop", "rejected"]
     counters: GenerationCounters
-    message: str = ""  # why it was stopped, where a stop string or a signal did
+    message: str = ""  # which stop string or signal ended the row
     near_ties: list[NearTie] = field(default_factory=list)
-    # The log-probability by which each token was drawn, guides included: 0 of a greedy one. Nothing
-    # where drafts were verified.
+    # The log-probability with which each token was drawn, guides included; 0 for a greedy choice.
+    # Empty where drafts were verified.
     drawn: list[float] = field(default_factory=list)
-    lossy: bool = False  # drafts were accepted by likelihood: not the base's own distribution
+    lossy: bool = False  # typical acceptance: the tokens do not follow the base's distribution
 
 
 class IncrementalDetokenizer:
-    """What each token adds to the text, as they come. Decoded alone, many would lose the space
-    before a word; a character that is spread over tokens comes with the last of them."""
+    """The text that each token adds, as tokens come.
+
+    The whole text is decoded each time, because a token that is decoded alone may lose the space
+    before a word. A character of several tokens comes with the last of them.
+    """
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int]) -> None:
         self.tokenizer, self.ids = tokenizer, list(prompt)
@@ -74,7 +78,7 @@ class IncrementalDetokenizer:
         return "" if self._decoded().endswith("\ufffd") else self.rest()
 
     def rest(self) -> str:
-        """What is left at the end: a character that was never finished."""
+        """The text that was not returned yet; at the end, an incomplete character."""
         text = self._decoded()
         added, self.before = text[len(self.before) :], text
         return added
@@ -84,7 +88,7 @@ class IncrementalDetokenizer:
 
 
 def token_texts(tokenizer: Any, prompt: Sequence[int], tokens: Sequence[int]) -> list[str]:
-    """What each of the tokens adds to the prompt's text."""
+    """The text that each of the tokens adds to the prompt."""
     stream = IncrementalDetokenizer(tokenizer, prompt)
     texts = [stream.add(token) for token in tokens]
     return [*texts[:-1], texts[-1] + stream.rest()] if texts else []

@@ -2,7 +2,7 @@
 
 Each row draws from a generator of its own, so its text does not depend on the rest of the batch.
 A token selector decides how a row's next token is chosen; guides have one of their own
-(`guides/selector.py`).
+(`guides/guide.py`).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch import Tensor
 
 from otter_cli.core.errors import OtterError
 from otter_cli.core.process import derive_seed
-from otter_cli.decoding.hidden_states import HiddenStates
+from otter_cli.decoding.kv_session import HiddenStates
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. Temperature 0 is greedy; `top_k` 0 and `top_p` 1 cut nothing off.
+    """How tokens are chosen. Temperature 0 is greedy; `top_k` 0 and `top_p` 1 keep every token.
 
-    Every row draws from a generator of its own, seeded by `seed` and the row's place among equal
-    prompts: what else is in the batch does not matter. OtterError for values without meaning.
+    Each row's generator is seeded by `seed`, the prompt and the row's place among equal prompts,
+    so the rest of the batch does not matter. Raises OtterError for values out of range.
     """
 
     max_new_tokens: int = 64
@@ -44,9 +44,9 @@ class Sampling:
             ("top_k", self.top_k >= 0, "0 (all) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0, and at most 1 (all)"),
         )
-        for name, holds, wanted in bounds:
+        for name, holds, allowed in bounds:
             if not holds:
-                raise OtterError(f"{name} is {getattr(self, name)}", hint=f"it must be {wanted}")
+                raise OtterError(f"{name} is {getattr(self, name)}", hint=f"it must be {allowed}")
 
 
 class Sampler:
@@ -57,18 +57,18 @@ class Sampler:
         sampling: Sampling,
         prompts: list[list[int]],
         device: torch.device,
-        before: Sequence[Sequence[int]] = (),
+        earlier: Sequence[Sequence[int]] = (),
     ) -> None:
-        """`before`: prompts of the request that other batches hold, and that count as equal."""
+        """`earlier`: prompts of the same request in other batches, which count as earlier rows."""
         self.sampling = sampling
-        seen: Counter[tuple[int, ...]] = Counter(map(tuple, before))
+        counts: Counter[tuple[int, ...]] = Counter(map(tuple, earlier))
         self.generators = []
         for prompt in map(tuple, prompts):
-            seed = derive_seed("sampling", sampling.seed, prompt, seen[prompt])
+            seed = derive_seed("sampling", sampling.seed, prompt, counts[prompt])
             self.generators.append(torch.Generator(device).manual_seed(seed))
-            seen[prompt] += 1
-        # Log-probabilities [rows] of the last pick; greedy picks are certain.
-        self.drawn = torch.zeros(len(prompts), dtype=torch.float64, device=device)
+            counts[prompt] += 1
+        # Log-probabilities [rows] of the last pick; 0 for a greedy choice.
+        self.last_logprobs = torch.zeros(len(prompts), dtype=torch.float64, device=device)
 
     @property
     def greedy(self) -> bool:
@@ -79,16 +79,16 @@ class Sampler:
         return self.pick(logits, self.uniform())
 
     def pick(self, logits: Tensor, uniform: Tensor | None) -> Tensor:
-        """The same by numbers [rows] that `uniform` has drawn."""
+        """Tokens [rows] from logits [rows, vocab], by what `uniform` has drawn before."""
         if uniform is None:
             return logits.argmax(-1)
         probabilities = self.probabilities(logits)
         index = invert_cdf(probabilities, uniform)
-        self.drawn = probabilities.gather(-1, index[:, None])[:, 0].log()
+        self.last_logprobs = probabilities.gather(-1, index[:, None])[:, 0].log()
         return index
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """The distribution that is drawn from: temperature, then top-k, then top-p (nucleus)."""
+        """The distribution to draw from: temperature, then top-k, then top-p (nucleus)."""
         scaled = logits.double() / self.sampling.temperature
         if self.sampling.top_k:
             kept = scaled.topk(min(self.sampling.top_k, scaled.shape[-1])).values[..., -1:]
@@ -98,27 +98,30 @@ class Sampler:
         return scaled.softmax(-1)
 
     def uniform(self) -> Tensor | None:
-        """A number in [0, 1) for each row, [rows]; greedy decoding draws none."""
-        return None if self.greedy else self.numbers()
+        """A number in [0, 1) for each row, [rows]; None for greedy decoding, which draws none."""
+        return None if self.greedy else self.uniform_per_row()
 
     def draw(self, probabilities: Tensor) -> Tensor:
-        """One index a row of [rows, n], by inversion: one uniform number from each generator."""
-        return invert_cdf(probabilities, self.numbers())
+        """One index a row from probabilities [rows, n]."""
+        return invert_cdf(probabilities, self.uniform_per_row())
 
-    def numbers(self, rows: Tensor | None = None) -> Tensor:
-        """The next of each row's generator, [rows]; only of the `rows` [rows] that hold, where
-        given: how much a row draws depends on nobody else."""
-        drawn = torch.zeros(len(self.generators), dtype=torch.float64)
+    def uniform_per_row(self, rows: Tensor | None = None) -> Tensor:
+        """The next number in [0, 1) of each row's generator, [rows].
+
+        With `rows` [rows] of booleans, only true rows draw, and the others get 0: how much a row
+        draws must not depend on other rows.
+        """
+        numbers = torch.zeros(len(self.generators), dtype=torch.float64)
         for row, generator in enumerate(self.generators):
             if rows is None or rows[row]:
-                drawn[row] = torch.rand(
+                numbers[row] = torch.rand(
                     (), generator=generator, dtype=torch.float64, device=generator.device
                 )
-        return drawn.to(self.generators[0].device)
+        return numbers.to(self.generators[0].device)
 
 
 def invert_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """The index [rows] at which the cumulated `probabilities` [rows, n] pass `uniform` [rows]."""
+    """The index [rows] where the cumulative `probabilities` [rows, n] pass `uniform` [rows]."""
     cumulative = probabilities.cumsum(-1)
     reached = uniform.to(probabilities.dtype) * cumulative[:, -1]
     index = torch.searchsorted(cumulative, reached[:, None], right=True)
@@ -126,7 +129,7 @@ def invert_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
 
 
 def outside_nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """Which tokens lie outside the smallest set that holds `top_p`, [..., vocab]."""
+    """Which tokens lie outside the smallest set with probability `top_p`, [..., vocab]."""
     ordered, order = logits.softmax(-1).sort(-1, descending=True)
     # The token that crosses the bound stays.
     dropped = ordered.cumsum(-1) - ordered >= top_p
@@ -134,25 +137,27 @@ def outside_nucleus(logits: Tensor, top_p: float) -> Tensor:
 
 
 class TokenSelector(ABC):
-    """At work on one batch. The counters are of models beside the base: passes, bytes of cache."""
+    """Chooses the next tokens of one batch. The counters are those of models beside the base."""
 
     external_passes: int = 0
     external_bytes: int = 0
 
     def prefill(self, prompts: list[list[int]]) -> None:
-        """Feeds the prompts to models of its own; without one there is nothing to do."""
+        """Feeds the prompts to external models, where there are any."""
         return
 
     @abstractmethod
     def choose(
         self, state: HiddenStates, logits: Tensor, sampler: Sampler
     ) -> tuple[Tensor, HiddenStates | None]:
-        """Tokens [rows] by the base's state [rows, 1, d] and logits [rows, vocab] before them;
-        their own states, where choosing them took feeding them."""
+        """Tokens [rows] from the base's state [rows, 1, d] and logits [rows, vocab] before them.
+
+        The second result is the tokens' own states [rows, 1, d], where choosing fed them already.
+        """
 
 
 class UnguidedSelector(TokenSelector):
-    """The sampler's choice among the base's logits."""
+    """The sampler's choice from the base's logits."""
 
     def choose(
         self, state: HiddenStates, logits: Tensor, sampler: Sampler

@@ -16,8 +16,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from otter_cli.core.errors import OtterError, closest, label_index
-from otter_cli.decoding.hidden_states import HiddenStates
-from otter_cli.decoding.kv_session import KVSession
+from otter_cli.decoding.kv_session import HiddenStates, KVSession
 from otter_cli.decoding.kv_slots import full_cache
 from otter_cli.model.lazy import LazyStream, supports_lazy_stream
 from otter_cli.model.masks import attention_windows, is_recurrent
@@ -27,12 +26,14 @@ from otter_cli.signals.finite import class_probabilities
 
 
 class DecodingSession(KVSession):
-    """Over a graft. `stream=False` runs the plain base: no insertion, no signals.
+    """A session over a graft. `stream=False` runs the plain base: no insertion, no signals.
 
-    `windows`: a windowed base's layers keep their window alone, as transformers does, or all, and
-    masks cut the window out: what steps of many tokens need. `length` preallocates that many slots.
-    The streams run when the states of a step are looked at, over all steps of one token since then
-    (where the graft allows it: `supports_lazy_stream`).
+    `windows` is for a base with sliding windows. "cached" layers keep their window alone, as in
+    transformers. "masked" layers keep every slot, and masks apply the window; steps of many tokens
+    need that. `length` preallocates that many slots.
+
+    The stream runs when the states of a step are first read, over all steps of one token since the
+    last time, where the graft allows it (`supports_lazy_stream`).
     """
 
     def __init__(
@@ -43,10 +44,10 @@ class DecodingSession(KVSession):
         windows: Literal["cached", "masked"] = "masked",
         length: int | None = None,
     ) -> None:
-        kept = windows == "cached" and length is None and any(attention_windows(model.config))
-        kept = kept or is_recurrent(model.config)
+        own_cache = windows == "cached" and length is None and any(attention_windows(model.config))
+        own_cache = own_cache or is_recurrent(model.config)
         full = partial(full_cache, model.config, length=length)
-        super().__init__(model.new_cache if kept else full, model.base)
+        super().__init__(model.new_cache if own_cache else full, model.base)
         self.model, self.stream = model, stream
         self.decoder = model.base.get_submodule(model.shape.family.decoder)
         self.deferred = LazyStream(model) if stream and supports_lazy_stream(model) else None
@@ -54,7 +55,7 @@ class DecodingSession(KVSession):
     def run(self, tokens: Tensor, mask: Any, positions: Tensor, last: int) -> HiddenStates:
         arguments = {
             "attention_mask": mask,
-            # Rows that have ended, or soon will, are fed beside the others: not past the window.
+            # Rows that have ended are still fed; their positions must stay within the window.
             "position_ids": positions.clamp(max=self.model.shape.max_positions - 1),
             "past_key_values": self.cache,
             "use_cache": True,
@@ -63,77 +64,72 @@ class DecodingSession(KVSession):
             return HiddenStates(self.decoder(input_ids=tokens, **arguments).last_hidden_state, {})
         if self.deferred is not None and tokens.shape[1] == 1 and self.passes > 1:
             return HiddenStates(*self.deferred.forward(tokens, **arguments))
-        self.settle()
+        self.catch_up()
         out = self.model(tokens, signals=(), logits=False, **arguments)
         return HiddenStates(out.base_state, out.inserted_state)
 
-    def settle(self) -> None:
+    def catch_up(self) -> None:
         if self.deferred is not None:
             self.deferred.catch_up()
 
     def logits(self, state: HiddenStates) -> Tensor:
-        """The base's logits of the given positions, [rows, n, vocab]."""
+        """The base's logits, [rows, n, vocab]."""
         with torch.no_grad():
             return self.model.lm_head(state.base)
 
     def read(self, signal: str, state: HiddenStates, tokens: Tensor | None = None) -> Tensor:
-        """A signal at the given positions, [rows, n, ...]; action values of `tokens` [rows, n, k]
-        alone, where given."""
+        """A signal at each position, [rows, n, ...]; of action values only those of `tokens`
+        [rows, n, k], where they are given."""
         with torch.no_grad():
             return self.model.read_signal(signal, state.base, state.inserted, tokens)
 
     def follow(
         self, signal: str, states: Tensor, inserted: Mapping[str, Tensor], tokens: Tensor
     ) -> Tensor:
-        """States [rows, n, d] of a future signal's cell after `tokens` [rows, n], one each."""
+        """States [rows, n, d] of a future signal's cell after one more token each, [rows, n]."""
         with torch.no_grad():
             return self.model.follow_signal(signal, states, inserted, tokens)
 
 
-class RewardSession(KVSession):
-    """Over a separate reward model (AutoModelForSequenceClassification) with a cache of its own."""
-
-    def __init__(self, reward_model: PreTrainedModel) -> None:
-        super().__init__(partial(_attention_only_cache, reward_model.config), reward_model)
-        self.reward_model = reward_model
-
-    def run(self, tokens: Tensor, mask: Any, positions: Tensor, last: int) -> HiddenStates:
-        out = self.reward_model.base_model(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        return HiddenStates(out.last_hidden_state, {})
-
-    def rewards(self, state: HiddenStates) -> Tensor:
-        """The reward of the text up to each position, [rows, n]."""
-        with torch.no_grad():
-            return self.reward_model.score(state.base).squeeze(-1)
-
-
-class ExpertSession(KVSession):
-    """Over another language model with a cache of its own; its states are its logits."""
+class _ExternalSession(KVSession):
+    """A session over a model beside the base. Raises OtterError where some layer is recurrent."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(partial(_attention_only_cache, model.config), model)
         self.model = model
 
+    def _arguments(self, tokens: Tensor, mask: Any, positions: Tensor) -> dict[str, Any]:
+        return {
+            "input_ids": tokens,
+            "attention_mask": mask,
+            "position_ids": positions,
+            "past_key_values": self.cache,
+            "use_cache": True,
+        }
+
+
+class RewardSession(_ExternalSession):
+    """A session over a separate reward model (AutoModelForSequenceClassification)."""
+
     def run(self, tokens: Tensor, mask: Any, positions: Tensor, last: int) -> HiddenStates:
-        out = self.model(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=last,
-        )
+        out = self.model.base_model(**self._arguments(tokens, mask, positions))
+        return HiddenStates(out.last_hidden_state, {})
+
+    def rewards(self, state: HiddenStates) -> Tensor:
+        """The reward of the text up to each position, [rows, n]."""
+        with torch.no_grad():
+            return self.model.score(state.base).squeeze(-1)
+
+
+class ExpertSession(_ExternalSession):
+    """A session over another language model; its states are its logits."""
+
+    def run(self, tokens: Tensor, mask: Any, positions: Tensor, last: int) -> HiddenStates:
+        out = self.model(**self._arguments(tokens, mask, positions), logits_to_keep=last)
         return HiddenStates(out.logits, {})
 
 
 def _attention_only_cache(config: Any) -> Cache:
-    """A cache for a model beside the base. OtterError where its layers don't all attend."""
     if is_recurrent(config):
         raise OtterError(
             f"a {config.model_type} beside the base has layers of linear attention, whose state "
@@ -143,9 +139,21 @@ def _attention_only_cache(config: Any) -> Cache:
     return full_cache(config)
 
 
+def check_vocabulary(model: Any, session: DecodingSession, name: str, hint: str) -> None:
+    """Raises OtterError where an external model's vocabulary has another size than the base's."""
+    size, expected = model.config.vocab_size, session.model.shape.vocab
+    if size != expected:
+        raise OtterError(
+            f"{name}'s vocabulary has {size} tokens, the base's {expected}",
+            hint=hint,
+        )
+
+
 def signal_scores(session: DecodingSession, name: str, state: HiddenStates) -> Tensor:
-    """Scores of a signal, [rows, n, attributes or classes]: values as they are, probabilities.
-    They may not be finite."""
+    """Scores of a signal, [rows, n, attributes or classes]: values, or probabilities of classes.
+
+    They may be infinite or NaN.
+    """
     config = session.model.signal_configs[name]
     scores = session.read(name, state)
     if config.kind == "classes":
@@ -154,7 +162,7 @@ def signal_scores(session: DecodingSession, name: str, state: HiddenStates) -> T
 
 
 def check_signal(model: OtterForCausalLM, name: str) -> SignalConfig:
-    """What the graft says of a signal. Raises OtterError where it has none of that name."""
+    """The configuration of a signal. Raises OtterError where the graft has none of that name."""
     known = model.signal_configs
     if name not in known:
         near = closest(name, known)
@@ -182,7 +190,7 @@ def check_scoring_signal(model: OtterForCausalLM, name: str) -> None:
 
 
 def score_column(model: OtterForCausalLM, name: str, label: str | None) -> int:
-    """Which of a signal's scores is called `label`; the first by default. Raises OtterError."""
+    """The index of `label` among a signal's scores; 0 without a label. Raises OtterError."""
     check_scoring_signal(model, name)
     return label_index(label, model.signal_configs[name].labels, f"signal {name!r}")
 

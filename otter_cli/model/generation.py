@@ -36,10 +36,11 @@ class GenerationMethods:
 
         Prompts [batch, n] lie where `attention_mask` is 1; raises OtterError as that does.
         """
-        # The one import against the layers: the method belongs to the model, what it does does not.
-        from otter_cli import decoding
+        # The one import against the layers: the method belongs to the model, its code to decoding/.
+        from otter_cli.decoding.generate import generate
+        from otter_cli.decoding.sampling import Sampling
 
         mask = input_ids.new_ones(input_ids.shape) if attention_mask is None else attention_mask
         prompts = [ids[kept].tolist() for ids, kept in zip(input_ids, mask.bool(), strict=True)]
         model: Any = self
-        return decoding.generate(model, prompts, sampling or decoding.Sampling(), **options)
+        return generate(model, prompts, sampling or Sampling(), **options)

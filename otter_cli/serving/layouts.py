@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from otter_cli.checkpoint.folder import MANIFEST, Checkpoint
 from otter_cli.checkpoint.link_or_copy import PlacementMode, place_files
@@ -21,8 +21,40 @@ from otter_cli.graft.plan import Plan
 from otter_cli.graft.storage import inserted_files, open_inserted_tensors
 from otter_cli.graft.surgery import strip
 
-if TYPE_CHECKING:
-    from otter_cli.serving.wide.difference import WideDifference
+
+@dataclass(frozen=True)
+class SignalDifference:
+    """The largest difference, and the largest absolute value that it is to be seen against;
+    `lost` are numbers in the graft alone."""
+
+    largest: float
+    scale: float
+    tolerance: float
+    lost: int
+
+    @property
+    def within(self) -> bool:
+        return not self.lost and self.largest <= self.tolerance * max(1.0, self.scale)
+
+
+@dataclass(frozen=True)
+class WideDifference:
+    """Over one batch of random tokens in one dtype: `moved` of `logits` do not equal the base's,
+    by `largest` at most; `flipped` of `tokens` have another argmax; `lost` are no numbers any
+    more, as where the inserted part overflows."""
+
+    dtype: str
+    tokens: int
+    logits: int
+    moved: int
+    largest: float
+    flipped: int
+    lost: int
+    signals: dict[str, SignalDifference]
+
+    @property
+    def within(self) -> bool:
+        return not self.lost and all(signal.within for signal in self.signals.values())
 
 
 ExportVerdict = Literal["exact", "close", "different", "not measured"]

@@ -46,9 +46,9 @@ def test_the_page_of_a_wide_export_says_what_moved(
 def test_a_signal_too_far_off_fails(
     grafted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from otter_cli.serving.wide import difference
+    from otter_cli.serving.wide import export
 
-    monkeypatch.setattr(difference, "TOLERANCES", dict.fromkeys(difference.TOLERANCES, 0.0))
+    monkeypatch.setattr(export, "TOLERANCES", dict.fromkeys(export.TOLERANCES, 0.0))
     assert main(["export", str(grafted), str(tmp_path / "out"), "--to", "wide"]) == 1
 
 

@@ -234,9 +234,9 @@ def test_near_ties_show_both_paths(
     """Every choice counts as a near-tie: each is reported with what a step of one token says."""
     from torch import full, inf
 
-    from otter_cli.decoding.speculative import acceptance
+    from otter_cli.decoding.speculative import decoder
 
-    monkeypatch.setattr(acceptance, "near_tie_gap", lambda logits: full(logits.shape[:-1], inf))
+    monkeypatch.setattr(decoder, "near_tie_gap", lambda logits: full(logits.shape[:-1], inf))
     options = ("generate", folder, "hello", "--max-new-tokens", "8", "--draft", "future")
     data = json.loads(otter_here(*options, "--json").stdout)
     # The first token is no draft's: a step of one gives it.

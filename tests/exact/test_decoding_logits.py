@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from otter_cli.decoding.bounds import Gate
 from otter_cli.decoding.generate import generate
-from otter_cli.decoding.guides.guide import Gate
 from otter_cli.decoding.guides.signal_guides import SignalGuide
 from otter_cli.decoding.sampling import Sampling
 from otter_cli.decoding.session import DecodingSession
@@ -123,7 +123,7 @@ def test_candidates_do_not_see_each_other_nor_other_rows(folder: Path) -> None:
         layers = [layer for layer in session.cache.layers if layer.is_initialized]
         before = [layer.keys.clone() for layer in layers]
         assert len(layers) >= model.shape.layers
-        states.append(session.branch(tokens))
+        states.append(session.extend_candidates(tokens))
         prefix = max(map(len, PROMPTS))
         for layer, keys in zip(layers, before, strict=True):
             assert torch.equal(layer.keys[:, :, :prefix], keys)
@@ -142,7 +142,7 @@ def test_the_loser_leaves_no_trace(folder: Path) -> None:
     for losers in ([50, 17], [61, 80]):
         session = DecodingSession(model)
         session.prefill(PROMPTS[:1])
-        session.branch(torch.tensor([[losers[0], 3, losers[1]]]))
-        session.choose(torch.tensor([1]))
+        session.extend_candidates(torch.tensor([[losers[0], 3, losers[1]]]))
+        session.keep_candidate(torch.tensor([1]))
         after.append(session.logits(session.step(torch.tensor([9]))))
     assert torch.equal(after[0], after[1])

@@ -24,8 +24,8 @@ from otter_cli.core.atomic import write_json
 from otter_cli.core.intervals import interval, median
 from otter_cli.core.provenance import provenance
 from otter_cli.data.prompts import read_prompts
+from otter_cli.decoding.bounds import Gate
 from otter_cli.decoding.generate import generate
-from otter_cli.decoding.guides.guide import Gate
 from otter_cli.decoding.guides.signal_guides import SignalGuide
 from otter_cli.decoding.results import Generation
 from otter_cli.decoding.sampling import Sampling

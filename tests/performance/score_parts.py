@@ -72,7 +72,7 @@ class RestGuide(Guide):
 
 
 class _Rest(CandidateScorer):
-    feeds = True
+    needs_candidate_states = True
 
     def __init__(self, whole: CandidateScorer, lexicon: Tensor) -> None:
         self.whole, self.lexicon = whole, lexicon
@@ -92,9 +92,9 @@ def added(model: Any, signal: str, prompt: list[int], tokens: Tensor | None) -> 
         tokens = session.logits(state)[0, -1].topk(CANDIDATES).indices
     found = []
     for some in tokens.split(CHUNK):
-        fed = session.branch(some[None])
+        fed = session.extend_candidates(some[None])
         found.append(signal_scores(session, signal, fed)[0, :, 0] - so_far)
-        session.choose(torch.tensor([0]))
+        session.keep_candidate(torch.tensor([0]))
         session.crop(torch.tensor([1]))
     return tokens, torch.cat(found)
 

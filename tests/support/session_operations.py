@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from otter_cli.core.atomic import write_json
-from otter_cli.decoding.hidden_states import HiddenStates
+from otter_cli.decoding.kv_session import HiddenStates, concatenate
 from otter_cli.decoding.session import DecodingSession
 from otter_cli.model.otter import OtterForCausalLM
 from tests.support.checkpoints import write_checkpoint
@@ -85,26 +85,26 @@ class Episode:
         for text, row, count in zip(self.texts, tokens.tolist(), kept, strict=True):
             text += row[:count]
         last = torch.tensor(kept) - 1
-        self._check(state.at(last.clamp(min=0)), [row for row, n in enumerate(kept) if n])
+        self._check(state.select(last.clamp(min=0)), [row for row, n in enumerate(kept) if n])
 
     def candidates(self) -> None:
         tokens = self._grid(self.draw.randint(1, 6))
         index = torch.tensor([self.draw.randrange(tokens.shape[1]) for _ in self.texts])
-        state = self.session.branch(tokens)
-        self.session.choose(index)
+        state = self.session.extend_candidates(tokens)
+        self.session.keep_candidate(index)
         for text, row, at in zip(self.texts, tokens.tolist(), index.tolist(), strict=True):
             text.append(row[at])
-        self._check(state.at(index), list(range(len(self.texts))))
+        self._check(state.select(index), list(range(len(self.texts))))
 
     def tree(self) -> None:
         """Grown in two passes; each row keeps a path of its own, or nothing."""
         sizes = self.draw.randint(1, 4), self.draw.randint(0, 4)
         parents = [self.draw.randint(-1, node - 1) for node in range(sum(sizes))]
         tokens = self._grid(sum(sizes))
-        state = self.session.grow(tokens[:, : sizes[0]], parents[: sizes[0]])
+        state = self.session.extend_tree(tokens[:, : sizes[0]], parents[: sizes[0]])
         if sizes[1]:
-            more = self.session.grow(tokens[:, sizes[0] :], parents[sizes[0] :])
-            state = state.then(more)
+            more = self.session.extend_tree(tokens[:, sizes[0] :], parents[sizes[0] :])
+            state = concatenate([state, more])
         paths = []
         for text, row in zip(self.texts, tokens.tolist(), strict=True):
             path, node = [], self.draw.randint(-1, sum(sizes) - 1)
@@ -117,7 +117,7 @@ class Episode:
         padded = torch.tensor([path + [0] * (width - len(path)) for path in paths])
         self.session.keep_path(padded, torch.tensor([len(path) for path in paths]))
         last = torch.tensor([path[-1] if path else 0 for path in paths])
-        self._check(state.at(last), [row for row, path in enumerate(paths) if path])
+        self._check(state.select(last), [row for row, path in enumerate(paths) if path])
 
     def crop(self) -> None:
         counts = [self.draw.randint(0, min(4, len(text) - 1)) for text in self.texts]
@@ -143,7 +143,7 @@ class Episode:
         with torch.no_grad():
             out = self.model(padded, signals=(), logits=False)
         last = torch.tensor([len(text) - 1 for text in self.texts])
-        expected = HiddenStates(out.base_state, out.inserted_state).at(last)
+        expected = HiddenStates(out.base_state, out.inserted_state).select(last)
         read = [self.session.logits, *(self._reader(name) for name in self.model.signal_configs)]
         for one in read:
             got, want = one(state)[rows], one(expected)[rows]

@@ -12,6 +12,7 @@ from otter_cli.benchmarks.model_pool import ModelPool
 from otter_cli.benchmarks.records import MethodRecord
 from otter_cli.core.errors import OtterError
 from otter_cli.decoding.best_of import BestOf, best_of
+from otter_cli.decoding.bounds import SignalBound, Stops
 from otter_cli.decoding.generate import generate
 from otter_cli.decoding.guides.external_models import (
     ArgsGuide,
@@ -24,7 +25,6 @@ from otter_cli.decoding.guides.signal_guides import SignalGuide, VocabularyGuide
 from otter_cli.decoding.request_checks import request_warnings
 from otter_cli.decoding.speculative.drafters import DraftModel, FutureDrafter, PromptLookup
 from otter_cli.decoding.speculative.drafts import TreeShape
-from otter_cli.decoding.stopping import SignalBound, Stops
 from otter_cli.scorers.load import LoadedGraft, LoadedModel, parameter_bytes
 from otter_cli.scorers.scorer import Scorer
 

@@ -14,9 +14,14 @@ from torch import Tensor
 
 from otter_cli.core.errors import OtterError
 from otter_cli.decoding.guides.guide import CandidateScorer, Guide, Strength
-from otter_cli.decoding.hidden_states import HiddenStates
+from otter_cli.decoding.kv_session import HiddenStates
 from otter_cli.decoding.sampling import outside_nucleus
-from otter_cli.decoding.session import DecodingSession, ExpertSession, RewardSession
+from otter_cli.decoding.session import (
+    DecodingSession,
+    ExpertSession,
+    RewardSession,
+    check_vocabulary,
+)
 
 
 @dataclass(frozen=True)
@@ -24,8 +29,8 @@ class ArgsGuide(Guide):
     """ARGS (section 2): `logit + strength * r([x, y, v])` over the top k raw logits; argmax, or at
     a temperature a draw from the k (ARGS-stochastic).
 
-    Costs a pass of the reward model for each token, and its cache. Fair to it: its k candidates
-    are one step of k tokens over a cached prefix, as the insertion's are, not k rows.
+    Costs a pass of the reward model for each token, and its cache. The comparison is fair: its k
+    candidates are one step of k tokens over a cached prefix, as those of a signal are.
     """
 
     reward_model: Any
@@ -42,9 +47,9 @@ class ArgsGuide(Guide):
 
 @dataclass(frozen=True)
 class RadGuide(Guide):
-    """RAD (algorithm 1): `logit + strength * clip(r, 0, 1)`, all outside the top k removed.
+    """RAD (algorithm 1): `logit + strength * clip(r, 0, 1)` over the top k; no other token comes.
 
-    Costs what ARGS does: a pass of a (smaller) reward model of k tokens for each token.
+    Costs a pass of a (smaller) reward model of k tokens for each token, as ARGS does.
     """
 
     reward_model: Any
@@ -62,59 +67,53 @@ class RadGuide(Guide):
 class _RewardScorer(CandidateScorer):
     def __init__(self, reward_model: Any) -> None:
         self.rewards = RewardSession(reward_model)
-        self.unfed: list[Tensor] = []
+        self.pending_tokens: list[Tensor] = []  # chosen while the gate was closed
 
     def prefill(self, prompts: list[list[int]]) -> None:
         self.rewards.prefill(prompts)
 
     def scores(
-        self, state: HiddenStates, fed: HiddenStates | None, tokens: Tensor | None
+        self, state: HiddenStates, candidate_states: HiddenStates | None, tokens: Tensor | None
     ) -> Tensor:
         assert tokens is not None
-        if self.unfed:  # chosen while the gate was closed
-            chain = torch.stack(self.unfed, 1)
-            self.rewards.extend(chain)
-            self.rewards.keep(torch.full_like(chain[:, 0], chain.shape[1]))
-            self.unfed = []
-        found = self.rewards.rewards(self.rewards.branch(tokens))
+        if self.pending_tokens:
+            self.rewards.append(torch.stack(self.pending_tokens, 1))
+            self.pending_tokens = []
+        rewards = self.rewards.rewards(self.rewards.extend_candidates(tokens))
         self.external_passes = self.rewards.passes
-        return found
+        return rewards
 
-    def chose(self, tokens: Tensor, index: Tensor | None) -> None:
+    def observe(self, tokens: Tensor, index: Tensor | None) -> None:
         if index is None:
-            self.unfed.append(tokens)
+            self.pending_tokens.append(tokens)
         else:
-            self.rewards.choose(index)
+            self.rewards.keep_candidate(index)
         self.external_passes = self.rewards.passes
         self.external_bytes = self.rewards.cache_bytes()
 
 
 class _ClippedRewardScorer(_RewardScorer):
     def scores(
-        self, state: HiddenStates, fed: HiddenStates | None, tokens: Tensor | None
+        self, state: HiddenStates, candidate_states: HiddenStates | None, tokens: Tensor | None
     ) -> Tensor:
-        return super().scores(state, fed, tokens).clamp(0, 1)
+        return super().scores(state, candidate_states, tokens).clamp(0, 1)
 
 
 def check_reward_model(reward_model: Any, session: DecodingSession, method: str) -> None:
-    """Raises OtterError where it reads another vocabulary, or gives more than one number."""
-    config, vocab = reward_model.config, session.model.shape.vocab
-    if config.vocab_size != vocab:
+    """Raises OtterError where it has another vocabulary, or gives more than one number."""
+    hint = f"{method} scores the base's own tokens: train it from the same base"
+    check_vocabulary(reward_model, session, "the reward model", hint)
+    if reward_model.config.num_labels != 1:
         raise OtterError(
-            f"the reward model's vocabulary has {config.vocab_size} tokens, the base's {vocab}",
-            hint=f"{method} scores the base's own tokens: train it from the same base",
-        )
-    if config.num_labels != 1:
-        raise OtterError(
-            f"the reward model gives {config.num_labels} numbers, and a reward is one",
+            f"the reward model gives {reward_model.config.num_labels} numbers, and a reward is one",
             hint="use a model with num_labels 1",
         )
 
 
 @dataclass(frozen=True)
 class DExpertsGuide(Guide):
-    """`z + strength * (z+ - z-)` over the base's nucleus (section 2.1), z+ an expert's logits and
-    z- an anti-expert's. Without one of them the base's own stand in: contrast with one model alone.
+    """`z + strength * (z+ - z-)` over the base's nucleus (section 2.1), with the logits z+ of an
+    expert and z- of an anti-expert. Where one of them is None, the base's logits take its place.
 
     Costs a pass of each model for each token, and their caches.
     """
@@ -137,7 +136,7 @@ class DExpertsGuide(Guide):
             check_expert(model, session)
         return _ContrastScorer(session, self.expert, self.anti_expert)
 
-    def within(self, logits: Tensor) -> Tensor:
+    def restrict(self, logits: Tensor) -> Tensor:
         if self.top_p == 1:
             return logits
         return logits.masked_fill(outside_nucleus(logits.double(), self.top_p), -math.inf)
@@ -145,8 +144,8 @@ class DExpertsGuide(Guide):
 
 @dataclass(frozen=True)
 class GenArmGuide(Guide):
-    """`log pi + strength * log pi_r` (equation 6), pi_r an autoregressive reward model: a language
-    model of the base's vocabulary.
+    """`log pi + strength * log pi_r` (equation 6), with an autoregressive reward model pi_r: a
+    language model with the base's vocabulary.
 
     Costs a pass of the reward model for each token, and its cache; it scores the whole vocabulary.
     """
@@ -164,19 +163,17 @@ class GenArmGuide(Guide):
 
 
 class _CachedExpert:
-    """A language model that follows the text; its last token is fed once its logits are wanted."""
+    """A language model that follows the text. Chosen tokens are fed when its logits are read."""
 
     def __init__(self, model: Any) -> None:
         self.session = ExpertSession(model)
-        self.unfed: list[Tensor] = []
+        self.pending_tokens: list[Tensor] = []
 
     def logits(self) -> Tensor:
         """Of the next token, [rows, vocab]."""
-        if self.unfed:
-            chain = torch.stack(self.unfed, 1)
-            self.last = self.session.extend(chain).last()
-            self.session.keep(torch.full_like(chain[:, 0], chain.shape[1]))
-            self.unfed = []
+        if self.pending_tokens:
+            self.last = self.session.append(torch.stack(self.pending_tokens, 1)).last()
+            self.pending_tokens = []
         return self.last.base[:, 0]
 
     def prefill(self, prompts: list[list[int]]) -> None:
@@ -190,9 +187,9 @@ class _ExpertScorer(CandidateScorer):
         for expert in self.experts:
             expert.prefill(prompts)
 
-    def chose(self, tokens: Tensor, index: Tensor | None) -> None:
+    def observe(self, tokens: Tensor, index: Tensor | None) -> None:
         for expert in self.experts:
-            expert.unfed.append(tokens)
+            expert.pending_tokens.append(tokens)
         self.external_passes = sum(expert.session.passes for expert in self.experts)
         self.external_bytes = sum(expert.session.cache_bytes() for expert in self.experts)
 
@@ -203,16 +200,16 @@ class _ContrastScorer(_ExpertScorer):
         self.expert, self.anti_expert = (
             None if model is None else _CachedExpert(model) for model in (expert, anti_expert)
         )
-        self.experts = [one for one in (self.expert, self.anti_expert) if one is not None]
+        self.experts = [e for e in (self.expert, self.anti_expert) if e is not None]
 
     def scores(
-        self, state: HiddenStates, fed: HiddenStates | None, tokens: Tensor | None
+        self, state: HiddenStates, candidate_states: HiddenStates | None, tokens: Tensor | None
     ) -> Tensor:
-        good, bad = (
-            self.base.logits(state)[:, 0] if one is None else one.logits()
-            for one in (self.expert, self.anti_expert)
+        expert, anti_expert = (
+            self.base.logits(state)[:, 0] if model is None else model.logits()
+            for model in (self.expert, self.anti_expert)
         )
-        return _scores_of_tokens(good - bad, tokens)
+        return _scores_of_tokens(expert - anti_expert, tokens)
 
 
 class _LogProbabilityScorer(_ExpertScorer):
@@ -220,7 +217,7 @@ class _LogProbabilityScorer(_ExpertScorer):
         self.experts = [_CachedExpert(model)]
 
     def scores(
-        self, state: HiddenStates, fed: HiddenStates | None, tokens: Tensor | None
+        self, state: HiddenStates, candidate_states: HiddenStates | None, tokens: Tensor | None
     ) -> Tensor:
         return _scores_of_tokens(self.experts[0].logits().log_softmax(-1), tokens)
 
@@ -230,11 +227,7 @@ def _scores_of_tokens(scores: Tensor, tokens: Tensor | None) -> Tensor:
 
 
 def check_expert(model: Any | None, session: DecodingSession) -> None:
-    """Raises OtterError where a language model reads another vocabulary than the base."""
-    vocab = session.model.shape.vocab
-    if model is not None and model.config.vocab_size != vocab:
-        raise OtterError(
-            f"a language model beside the base has a vocabulary of {model.config.vocab_size}, "
-            f"the base {vocab}",
-            hint="its logits are added to the base's: use one with the same tokenizer",
-        )
+    """Raises OtterError where a language model has another vocabulary than the base."""
+    if model is not None:
+        hint = "its logits are added to the base's: use one with the same tokenizer"
+        check_vocabulary(model, session, "the expert model", hint)

@@ -1,4 +1,4 @@
-"""Guides by signals of the graft, which need no forward pass beside the base's own.
+"""Guides by signals of the graft, which need no further model (docs/method.md, "Guided decoding").
 
 `SignalGuide` scores the text with each candidate (V-style); `VocabularyGuide` reads action values
 of all tokens from the previous pass (Q-style). `guide_for_signal` picks one by the signal's kind.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from otter_cli.core.errors import OtterError
 from otter_cli.decoding.guides.guide import CandidateScorer, Guide, Strength
-from otter_cli.decoding.hidden_states import HiddenStates
+from otter_cli.decoding.kv_session import HiddenStates
 from otter_cli.decoding.session import (
     DecodingSession,
     check_signal,
@@ -28,11 +28,12 @@ from otter_cli.model.otter import OtterForCausalLM
 
 @dataclass(frozen=True)
 class SignalGuide(Guide):
-    """By the value of the text with each candidate (V-style).
+    """Scores a candidate by the signal's value of the text with it (V-style).
 
-    Costs one step of k tokens in place of one of 1; the winner's next logits come out of it. A
-    class signal guides by its probability. Without `end`, ending the text leaves its value as it
-    is: for a signal that has not learnt to read an end (a recipe's `eos: false`).
+    Costs a step of k tokens in place of a step of one; it also gives the states from which the
+    next logits are computed. A class signal guides by its probability. With `end=False` an end
+    token leaves the value of the text as it is: for a signal that was not trained at ends (a
+    recipe's `eos: false`).
     """
 
     signal: str
@@ -51,15 +52,16 @@ class SignalGuide(Guide):
                 f"{self.candidates} candidates of a guide that feeds each", hint="1 or more"
             )
         column = score_column(session.model, self.signal, self.label)
-        unread = [] if self.end else sorted(end_tokens(session))
-        return _ValueScorer(session, self.signal, column, unread)
+        unscored = [] if self.end else sorted(end_tokens(session))
+        return _ValueScorer(session, self.signal, column, unscored)
 
 
 @dataclass(frozen=True)
 class VocabularyGuide(Guide):
-    """By action values r(v given the text), which the pass before has already given (Q-style).
+    """Scores a candidate v by its action value r(v given the text) (Q-style).
 
-    Costs no pass: a product for each candidate, or over the vocabulary with `candidates` 0.
+    The previous pass gives it, so there is no further pass: only a product for each candidate, or
+    over the vocabulary with `candidates` 0.
     """
 
     signal: str
@@ -81,50 +83,47 @@ class VocabularyGuide(Guide):
 
 
 class _ValueScorer(CandidateScorer):
-    feeds, over_trees = True, True
+    needs_candidate_states, supports_trees = True, True
 
     def __init__(
-        self, session: DecodingSession, signal: str, column: int, unread: list[int]
+        self, session: DecodingSession, signal: str, column: int, unscored: list[int]
     ) -> None:
-        self.session, self.signal, self.column, self.unread = session, signal, column, unread
+        self.session, self.signal, self.column, self.unscored = session, signal, column, unscored
 
     def scores(
-        self, state: HiddenStates, fed: HiddenStates | None, tokens: Tensor | None
+        self, state: HiddenStates, candidate_states: HiddenStates | None, tokens: Tensor | None
     ) -> Tensor:
-        assert fed is not None and tokens is not None
-        scores = signal_scores(self.session, self.signal, fed)[..., self.column]
-        if not self.unread:
+        assert candidate_states is not None and tokens is not None
+        scores = signal_scores(self.session, self.signal, candidate_states)[..., self.column]
+        if not self.unscored:
             return scores
-        so_far = signal_scores(self.session, self.signal, state)[..., self.column]
-        return torch.where(torch.isin(tokens, tokens.new_tensor(self.unread)), so_far, scores)
+        before = signal_scores(self.session, self.signal, state)[..., self.column]
+        return torch.where(torch.isin(tokens, tokens.new_tensor(self.unscored)), before, scores)
 
 
 class _ActionValueScorer(CandidateScorer):
-    over_trees = True
+    supports_trees = True
 
     def __init__(self, session: DecodingSession, signal: str) -> None:
         self.session, self.signal = session, signal
 
     def scores(
-        self, state: HiddenStates, fed: HiddenStates | None, tokens: Tensor | None
+        self, state: HiddenStates, candidate_states: HiddenStates | None, tokens: Tensor | None
     ) -> Tensor:
-        if tokens is None:
-            return self.session.read(self.signal, state)[:, 0]
-        return self.session.read(self.signal, state, tokens[:, None])[:, 0]
+        read_tokens = None if tokens is None else tokens[:, None]
+        return self.session.read(self.signal, state, read_tokens)[:, 0]
 
 
 def guide_for_signal(
     model: OtterForCausalLM, name: str, weight: float, candidates: int, label: str | None = None
 ) -> Guide:
-    """The guide for a signal SIGNAL[/LABEL]: one pass for each step where the signal scores next
-    tokens (Q-style), a step of `candidates` tokens where it scores text (V-style). Raises
-    OtterError where the graft has no such signal."""
+    """The guide for a signal SIGNAL[/LABEL]: Q-style where the signal scores next tokens, V-style
+    where it scores text. Raises OtterError where the graft has no such signal."""
     signal, _, own_label = name.partition("/")
     if check_signal(model, signal).kind == "vocabulary" and not own_label:
         return VocabularyGuide(signal, weight, candidates)
-    record = model.manifest.training.get(signal)
-    # A signal that never saw an end in training leaves the score of a text that ends as it is.
-    end = record is None or record.end is not False
+    training = model.manifest.training.get(signal)
+    end = training is None or training.end is not False
     return SignalGuide(signal, weight, candidates, own_label or label, end=end)
 
 

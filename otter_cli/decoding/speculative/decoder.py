@@ -1,90 +1,119 @@
-"""The loop of speculative decoding: draft, one pass over the tree, accept, keep the path.
+"""Speculative decoding: draft, one pass over the tree, accept, keep the path.
 
-Acceptance goes by the distribution that plain or guided decoding would draw from.
+Acceptance goes by the distribution that plain or guided decoding would draw from. It is lossless:
+exact match when greedy, rejection sampling over the tree when sampled. Typical acceptance is not
+lossless, and must be asked for. See docs/method.md, "Drafting and exact acceptance".
+
+A step of many tokens rounds differently from a step of one, so that two logits that nearly tie may
+swap. A near-tie is reported, or decided by a step of one token in a session of its own
+(`ExactRescorer`): the text is then that of plain decoding.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from otter_cli.core.errors import OtterError
 from otter_cli.decoding.batch_state import BatchState
-from otter_cli.decoding.guides.selector import GuidedSelector
-from otter_cli.decoding.hidden_states import HiddenStates
-from otter_cli.decoding.sampling import Sampler, TokenSelector
-from otter_cli.decoding.speculative.acceptance import (
-    Acceptance,
-    ExactRescorer,
-    NearTieRecorder,
-    accept_drafts,
-)
+from otter_cli.decoding.guides.guide import GuidedSelector
+from otter_cli.decoding.kv_session import HiddenStates
+from otter_cli.decoding.results import Generation, NearTie
+from otter_cli.decoding.sampling import Sampler
+from otter_cli.decoding.session import DecodingSession
 from otter_cli.decoding.speculative.drafts import BatchDrafter, Draft
+from otter_cli.model.otter import OtterForCausalLM
+
+Acceptance = Literal["lossless", "typical"]
+
+# Of typical acceptance: Medusa, section 2.3.1.
+TYPICAL_EPSILON, TYPICAL_DELTA = 0.09, 0.3
+# In units in the last place of the largest logit: well above the difference of the two steps.
+_TIE_ULPS = 64
 
 
 class SpeculativeDecoder:
-    """Drafts come from the base's states; what stays is decided by the distribution that plain or
-    guided decoding draws from."""
+    """Decodes a batch by drafts. Raises OtterError where a guide cannot score draft trees."""
 
     def __init__(
         self,
-        rows: BatchState,
+        batch: BatchState,
         sampler: Sampler,
-        drafting: BatchDrafter,
-        chooser: TokenSelector,
+        drafter: BatchDrafter,
+        selector: GuidedSelector | None,
         acceptance: Acceptance,
-        exact: ExactRescorer | None = None,
+        rescorer: ExactRescorer | None = None,
     ) -> None:
-        self.rows, self.session, self.sampler = rows, rows.session, sampler
-        self.drafting, self.acceptance = drafting, acceptance
-        self.steered = chooser if isinstance(chooser, GuidedSelector) else None
-        self.exact = exact
-        self.ties = NearTieRecorder(rows) if sampler.greedy and self.steered is None else None
+        self.batch, self.session, self.sampler = batch, batch.session, sampler
+        self.drafter, self.acceptance, self.rescorer = drafter, acceptance, rescorer
+        self.selector = selector
+        if selector is not None:
+            for guide, scorer in zip(selector.guides, selector.scorers, strict=True):
+                if not scorer.supports_trees:
+                    raise OtterError(
+                        f"the guide {guide.name} follows one text, and drafts are many",
+                        hint="draft with signals of the graft as guides, or leave --draft out",
+                    )
 
     def run(self, state: HiddenStates) -> None:
-        """`state`: of the prompts' last tokens, [rows, 1, ...]."""
-        before = self.session.logits(state)  # [rows, 1, vocab]
-        pending = self.sampler.choose(self._wanted(state, before)[:, 0])
-        self._forget()
-        while not self.rows.done:
-            state, before, pending = self._step(state, before, pending)
+        """Decodes until every row has ended, from the states [rows, 1, ...] of the prompts' last
+        tokens."""
+        logits = self.session.logits(state)  # [rows, 1, vocab]
+        pending = self.sampler.choose(self._target_logits(state, logits)[:, 0])
+        if len(self.session.tree):  # a guide fed candidates of the first token: drop them
+            self.session.keep(torch.zeros_like(self.session.positions))
+        while not self.batch.done:
+            state, logits, pending = self._step(state, logits, pending)
 
     def _step(
-        self, state: HiddenStates, before: Tensor, pending: Tensor
+        self, state: HiddenStates, logits_before: Tensor, pending: Tensor
     ) -> tuple[HiddenStates, Tensor, Tensor]:
-        draft = self.drafting.draft(state, self.rows.texts(pending)).within(self._room())
+        """`pending` [rows] is the chosen token that is not fed yet; state and logits are those
+        before it. Returns the same for the next step."""
+        draft = self.drafter.draft(state, self.batch.texts(pending)).truncated(self._room())
         fed = torch.cat([pending[:, None], draft.tokens], 1)
         parents = [-1, *(parent + 1 for parent in draft.parents)]
-        states = self.session.extend(fed) if draft.is_chain else self.session.grow(fed, parents)
+        extend = self.session.extend
+        states = extend(fed) if draft.is_chain else self.session.extend_tree(fed, parents)
         logits = self.session.logits(states)
-        wanted = self._wanted(states, logits)
-        path, accepted, following = accept_drafts(wanted, draft, self.sampler, self.acceptance)
-        if self.exact is not None:
-            accepted, following = self._settled(pending, draft, logits, path, accepted, following)
+        target = self._target_logits(states, logits)
+        path, accepted, following = accept_drafts(target, draft, self.sampler, self.acceptance)
+        if self.rescorer is not None:
+            accepted, following = self._decide_near_ties(
+                self.rescorer, pending, draft, logits, path, accepted, following
+            )
         nodes = torch.nn.functional.pad(path + 1, (1, 0))  # 0: the pending token
-        # A row that has ended keeps nothing, or it would run on past the window.
-        self.session.keep_path(nodes, (accepted + 1) * self.rows.going)
-        taken = _gather_nodes(logits, nodes)
-        self.rows.add(fed.gather(1, nodes), torch.cat([before, taken[:, :-1]], 1), accepted + 1)
-        self.rows.add_signals(states.along(nodes))
-        self.rows.count_drafts(draft.lengths(), accepted)
-        if self.ties is not None:
-            self.ties.note(taken, accepted)
+        # A row that has ended keeps nothing: it would grow past the window.
+        self.session.keep_path(nodes, (accepted + 1) * self.batch.running_mask)
+        path_logits = _gather_nodes(logits, nodes)
+        before = torch.cat([logits_before, path_logits[:, :-1]], 1)
+        self.batch.add(fed.gather(1, nodes), before, accepted + 1)
+        self.batch.add_signals(states.gather(nodes))
+        self.batch.count_drafts(draft.lengths(), accepted)
+        if self.sampler.greedy and self.selector is None:
+            _record_near_ties(self.batch, path_logits, accepted)
         last = nodes.gather(1, accepted[:, None])
-        return states.along(last), _gather_nodes(logits, last), following
+        return states.gather(last), _gather_nodes(logits, last), following
 
     def _room(self) -> int:
-        """How many drafts may follow the pending token: no more than the rows have room for, nor
-        past the length at which the base goes over to other angles, where drafts before it, and
-        candidates of a guide after them, would be computed with those."""
-        room, depth = self.rows.room - 1, self.session.depth
+        """How many drafts may follow the pending token.
+
+        No more than the rows have room for. Nor may drafts, or a guide's candidates after them,
+        pass the length at which the base changes its rotary angles: one pass has one set of angles.
+        """
+        room, depth = self.batch.room - 1, self.session.depth
         if depth is not None:
-            feeds = self.steered is not None and self.steered.feeds
-            room = min(room, max(depth - 1 - feeds, 0))
+            candidates = self.selector is not None and self.selector.needs_candidate_states
+            room = min(room, max(depth - 1 - candidates, 0))
         return room
 
-    def _settled(
+    def _decide_near_ties(
         self,
+        rescorer: ExactRescorer,
         pending: Tensor,
         draft: Draft,
         logits: Tensor,
@@ -92,37 +121,158 @@ class SpeculativeDecoder:
         accepted: Tensor,
         following: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """What of the one row's accepted path plain decoding writes too, [1] each."""
-        assert self.exact is not None
+        """How much of the one row's accepted path plain decoding writes too, and the token after
+        it; [1] each."""
         drafts = path[0, : int(accepted[0])]
-        kept, token = self.exact.settle(
-            self.rows.texts(pending)[0],
+        kept, token = rescorer.decide_near_ties(
+            self.batch.texts(pending)[0],
             torch.cat([logits[0, :1], logits[0, drafts + 1]]),
             draft.tokens[0, drafts].tolist(),
             int(following[0]),
         )
         return torch.full_like(accepted, kept), torch.full_like(following, token)
 
-    def _wanted(self, states: HiddenStates, logits: Tensor) -> Tensor:
-        """What is decided by, [rows, m, vocab]."""
-        return logits if self.steered is None else self.steered.over_nodes(states, logits)
-
-    def _forget(self) -> None:
-        """Candidates of the first token, where a guide had them fed."""
-        if len(self.session.tree):
-            self.session.keep(torch.zeros_like(self.session.positions))
-
-
-def check_tree_guides(chooser: TokenSelector) -> None:
-    """Raises OtterError where a guide can't score after tokens of a draft."""
-    if isinstance(chooser, GuidedSelector):
-        for guide, scorer in zip(chooser.guides, chooser.scorers, strict=True):
-            if not scorer.over_trees:
-                raise OtterError(
-                    f"the guide {guide.name} follows one text, and drafts are many",
-                    hint="draft with signals of the graft as guides, or leave --draft out",
-                )
+    def _target_logits(self, states: HiddenStates, logits: Tensor) -> Tensor:
+        """The logits that acceptance goes by, [rows, m, vocab]."""
+        return logits if self.selector is None else self.selector.guide_tree(states, logits)
 
 
 def _gather_nodes(logits: Tensor, nodes: Tensor) -> Tensor:
     return logits.gather(1, nodes[..., None].expand(-1, -1, logits.shape[-1]))
+
+
+def accept_drafts(
+    logits: Tensor, draft: Draft, sampler: Sampler, acceptance: Acceptance = "lossless"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Decides drafts by logits [rows, 1 + n, vocab] at the pending token and at each draft.
+
+    Returns the accepted path [rows, depth] in indices of drafts, its length [rows], and the token
+    after it, [rows].
+
+    Rejection sampling: draft d, which has no distribution of its own, is kept with probability
+    p(d). Else p loses d, and the next sibling is tried. The last p gives the token (Leviathan et
+    al., arXiv 2211.17192, with q a point mass; SpecInfer, arXiv 2305.09781, over trees).
+    """
+    rows, device = torch.arange(len(logits), device=logits.device), logits.device
+    children = draft.children()
+    node = torch.zeros(len(logits), dtype=torch.long, device=device)  # 0: the pending token
+    running = torch.ones_like(node, dtype=torch.bool)
+    remaining = _distribution(logits[:, 0], sampler)
+    depth = max(draft.depths, default=0)
+    path = torch.zeros(len(logits), depth, dtype=torch.long, device=device)
+    length = torch.zeros_like(node)
+    for level in range(depth):
+        parent, moved = node, torch.zeros_like(running)
+        for sibling in range(children.shape[1]):
+            child = children[parent, sibling]
+            tried = running & ~moved & (child >= 0) & draft.valid[rows, child]
+            token = draft.tokens[rows, child.clamp(min=0)]
+            accepted = tried & _is_accepted(remaining, token, tried, sampler, acceptance)
+            if acceptance == "lossless" and not sampler.greedy:
+                rest = remaining.scatter(1, token[:, None], 0.0)
+                remaining = torch.where((tried & ~accepted)[:, None], rest, remaining)
+            node, moved = torch.where(accepted, child + 1, node), moved | accepted
+        path[:, level] = torch.where(moved, node - 1, 0)
+        length, running = length + moved, moved
+        next_distribution = _distribution(logits[rows, node], sampler)
+        remaining = torch.where(moved[:, None], next_distribution, remaining)
+    following = remaining.argmax(-1) if sampler.greedy else sampler.draw(remaining)
+    return path, length, following
+
+
+def _distribution(logits: Tensor, sampler: Sampler) -> Tensor:
+    return logits if sampler.greedy else sampler.probabilities(logits)
+
+
+def _is_accepted(
+    remaining: Tensor, token: Tensor, tried: Tensor, sampler: Sampler, acceptance: Acceptance
+) -> Tensor:
+    if sampler.greedy:
+        return token == remaining.argmax(-1)
+    probability = remaining.gather(1, token[:, None])[:, 0]
+    if acceptance == "typical":
+        entropy = -(remaining * remaining.clamp(min=1e-30).log()).sum(-1)
+        return probability > (TYPICAL_DELTA * (-entropy).exp()).clamp(max=TYPICAL_EPSILON)
+    return sampler.uniform_per_row(tried) * remaining.sum(-1) < probability
+
+
+def near_tie_gap(logits: Tensor) -> Tensor:
+    """The gap [...] below which two logits of [..., vocab] count as tied."""
+    return _TIE_ULPS * torch.finfo(logits.dtype).eps * logits.abs().amax(-1).double()
+
+
+def _top_gaps(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of logits [..., vocab]: the two best tokens [..., 2], the gap of their logits [...], and
+    whether they nearly tie."""
+    top = logits.topk(2, -1)
+    gaps = top.values[..., 0].double() - top.values[..., 1].double()
+    return top.indices, gaps, gaps < near_tie_gap(logits)
+
+
+def _record_near_ties(batch: BatchState, logits: Tensor, accepted: Tensor) -> None:
+    """Records near-ties in the batch's generations, by the logits [rows, m, vocab] along the
+    accepted path: each of the first `accepted` + 1 chose the token after it."""
+    best, gaps, tied = (part.cpu() for part in _top_gaps(logits))
+    if not bool(tied.any()):
+        return
+    for row, generation in enumerate(batch.generations):
+        # The token after the last accepted one is pending: it comes next, unless the row has ended.
+        first = len(generation.tokens) - batch.tokens_taken[row] + 1
+        end = len(generation.tokens) + batch.running[row]
+        for m in range(min(int(accepted[row]) + 1, batch.tokens_taken[row])):
+            if tied[row, m] and first + m < end:
+                token, second = best[row, m].tolist()
+                tie = NearTie(first + m, token, second, float(gaps[row, m]))
+                generation.near_ties.append(tie)
+
+
+class ExactRescorer:
+    """Plain decoding of one prompt, in steps of one token, as far as a near-tie needs it."""
+
+    def __init__(self, model: OtterForCausalLM, prompt: list[int]) -> None:
+        self.model, self.prompt = model, prompt
+        self.fed_tokens: list[int] = []
+        self.session = DecodingSession(model, stream=False, windows="cached")
+
+    @property
+    def passes(self) -> int:
+        return self.session.passes
+
+    def choice(self, text: list[int]) -> int:
+        """The greedy token after `text`, which starts with the prompt and the last call's text."""
+        if not self.fed_tokens:
+            self.state = self.session.prefill([self.prompt])
+            self.fed_tokens = list(self.prompt)
+        for token in text[len(self.fed_tokens) :]:
+            self.state = self.session.step(torch.tensor([token], device=self.session.device))
+        self.fed_tokens = list(text)
+        return int(self.session.logits(self.state)[0, 0].argmax())
+
+    def decide_near_ties(
+        self, text: list[int], logits: Tensor, path: list[int], following: int
+    ) -> tuple[int, int]:
+        """How many drafts of the accepted `path` (tokens) stay after `text`, and the token after
+        them, by logits [1 + path, vocab] at the text's last token and along the path."""
+        tied = _top_gaps(logits)[2].tolist()
+        chosen = [*path, following]
+        for place, token in enumerate(chosen):
+            if tied[place] and (exact := self.choice([*text, *path[:place]])) != token:
+                return place, exact
+        return len(path), following
+
+
+def rescore_near_ties(
+    model: OtterForCausalLM, prompt: Sequence[int], generation: Generation
+) -> None:
+    """Records at each near-tie of a generation what a step of one token chooses.
+
+    Costs a prefill and a pass for each token up to the last near-tie; without any, nothing.
+    """
+    if not generation.near_ties:
+        return
+    rescorer = ExactRescorer(model, list(prompt))
+    generation.near_ties = [
+        replace(tie, one_token=rescorer.choice([*prompt, *generation.tokens[: tie.position]]))
+        for tie in generation.near_ties
+    ]
+    generation.counters.rescoring_passes += rescorer.passes

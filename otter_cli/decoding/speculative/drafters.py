@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from otter_cli.core.errors import OtterError
-from otter_cli.decoding.hidden_states import HiddenStates
-from otter_cli.decoding.session import DecodingSession, ExpertSession
+from otter_cli.decoding.kv_session import HiddenStates
+from otter_cli.decoding.session import DecodingSession, ExpertSession, check_vocabulary
 from otter_cli.decoding.speculative.drafts import BatchDrafter, Draft, Drafter, TreeShape
 from otter_cli.model.otter import OtterForCausalLM
 from otter_cli.signals.config import SignalConfig
@@ -19,10 +19,12 @@ from otter_cli.signals.config import SignalConfig
 
 @dataclass(frozen=True)
 class FutureDrafter(Drafter):
-    """Head j at t guesses t+1+j (METHOD, 3), as a chain of best tokens or a `tree` of better ones:
-    with a cell after the tokens on its path, else by itself, as Medusa-1 heads do.
+    """Head j at t guesses token t+1+j (docs/method.md, "Drafting and exact acceptance").
 
-    Costs no pass: a product over the vocabulary for each head, of a cell for each inner node.
+    Drafts a chain of best guesses, or a `tree` of the better ones. A signal with a cell takes the
+    tokens on the path into account; plain heads guess independently, as in Medusa-1.
+
+    Costs no pass: a product over the vocabulary for each head, or a cell for each inner node.
     """
 
     signal: str = "future"
@@ -46,19 +48,19 @@ class FutureDrafter(Drafter):
                 f"a draft tree of width {tree.width}, and the vocabulary has {vocabulary} tokens",
                 hint="each width is the number of different tokens that a head guesses",
             )
-        drafting = _CellDrafter if config.width != 0 else _HeadDrafter
-        return drafting(session, self.signal, tree)
+        drafter = _CellDrafter if config.width != 0 else _HeadDrafter
+        return drafter(session, self.signal, tree)
 
 
 def future_signal(model: OtterForCausalLM, name: str) -> SignalConfig:
-    """What the graft says of a signal that predicts tokens. Raises OtterError for any other."""
+    """The configuration of a signal that predicts tokens. Raises OtterError for any other."""
     config = model.signal_configs.get(name)
     if config is None or config.kind != "future":
-        drafting = [one.name for one in model.signal_configs.values() if one.kind == "future"]
+        names = [signal.name for signal in model.signal_configs.values() if signal.kind == "future"]
         raise OtterError(
             f"signal {name!r} is no future signal of this graft",
-            hint=f"its future signals: {', '.join(drafting)}"
-            if drafting
+            hint=f"its future signals: {', '.join(names)}"
+            if names
             else "graft one with --signal future:3, and train it",
         )
     return config
@@ -72,30 +74,31 @@ class _HeadDrafter(BatchDrafter):
 
     def draft(self, state: HiddenStates, texts: Sequence[Sequence[int]]) -> Draft:
         best = self.session.read(self.signal, state)[:, 0].topk(self.tree.width, -1).indices
-        tokens = best[:, self.heads, self.ranks]
+        return self._draft_of(best[:, self.heads, self.ranks])
+
+    def _draft_of(self, tokens: Tensor) -> Draft:
         return Draft(tokens, self.tree.parents, torch.ones_like(tokens, dtype=torch.bool))
 
 
 class _CellDrafter(_HeadDrafter):
-    """The tree grows level by level: each node's guesses come after the tokens on its path."""
+    """Drafts the tree level by level: the guesses of a node depend on the tokens on its path."""
 
     def draft(self, state: HiddenStates, texts: Sequence[Sequence[int]]) -> Draft:
-        # The pending token is the root, whose state is the base's own.
-        taken = torch.tensor([text[-1:] for text in texts], device=self.session.device)
+        # The root is the pending token, with the base's own state.
+        tokens = torch.tensor([text[-1:] for text in texts], device=self.session.device)
         states, levels = state.base, []
         for level in self.tree.levels:
-            states, taken = states[:, level.inner], taken[:, level.inner]
-            states = self.session.follow(self.signal, states, state.inserted, taken)
+            states, tokens = states[:, level.inner], tokens[:, level.inner]
+            states = self.session.follow(self.signal, states, state.inserted, tokens)
             best = self.session.logits(HiddenStates(states, {})).topk(self.tree.width, -1).indices
-            taken, states = best[:, level.parents, level.ranks], states[:, level.parents]
-            levels.append(taken)
-        tokens = torch.cat(levels, 1)
-        return Draft(tokens, self.tree.parents, torch.ones_like(tokens, dtype=torch.bool))
+            tokens, states = best[:, level.parents, level.ranks], states[:, level.parents]
+            levels.append(tokens)
+        return self._draft_of(torch.cat(levels, 1))
 
 
 @dataclass(frozen=True)
 class PromptLookup(Drafter):
-    """What followed the last n-gram when it last occurred in the text. Costs nothing."""
+    """Drafts what followed the last n-gram where it last occurred in the text. Costs no pass."""
 
     ngram: int = 3
     length: int = 4
@@ -107,7 +110,7 @@ class PromptLookup(Drafter):
         return _LookupDrafter(self, session.device)
 
     def continuation(self, text: list[int]) -> list[int]:
-        """The longest n-gram that recurs wins; of its occurrences the last."""
+        """What followed the last occurrence of the longest n-gram that occurs twice."""
         for n in range(min(self.ngram, len(text) - 1), 0, -1):
             tail = text[-n:]
             for start in range(len(text) - n - 1, -1, -1):
@@ -121,16 +124,22 @@ class _LookupDrafter(BatchDrafter):
         self.drafter, self.device = drafter, device
 
     def draft(self, state: HiddenStates, texts: Sequence[Sequence[int]]) -> Draft:
-        found = [self.drafter.continuation(list(text)) for text in texts]
-        width = max(map(len, found))
-        padded = [tokens + [0] * (width - len(tokens)) for tokens in found]
-        lengths = torch.tensor([len(tokens) for tokens in found], device=self.device)
-        return Draft.chain(torch.tensor(padded, dtype=torch.long, device=self.device), lengths)
+        return Draft.chain(
+            *_padded([self.drafter.continuation(list(text)) for text in texts], self.device)
+        )
+
+
+def _padded(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Tokens [rows, longest], padded on the right, and the length of each row, [rows]."""
+    width = max(map(len, rows))
+    tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.long)
+    lengths = torch.tensor([len(row) for row in rows])
+    return tokens.to(device), lengths.to(device)
 
 
 @dataclass(frozen=True)
 class DraftModel(Drafter):
-    """A smaller language model's own greedy continuation, `length` tokens.
+    """Drafts the greedy continuation of a smaller language model, `length` tokens.
 
     Costs `length` passes of it for each step, and its cache.
     """
@@ -142,27 +151,22 @@ class DraftModel(Drafter):
     paper: ClassVar[str] = "Leviathan et al., arXiv 2211.17192"
 
     def start(self, session: DecodingSession) -> BatchDrafter:
-        vocab = session.model.shape.vocab
-        if self.model.config.vocab_size != vocab:
-            raise OtterError(
-                f"the draft model's vocabulary has {self.model.config.vocab_size} tokens, the "
-                f"base's {vocab}",
-                hint="its tokens go to the base as they are: use one with the same tokenizer",
-            )
+        hint = "the base verifies its token ids as they are: use one with the same tokenizer"
+        check_vocabulary(self.model, session, "the draft model", hint)
         return _ModelDrafter(self)
 
 
 class _ModelDrafter(BatchDrafter):
     def __init__(self, drafter: DraftModel) -> None:
         self.drafter, self.session = drafter, ExpertSession(drafter.model)
-        self.fed: list[int] = []
+        self.fed_lengths: list[int] = []
 
     def prefill(self, prompts: list[list[int]]) -> None:
         self.session.prefill(prompts)
-        self.fed = [len(prompt) for prompt in prompts]
+        self.fed_lengths = [len(prompt) for prompt in prompts]
 
     def draft(self, state: HiddenStates, texts: Sequence[Sequence[int]]) -> Draft:
-        logits = self._catch_up(texts)
+        logits = self._feed_new_tokens(texts)
         tokens = [logits.argmax(-1)]
         for _ in range(self.drafter.length - 1):
             tokens.append(self.session.step(tokens[-1]).base[:, 0].argmax(-1))
@@ -172,14 +176,12 @@ class _ModelDrafter(BatchDrafter):
         drafts = torch.stack(tokens, 1)
         return Draft.chain(drafts, torch.full_like(tokens[0], drafts.shape[1]))
 
-    def _catch_up(self, texts: Sequence[Sequence[int]]) -> Tensor:
-        """Feeds what the rows have gained, which differs; logits [rows, vocab] at their ends."""
-        gained = [list(text[n:]) for text, n in zip(texts, self.fed, strict=True)]
-        width = max(map(len, gained))
-        chain = [row + [0] * (width - len(row)) for row in gained]
-        counts = torch.tensor([len(row) for row in gained], device=self.session.device)
-        states = self.session.extend(torch.tensor(chain, device=self.session.device))
+    def _feed_new_tokens(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """Feeds the tokens that each row gained; logits [rows, vocab] after the last of them."""
+        gained = [list(text[n:]) for text, n in zip(texts, self.fed_lengths, strict=True)]
+        tokens, counts = _padded(gained, self.session.device)
+        states = self.session.extend(tokens)
         self.session.keep(counts)
-        self.fed = [len(text) for text in texts]
-        # A row that has ended gains nothing; what is drafted for it is not looked at.
-        return states.at((counts - 1).clamp(min=0)).base[:, 0]
+        self.fed_lengths = [len(text) for text in texts]
+        # A row that has ended gains nothing; its drafts are ignored.
+        return states.select((counts - 1).clamp(min=0)).base[:, 0]

@@ -1,7 +1,7 @@
 """What a drafter proposes: a tree of tokens after the pending token, one shape for all rows.
 
-A drafter is a frozen request; `Drafter.start` returns the object that drafts for one batch. A chain
-is a tree whose tokens each have one child.
+The pending token is chosen but not fed yet. A drafter is a frozen request; `Drafter.start` returns
+the object that drafts for one batch. A chain is a tree whose tokens each have one child.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ import torch
 from torch import Tensor
 
 from otter_cli.core.errors import OtterError
-from otter_cli.decoding.hidden_states import HiddenStates
+from otter_cli.decoding.kv_session import HiddenStates
 from otter_cli.decoding.session import DecodingSession
 
-# The whole tree is one forward pass, and its mask is a square: published trees have 64 nodes.
+# The whole tree is one forward pass with a square mask; published trees have 64 nodes.
 _MAX_TREE_NODES = 1024
 
 
 @dataclass(frozen=True)
 class TreeShape:
-    """Nodes by their paths: (0, 2) is head 2's third guess after head 1's first. Level by level: a
-    node's parent comes before it, and so do its better siblings."""
+    """Nodes by their paths: (0, 2) is head 2's third guess after head 1's first guess.
+
+    Parents come before their children, and better siblings before others.
+    """
 
     paths: tuple[tuple[int, ...], ...]
 
@@ -46,7 +48,7 @@ class TreeShape:
         return TreeShape(tuple(paths))
 
     def __str__(self) -> str:
-        """Its leaves, by the places of the guesses that lead to them: `0.0.0 0.1 1`."""
+        """The paths of its leaves, by ranks of the guesses: `0.0.0 0.1 1`."""
         inner = {path[:-1] for path in self.paths}
         leaves = sorted(path for path in self.paths if path not in inner)
         return " ".join(".".join(map(str, path)) for path in leaves)
@@ -66,32 +68,36 @@ class TreeShape:
 
     @property
     def parents(self) -> list[int]:
-        place = {path: node for node, path in enumerate(self.paths)}
-        return [place.get(path[:-1], -1) for path in self.paths]
+        """Of each node the index of its parent; -1 is the pending token."""
+        index = {path: node for node, path in enumerate(self.paths)}
+        return [index.get(path[:-1], -1) for path in self.paths]
 
     @cached_property
     def levels(self) -> list[TreeLevel]:
-        """From the pending token's own guesses on."""
-        found: list[TreeLevel] = []
+        """One level for each depth, from the children of the pending token on."""
+        levels: list[TreeLevel] = []
         above: list[tuple[int, ...]] = [()]
         for depth in range(1, self.depth + 1):
-            here = [path for path in self.paths if len(path) == depth]
-            inner = [path for path in above if any(child[:-1] == path for child in here)]
-            found.append(
+            nodes = [path for path in self.paths if len(path) == depth]
+            inner = [path for path in above if any(child[:-1] == path for child in nodes)]
+            levels.append(
                 TreeLevel(
                     inner=[above.index(path) for path in inner],
-                    parents=[inner.index(path[:-1]) for path in here],
-                    ranks=[path[-1] for path in here],
+                    parents=[inner.index(path[:-1]) for path in nodes],
+                    ranks=[path[-1] for path in nodes],
                 )
             )
-            above = here
-        return found
+            above = nodes
+        return levels
 
 
 @dataclass(frozen=True)
 class TreeLevel:
-    """The nodes of one depth: `inner`, those of the level above that have children, by their
-    places there; of each node its parent's place among these, and the rank of its guess."""
+    """The nodes of one depth.
+
+    `inner`: indices of those nodes of the level above that have children. `parents`: of each node,
+    the index of its parent among `inner`. `ranks`: of each node, the rank of its guess.
+    """
 
     inner: list[int]
     parents: list[int]
@@ -111,69 +117,78 @@ def check_tree_size(nodes: int) -> None:
 
 @dataclass
 class Draft:
-    """Tokens [rows, n]; `parents[i]` is the draft that token i follows, -1 the pending token;
-    `counted` [rows, n]: which of them a row has at all. Of siblings the better ones come first."""
+    """Tokens [rows, n] after the pending token.
+
+    `parents[i]` is the draft that token i follows; -1 is the pending token. `valid` [rows, n]:
+    which of the tokens a row has; the others are padding. Better siblings come first.
+    """
 
     tokens: Tensor
     parents: list[int]
-    counted: Tensor
+    valid: Tensor
 
     @staticmethod
     def chain(tokens: Tensor, lengths: Tensor) -> Draft:
-        """Each token after the one before it; the first `lengths` [rows] count."""
+        """Each token follows the one before it; the first `lengths` [rows] are valid."""
         n = tokens.shape[1]
-        counted = torch.arange(n, device=tokens.device) < lengths[:, None]
-        return Draft(tokens, list(range(-1, n - 1)), counted)
+        valid = torch.arange(n, device=tokens.device) < lengths[:, None]
+        return Draft(tokens, list(range(-1, n - 1)), valid)
 
     @property
     def depths(self) -> list[int]:
         """Of each token, from 1."""
-        found: list[int] = []
+        depths: list[int] = []
         for parent in self.parents:
-            found.append(1 + (found[parent] if parent >= 0 else 0))
-        return found
+            depths.append(1 + (depths[parent] if parent >= 0 else 0))
+        return depths
 
     def lengths(self) -> Tensor:
-        """How far after the pending token each row's drafts reach, [rows]."""
-        found = torch.zeros_like(self.counted.sum(1))
-        for depth, counted in zip(self.depths, self.counted.unbind(1), strict=True):
-            found = torch.where(counted, found.clamp(min=depth), found)
-        return found
+        """The depth of each row's valid drafts, [rows]."""
+        lengths = torch.zeros_like(self.valid.sum(1))
+        for depth, valid in zip(self.depths, self.valid.unbind(1), strict=True):
+            lengths = torch.where(valid, lengths.clamp(min=depth), lengths)
+        return lengths
 
     @property
     def is_chain(self) -> bool:
         return self.parents == list(range(-1, len(self.parents) - 1))
 
-    def within(self, depth: int) -> Draft:
-        """The drafts that lie at most `depth` tokens after the pending one."""
-        kept = [i for i, at in enumerate(self.depths) if at <= depth]
-        place = {old: new for new, old in enumerate(kept)}
-        parents = [place.get(self.parents[i], -1) for i in kept]
-        return Draft(self.tokens[:, kept], parents, self.counted[:, kept])
+    def truncated(self, depth: int) -> Draft:
+        """The drafts at most `depth` tokens after the pending token."""
+        kept = [i for i, own_depth in enumerate(self.depths) if own_depth <= depth]
+        new_index = {old: new for new, old in enumerate(kept)}
+        parents = [new_index.get(self.parents[i], -1) for i in kept]
+        return Draft(self.tokens[:, kept], parents, self.valid[:, kept])
 
     def children(self) -> Tensor:
-        """[1 + n, widest]: the drafts that follow the pending token, draft 0, ...; -1 fills up."""
-        found: list[list[int]] = [[] for _ in range(len(self.parents) + 1)]
+        """Indices of the drafts after the pending token, draft 0, ...: [1 + n, most children].
+
+        -1 is padding.
+        """
+        children: list[list[int]] = [[] for _ in range(len(self.parents) + 1)]
         for node, parent in enumerate(self.parents):
-            found[parent + 1].append(node)
-        width = max(map(len, found))
-        filled = [nodes + [-1] * (width - len(nodes)) for nodes in found]
-        return torch.tensor(filled, dtype=torch.long, device=self.tokens.device)
+            children[parent + 1].append(node)
+        width = max(map(len, children))
+        padded = [nodes + [-1] * (width - len(nodes)) for nodes in children]
+        return torch.tensor(padded, dtype=torch.long, device=self.tokens.device)
 
 
 class BatchDrafter(ABC):
-    """A drafter at work on one batch; what it runs beside the base counts."""
+    """Drafts for one batch. The counters are those of models beside the base."""
 
     external_passes: int = 0
     external_bytes: int = 0
 
     def prefill(self, prompts: list[list[int]]) -> None:
-        """Feeds the prompts to a model of its own, where there is one."""
+        """Feeds the prompts to an external model, where there is one."""
         return
 
     @abstractmethod
     def draft(self, state: HiddenStates, texts: Sequence[Sequence[int]]) -> Draft:
-        """After texts that end in the pending token, by the base's state [rows, 1, d] before it."""
+        """Drafts after `texts`, which end in the pending token.
+
+        `state` [rows, 1, d] is that of the token before the pending one.
+        """
 
 
 class Drafter(ABC):
@@ -185,4 +200,4 @@ class Drafter(ABC):
 
     @abstractmethod
     def start(self, session: DecodingSession) -> BatchDrafter:
-        """Raises OtterError where the drafter can't work with the session's graft."""
+        """Raises OtterError where the drafter does not work with the session's graft."""

@@ -16,67 +16,6 @@ from otter_cli.decoding.speculative.drafters import future_signal
 from otter_cli.decoding.speculative.drafts import TreeShape, check_tree_size
 from otter_cli.model.otter import OtterForCausalLM
 
-
-def best_tree_shape(acceptance: Sequence[Sequence[float]], nodes: int) -> TreeShape:
-    """The tree of `nodes` drafts with the longest expected acceptance, where guess r of head d is
-    right with probability `acceptance[d][r]`: a path's is their product, taken best first.
-    Beyond a guess of a head that is never right its others are left out: there may be fewer."""
-    check_tree_size(nodes)
-    found: list[tuple[int, ...]] = []
-    heap: list[tuple[float, tuple[int, ...]]] = [(-acceptance[0][0], (0,))]
-    while heap and len(found) < nodes:
-        weight, path = heapq.heappop(heap)
-        found.append(path)
-        depth, rank = len(path), path[-1]
-        row = acceptance[depth - 1]
-        if rank + 1 < len(row) and row[rank] > 0:
-            sibling = weight / row[rank] * row[rank + 1]
-            heapq.heappush(heap, (sibling, (*path[:-1], rank + 1)))
-        if depth < len(acceptance):
-            heapq.heappush(heap, (weight * acceptance[depth][0], (*path, 0)))
-    return TreeShape(tuple(sorted(found, key=lambda path: (len(path), path))))
-
-
-def measure_acceptance(
-    model: OtterForCausalLM,
-    signal: str,
-    texts: Sequence[Sequence[int]],
-    ranks: int,
-    *,
-    since: Sequence[int] | None = None,
-) -> list[list[float]]:
-    """How often guess r of head d is the token that the text has there, [heads][ranks]. On text
-    that the base wrote greedily, which begins at `since` (default: at once), that is its
-    acceptance."""
-    heads = model.signal_configs[signal].size
-    hits, seen = torch.zeros(heads, ranks), torch.zeros(heads, 1)
-    for text, start in zip(texts, since or [1] * len(texts), strict=True):
-        tokens = torch.tensor([list(text)], device=model.device)
-        guesses = _future_logits(model, signal, tokens, heads)
-        for head in range(min(heads, len(text) - 2)):
-            # The state before the first new token guesses those after it.
-            best = guesses[start - 1 : len(text) - 2 - head, head].topk(ranks, -1).indices
-            hits[head] += (best == tokens[0, start + 1 + head :, None]).sum(0).cpu()
-            seen[head] += len(best)
-    if not bool(seen.min()):
-        raise OtterError(
-            "no text to measure acceptance on", hint=f"texts of more than {heads + 1} tokens"
-        )
-    rates = (hits / seen).tolist()
-    # A guess beyond the first is taken where those before it failed, so rates may only fall.
-    return [[min(row[: r + 1], default=math.nan) for r in range(ranks)] for row in rates]
-
-
-def _future_logits(model: OtterForCausalLM, signal: str, tokens: Tensor, heads: int) -> Tensor:
-    """Logits [n, heads, vocab] at each of `tokens` [1, n]; of a cell, where its drafts so far are
-    what the text has: those that were not are followed by nothing that counts."""
-    following = torch.nn.functional.pad(tokens[0, 1:], (0, heads)).unfold(0, heads, 1)
-    with torch.no_grad():
-        out = model(tokens, signals=(), logits=False)
-        v = {name: states[0] for name, states in out.inserted_state.items()}
-        return model.read_signal(signal, out.base_state[0], v, following)
-
-
 _MAX_RANKS = 8  # guesses of a head beyond these are hardly ever right
 
 
@@ -87,9 +26,12 @@ def learn_tree(
     nodes: int,
     new_tokens: int = 64,
 ) -> TreeShape:
-    """The tree of `nodes` drafts at most, with the longest expected acceptance, measured on what
-    the base goes on to write greedily: a plain generation of the prompts, and one pass over each
-    text. Raises OtterError where those texts are too short, or the signal predicts no tokens."""
+    """The tree of at most `nodes` drafts with the longest expected acceptance on the base's own
+    greedy texts.
+
+    Costs a plain generation of the prompts, and one pass over each text. Raises OtterError where
+    those texts are too short, or the signal predicts no tokens.
+    """
     future_signal(model, signal)
     check_tree_size(nodes)
     plain = generate(model, prompts, Sampling(new_tokens))
@@ -97,3 +39,70 @@ def learn_tree(
     ranks = min(_MAX_RANKS, model.shape.vocab)
     since = [len(prompt) for prompt in prompts]
     return best_tree_shape(measure_acceptance(model, signal, texts, ranks, since=since), nodes)
+
+
+def best_tree_shape(acceptance: Sequence[Sequence[float]], nodes: int) -> TreeShape:
+    """The tree of `nodes` drafts with the longest expected acceptance.
+
+    Guess r of head d is right with probability `acceptance[d][r]`, and a path with their product;
+    the best paths are taken first. Guesses after one with probability 0 are left out, so that there
+    may be fewer nodes.
+    """
+    check_tree_size(nodes)
+    paths: list[tuple[int, ...]] = []
+    heap: list[tuple[float, tuple[int, ...]]] = [(-acceptance[0][0], (0,))]
+    while heap and len(paths) < nodes:
+        weight, path = heapq.heappop(heap)
+        paths.append(path)
+        depth, rank = len(path), path[-1]
+        row = acceptance[depth - 1]
+        if rank + 1 < len(row) and row[rank] > 0:
+            sibling = weight / row[rank] * row[rank + 1]
+            heapq.heappush(heap, (sibling, (*path[:-1], rank + 1)))
+        if depth < len(acceptance):
+            heapq.heappush(heap, (weight * acceptance[depth][0], (*path, 0)))
+    return TreeShape(tuple(sorted(paths, key=lambda path: (len(path), path))))
+
+
+def measure_acceptance(
+    model: OtterForCausalLM,
+    signal: str,
+    texts: Sequence[Sequence[int]],
+    ranks: int,
+    *,
+    since: Sequence[int] | None = None,
+) -> list[list[float]]:
+    """How often guess r of head d is the text's own token, [heads][ranks].
+
+    Tokens are counted from index `since` of each text on (default: 1). On greedy texts of the base
+    these are the rates of acceptance.
+    """
+    heads = model.signal_configs[signal].size
+    hits, counts = torch.zeros(heads, ranks), torch.zeros(heads, 1)
+    for text, start in zip(texts, since or [1] * len(texts), strict=True):
+        tokens = torch.tensor([list(text)], device=model.device)
+        logits = _future_logits(model, signal, tokens, heads)
+        for head in range(min(heads, len(text) - 2)):
+            # The state before the first new token guesses the tokens after it.
+            best = logits[start - 1 : len(text) - 2 - head, head].topk(ranks, -1).indices
+            hits[head] += (best == tokens[0, start + 1 + head :, None]).sum(0).cpu()
+            counts[head] += len(best)
+    if not bool(counts.min()):
+        raise OtterError(
+            "no text to measure acceptance on", hint=f"texts of more than {heads + 1} tokens"
+        )
+    rates = (hits / counts).tolist()
+    # A guess is tried where the better ones failed, so that rates must not rise with the rank.
+    return [[min(row[: r + 1], default=math.nan) for r in range(ranks)] for row in rates]
+
+
+def _future_logits(model: OtterForCausalLM, signal: str, tokens: Tensor, heads: int) -> Tensor:
+    """Logits [n, heads, vocab] at each of `tokens` [1, n].
+
+    A cell is given the text's own tokens as the drafts so far: after a wrong draft nothing counts.
+    """
+    following = torch.nn.functional.pad(tokens[0, 1:], (0, heads)).unfold(0, heads, 1)
+    with torch.no_grad():
+        out = model(tokens, signals=(), logits=False)
+        v = {name: states[0] for name, states in out.inserted_state.items()}
+        return model.read_signal(signal, out.base_state[0], v, following)

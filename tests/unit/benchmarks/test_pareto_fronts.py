@@ -13,8 +13,8 @@ from otter_cli.benchmarks.runner.run_benchmark import FinishedRun, run_benchmark
 from otter_cli.benchmarks.tasks.assemble import Guidance, assemble_preference
 from otter_cli.benchmarks.tasks.preference import step_area
 from otter_cli.core.errors import OtterError
+from otter_cli.decoding.bounds import Gate
 from otter_cli.decoding.generate import generate
-from otter_cli.decoding.guides.guide import Gate
 from otter_cli.decoding.guides.signal_guides import SignalGuide
 from otter_cli.decoding.sampling import Sampling
 from otter_cli.scorers.response_models import EncoderScorer

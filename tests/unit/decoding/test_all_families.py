@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from otter_cli.decoding.hidden_states import HiddenStates
+from otter_cli.decoding.kv_session import HiddenStates
 from otter_cli.decoding.session import DecodingSession
 from otter_cli.model.otter import OtterForCausalLM
 from tests.support.families import FULL, Case
@@ -46,12 +46,12 @@ def test_a_choice_then_a_draft_are_the_text_recomputed(
     session = DecodingSession(model, length=length)
     session.prefill(PROMPTS)
     candidates, chain = torch.tensor([[3, 50, 17], [4, 51, 18]]), torch.tensor([[30, 31], [40, 41]])
-    states = session.branch(candidates)
+    states = session.extend_candidates(candidates)
     for row, prompt in enumerate(PROMPTS):
         for k in range(3):
-            chosen = states.at(torch.full((2,), k))
+            chosen = states.select(torch.full((2,), k))
             _close(session, chosen, row, _alone(model, [*prompt, int(candidates[row, k])]))
-    session.choose(torch.tensor([2, 1]))
+    session.keep_candidate(torch.tensor([2, 1]))
     session.extend(chain)
     session.keep(torch.tensor([1, 2]))
     states = session.step(torch.tensor([60, 61]))
@@ -60,10 +60,13 @@ def test_a_choice_then_a_draft_are_the_text_recomputed(
         _close(session, states, row, _alone(model, text))
     # Past every window: a tree of two levels, of which the second row keeps one token.
     tree = torch.tensor([[70, 71, 72, 73], [80, 81, 82, 83]])
-    grown = session.grow(tree, [-1, -1, 1, 1])
+    grown = session.extend_tree(tree, [-1, -1, 1, 1])
     for row, text in enumerate(texts):
         _close(
-            session, grown.at(torch.tensor([3, 3])), row, _alone(model, [*text, *tree[row, [1, 3]]])
+            session,
+            grown.select(torch.tensor([3, 3])),
+            row,
+            _alone(model, [*text, *tree[row, [1, 3]]]),
         )
     session.keep_path(torch.tensor([[1, 3], [0, 0]]), torch.tensor([2, 1]))
     states = session.step(torch.tensor([62, 63]))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from otter_cli.core.errors import OtterError
-from otter_cli.decoding.hidden_states import HiddenStates
+from otter_cli.decoding.kv_session import HiddenStates
 from otter_cli.decoding.session import DecodingSession
 from otter_cli.model.otter import OtterForCausalLM
 from tests.support.grafts import random_graft
@@ -54,7 +54,7 @@ def test_they_are_equal_to_1e_10_in_float64(folder: Path) -> None:
     )
     session = DecodingSession(model)
     session.prefill(PROMPTS)
-    states = session.branch(CANDIDATES)
+    states = session.extend_candidates(CANDIDATES)
     for row, steps in enumerate(_single_steps(model)):
         for k, alone in enumerate(steps):
             together = HiddenStates(
@@ -75,8 +75,8 @@ def test_the_winner_goes_on_as_if_it_had_been_alone(folder: Path, k: int) -> Non
     )
     session = DecodingSession(model)
     session.prefill(PROMPTS)
-    session.branch(CANDIDATES)
-    session.choose(torch.full((3,), k))
+    session.extend_candidates(CANDIDATES)
+    session.keep_candidate(torch.full((3,), k))
     got = session.logits(session.step(torch.tensor([30, 31, 32])))
     for row, prompt in enumerate(PROMPTS):
         alone = DecodingSession(model)
@@ -92,4 +92,4 @@ def test_attention_that_takes_no_mask_is_refused(
     monkeypatch.setattr(model.config, "_attn_implementation", "flash_attention_2")
     session = DecodingSession(model)
     with pytest.raises(OtterError, match="flash_attention_2"):
-        session.branch(CANDIDATES)
+        session.extend_candidates(CANDIDATES)

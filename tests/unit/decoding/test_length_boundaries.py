@@ -242,14 +242,14 @@ def test_candidates_drafts_and_what_is_taken_back_cross_the_boundary(phi3: Any) 
 
     session.extend(torch.tensor([[50, 51, 52]]))  # past the boundary, and none is kept
     session.keep(torch.tensor([0]))
-    state = session.branch(torch.tensor([[60, 61]]))  # within it again
-    close(state.at(torch.tensor([1])), [*text, 61])
-    session.choose(torch.tensor([1]))
+    state = session.extend_candidates(torch.tensor([[60, 61]]))  # within it again
+    close(state.select(torch.tensor([1])), [*text, 61])
+    session.keep_candidate(torch.tensor([1]))
     text = [*text, 61]
-    grown = session.grow(torch.tensor([[70, 71]]), [-1, -1])
-    close(grown.at(torch.tensor([1])), [*text, 71])
-    deeper = session.grow(torch.tensor([[72, 73]]), [1, 1])  # the first token past it
-    close(deeper.at(torch.tensor([0])), [*text, 71, 72])
+    grown = session.extend_tree(torch.tensor([[70, 71]]), [-1, -1])
+    close(grown.select(torch.tensor([1])), [*text, 71])
+    deeper = session.extend_tree(torch.tensor([[72, 73]]), [1, 1])  # the first token past it
+    close(deeper.select(torch.tensor([0])), [*text, 71, 72])
     session.keep_path(torch.tensor([[1, 2]]), torch.tensor([2]))
     close(session.step(torch.tensor([80])), [*text, 71, 72, 80])
     session.crop(torch.tensor([3]))
@@ -270,13 +270,13 @@ def test_models_beside_the_base_cross_their_own_boundary(
     expert, logits = ExpertSession(phi3.base), []
     expert.prefill([text])
     for token in range(60, 70):
-        fed = session.branch(torch.tensor([[token, token + 1]]))
+        fed = session.extend_candidates(torch.tensor([[token, token + 1]]))
         with torch.no_grad():
             expected = [
                 float(reward(torch.tensor([[*text, t]])).logits) for t in (token, token + 1)
             ]
         assert session.rewards(fed)[0].tolist() == pytest.approx(expected, rel=1e-3, abs=1e-3)
-        session.choose(torch.tensor([1]))
+        session.keep_candidate(torch.tensor([1]))
         text.append(token + 1)
         logits.append(expert.step(torch.tensor([token + 1])).base[0, 0])
         with torch.no_grad():

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from otter_cli.core.errors import OtterError
+from otter_cli.decoding.bounds import Gate, Stops
 from otter_cli.decoding.generate import generate
-from otter_cli.decoding.guides.guide import Gate
 from otter_cli.decoding.guides.signal_guides import SignalGuide
 from otter_cli.decoding.sampling import Sampling
 from otter_cli.decoding.speculative.drafters import FutureDrafter
-from otter_cli.decoding.stopping import Stops
 from otter_cli.model.otter import OtterForCausalLM
 from tests.support.grafts import random_graft
 

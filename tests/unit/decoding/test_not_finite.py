@@ -14,12 +14,11 @@ import otter_cli
 from otter_cli.cli.generate_view import text_record, texts_view
 from otter_cli.core.errors import OtterError
 from otter_cli.decoding.best_of import BestOf, best_of
+from otter_cli.decoding.bounds import Gate, SignalBound, Stops
 from otter_cli.decoding.generate import generate
-from otter_cli.decoding.guides.guide import Gate
 from otter_cli.decoding.guides.signal_guides import SignalGuide, VocabularyGuide
 from otter_cli.decoding.sampling import Sampling
 from otter_cli.decoding.speculative.drafters import FutureDrafter
-from otter_cli.decoding.stopping import SignalBound, Stops
 from otter_cli.graft.grafted_folder import update_tensors
 from otter_cli.graft.manifest import Manifest
 from otter_cli.model.otter import OtterForCausalLM

@@ -9,11 +9,10 @@ import torch
 
 from otter_cli.core.errors import OtterError
 from otter_cli.decoding.best_of import BestOf, best_of
+from otter_cli.decoding.bounds import Gate, SignalBound, Stops
 from otter_cli.decoding.generate import generate
-from otter_cli.decoding.guides.guide import Gate
 from otter_cli.decoding.guides.signal_guides import SignalGuide, VocabularyGuide
 from otter_cli.decoding.sampling import Sampling
-from otter_cli.decoding.stopping import SignalBound, Stops
 from otter_cli.model.otter import OtterForCausalLM
 from tests.support.grafts import random_graft
 

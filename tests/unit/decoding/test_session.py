@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from otter_cli.core.errors import OtterError
-from otter_cli.decoding.hidden_states import HiddenStates
+from otter_cli.decoding.kv_session import HiddenStates
 from otter_cli.decoding.session import DecodingSession
 from otter_cli.model.otter import OtterForCausalLM
 from tests.support.grafts import random_graft
@@ -65,12 +65,12 @@ def test_candidates_are_single_steps(
     session = DecodingSession(model)
     session.prefill(PROMPTS)
     candidates = torch.tensor([[3, 50, 17, 90], [4, 51, 18, 91], [5, 52, 19, 92]])
-    states = session.branch(candidates)
+    states = session.extend_candidates(candidates)
     for row, prompt in enumerate(PROMPTS):
         for k, candidate in enumerate(candidates[row].tolist()):
             index = torch.full((3,), k)
             expected = _alone(model, [*prompt, candidate])
-            got = states.at(index)
+            got = states.select(index)
             one = HiddenStates(
                 got.base[row : row + 1], {n: v[row : row + 1] for n, v in got.inserted.items()}
             )
@@ -85,11 +85,11 @@ def test_after_a_choice_the_cache_is_as_if_only_the_winner_had_been_fed(folder: 
     branched.prefill(PROMPTS)
     plain.prefill(PROMPTS)
     prefix = [layer.keys.clone() for layer in plain.cache.layers if layer.is_initialized]
-    branched.branch(candidates)
-    branched.choose(winners)
+    branched.extend_candidates(candidates)
+    branched.keep_candidate(winners)
     plain.step(candidates.gather(1, winners[:, None])[:, 0])
-    plain.settle()
-    assert torch.equal(branched.valid, plain.valid)
+    plain.catch_up()
+    assert torch.equal(branched.kept_slots, plain.kept_slots)
     assert torch.equal(branched.positions, plain.positions)
     for ours, theirs, before in zip(
         branched.slots._layers(), plain.slots._layers(), prefix, strict=True
@@ -135,7 +135,7 @@ def test_a_windowed_cache_refuses_what_needs_every_slot(
     session = DecodingSession(model, windows="cached")
     session.prefill(PROMPTS[:1])
     session.step(torch.tensor([3]))
-    for many in (session.branch, session.extend):
+    for many in (session.extend_candidates, session.extend):
         with pytest.raises(OtterError, match="windows only"):
             many(torch.tensor([[3, 4]]))
     with pytest.raises(OtterError, match="no tokens back"):
@@ -147,7 +147,7 @@ def test_a_preallocated_cache_says_when_it_is_full(folder: Path) -> None:
     session.prefill(PROMPTS)
     session.step(torch.tensor([3, 4, 5]))
     with pytest.raises(OtterError, match="10 slots, of a KV cache of 9"):
-        session.branch(torch.tensor([[3, 4]] * 3))
+        session.extend_candidates(torch.tensor([[3, 4]] * 3))
 
 
 def test_a_preallocated_cache_gives_the_same_states(folder: Path) -> None:
@@ -158,16 +158,16 @@ def test_a_preallocated_cache_gives_the_same_states(folder: Path) -> None:
         for length in (None, 40):
             session = DecodingSession(model, length=length)
             session.prefill(PROMPTS)
-            states.append(session.branch(torch.tensor(tokens)))
+            states.append(session.extend_candidates(torch.tensor(tokens)))
         torch.testing.assert_close(states[0].base, states[1].base, rtol=1e-12, atol=1e-12)
 
 
 def test_counters_tell_what_was_fed_and_kept(folder: Path) -> None:
     session = DecodingSession(_load(folder))
     session.prefill(PROMPTS)
-    session.grow(torch.tensor([[3, 4, 5]] * 3), [-1, 0, -1])
+    session.extend_tree(torch.tensor([[3, 4, 5]] * 3), [-1, 0, -1])
     session.keep_path(torch.tensor([[0, 1], [2, 0], [0, 0]]), torch.tensor([2, 1, 0]))
-    assert (session.passes, session.fed, session.kept) == (2, 21 + 9, 3)
+    assert (session.passes, session.fed_tokens, session.kept_tokens) == (2, 21 + 9, 3)
     assert session.positions.tolist() == [7, 3, 7]
 
 
@@ -175,7 +175,7 @@ def test_a_child_before_its_parent_is_a_mistake(folder: Path) -> None:
     session = DecodingSession(_load(folder))
     session.prefill(PROMPTS)
     with pytest.raises(ValueError, match="parent 1"):
-        session.grow(torch.tensor([[3, 4]] * 3), [1, -1])
+        session.extend_tree(torch.tensor([[3, 4]] * 3), [1, -1])
 
 
 def test_random_operations_against_recomputing_everything(tmp_path: Path) -> None:

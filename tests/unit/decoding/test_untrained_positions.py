@@ -17,12 +17,11 @@ from otter_cli.benchmarks.tasks.assemble import assemble_detection
 from otter_cli.benchmarks.tasks.detection import MonitoredTexts, texts_of_pairs
 from otter_cli.data.pairs import PreferencePair
 from otter_cli.decoding.best_of import BestOf, best_of
+from otter_cli.decoding.bounds import Gate, SignalBound, Stops
 from otter_cli.decoding.generate import generate
-from otter_cli.decoding.guides.guide import Gate
 from otter_cli.decoding.guides.signal_guides import SignalGuide, guide_for_signal
 from otter_cli.decoding.request_checks import request_warnings
 from otter_cli.decoding.sampling import Sampling
-from otter_cli.decoding.stopping import SignalBound, Stops
 from otter_cli.graft.manifest import Manifest, TrainingRecord, untrained_position_warnings
 from otter_cli.model.otter import OtterForCausalLM
 from otter_cli.scorers.load import load_graft

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from otter_cli.core.errors import OtterError
+from otter_cli.decoding.bounds import Gate, SignalBound, parse_gate
 from otter_cli.decoding.generate import generate
 from otter_cli.decoding.guides.external_models import (
     ArgsGuide,
@@ -16,10 +17,8 @@ from otter_cli.decoding.guides.external_models import (
     GenArmGuide,
     RadGuide,
 )
-from otter_cli.decoding.guides.guide import Gate, parse_gate
 from otter_cli.decoding.guides.signal_guides import SignalGuide, VocabularyGuide
 from otter_cli.decoding.sampling import Sampler, Sampling
-from otter_cli.decoding.stopping import SignalBound
 from otter_cli.model.otter import OtterForCausalLM
 from tests.support.checkpoints import fill_with_noise
 from tests.support.grafts import random_graft
@@ -258,7 +257,7 @@ def test_guides_that_cannot_be(model: Any, guide: Any, words: str) -> None:
 def test_an_expert_of_another_vocabulary_is_refused(model: Any, tiny_checkpoint: Any) -> None:
     other = AutoModelForCausalLM.from_pretrained(tiny_checkpoint("llama", vocab_size=101))
     for guide in (GenArmGuide(other, 1.0), DExpertsGuide(other, None, 1.0)):
-        with pytest.raises(OtterError, match="vocabulary of 101"):
+        with pytest.raises(OtterError, match="vocabulary has 101 tokens"):
             generate(model, PROMPTS, GREEDY, guide=guide)
 
 

@@ -35,7 +35,7 @@ def test_each_draft_comes_after_its_own_path(model: Any, tree: TreeShape | None)
     texts = [[*prompt, token] for prompt, token in zip(PROMPTS, PENDING, strict=True)]
     draft = FutureDrafter(tree=tree).start(session).draft(state, texts)
     shape = tree or TreeShape.of_widths([1, 1, 1])
-    assert draft.parents == shape.parents and bool(draft.counted.all())
+    assert draft.parents == shape.parents and bool(draft.valid.all())
     branched = set()
     for row, pending in enumerate(PENDING):
         y = state.base[row, 0]

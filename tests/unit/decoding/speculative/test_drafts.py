@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from otter_cli.core.errors import OtterError
+from otter_cli.decoding.bounds import SignalBound, Stops
 from otter_cli.decoding.generate import generate
 from otter_cli.decoding.guides.signal_guides import SignalGuide, VocabularyGuide
 from otter_cli.decoding.sampling import Sampler, Sampling
-from otter_cli.decoding.speculative.acceptance import accept_drafts
+from otter_cli.decoding.speculative.decoder import accept_drafts
 from otter_cli.decoding.speculative.drafters import DraftModel, FutureDrafter, PromptLookup
 from otter_cli.decoding.speculative.drafts import Draft, TreeShape
 from otter_cli.decoding.speculative.learned_trees import (
@@ -19,7 +20,6 @@ from otter_cli.decoding.speculative.learned_trees import (
     learn_tree,
     measure_acceptance,
 )
-from otter_cli.decoding.stopping import SignalBound, Stops
 from otter_cli.model.otter import OtterForCausalLM
 from tests.support.grafts import random_graft
 
@@ -45,7 +45,7 @@ def _bulk_sampler(temperature: float = 1.0) -> Sampler:
     def numbers(rows: Tensor | None = None) -> Tensor:
         return torch.rand(DRAWS, generator=generator, dtype=torch.float64)
 
-    sampler.numbers = numbers  # type: ignore[method-assign]
+    sampler.uniform_per_row = numbers  # type: ignore[method-assign]
     return sampler
 
 
@@ -242,7 +242,7 @@ def test_near_ties_are_decided_as_plain_decoding_does(
     model: Any, monkeypatch: pytest.MonkeyPatch, drafter: Any
 ) -> None:
     """Every choice counts as a near-tie, and every step of many tokens says something wrong."""
-    import otter_cli.decoding.speculative.acceptance as acceptance
+    import otter_cli.decoding.speculative.decoder as decoder
     from otter_cli.decoding.session import DecodingSession
 
     plain = [generate(model, [prompt], GREEDY)[0] for prompt in PROMPTS]
@@ -253,7 +253,7 @@ def test_near_ties_are_decided_as_plain_decoding_does(
         return logits if logits.shape[1] == 1 else logits.roll(1, -1)
 
     monkeypatch.setattr(
-        acceptance, "near_tie_gap", lambda logits: torch.full(logits.shape[:-1], torch.inf)
+        decoder, "near_tie_gap", lambda logits: torch.full(logits.shape[:-1], torch.inf)
     )
     monkeypatch.setattr(DecodingSession, "logits", wrong)
     for prompt, row in zip(PROMPTS, plain, strict=True):

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from otter_cli.serving.wide.difference import (
+from otter_cli.serving.wide.export import (
     TOLERANCES,
     compare_outputs,
     measure_all_dtypes,
     measure_difference,
+    write_wide,
 )
-from otter_cli.serving.wide.export import write_wide
 from tests.support.grafts import random_graft
 
 
