@@ -24,8 +24,11 @@ from otter_cli.graft.surgery import strip
 
 @dataclass(frozen=True)
 class SignalDifference:
-    """The largest difference, and the largest absolute value that it is to be seen against;
-    `lost` are numbers in the graft alone."""
+    """How far a signal of a wide export is from the graft's.
+
+    `largest` absolute difference; `scale`: the largest absolute value in the graft; `lost`: how
+    many values are finite in the graft alone.
+    """
 
     largest: float
     scale: float
@@ -33,47 +36,49 @@ class SignalDifference:
     lost: int
 
     @property
-    def within(self) -> bool:
+    def within_tolerance(self) -> bool:
         return not self.lost and self.largest <= self.tolerance * max(1.0, self.scale)
 
 
 @dataclass(frozen=True)
 class WideDifference:
-    """Over one batch of random tokens in one dtype: `moved` of `logits` do not equal the base's,
-    by `largest` at most; `flipped` of `tokens` have another argmax; `lost` are no numbers any
-    more, as where the inserted part overflows."""
+    """How far a wide export is from its graft, over one batch of random tokens in one dtype.
+
+    `changed` of all `logits` differ, by `largest` at most; `flipped` of all `tokens` have another
+    argmax; `lost` logits are finite in the graft alone, as where the inserted part overflows.
+    """
 
     dtype: str
     tokens: int
     logits: int
-    moved: int
+    changed: int
     largest: float
     flipped: int
     lost: int
     signals: dict[str, SignalDifference]
 
     @property
-    def within(self) -> bool:
-        return not self.lost and all(signal.within for signal in self.signals.values())
-
-
-ExportVerdict = Literal["exact", "close", "different", "not measured"]
+    def within_tolerance(self) -> bool:
+        return not self.lost and all(signal.within_tolerance for signal in self.signals.values())
 
 
 @dataclass(frozen=True)
 class Export:
-    """What was written and the verdict on it; `differences` where bits were not promised, and
-    dtypes that could not be measured here, with the reason."""
+    """The files that were written, and the verdict on them.
+
+    `differences` are measured where bits are not promised; `unmeasured` gives the reason for each
+    dtype that could not be measured on this machine.
+    """
 
     files: list[str]
-    verdict: ExportVerdict
+    verdict: Literal["exact", "close", "different", "not measured"]
     statement: str
     differences: list[WideDifference] = field(default_factory=list)
     unmeasured: dict[str, str] = field(default_factory=dict)
 
 
 def export_adapter(folder: Path, to: Path) -> Export:
-    """The inserted tensors and otter.json alone; they load on this base and no other."""
+    """Writes the inserted tensors and otter.json alone; they load on this base and no other."""
     manifest = open_graft(folder)
     shape = base_shape(Checkpoint.open(folder).config)
     files = [*inserted_files(folder), MANIFEST]
@@ -95,14 +100,18 @@ def export_adapter(folder: Path, to: Path) -> Export:
 
 
 def export_base(folder: Path, to: Path, *, mode: PlacementMode = "link") -> Export:
-    """The base as it was before grafting: see strip."""
+    """Writes the base as it was before grafting (`strip`), and checks the digest of each file."""
     recorded = strip(folder, to, mode=mode)
     for name, record in recorded.items():
         if sha256_file(to / name) != record.sha256:
-            raise OtterError(
-                f"{to / name} reads otherwise than it was written",
-                hint="the disk or its memory fails: try another one",
-            )
+            raise reads_otherwise(to / name)
     return Export(
         list(recorded), "exact", f"{len(recorded)} files, byte for byte as they were grafted"
+    )
+
+
+def reads_otherwise(path: Path) -> OtterError:
+    return OtterError(
+        f"{path} reads otherwise than it was written",
+        hint="the disk or its memory fails: try another one",
     )

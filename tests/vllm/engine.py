@@ -13,7 +13,7 @@ from typing import Any
 
 # For engines inside this process. Zero heads fill up, as on GPUs:
 WHOLE_CACHE = "TEST_WHOLE_CACHE"
-# A stream that waits does so for one layer of the base at a time:
+# A deferred stream runs after each layer of the base:
 ONE_BY_ONE = "TEST_ONE_BY_ONE"
 
 
@@ -54,9 +54,9 @@ def model_of(llm: Any) -> Any:
 
 
 def groups(llm: Any) -> int:
-    """In how many groups of layers streams run that wait; 0 where they run beside the base's."""
+    """In how many groups of layers deferred streams run; 0 where they run beside the base's."""
     streams = getattr(getattr(model_of(llm), "model", None), "streams", ())
-    return sum(len(one.waiting.groups) for one in streams if one.waiting is not None)
+    return sum(len(one.deferred.groups) for one in streams if one.deferred is not None)
 
 
 def run(llm: Any, requests: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Refuse what the plugin cannot serve: engine settings, changed folders, tensors off the plan."""
+"""Which grafts this process serves, and refusals of what the plugin cannot serve.
+
+Refused are engine settings, changed folders, and tensors that are not as planned.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +10,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from torch import Tensor
-
 from otter_cli.checkpoint.folder import MANIFEST
 from otter_cli.core.errors import OtterError
 from otter_cli.graft.config import InsertionConfig
 from otter_cli.graft.grafted_folder import check_base_files
 from otter_cli.graft.manifest import Manifest
 from otter_cli.graft.plan import Plan
-from otter_cli.serving.vllm.requests import SignalOutputs
+from otter_cli.serving.vllm.requests import SignalOutputs, parse_insertions
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from vllm.config import VllmConfig
 
-
+# Files that an export writes anew; the others are the base's.
+CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 
-
-# In the process that answers clients the engine's configuration is all that is known of a model;
-# None: it drafts, and has no signals to give.
+# In the process that answers clients, the engine's configuration is all that is known of a model.
+# None: the engine drafts, and gives no signals.
 ANNOUNCED_SIGNALS: dict[str, SignalOutputs | None] = {}
 _MODELS: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
@@ -38,11 +40,11 @@ def read_insertions(hf_config: Any) -> list[InsertionConfig]:
             "config.json describes no insertion",
             hint="otter export OUT DIR --to vllm writes a folder that vLLM loads",
         )
-    return [InsertionConfig.model_validate(one) for one in described["insertions"]]
+    return parse_insertions(described)
 
 
 def signal_outputs_of(hf_config: Any) -> SignalOutputs:
-    return SignalOutputs(s for one in read_insertions(hf_config) for s in one.signals)
+    return SignalOutputs.of_insertions(read_insertions(hf_config))
 
 
 def register_model(vllm_config: VllmConfig, model: Any) -> None:
@@ -55,15 +57,17 @@ def find_model(vllm_config: VllmConfig) -> Any:
 
 
 def add_to_compile_key(vllm_config: VllmConfig, streams: list[Any]) -> None:
-    """The engine keeps what it compiled by a hash of its configuration, where streams are not
-    named: other streams, or the same ones run otherwise, are other code."""
+    """Adds the streams to the configuration by whose hash the engine caches compiled code.
+
+    vLLM's own configuration does not name them, and other streams need other code.
+    """
     more = vllm_config.additional_config
     if isinstance(more, dict):
         vllm_config.additional_config = {**more, "otter": streams}
 
 
 def check_engine(vllm_config: VllmConfig) -> None:
-    """Raises OtterError for what the plugin does not do."""
+    """Raises OtterError for engine settings that the plugin does not support."""
     if vllm_config.parallel_config.pipeline_parallel_size > 1:
         raise OtterError(
             "a graft is not split over pipeline stages: its stream would have to pass between them",
@@ -88,23 +92,12 @@ def check_engine(vllm_config: VllmConfig) -> None:
     config = vllm_config.model_config.hf_config
     for key in ("llama_4_scaling", "ada_rms_norm_t_cond"):
         if getattr(config, key, None) not in (None, False):
-            raise OtterError(f"a base with {key} is called otherwise than grafts call theirs")
+            raise OtterError(f"vLLM calls the layers of a base with {key} in a way grafts do not")
     if vllm_config.model_config.enable_prompt_embeds:
         raise OtterError(
             "the inserted stream starts from token ids; prompt embeddings have none",
             hint="serve the graft without --enable-prompt-embeds",
         )
-
-
-def check_export_folder(model: str) -> None:
-    """Raises OtterError where files of an export changed after it was written; of a hub id, whose
-    files the hub keeps, nothing is checked. config.json and the index are the export's own."""
-    folder = Path(model)
-    if not (folder / MANIFEST).is_file():
-        return
-    manifest = Manifest.read(folder)
-    check_base_files(folder, manifest, written_anew=("config.json", INDEX))
-    manifest.check_tensors(folder)
 
 
 def _check_drafter(vllm_config: VllmConfig) -> None:
@@ -118,12 +111,26 @@ def _check_drafter(vllm_config: VllmConfig) -> None:
         )
     config = vllm_config.model_config.hf_config
     width = config.hidden_size + sum(one.hidden for one in read_insertions(config))
-    found = speculative.draft_model_config.hf_config.hidden_size
-    if found != width:
+    drafter_width = speculative.draft_model_config.hf_config.hidden_size
+    if drafter_width != width:
         raise OtterError(
-            f"the drafter reads states of {found} units, this graft's have {width}",
+            f"the drafter reads states of {drafter_width} units, this graft's have {width}",
             hint="a drafter belongs to the graft that it was exported with",
         )
+
+
+def check_export_folder(model: str) -> None:
+    """Raises OtterError where files of an export changed after it was written.
+
+    config.json and the index are the export's own. A hub id is not checked: the hub keeps its
+    files.
+    """
+    folder = Path(model)
+    if not (folder / MANIFEST).is_file():
+        return
+    manifest = Manifest.read(folder)
+    check_base_files(folder, manifest, written_anew=(CONFIG, INDEX))
+    manifest.check_tensors(folder)
 
 
 def check_inserted_tensors(stored: Mapping[str, Tensor], plans: Sequence[Plan]) -> None:

@@ -20,23 +20,22 @@ from otter_cli.graft.grafted_folder import open_graft
 from otter_cli.graft.manifest import Manifest
 from otter_cli.graft.plan import Plan
 from otter_cli.graft.storage import inserted_files, open_inserted_tensors
-from otter_cli.serving.layouts import Export
+from otter_cli.serving.layouts import Export, reads_otherwise
+from otter_cli.serving.vllm.engine_checks import CONFIG, INDEX
 from otter_cli.serving.vllm.medusa_drafter import DRAFTER_FILES, DRAFTER_FOLDER, MedusaDrafter
 from otter_cli.serving.vllm.plugin import STOCK_ARCHITECTURES, grafted_architecture
 
-CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
-# vLLM 0.32's own list for its CPU attention; a GPU's kernels have others.
+# The head sizes of vLLM 0.32's CPU attention; a GPU's kernels have others.
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
 def export_vllm(
     folder: Path, to: Path, *, draft: str | None = None, mode: PlacementMode = "link"
 ) -> Export:
-    """Writes the folder whole or not at all, reads it again, and says what an engine does with it;
-    `draft`: the future signal that becomes its drafter.
+    """Writes the folder whole or not at all, reads it again, and reports how an engine runs it.
 
-    Raises OtterError for families, insertions and drafters that the plugin does not run.
+    `draft` is the future signal that becomes the engine's drafter. Raises OtterError for families,
+    insertions and drafters that the plugin does not run.
     """
     manifest, base = open_graft(folder), Checkpoint.open(folder)
     shape = base_shape(base.config)
@@ -46,22 +45,21 @@ def export_vllm(
     drafter = None if draft is None else MedusaDrafter.of(base, inserted, plans, draft)
     kept = [name for name in base.files if name not in (CONFIG, INDEX)]
     files = [*kept, *inserted_files(folder), MANIFEST]
+    notes, drafts = _notes(manifest, shape), list[str]()
     with staged_folder(to, sources=[folder]) as staging:
         place_files(folder, files, staging, mode=mode)
         write_json(staging / CONFIG, _vllm_config(base, manifest))
-        # vLLM reads only what an index names, where there is one.
-        placed = {**base.file_of, **inserted.file_of}
-        write_json(staging / INDEX, {"metadata": {}, "weight_map": placed})
+        # Where there is an index, vLLM reads only the files that it names.
+        weight_map = {**base.file_of, **inserted.file_of}
+        write_json(staging / INDEX, {"metadata": {}, "weight_map": weight_map})
         if drafter is not None:
             drafter.write(staging / DRAFTER_FOLDER)
+            drafts = [f"{DRAFTER_FOLDER}/{name}" for name in DRAFTER_FILES]
+            notes.append(
+                f"{DRAFTER_FOLDER} drafts {len(drafter.heads)} tokens a step, in Medusa's format"
+            )
         _read_again(staging, base, plans)
     count = sum(len(plan.slots) for plan in plans)
-    drafts = [] if drafter is None else [f"{DRAFTER_FOLDER}/{name}" for name in DRAFTER_FILES]
-    notes = _notes(manifest, shape)
-    if drafter is not None:
-        notes.append(
-            f"{DRAFTER_FOLDER} drafts {len(drafter.heads)} tokens a step, in Medusa's format"
-        )
     return Export(
         sorted([*files, *drafts, CONFIG, INDEX]),
         "exact",
@@ -74,7 +72,7 @@ def _vllm_config(base: Checkpoint, manifest: Manifest) -> dict[str, Any]:
     return {
         **base.config,
         "architectures": [grafted_architecture(manifest.base.family)],
-        "otter": {"insertions": [one.model_dump(mode="json") for one in manifest.insertions]},
+        "otter": {"insertions": [config.model_dump(mode="json") for config in manifest.insertions]},
     }
 
 
@@ -95,12 +93,9 @@ def _check_family(shape: BaseShape) -> None:
 def _read_again(staging: Path, base: Checkpoint, plans: list[Plan]) -> None:
     Manifest.read(staging).check_tensors(staging)
     open_inserted_tensors(staging, plans)
-    written, mine = read_json_object(staging / CONFIG), ("architectures", "otter")
-    if any(written.get(key) != value for key, value in base.config.items() if key not in mine):
-        raise OtterError(
-            f"{staging / CONFIG} reads otherwise than it was written",
-            hint="the disk or its memory fails: try another one",
-        )
+    written, own = read_json_object(staging / CONFIG), ("architectures", "otter")
+    if any(written.get(key) != value for key, value in base.config.items() if key not in own):
+        raise reads_otherwise(staging / CONFIG)
 
 
 def _notes(manifest: Manifest, shape: BaseShape) -> list[str]:
@@ -111,7 +106,7 @@ def _notes(manifest: Manifest, shape: BaseShape) -> list[str]:
                 f"{zero} zero heads a layer fill up {config.name!r} on GPUs, where an engine gives "
                 "every key/value head the same number of query heads"
             )
-    if any(one.kv == "own" and one.heads for one in manifest.insertions):
+    if any(config.kv == "own" and config.heads for config in manifest.insertions):
         notes.append("own keys and values take a KV cache of their own")
     if shape.head_dim not in CPU_HEAD_SIZES:
         notes.append(f"vLLM's CPU attention has no head size {shape.head_dim}: GPUs only")
@@ -119,7 +114,7 @@ def _notes(manifest: Manifest, shape: BaseShape) -> list[str]:
 
 
 def zero_heads(config: InsertionConfig, shape: BaseShape) -> int:
-    """How many query heads of a layer do nothing, so that those of the base's keys group evenly."""
+    """How many zero query heads of a layer give every key/value head of the base as many."""
     if not config.heads or config.kv == "own":
         return 0
     return config.heads // config.kv_heads * shape.kv_heads - config.heads

@@ -21,8 +21,9 @@ from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.checkpoint.safetensors_reader import ShardedTensors
 from otter_cli.checkpoint.safetensors_writer import TensorSpec, write_tensors
 from otter_cli.core.atomic import write_json
-from otter_cli.core.errors import OtterError, closest
+from otter_cli.core.errors import OtterError
 from otter_cli.graft.plan import Plan
+from otter_cli.serving.vllm.requests import unknown_signal
 from otter_cli.signals.config import SignalConfig
 from otter_cli.signals.heads import HEADS
 
@@ -33,8 +34,8 @@ _HEAD_PARTS = {"base", "inserted", "bias"}
 
 @dataclass(frozen=True)
 class MedusaDrafter:
-    """The heads of `signal`; `start`: where its insertion's v begins in the engine's state, which
-    is `width` wide."""
+    """The heads of `signal`. The engine's state has `width` units; those of the signal's insertion
+    begin at `start`."""
 
     base: Checkpoint
     inserted: ShardedTensors
@@ -56,28 +57,23 @@ class MedusaDrafter:
                     _check_medusa(signal, plan)
                     return cls(base, inserted, plan, signal, start, width)
             start += plan.config.hidden
-        names = [signal.name for plan in plans for signal in plan.config.signals]
-        near = closest(name, names)
-        raise OtterError(
-            f"there is no signal {name!r} in this graft",
-            hint=f"did you mean {near!r}?" if near else f"its signals: {', '.join(names)}",
-        )
+        raise unknown_signal(name, [s.name for plan in plans for s in plan.config.signals])
 
-    def write(self, to: Path) -> None:
+    def write(self, folder: Path) -> None:
         make: dict[str, Callable[[], Array]] = {
-            f"blocks.{i}.layers.0.weight": partial(self.weight, i) for i in self.heads
+            f"blocks.{head}.layers.0.weight": partial(self.weight, head) for head in self.heads
         }
-        make |= {f"blocks.{i}.layers.0.bias": partial(self.bias, i) for i in self.heads}
-        own, width = self.plan.config.dtype, self.width
+        make |= {f"blocks.{head}.layers.0.bias": partial(self.bias, head) for head in self.heads}
+        dtype, width = self.plan.config.dtype, self.width
         specs = {
-            name: TensorSpec(own, (width, width) if name.endswith("weight") else (width,))
+            name: TensorSpec(dtype, (width, width) if name.endswith("weight") else (width,))
             for name in make
         }
         specs["lm_heads.0.weight"] = TensorSpec(self.base.dtype, (self.plan.shape.vocab, width))
         make["lm_heads.0.weight"] = self.unembedding
-        to.mkdir()
-        write_tensors(to / DRAFTER_FILES[1], specs, lambda name: make[name](), {"format": "pt"})
-        write_json(to / DRAFTER_FILES[0], self.config())
+        folder.mkdir()
+        write_tensors(folder / DRAFTER_FILES[1], specs, lambda name: make[name](), {"format": "pt"})
+        write_json(folder / DRAFTER_FILES[0], self.config())
 
     @property
     def heads(self) -> range:
@@ -96,7 +92,7 @@ class MedusaDrafter:
         }
 
     def weight(self, head: int) -> Array:
-        """[[W_y, W_v], [0, 0]] as [out, in]: what is zero stays as it was, silu(0) being 0."""
+        """[[W_y, W_v], [0, 0]] as [out, in]: with zero rows v stays as it is, since silu(0) = 0."""
         rows, d = self._rows(head), self.plan.shape.hidden
         out = np.zeros((self.width, self.width), np.float32)
         out[:d, :d] = self._read("base")[rows]

@@ -54,29 +54,31 @@ def run_layer(
     residual: Tensor | None,
     states: list[Tensor],
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-    """The layer's (hidden, residual), every stream's z [tokens, D], and what streams read that
-    wait: the branches' inputs, attention's output and m."""
+    """The layer's (hidden, residual), every stream's z [tokens, D], and the activations that
+    deferred streams read: normed h, attention's output, normed h again, m."""
     if residual is None:
         x, h = layer.input_layernorm(hidden), hidden
     else:
         x, h = layer.input_layernorm(hidden, residual)
     attention, mlp = layer.self_attn, layer.mlp
-    # Streams without inserted parts here pass their z on.
-    beside = {number: s.layer(index) for number, s in enumerate(streams)}
-    here = {number: parts for number, parts in beside.items() if parts is not None}
+    # A stream without inserted parts in this layer keeps its z.
+    by_stream = {number: stream.layer(index) for number, stream in enumerate(streams)}
+    parts = {number: pair for number, pair in by_stream.items() if pair is not None}
     heads, states = _query_key_value(attention, positions, x), list(states)
-    asked = {
-        number: one.ask(states[number], x, h, positions, attention.rotary_emb)
-        for number, (one, _) in here.items()
+    inputs = {
+        number: inserted.prepare(states[number], x, h, positions, attention.rotary_emb)
+        for number, (inserted, _) in parts.items()
     }
     taps, a = [x], attention.attn(*heads)
-    found = {number: one.attended(asked[number]) for number, (one, _) in here.items()}
-    for number, (one, _) in here.items():
-        states[number] = one.out(states[number], a, found[number])
+    outputs = {
+        number: inserted.attention_output(inputs[number]) for number, (inserted, _) in parts.items()
+    }
+    for number, (inserted, _) in parts.items():
+        states[number] = inserted.out(states[number], a, outputs[number])
     out, _ = attention.o_proj(a)
     x, h = layer.post_attention_layernorm(out, h)
     m = mlp.act_fn(mlp.gate_up_proj(x)[0])
-    for number, (_, ffn) in here.items():
+    for number, (_, ffn) in parts.items():
         states[number] = ffn(states[number], x, h, m)
     out, _ = mlp.down_proj(m)
     return out, h, states, [*taps, a, x, m]
@@ -95,16 +97,16 @@ def _query_key_value(attention: Any, positions: Tensor, x: Tensor) -> tuple[Tens
 
 
 def make_pooler(
-    vllm_config: VllmConfig, numbers: SignalOutputs, scores: Callable[[Tensor], Tensor]
+    vllm_config: VllmConfig, outputs: SignalOutputs, scores: Callable[[Tensor], Tensor]
 ) -> DispatchPooler | None:
-    """None for an engine that generates. `scores`: [rows, y and v] to [rows, numbers].
+    """The pooler of an engine that scores texts; None for an engine that generates.
 
-    `/classify` reads the last token, `/pooling` every one. Raises OtterError where no signal scores
-    a text.
+    `scores`: [rows, y and v] to [rows, outputs]. `/classify` reads the last token, `/pooling` every
+    token. Raises OtterError where no signal scores a text.
     """
     if vllm_config.model_config.runner_type != "pooling":
         return None
-    if not numbers.of_texts:
+    if not outputs.text_outputs:
         raise OtterError(
             "no signal of this graft scores a text",
             hint="value and classes do: otter graft --signal reward; vocabulary signals score "
@@ -128,7 +130,7 @@ def make_pooler(
     }
 )
 class GraftedModel(nn.Module):
-    """Takes the place of a stock vLLM model whose modules it calls."""
+    """Takes the place of a stock vLLM model and calls its modules."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "", base: Any) -> None:
         super().__init__()
@@ -145,11 +147,11 @@ class GraftedModel(nn.Module):
         }
         layers = dict(enumerate(self.layers))
         streams = [
-            EngineStream(RankLayout(one, self.shape, ranks, rank), layers, prefix, **engine)
-            for one in read_insertions(config)
+            EngineStream(RankLayout(insertion, self.shape, ranks, rank), layers, prefix, **engine)
+            for insertion in read_insertions(config)
         ]
         self.streams = cast(list[EngineStream], nn.ModuleList(streams))
-        add_to_compile_key(vllm_config, [one.described for one in streams])
+        add_to_compile_key(vllm_config, [stream.compile_key for stream in streams])
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         return self.embed_tokens(input_ids)
@@ -163,23 +165,27 @@ class GraftedModel(nn.Module):
     ) -> Tensor:
         hidden = self.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
         residual: Tensor | None = None
-        states = [stream.start(input_ids, hidden) for stream in self.streams]
-        waiting = {n: s.waiting for n, s in enumerate(self.streams) if s.waiting is not None}
-        turns = {n: layers.turn(self.layers, positions) for n, layers in waiting.items()}
-        held: dict[int, list[Tensor]] = {n: [] for n in waiting}
+        states = [stream.embed(input_ids, hidden) for stream in self.streams]
+        deferred = {n: s.deferred for n, s in enumerate(self.streams) if s.deferred is not None}
+        cos_sin = {n: layers.cos_sin(self.layers, positions) for n, layers in deferred.items()}
+        held: dict[int, list[Tensor]] = {n: [] for n in deferred}
         for index, layer in enumerate(self.layers):
             hidden, residual, states, taps = run_layer(
                 layer, index, self.streams, positions, hidden, residual, states
             )
-            for n, layers in waiting.items():
+            for n, layers in deferred.items():
                 if index in layers.order:
                     held[n] += taps
                 if index in layers.groups:
-                    states[n] = layers.behind(index, states[n], held[n], positions, turns[n])
+                    states[n] = layers.run_group(index, states[n], held[n], positions, cos_sin[n])
                     held[n] = []
         hidden, h = self.norm(hidden, residual)
-        read = [s.end(z, h) for s, z in zip(self.streams, states, strict=True) if s.hidden]
-        return torch.cat([hidden, *read], -1)
+        inserted = [
+            stream.final_norm(z, h)
+            for stream, z in zip(self.streams, states, strict=True)
+            if stream.hidden
+        ]
+        return torch.cat([hidden, *inserted], -1)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         from vllm.model_executor.models.utils import AutoWeightsLoader
@@ -187,7 +193,10 @@ class GraftedModel(nn.Module):
         return AutoWeightsLoader(self).load_weights(weights, mapper=self.mapper)
 
     def load_inserted(self, stored: dict[str, Tensor]) -> set[str]:
-        """Names of the parameters that were filled. Raises OtterError for any other tensor."""
+        """Loads the inserted tensors; the names of the parameters that were filled.
+
+        Raises OtterError for a missing, an unexpected or a misshapen tensor.
+        """
         check_inserted_tensors(stored, [Plan(stream.config, self.shape) for stream in self.streams])
         for stream in self.streams:
             prefix = f"otter.{stream.config.name}."
@@ -199,15 +208,15 @@ class GraftedModel(nn.Module):
 
 @dataclass
 class StepStates:
-    """What the last `compute_logits` saw, a row for each: y [rows, d], and v by insertion."""
+    """The rows of the last `compute_logits`: y [rows, d], and v [rows, D] by insertion."""
 
     base_state: Tensor
     inserted: dict[str, Tensor | None]
 
 
 class EngineUnembedding:
-    """`signals.Unembedding` of an engine, whose output matrix may be packed or spread over ranks:
-    rows of it are not to be had."""
+    """`signals.Unembedding` for an engine, whose output matrix may be packed or spread over ranks,
+    so that single rows of it cannot be read."""
 
     def __init__(self, compute_logits: Callable[[Tensor], Tensor]) -> None:
         self.logits = self.product = compute_logits
@@ -227,46 +236,48 @@ class GraftedForCausalLM:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         inner = f"{prefix}.model" if prefix else "model"
         self.model = GraftedModel(vllm_config=vllm_config, prefix=inner, base=self.model)
-        self.step: StepStates | None = None
-        self.signals = {s.name: (one, s) for one in self.model.streams for s in one.config.signals}
-        # Read at every step: a ParameterDict takes its time to list what it holds.
-        self.heads = {n: dict(one.signals[n].items()) for n, (one, _) in self.signals.items()}
-        numbers = SignalOutputs(signal for _, signal in self.signals.values())
-        # vLLM's class for pooling, made of this one, keeps a pooler that is there already.
-        self.pooler = make_pooler(vllm_config, numbers, self.score_texts)
-        self.scoring = list(dict.fromkeys(number.signal for number in numbers.of_texts))
+        self.last_step: StepStates | None = None
+        streams = self.model.streams
+        self.signals = {s.name: (stream, s) for stream in streams for s in stream.config.signals}
+        # Plain dictionaries, because listing a ParameterDict at every step is slow.
+        self.heads = {n: dict(stream.signals[n].items()) for n, (stream, _) in self.signals.items()}
+        outputs = SignalOutputs(signal for _, signal in self.signals.values())
+        # vLLM derives a class for pooling from this one; it keeps a pooler that is set already.
+        self.pooler = make_pooler(vllm_config, outputs, self.score_texts)
+        self.text_signals = list(dict.fromkeys(output.signal for output in outputs.text_outputs))
         register_model(vllm_config, self)
 
-    def ask(self, rows: tuple[int, ...]) -> None:
-        """Which sequences of the next batches want numbers; before it is called, all of them."""
+    def request_rows(self, rows: tuple[int, ...]) -> None:
+        """Which sequences of the next batches want signals. Without a call, all of them do."""
         for stream in self.model.streams:
-            if stream.waiting is not None:
-                stream.waiting.asking = rows
+            if stream.deferred is not None:
+                stream.deferred.requested_rows = rows
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
-        self.step = self.split(hidden_states)
-        return super().compute_logits(self.step.base_state)  # type: ignore[misc]
+        self.last_step = self.split(hidden_states)
+        return super().compute_logits(self.last_step.base_state)  # type: ignore[misc]
 
     def split(self, hidden_states: Tensor) -> StepStates:
-        """[y ; v ...] apart; y contiguous, as stock: a strided view may be summed otherwise."""
-        d, at = self.model.shape.hidden, self.model.shape.hidden
+        """Splits [y ; v ...]. y is contiguous, as in stock vLLM: a strided view may be summed in
+        another order."""
+        start = d = self.model.shape.hidden
         inserted: dict[str, Tensor | None] = {}
         for stream in self.model.streams:
-            width = stream.hidden
-            inserted[stream.config.name] = hidden_states[..., at : at + width] if width else None
-            at += width
+            end = start + stream.hidden
+            v = hidden_states[..., start:end] if stream.hidden else None
+            inserted[stream.config.name], start = v, end
         return StepStates(hidden_states[..., :d].contiguous(), inserted)
 
     def score_texts(self, hidden_states: Tensor) -> Tensor:
-        """`SignalOutputs.of_texts` of each row, [rows, numbers]."""
+        """`SignalOutputs.text_outputs` of each row, [rows, outputs]."""
         step = self.split(hidden_states)
-        found = [self.read_signal(name, step, slice(None)) for name in self.scoring]
-        return torch.cat([scores.reshape(len(scores), -1) for scores in found], -1)
+        scores = [self.read_signal(name, step, slice(None)) for name in self.text_signals]
+        return torch.cat([each.reshape(len(each), -1) for each in scores], -1)
 
     def read_signal(self, name: str, step: StepStates, rows: Tensor | slice) -> Tensor:
-        """The head of signal `name` over chosen rows of a step, in fp32: [rows, ...]."""
-        owner, signal = self.signals[name]
-        inserted = step.inserted[owner.config.name]
+        """The head of signal `name` over the given rows of a step, in fp32: [rows, ...]."""
+        stream, signal = self.signals[name]
+        inserted = step.inserted[stream.config.name]
         scores = HEADS[signal.kind].forward(
             signal,
             self.heads[name],
@@ -279,14 +290,14 @@ class GraftedForCausalLM:
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         inserted: dict[str, Tensor] = {}
 
-        def of_the_base() -> Iterator[tuple[str, Tensor]]:
+        def base_weights() -> Iterator[tuple[str, Tensor]]:
             for name, tensor in weights:
                 if name.startswith("otter."):
                     inserted[name] = tensor
                 else:
                     yield name, tensor
 
-        loaded: set[str] = super().load_weights(of_the_base())  # type: ignore[misc]
+        loaded: set[str] = super().load_weights(base_weights())  # type: ignore[misc]
         return loaded | {f"model.{name}" for name in self.model.load_inserted(inserted)}
 
 

@@ -21,19 +21,19 @@ _MODULE = "otter_cli.serving.vllm.model"
 
 
 def grafted_architecture(family: str) -> str:
-    """Our architecture for a family."""
+    """The name of our model class for a family."""
     return f"Otter{STOCK_ARCHITECTURES[family]}"
 
 
 def register() -> None:
-    """Names the grafted architectures, and adds signals to what the sampler gives back."""
+    """Registers the grafted architectures, and adds signals to the sampler's output."""
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
     from otter_cli.serving.vllm.engine_checks import ANNOUNCED_SIGNALS, signal_outputs_of
 
     class Announce(VerifyAndUpdateConfig):
-        """Tells the process that answers clients which signals there are."""
+        """Makes the signals known in the process that answers clients."""
 
         @staticmethod
         def verify_and_update_model_config(model_config: Any) -> None:
@@ -49,11 +49,11 @@ def register() -> None:
         ModelRegistry.register_model(name, f"{_MODULE}:{name}")
         MODELS_CONFIG_MAP[name] = Announce
     _extend_sampler()
-    _extend_decoder()
+    _extend_detokenizer()
 
 
 def _extend_sampler() -> None:
-    """vLLM has no interface for a number beside a token, so its sampler's answer is extended."""
+    """Wraps the sampler's `forward`: vLLM has no interface for numbers beside a token."""
     from vllm.v1.sample.sampler import Sampler
 
     stock = Sampler.forward
@@ -67,28 +67,30 @@ def _extend_sampler() -> None:
 
     @functools.wraps(stock)
     def forward(self: Any, logits: Any, sampling_metadata: Any, *rest: Any, **named: Any) -> Any:
-        mine = _processor(sampling_metadata)
-        if mine is None or sampling_metadata.max_num_logprobs is None:
+        processor = _processor(sampling_metadata)
+        if processor is None or sampling_metadata.max_num_logprobs is None:
             return stock(self, logits, sampling_metadata, *rest, **named)
-        # The best tokens of a vocabulary are dear to find, and log-probabilities are not free:
-        # here nobody asked for them.
-        labels = sampling_metadata.logprob_token_ids  # of tokens that somebody named
-        if mine.alone and not labels and self.logprobs_mode == "raw_logprobs":
-            logprobs = self.compute_logprobs(logits) if mine.scored else None
-            asked = dataclasses.replace(sampling_metadata, max_num_logprobs=None)
-            out = stock(self, logits, asked, *rest, **named)
-            out.logprobs_tensors = mine.numbers_alone(logprobs, out.sampled_token_ids[:, 0])
+        # Without a request for the best tokens, the sampler is not asked for log-probabilities:
+        # finding the best of a vocabulary is slow.
+        named_tokens = sampling_metadata.logprob_token_ids
+        if processor.only_outputs and not named_tokens and self.logprobs_mode == "raw_logprobs":
+            logprobs = self.compute_logprobs(logits) if processor.logprob_rows else None
+            reduced = dataclasses.replace(sampling_metadata, max_num_logprobs=None)
+            out = stock(self, logits, reduced, *rest, **named)
+            sampled = out.sampled_token_ids[:, 0]
+            out.logprobs_tensors = processor.outputs_without_best(logprobs, sampled)
             return out
         out = stock(self, logits, sampling_metadata, *rest, **named)
-        out.logprobs_tensors = mine.add_numbers(out.logprobs_tensors, out.sampled_token_ids[:, 0])
+        sampled = out.sampled_token_ids[:, 0]
+        out.logprobs_tensors = processor.add_outputs(out.logprobs_tensors, sampled)
         return out
 
     Sampler.forward = forward
 
 
-def _extend_decoder() -> None:
-    """The id of a number is no token's, so no tokenizer is asked what it reads as; and a token is
-    read once, which costs more than its number does."""
+def _extend_detokenizer() -> None:
+    """Wraps the conversion of token ids to text: a signal output's id gives no text, and a token
+    is converted once and cached, because conversion costs more than a signal output."""
     from vllm.v1.engine import logprobs
 
     stock = logprobs.convert_ids_list_to_tokens
@@ -96,14 +98,16 @@ def _extend_decoder() -> None:
         return
 
     @functools.lru_cache(maxsize=1 << 16)
-    def read(tokenizer: Any, token: int) -> str:
+    def text_of(tokenizer: Any, token: int) -> str:
         return stock(tokenizer, [token])[0]
 
     @functools.wraps(stock)
     def convert(tokenizer: Any, token_ids: list[int]) -> list[str]:
         if all(token < FIRST_VIRTUAL_ID for token in token_ids):
             return stock(tokenizer, token_ids)
-        return [read(tokenizer, token) if token < FIRST_VIRTUAL_ID else "" for token in token_ids]
+        return [
+            text_of(tokenizer, token) if token < FIRST_VIRTUAL_ID else "" for token in token_ids
+        ]
 
     logprobs.convert_ids_list_to_tokens = convert
 

@@ -1,6 +1,6 @@
 """Requests inside the engine: which row of the batch wants which signal outputs, and guidance.
 
-vLLM gives a logits processor the logits alone; this one finds the states they were made of in the
+vLLM gives a logits processor the logits alone. This one takes the states behind them from the
 model, which runs in the same process and step.
 """
 
@@ -40,20 +40,21 @@ if TYPE_CHECKING:
 
 
 def guide_row(logits: Tensor, guide: GuideRequest, model: Any, row: int) -> Tensor:
-    """`logit + sum of strength * score` over the best candidates, the rest ruled out; [vocab].
+    """`logit + sum of strength * score` over the best candidates, minus infinity for other tokens;
+    [vocab]. See docs/method.md, "Guided decoding".
 
     A closed gate leaves the logits as they are.
     """
     if not _gate_is_open(logits, guide):
         return logits
-    at = torch.tensor([row], device=logits.device)
-    steered = logits.clone()
+    index = torch.tensor([row], device=logits.device)
+    guided = logits.clone()
     for name, strength in guide.strengths:
-        steered += strength * model.read_signal(name, model.step, at)[0]
+        guided += strength * model.read_signal(name, model.last_step, index)[0]
     if not 0 < guide.candidates < len(logits):
-        return steered
+        return guided
     best = logits.topk(guide.candidates).indices
-    return torch.full_like(logits, -math.inf).scatter(0, best, steered[best])
+    return torch.full_like(logits, -math.inf).scatter(0, best, guided[best])
 
 
 def _gate_is_open(logits: Tensor, guide: GuideRequest) -> bool:
@@ -68,32 +69,32 @@ def _gate_is_open(logits: Tensor, guide: GuideRequest) -> bool:
 
 
 class OtterProcessor(LogitsProcessor):
-    """Does nothing for models that are no grafts, and for requests that ask for nothing."""
+    """Does nothing for models that are no grafts, and for requests without our arguments."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self.vllm_config = vllm_config
         config = vllm_config.model_config.hf_config
         self.grafted = hasattr(config, "otter")
-        self.numbers = signal_outputs_of(config) if self.grafted else SignalOutputs(())
+        self.outputs = signal_outputs_of(config) if self.grafted else SignalOutputs(())
         self.rows: dict[int, SignalRequest] = {}
-        # Rows that want log-probabilities; true: of the best tokens, not of the chosen one alone.
-        self.scored: dict[int, bool] = {}
+        # Rows that want log-probabilities; true: also those of the best tokens.
+        self.logprob_rows: dict[int, bool] = {}
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Runs where clients are answered: what is wrong becomes their error, status 400."""
+        """Runs in the process that answers clients: an error becomes status 400."""
         arguments = sampling_params.extra_args
         if not any(key.startswith(ARGUMENT_PREFIX) for key in arguments or {}):
             return
-        numbers = ANNOUNCED_SIGNALS.get("graft", SignalOutputs(()))
-        if numbers is None:
+        outputs = ANNOUNCED_SIGNALS.get("graft", SignalOutputs(()))
+        if outputs is None:
             raise VLLMValidationError(
                 "this engine drafts, and vLLM loads no logits processors beside a drafter: there "
                 "are neither signals nor guidance; serve the graft without --speculative-config"
             )
         try:
-            asked = read_request(arguments, numbers)
-            _check_room(len(asked.numbers) if asked else 0, sampling_params)
+            request = read_request(arguments, outputs)
+            _check_room(len(request.outputs) if request else 0, sampling_params)
         except OtterError as error:
             raise VLLMValidationError(f"{error.what}; {error.hint}") from None
 
@@ -102,137 +103,142 @@ class OtterProcessor(LogitsProcessor):
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         process_dict_updates(self.rows, batch_update, self._new)
-        process_dict_updates(self.scored, batch_update, self._wants_best)
+        process_dict_updates(self.logprob_rows, batch_update, self._wants_best)
         if batch_update is not None and self.grafted:
-            find_model(self.vllm_config).ask(tuple(sorted(self.rows)))
+            find_model(self.vllm_config).request_rows(tuple(sorted(self.rows)))
 
     def _new(self, params: SamplingParams, *_: Any) -> SignalRequest | None:
-        return read_request(params.extra_args, self.numbers)
+        return read_request(params.extra_args, self.outputs)
 
     def _wants_best(self, params: SamplingParams, *_: Any) -> bool | None:
-        asked = read_request(params.extra_args, self.numbers)
-        if params.logprobs is None or (asked and asked.silent):
+        request = read_request(params.extra_args, self.outputs)
+        if params.logprobs is None or (request and request.without_logprobs):
             return None
-        return params.logprobs != (len(asked.numbers) if asked else 0)
+        return params.logprobs != (len(request.outputs) if request else 0)
 
     def apply(self, logits: Tensor) -> Tensor:
-        guided = {row: r.guide for row, r in self.rows.items() if r.guide is not None}
-        if guided:
+        guides = {row: r.guide for row, r in self.rows.items() if r.guide is not None}
+        if guides:
             model = find_model(self.vllm_config)
-            self._step(logits)
-            for row, guide in guided.items():
+            self._last_step(logits)
+            for row, guide in guides.items():
                 logits[row] = guide_row(logits[row], guide, model, row)
         return logits
 
     @property
-    def alone(self) -> bool:
-        """Whether no best tokens are asked for beside the numbers of this step."""
-        return not any(self.scored.values()) and any(r.numbers for r in self.rows.values())
+    def only_outputs(self) -> bool:
+        """Whether some row of this step wants signal outputs, and none wants the best tokens."""
+        return not any(self.logprob_rows.values()) and any(r.outputs for r in self.rows.values())
 
-    def numbers_alone(self, logprobs: Tensor | None, sampled: Tensor) -> LogprobsTensors:
-        """What stock gathers, less the best tokens, which nobody asked for; with the numbers.
-        `logprobs`: None where nobody asked for any."""
+    def outputs_without_best(self, logprobs: Tensor | None, sampled: Tensor) -> LogprobsTensors:
+        """What stock vLLM gathers, without the best tokens and with the signal outputs.
+
+        `logprobs`: None where no row wants log-probabilities.
+        """
         token, groups = sampled[:, None].long(), self._groups()
         if logprobs is None:
             chosen, ranks = _no_logprobs(len(token), token.device)
         else:
             chosen = logprobs.gather(-1, token)
-            mark_unbacked(logprobs, 0)  # as stock does: no compiling anew for another batch
+            mark_unbacked(logprobs, 0)  # as stock does: another batch size compiles nothing anew
             mark_unbacked(chosen, 0)
             ranks = batched_count_greater_than(logprobs, chosen)
-        ((wanted, silent), rows), *others = groups.items()
-        if not others and len(rows) == len(token) and silent == (logprobs is None):
-            virtual = _virtual_ids(wanted, token.device).expand(len(token), -1)
+        ((places, without_logprobs), rows), *others = groups.items()
+        if not others and len(rows) == len(token) and without_logprobs == (logprobs is None):
+            virtual = _virtual_ids(places, token.device).expand(len(token), -1)
             ids = torch.cat([token.int(), virtual], -1)
-            read = self._read(wanted, self._step(token), slice(None), sampled)
-            return LogprobsTensors(ids, torch.cat([chosen, read], -1), ranks)
-        room = (0, max(len(wanted) for wanted, _ in groups))
-        found = LogprobsTensors(F.pad(token, room).int(), F.pad(chosen, room), ranks)
-        return self.add_numbers(found, sampled)
+            values = self._read(places, self._last_step(token), slice(None), sampled)
+            return LogprobsTensors(ids, torch.cat([chosen, values], -1), ranks)
+        room = (0, max(len(places) for places, _ in groups))
+        padded = LogprobsTensors(F.pad(token, room).int(), F.pad(chosen, room), ranks)
+        return self.add_outputs(padded, sampled)
 
-    def add_numbers(self, found: LogprobsTensors, sampled: Tensor) -> LogprobsTensors:
-        """Numbers go right behind the sampled token, before the best others, which make room.
+    def add_outputs(self, stock: LogprobsTensors, sampled: Tensor) -> LogprobsTensors:
+        """Puts the outputs right after the sampled token; the best other tokens move back.
 
-        `found`: [rows, 1 + n] ids and log-probabilities. Every row keeps its own n. Of silent rows
-        log-probabilities read -inf and the rank 0, whatever the others ask for.
+        `stock`: [rows, 1 + n] ids and log-probabilities. Every row keeps as many best tokens as it
+        asked for. In rows without log-probabilities these read -inf and the rank 0, whatever other
+        rows ask for.
         """
         groups = self._groups()
         if not groups:
-            return found
-        # Where others name their tokens, rows may be as wide as that asks.
-        lacking = 1 + max(len(wanted) for wanted, _ in groups) - found.logprobs.shape[1]
+            return stock
+        # Rows may be too narrow where other requests name the tokens whose logprobs they want.
+        lacking = 1 + max(len(places) for places, _ in groups) - stock.logprobs.shape[1]
         if lacking > 0:
-            wider = [F.pad(part, (0, lacking)) for part in found[:2]]
-            found = LogprobsTensors(*wider, found.selected_token_ranks)
-        ids, values, ranks = (part.clone() for part in found[:3])
-        step = self._step(ids)
-        for (wanted, silent), rows in groups.items():
-            at, end = torch.tensor(rows, device=ids.device), 1 + len(wanted)
-            kept = ids.shape[1] - len(wanted)
-            ids[at, end:] = found.logprob_token_ids[at, 1:kept]
-            values[at, end:] = found.logprobs[at, 1:kept]
-            if silent:
-                ids[at, end:], values[at], ranks[at] = ids[at, :1], -torch.inf, 0
-            ids[at, 1:end] = _virtual_ids(wanted, ids.device).expand(len(rows), -1)
-            values[at, 1:end] = self._read(wanted, step, at, sampled[at])
-        return found._replace(logprob_token_ids=ids, logprobs=values, selected_token_ranks=ranks)
+            wider = [F.pad(part, (0, lacking)) for part in stock[:2]]
+            stock = LogprobsTensors(*wider, stock.selected_token_ranks)
+        ids, values, ranks = (part.clone() for part in stock[:3])
+        step = self._last_step(ids)
+        for (places, without_logprobs), rows in groups.items():
+            index, end = torch.tensor(rows, device=ids.device), 1 + len(places)
+            kept = ids.shape[1] - len(places)
+            ids[index, end:] = stock.logprob_token_ids[index, 1:kept]
+            values[index, end:] = stock.logprobs[index, 1:kept]
+            if without_logprobs:
+                ids[index, end:], values[index], ranks[index] = ids[index, :1], -torch.inf, 0
+            ids[index, 1:end] = _virtual_ids(places, ids.device).expand(len(rows), -1)
+            values[index, 1:end] = self._read(places, step, index, sampled[index])
+        return stock._replace(logprob_token_ids=ids, logprobs=values, selected_token_ranks=ranks)
 
     def _groups(self) -> dict[tuple[tuple[int, ...], bool], list[int]]:
-        """Rows by their numbers, and whether these are all: a step is short, and every operation
-        shows in it."""
+        """Rows by their outputs, and by whether they want no log-probabilities.
+
+        Rows are handled in groups because a step is short, and each operation shows in its time.
+        """
         groups: dict[tuple[tuple[int, ...], bool], list[int]] = {}
         for row, request in self.rows.items():
-            if request.numbers:
-                groups.setdefault((request.numbers, request.silent), []).append(row)
+            if request.outputs:
+                groups.setdefault((request.outputs, request.without_logprobs), []).append(row)
         return groups
 
-    def _step(self, rows: Tensor) -> StepStates:
-        step: StepStates | None = find_model(self.vllm_config).step
+    def _last_step(self, rows: Tensor) -> StepStates:
+        step: StepStates | None = find_model(self.vllm_config).last_step
         assert step is not None and len(step.base_state) == len(rows)
         return step
 
     def _read(
-        self, wanted: tuple[int, ...], step: StepStates, rows: Tensor | slice, sampled: Tensor
+        self, places: tuple[int, ...], step: StepStates, rows: Tensor | slice, sampled: Tensor
     ) -> Tensor:
-        """The wanted numbers of rows that ask for the same, [rows, numbers]."""
-        model, numbers = find_model(self.vllm_config), [self.numbers.all[i] for i in wanted]
+        """The outputs at `places` of rows that ask for the same, [rows, outputs]."""
+        model, outputs = find_model(self.vllm_config), [self.outputs.outputs[i] for i in places]
         scores = {
             name: self._of_sampled(name, model.read_signal(name, step, rows), sampled)
-            for name in dict.fromkeys(number.signal for number in numbers)
+            for name in dict.fromkeys(output.signal for output in outputs)
         }
-        return torch.stack([scores[n.signal][:, n.index] for n in numbers], -1)
+        return torch.stack([scores[o.signal][:, o.index] for o in outputs], -1)
 
     def _of_sampled(self, name: str, scores: Tensor, sampled: Tensor) -> Tensor:
-        """[rows, numbers]; of action values, the one of the token that was chosen."""
-        if self.numbers.signals[name].kind == "vocabulary":
+        """[rows, outputs]; of action values, the chosen token's."""
+        if self.outputs.signals[name].kind == "vocabulary":
             return scores.gather(-1, sampled[:, None].long())
         return scores[:, None] if scores.ndim == 1 else scores
 
 
 @lru_cache(maxsize=64)
 def _no_logprobs(rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and ranks where nobody asked for any, [rows, 1] and [rows]."""
+    """Log-probabilities [rows, 1] and ranks [rows] where no row wants any."""
     none = torch.full((rows, 1), -torch.inf, device=device)
     return none, torch.zeros(rows, dtype=torch.int64, device=device)
 
 
 @lru_cache(maxsize=64)
-def _virtual_ids(wanted: tuple[int, ...], device: torch.device) -> Tensor:
-    """The ids under which numbers travel."""
-    return torch.tensor(wanted, device=device, dtype=torch.int32) + FIRST_VIRTUAL_ID
+def _virtual_ids(places: tuple[int, ...], device: torch.device) -> Tensor:
+    """The token ids under which outputs travel."""
+    return torch.tensor(places, device=device, dtype=torch.int32) + FIRST_VIRTUAL_ID
 
 
-def _check_room(wanted: int, sampling_params: SamplingParams) -> None:
+def _check_room(count: int, sampling_params: SamplingParams) -> None:
     logprobs = sampling_params.logprobs
-    if wanted and sampling_params.logprob_token_ids:
+    if count and sampling_params.logprob_token_ids:
         raise OtterError(
-            "numbers travel as log-probabilities, in the places of those of logprob_token_ids",
-            hint="two requests",
+            "signals travel as log-probabilities, in the places of those of logprob_token_ids",
+            hint="make two requests",
         )
-    if wanted and (logprobs is None or logprobs < wanted):
+    if count and (logprobs is None or logprobs < count):
         raise OtterError(
-            f"{wanted} numbers travel as log-probabilities, and the request asks for "
+            f"{count} signal outputs travel as log-probabilities, and the request asks for "
             f"{logprobs or 0} of those",
-            hint=f"logprobs={wanted} (chat: logprobs=true, top_logprobs={wanted + 1}), or use "
+            hint=f"logprobs={count} (chat: logprobs=true, top_logprobs={count + 1}), or use "
             "otter_cli.serving.vllm.client",
         )

@@ -22,7 +22,7 @@ EMPTY = -1
 
 @dataclass(frozen=True)
 class RankLayout:
-    """Of one insertion, for rank `rank` of `ranks`."""
+    """The layout of one insertion on rank `rank` of `ranks`."""
 
     config: InsertionConfig
     shape: BaseShape
@@ -31,8 +31,8 @@ class RankLayout:
 
     @cached_property
     def all_heads(self) -> list[int]:
-        """The inserted query head at each place, NONE for a zero head, grouped by key/value
-        head."""
+        """The inserted query head at each place of all ranks, grouped by key/value head; EMPTY for
+        a zero head."""
         config = self.config
         if not config.heads:
             return []
@@ -58,36 +58,40 @@ class RankLayout:
 
     @cached_property
     def heads(self) -> list[int]:
-        return self._mine(self.all_heads)
+        """The inserted query head at each place of this rank."""
+        return self._of_rank(self.all_heads)
 
     @cached_property
     def kv_heads(self) -> list[int]:
         """Inserted key/value heads of this rank, with `kv: own`."""
         own = self.config.kv_heads if self.config.kv == "own" and self.config.heads else 0
-        return self._mine(_padded_places(own, self.ranks))
+        return self._of_rank(_padded_places(own, self.ranks))
 
     @cached_property
     def units(self) -> list[int]:
-        return self._mine(_padded_places(self.config.ffn, self.ranks))
+        """Inserted FFN units of this rank."""
+        return self._of_rank(_padded_places(self.config.ffn, self.ranks))
 
     def base_columns(self, width: int) -> list[int]:
-        """This rank's part of a base activation of `width` columns: attention output or m."""
-        return self._mine(list(range(width)))
+        """This rank's columns of a base activation of `width` columns: attention output or m."""
+        return self._of_rank(list(range(width)))
 
-    def of_heads(self, heads: list[int]) -> list[int]:
-        """Rows of the given heads."""
+    def rows_of_heads(self, heads: list[int]) -> list[int]:
+        """Rows of a projection that belong to the given heads."""
         c = self.shape.head_dim
         return [EMPTY if head == EMPTY else head * c + i for head in heads for i in range(c)]
 
-    def _mine(self, places: list[int]) -> list[int]:
+    def _of_rank(self, places: list[int]) -> list[int]:
         share = len(places) // self.ranks
         return places[self.rank * share : (self.rank + 1) * share]
 
 
 @dataclass(frozen=True)
 class TrainedHeads:
-    """The heads of one rank that were trained: they stand one behind the other, zero heads before
-    and after them. A rank that has none keeps one zero head, so that no product is empty."""
+    """The trained heads of one rank: side by side, with zero heads `before` and `after` them.
+
+    A rank without trained heads keeps one zero head, so that no product is empty.
+    """
 
     heads: list[int]
     before: int
@@ -95,41 +99,41 @@ class TrainedHeads:
 
     @classmethod
     def of(cls, places: list[int]) -> TrainedHeads:
-        real = [i for i, place in enumerate(places) if place != EMPTY] or [0]
-        first, end = real[0], real[-1] + 1
+        trained = [i for i, place in enumerate(places) if place != EMPTY] or [0]
+        first, end = trained[0], trained[-1] + 1
         return cls(places[first:end], first, len(places) - end)
 
     @property
     def places(self) -> int:
         return self.before + len(self.heads) + self.after
 
-    def filled(self, rows: Tensor, size: int) -> Tensor:
-        """[tokens, trained * size] to [tokens, heads * size]: zero heads take their places."""
+    def pad(self, states: Tensor, size: int) -> Tensor:
+        """[tokens, trained * size] to [tokens, places * size]: adds the zero heads."""
         if not self.before and not self.after:
-            return rows
-        return F.pad(rows, (self.before * size, self.after * size))
+            return states
+        return F.pad(states, (self.before * size, self.after * size))
 
-    def taken(self, rows: Tensor, size: int) -> Tensor:
-        """What `filled` put there."""
-        return rows.narrow(-1, self.before * size, len(self.heads) * size)
+    def unpad(self, states: Tensor, size: int) -> Tensor:
+        """[tokens, places * size] to [tokens, trained * size]: drops the zero heads."""
+        return states.narrow(-1, self.before * size, len(self.heads) * size)
 
 
 @dataclass(frozen=True)
 class KVSlice:
-    """Key/value heads of a rank, from `first` on."""
+    """`count` key/value heads of a rank, from `first` on."""
 
     first: int
     count: int
 
     @classmethod
     def of(cls, queries: TrainedHeads, group: int) -> KVSlice:
-        """Those that trained query heads read, of `group` places on each."""
+        """The key/value heads that trained query heads read; each serves `group` places."""
         first, end = queries.before // group, queries.before + len(queries.heads)
         return cls(first, -(-end // group) - first)
 
 
 def select_places(tensor: Tensor, places: list[int], dim: int = 0) -> Tensor:
-    """Rows (columns) at `places`; zeros at NONE."""
+    """Rows (columns) at `places`; zeros at EMPTY."""
     zero = torch.zeros_like(tensor.narrow(dim, 0, 1))
     padded = torch.cat([tensor, zero], dim)
     index = torch.tensor([p if p != EMPTY else tensor.shape[dim] for p in places])

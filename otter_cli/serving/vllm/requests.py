@@ -13,17 +13,34 @@ from dataclasses import dataclass
 from typing import Any
 
 from otter_cli.core.errors import OtterError, closest
+from otter_cli.graft.config import InsertionConfig
 from otter_cli.signals.config import SignalConfig
 
 # Far above any vocabulary, and it still fits the engine's int32.
 FIRST_VIRTUAL_ID = 1 << 30
-# What the engine's answer has room for; vLLM's --max-logprobs raises it.
-DEFAULT_MAX_LOGPROBS = 20
+
+
+def parse_insertions(described: Mapping[str, Any]) -> list[InsertionConfig]:
+    """The insertions under "otter" in an export's config.json."""
+    return [InsertionConfig.model_validate(config) for config in described["insertions"]]
+
+
+def unknown_name(what: str, name: str, known: Iterable[str], all_of_them: str) -> OtterError:
+    """The error `what`, whose hint gives the nearest of the `known` names, and all of them."""
+    names = list(known)
+    near = closest(name, names)
+    suggestion = f"did you mean {near!r}? " if near else ""
+    return OtterError(what, hint=f"{suggestion}{all_of_them}{', '.join(names) or 'none'}")
+
+
+def unknown_signal(name: str, known: Iterable[str]) -> OtterError:
+    what = f"there is no signal {name!r} in this graft"
+    return unknown_name(what, name, known, "its signals: ")
 
 
 @dataclass(frozen=True)
 class SignalOutput:
-    """One of a signal's numbers: its only one, an attribute of a value, or a class."""
+    """One number of a signal: its only one, an attribute of a value, or a class."""
 
     signal: str
     index: int
@@ -31,42 +48,41 @@ class SignalOutput:
 
 
 class SignalOutputs:
-    """Every number that the signals of a graft come to, in order."""
+    """All numbers that the signals of a graft give, in order. Future signals give none."""
 
     def __init__(self, signals: Iterable[SignalConfig]) -> None:
         self.signals = {signal.name: signal for signal in signals}
-        self.all: list[SignalOutput] = []
+        self.outputs: list[SignalOutput] = []
         for signal in self.signals.values():
             if signal.kind == "future":
                 continue
-            # Of action values, the one of the token that was chosen.
+            # Of action values, only the chosen token's is returned.
             count = 1 if signal.kind == "vocabulary" else signal.size
             labels = signal.labels or (None,) * count
-            self.all += [SignalOutput(signal.name, i, label) for i, label in enumerate(labels)]
+            self.outputs += [SignalOutput(signal.name, i, label) for i, label in enumerate(labels)]
+
+    @classmethod
+    def of_insertions(cls, insertions: Iterable[InsertionConfig]) -> SignalOutputs:
+        return cls(signal for config in insertions for signal in config.signals)
 
     @property
-    def of_texts(self) -> list[SignalOutput]:
-        """Those that score a text: an action value has a next token to score, which none is."""
+    def text_outputs(self) -> list[SignalOutput]:
+        """The outputs that score a text. Action values score a next token, and a text has none."""
         kinds = ("value", "classes")
-        return [number for number in self.all if self.signals[number.signal].kind in kinds]
+        return [output for output in self.outputs if self.signals[output.signal].kind in kinds]
 
-    def of(self, names: Iterable[str]) -> tuple[int, ...]:
-        """Places in `all` of the numbers of the named signals. Raises OtterError."""
+    def places_of(self, names: Iterable[str]) -> tuple[int, ...]:
+        """Indices in `outputs` of those of the named signals. Raises OtterError."""
         places: list[int] = []
         for name in names:
             self.check(name)
-            places += [i for i, number in enumerate(self.all) if number.signal == name]
+            places += [i for i, output in enumerate(self.outputs) if output.signal == name]
         return tuple(places)
 
     def check(self, name: str) -> None:
         """Raises OtterError unless `name` is a signal of the graft that gives numbers."""
         if name not in self.signals:
-            near = closest(name, self.signals)
-            raise OtterError(
-                f"there is no signal {name!r} in this graft",
-                hint=(f"did you mean {near!r}? " if near else "")
-                + f"its signals: {', '.join(self.signals) or 'none'}",
-            )
+            raise unknown_signal(name, self.signals)
         if self.signals[name].kind == "future":
             raise OtterError(
                 f"signal {name!r} predicts tokens, it does not score them",
@@ -88,9 +104,11 @@ ARGUMENTS = (
 
 @dataclass(frozen=True)
 class GuideRequest:
-    """Q-style: `logit + sum of strength * score` over the `candidates` best logits (0: all).
+    """Q-style guidance: `logit + sum of strength * score` over the `candidates` best tokens by
+    logit (0: all tokens).
 
-    Gates: only where the base's entropy (nats) is above a bound, or its best probability below one.
+    Gates: only where the base's entropy (in nats) is above a bound, and the probability of its best
+    token below one.
     """
 
     strengths: tuple[tuple[str, float], ...]
@@ -101,47 +119,43 @@ class GuideRequest:
 
 @dataclass(frozen=True)
 class SignalRequest:
-    """`numbers`: places in Numbers.all of what is to stand beside each token; `logprobs`: whether
-    log-probabilities are to stand there as well, which numbers only travel as."""
+    """`outputs`: indices in `SignalOutputs.outputs` of the numbers to return beside each token.
 
-    numbers: tuple[int, ...]
+    `logprobs`: whether to return log-probabilities too. Outputs only travel as log-probabilities.
+    """
+
+    outputs: tuple[int, ...]
     guide: GuideRequest | None
     logprobs: bool = True
 
     @property
-    def silent(self) -> bool:
-        """Numbers, and no log-probability of any token."""
-        return bool(self.numbers) and not self.logprobs
+    def without_logprobs(self) -> bool:
+        """Outputs, and no log-probability of any token."""
+        return bool(self.outputs) and not self.logprobs
 
 
 def read_request(
-    arguments: Mapping[str, Any] | None, numbers: SignalOutputs
+    arguments: Mapping[str, Any] | None, outputs: SignalOutputs
 ) -> SignalRequest | None:
-    """None where nothing is asked of the graft. Raises OtterError for what has no meaning."""
-    mine = {
+    """The request in vLLM's extra arguments; None without any of ours. Raises OtterError."""
+    own = {
         key: value for key, value in (arguments or {}).items() if key.startswith(ARGUMENT_PREFIX)
     }
-    if not mine:
-        return None
-    for key in mine:
+    for key in own:
         if key not in ARGUMENTS:
-            near = closest(key, ARGUMENTS)
-            raise OtterError(
-                f"there is no argument {key!r}",
-                hint=(f"did you mean {near!r}? " if near else "")
-                + f"there are {', '.join(ARGUMENTS)}",
-            )
-    asked, guide = numbers.of(_names(mine.get("otter_signals"))), _read_guide(mine, numbers)
-    logprobs = _boolean(mine, "otter_logprobs", True)
-    return SignalRequest(asked, guide, logprobs) if asked or guide else None
+            what = f"there is no argument {key!r}"
+            raise unknown_name(what, key, ARGUMENTS, "there are ")
+    places, guide = outputs.places_of(_names(own.get("otter_signals"))), _read_guide(own, outputs)
+    logprobs = _boolean(own, "otter_logprobs", True)
+    return SignalRequest(places, guide, logprobs) if places or guide else None
 
 
-def _read_guide(mine: Mapping[str, Any], numbers: SignalOutputs) -> GuideRequest | None:
-    names = _names(mine.get("otter_guide"))
-    strengths = _strengths(mine.get("otter_strength", 0.0), names)
+def _read_guide(own: Mapping[str, Any], outputs: SignalOutputs) -> GuideRequest | None:
+    names = _names(own.get("otter_guide"))
+    strengths = _strengths(own.get("otter_strength", 0.0), names)
     for name in names:
-        numbers.check(name)
-        if numbers.signals[name].kind != "vocabulary":
+        outputs.check(name)
+        if outputs.signals[name].kind != "vocabulary":
             raise OtterError(
                 f"signal {name!r} cannot guide in this engine: it scores a text, no next token",
                 hint="k candidates would have to go through the model as one step, which vLLM "
@@ -149,9 +163,9 @@ def _read_guide(mine: Mapping[str, Any], numbers: SignalOutputs) -> GuideRequest
             )
     guide = GuideRequest(
         strengths=tuple((n, w) for n, w in zip(names, strengths, strict=True) if w != 0),
-        candidates=_integer(mine, "otter_candidates", 10),
-        entropy_above=_bound(mine, "otter_entropy_above"),
-        top_below=_bound(mine, "otter_top_below"),
+        candidates=_integer(own, "otter_candidates", 10),
+        entropy_above=_bound(own, "otter_entropy_above"),
+        top_below=_bound(own, "otter_top_below"),
     )
     return guide if guide.strengths else None
 
@@ -163,32 +177,32 @@ def _names(value: Any) -> list[str]:
 
 
 def _strengths(value: Any, names: list[str]) -> list[float]:
-    """One for all of the guides, or one for each."""
+    """One strength for all guides, or one for each."""
     values = value if isinstance(value, list) else [value] * len(names)
-    found = [_number("otter_strength", one) for one in values]
-    if len(found) != len(names):
+    strengths = [_number("otter_strength", each) for each in values]
+    if len(strengths) != len(names):
         raise OtterError(
-            f"otter_strength has {len(found)} numbers for {len(names)} guides",
+            f"otter_strength has {len(strengths)} numbers for {len(names)} guides",
             hint="one number, or one for each name of otter_guide",
         )
-    return found
+    return strengths
 
 
-def _bound(mine: Mapping[str, Any], key: str) -> float | None:
-    return _number(key, mine[key]) if key in mine else None
+def _bound(own: Mapping[str, Any], key: str) -> float | None:
+    return _number(key, own[key]) if key in own else None
 
 
-def _boolean(mine: Mapping[str, Any], key: str, usual: bool) -> bool:
-    value = mine.get(key, usual)
+def _boolean(own: Mapping[str, Any], key: str, default: bool) -> bool:
+    value = own.get(key, default)
     if value not in (True, False):
         raise OtterError(f"{key} is {value!r}", hint="true or false")
     return bool(value)
 
 
-def _integer(mine: Mapping[str, Any], key: str, usual: int) -> int:
-    value = _number(key, mine.get(key, usual))
+def _integer(own: Mapping[str, Any], key: str, default: int) -> int:
+    value = _number(key, own.get(key, default))
     if value < 0 or value != int(value):
-        raise OtterError(f"{key} is {mine[key]!r}", hint="a whole number; 0 is the vocabulary")
+        raise OtterError(f"{key} is {own[key]!r}", hint="a whole number; 0 is the vocabulary")
     return int(value)
 
 

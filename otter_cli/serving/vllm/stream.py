@@ -1,7 +1,8 @@
-"""The inserted stream over vLLM's layers, with the projections of a branch side by side.
+"""The inserted stream over vLLM's layers (docs/method.md, "The stream").
 
 The base's modules are vLLM's own and are called as its model calls them; this file reads what goes
-into them. Shapes are [tokens, ...], all sequences of a batch one after the other.
+into them. The projections of a branch are side by side in one product. Shapes are [tokens, ...],
+all sequences of a batch one after the other.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ from otter_cli.serving.vllm.rank_layout import KVSlice, RankLayout, TrainedHeads
 from otter_cli.signals.heads import HEADS
 
 StoredTensors = Mapping[str, Tensor]
-# Numbers of a linear head that is in single precision whatever the engine is: in bfloat16, on a
-# processor, its product took 0.8 ms of a step of 143.
+# Linear signal heads of at most so many outputs are kept in fp32, whatever the engine's dtype: on a
+# CPU, a bfloat16 product took 0.8 ms of a step of 143 ms.
 MAX_FP32_OUTPUTS = 64
 
 
-def parameter(*shape: int, **more: Any) -> nn.Parameter:
-    return nn.Parameter(torch.empty(shape, **more), requires_grad=False)
+def parameter(*shape: int, **options: Any) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape, **options), requires_grad=False)
 
 
-def inverse_rms(measured: Tensor, eps: float) -> Tensor:
+def inverse_rms(states: Tensor, eps: float) -> Tensor:
     """1 / sqrt(mean x^2 + eps), in the form that the engine's compiler fuses."""
-    return measured.pow(2).mean(-1, keepdim=True).add(eps).rsqrt()
+    return states.pow(2).mean(-1, keepdim=True).add(eps).rsqrt()
 
 
 class EngineNorm(nn.Module):
@@ -53,8 +54,10 @@ class EngineNorm(nn.Module):
 
 
 class EngineLinear(nn.Module):
-    """`x W`, W as [in, out]: a few columns are multiplied faster so. Half precision on a CPU takes
-    the engine's own kernels, since torch would pack W at every call."""
+    """`x W`, with W as [in, out], which is faster for few columns.
+
+    Half precision on a CPU takes the engine's own kernels: torch would pack W at every call.
+    """
 
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
@@ -69,7 +72,7 @@ class EngineLinear(nn.Module):
         return torch.addmm(term, x, self.weight) if self.packed is None else term + self.packed(x)
 
     def pack(self) -> None:
-        """Once W is there."""
+        """Packs W for the engine's CPU kernels, once it is loaded."""
         if self.weight.device.type == "cpu" and self.weight.dtype != torch.float32:
             linear: Any = nn.Module()
             linear.weight = nn.Parameter(self.weight.t().contiguous(), requires_grad=False)
@@ -78,7 +81,7 @@ class EngineLinear(nn.Module):
 
 
 class EngineDualInputLinear(nn.Module):
-    """`x W^h + u W^z (+ b)`, of one projection or several side by side. Two products are faster
+    """`x W^h + u W^z (+ b)`, for one projection or several side by side. Two products are faster
     than one over [x ; u]."""
 
     def __init__(self, base: int, inserted: int, out: int, bias: bool) -> None:
@@ -92,35 +95,37 @@ class EngineDualInputLinear(nn.Module):
 
     def load(self, stored: StoredTensors, names: list[str], places: list[list[int]]) -> None:
         parts = list(zip(names, places, strict=True))
-        for kind, into in (("h", self.h), ("z", self.z)):
-            read = [select_places(stored[f"{name}.{kind}.weight"], at) for name, at in parts]
-            into.weight.copy_(torch.cat(read).t())
+        for kind, target in (("h", self.h), ("z", self.z)):
+            weights = [select_places(stored[f"{name}.{kind}.weight"], rows) for name, rows in parts]
+            target.weight.copy_(torch.cat(weights).t())
         if self.bias is not None:
             self.bias.copy_(
-                torch.cat([select_places(stored[f"{name}.bias"], at) for name, at in parts])
+                torch.cat([select_places(stored[f"{name}.bias"], rows) for name, rows in parts])
             )
 
 
 class EngineBranch(nn.Module):
-    """`z += t W^h + t' W^z (+ b)`, summed over the ranks."""
+    """`z += t W^h + t' W^z (+ b)`, summed over the ranks; t is the base's part of a branch's
+    output projection input, t' the insertion's."""
 
-    def __init__(self, layout: RankLayout, wide: int, thin: int, bias: bool) -> None:
+    def __init__(self, layout: RankLayout, base_dim: int, inserted_dim: int, bias: bool) -> None:
         super().__init__()
         D = layout.config.hidden
-        self.ranks, self.columns = layout.ranks, layout.base_columns(wide)
+        self.ranks, self.columns = layout.ranks, layout.base_columns(base_dim)
         self.h = EngineLinear(len(self.columns), D)
-        self.z = EngineLinear(thin, D) if thin else None
+        self.z = EngineLinear(inserted_dim, D) if inserted_dim else None
         self.bias = parameter(D) if bias else None
 
-    def forward(self, z: Tensor, wide: Tensor, thin: Tensor | None) -> Tensor:
+    def forward(self, z: Tensor, base_out: Tensor, inserted_out: Tensor | None) -> Tensor:
         if self.ranks > 1:
-            z = z + tensor_model_parallel_all_reduce(self._plus(self.h(wide), thin))
+            added = self._plus_inserted(self.h(base_out), inserted_out)
+            z = z + tensor_model_parallel_all_reduce(added)
         else:
-            z = self._plus(self.h.plus(z, wide), thin)
+            z = self._plus_inserted(self.h.plus(z, base_out), inserted_out)
         return z if self.bias is None else z + self.bias
 
-    def _plus(self, out: Tensor, thin: Tensor | None) -> Tensor:
-        return out if thin is None or self.z is None else self.z.plus(out, thin)
+    def _plus_inserted(self, out: Tensor, inserted_out: Tensor | None) -> Tensor:
+        return out if inserted_out is None or self.z is None else self.z.plus(out, inserted_out)
 
     def load(self, stored: StoredTensors, name: str, places: list[int]) -> None:
         self.h.weight.copy_(select_places(stored[f"{name}.h.weight"], self.columns, 1).t())
@@ -138,11 +143,11 @@ class EngineAttention(nn.Module):
         super().__init__()
         config, shape = layout.config, layout.shape
         self.layout, self.size = layout, shape.head_dim
-        held = [layout.heads, *([layout.kv_heads] * 2 if config.kv == "own" else [])]
-        self.parts = [TrainedHeads.of(places) for places in held] if config.heads else []
+        places = [layout.heads, *([layout.kv_heads] * 2 if config.kv == "own" else [])]
+        self.parts = [TrainedHeads.of(part) for part in places] if config.heads else []
         self.rows = [len(part.heads) * self.size for part in self.parts]
-        thin = self.rows[0] if config.heads else 0
-        self.out = EngineBranch(layout, shape.heads * self.size, thin, shape.out_bias)
+        inserted_dim = self.rows[0] if config.heads else 0
+        self.out = EngineBranch(layout, shape.heads * self.size, inserted_dim, shape.out_bias)
         if not config.heads:
             return
         self.norm = EngineNorm(config, shape)
@@ -152,7 +157,7 @@ class EngineAttention(nn.Module):
         normed, shared = bool(shape.family.attention.query_norm), config.kv == "base"
         self.query_norm = parameter(self.size) if normed else None
         self.key_norm = parameter(self.size) if normed and not shared else None
-        keys = self._sharing(base) if shared else {"num_kv_heads": len(layout.kv_heads)}
+        keys = self._shared_cache(base) if shared else {"num_kv_heads": len(layout.kv_heads)}
         self.attend = Attention(
             self.parts[0].places,
             self.size,
@@ -163,26 +168,33 @@ class EngineAttention(nn.Module):
             **engine,
         )
 
-    def _sharing(self, base: Any) -> dict[str, Any]:
-        """Of an attention layer that reads the base's cache: all of it, or no more than is read."""
-        queries, every = self.parts[0], base.num_kv_heads
+    def _shared_cache(self, base: Any) -> dict[str, Any]:
+        """Arguments of an attention layer that reads the base's cache: all its heads, or the slice
+        that is needed, where the backend can read one."""
+        queries, kv_heads = self.parts[0], base.num_kv_heads
         target = {"kv_sharing_target_layer_name": base.attn.layer_name}
-        span = KVSlice.of(queries, queries.places // every)
-        narrow = slice_backend(base.attn.attn_backend, span.count) if span.count < every else None
-        if narrow is None:
-            return {**target, "num_kv_heads": every}
+        kv_slice = KVSlice.of(queries, queries.places // kv_heads)
+        backend = None
+        if kv_slice.count < kv_heads:
+            backend = slice_backend(base.attn.attn_backend, kv_slice.count)
+        if backend is None:
+            return {**target, "num_kv_heads": kv_heads}
         self.parts[0] = TrainedHeads(queries.heads, 0, 0)
         return {
             **target,
-            "num_kv_heads": span.count,
-            "attn_backend": narrow,
-            "first_kv_head": span.first,
+            "num_kv_heads": kv_slice.count,
+            "attn_backend": backend,
+            "first_kv_head": kv_slice.first,
         }
 
-    def ask(self, z: Tensor, x: Tensor, h: Tensor, positions: Tensor, rotary: Any) -> list[Tensor]:
-        """What the inserted heads give the engine's attention: queries, and keys and values of
-        their own. It is made before the base's attention runs, so that nothing has to be compiled
-        between the two."""
+    def prepare(
+        self, z: Tensor, x: Tensor, h: Tensor, positions: Tensor, rotary: Any
+    ) -> list[Tensor]:
+        """The inputs of the engine's attention: queries, and with `kv: own` keys and values.
+
+        They are computed before the base's attention runs, so that nothing has to be compiled
+        between the two.
+        """
         if not self.parts:
             return []
         query, *own = self.project(x, self.norm(z, h)).split(self.rows, -1)
@@ -191,14 +203,17 @@ class EngineAttention(nn.Module):
             key = self._normed(own[0], self.key_norm).contiguous()
         query, key = rotary(positions, query, key)
         states = [query, key, own[1]] if own else [query]
-        return [p.filled(s, self.size) for p, s in zip(self.parts, states, strict=True)]
+        return [p.pad(s, self.size) for p, s in zip(self.parts, states, strict=True)]
 
-    def attended(self, asked: list[Tensor]) -> Tensor | None:
-        """After the base's attention, which has written the keys and values that are shared."""
-        if not asked:
+    def attention_output(self, inputs: list[Tensor]) -> Tensor | None:
+        """The inserted heads' output for what `prepare` returned.
+
+        It must run after the base's attention, which writes the shared keys and values.
+        """
+        if not inputs:
             return None
-        found = self.attend(*asked) if len(asked) > 1 else self.attend(asked[0], None, None)
-        return self.parts[0].taken(found, self.size)
+        out = self.attend(*inputs) if len(inputs) > 1 else self.attend(inputs[0], None, None)
+        return self.parts[0].unpad(out, self.size)
 
     def _normed(self, flat: Tensor, weight: Tensor | None) -> Tensor:
         if weight is None:
@@ -208,7 +223,7 @@ class EngineAttention(nn.Module):
         return ((heads.float() * scale).to(flat.dtype) * weight).flatten(-2)
 
     def load(self, stored: StoredTensors) -> None:
-        places = [self.layout.of_heads(part.heads) for part in self.parts]
+        places = [self.layout.rows_of_heads(part.heads) for part in self.parts]
         self.out.load(stored, "out", places[0] if places else [])
         if not places:
             return
@@ -220,7 +235,7 @@ class EngineAttention(nn.Module):
 
 
 class EngineFeedForward(nn.Module):
-    """`m' = act(x W_g^h + u W_g^z) * (x W_u^h + u W_u^z)`."""
+    """`m' = act(x W_g^h + u W_g^z) * (x W_u^h + u W_u^z)` (docs/method.md, "FFN units")."""
 
     def __init__(self, layout: RankLayout) -> None:
         super().__init__()
@@ -248,8 +263,8 @@ class EngineFeedForward(nn.Module):
 
 
 class EngineStream(nn.Module):
-    """One insertion beside the base's layers, or behind some of them (`waiting`), and its signal
-    heads."""
+    """One insertion and its signal heads. Its layers run beside the base's, or after groups of
+    them (`deferred`)."""
 
     def __init__(
         self, layout: RankLayout, layers: Mapping[int, Any], prefix: str, **engine: Any
@@ -261,57 +276,58 @@ class EngineStream(nn.Module):
         self.embedding = parameter(shape.vocab, config.hidden) if table else None
         self.attention = cast(dict[str, EngineAttention], nn.ModuleDict())
         self.ffn = cast(dict[str, EngineFeedForward], nn.ModuleDict())
-        self.waiting = DeferredLayers.of(layout, layers, prefix)
-        for index in config.layers if self.waiting is None else ():
-            place = f"{prefix}.layers.{index}.otter_{config.name}.attn"
+        self.deferred = DeferredLayers.of(layout, layers, prefix)
+        for index in config.layers if self.deferred is None else ():
+            name = f"{prefix}.layers.{index}.otter_{config.name}.attn"
             base = layers[index].self_attn
-            self.attention[str(index)] = EngineAttention(layout, base, place, **engine)
+            self.attention[str(index)] = EngineAttention(layout, base, name, **engine)
             self.ffn[str(index)] = EngineFeedForward(layout)
-        self.norm = EngineNorm(config, shape) if config.hidden and self.waiting is None else None
+        self.norm = EngineNorm(config, shape) if config.hidden and self.deferred is None else None
         self.signals = cast(dict[str, nn.ParameterDict], nn.ModuleDict())
         for signal in config.signals:
             shapes = HEADS[signal.kind].shapes(signal, shape.hidden, config.hidden, shape.vocab)
             linear = signal.kind in ("value", "classes") and signal.size <= MAX_FP32_OUTPUTS
-            few = {"dtype": torch.float32} if linear else {}
-            parts = {name: parameter(*form, **few) for name, form in shapes.items()}
+            options = {"dtype": torch.float32} if linear else {}
+            parts = {name: parameter(*dims, **options) for name, dims in shapes.items()}
             self.signals[signal.name] = nn.ParameterDict(parts)
 
     @property
-    def described(self) -> dict[str, Any]:
-        """What its code is compiled of."""
-        waiting = None if self.waiting is None else sorted(self.waiting.groups)
-        return {"insertion": self.config.model_dump(mode="json"), "waiting": waiting}
+    def compile_key(self) -> dict[str, Any]:
+        """What the compiled code depends on."""
+        groups = None if self.deferred is None else sorted(self.deferred.groups)
+        return {"insertion": self.config.model_dump(mode="json"), "deferred": groups}
 
-    def start(self, tokens: Tensor, like: Tensor) -> Tensor:
+    def embed(self, tokens: Tensor, hidden: Tensor) -> Tensor:
+        """The stream's first state z [tokens, D], in the dtype of the base's `hidden`."""
         if self.embedding is None:
-            z = like.new_zeros(len(tokens), self.hidden)
+            z = hidden.new_zeros(len(tokens), self.hidden)
         else:
             z = F.embedding(tokens, self.embedding)
-        return z if self.waiting is None else z.float()
+        return z if self.deferred is None else z.float()
 
     def layer(self, index: int) -> tuple[EngineAttention, EngineFeedForward] | None:
-        """What runs beside a layer of the base."""
-        place = str(index)
-        return (self.attention[place], self.ffn[place]) if place in self.attention else None
+        """What runs beside a layer of the base; None for nothing."""
+        key = str(index)
+        return (self.attention[key], self.ffn[key]) if key in self.attention else None
 
-    def end(self, z: Tensor, h: Tensor) -> Tensor:
-        """v [tokens, D]."""
+    def final_norm(self, z: Tensor, h: Tensor) -> Tensor:
+        """v [tokens, D]; deferred layers have applied the norm already."""
         return z.to(h.dtype) if self.norm is None else self.norm(z, h)
 
     def load(self, stored: StoredTensors) -> None:
-        """Takes every tensor of the insertion, by its name within it."""
+        """Loads every tensor of the insertion, by its name within it."""
         if self.embedding is not None:
             self.embedding.copy_(stored["embedding.weight"])
         for index in self.attention:
             self.attention[index].load(_below(stored, f"layers.{index}.attention."))
             self.ffn[index].load(_below(stored, f"layers.{index}.ffn."))
-        if self.waiting is not None:
-            self.waiting.load(stored)
+        if self.deferred is not None:
+            self.deferred.load(stored)
         if self.norm is not None:
             self.norm.weight.copy_(stored["norm.weight"])
         for name, parts in self.signals.items():
-            for part, own in parts.items():
-                own.copy_(stored[f"signals.{name}.{part}"])
+            for part, weight in parts.items():
+                weight.copy_(stored[f"signals.{name}.{part}"])
         for module in self.modules():
             if isinstance(module, EngineLinear):
                 module.pack()

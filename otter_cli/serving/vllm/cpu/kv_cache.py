@@ -23,11 +23,11 @@ from vllm.v1.attention.backends.cpu_attn import (
 
 
 class KVSliceAttention(CPUAttentionBackendImpl):
-    """Sees `num_kv_heads` heads of the cache, from `first_kv_head` on."""
+    """Reads `num_kv_heads` heads of the cache, from `first_kv_head` on."""
 
     def __init__(self, *arguments: Any, first_kv_head: int, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self.seen = slice(first_kv_head, first_kv_head + self.num_kv_heads)
+        self.kv_slice = slice(first_kv_head, first_kv_head + self.num_kv_heads)
 
     def forward(
         self,
@@ -40,15 +40,15 @@ class KVSliceAttention(CPUAttentionBackendImpl):
         output: Tensor,
         **scales: Any,
     ) -> Tensor:
-        # Before there is a cache the engine runs a batch without metadata.
-        seen = kv_cache if attn_metadata is None else kv_cache[:, self.seen]
-        return super().forward(layer, query, key, value, seen, attn_metadata, output, **scales)
+        # Without metadata the engine runs a batch before there is a cache.
+        heads = kv_cache if attn_metadata is None else kv_cache[:, self.kv_slice]
+        return super().forward(layer, query, key, value, heads, attn_metadata, output, **scales)
 
 
 @cache
 def slice_backend(backend: type[Any], count: int) -> type[Any] | None:
-    """`backend` for layers that read `count` key/value heads of a larger cache; None where a
-    backend's cache cannot be read so."""
+    """`backend` for layers that read `count` key/value heads of a larger cache; None where the
+    backend's cache does not allow it."""
     if backend is not CPUAttentionBackend:
         return None
 
@@ -67,34 +67,35 @@ def slice_backend(backend: type[Any], count: int) -> type[Any] | None:
             return Builder
 
     # The engine tells backends apart by their qualified names.
-    Backend.__qualname__ = f"SpanOf{count}"
+    Backend.__qualname__ = f"KVSliceOf{count}"
     return Backend
 
 
-# A block has multiples of SLOTS, which the engine's kernels take at a time; stream.cpp takes LANES.
+# Block sizes are multiples of BLOCK_SLOTS, which the engine's kernels process at a time;
+# stream.cpp processes LANES at a time.
 BLOCK_SLOTS, LANES = 32, 16
 
 
 @cache
 def kernel_name(dtype: torch.dtype, head_dim: int) -> str:
-    """The engine's name for the kernels that write such a cache; they decide how it lies in
-    memory."""
+    """The engine's name for the kernels that write such a cache, and so decide its layout."""
     return _get_attn_isa(dtype, BLOCK_SLOTS, head_dim)
 
 
 @cache
 def is_known_layout(dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether those kernels write a block as stream.cpp's Pages says: asked of the kernels."""
+    """Whether those kernels write a block in the layout that stream.cpp's Pages reads: random
+    values are written, and compared."""
     if dtype not in (torch.float32, torch.bfloat16) or head_dim % LANES:
         return False
     blocks, heads = 2, 2
     random = torch.Generator().manual_seed(0)
     rows = torch.randn(2, blocks * BLOCK_SLOTS, heads, head_dim, generator=random).to(dtype)
-    found = torch.zeros(blocks, heads, 2 * BLOCK_SLOTS, head_dim, dtype=dtype)
+    written = torch.zeros(blocks, heads, 2 * BLOCK_SLOTS, head_dim, dtype=dtype)
     try:
         engine_ops.cpu_attn_reshape_and_cache(
             *rows,
-            *found.chunk(2, 2),
+            *written.chunk(2, 2),
             torch.arange(blocks * BLOCK_SLOTS),
             kernel_name(dtype, head_dim),
         )
@@ -106,11 +107,11 @@ def is_known_layout(dtype: torch.dtype, head_dim: int) -> bool:
     else:
         keys = keys.unflatten(-1, (-1, 2)).unflatten(-3, (-1, LANES)).transpose(-2, -3)
         values = values.mT.unflatten(-1, (-1, 2)).unflatten(-3, (-1, LANES)).transpose(-2, -3)
-    return torch.equal(found.flatten(2), torch.cat([keys.flatten(2), values.flatten(2)], -1))
+    return torch.equal(written.flatten(2), torch.cat([keys.flatten(2), values.flatten(2)], -1))
 
 
 def is_plain_attention(attention: Any) -> bool:
-    """Whether an attention layer of the engine has such a cache, and sees all that is past."""
+    """Whether an attention layer of the engine has such a cache, and sees the whole past."""
     impl = attention.impl
     return (
         type(impl) is CPUAttentionBackendImpl
@@ -124,7 +125,7 @@ def is_plain_attention(attention: Any) -> bool:
 
 
 def check_cache(attention: Any, cache: Tensor) -> None:
-    """Raises RuntimeError where the engine took other kernels than were asked."""
+    """Raises RuntimeError where the engine uses other kernels than the checked ones."""
     size, width = cache.shape[2:]
     known = attention.isa == kernel_name(cache.dtype, width // 2)
     if size % BLOCK_SLOTS or not known or cache.stride(2) != width:

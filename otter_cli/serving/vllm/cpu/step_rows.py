@@ -14,41 +14,51 @@ from otter_cli.accel.native_library import PagedCache
 
 @dataclass
 class StepRows:
-    """`places` of rows in the step (None: all of them, in order), and of each its sequence in the
-    batch and how many slots of the cache it sees."""
+    """The rows (tokens) of an engine step that are computed.
+
+    `places`: indices of the rows in the step; None for all of them, in order. `sequence` and
+    `visible_slots` [count]: of each row its sequence in the batch, and how many slots of the cache
+    it sees. `table`: the engine's blocks by sequence. `longest`: the most slots of a sequence.
+    """
 
     count: int
     places: Tensor | None
     sequence: Tensor
-    seen: Tensor
+    visible_slots: Tensor
     table: Tensor
-    most: int
+    longest: int
     pages: PagedCache | None = None
 
     @classmethod
     def of(
-        cls, metadata: Any, positions: Tensor, asking: tuple[int, ...] | None
+        cls, metadata: Any, positions: Tensor, requested: tuple[int, ...] | None
     ) -> StepRows | None:
-        """The last token of each sequence that is asking, or with None every token; None where
-        that is none. `metadata`: the engine's, of its attention on a processor."""
+        """The last token of each `requested` sequence; with None, every token.
+
+        None where that is no token. `metadata` is that of the engine's CPU attention.
+        """
         starts, table = metadata.query_start_loc, metadata.block_table
-        if asking is None:
+        if requested is None:
             sequence = torch.repeat_interleave(starts.diff()).long()
         else:
-            sequence = _requested_rows(asking, len(starts) - 1)
+            sequence = _requested_sequences(requested, len(starts) - 1)
         places, count = None, len(sequence)
         if count < len(positions):
-            places = torch.arange(count) if asking is None else starts[1:][sequence].long() - 1
+            places = torch.arange(count) if requested is None else starts[1:][sequence].long() - 1
         if not count:
             return None
-        seen = (positions if places is None else positions[places]) + 1
-        return cls(count, places, sequence, seen, table, metadata.max_seq_len)
+        visible_slots = (positions if places is None else positions[places]) + 1
+        return cls(count, places, sequence, visible_slots, table, metadata.max_seq_len)
 
-    def taken(self, tensor: Tensor, dim: int = 0) -> Tensor:
+    def select(self, tensor: Tensor, dim: int = 0) -> Tensor:
+        """The rows of a tensor of the whole step."""
         return tensor if self.places is None else tensor.index_select(dim, self.places)
 
-    def paged(self, cache: Tensor) -> PagedCache:
-        """How they read a cache [blocks, heads, slots, 2 * head_dim], as long as they live."""
+    def pages_for(self, cache: Tensor) -> PagedCache:
+        """How native code reads a cache [blocks, heads, slots, 2 * head_dim] for these rows.
+
+        It holds addresses of this object's tensors, and is valid as long as they live.
+        """
         if self.pages is None:
             self.pages = PagedCache(
                 size=cache.shape[2],
@@ -58,12 +68,12 @@ class StepRows:
                 of_sequence=self.table.stride(0),
                 table=self.table.data_ptr(),
                 sequence=self.sequence.data_ptr(),
-                seen=self.seen.data_ptr(),
+                seen=self.visible_slots.data_ptr(),
             )
         return self.pages
 
 
 @lru_cache(maxsize=64)
-def _requested_rows(asking: tuple[int, ...], sequences: int) -> Tensor:
-    """Those of the step, as a tensor: from one step to the next they mostly stay the same."""
-    return torch.tensor([row for row in asking if row < sequences], dtype=torch.int64)
+def _requested_sequences(requested: tuple[int, ...], sequences: int) -> Tensor:
+    """The requested sequences of a step, cached: from one step to the next they rarely change."""
+    return torch.tensor([row for row in requested if row < sequences], dtype=torch.int64)

@@ -41,7 +41,7 @@ def test_an_export_holds_base_and_insertion_byte_for_byte(
     manifest = Manifest.read(graft)
     assert described == {"insertions": [c.model_dump(mode="json") for c in manifest.insertions]}
     reader = SignalReader.from_folder(served)
-    assert list(reader.numbers.signals) == [s.name for s in manifest.insertions[0].signals]
+    assert list(reader.outputs.signals) == [s.name for s in manifest.insertions[0].signals]
 
 
 def test_a_family_without_a_class_is_refused(

@@ -103,8 +103,8 @@ def test_a_span_has_the_key_value_heads_that_trained_heads_read(
 def test_trained_heads_go_to_their_places_and_come_back(places: list[int]) -> None:
     trained = TrainedHeads.of(places)
     rows = torch.arange(2.0 * 3 * len(trained.heads)).reshape(2, -1) + 1
-    filled = trained.filled(rows, 3)
-    assert filled.shape == (2, 3 * len(places)) and torch.equal(trained.taken(filled, 3), rows)
+    filled = trained.pad(rows, 3)
+    assert filled.shape == (2, 3 * len(places)) and torch.equal(trained.unpad(filled, 3), rows)
     # Whatever was left out is a zero head.
     kept = [EMPTY] * trained.before + trained.heads + [EMPTY] * trained.after
     assert kept == places

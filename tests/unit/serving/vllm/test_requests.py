@@ -19,18 +19,18 @@ def test_a_request_that_names_no_argument_of_ours_asks_for_nothing() -> None:
 
 
 def test_a_signal_has_a_number_for_each_class_and_one_for_action_values() -> None:
-    assert [(n.signal, n.label) for n in NUMBERS.all] == [
+    assert [(n.signal, n.label) for n in NUMBERS.outputs] == [
         ("reward", None), ("tone", "a"), ("tone", "b"), ("q", None),
     ]  # fmt: skip
     asked = read_request({"otter_signals": "q,tone"}, NUMBERS)
-    assert asked is not None and asked.numbers == (3, 1, 2) and asked.guide is None
+    assert asked is not None and asked.outputs == (3, 1, 2) and asked.guide is None
 
 
 def test_numbers_come_with_log_probabilities_unless_these_are_declined() -> None:
     def silent(**more: Any) -> bool:
         asked = read_request({"otter_signals": "reward", **more}, NUMBERS)
         assert asked is not None
-        return asked.silent
+        return asked.without_logprobs
 
     assert not silent() and not silent(otter_logprobs=True)
     # A server reads JSON's false as a number.

@@ -22,9 +22,9 @@ def test_counts() -> None:
     others[0, 0, 1] = 3.0  # moves one logit, and with it the argmax
     others[0, 1, 2] = 1.5
     found = compare_outputs(logits, others, {}, {}, 0.1)
-    assert (found.tokens, found.logits, found.moved, found.flipped) == (2, 6, 2, 1)
+    assert (found.tokens, found.logits, found.changed, found.flipped) == (2, 6, 2, 1)
     assert found.largest == 2.0 and found.dtype == "float32"
-    assert found.within and found.lost == 0
+    assert found.within_tolerance and found.lost == 0
 
 
 def test_numbers_that_are_lost_are_counted_apart() -> None:
@@ -32,8 +32,8 @@ def test_numbers_that_are_lost_are_counted_apart() -> None:
     others = logits.clone()
     others[0, 0, 0], others[0, 1, 1] = float("nan"), float("inf")
     found = compare_outputs(logits, others, {}, {}, 0.1)
-    assert (found.lost, found.moved, found.largest) == (2, 2, 0.0)
-    assert not found.within
+    assert (found.lost, found.changed, found.largest) == (2, 2, 0.0)
+    assert not found.within_tolerance
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_signals_are_held_to_a_tolerance_of_their_size(got: list[float], within:
     logits = torch.zeros(1, 2, 3)
     signals, others = {"reward": torch.tensor([1.0, -8.0])}, {"reward": torch.tensor(got)}
     found = compare_outputs(logits, logits, signals, others, 0.1)
-    assert found.within is within
+    assert found.within_tolerance is within
     assert found.signals["reward"].scale == 8.0
 
 
@@ -60,7 +60,7 @@ def test_both_dtypes_are_measured_on_the_same_tokens(tiny_checkpoint: Any, tmp_p
         assert set(found.signals) == {"reward", "toxicity", "future"}
         # Stored in bf16, so that even fp32 arithmetic is held to bf16's rounding.
         assert {s.tolerance for s in found.signals.values()} == {TOLERANCES[torch.bfloat16]}
-        assert found.within
+        assert found.within_tolerance
     assert differences == measure_all_dtypes(graft, tmp_path / "wide")[0]
 
 
@@ -69,7 +69,7 @@ def test_another_grafts_signals_are_found_to_differ(tiny_llama: Path, tmp_path: 
     other = random_graft(tiny_llama, tmp_path / "other", hidden=8, heads=2, seed=2)
     write_wide(other, tmp_path / "wide")
     found = measure_difference(one, tmp_path / "wide", torch.float32)
-    assert not found.within and found.largest < 1e-3
+    assert not found.within_tolerance and found.largest < 1e-3
 
 
 def test_what_does_not_fit_is_said_so(

@@ -39,12 +39,12 @@ def test_the_last_token_of_each_sequence_that_asks(
     assert rows is not None
     ends = [sum(new for _, new in parts[: row + 1]) - 1 for row in asking]
     places = torch.arange(len(positions))
-    assert rows.taken(places).tolist() == ends
+    assert rows.select(places).tolist() == ends
     assert rows.count == len(asking)
     assert rows.sequence.tolist() == list(asking)
-    assert rows.seen.tolist() == [sum(parts[row]) for row in asking]
-    assert rows.most == max(map(sum, parts))
-    assert rows.sequence.dtype == rows.seen.dtype == torch.int64
+    assert rows.visible_slots.tolist() == [sum(parts[row]) for row in asking]
+    assert rows.longest == max(map(sum, parts))
+    assert rows.sequence.dtype == rows.visible_slots.dtype == torch.int64
 
 
 @given(PARTS)
@@ -53,10 +53,10 @@ def test_every_token_where_nobody_is_asked(parts: list[tuple[int, int]]) -> None
     rows = StepRows.of(metadata, positions, None)
     assert rows is not None
     assert rows.places is None and rows.count == len(positions)
-    assert torch.equal(rows.seen, positions + 1)
+    assert torch.equal(rows.visible_slots, positions + 1)
     whose = [row for row, (_, new) in enumerate(parts) for _ in range(new)]
     assert rows.sequence.tolist() == whose
-    assert rows.sequence.dtype == rows.seen.dtype == torch.int64
+    assert rows.sequence.dtype == rows.visible_slots.dtype == torch.int64
 
 
 def test_a_batch_of_one_token_each_is_not_copied() -> None:
@@ -64,4 +64,4 @@ def test_a_batch_of_one_token_each_is_not_copied() -> None:
     rows = StepRows.of(metadata, positions, (0, 1))
     assert rows is not None
     states = torch.randn(2, 4)
-    assert rows.taken(states) is states
+    assert rows.select(states) is states
