@@ -19,36 +19,6 @@ OnToken = Callable[[int, int], None]
 OnRead = Callable[[int, int, Mapping[str, float | list[float]]], None]
 
 
-class SignalBuffer:
-    """States of passes [rows, n, ...] whose signals are not read yet.
-
-    Signals of several passes are read together, because one read over many positions costs less
-    than many reads over one.
-    """
-
-    def __init__(self) -> None:
-        self._passes: list[tuple[HiddenStates, list[int]]] = []
-
-    def __len__(self) -> int:
-        return len(self._passes)
-
-    def add(self, states: HiddenStates, taken: list[int]) -> None:
-        """States of a pass; of each row the first `taken` positions count."""
-        self._passes.append((states, list(taken)))
-
-    def take(self) -> tuple[HiddenStates, list[list[int]]]:
-        """Empties the buffer: the states of all passes side by side, and by row the positions
-        that count."""
-        passes, self._passes = self._passes, []
-        places: list[list[int]] = [[] for _ in passes[0][1]]
-        start = 0
-        for states, taken in passes:
-            for row, count in enumerate(taken):
-                places[row] += range(start, start + count)
-            start += states.base.shape[1]
-        return concatenate([states for states, _ in passes]), places
-
-
 class BatchState:
     """The rows of a batch; each pass adds the tokens that it kept. A row that has ended takes no
     more."""
@@ -73,7 +43,9 @@ class BatchState:
         ]
         self.running = [sampling.max_new_tokens > 0] * len(prompts)
         self.tokens_taken = [0] * len(prompts)  # of the last pass, by row
-        self.read_every, self.unread = read_every, SignalBuffer()
+        # Passes whose signals are not read yet: states [rows, n, ...], and how many of the n
+        # positions each row took. One read over many positions costs less than many reads over one.
+        self.read_every, self.signal_buffer = read_every, list[tuple[HiddenStates, list[int]]]()
         # Tokens that `on_token` and `on_read` were called for, by row.
         self.reported_tokens, self.reported_reads = [0] * len(prompts), [0] * len(prompts)
         self.seconds = self.prefill_seconds = 0.0
@@ -120,10 +92,8 @@ class BatchState:
         drawn: Tensor | None = None,
     ) -> None:
         """Adds tokens [rows, n], with the base's logits [rows, n, vocab] before each and the
-        log-probabilities [rows, n] with which they were `drawn`.
-
-        A row takes the first `counts` of them (default: all), up to its end.
-        """
+        log-probabilities [rows, n] with which they were `drawn`. A row takes the first `counts` of
+        them (default: all), up to its end."""
         logprobs = logits.float().log_softmax(-1).gather(-1, tokens[..., None])[..., 0].tolist()
         limits = [tokens.shape[1]] * len(self.generations) if counts is None else counts.tolist()
         for row, (chosen, limit) in enumerate(zip(tokens.tolist(), limits, strict=True)):
@@ -155,15 +125,22 @@ class BatchState:
         """Buffers the states [rows, n, ...] of the tokens that the last `add` took, and reads the
         signals of `read_every` passes at once."""
         if self.reads_signals:
-            self.unread.add(states, self.tokens_taken)
-            if len(self.unread) == self.read_every or self.done:
+            self.signal_buffer.append((states, list(self.tokens_taken)))
+            if len(self.signal_buffer) == self.read_every or self.done:
                 self.read_signals()
 
     def read_signals(self) -> None:
         """Reads the signals at all buffered positions."""
-        if not self.unread:
+        if not self.signal_buffer:
             return
-        states, places = self.unread.take()
+        passes, self.signal_buffer = self.signal_buffer, []
+        states = concatenate([states for states, _ in passes])
+        places: list[list[int]] = [[] for _ in self.generations]
+        start = 0
+        for pass_states, taken in passes:
+            for row, count in enumerate(taken):
+                places[row] += range(start, start + count)
+            start += pass_states.base.shape[1]
         for name in self.signals:
             scores = signal_scores(self.session, name, states).tolist()
             for row, generation in enumerate(self.generations):

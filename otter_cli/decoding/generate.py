@@ -21,22 +21,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 
+from otter_cli.core.errors import OtterError
 from otter_cli.decoding.batch_state import BatchState, OnRead, OnToken
 from otter_cli.decoding.bounds import NO_STOPS, Gate, Stops
 from otter_cli.decoding.guides.guide import Guide, GuidedSelector
 from otter_cli.decoding.kv_session import HiddenStates
 from otter_cli.decoding.request_checks import (
-    check_exact_drafting,
+    READ_EVERY,
     check_guidance,
     check_request,
     external_models_of,
-    guides_of_row,
     length_rules,
     must_split,
     request_warnings,
-    resolve_read_every,
     sum_counters,
     warn_once,
 )
@@ -63,6 +61,7 @@ def generate(
     stops: Stops = NO_STOPS,
     on_token: OnToken | None = None,
     on_read: OnRead | None = None,
+    earlier: Sequence[Sequence[int]] = (),
 ) -> list[Generation]:
     """Continues each prompt (a list of token ids).
 
@@ -71,66 +70,69 @@ def generate(
     `on_read(row, token, scores)` once its signals are read. A guide of strength 0 is plain
     decoding, bit for bit. Drafts are lossless unless `acceptance` is typical. `exact` decides
     near-ties of one greedy prompt by steps of one token: the text is then that of plain decoding,
-    whatever the rounding.
+    whatever the rounding. `earlier`: prompts that came before, so that a repeated prompt draws
+    other numbers.
 
     Raises OtterError for prompts that leave no room, and for signals that the graft lacks.
     """
     texts = [list(prompt) for prompt in prompts]
     guides = [guide] if isinstance(guide, Guide) else list(guide or ())
-    request = _Request(
-        sampling,
-        guides,
-        gate,
-        drafter,
-        acceptance,
-        exact,
-        list(signals),
-        read_every,
-        stops,
-        on_token,
-        on_read,
-    )
     external = external_models_of([*guides, drafter])
     check_request(model, texts, sampling, external)
     for name in signals:
         check_scoring_signal(model, name)
-    if exact:
-        check_exact_drafting(texts, sampling, guides, lossless=acceptance == "lossless")
-    rules, lengths = length_rules([model, *external]), [len(text) for text in texts]
-    if not must_split(rules, lengths, sampling.max_new_tokens, in_step=drafter is None):
-        return _generate_batch(model, texts, request)
-    for each in guides:
-        each.check(len(texts), model.shape.vocab)
-    rows = []
-    for row, text in enumerate(texts):
-        rows += _generate_batch(model, [text], request.of_row(row), earlier=texts[:row])
-    return sum_counters(rows)
-
-
-@dataclass(frozen=True)
-class _Request:
-    """The options of `generate`."""
-
-    sampling: Sampling
-    guides: list[Guide]
-    gate: Gate | None
-    drafter: Drafter | None
-    acceptance: Acceptance
-    exact: bool
-    signals: list[str]
-    read_every: int | None
-    stops: Stops
-    on_token: OnToken | None
-    on_read: OnRead | None
-
-    def of_row(self, row: int) -> _Request:
-        """The request for one row as a batch of its own."""
-        return replace(
-            self,
-            guides=guides_of_row(self.guides, row),
-            on_token=_callback_of_row(self.on_token, row),
-            on_read=_callback_of_row(self.on_read, row),
+    lossless = acceptance == "lossless"
+    if exact and (len(texts) != 1 or sampling.temperature or guides or not lossless):
+        raise OtterError(
+            "exact drafting is for one prompt, greedy and unguided",
+            hint="one prompt at a time, temperature 0, no guide",
         )
+    if read_every is not None and read_every < 1:
+        raise OtterError(f"signals of every {read_every} tokens", hint="1, or more of them at once")
+    rules, lengths = length_rules([model, *external]), [len(text) for text in texts]
+    if must_split(rules, lengths, sampling.max_new_tokens, in_step=drafter is None):
+        for each in guides:
+            each.check(len(texts), model.shape.vocab)
+        rows = []
+        for row, text in enumerate(texts):
+            rows += generate(
+                model,
+                [text],
+                sampling,
+                guide=[each.of_row(row) for each in guides],
+                gate=gate,
+                drafter=drafter,
+                acceptance=acceptance,
+                signals=signals,
+                read_every=read_every,
+                stops=stops,
+                on_token=_callback_of_row(on_token, row),
+                on_read=_callback_of_row(on_read, row),
+                earlier=[*earlier, *texts[:row]],
+            )
+        return sum_counters(rows)
+    # A guide of strength 0 is left out: a step of k tokens rounds differently from a step of one.
+    active = [each for each in guides if any(each.strengths)]
+    gate_used = gate if active else None
+    parts = [drafter, *active, gate_used, stops]
+    stream = bool(signals) or any(part.needs_stream for part in parts if part is not None)
+    plain = drafter is None and not active
+    session = DecodingSession(model, stream=stream, windows="cached" if plain else "masked")
+    check_guidance(session, len(texts), guides, gate, stops)
+    uses = request_warnings(model, guides=guides, gate=gate_used, stops=stops, signals=signals)
+    warn_once(model, uses)
+    guided = GuidedSelector(active, gate_used, session, len(texts)) if active else None
+    if drafter is not None or (guided is not None and guided.needs_candidate_states):
+        session.require_masks()
+    sampler = Sampler(sampling, texts, session.device, earlier)
+    every = read_every or (1 if stops.signals else READ_EVERY)
+    batch = BatchState(session, texts, sampling, list(signals), stops, every, on_token, on_read)
+    if drafter is None:
+        return _decode(batch, sampler, guided or UnguidedSelector())
+    rescorer = ExactRescorer(model, texts[0]) if exact else None
+    batch_drafter = drafter.start(session)
+    decoder = SpeculativeDecoder(batch, sampler, batch_drafter, guided, acceptance, rescorer)
+    return _decode(batch, sampler, guided or UnguidedSelector(), decoder)
 
 
 def _callback_of_row(callback: Callable[..., None] | None, row: int) -> Callable[..., None] | None:
@@ -138,57 +140,26 @@ def _callback_of_row(callback: Callable[..., None] | None, row: int) -> Callable
     return None if callback is None else lambda _, *arguments: callback(row, *arguments)
 
 
-def _generate_batch(
-    model: OtterForCausalLM,
-    texts: list[list[int]],
-    request: _Request,
-    earlier: Sequence[Sequence[int]] = (),
+def _decode(
+    batch: BatchState,
+    sampler: Sampler,
+    selector: TokenSelector,
+    decoder: SpeculativeDecoder | None = None,
 ) -> list[Generation]:
-    """`generate` for prompts that share every pass. `earlier`: prompts of earlier batches."""
-    drafter, stops = request.drafter, request.stops
-    # A guide of strength 0 is left out: a step of k tokens rounds differently from a step of one.
-    guides = [guide for guide in request.guides if any(guide.strengths)]
-    gate = request.gate if guides else None
-    parts = [drafter, *guides, gate, stops]
-    stream = bool(request.signals) or any(part.needs_stream for part in parts if part is not None)
-    plain = drafter is None and not guides
-    session = DecodingSession(model, stream=stream, windows="cached" if plain else "masked")
-    check_guidance(session, len(texts), request.guides, request.gate, stops)
-    warnings = request_warnings(
-        model, guides=request.guides, gate=gate, stops=stops, signals=request.signals
-    )
-    warn_once(model, warnings)
-    guided = GuidedSelector(guides, gate, session, len(texts)) if guides else None
-    selector = guided or UnguidedSelector()
-    if drafter is not None or (guided is not None and guided.needs_candidate_states):
-        session.require_masks()
-    batch_drafter = None if drafter is None else drafter.start(session)
-    sampler = Sampler(request.sampling, texts, session.device, earlier)
-    batch = BatchState(
-        session,
-        texts,
-        request.sampling,
-        request.signals,
-        stops,
-        resolve_read_every(request.read_every, stops),
-        request.on_token,
-        request.on_read,
-    )
+    """Feeds the prompts and decodes until every row has ended, with times and counters."""
+    drafter = None if decoder is None else decoder.drafter
     started = time.perf_counter()
-    selector.prefill(texts)
-    if batch_drafter is not None:
-        batch_drafter.prefill(texts)
-    state = session.prefill(texts)
+    for external in (selector, drafter):
+        if external is not None:
+            external.prefill(batch.prompts)
+    state = batch.session.prefill(batch.prompts)
     batch.prefill_seconds = time.perf_counter() - started
-    if batch_drafter is not None:
-        rescorer = ExactRescorer(model, texts[0]) if request.exact else None
-        acceptance, batch.lossy = request.acceptance, request.acceptance != "lossless"
-        SpeculativeDecoder(batch, sampler, batch_drafter, guided, acceptance, rescorer).run(state)
-        batch.rescoring_passes = rescorer.passes if rescorer else 0
-    else:
+    if decoder is None:
         decode_loop(batch, state, sampler, selector)
+    else:
+        decoder.run(state)
     batch.seconds = time.perf_counter() - started - batch.prefill_seconds
-    return batch.finish(selector, batch_drafter)
+    return batch.finish(selector, drafter)
 
 
 def decode_loop(
@@ -198,11 +169,8 @@ def decode_loop(
     selector: TokenSelector,
     limit: int | None = None,
 ) -> HiddenStates:
-    """Decodes one token a row at a time, at most `limit` of them.
-
-    `state` [rows, 1, ...] are the states of the last tokens; returned are those of the last tokens
-    that were fed.
-    """
+    """Decodes one token a row at a time, at most `limit` of them. `state` [rows, 1, ...] are the
+    states of the last tokens; returned are those of the last tokens that were fed."""
     while not batch.done and limit != 0:
         limit = None if limit is None else limit - 1
         logits = batch.session.logits(state)[:, 0]

@@ -30,9 +30,7 @@ from otter_cli.model.masks import (
 @dataclass
 class HiddenStates:
     """Final states of positions: the base's [rows, n, d], and the insertions' [rows, n, D] by name.
-
-    The inserted states may be computed only when they are first read (`LazyStates`).
-    """
+    The inserted states may be computed only when they are first read (`LazyStates`)."""
 
     base: Tensor
     inserted: Mapping[str, Tensor]
@@ -75,12 +73,9 @@ def concatenate(states: Sequence[HiddenStates]) -> HiddenStates:
 
 
 class KVSession(ABC):
-    """A KV cache and its bookkeeping, for any decoder.
-
-    Some families compute texts of more than a certain length in another way (longrope). When a text
-    passes that length, the cache is emptied and all tokens are fed again, as transformers'
-    `generate` does for the family.
-    """
+    """A KV cache and its bookkeeping, for any decoder. Some families compute texts of more than a
+    certain length in another way (longrope). When a text passes that length, the cache is emptied
+    and all tokens are fed again, as transformers' `generate` does for the family."""
 
     def __init__(self, new_cache: Callable[[], Cache], model: PreTrainedModel) -> None:
         self.new_cache, self.cache, self.device = new_cache, new_cache(), model.device
@@ -113,10 +108,8 @@ class KVSession(ABC):
 
     @property
     def depth(self) -> int | None:
-        """How many tokens may follow the text before the base computes it in another way.
-
-        None where there is no such length, or where the text has passed it.
-        """
+        """How many tokens may follow the text before the base computes it in another way. None
+        where there is no such length, or where the text has passed it."""
         rule = self.length_rule
         left = 0 if rule is None else rule.at - int(self.positions.max())
         return left if left > 0 else None
@@ -147,10 +140,8 @@ class KVSession(ABC):
         return states
 
     def extend(self, chain: Tensor) -> HiddenStates:
-        """Feeds n tokens a row, [rows, n], each of which sees those before it.
-
-        `keep` must follow.
-        """
+        """Feeds n tokens a row, [rows, n], each of which sees those before it. `keep` must
+        follow."""
         n = chain.shape[1]
         if n > 1:
             self.require_attention_only()
@@ -166,19 +157,15 @@ class KVSession(ABC):
 
     def extend_candidates(self, candidates: Tensor) -> HiddenStates:
         """Feeds k candidates a row for one next position, [rows, k]; `keep_candidate` must follow.
-
         One pass of k tokens: each sees the prefix and itself, and all share the prefix's cache and
-        one position id (docs/method.md, "Guided decoding").
-        """
+        one position id (docs/method.md, "Guided decoding")."""
         return self.extend_tree(candidates, [-1] * candidates.shape[1])
 
     def extend_tree(self, tokens: Tensor, parents: Sequence[int]) -> HiddenStates:
         """Feeds tokens [rows, n] of a tree, each of which sees the text and its ancestors.
-
         `parents` are indices into all tokens of the tree, those of earlier calls included; -1 is
         the text. `keep_path` must follow. Raises OtterError where the attention or the cache does
-        not support it.
-        """
+        not support it."""
         self.require_masks()
         self._require_room(tokens.shape[1])
         start = len(self.tree)
@@ -202,10 +189,8 @@ class KVSession(ABC):
         self._keep_counts(counts, int(counts.max()))
 
     def keep_candidate(self, index: Tensor) -> None:
-        """Keeps candidate `index` [rows] of the last `extend_candidates`.
-
-        Its cache entry moves to the first slot after the text.
-        """
+        """Keeps candidate `index` [rows] of the last `extend_candidates`. Its cache entry moves to
+        the first slot after the text."""
         places = index.tolist()
         # The first candidate is in that slot already.
         if any(places):
@@ -217,9 +202,7 @@ class KVSession(ABC):
 
     def keep_path(self, path: Tensor, counts: Tensor) -> None:
         """Keeps the first `counts` [rows] tokens of the tree's `path` [rows, m], in that order.
-
-        Their cache entries move into the slots after the text.
-        """
+        Their cache entries move into the slots after the text."""
         longest = int(counts.max())
         # The entries of a chain are in those slots already.
         if not bool((path[:, :longest] == torch.arange(longest, device=self.device)).all()):
@@ -313,11 +296,8 @@ class KVSession(ABC):
         return state if all_states else state.last(last)
 
     def _must_refeed(self, positions: Tensor) -> bool:
-        """Whether all tokens must be fed again; the cache is then empty.
-
-        That is where the next `positions` [rows, n] and the cached texts lie on different sides of
-        the rule's length.
-        """
+        """Whether all tokens must be fed again; the cache is then empty. That is where the next
+        `positions` [rows, n] and the cached texts lie on different sides of the rule's length."""
         rule = self.length_rule
         if rule is None:
             return False

@@ -29,10 +29,8 @@ def full_cache(config: Any, *, length: int | None = None) -> Cache:
 
 
 class KVSlots:
-    """Moves entries within a cache, those of the insertions' layers included.
-
-    `tokens` [rows, slots] are the tokens of all slots, where they may have to be fed again.
-    """
+    """Moves entries within a cache, those of the insertions' layers included. `tokens` [rows,
+    slots] are the tokens of all slots, where they may have to be fed again."""
 
     def __init__(self, cache: Cache, tokens: Tensor | None = None) -> None:
         self.cache, self.tokens = cache, tokens
@@ -114,10 +112,8 @@ class KVSlots:
 
 
 class TreeMask:
-    """A tree of tokens that were fed and of which none is kept yet.
-
-    `parents` are indices of tokens; -1 is the text before the tree.
-    """
+    """A tree of tokens that were fed and of which none is kept yet. `parents` are indices of
+    tokens; -1 is the text before the tree."""
 
     def __init__(self, parents: Sequence[int], device: torch.device) -> None:
         self.parents = list(parents)

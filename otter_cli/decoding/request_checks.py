@@ -64,23 +64,12 @@ def external_models_of(parts: Sequence[Any]) -> list[Any]:
 def must_split(
     rules: Sequence[LengthRule], prompts: Sequence[int], new_tokens: int, *, in_step: bool
 ) -> bool:
-    """Whether rows that start at these lengths could lie on both sides of a rule's length.
-
-    Rows of equal prompts cannot where they grow `in_step`, one token each.
-    """
+    """Whether rows that start at these lengths could lie on both sides of a rule's length. Rows of
+    equal prompts cannot where they grow `in_step`, one token each."""
     if len(prompts) < 2 or (in_step and len(set(prompts)) == 1):
         return False
     shortest, longest = min(prompts), max(prompts) + new_tokens
     return any(shortest <= rule.at < longest for rule in rules)
-
-
-def guides_of_row(guides: Sequence[Guide], row: int) -> list[Guide]:
-    """The guides, with the strength that they have in one row."""
-    of_row: list[Any] = [
-        replace(guide, strength=guide.strengths[row]) if len(guide.strengths) > 1 else guide  # type: ignore[type-var]
-        for guide in guides
-    ]
-    return of_row
 
 
 def sum_counters(rows: Sequence[Generation]) -> list[Generation]:
@@ -104,10 +93,8 @@ def request_warnings(
     signals: Sequence[str] = (),
     blocks_by: str | None = None,
 ) -> list[str]:
-    """A sentence for each signal that is read where it was not trained.
-
-    `blocks_by`: the signal that chooses between blocks of unfinished texts.
-    """
+    """A sentence for each signal that is read where it was not trained. `blocks_by`: the signal
+    that chooses between blocks of unfinished texts."""
     uses: dict[str, list[str]] = {}
     for guide in guides:
         if isinstance(guide, SignalGuide) and any(guide.strengths):
@@ -137,11 +124,9 @@ def check_request(
     sampling: Sampling,
     external: Sequence[Any] = (),
 ) -> None:
-    """Raises OtterError for prompts that are empty, too long or hold unknown token ids.
-
-    Also for lengths at which the base's texts could not equal those of transformers' `generate`,
-    or an `external` model's outputs those of its own forward.
-    """
+    """Raises OtterError for prompts that are empty, too long or hold unknown token ids. Also for
+    lengths at which the base's texts could not equal those of transformers' `generate`, or an
+    `external` model's outputs those of its own forward."""
     if not texts or not all(texts):
         raise OtterError("an empty prompt cannot be continued", hint="give it a word or BOS")
     check_token_ids(texts, model.shape, "prompt")
@@ -165,31 +150,11 @@ def check_request(
 def check_guidance(
     session: DecodingSession, rows: int, guides: Sequence[Guide], gate: Gate | None, stops: Stops
 ) -> None:
-    """Raises OtterError for guides, gates and stops that do not work with the graft.
-
-    A guide of strength 0, which never runs, is checked too.
-    """
+    """Raises OtterError for guides, gates and stops that do not work with the graft. A guide of
+    strength 0, which never runs, is checked too."""
     for guide in guides:
         guide.check(rows, session.model.shape.vocab)
         if not any(guide.strengths):
             guide.scorer(session)
     for bound in (*([gate.signal] if gate and gate.signal else []), *stops.signals):
         bound.check(session)
-
-
-def check_exact_drafting(
-    texts: list[list[int]], sampling: Sampling, guides: Sequence[Guide], *, lossless: bool
-) -> None:
-    """Raises OtterError for requests whose near-ties steps of one token cannot decide."""
-    if len(texts) != 1 or sampling.temperature or guides or not lossless:
-        raise OtterError(
-            "exact drafting is for one prompt, greedy and unguided",
-            hint="one prompt at a time, temperature 0, no guide",
-        )
-
-
-def resolve_read_every(read_every: int | None, stops: Stops) -> int:
-    """Over how many passes signals are read at once. Raises OtterError for less than one."""
-    if read_every is not None and read_every < 1:
-        raise OtterError(f"signals of every {read_every} tokens", hint="1, or more of them at once")
-    return read_every or (1 if stops.signals else READ_EVERY)

@@ -32,11 +32,9 @@ class GenerationCounters:
 @dataclass(frozen=True)
 class NearTie:
     """A greedy choice in a step of many tokens that a step of one token might round differently.
-
     `position` counts generated tokens from 0. `best` and `second` are the two best tokens of the
     step of many, `gap` the difference of their logits. `one_token` is what the step of one token
-    chooses, once `rescore_near_ties` has computed it.
-    """
+    chooses, once `rescore_near_ties` has computed it."""
 
     position: int
     best: int
@@ -63,11 +61,9 @@ class Generation:
 
 
 class IncrementalDetokenizer:
-    """The text that each token adds, as tokens come.
-
-    The whole text is decoded each time, because a token that is decoded alone may lose the space
-    before a word. A character of several tokens comes with the last of them.
-    """
+    """The text that each token adds, as tokens come. The whole text is decoded each time, because a
+    token that is decoded alone may lose the space before a word. A character of several tokens
+    comes with the last of them."""
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int]) -> None:
         self.tokenizer, self.ids = tokenizer, list(prompt)

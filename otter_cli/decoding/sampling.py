@@ -24,10 +24,8 @@ from otter_cli.decoding.kv_session import HiddenStates
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are chosen. Temperature 0 is greedy; `top_k` 0 and `top_p` 1 keep every token.
-
-    Each row's generator is seeded by `seed`, the prompt and the row's place among equal prompts,
-    so the rest of the batch does not matter. Raises OtterError for values out of range.
-    """
+    Each row's generator is seeded by `seed`, the prompt and the row's place among equal prompts, so
+    the rest of the batch does not matter. Raises OtterError for values out of range."""
 
     max_new_tokens: int = 64
     temperature: float = 0.0
@@ -106,11 +104,9 @@ class Sampler:
         return invert_cdf(probabilities, self.uniform_per_row())
 
     def uniform_per_row(self, rows: Tensor | None = None) -> Tensor:
-        """The next number in [0, 1) of each row's generator, [rows].
-
-        With `rows` [rows] of booleans, only true rows draw, and the others get 0: how much a row
-        draws must not depend on other rows.
-        """
+        """The next number in [0, 1) of each row's generator, [rows]. With `rows` [rows] of
+        booleans, only true rows draw, and the others get 0: how much a row draws must not depend on
+        other rows."""
         numbers = torch.zeros(len(self.generators), dtype=torch.float64)
         for row, generator in enumerate(self.generators):
             if rows is None or rows[row]:
@@ -151,9 +147,8 @@ class TokenSelector(ABC):
         self, state: HiddenStates, logits: Tensor, sampler: Sampler
     ) -> tuple[Tensor, HiddenStates | None]:
         """Tokens [rows] from the base's state [rows, 1, d] and logits [rows, vocab] before them.
-
-        The second result is the tokens' own states [rows, 1, d], where choosing fed them already.
-        """
+        The second result is the tokens' own states [rows, 1, d], where choosing fed them
+        already."""
 
 
 class UnguidedSelector(TokenSelector):

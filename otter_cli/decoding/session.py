@@ -151,9 +151,7 @@ def check_vocabulary(model: Any, session: DecodingSession, name: str, hint: str)
 
 def signal_scores(session: DecodingSession, name: str, state: HiddenStates) -> Tensor:
     """Scores of a signal, [rows, n, attributes or classes]: values, or probabilities of classes.
-
-    They may be infinite or NaN.
-    """
+    They may be infinite or NaN."""
     config = session.model.signal_configs[name]
     scores = session.read(name, state)
     if config.kind == "classes":

@@ -24,11 +24,9 @@ from otter_cli.graft.surgery import strip
 
 @dataclass(frozen=True)
 class SignalDifference:
-    """How far a signal of a wide export is from the graft's.
-
-    `largest` absolute difference; `scale`: the largest absolute value in the graft; `lost`: how
-    many values are finite in the graft alone.
-    """
+    """How far a signal of a wide export is from the graft's. `largest` absolute difference;
+    `scale`: the largest absolute value in the graft; `lost`: how many values are finite in the
+    graft alone."""
 
     largest: float
     scale: float
@@ -43,10 +41,8 @@ class SignalDifference:
 @dataclass(frozen=True)
 class WideDifference:
     """How far a wide export is from its graft, over one batch of random tokens in one dtype.
-
     `changed` of all `logits` differ, by `largest` at most; `flipped` of all `tokens` have another
-    argmax; `lost` logits are finite in the graft alone, as where the inserted part overflows.
-    """
+    argmax; `lost` logits are finite in the graft alone, as where the inserted part overflows."""
 
     dtype: str
     tokens: int
@@ -64,11 +60,9 @@ class WideDifference:
 
 @dataclass(frozen=True)
 class Export:
-    """The files that were written, and the verdict on them.
-
-    `differences` are measured where bits are not promised; `unmeasured` gives the reason for each
-    dtype that could not be measured on this machine.
-    """
+    """The files that were written, and the verdict on them. `differences` are measured where bits
+    are not promised; `unmeasured` gives the reason for each dtype that could not be measured on
+    this machine."""
 
     files: list[str]
     verdict: Literal["exact", "close", "different", "not measured"]

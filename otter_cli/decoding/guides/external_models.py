@@ -27,11 +27,9 @@ from otter_cli.decoding.session import (
 @dataclass(frozen=True)
 class ArgsGuide(Guide):
     """ARGS (section 2): `logit + strength * r([x, y, v])` over the top k raw logits; argmax, or at
-    a temperature a draw from the k (ARGS-stochastic).
-
-    Costs a pass of the reward model for each token, and its cache. The comparison is fair: its k
-    candidates are one step of k tokens over a cached prefix, as those of a signal are.
-    """
+    a temperature a draw from the k (ARGS-stochastic). Costs a pass of the reward model for each
+    token, and its cache. The comparison is fair: its k candidates are one step of k tokens over a
+    cached prefix, as those of a signal are."""
 
     reward_model: Any
     strength: Strength
@@ -48,9 +46,7 @@ class ArgsGuide(Guide):
 @dataclass(frozen=True)
 class RadGuide(Guide):
     """RAD (algorithm 1): `logit + strength * clip(r, 0, 1)` over the top k; no other token comes.
-
-    Costs a pass of a (smaller) reward model of k tokens for each token, as ARGS does.
-    """
+    Costs a pass of a (smaller) reward model of k tokens for each token, as ARGS does."""
 
     reward_model: Any
     strength: Strength
@@ -61,12 +57,12 @@ class RadGuide(Guide):
 
     def scorer(self, session: DecodingSession) -> CandidateScorer:
         check_reward_model(self.reward_model, session, "RAD")
-        return _ClippedRewardScorer(self.reward_model)
+        return _RewardScorer(self.reward_model, clip=True)
 
 
 class _RewardScorer(CandidateScorer):
-    def __init__(self, reward_model: Any) -> None:
-        self.rewards = RewardSession(reward_model)
+    def __init__(self, reward_model: Any, *, clip: bool = False) -> None:
+        self.rewards, self.clip = RewardSession(reward_model), clip
         self.pending_tokens: list[Tensor] = []  # chosen while the gate was closed
 
     def prefill(self, prompts: list[list[int]]) -> None:
@@ -81,7 +77,7 @@ class _RewardScorer(CandidateScorer):
             self.pending_tokens = []
         rewards = self.rewards.rewards(self.rewards.extend_candidates(tokens))
         self.external_passes = self.rewards.passes
-        return rewards
+        return rewards.clamp(0, 1) if self.clip else rewards
 
     def observe(self, tokens: Tensor, index: Tensor | None) -> None:
         if index is None:
@@ -90,13 +86,6 @@ class _RewardScorer(CandidateScorer):
             self.rewards.keep_candidate(index)
         self.external_passes = self.rewards.passes
         self.external_bytes = self.rewards.cache_bytes()
-
-
-class _ClippedRewardScorer(_RewardScorer):
-    def scores(
-        self, state: HiddenStates, candidate_states: HiddenStates | None, tokens: Tensor | None
-    ) -> Tensor:
-        return super().scores(state, candidate_states, tokens).clamp(0, 1)
 
 
 def check_reward_model(reward_model: Any, session: DecodingSession, method: str) -> None:
@@ -114,9 +103,7 @@ def check_reward_model(reward_model: Any, session: DecodingSession, method: str)
 class DExpertsGuide(Guide):
     """`z + strength * (z+ - z-)` over the base's nucleus (section 2.1), with the logits z+ of an
     expert and z- of an anti-expert. Where one of them is None, the base's logits take its place.
-
-    Costs a pass of each model for each token, and their caches.
-    """
+    Costs a pass of each model for each token, and their caches."""
 
     expert: Any | None
     anti_expert: Any | None
@@ -145,10 +132,8 @@ class DExpertsGuide(Guide):
 @dataclass(frozen=True)
 class GenArmGuide(Guide):
     """`log pi + strength * log pi_r` (equation 6), with an autoregressive reward model pi_r: a
-    language model with the base's vocabulary.
-
-    Costs a pass of the reward model for each token, and its cache; it scores the whole vocabulary.
-    """
+    language model with the base's vocabulary. Costs a pass of the reward model for each token, and
+    its cache; it scores the whole vocabulary."""
 
     reward_model: Any
     strength: Strength

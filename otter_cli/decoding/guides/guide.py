@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -44,11 +45,9 @@ class CandidateScorer(ABC):
     def scores(
         self, state: HiddenStates, candidate_states: HiddenStates | None, tokens: Tensor | None
     ) -> Tensor:
-        """Scores [rows, k] of `tokens` [rows, k], or [rows, vocab] where `tokens` is None.
-
-        `state` [rows, 1, d] is that before the candidates. `candidate_states` [rows, k, d] are
-        their own, for a scorer that needs them.
-        """
+        """Scores [rows, k] of `tokens` [rows, k], or [rows, vocab] where `tokens` is None. `state`
+        [rows, 1, d] is that before the candidates. `candidate_states` [rows, k, d] are their own,
+        for a scorer that needs them."""
 
     def observe(self, tokens: Tensor, index: Tensor | None) -> None:
         """Called with the chosen tokens [rows], and their `index` [rows] among those that were
@@ -78,6 +77,13 @@ class Guide(ABC):
     def strengths(self) -> tuple[float, ...]:
         return self.strength if isinstance(self.strength, tuple) else (self.strength,)
 
+    def of_row(self, row: int) -> Guide:
+        """The guide for one row of a batch: with that row's strength, where each has its own."""
+        if len(self.strengths) == 1:
+            return self
+        alone: Any = self
+        return replace(alone, strength=self.strengths[row])
+
     def check(self, rows: int, vocab: int) -> None:
         """Raises OtterError for strengths or a number of candidates out of range."""
         for strength in self.strengths:
@@ -99,10 +105,8 @@ class Guide(ABC):
 
 class GuidedSelector(TokenSelector):
     """`logit + sum of strength * score` in the rows whose gate is open, plain logits in the others.
-
     Where every gate is closed, the step is one of a single token, bit for bit that of plain
-    decoding. A row draws one number for each token, whether its gate is open or not.
-    """
+    decoding. A row draws one number for each token, whether its gate is open or not."""
 
     def __init__(
         self, guides: Sequence[Guide], gate: Gate | None, session: DecodingSession, rows: int
@@ -180,10 +184,8 @@ class GuidedSelector(TokenSelector):
 
     def guide_tree(self, states: HiddenStates, logits: Tensor) -> Tensor:
         """Guided logits [rows, m, vocab] at the last m tokens of the session's tree, by their
-        states and logits; minus infinity for tokens that are no candidates.
-
-        A guide that needs candidate states takes one pass for the candidates of all m tokens.
-        """
+        states and logits; minus infinity for tokens that are no candidates. A guide that needs
+        candidate states takes one pass for the candidates of all m tokens."""
         rows, m = logits.shape[:2]
         flat_states, base = states.flatten_positions(), logits.flatten(0, 1)
         allowed = self._restrict(base)
@@ -217,9 +219,7 @@ class GuidedSelector(TokenSelector):
         tokens: Tensor | None,
     ) -> Tensor:
         """Logits [rows, k] of `tokens` (None: of all tokens) plus strength * score of each guide.
-
-        Raises OtterError where a score is not finite: an argmax would choose NaN.
-        """
+        Raises OtterError where a score is not finite: an argmax would choose NaN."""
         for guide, scorer, strength in zip(self.guides, self.scorers, self.strengths, strict=True):
             scores = scorer.scores(state, candidate_states, tokens)
             require_finite(scores, f"a score of the guide {guide.name}{_signal_phrase(guide)}")

@@ -58,11 +58,9 @@ class SignalGuide(Guide):
 
 @dataclass(frozen=True)
 class VocabularyGuide(Guide):
-    """Scores a candidate v by its action value r(v given the text) (Q-style).
-
-    The previous pass gives it, so there is no further pass: only a product for each candidate, or
-    over the vocabulary with `candidates` 0.
-    """
+    """Scores a candidate v by its action value r(v given the text) (Q-style). The previous pass
+    gives it, so there is no further pass: only a product for each candidate, or over the vocabulary
+    with `candidates` 0."""
 
     signal: str
     strength: Strength

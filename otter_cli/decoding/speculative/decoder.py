@@ -51,6 +51,7 @@ class SpeculativeDecoder:
         self.batch, self.session, self.sampler = batch, batch.session, sampler
         self.drafter, self.acceptance, self.rescorer = drafter, acceptance, rescorer
         self.selector = selector
+        batch.lossy = acceptance != "lossless"
         if selector is not None:
             for guide, scorer in zip(selector.guides, selector.scorers, strict=True):
                 if not scorer.supports_trees:
@@ -68,6 +69,8 @@ class SpeculativeDecoder:
             self.session.keep(torch.zeros_like(self.session.positions))
         while not self.batch.done:
             state, logits, pending = self._step(state, logits, pending)
+        if self.rescorer is not None:
+            self.batch.rescoring_passes = self.rescorer.passes
 
     def _step(
         self, state: HiddenStates, logits_before: Tensor, pending: Tensor
@@ -82,10 +85,16 @@ class SpeculativeDecoder:
         logits = self.session.logits(states)
         target = self._target_logits(states, logits)
         path, accepted, following = accept_drafts(target, draft, self.sampler, self.acceptance)
-        if self.rescorer is not None:
-            accepted, following = self._decide_near_ties(
-                self.rescorer, pending, draft, logits, path, accepted, following
+        if self.rescorer is not None:  # the batch has one row
+            drafts = path[0, : int(accepted[0])]
+            kept, token = self.rescorer.decide_near_ties(
+                self.batch.texts(pending)[0],
+                torch.cat([logits[0, :1], logits[0, drafts + 1]]),
+                draft.tokens[0, drafts].tolist(),
+                int(following[0]),
             )
+            accepted = torch.full_like(accepted, kept)
+            following = torch.full_like(following, token)
         nodes = torch.nn.functional.pad(path + 1, (1, 0))  # 0: the pending token
         # A row that has ended keeps nothing: it would grow past the window.
         self.session.keep_path(nodes, (accepted + 1) * self.batch.running_mask)
@@ -100,37 +109,14 @@ class SpeculativeDecoder:
         return states.gather(last), _gather_nodes(logits, last), following
 
     def _room(self) -> int:
-        """How many drafts may follow the pending token.
-
-        No more than the rows have room for. Nor may drafts, or a guide's candidates after them,
-        pass the length at which the base changes its rotary angles: one pass has one set of angles.
-        """
+        """How many drafts may follow the pending token. No more than the rows have room for. Nor
+        may drafts, or a guide's candidates after them, pass the length at which the base changes
+        its rotary angles: one pass has one set of angles."""
         room, depth = self.batch.room - 1, self.session.depth
         if depth is not None:
             candidates = self.selector is not None and self.selector.needs_candidate_states
             room = min(room, max(depth - 1 - candidates, 0))
         return room
-
-    def _decide_near_ties(
-        self,
-        rescorer: ExactRescorer,
-        pending: Tensor,
-        draft: Draft,
-        logits: Tensor,
-        path: Tensor,
-        accepted: Tensor,
-        following: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """How much of the one row's accepted path plain decoding writes too, and the token after
-        it; [1] each."""
-        drafts = path[0, : int(accepted[0])]
-        kept, token = rescorer.decide_near_ties(
-            self.batch.texts(pending)[0],
-            torch.cat([logits[0, :1], logits[0, drafts + 1]]),
-            draft.tokens[0, drafts].tolist(),
-            int(following[0]),
-        )
-        return torch.full_like(accepted, kept), torch.full_like(following, token)
 
     def _target_logits(self, states: HiddenStates, logits: Tensor) -> Tensor:
         """The logits that acceptance goes by, [rows, m, vocab]."""
@@ -264,10 +250,8 @@ class ExactRescorer:
 def rescore_near_ties(
     model: OtterForCausalLM, prompt: Sequence[int], generation: Generation
 ) -> None:
-    """Records at each near-tie of a generation what a step of one token chooses.
-
-    Costs a prefill and a pass for each token up to the last near-tie; without any, nothing.
-    """
+    """Records at each near-tie of a generation what a step of one token chooses. Costs a prefill
+    and a pass for each token up to the last near-tie; without any, nothing."""
     if not generation.near_ties:
         return
     rescorer = ExactRescorer(model, list(prompt))

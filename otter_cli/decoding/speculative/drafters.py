@@ -19,13 +19,10 @@ from otter_cli.signals.config import SignalConfig
 
 @dataclass(frozen=True)
 class FutureDrafter(Drafter):
-    """Head j at t guesses token t+1+j (docs/method.md, "Drafting and exact acceptance").
-
-    Drafts a chain of best guesses, or a `tree` of the better ones. A signal with a cell takes the
-    tokens on the path into account; plain heads guess independently, as in Medusa-1.
-
-    Costs no pass: a product over the vocabulary for each head, or a cell for each inner node.
-    """
+    """Head j at t guesses token t+1+j (docs/method.md, "Drafting and exact acceptance"). Drafts a
+    chain of best guesses, or a `tree` of the better ones. A signal with a cell takes the tokens on
+    the path into account; plain heads guess independently, as in Medusa-1. Costs no pass: a product
+    over the vocabulary for each head, or a cell for each inner node."""
 
     signal: str = "future"
     tree: TreeShape | None = None
@@ -139,10 +136,8 @@ def _padded(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor
 
 @dataclass(frozen=True)
 class DraftModel(Drafter):
-    """Drafts the greedy continuation of a smaller language model, `length` tokens.
-
-    Costs `length` passes of it for each step, and its cache.
-    """
+    """Drafts the greedy continuation of a smaller language model, `length` tokens. Costs `length`
+    passes of it for each step, and its cache."""
 
     model: Any
     length: int = 4

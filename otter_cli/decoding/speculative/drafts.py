@@ -27,10 +27,8 @@ _MAX_TREE_NODES = 1024
 
 @dataclass(frozen=True)
 class TreeShape:
-    """Nodes by their paths: (0, 2) is head 2's third guess after head 1's first guess.
-
-    Parents come before their children, and better siblings before others.
-    """
+    """Nodes by their paths: (0, 2) is head 2's third guess after head 1's first guess. Parents come
+    before their children, and better siblings before others."""
 
     paths: tuple[tuple[int, ...], ...]
 
@@ -93,11 +91,9 @@ class TreeShape:
 
 @dataclass(frozen=True)
 class TreeLevel:
-    """The nodes of one depth.
-
-    `inner`: indices of those nodes of the level above that have children. `parents`: of each node,
-    the index of its parent among `inner`. `ranks`: of each node, the rank of its guess.
-    """
+    """The nodes of one depth. `inner`: indices of those nodes of the level above that have
+    children. `parents`: of each node, the index of its parent among `inner`. `ranks`: of each node,
+    the rank of its guess."""
 
     inner: list[int]
     parents: list[int]
@@ -117,11 +113,9 @@ def check_tree_size(nodes: int) -> None:
 
 @dataclass
 class Draft:
-    """Tokens [rows, n] after the pending token.
-
-    `parents[i]` is the draft that token i follows; -1 is the pending token. `valid` [rows, n]:
-    which of the tokens a row has; the others are padding. Better siblings come first.
-    """
+    """Tokens [rows, n] after the pending token. `parents[i]` is the draft that token i follows; -1
+    is the pending token. `valid` [rows, n]: which of the tokens a row has; the others are padding.
+    Better siblings come first."""
 
     tokens: Tensor
     parents: list[int]
@@ -161,10 +155,8 @@ class Draft:
         return Draft(self.tokens[:, kept], parents, self.valid[:, kept])
 
     def children(self) -> Tensor:
-        """Indices of the drafts after the pending token, draft 0, ...: [1 + n, most children].
-
-        -1 is padding.
-        """
+        """Indices of the drafts after the pending token, draft 0, ...: [1 + n, most children]. -1
+        is padding."""
         children: list[list[int]] = [[] for _ in range(len(self.parents) + 1)]
         for node, parent in enumerate(self.parents):
             children[parent + 1].append(node)
@@ -185,10 +177,8 @@ class BatchDrafter(ABC):
 
     @abstractmethod
     def draft(self, state: HiddenStates, texts: Sequence[Sequence[int]]) -> Draft:
-        """Drafts after `texts`, which end in the pending token.
-
-        `state` [rows, 1, d] is that of the token before the pending one.
-        """
+        """Drafts after `texts`, which end in the pending token. `state` [rows, 1, d] is that of the
+        token before the pending one."""
 
 
 class Drafter(ABC):

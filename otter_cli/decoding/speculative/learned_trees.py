@@ -27,11 +27,8 @@ def learn_tree(
     new_tokens: int = 64,
 ) -> TreeShape:
     """The tree of at most `nodes` drafts with the longest expected acceptance on the base's own
-    greedy texts.
-
-    Costs a plain generation of the prompts, and one pass over each text. Raises OtterError where
-    those texts are too short, or the signal predicts no tokens.
-    """
+    greedy texts. Costs a plain generation of the prompts, and one pass over each text. Raises
+    OtterError where those texts are too short, or the signal predicts no tokens."""
     future_signal(model, signal)
     check_tree_size(nodes)
     plain = generate(model, prompts, Sampling(new_tokens))
@@ -42,12 +39,9 @@ def learn_tree(
 
 
 def best_tree_shape(acceptance: Sequence[Sequence[float]], nodes: int) -> TreeShape:
-    """The tree of `nodes` drafts with the longest expected acceptance.
-
-    Guess r of head d is right with probability `acceptance[d][r]`, and a path with their product;
-    the best paths are taken first. Guesses after one with probability 0 are left out, so that there
-    may be fewer nodes.
-    """
+    """The tree of `nodes` drafts with the longest expected acceptance. Guess r of head d is right
+    with probability `acceptance[d][r]`, and a path with their product; the best paths are taken
+    first. Guesses after one with probability 0 are left out, so that there may be fewer nodes."""
     check_tree_size(nodes)
     paths: list[tuple[int, ...]] = []
     heap: list[tuple[float, tuple[int, ...]]] = [(-acceptance[0][0], (0,))]
@@ -72,11 +66,9 @@ def measure_acceptance(
     *,
     since: Sequence[int] | None = None,
 ) -> list[list[float]]:
-    """How often guess r of head d is the text's own token, [heads][ranks].
-
-    Tokens are counted from index `since` of each text on (default: 1). On greedy texts of the base
-    these are the rates of acceptance.
-    """
+    """How often guess r of head d is the text's own token, [heads][ranks]. Tokens are counted from
+    index `since` of each text on (default: 1). On greedy texts of the base these are the rates of
+    acceptance."""
     heads = model.signal_configs[signal].size
     hits, counts = torch.zeros(heads, ranks), torch.zeros(heads, 1)
     for text, start in zip(texts, since or [1] * len(texts), strict=True):
@@ -97,10 +89,8 @@ def measure_acceptance(
 
 
 def _future_logits(model: OtterForCausalLM, signal: str, tokens: Tensor, heads: int) -> Tensor:
-    """Logits [n, heads, vocab] at each of `tokens` [1, n].
-
-    A cell is given the text's own tokens as the drafts so far: after a wrong draft nothing counts.
-    """
+    """Logits [n, heads, vocab] at each of `tokens` [1, n]. A cell is given the text's own tokens as
+    the drafts so far: after a wrong draft nothing counts."""
     following = torch.nn.functional.pad(tokens[0, 1:], (0, heads)).unfold(0, heads, 1)
     with torch.no_grad():
         out = model(tokens, signals=(), logits=False)

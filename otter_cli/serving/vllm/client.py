@@ -24,10 +24,8 @@ _TOKEN_ID_PREFIX = "token_id:"
 
 
 class SignalReader:
-    """Asks a served graft for signals, and reads them from its answers.
-
-    It knows the graft's signals from the exported folder, or as they were written when grafting.
-    """
+    """Asks a served graft for signals, and reads them from its answers. It knows the graft's
+    signals from the exported folder, or as they were written when grafting."""
 
     def __init__(self, outputs: SignalOutputs) -> None:
         self.outputs = outputs
@@ -50,11 +48,9 @@ class SignalReader:
     def completion(
         self, signals: Iterable[str] = (), *, logprobs: int | None = None, **guidance: Any
     ) -> dict[str, Any]:
-        """Keywords for `client.completions.create`.
-
-        `logprobs`: None for none, 0 for log-probabilities of the chosen tokens, n for those of the
-        n best tokens too. Guidance: guide, strength, candidates, entropy_above, top_below.
-        """
+        """Keywords for `client.completions.create`. `logprobs`: None for none, 0 for
+        log-probabilities of the chosen tokens, n for those of the n best tokens too. Guidance:
+        guide, strength, candidates, entropy_above, top_below."""
         count, arguments = self._arguments(signals, logprobs, guidance)
         return {"logprobs": count, "extra_body": _body(arguments)}
 
@@ -75,11 +71,8 @@ class SignalReader:
         return {"logprobs": count, "extra_args": arguments}
 
     def read(self, choice: Any) -> dict[str, SignalValues]:
-        """Signals by name, one entry a token. Class signals are probabilities.
-
-        `choice`: a choice of the server's answer, streamed or whole, or an offline
-        CompletionOutput.
-        """
+        """Signals by name, one entry a token. Class signals are probabilities. `choice`: a choice
+        of the server's answer, streamed or whole, or an offline CompletionOutput."""
         rows_by_signal: dict[str, list[dict[int, float]]] = {}
         for token in _virtual_logprobs(choice):
             for place, value in token:
@@ -92,9 +85,7 @@ class SignalReader:
 
     def of_text(self, scores: Sequence[float]) -> dict[str, float | list[float]]:
         """Signals by name of a text or of one of its tokens. Class signals are probabilities.
-
-        `scores`: `probs` of an answer of `/classify`, or a row of `data` of `/pooling`.
-        """
+        `scores`: `probs` of an answer of `/classify`, or a row of `data` of `/pooling`."""
         row_by_signal: dict[str, dict[int, float]] = {}
         for output, value in zip(self.outputs.text_outputs, scores, strict=True):
             row_by_signal.setdefault(output.signal, {})[output.index] = value

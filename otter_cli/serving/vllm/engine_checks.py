@@ -57,10 +57,8 @@ def find_model(vllm_config: VllmConfig) -> Any:
 
 
 def add_to_compile_key(vllm_config: VllmConfig, streams: list[Any]) -> None:
-    """Adds the streams to the configuration by whose hash the engine caches compiled code.
-
-    vLLM's own configuration does not name them, and other streams need other code.
-    """
+    """Adds the streams to the configuration by whose hash the engine caches compiled code. vLLM's
+    own configuration does not name them, and other streams need other code."""
     more = vllm_config.additional_config
     if isinstance(more, dict):
         vllm_config.additional_config = {**more, "otter": streams}
@@ -120,11 +118,8 @@ def _check_drafter(vllm_config: VllmConfig) -> None:
 
 
 def check_export_folder(model: str) -> None:
-    """Raises OtterError where files of an export changed after it was written.
-
-    config.json and the index are the export's own. A hub id is not checked: the hub keeps its
-    files.
-    """
+    """Raises OtterError where files of an export changed after it was written. config.json and the
+    index are the export's own. A hub id is not checked: the hub keeps its files."""
     folder = Path(model)
     if not (folder / MANIFEST).is_file():
         return

@@ -33,10 +33,8 @@ def export_vllm(
     folder: Path, to: Path, *, draft: str | None = None, mode: PlacementMode = "link"
 ) -> Export:
     """Writes the folder whole or not at all, reads it again, and reports how an engine runs it.
-
     `draft` is the future signal that becomes the engine's drafter. Raises OtterError for families,
-    insertions and drafters that the plugin does not run.
-    """
+    insertions and drafters that the plugin does not run."""
     manifest, base = open_graft(folder), Checkpoint.open(folder)
     shape = base_shape(base.config)
     _check_family(shape)

@@ -99,11 +99,9 @@ def _query_key_value(attention: Any, positions: Tensor, x: Tensor) -> tuple[Tens
 def make_pooler(
     vllm_config: VllmConfig, outputs: SignalOutputs, scores: Callable[[Tensor], Tensor]
 ) -> DispatchPooler | None:
-    """The pooler of an engine that scores texts; None for an engine that generates.
-
-    `scores`: [rows, y and v] to [rows, outputs]. `/classify` reads the last token, `/pooling` every
-    token. Raises OtterError where no signal scores a text.
-    """
+    """The pooler of an engine that scores texts; None for an engine that generates. `scores`:
+    [rows, y and v] to [rows, outputs]. `/classify` reads the last token, `/pooling` every token.
+    Raises OtterError where no signal scores a text."""
     if vllm_config.model_config.runner_type != "pooling":
         return None
     if not outputs.text_outputs:
@@ -193,10 +191,8 @@ class GraftedModel(nn.Module):
         return AutoWeightsLoader(self).load_weights(weights, mapper=self.mapper)
 
     def load_inserted(self, stored: dict[str, Tensor]) -> set[str]:
-        """Loads the inserted tensors; the names of the parameters that were filled.
-
-        Raises OtterError for a missing, an unexpected or a misshapen tensor.
-        """
+        """Loads the inserted tensors; the names of the parameters that were filled. Raises
+        OtterError for a missing, an unexpected or a misshapen tensor."""
         check_inserted_tensors(stored, [Plan(stream.config, self.shape) for stream in self.streams])
         for stream in self.streams:
             prefix = f"otter.{stream.config.name}."

@@ -41,10 +41,7 @@ if TYPE_CHECKING:
 
 def guide_row(logits: Tensor, guide: GuideRequest, model: Any, row: int) -> Tensor:
     """`logit + sum of strength * score` over the best candidates, minus infinity for other tokens;
-    [vocab]. See docs/method.md, "Guided decoding".
-
-    A closed gate leaves the logits as they are.
-    """
+    [vocab]. See docs/method.md, "Guided decoding". A closed gate leaves the logits as they are."""
     if not _gate_is_open(logits, guide):
         return logits
     index = torch.tensor([row], device=logits.device)
@@ -131,10 +128,8 @@ class OtterProcessor(LogitsProcessor):
         return not any(self.logprob_rows.values()) and any(r.outputs for r in self.rows.values())
 
     def outputs_without_best(self, logprobs: Tensor | None, sampled: Tensor) -> LogprobsTensors:
-        """What stock vLLM gathers, without the best tokens and with the signal outputs.
-
-        `logprobs`: None where no row wants log-probabilities.
-        """
+        """What stock vLLM gathers, without the best tokens and with the signal outputs. `logprobs`:
+        None where no row wants log-probabilities."""
         token, groups = sampled[:, None].long(), self._groups()
         if logprobs is None:
             chosen, ranks = _no_logprobs(len(token), token.device)
@@ -154,12 +149,10 @@ class OtterProcessor(LogitsProcessor):
         return self.add_outputs(padded, sampled)
 
     def add_outputs(self, stock: LogprobsTensors, sampled: Tensor) -> LogprobsTensors:
-        """Puts the outputs right after the sampled token; the best other tokens move back.
-
-        `stock`: [rows, 1 + n] ids and log-probabilities. Every row keeps as many best tokens as it
-        asked for. In rows without log-probabilities these read -inf and the rank 0, whatever other
-        rows ask for.
-        """
+        """Puts the outputs right after the sampled token; the best other tokens move back. `stock`:
+        [rows, 1 + n] ids and log-probabilities. Every row keeps as many best tokens as it asked
+        for. In rows without log-probabilities these read -inf and the rank 0, whatever other rows
+        ask for."""
         groups = self._groups()
         if not groups:
             return stock
@@ -182,10 +175,8 @@ class OtterProcessor(LogitsProcessor):
         return stock._replace(logprob_token_ids=ids, logprobs=values, selected_token_ranks=ranks)
 
     def _groups(self) -> dict[tuple[tuple[int, ...], bool], list[int]]:
-        """Rows by their outputs, and by whether they want no log-probabilities.
-
-        Rows are handled in groups because a step is short, and each operation shows in its time.
-        """
+        """Rows by their outputs, and by whether they want no log-probabilities. Rows are handled in
+        groups because a step is short, and each operation shows in its time."""
         groups: dict[tuple[tuple[int, ...], bool], list[int]] = {}
         for row, request in self.rows.items():
             if request.outputs:

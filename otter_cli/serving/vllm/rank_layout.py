@@ -88,10 +88,8 @@ class RankLayout:
 
 @dataclass(frozen=True)
 class TrainedHeads:
-    """The trained heads of one rank: side by side, with zero heads `before` and `after` them.
-
-    A rank without trained heads keeps one zero head, so that no product is empty.
-    """
+    """The trained heads of one rank: side by side, with zero heads `before` and `after` them. A
+    rank without trained heads keeps one zero head, so that no product is empty."""
 
     heads: list[int]
     before: int

@@ -105,11 +105,8 @@ ARGUMENTS = (
 @dataclass(frozen=True)
 class GuideRequest:
     """Q-style guidance: `logit + sum of strength * score` over the `candidates` best tokens by
-    logit (0: all tokens).
-
-    Gates: only where the base's entropy (in nats) is above a bound, and the probability of its best
-    token below one.
-    """
+    logit (0: all tokens). Gates: only where the base's entropy (in nats) is above a bound, and the
+    probability of its best token below one."""
 
     strengths: tuple[tuple[str, float], ...]
     candidates: int = 10
@@ -120,9 +117,8 @@ class GuideRequest:
 @dataclass(frozen=True)
 class SignalRequest:
     """`outputs`: indices in `SignalOutputs.outputs` of the numbers to return beside each token.
-
-    `logprobs`: whether to return log-probabilities too. Outputs only travel as log-probabilities.
-    """
+    `logprobs`: whether to return log-probabilities too. Outputs only travel as
+    log-probabilities."""
 
     outputs: tuple[int, ...]
     guide: GuideRequest | None

@@ -54,10 +54,8 @@ class EngineNorm(nn.Module):
 
 
 class EngineLinear(nn.Module):
-    """`x W`, with W as [in, out], which is faster for few columns.
-
-    Half precision on a CPU takes the engine's own kernels: torch would pack W at every call.
-    """
+    """`x W`, with W as [in, out], which is faster for few columns. Half precision on a CPU takes
+    the engine's own kernels: torch would pack W at every call."""
 
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
@@ -190,11 +188,9 @@ class EngineAttention(nn.Module):
     def prepare(
         self, z: Tensor, x: Tensor, h: Tensor, positions: Tensor, rotary: Any
     ) -> list[Tensor]:
-        """The inputs of the engine's attention: queries, and with `kv: own` keys and values.
-
-        They are computed before the base's attention runs, so that nothing has to be compiled
-        between the two.
-        """
+        """The inputs of the engine's attention: queries, and with `kv: own` keys and values. They
+        are computed before the base's attention runs, so that nothing has to be compiled between
+        the two."""
         if not self.parts:
             return []
         query, *own = self.project(x, self.norm(z, h)).split(self.rows, -1)
@@ -206,10 +202,8 @@ class EngineAttention(nn.Module):
         return [p.pad(s, self.size) for p, s in zip(self.parts, states, strict=True)]
 
     def attention_output(self, inputs: list[Tensor]) -> Tensor | None:
-        """The inserted heads' output for what `prepare` returned.
-
-        It must run after the base's attention, which writes the shared keys and values.
-        """
+        """The inserted heads' output for what `prepare` returned. It must run after the base's
+        attention, which writes the shared keys and values."""
         if not inputs:
             return None
         out = self.attend(*inputs) if len(inputs) > 1 else self.attend(inputs[0], None, None)

@@ -62,10 +62,8 @@ def export_wide(folder: Path, to: Path) -> Export:
 
 
 def write_wide(folder: Path, to: Path) -> WidePlan:
-    """Writes the wide checkpoint, its configuration and the modelling file that loads it.
-
-    Raises OtterError for a family or an insertion that the layout cannot hold.
-    """
+    """Writes the wide checkpoint, its configuration and the modelling file that loads it. Raises
+    OtterError for a family or an insertion that the layout cannot hold."""
     manifest, base = open_graft(folder), Checkpoint.open(folder)
     shape = base_shape(base.config)
     _check_wide(manifest, shape.family)
@@ -84,10 +82,8 @@ def write_wide(folder: Path, to: Path) -> WidePlan:
 
 
 def _reusable_files(base: Checkpoint) -> list[str]:
-    """Files of the base that fit the wide checkpoint too: tokenizer, templates and the like.
-
-    None is code: trusting otter's modelling file does not mean trusting the base's code.
-    """
+    """Files of the base that fit the wide checkpoint too: tokenizer, templates and the like. None
+    is code: trusting otter's modelling file does not mean trusting the base's code."""
     changed = {*base.weight_files, "config.json", MODELLING_FILE}
     left_out = (".index.json", ".py")
     return [

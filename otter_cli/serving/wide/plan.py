@@ -21,11 +21,9 @@ from otter_cli.graft.plan import Plan
 
 @dataclass(frozen=True)
 class FusedPart:
-    """A part of a base projection, and the inserted rows that follow it in the wide layout.
-
-    The part has `count` rows of the base's weight from row `start` on. `rows` are rows of the
-    insertion's projection `inserted`; -1 is a row of zeros.
-    """
+    """A part of a base projection, and the inserted rows that follow it in the wide layout. The
+    part has `count` rows of the base's weight from row `start` on. `rows` are rows of the
+    insertion's projection `inserted`; -1 is a row of zeros."""
 
     inserted: str
     rows: Array
@@ -39,11 +37,9 @@ class FusedPart:
 
 @dataclass(frozen=True)
 class WideValues:
-    """Makes one wide tensor at a time.
-
-    `source` names a tensor or module of the base, `inserted` one of the insertion. Added rows and
-    columns are indices into the insertion's tensor; -1 stands for zeros.
-    """
+    """Makes one wide tensor at a time. `source` names a tensor or module of the base, `inserted`
+    one of the insertion. Added rows and columns are indices into the insertion's tensor; -1 stands
+    for zeros."""
 
     base: Checkpoint
     insertion: ShardedTensors
@@ -168,11 +164,9 @@ class WidePlan:
 
     @cached_property
     def groups(self) -> list[tuple[int, list[int]]]:
-        """For each added key/value head: the inserted head that it is, and its query heads.
-
-        The family's ratio of query to key/value heads must hold for all heads alike. So groups are
-        filled with zero heads (-1), and key/value heads with too many queries are repeated.
-        """
+        """For each added key/value head: the inserted head that it is, and its query heads. The
+        family's ratio of query to key/value heads must hold for all heads alike. So groups are
+        filled with zero heads (-1), and key/value heads with too many queries are repeated."""
         config, group = self.plan.config, self.plan.shape.group
         share = config.heads // config.kv_heads if config.heads else 0
         groups = []

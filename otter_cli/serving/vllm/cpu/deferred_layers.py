@@ -41,10 +41,8 @@ TAPS_PER_LAYER = 4  # of a layer: normed h, attention's output, normed h again, 
 
 class DeferredLayers:
     """The inserted layers of one stream, computed after groups of the base's layers.
-
     `requested_rows`: sequences of the batch, by row, whose last token's signals are read. With None
-    every token is computed, as where texts are scored.
-    """
+    every token is computed, as where texts are scored."""
 
     def __init__(
         self, layout: RankLayout, layers: Mapping[int, Any], prefix: str, native: Any
@@ -101,10 +99,8 @@ class DeferredLayers:
         }
 
     def load(self, stored: Mapping[str, Tensor]) -> None:
-        """Loads the tensors of the layers and of the final norm, by name.
-
-        They replace those of an earlier call, where an engine loads again.
-        """
+        """Loads the tensors of the layers and of the final norm, by name. They replace those of an
+        earlier call, where an engine loads again."""
         self._weights, self._weight_table = TensorAddresses(), array("q")
         norm, linear = ["weight", "bias"], ["h.weight", "z.weight", "bias"]
         for index in self.order:
@@ -223,11 +219,8 @@ def _is_standard_rotary(rotary: Any, head_dim: int) -> bool:
 def _otter_layers(
     z: Tensor, taps: list[Tensor], positions: Tensor, turn: Tensor, name: str, first: int
 ) -> list[Tensor]:
-    """The result is a list of one tensor.
-
-    The compiler would move an operator with a single result to its reader, which is after the whole
-    base, and all taps would be held until then.
-    """
+    """The result is a list of one tensor. The compiler would move an operator with a single result
+    to its reader, which is after the whole base, and all taps would be held until then."""
     layers: DeferredLayers = get_forward_context().no_compile_layers[name]
     return [layers.run(z, taps, positions, turn, first)]
 

@@ -14,12 +14,10 @@ from otter_cli.accel.native_library import PagedCache
 
 @dataclass
 class StepRows:
-    """The rows (tokens) of an engine step that are computed.
-
-    `places`: indices of the rows in the step; None for all of them, in order. `sequence` and
-    `visible_slots` [count]: of each row its sequence in the batch, and how many slots of the cache
-    it sees. `table`: the engine's blocks by sequence. `longest`: the most slots of a sequence.
-    """
+    """The rows (tokens) of an engine step that are computed. `places`: indices of the rows in the
+    step; None for all of them, in order. `sequence` and `visible_slots` [count]: of each row its
+    sequence in the batch, and how many slots of the cache it sees. `table`: the engine's blocks by
+    sequence. `longest`: the most slots of a sequence."""
 
     count: int
     places: Tensor | None
@@ -33,10 +31,8 @@ class StepRows:
     def of(
         cls, metadata: Any, positions: Tensor, requested: tuple[int, ...] | None
     ) -> StepRows | None:
-        """The last token of each `requested` sequence; with None, every token.
-
-        None where that is no token. `metadata` is that of the engine's CPU attention.
-        """
+        """The last token of each `requested` sequence; with None, every token. None where that is
+        no token. `metadata` is that of the engine's CPU attention."""
         starts, table = metadata.query_start_loc, metadata.block_table
         if requested is None:
             sequence = torch.repeat_interleave(starts.diff()).long()
@@ -55,10 +51,8 @@ class StepRows:
         return tensor if self.places is None else tensor.index_select(dim, self.places)
 
     def pages_for(self, cache: Tensor) -> PagedCache:
-        """How native code reads a cache [blocks, heads, slots, 2 * head_dim] for these rows.
-
-        It holds addresses of this object's tensors, and is valid as long as they live.
-        """
+        """How native code reads a cache [blocks, heads, slots, 2 * head_dim] for these rows. It
+        holds addresses of this object's tensors, and is valid as long as they live."""
         if self.pages is None:
             self.pages = PagedCache(
                 size=cache.shape[2],
