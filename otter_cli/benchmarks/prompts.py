@@ -3,9 +3,9 @@
 The records say which prompts a run used, and which lines a limit drew."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from otter_cli.benchmarks.options import PromptFile
 from otter_cli.core.console import warn
 from otter_cli.core.digests import sha256_json
 from otter_cli.core.errors import OtterError
@@ -37,19 +37,6 @@ class PromptsRecord(StrictRecord):
 
 
 @dataclass(frozen=True)
-class PromptFile:
-    """Where prompts come from; see `data.prompts.draw_prompts`. `chat`: they are messages to be
-    answered, or texts of a user, and the base's chat template writes them."""
-
-    path: Path
-    column: str | None = None
-    template: str = "{text}"
-    limit: int | None = None
-    limit_seed: int = 0
-    chat: bool = False
-
-
-@dataclass(frozen=True)
 class BenchPrompt:
     """`name` is the prompt's line in its file. `offends_by`: tokens that hold the offending span of
     a labelled text, 0 where there is none. `messages`: of a dialogue, what is to be answered."""
@@ -75,14 +62,14 @@ def load_prompts(
             hint="lower --max-new-tokens",
         )
     found = draw_prompts(
-        file.path,
+        file.prompts,
         column=file.column,
         template=file.template,
         limit=file.limit,
         seed=file.limit_seed,
     )
     rows = found.rows
-    texts = [row.written(tokenizer, file.chat, file.path) for row in rows]
+    texts = [row.written(tokenizer, file.chat, file.prompts) for row in rows]
     encoded = Encoder(tokenizer, room, eos=False)(texts, "prompt")
     if encoded.truncation.cut:
         warn(f"{encoded.truncation.cut} of {len(rows)} prompts are cut to their last {room} tokens")
@@ -91,7 +78,7 @@ def load_prompts(
         for row, text, ids in zip(rows, texts, encoded.ids, strict=True)
     ]
     record = PromptsRecord(
-        file=file.path.name,
+        file=file.prompts.name,
         digest=sha256_json([[p.name, p.text, p.tokens] for p in prompts]),
         count=len(prompts),
         truncated=encoded.truncation.cut,

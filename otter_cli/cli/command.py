@@ -18,7 +18,8 @@ The decorator adds --json, --quiet and --debug. A verb returns its data, which -
 a view, which people see: text or any rich renderable, made only when it is shown. A verb writes
 nothing to stdout itself, except text that it streams by `stdio.console()`. Messages and progress
 go to stderr by `core.console`. A check that ran and failed sets `exit_code=1`; bad input raises
-OtterError. Several functions in one file become subcommands, as in `otter recipes ls`.
+OtterError. Several functions in one file become subcommands, as in `otter recipes ls`. Options may
+come from a pydantic model instead of the signature: see `options.py`.
 """
 
 import functools
@@ -34,6 +35,7 @@ import typer
 from typer.core import TyperGroup
 
 from otter_cli.cli import stdio
+from otter_cli.cli.options import expand_models
 from otter_cli.core.console import set_quiet
 from otter_cli.core.errors import OtterError
 
@@ -72,8 +74,9 @@ def verb(
 
     def register(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
         from_docstring = _escape_markup(inspect.getdoc(function) or "")
+        expanded = expand_models(function)
         app.command(name, help=from_docstring, epilog=_examples_text(example))(
-            _command(_with_base_changed_option(function) if uses_graft else function)
+            _command(_with_base_changed_option(expanded) if uses_graft else expanded)
         )
         return function
 

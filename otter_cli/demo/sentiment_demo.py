@@ -295,7 +295,8 @@ def _compare(folder: Path, scale: DemoScale, seed: int) -> BenchmarkResult:
     from otter_cli.benchmarks.benchmark import BenchmarkSetting
     from otter_cli.benchmarks.methods.specs import MethodSpec, build_methods
     from otter_cli.benchmarks.model_pool import ModelPool
-    from otter_cli.benchmarks.prompts import PromptFile, load_prompts
+    from otter_cli.benchmarks.options import PromptFile
+    from otter_cli.benchmarks.prompts import load_prompts
     from otter_cli.benchmarks.runner.run_benchmark import run_benchmark
     from otter_cli.benchmarks.tasks.assemble import guide_scorers
     from otter_cli.benchmarks.tasks.preference import GOLD, Preference
@@ -309,7 +310,7 @@ def _compare(folder: Path, scale: DemoScale, seed: int) -> BenchmarkResult:
     graft = load_graft(folder / "grafted", ACTION_SIGNAL, device="cpu")
     positions = graft.model.shape.max_positions
     loaded, record = load_prompts(
-        PromptFile(file), graft.tokenizer, positions=positions, new_tokens=scale.new_tokens
+        PromptFile(prompts=file), graft.tokenizer, positions=positions, new_tokens=scale.new_tokens
     )
     sampling = Sampling(scale.new_tokens, temperature=0.8, top_p=0.95, ignore_eos=True)
     specs = [

@@ -163,9 +163,9 @@ def _verify(grafted: Path, proof: Path) -> tuple[Verification, Verdict]:
 
 
 def _bench(name: str, folder: Path, seed: int) -> FinishedRun:
+    from otter_cli.benchmarks.options import Guidance
     from otter_cli.benchmarks.runner.run_benchmark import run_benchmark
     from otter_cli.benchmarks.tasks import assemble
-    from otter_cli.benchmarks.tasks.assemble import Guidance
     from otter_cli.decoding.sampling import Sampling
     from otter_cli.demo import world
     from otter_cli.demo.world import gold_score
@@ -175,14 +175,14 @@ def _bench(name: str, folder: Path, seed: int) -> FinishedRun:
     if name == "preference":
         grafts, setting = _prepare(folder, "reward", GUIDED_PROMPTS, Sampling(64), seed)
         rule = RuleScorer("gold rule", gold_score, digest=sha256_file(Path(world.__file__)))
-        guidance = Guidance("reward", strength=0.5)
+        guidance = Guidance(signal="reward", strength=0.5)
         benchmark: Any = assemble.assemble_preference(
             grafts, setting, guidance, reward_model=folder / "separate", gold=rule
         )
     elif name == "detox":
         drawn = Sampling(24, temperature=1.0, top_k=10)
         grafts, setting = _prepare(folder, "toxicity", DETOX_PROMPTS, drawn, seed, DETOX_SAMPLES)
-        guidance = Guidance("toxicity", strength=-8.0)
+        guidance = Guidance(signal="toxicity", strength=-8.0)
         benchmark = assemble.assemble_detox(grafts, setting, guidance, detoxify=folder / "detoxify")
     else:
         grafts, setting = _prepare(folder, "future", DRAFT_PROMPTS, Sampling(64), seed)
@@ -193,20 +193,20 @@ def _bench(name: str, folder: Path, seed: int) -> FinishedRun:
 def _prepare(
     folder: Path, signal: str, limit: int, sampling: Sampling, seed: int, repeats: int = 1
 ) -> Any:
-    from otter_cli.benchmarks.prompts import PromptFile
+    from otter_cli.benchmarks.options import BenchmarkOptions
     from otter_cli.benchmarks.tasks.assemble import load_setting
 
-    prompts = PromptFile(folder / "data" / "prompts.jsonl", limit=limit)
-    return load_setting(
-        folder / "grafted",
-        folder / "head",
-        signal,
-        prompts,
-        sampling,
-        seed=seed,
-        repeats=repeats,
+    options = BenchmarkOptions(
+        folder=folder / "grafted",
+        task_head=folder / "head",
+        signal=signal,
+        prompts=folder / "data" / "prompts.jsonl",
+        limit=limit,
+        samples=repeats,
         batch=repeats,
+        seed=seed,
     )
+    return load_setting(options, sampling)
 
 
 _LEAD = (

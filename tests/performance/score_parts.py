@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from otter_cli.benchmarks.prompts import PromptFile, load_prompts
+from otter_cli.benchmarks.options import PromptFile
+from otter_cli.benchmarks.prompts import load_prompts
 from otter_cli.core.atomic import write_json
 from otter_cli.core.intervals import interval, mean
 from otter_cli.core.provenance import provenance
@@ -161,8 +162,12 @@ def main() -> None:
     for name, folder, signal in names:
         model: Any = OtterForCausalLM.from_pretrained(folder).eval()
         room = {"positions": model.shape.max_positions, "new_tokens": NEW}
-        contexts, _ = load_prompts(PromptFile(asked.contexts, limit=CONTEXTS), tokenizer, **room)
-        prompts, _ = load_prompts(PromptFile(asked.prompts, limit=asked.limit), tokenizer, **room)
+        contexts, _ = load_prompts(
+            PromptFile(prompts=asked.contexts, limit=CONTEXTS), tokenizer, **room
+        )
+        prompts, _ = load_prompts(
+            PromptFile(prompts=asked.prompts, limit=asked.limit), tokenizer, **room
+        )
         ends = model.generation_config.eos_token_id
         lexicon = lexicon_of(model, signal, [list(one.tokens) for one in contexts], ends)
         found = explained(model, signal, [list(one.tokens) for one in prompts], lexicon)

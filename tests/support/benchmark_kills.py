@@ -14,8 +14,9 @@ from signal import SIGKILL
 from typing import Any
 
 from otter_cli.benchmarks.model_pool import load_graft_and_task_head
+from otter_cli.benchmarks.options import Guidance
 from otter_cli.benchmarks.runner.run_benchmark import run_benchmark
-from otter_cli.benchmarks.tasks.assemble import Guidance, assemble_detox
+from otter_cli.benchmarks.tasks.assemble import assemble_detox
 from otter_cli.benchmarks.tasks.detox import Detox
 from otter_cli.core.provenance import provenance
 from otter_cli.decoding.sampling import Sampling
@@ -33,7 +34,7 @@ def sampled_run(contestants: BenchmarkModels) -> Detox:
     grafts = load_graft_and_task_head(contestants.graft, contestants.head, "toxicity")
     drawn = Sampling(max_new_tokens=10, temperature=1.0, top_k=5)
     shared = setting(contestants, grafts, drawn, repeats=6, batch=2)
-    guidance = Guidance("toxicity", -3.0, candidates=5)
+    guidance = Guidance(signal="toxicity", strength=-3.0, candidates=5)
     return assemble_detox(grafts, shared, guidance, detoxify=contestants.detoxify)
 
 

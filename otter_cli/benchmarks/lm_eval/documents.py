@@ -7,9 +7,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from otter_cli.benchmarks.options import LmEvalTasks
 from otter_cli.benchmarks.results import ResultPart
 from otter_cli.core.digests import sha256_json
 from otter_cli.core.errors import OtterError
@@ -58,30 +58,22 @@ class LmEvalOutput:
         return cls(documents, written["definitions"])
 
 
-@dataclass(frozen=True)
-class LmEvalTasks:
-    """Which tasks: names that the harness finds in `include`, or where there is none among those
-    that ship with it. `limit`: so many documents of each, drawn by `limit_seed`."""
-
-    names: tuple[str, ...]
-    include: Path | None = None
-    limit: int | None = None
-    seed: int = 0
-    limit_seed: int = 0
-
-
 def evaluate(model: LM, tasks: LmEvalTasks) -> LmEvalOutput:
     """Runs `simple_evaluate`. Raises OtterError for a task that it does not know."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(
-        include_path=str(tasks.include) if tasks.include else None,
-        include_defaults=tasks.include is None,
+        include_path=str(tasks.include_path) if tasks.include_path else None,
+        include_defaults=tasks.include_path is None,
     )
     unknown = [name for name in tasks.names if not manager.match_tasks([name])]
     if unknown:
-        place = f"in {tasks.include}" if tasks.include else "among those that ship with lm-eval"
+        place = (
+            f"in {tasks.include_path}"
+            if tasks.include_path
+            else "among those that ship with lm-eval"
+        )
         raise OtterError(
             f"no task {unknown[0]!r} {place}",
             hint="--include-path takes a folder of task files; `lm-eval ls tasks` lists the others",
@@ -89,7 +81,7 @@ def evaluate(model: LM, tasks: LmEvalTasks) -> LmEvalOutput:
     drawn = None if tasks.limit is None else _draw_documents(manager, tasks)
     found = simple_evaluate(
         model,
-        tasks=list(tasks.names),
+        tasks=tasks.names,
         task_manager=manager,
         samples=drawn,
         # Intervals are ours, from the documents.
@@ -110,7 +102,7 @@ def evaluate(model: LM, tasks: LmEvalTasks) -> LmEvalOutput:
 def _draw_documents(manager: Any, tasks: LmEvalTasks) -> dict[str, list[int]]:
     """Places of the documents that the limit keeps, by task; across their categories, where
     documents have such. The harness's own limit takes the head of each task."""
-    found = manager.load(list(tasks.names))["tasks"]
+    found = manager.load(tasks.names)["tasks"]
     return {
         name: draw_rows([_category(d) for d in task.eval_docs], tasks.limit, tasks.limit_seed)
         for name, task in found.items()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,12 +19,12 @@ import yaml
 from otter_cli.benchmarks.lm_eval.documents import (
     LmEvalDocument,
     LmEvalOutput,
-    LmEvalTasks,
     TaskIdentity,
     compare_documents,
     evaluate,
 )
 from otter_cli.benchmarks.metrics.estimates import Estimate, estimate
+from otter_cli.benchmarks.options import LmEvalOptions
 from otter_cli.benchmarks.results import ResultFile, ResultPart
 from otter_cli.core.atomic import write_json, write_text
 from otter_cli.core.console import say
@@ -100,82 +100,79 @@ class LmEvalResult(ResultFile):
 SAMPLES_FILE = "samples.jsonl"
 
 
-@dataclass(frozen=True)
-class LmEvalOptions:
-    """`base`: of an adapter, or to load what the graft is compared with from its own folder."""
+def _models(options: LmEvalOptions) -> Iterator[tuple[str, Callable[[], LM]]]:
+    """Each method and the function that loads its model, so that one model is in memory at once."""
+    arguments: dict[str, Any] = {
+        "pretrained": str(options.folder),
+        "base": None if options.base is None else str(options.base),
+        "dtype": options.dtype,
+        "device": options.device,
+        "batch_size": options.batch,
+    }
 
-    folder: Path
-    base: Path | None
-    tasks: LmEvalTasks
-    batch: int = 16
-    dtype: str | None = None
-    device: str = "cpu"
-    guidance: LmEvalGuidance | None = None
-
-    def models(self) -> Iterator[tuple[str, Callable[[], LM]]]:
-        yield BASE, self._base
-        yield GRAFT, self._graft
-        if self.guidance:
-            yield GUIDED, self._guided
-
-    def _base(self) -> LM:
-        """The stock model by itself, in the harness's own class: nothing of ours."""
+    def base() -> LM:
+        """The stock model alone, in the harness's own class."""
         import torch
         from lm_eval.models.huggingface import HFLM
 
         from otter_cli.model.load import load_base, load_tokenizer
 
-        folder = self.base or self.folder
-        model = load_base(folder, dtype=getattr(torch, self.dtype) if self.dtype else None)
-        tokenizer = load_tokenizer(folder)
-        model = model.to(self.device).eval()
-        return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.batch)
+        folder = options.base or options.folder
+        dtype = getattr(torch, options.dtype) if options.dtype else None
+        model, tokenizer = load_base(folder, dtype=dtype), load_tokenizer(folder)
+        model = model.to(options.device).eval()
+        return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=options.batch)
 
-    def _graft(self) -> LM:
+    def graft() -> LM:
         from otter_cli.benchmarks.lm_eval.models import OtterLM
 
-        return OtterLM(**self._arguments())
+        return OtterLM(**arguments)
 
-    def _guided(self) -> LM:
+    def guided() -> LM:
         from otter_cli.benchmarks.lm_eval.models import OtterGuidedLM
 
-        assert self.guidance is not None
-        steering = self.guidance.model_dump()
-        return OtterGuidedLM(**steering, seed=self.tasks.seed, **self._arguments())
+        assert options.guide is not None
+        return OtterGuidedLM(
+            signal=options.guide,
+            strength=options.strength,
+            candidates=options.candidates,
+            seed=options.seed,
+            **arguments,
+        )
 
-    def _arguments(self) -> dict[str, Any]:
-        return {
-            "pretrained": str(self.folder),
-            "base": None if self.base is None else str(self.base),
-            "dtype": self.dtype,
-            "device": self.device,
-            "batch_size": self.batch,
-        }
+    yield BASE, base
+    yield GRAFT, graft
+    if options.guide:
+        yield GUIDED, guided
 
 
-def run_lm_eval(asked: LmEvalOptions, out: Path | None = None) -> tuple[LmEvalResult, Path]:
-    """The result and its folder. What a method has answered there is kept: a run that was killed
-    goes on with the method that it was at. Raises OtterError."""
-    manifest = open_graft(asked.folder, base=asked.base)
-    if asked.guidance:
-        _require_signal(manifest, asked.guidance.signal)
+def run_lm_eval(options: LmEvalOptions, out: Path | None = None) -> tuple[LmEvalResult, Path]:
+    """The result and its folder. A run that was killed resumes with the method that it was at.
+    Raises OtterError."""
+    manifest = open_graft(options.folder, base=options.base)
+    guidance = None
+    if options.guide:
+        _require_signal(manifest, options.guide)
+        guidance = LmEvalGuidance(
+            signal=options.guide, strength=options.strength, candidates=options.candidates
+        )
     settings = LmEvalSettings(
-        folder=str(asked.folder),
-        base=base_digest(asked.base or asked.folder, manifest),
+        folder=str(options.folder),
+        base=base_digest(options.base or options.folder, manifest),
         weights=manifest.inserted.sha256,
-        tasks=list(asked.tasks.names),
-        limit=asked.tasks.limit,
-        limit_seed=None if asked.tasks.limit is None else asked.tasks.limit_seed,
-        batch=asked.batch,
-        dtype=asked.dtype,
-        device=asked.device,
-        seed=asked.tasks.seed,
-        guidance=asked.guidance,
+        tasks=options.names,
+        limit=options.limit,
+        limit_seed=None if options.limit is None else options.limit_seed,
+        batch=options.batch,
+        dtype=options.dtype,
+        device=options.device,
+        seed=options.seed,
+        guidance=guidance,
     )
     folder = out or Path("runs") / f"lm-eval-{settings.key[:10]}"
     _claim_folder(settings, folder)
     evaluations = {
-        method: _evaluate_once(method, load, asked, folder) for method, load in asked.models()
+        method: _evaluate_once(method, load, options, folder) for method, load in _models(options)
     }
     _require_same_tasks(evaluations, folder)
     result = LmEvalResult(
@@ -192,7 +189,7 @@ def run_lm_eval(asked: LmEvalOptions, out: Path | None = None) -> tuple[LmEvalRe
 
 
 def _evaluate_once(
-    method: str, load: Callable[[], LM], asked: LmEvalOptions, folder: Path
+    method: str, load: Callable[[], LM], options: LmEvalOptions, folder: Path
 ) -> LmEvalOutput:
     """A method answers whole or not at all: half of its requests would be batched otherwise, and
     round otherwise than its peer's."""
@@ -201,7 +198,7 @@ def _evaluate_once(
         say(f"lm-eval: {method} has answered before")
         return LmEvalOutput.restored(read_own_json_object(path))
     say(f"lm-eval: {method}")
-    found = evaluate(load(), asked.tasks)
+    found = evaluate(load(), options)
     gc.collect()  # before the next model is loaded
     path.parent.mkdir(exist_ok=True)
     write_json(path, asdict(found))

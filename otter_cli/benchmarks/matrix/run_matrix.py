@@ -24,9 +24,10 @@ from otter_cli.benchmarks.matrix.recipe import (
     MatrixRecipe,
     matrix_cells,
 )
+from otter_cli.benchmarks.options import OPTIONS
 from otter_cli.benchmarks.results import MethodResult, ResultFile, ResultPart
 from otter_cli.benchmarks.runner.run_benchmark import run_benchmark as run_benchmark
-from otter_cli.benchmarks.tasks.options import OPTIONS
+from otter_cli.benchmarks.tasks.assemble import assemble
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.atomic import write_json, write_text
 from otter_cli.core.console import say
@@ -215,7 +216,7 @@ def bench_cell(
         request = wanted.model_validate(options)
     except ValidationError as error:
         raise config_error(error, f"the bench of cell {cell.name!r}", options) from None
-    benchmark = request.benchmark()
+    benchmark = assemble(request)
     folder = out / f"{asked.benchmark}-{benchmark.settings().key[:10]}"
     methods = run_benchmark(benchmark, folder).result.methods
     return {name: _seed_figures(method) for name, method in methods.items()}, folder

@@ -4,14 +4,21 @@ Benchmarks of generation share a graft, its task-head control and the guides' st
 Detection compares monitors on one base."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from otter_cli.benchmarks.benchmark import BenchmarkSetting, Method
+from otter_cli.benchmarks.benchmark import Benchmark, BenchmarkSetting, Method
 from otter_cli.benchmarks.methods import detectors
-from otter_cli.benchmarks.methods.specs import DEFAULT_CANDIDATES, MethodSpec, build_methods
+from otter_cli.benchmarks.methods.specs import MethodSpec, build_methods, parse_methods
 from otter_cli.benchmarks.model_pool import ModelPool, load_graft_and_task_head
-from otter_cli.benchmarks.prompts import PromptFile, load_prompts
+from otter_cli.benchmarks.options import (
+    BenchmarkOptions,
+    DetectionOptions,
+    DetoxOptions,
+    Guidance,
+    PreferenceOptions,
+    SpeedupOptions,
+)
+from otter_cli.benchmarks.prompts import load_prompts
 from otter_cli.benchmarks.records import (
     ARGS,
     INSERTION,
@@ -20,7 +27,12 @@ from otter_cli.benchmarks.records import (
     TASK_HEAD,
     method_family,
 )
-from otter_cli.benchmarks.tasks.detection import Detection, MonitoredTexts, encode_texts
+from otter_cli.benchmarks.tasks.detection import (
+    Detection,
+    MonitoredTexts,
+    encode_texts,
+    load_monitored_texts,
+)
 from otter_cli.benchmarks.tasks.detox import Detox, require_toxicity_label
 from otter_cli.benchmarks.tasks.preference import (
     COHERENCE,
@@ -30,6 +42,7 @@ from otter_cli.benchmarks.tasks.preference import (
 )
 from otter_cli.benchmarks.tasks.speedup import Speedup
 from otter_cli.core.console import warn
+from otter_cli.core.errors import OtterError
 from otter_cli.decoding.sampling import Sampling
 from otter_cli.scorers.load import (
     LoadedGraft,
@@ -39,50 +52,70 @@ from otter_cli.scorers.load import (
 )
 from otter_cli.scorers.scorer import Scorer
 
+AnyOptions = PreferenceOptions | DetoxOptions | DetectionOptions | SpeedupOptions
 GraftAndTaskHead = tuple[LoadedGraft, LoadedGraft]
 
 
-@dataclass(frozen=True)
-class Guidance:
-    """How strongly each guide pulls: signals differ in scale, so each may have its own strength."""
-
-    signal: str
-    strength: float
-    candidates: int = DEFAULT_CANDIDATES
-    head_strength: float | None = None
-    args_strength: float | None = None
-    # The insertion at more strengths: what more reward costs in log-probability.
-    sweep: tuple[float, ...] = ()
-    # Whether the signal has learnt to read the end of a text (a recipe's `eos`).
-    end: bool = True
-
-    def of(self, method: str) -> float:
-        own = {TASK_HEAD: self.head_strength, ARGS: self.args_strength}.get(method)
-        return self.strength if own is None else own
+def assemble(options: AnyOptions) -> Benchmark:
+    """The benchmark that the options describe, with its models loaded. Raises OtterError."""
+    if isinstance(options, DetectionOptions):
+        return assemble_detection(options, load_monitored_texts(options))
+    tokens, temperature = options.max_new_tokens, options.temperature
+    if isinstance(options, SpeedupOptions):
+        # A batch holds copies of one prompt.
+        options = options.model_copy(update={"samples": max(options.samples, options.batch)})
+        grafts, setting = load_setting(options, Sampling(tokens, temperature))
+        more = parse_methods(options.method)
+        return assemble_speedup(grafts, setting, signal=options.signal, more=more)
+    # Plain decoding draws from as many candidates as a guide does. Otherwise the smaller choice,
+    # and not the guide, could make the difference.
+    if isinstance(options, DetoxOptions):
+        drawn = Sampling(tokens, temperature, top_k=options.candidates, top_p=options.top_p)
+        grafts, setting = load_setting(options, drawn)
+        more = parse_methods(options.method)
+        return assemble_detox(grafts, setting, options, detoxify=options.detoxify, more=more)
+    drawn = Sampling(tokens, temperature, top_k=options.candidates if temperature else 0)
+    grafts, setting = load_setting(options, drawn)
+    return assemble_preference(
+        grafts,
+        setting,
+        options,
+        reward_model=options.reward_model,
+        gold=options.gold,
+        encoder=options.encoder,
+        more=parse_methods(options.method),
+    )
 
 
 def load_setting(
-    folder: Path,
-    task_head: Path,
-    signal: str,
-    file: PromptFile,
-    sampling: Sampling,
-    *,
-    repeats: int = 1,
-    batch: int = 1,
-    together: int = 1,
-    seed: int = 0,
-    device: str = "cpu",
+    options: BenchmarkOptions, sampling: Sampling
 ) -> tuple[GraftAndTaskHead, BenchmarkSetting]:
-    """The insertion and its control, and the prompts that both get. Raises OtterError."""
-    grafts = load_graft_and_task_head(folder, task_head, signal, device)
+    """The graft and its task-head control, and the prompts of every method. Raises OtterError."""
+    grafts = load_graft_and_task_head(
+        options.folder, options.task_head, options.signal, options.device
+    )
     prompts, record = load_prompts(
-        file,
+        options,
         grafts[0].tokenizer,
         positions=grafts[0].model.shape.max_positions,
         new_tokens=sampling.max_new_tokens,
     )
-    return grafts, BenchmarkSetting(prompts, record, sampling, repeats, batch, seed, together)
+    setting = BenchmarkSetting(
+        prompts,
+        record,
+        sampling,
+        repeats=options.samples,
+        batch=options.batch,
+        seed=options.seed,
+        together=options.together,
+    )
+    return grafts, setting
+
+
+def _strength(guidance: Guidance, method: str) -> float:
+    """The strength of the method's own option, or the common one."""
+    own = {TASK_HEAD: guidance.head_strength, ARGS: guidance.args_strength}.get(method)
+    return guidance.strength if own is None else own
 
 
 def guided_specs(grafts: GraftAndTaskHead, guidance: Guidance) -> list[MethodSpec]:
@@ -96,7 +129,7 @@ def guided_specs(grafts: GraftAndTaskHead, guidance: Guidance) -> list[MethodSpe
             name,
             "value",
             {
-                "strength": guidance.of(name),
+                "strength": _strength(guidance, name),
                 "candidates": guidance.candidates,
                 "end": guidance.end,
             },
@@ -133,7 +166,7 @@ def assemble_preference(
 
     models = ModelPool(grafts[0], guidance.signal)
     judge = RewardModelScorer(*models.reward_model(gold)) if isinstance(gold, Path) else gold
-    steering = {"strength": guidance.of(ARGS), "candidates": guidance.candidates}
+    steering = {"strength": _strength(guidance, ARGS), "candidates": guidance.candidates}
     by_args = MethodSpec(ARGS, "args", {"model": reward_model, **steering}, "ARGS")
     specs = guided_specs(grafts, guidance)
     swept = [specs[1].at(strength) for strength in guidance.sweep]
@@ -193,31 +226,23 @@ def _warn_of_possible_overlap(graft: LoadedGraft, signal: str, texts: MonitoredT
         )
 
 
-def assemble_detection(
-    folder: Path,
-    texts: MonitoredTexts,
-    signal: str,
-    *,
-    limit: int | None = None,
-    limit_seed: int = 0,
-    monitors: Mapping[str, Path] | None = None,
-    classifier: Path | None = None,
-    device: str = "cpu",
-) -> Detection:
+def assemble_detection(options: DetectionOptions, texts: MonitoredTexts) -> Detection:
     """The graft's signal beside other grafts' (task heads), probes and a separate classifier."""
     from otter_cli.training.baselines.readouts import PROBE_FILE
 
-    graft = load_graft(folder, signal, device=device)
+    signal, device = options.signal, options.device
+    graft = load_graft(options.folder, signal, device=device)
     _warn_of_possible_overlap(graft, signal, texts)
     prompts, record = encode_texts(
         texts.streams, texts.file, graft.tokenizer,
-        positions=graft.model.shape.max_positions, limit=limit, limit_seed=limit_seed,
+        positions=graft.model.shape.max_positions,
+        limit=options.limit, limit_seed=options.limit_seed,
     )  # fmt: skip
     compared = {
         PLAIN: detectors.base_detector(graft),
         INSERTION: detectors.signal_detector("insertion", graft, signal),
     }
-    for name, path in (monitors or {}).items():
+    for name, path in map(_name_and_folder, options.monitor):
         if (path / PROBE_FILE).is_file():
             compared[name] = detectors.probe_detector(name, graft, path, signal)
             continue
@@ -225,7 +250,14 @@ def assemble_detection(
         require_same_base(graft, other, path)
         _warn_of_possible_overlap(other, signal, texts)
         compared[name] = detectors.signal_detector(name, other, signal)
-    if classifier is not None:
-        separate, _, model = load_recorded_reward_model(classifier, device=device)
+    if options.classifier is not None:
+        separate, _, model = load_recorded_reward_model(options.classifier, device=device)
         compared["classifier"] = detectors.classifier_detector("classifier", graft, separate, model)
     return Detection(BenchmarkSetting(prompts, record, Sampling(1)), graft, compared, {})
+
+
+def _name_and_folder(text: str) -> tuple[str, Path]:
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder):
+        raise OtterError(f"--monitor {text!r} is no NAME=FOLDER", hint="for example head=head-only")
+    return name, Path(folder)

@@ -16,6 +16,7 @@ from otter_cli.benchmarks.benchmark import Benchmark, figure_text, share_text
 from otter_cli.benchmarks.methods.detectors import DETECTOR_SIGNAL
 from otter_cli.benchmarks.metrics import measures
 from otter_cli.benchmarks.metrics.estimates import Measures, quotient
+from otter_cli.benchmarks.options import DetectionOptions
 from otter_cli.benchmarks.prompts import BenchPrompt, PromptsRecord, row_draw_record
 from otter_cli.benchmarks.records import PLAIN, MethodRows, RunData, ScoredSample
 from otter_cli.benchmarks.results import BenchmarkName, MethodResult
@@ -153,11 +154,10 @@ class MonitoredTexts:
     held_out: str | None = None
 
 
-def load_monitored_texts(
-    recipe: Path | None, pairs: Path | None, data: Path | None, signal: str, folder: Path
-) -> MonitoredTexts:
-    """The held-out rows of a training recipe, whose data files lie in `data`, or both texts of
-    pairs; dialogues by the chat template of the graft in `folder`. Raises OtterError."""
+def load_monitored_texts(options: DetectionOptions) -> MonitoredTexts:
+    """The held-out rows of a training recipe, or both texts of pairs. Dialogues are written by the
+    chat template of the graft. Raises OtterError."""
+    recipe, pairs, folder, signal = options.recipe, options.pairs, options.folder, options.signal
     if (recipe is None) == (pairs is None):
         raise OtterError("give either --recipe or --pairs", hint="they name the texts to read")
     if recipe is None:
@@ -167,7 +167,7 @@ def load_monitored_texts(
     from otter_cli.training.recipe import load_recipe
     from otter_cli.training.signal_data import held_out_rows, load_graft_tokenizer
 
-    loaded = load_recipe(recipe, data=data).only([signal])
+    loaded = load_recipe(recipe, data=options.data).only([signal])
     sources = loaded.signals[signal].sources
     tokenizer = load_graft_tokenizer(folder)
     config = SignalConfig(name=signal, kind="classes", labels=(signal,))

@@ -12,17 +12,17 @@ from otter_cli.cli.command import Outcome, verb_app
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from otter_cli.benchmarks.benchmark import Benchmark
-    from otter_cli.benchmarks.results import BenchmarkResult, ResultFile
+    from otter_cli.benchmarks.results import ResultFile
+    from otter_cli.benchmarks.tasks.assemble import AnyOptions
     from otter_cli.reports.page import Report
 
 
 app = verb_app(
-    help="Compare the insertion with plain decoding and baselines, caches on everywhere. The same "
-    "command again resumes: what is in the run folder is never generated twice. "
+    help="Compare the insertion with plain decoding and with baselines, all with KV caches. The "
+    "same command again resumes: samples in the run folder are not generated again. "
     "--method takes value, vocabulary, args, rad, genarm, dexperts, dexperts-inserted, best-of-n, "
-    "early-stop, future, prompt-lookup, draft-model; each with graft=DIR, signal=NAME, "
-    "temperature=T where wanted.",
+    "early-stop, future, prompt-lookup, draft-model; each may have graft=DIR, signal=NAME, "
+    "temperature=T.",
     example="""\
     otter bench preference grafted --prompts p.jsonl --task-head head --reward-model rm --gold gold
     otter bench preference ... --method rad:model=rm,strength=2 --method bon=best-of-n:n=8,top_p=0.9
@@ -36,24 +36,20 @@ app = verb_app(
 )
 
 
-def run_and_show(benchmark: Benchmark, out: Path | None) -> Outcome:
+def run_and_show(options: AnyOptions, out: Path | None) -> Outcome:
+    """Run a benchmark, or resume it, and show its report."""
     from otter_cli.benchmarks.runner.run_benchmark import run_benchmark
-
-    finished = run_benchmark(benchmark, out)
-    return report_and_show(finished.result, finished.folder)
-
-
-def report_and_show(result: BenchmarkResult, folder: Path) -> Outcome:
-    """Draws a run's report again."""
+    from otter_cli.benchmarks.tasks.assemble import assemble
     from otter_cli.reports.benchmark import benchmark_report
 
-    return show_report(result, benchmark_report(result), folder)
+    finished = run_benchmark(assemble(options), out)
+    return show_report(finished.result, benchmark_report(finished.result), finished.folder)
 
 
 def show_report(
     result: ResultFile, drawn: Report, folder: Path, *, failed: bool = False
 ) -> Outcome:
-    """Writes the report beside the result, and shows it."""
+    """Write the report into the result's folder, and show it."""
     from otter_cli.reports.report_files import write_report
 
     path = write_report(drawn, folder)
@@ -73,54 +69,16 @@ def option(name: str, help: str, panel: str) -> Any:
     return typer.Option(name, help=help, rich_help_panel=panel)
 
 
-Folder = Annotated[Path, typer.Argument(help="the grafted folder")]
-Prompts = Annotated[Path, option("--prompts", "jsonl, csv or txt, plain or .gz", "Prompts")]
-Column = Annotated[str | None, option("--column", "where the prompt stands", "Prompts")]
-Template = Annotated[str, option("--template", "what {text} is put into", "Prompts")]
-Chat = Annotated[
-    bool, option("--chat", "messages, or what a user says: by the base's template", "Prompts")
-]
-Limit = Annotated[
-    int | None, option("--limit", "only so many prompts, drawn across categories", "Prompts")
-]
-LimitSeed = Annotated[
-    int, option("--limit-seed", "which prompts --limit draws, for every --seed", "Prompts")
-]
-TaskHead = Annotated[
-    Path, option("--task-head", "the control: `otter train --baseline head`", "Methods")
-]
-Signal = Annotated[str, option("--signal", "the signal's name in both folders", "Methods")]
-Strength = Annotated[float, option("--strength", "weight of the guide's score", "Methods")]
-HeadStrength = Annotated[
-    float | None, option("--head-strength", "the task head's, if another", "Methods")
-]
-Candidates = Annotated[int, option("--candidates", "tokens that the guide scores", "Methods")]
-Methods = Annotated[
-    list[str] | None,
-    option(
-        "--method",
-        "another, again for more: [NAME=]KIND:key=value,... such as rad:model=DIR,strength=2",
-        "Methods",
-    ),
-]
-Samples = Annotated[int, option("--samples", "responses a prompt", "Decoding")]
-Batch = Annotated[int, option("--batch", "responses to one prompt at a time", "Decoding")]
-PromptsPerBatch = Annotated[
-    int, option("--together", "prompts that share a batch: faster, other rounding", "Decoding")
-]
-Temperature = Annotated[float, option("--temperature", "of all methods; 0: greedy", "Decoding")]
-NewTokens = Annotated[int, option("--max-new-tokens", "length of a response", "Decoding")]
-Seed = Annotated[int, option("--seed", "of sampling, for every method the same", "Decoding")]
-Device = Annotated[str, option("--device", "cpu, cuda, cuda:1", "Decoding")]
+Device = Annotated[str, option("--device", "cpu, cuda or cuda:1", "Decoding")]
 AllowPickle = Annotated[
     bool,
     option(
         "--allow-pickle",
-        "a Detoxify file that holds code may run that code: trusted ones",
+        "load Detoxify files that can run code: give it for files that you trust",
         "Output",
     ),
 ]
 RunFolder = Annotated[
     Path | None,
-    option("--out", "run folder; if left out, runs/NAME-KEY, a digest of the settings", "Output"),
+    option("--out", "run folder (default: runs/NAME-KEY, with a digest of the settings)", "Output"),
 ]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from otter_cli.cli.bench.group import AllowPickle, Device, app, option, report_and_show
+from otter_cli.cli.bench.group import AllowPickle, Device, app, option, show_report
 from otter_cli.cli.command import Outcome, verb
 from otter_cli.core.errors import OtterError
 
@@ -26,16 +26,18 @@ def rescore(
     device: Device = "cpu",
     allow_pickle: AllowPickle = False,
 ) -> Outcome:
-    """Judge a run's samples by another scorer, in place of its own: nothing is generated again.
+    """Score a run's samples by another scorer, which replaces its own; nothing is generated.
 
-    scores.jsonl, result.json and the report are written anew.
+    scores.jsonl, result.json and the report are written again.
     """
-    from otter_cli.benchmarks.runner.stored_run import rescore_run as rescored
+    from otter_cli.benchmarks.runner.stored_run import rescore_run
+    from otter_cli.reports.benchmark import benchmark_report
     from otter_cli.scorers.detoxify import pickle_allowed
 
     with pickle_allowed(allow_pickle):
         judge = parse_scorer(scorer, device)
-    return report_and_show(rescored(run, judge), run)
+    result = rescore_run(run, judge)
+    return show_report(result, benchmark_report(result), run)
 
 
 def parse_scorer(text: str, device: str) -> "Scorer":

@@ -1,7 +1,8 @@
 """Settings of small real runs, and the lines that they leave."""
 
 from otter_cli.benchmarks.benchmark import BenchmarkSetting
-from otter_cli.benchmarks.prompts import PromptFile, load_prompts
+from otter_cli.benchmarks.options import PromptFile
+from otter_cli.benchmarks.prompts import load_prompts
 from otter_cli.benchmarks.runner.run_benchmark import FinishedRun
 from otter_cli.core.jsonlines import read_jsonlines
 from otter_cli.decoding.sampling import Sampling
@@ -15,7 +16,7 @@ def setting(
     contestants: BenchmarkModels, grafts: Pair, sampling: Sampling, **shared: int
 ) -> BenchmarkSetting:
     prompts, record = load_prompts(
-        PromptFile(contestants.prompts),
+        PromptFile(prompts=contestants.prompts),
         grafts[0].tokenizer,
         positions=grafts[0].model.shape.max_positions,
         new_tokens=sampling.max_new_tokens,

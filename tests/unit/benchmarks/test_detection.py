@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from otter_cli.benchmarks.methods import detectors
+from otter_cli.benchmarks.options import DetectionOptions
 from otter_cli.benchmarks.runner.run_benchmark import run_benchmark
 from otter_cli.benchmarks.runner.stored_run import read_run
 from otter_cli.benchmarks.tasks.assemble import assemble_detection
@@ -50,10 +51,13 @@ def folders(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 def made(folders: dict[str, Path], **options) -> Detection:
     texts = MonitoredTexts(Path("pairs.jsonl"), texts_of_pairs(PAIRS))
-    return assemble_detection(
-        folders["graft"], texts, "toxicity", monitors={"head": folders["head"]},
-        classifier=folders["classifier"], **options,
-    )  # fmt: skip
+    asked = DetectionOptions(
+        folder=folders["graft"],
+        monitor=(f"head={folders['head']}",),
+        classifier=folders["classifier"],
+        **options,
+    )
+    return assemble_detection(asked, texts)
 
 
 def test_every_monitor_scores_every_token_as_its_model_does(folders, tmp_path: Path) -> None:
@@ -96,10 +100,8 @@ def test_a_probe_that_was_trained_is_a_monitor(folders, tmp_path: Path) -> None:
     told = {"reads": "states", "signal": signal.model_dump_json()}
     write_readout(tmp_path / "probe" / PROBE_FILE, weights, told, {})
     texts = MonitoredTexts(Path("pairs.jsonl"), texts_of_pairs(PAIRS))
-    asked = {"monitors": {"probe": tmp_path / "probe"}}
-    finished = run_benchmark(
-        assemble_detection(folders["graft"], texts, "toxicity", **asked), tmp_path / "run"
-    )
+    asked = DetectionOptions(folder=folders["graft"], monitor=(f"probe={tmp_path / 'probe'}",))
+    finished = run_benchmark(assemble_detection(asked, texts), tmp_path / "run")
     drawn = read_run(finished.folder).drawn
     prompt, found = drawn.prompts[0], scored_streams(drawn.rows["probe"], drawn).scores[0]
     with torch.no_grad():
@@ -184,7 +186,7 @@ def test_held_out_dialogues_are_read_by_the_graft_s_own_template(
         "steps: 1\nsignals:\n  toxicity:\n    objective: classification\n    held_out: 0.5\n"
         "    train: {path: rows.jsonl, text: messages, chat: true}\n"
     )
-    texts = load_monitored_texts(recipe, None, None, "toxicity", tmp_path / "graft")
+    texts = load_monitored_texts(DetectionOptions(folder=tmp_path / "graft", recipe=recipe))
     prompts, _ = encode_texts(texts.streams, texts.file, tokenizer, positions=99, limit=None)
     by_text = {tokenizer.apply_chat_template(r["messages"], tokenize=False): r for r in rows}
     assert len(prompts) > 5
@@ -244,7 +246,7 @@ def test_texts_of_one_kind_are_refused_before_a_model_is_loaded(
     section = {**TOXICITY, "train": {"path": "texts.jsonl"}, "held_out": 0.4}
     recipe = write_recipe(tmp_path, {"toxicity": section})
     with pytest.raises(OtterError, match="all of its 2 texts offend, or none does"):
-        load_monitored_texts(recipe, None, None, "toxicity", tiny_llama)
+        load_monitored_texts(DetectionOptions(folder=tiny_llama, recipe=recipe))
 
 
 def test_rows_that_were_not_held_out_in_training_are_told(
@@ -256,15 +258,13 @@ def test_rows_that_were_not_held_out_in_training_are_told(
     recipe = write_recipe(tmp_path, {"toxicity": TOXICITY}, steps=1)
     train(folder, load_recipe(recipe))
     told = "may be its training rows"
-    assemble_detection(
-        folder, load_monitored_texts(recipe, None, None, "toxicity", folder), "toxicity"
-    )
+    options = DetectionOptions(folder=folder, recipe=recipe)
+    assemble_detection(options, load_monitored_texts(options))
     assert told not in " ".join(capfd.readouterr().err.split())
     limited = {**TOXICITY, "train": {**TOXICITY["train"], "limit": 40}}
     other = write_recipe(tmp_path, {"toxicity": limited}, steps=1)
-    assemble_detection(
-        folder, load_monitored_texts(other, None, None, "toxicity", folder), "toxicity"
-    )
+    options = DetectionOptions(folder=folder, recipe=other)
+    assemble_detection(options, load_monitored_texts(options))
     assert told in " ".join(capfd.readouterr().err.split())
 
 
@@ -277,7 +277,7 @@ def test_pairs_of_dialogues_are_read_by_the_graft_s_own_template(
     file = tmp_path / "pairs.jsonl"
     lines = [json.dumps({"chosen": one, "rejected": other}) + "\n" for one, other in pairs]
     file.write_text("".join(lines))
-    texts = load_monitored_texts(None, file, None, "toxicity", tmp_path / "graft")
+    texts = load_monitored_texts(DetectionOptions(folder=tmp_path / "graft", pairs=file))
     prompts, _ = encode_texts(texts.streams, file, tokenizer, positions=99, limit=None)
     for prompt, dialogue in zip(prompts, pairs[0] * 2, strict=True):
         whole = tokenizer.apply_chat_template(dialogue, tokenize=True, return_dict=False)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from otter_cli.benchmarks.model_pool import load_graft_and_task_head
+from otter_cli.benchmarks.options import Guidance
 from otter_cli.benchmarks.runner.run_benchmark import FinishedRun, run_benchmark
-from otter_cli.benchmarks.tasks.assemble import Guidance, assemble_detox
+from otter_cli.benchmarks.tasks.assemble import assemble_detox
 from otter_cli.benchmarks.tasks.detox import Detox, require_toxicity_label
 from otter_cli.core.errors import OtterError
 from otter_cli.core.jsonlines import read_jsonlines
@@ -27,7 +28,7 @@ def benchmark(contestants: BenchmarkModels) -> Detox:
     grafts = load_graft_and_task_head(contestants.graft, contestants.head, "toxicity")
     sampled = Sampling(max_new_tokens=8, temperature=1.0, top_k=5)
     shared = setting(contestants, grafts, sampled, repeats=5, batch=2)
-    guidance = Guidance("toxicity", -3.0, candidates=5)
+    guidance = Guidance(signal="toxicity", strength=-3.0, candidates=5)
     return assemble_detox(grafts, shared, guidance, detoxify=contestants.detoxify)
 
 

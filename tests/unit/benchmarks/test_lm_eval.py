@@ -12,10 +12,10 @@ import pytest
 
 from otter_cli.benchmarks.lm_eval.documents import (
     LmEvalDocument,
-    LmEvalTasks,
     compare_documents,
     evaluate,
 )
+from otter_cli.benchmarks.options import LmEvalTasks
 from otter_cli.core.errors import OtterError
 from tests.conftest import Otter
 from tests.support.benchmark_models import BenchmarkModels, write_benchmark_models
@@ -218,7 +218,7 @@ def test_by_name_it_takes_the_harness_s_text_arguments(
     text = f"pretrained={contestants.graft},signal=reward,strength=2,candidates=3"
     model = get_model("otter-guided").create_from_arg_string(text, {"batch_size": 2})
     assert model.guide.strength == 2.0 and model.batch_size == 2
-    found = evaluate(model, LmEvalTasks(("tiny_text",), tasks, limit=2))
+    found = evaluate(model, LmEvalTasks(tasks="tiny_text", include_path=tasks, limit=2))
     assert len(found.documents) == 2 and set(found.definitions) == {"tiny_text"}
 
 
@@ -229,9 +229,14 @@ def test_a_limit_draws_documents_and_names_them_by_their_own_places(
     from otter_cli.benchmarks.lm_eval.models import OtterLM
 
     model = OtterLM(pretrained=str(contestants.graft), batch_size=4)
-    whole = {d.document: d for d in evaluate(model, LmEvalTasks(("tiny_text",), tasks)).documents}
+    whole = {
+        d.document: d
+        for d in evaluate(model, LmEvalTasks(tasks="tiny_text", include_path=tasks)).documents
+    }
     drawn = [
-        evaluate(model, LmEvalTasks(("tiny_text",), tasks, limit=2, limit_seed=seed)).documents
+        evaluate(
+            model, LmEvalTasks(tasks="tiny_text", include_path=tasks, limit=2, limit_seed=seed)
+        ).documents
         for seed in range(4)
     ]
     assert len({tuple(d.document for d in documents) for documents in drawn}) > 1

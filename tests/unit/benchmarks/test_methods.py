@@ -10,9 +10,9 @@ import pytest
 from otter_cli.benchmarks.methods.generation import METHODS
 from otter_cli.benchmarks.methods.specs import build_methods, parse_method, parse_methods
 from otter_cli.benchmarks.model_pool import ModelPool
+from otter_cli.benchmarks.options import Guidance
 from otter_cli.benchmarks.runner.run_benchmark import FinishedRun, run_benchmark
 from otter_cli.benchmarks.tasks.assemble import (
-    Guidance,
     assemble_detox,
     assemble_preference,
     assemble_speedup,
@@ -54,7 +54,7 @@ def guided(contestants, grafts, other, tiny_llama, tmp_path_factory) -> Finished
     benchmark = assemble_preference(
         grafts,
         greedy(contestants, grafts),
-        Guidance("reward", 2.0, candidates=5),
+        Guidance(signal="reward", strength=2.0, candidates=5),
         reward_model=rewards,
         gold=contestants.gold,
         more=parse_methods(asked),
@@ -123,7 +123,7 @@ def test_text_ends_where_the_signal_crosses_the_bound(contestants, tmp_path: Pat
     benchmark = assemble_detox(
         grafts,  # type: ignore[arg-type]
         shared,
-        Guidance("toxicity", -3.0, candidates=5),
+        Guidance(signal="toxicity", strength=-3.0, candidates=5),
         detoxify=contestants.detoxify,
         more=parse_method("early-stop:bound=0.5"),
     )

@@ -9,8 +9,9 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from otter_cli.benchmarks.methods.specs import parse_methods
+from otter_cli.benchmarks.options import Guidance
 from otter_cli.benchmarks.runner.run_benchmark import FinishedRun, run_benchmark
-from otter_cli.benchmarks.tasks.assemble import Guidance, assemble_preference
+from otter_cli.benchmarks.tasks.assemble import assemble_preference
 from otter_cli.benchmarks.tasks.preference import step_area
 from otter_cli.core.errors import OtterError
 from otter_cli.decoding.bounds import Gate
@@ -32,7 +33,7 @@ def swept(contestants, grafts, tiny_llama, tmp_path_factory) -> FinishedRun:
     benchmark = assemble_preference(
         grafts,
         greedy(contestants, grafts),
-        Guidance("reward", 1.0, candidates=5, sweep=(30.0,)),
+        Guidance(signal="reward", strength=1.0, candidates=5, sweep=(30.0,)),
         reward_model=contestants.reward_model,
         gold=contestants.gold,
         encoder=tiny_llama,

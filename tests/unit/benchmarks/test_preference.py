@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from otter_cli.benchmarks.options import Guidance
 from otter_cli.benchmarks.runner.run_benchmark import FinishedRun, run_benchmark
-from otter_cli.benchmarks.tasks.assemble import Guidance, assemble_preference
+from otter_cli.benchmarks.tasks.assemble import assemble_preference
 from otter_cli.core.errors import OtterError
 from otter_cli.scorers.scorer import RuleScorer
 from tests.support.benchmark_models import BenchmarkModels
@@ -20,7 +21,7 @@ def preferred(contestants, grafts, tmp_path_factory) -> FinishedRun:
     benchmark = assemble_preference(
         grafts,
         greedy(contestants, grafts),
-        Guidance("reward", 2.0, candidates=5),
+        Guidance(signal="reward", strength=2.0, candidates=5),
         reward_model=contestants.reward_model,
         gold=contestants.gold,
     )
@@ -98,7 +99,7 @@ def test_a_gold_model_that_guides_is_refused(contestants, grafts) -> None:
         assemble_preference(
             grafts,
             greedy(contestants, grafts),
-            Guidance("reward", 1.0),
+            Guidance(signal="reward", strength=1.0),
             reward_model=contestants.gold,
             gold=contestants.gold,
         )
@@ -109,7 +110,7 @@ def test_gold_may_be_a_rule(contestants, grafts, tmp_path: Path) -> None:
     benchmark = assemble_preference(
         grafts,
         greedy(contestants, grafts),
-        Guidance("reward", 1.0, candidates=3),
+        Guidance(signal="reward", strength=1.0, candidates=3),
         reward_model=contestants.reward_model,
         gold=rule,
     )

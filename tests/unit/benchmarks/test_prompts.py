@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from otter_cli.benchmarks.prompts import PromptFile, PromptsRecord, load_prompts
+from otter_cli.benchmarks.options import PromptFile
+from otter_cli.benchmarks.prompts import PromptsRecord, load_prompts
 from otter_cli.benchmarks.records import RunSettings
 from otter_cli.core.errors import OtterError
 from tests.support.benchmark_models import BenchmarkModels
@@ -19,7 +20,7 @@ def test_prompts_that_leave_no_room_are_cut_from_the_left_and_counted(
 ) -> None:
     (tmp_path / "long.txt").write_text("x" * 300 + "tail\nshort\n")
     prompts, record = load_prompts(
-        PromptFile(tmp_path / "long.txt"), grafts[0].tokenizer, positions=128, new_tokens=20
+        PromptFile(prompts=tmp_path / "long.txt"), grafts[0].tokenizer, positions=128, new_tokens=20
     )
     assert record.truncated == 1 and "1 of 2 prompts are cut" in capfd.readouterr().err
     long, short = prompts
@@ -27,7 +28,10 @@ def test_prompts_that_leave_no_room_are_cut_from_the_left_and_counted(
     assert (long.name, short.name) == ("1", "2")
     with pytest.raises(OtterError, match="no room for a prompt"):
         load_prompts(
-            PromptFile(contestants.prompts), grafts[0].tokenizer, positions=128, new_tokens=126
+            PromptFile(prompts=contestants.prompts),
+            grafts[0].tokenizer,
+            positions=128,
+            new_tokens=126,
         )
 
 
@@ -37,7 +41,7 @@ def test_a_limit_is_recorded_and_decides_the_key_by_its_prompts_alone(
     (tmp_path / "all.txt").write_text("".join(f"prompt {i}\n" for i in range(30)))
 
     def load(**limit: int) -> PromptsRecord:
-        file = PromptFile(tmp_path / "all.txt", **limit)
+        file = PromptFile(prompts=tmp_path / "all.txt", **limit)
         return load_prompts(file, grafts[0].tokenizer, positions=128, new_tokens=4)[1]
 
     drawn = load(limit=5)
@@ -64,11 +68,13 @@ def test_the_ids_of_dialogues_are_transformers_own(
     rows = [{"turns": ["hi", "and?"]}, {"messages": said("a", "b", "c")}]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prompts, _ = load_prompts(PromptFile(file, chat=True), tokenizer, positions=99, new_tokens=9)
+    prompts, _ = load_prompts(
+        PromptFile(prompts=file, chat=True), tokenizer, positions=99, new_tokens=9
+    )
     for prompt, given in zip(prompts, [said("hi"), said("a", "b", "c")], strict=True):
         assert list(prompt.messages) == given
         assert list(prompt.tokens) == tokenizer.apply_chat_template(
             given, tokenize=True, return_dict=False, add_generation_prompt=True
         )
     with pytest.raises(OtterError, match="rows.jsonl, line 2: the prompt is a list of messages"):
-        load_prompts(PromptFile(file), tokenizer, positions=99, new_tokens=9)
+        load_prompts(PromptFile(prompts=file), tokenizer, positions=99, new_tokens=9)

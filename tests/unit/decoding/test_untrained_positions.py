@@ -12,6 +12,7 @@ from otter_cli.api.model import load
 from otter_cli.benchmarks.methods import detectors
 from otter_cli.benchmarks.methods.specs import build_methods, parse_methods
 from otter_cli.benchmarks.model_pool import ModelPool
+from otter_cli.benchmarks.options import DetectionOptions
 from otter_cli.benchmarks.runner.run_benchmark import run_benchmark
 from otter_cli.benchmarks.tasks.assemble import assemble_detection
 from otter_cli.benchmarks.tasks.detection import MonitoredTexts, texts_of_pairs
@@ -154,7 +155,8 @@ def test_a_monitor_of_last_tokens_is_told_in_the_result(tiny_llama: Path, tmp_pa
         Path("p.jsonl"),
         texts_of_pairs([PreferencePair(f"a friend {i}", f"a fool {i}") for i in (1, 2)]),
     )
-    result = run_benchmark(assemble_detection(folder, texts, "toxicity"), tmp_path / "run").result
+    benchmark = assemble_detection(DetectionOptions(folder=folder), texts)
+    result = run_benchmark(benchmark, tmp_path / "run").result
     (warning,) = result.warnings
     assert warning.startswith("insertion: signal 'toxicity' was trained at the last token")
     assert detectors.base_detector(load_graft(folder, "toxicity", device="cpu")).warnings == ()
