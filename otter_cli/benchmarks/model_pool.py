@@ -18,22 +18,12 @@ from otter_cli.scorers.load import (
 
 
 class ModelPool:
-    """A run's graft with its signal, and whatever else its methods load: each folder once."""
+    """A run's graft with its signal, and other models, each folder loaded once."""
 
     def __init__(self, graft: LoadedGraft, signal: str) -> None:
         self.graft, self.signal = graft, signal
         self.device = str(graft.model.device)
         self._loaded: dict[tuple[str, Path], Any] = {}
-
-    def grafted(self, graft: LoadedGraft | Path, signal: str) -> LoadedGraft:
-        """Another graft of the same base. Raises OtterError for one of another base."""
-        if isinstance(graft, LoadedGraft):
-            return graft
-        other: LoadedGraft = self._once(
-            signal, graft, lambda: load_graft(graft, signal, device=self.device)
-        )
-        require_same_base(self.graft, other, graft)
-        return other
 
     def require_signal(self, name: str) -> None:
         if name not in self.graft.model.signal_configs:
@@ -42,30 +32,34 @@ class ModelPool:
                 hint=f"its signals: {', '.join(self.graft.model.signal_configs)}",
             )
 
+    def grafted(self, graft: LoadedGraft | Path, signal: str) -> LoadedGraft:
+        """Another graft of the same base. Raises OtterError for one of another base."""
+        if isinstance(graft, LoadedGraft):
+            return graft
+        other: LoadedGraft = self._once(signal, graft, load_graft, signal)
+        require_same_base(self.graft, other, graft)
+        return other
+
     def reward_model(self, folder: Path) -> LoadedModel:
-        found: LoadedModel = self._once(
-            "reward", folder, lambda: load_recorded_reward_model(folder, device=self.device)
-        )
-        return found
+        loaded: LoadedModel = self._once("reward", folder, load_recorded_reward_model)
+        return loaded
 
     def language_model(self, folder: Path) -> LoadedModel:
-        found: LoadedModel = self._once(
-            "language", folder, lambda: load_recorded_language_model(folder, device=self.device)
-        )
-        return found
+        loaded: LoadedModel = self._once("language", folder, load_recorded_language_model)
+        return loaded
 
-    def _once(self, kind: str, folder: Path, load: Callable[[], Any]) -> Any:
+    def _once(self, kind: str, folder: Path, load: Callable[..., Any], *arguments: Any) -> Any:
         key = (kind, folder.resolve())
         if key not in self._loaded:
-            self._loaded[key] = load()
+            self._loaded[key] = load(folder, *arguments, device=self.device)
         return self._loaded[key]
 
 
 def load_graft_and_task_head(
     folder: Path, task_head: Path, signal: str, device: str = "cpu"
 ) -> tuple[LoadedGraft, LoadedGraft]:
-    """The insertion and its control, on one base. Raises OtterError where they are not comparable,
-    warns where `signal` was never trained."""
+    """A graft and its task-head control on the same base. Raises OtterError where they are not
+    comparable; warns where `signal` was never trained."""
     graft, head = (load_graft(path, signal, device=device) for path in (folder, task_head))
     require_same_base(graft, head, task_head)
     if any(config.hidden for config in head.model.manifest.insertions):

@@ -77,6 +77,10 @@ class Guidance(StrictConfig):
     # Whether the signal was trained on the end of a text (a recipe's `eos`).
     end: bool = True
 
+    def strength_or(self, own: float | None) -> float:
+        """A guide's own strength, or the common one."""
+        return self.strength if own is None else own
+
 
 class BenchmarkOptions(PromptFile):
     """Options of every benchmark that generates. `task_head` is the control on the same base."""

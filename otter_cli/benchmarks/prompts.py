@@ -17,8 +17,8 @@ from otter_cli.data.splits import RowDraw
 
 
 class RowDrawRecord(StrictRecord):
-    """Lines of the file that a limit kept of `of`, drawn by `seed` across categories; of texts of
-    pairs and of held-out rows their places, from 1."""
+    """The lines that a limit kept of a file's `of` lines, drawn by `seed` across categories. For
+    texts of pairs and held-out rows: their places, from 1."""
 
     seed: int
     of: int
@@ -26,8 +26,8 @@ class RowDrawRecord(StrictRecord):
 
 
 class PromptsRecord(StrictRecord):
-    """Which prompts: `digest` is of their texts as used, `truncated` counts those cut to fit.
-    `drawn`: of a limit, which lines it kept."""
+    """Which prompts a run used. `digest`: of their texts and tokens. `truncated`: how many were cut
+    to fit. `drawn`: the lines that a limit kept."""
 
     file: str
     digest: str
@@ -38,8 +38,8 @@ class PromptsRecord(StrictRecord):
 
 @dataclass(frozen=True)
 class BenchPrompt:
-    """`name` is the prompt's line in its file. `offends_by`: tokens that hold the offending span of
-    a labelled text, 0 where there is none. `messages`: of a dialogue, what is to be answered."""
+    """A prompt. `name`: its line in the file. `offends_by`: for a labelled text, the tokens up to
+    the end of its offending span, 0 for a clean text. `messages`: the dialogue to answer."""
 
     name: str
     text: str
@@ -52,8 +52,8 @@ class BenchPrompt:
 def load_prompts(
     file: PromptFile, tokenizer: Any, *, positions: int, new_tokens: int
 ) -> tuple[list[BenchPrompt], PromptsRecord]:
-    """Prompts that leave room for `new_tokens` among the base's `positions`. Raises OtterError."""
-    # One more position for the EOS that scorers append.
+    """Prompts that leave room for `new_tokens` in the base's `positions`. Raises OtterError."""
+    # Scorers append an EOS, which needs one more position.
     room = positions - new_tokens - 1
     if room < 3:
         raise OtterError(
@@ -61,14 +61,14 @@ def load_prompts(
             "positions",
             hint="lower --max-new-tokens",
         )
-    found = draw_prompts(
+    drawn = draw_prompts(
         file.prompts,
         column=file.column,
         template=file.template,
         limit=file.limit,
         seed=file.limit_seed,
     )
-    rows = found.rows
+    rows = drawn.rows
     texts = [row.written(tokenizer, file.chat, file.prompts) for row in rows]
     encoded = Encoder(tokenizer, room, eos=False)(texts, "prompt")
     if encoded.truncation.cut:
@@ -82,13 +82,13 @@ def load_prompts(
         digest=sha256_json([[p.name, p.text, p.tokens] for p in prompts]),
         count=len(prompts),
         truncated=encoded.truncation.cut,
-        drawn=row_draw_record(found.drawn),
+        drawn=row_draw_record(drawn.drawn),
     )
     return prompts, record
 
 
 def row_draw_record(drawn: RowDraw | None) -> RowDrawRecord | None:
-    """None where nothing was left out."""
+    """The record of a draw; None where nothing was left out."""
     if drawn is None or drawn.whole:
         return None
     return RowDrawRecord(seed=drawn.seed, of=drawn.of, lines=list(drawn.lines))

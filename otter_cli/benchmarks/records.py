@@ -1,7 +1,7 @@
-"""The typed records of a run: its settings (run.yaml), samples, timings and scores.
+"""The records of a run: its settings (run.yaml), samples, timings and scores.
 
-The digest of the settings is the run's key. MethodRows groups samples by prompt, as the metrics
-need them; RunData holds the rows of every method, of a run that just ended or of a stored one."""
+The digest of the settings is the run's key. `MethodRows` groups samples by prompt, as metrics need
+them. `RunData` holds the rows of every method, of a run that just ended or of a stored one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from itertools import compress
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from otter_cli.benchmarks.prompts import BenchPrompt, PromptsRecord
 from otter_cli.core.digests import sha256_json
@@ -17,22 +17,20 @@ from otter_cli.core.strict_config import StrictRecord
 from otter_cli.scorers.load import ModelRecord
 from otter_cli.scorers.scorer import ScorerRecord
 
-PLAIN = "plain"
-# `insertion@0.5` is the method `insertion` at that strength.
+PLAIN, INSERTION, TASK_HEAD = "plain", "insertion", "task-head"
+ARGS, PROMPT_LOOKUP = "args", "prompt-lookup"
+# `insertion@0.5` is the method `insertion` at strength 0.5.
 STRENGTH_MARK = "@"
+
+SCHEMA_VERSION = 1
+
+# Names are recorded and are no part of a run's key. Digests identify what they name.
+_UNKEYED_FIELDS = ("name", "file", "label")
 
 
 def method_family(method: str) -> str:
     """The method's name without its strength."""
     return method.partition(STRENGTH_MARK)[0]
-
-
-INSERTION, TASK_HEAD, ARGS, PROMPT_LOOKUP = "insertion", "task-head", "args", "prompt-lookup"
-
-
-SCHEMA_VERSION = 1
-
-_UNKEYED_FIELDS = ("name", "file", "label")
 
 
 class MethodRecord(StrictRecord):
@@ -44,7 +42,7 @@ class MethodRecord(StrictRecord):
 
 
 class RunSettings(StrictRecord):
-    """Names of files and folders are recorded and left out of the key: digests stand for them."""
+    """The settings of a run, in run.yaml. `together` prompts share a call."""
 
     schema_version: int = SCHEMA_VERSION
     benchmark: str
@@ -53,27 +51,27 @@ class RunSettings(StrictRecord):
     sampling: dict[str, Any]
     samples_per_prompt: int
     batch: int
-    # Prompts that share a call.
     together: int = 1
     seed: int
 
     @property
     def key(self) -> str:
-        """Equal for equal settings, wherever the files lie."""
-        return sha256_json(self._deciding())
-
-    def _deciding(self) -> dict[str, Any]:
-        # Runs from before prompts could share a call keep their keys.
-        unsaid = {"together"} if self.together == 1 else set()
-        decides: dict[str, Any] = _without_names(self.model_dump(mode="json", exclude=unsaid))
-        # The digest says which prompts they are.
-        decides["prompts"].pop("drawn")
-        return decides
+        """Equal for equal settings, wherever the files are."""
+        return sha256_json(self._keyed())
 
     def differences(self, other: "RunSettings") -> list[str]:
-        """Dotted names of the settings in which two runs differ, as far as they decide."""
-        mine, theirs = (_flat(settings._deciding()) for settings in (self, other))
-        return sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
+        """Dotted names of the keyed settings in which two runs differ."""
+        first, second = (_flat(settings._keyed()) for settings in (self, other))
+        names = first.keys() | second.keys()
+        return sorted(name for name in names if first.get(name) != second.get(name))
+
+    def _keyed(self) -> dict[str, Any]:
+        # Runs from before prompts could share a call keep their keys.
+        exclude = {"together"} if self.together == 1 else set()
+        keyed: dict[str, Any] = _without_names(self.model_dump(mode="json", exclude=exclude))
+        # The digest of the prompts says which they are.
+        keyed["prompts"].pop("drawn")
+        return keyed
 
 
 def _without_names(value: Any) -> Any:
@@ -85,18 +83,14 @@ def _without_names(value: Any) -> Any:
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {prefix: value}
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, inner in value.items():
-        found |= _flat(inner, f"{prefix}.{key}" if prefix else key)
-    return found
-
-
-class _RecordLine(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+        flat |= _flat(inner, f"{prefix}.{key}" if prefix else key)
+    return flat
 
 
 class SampleKey(NamedTuple):
-    """One generation: by which method, for which prompt, which of its repeats."""
+    """Identifies one generation: its method, its prompt, and its number among the repeats."""
 
     method: str
     prompt: str
@@ -106,8 +100,20 @@ class SampleKey(NamedTuple):
         return f"sample {self.repeat} of prompt {self.prompt} by {self.method}"
 
 
-class SampleCounters(_RecordLine):
-    """What one generation cost in passes and cache; `drafted` and `accepted` by draft position."""
+class _KeyedRecord(StrictRecord):
+    """A line about one generation."""
+
+    method: str
+    prompt: str
+    repeat: int
+
+    @property
+    def key(self) -> SampleKey:
+        return SampleKey(self.method, self.prompt, self.repeat)
+
+
+class SampleCounters(StrictRecord):
+    """Passes and cache of one generation. `drafted` and `accepted` are by draft position."""
 
     base_passes: int
     external_passes: int = 0
@@ -117,17 +123,16 @@ class SampleCounters(_RecordLine):
     cache_bytes: int = 0
 
 
-class Sample(_RecordLine):
-    """One generation, without its times: the same settings give the same line, byte for byte."""
+class Sample(_KeyedRecord):
+    """One generation, without its time: equal settings give equal lines, byte for byte.
 
-    method: str
-    prompt: str
-    repeat: int
+    `logprobs`: of each token under the base, nats. `drawn`: log-probability with which each token
+    was drawn, nats; empty where drafts were verified."""
+
     seed: int
     text: str
     tokens: list[int]
-    logprobs: list[FiniteFloat]  # the base's, nats
-    # By which each token was drawn, nats: nothing where drafts were verified.
+    logprobs: list[FiniteFloat]
     drawn: list[FiniteFloat] = Field(default_factory=list)
     signals: dict[str, list[float] | list[list[float]]] = Field(default_factory=dict)
     finish: str
@@ -135,37 +140,22 @@ class Sample(_RecordLine):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        """A perplexity over fewer log-probabilities than tokens would be a lie."""
+        """A perplexity is over all tokens, so each token needs its log-probability."""
         for name, values in (("logprobs", self.logprobs), ("drawn", self.drawn)):
             if len(values) != len(self.tokens) and (values or name == "logprobs"):
                 raise ValueError(f"{len(values)} {name} for {len(self.tokens)} tokens")
         return self
 
-    @property
-    def key(self) -> SampleKey:
-        return SampleKey(self.method, self.prompt, self.repeat)
 
+class Timing(_KeyedRecord):
+    """Seconds of one generation, prefill included. `session` is an index into environment.json."""
 
-class Timing(_RecordLine):
-    """How long one generation took, its prompt included; `session` is one of environment.json's."""
-
-    method: str
-    prompt: str
-    repeat: int
     seconds: FiniteFloat = Field(ge=0)
     session: int
 
-    @property
-    def key(self) -> SampleKey:
-        return SampleKey(self.method, self.prompt, self.repeat)
-
-
-# What the scorers said of each sample, by `role.label`.
-SampleScores = dict[SampleKey, dict[str, float]]
-
 
 class ScoredSample(NamedTuple):
-    """A sample with its time and what the scorers said, by label."""
+    """A sample with its time and its scores, by `role.label`."""
 
     sample: Sample
     timing: Timing
@@ -173,36 +163,37 @@ class ScoredSample(NamedTuple):
 
 
 class MethodRows:
-    """One method's samples, by prompt: every method has the same prompts in the same order."""
+    """The samples of one method, grouped by prompt. Every method has the prompts in one order."""
 
     def __init__(self, groups: Sequence[Sequence[ScoredSample]]) -> None:
         self.groups = groups
 
-    def sums(self, of: Callable[[ScoredSample], float]) -> np.ndarray:
-        """Per prompt, the sum over its samples."""
-        return np.array([sum(of(row) for row in group) for group in self.groups], dtype=float)
+    def sums(self, value: Callable[[ScoredSample], float]) -> np.ndarray:
+        """Per prompt, the sum over its samples: [prompts]."""
+        return self.each(lambda group: sum(map(value, group)))
 
-    def means(self, of: Callable[[ScoredSample], float]) -> np.ndarray:
-        """Per prompt, the mean over its samples."""
-        return self.each(lambda group: sum(map(of, group)) / len(group))
+    def means(self, value: Callable[[ScoredSample], float]) -> np.ndarray:
+        """Per prompt, the mean over its samples: [prompts]."""
+        return self.each(lambda group: sum(map(value, group)) / len(group))
 
-    def each(self, of: Callable[[Sequence[ScoredSample]], float]) -> np.ndarray:
-        """Per prompt, one value of all its samples."""
-        return np.array([of(group) for group in self.groups], dtype=float)
+    def each(self, value: Callable[[Sequence[ScoredSample]], float]) -> np.ndarray:
+        """Per prompt, one value of all its samples: [prompts]."""
+        return np.array([value(group) for group in self.groups], dtype=float)
 
 
 def response_length(row: ScoredSample) -> float:
+    """Tokens of the response."""
     return len(row.sample.tokens)
 
 
 @dataclass(frozen=True)
 class RunData:
-    """Every method's rows, in the order of `prompts`, its record and parameters' bytes, and by role
-    who scored."""
+    """What metrics are computed from. By method: its rows in the order of `prompts`, the bytes of
+    its parameters, and its record. By role: the record of the scorer."""
 
     prompts: tuple[BenchPrompt, ...]
     rows: Mapping[str, MethodRows]
-    weights: Mapping[str, int]
+    parameter_bytes: Mapping[str, int]
     methods: Mapping[str, MethodRecord]
     scorers: Mapping[str, ScorerRecord]
     sampling: Mapping[str, Any]
@@ -213,15 +204,12 @@ class RunData:
 
     @property
     def categories(self) -> list[str]:
-        """Of the prompts, in their order; none where all are of one."""
-        found = list(dict.fromkeys(prompt.category for prompt in self.prompts))
-        return found if len(found) > 1 else []
+        """Categories of the prompts, in their order; empty where there is only one."""
+        names = list(dict.fromkeys(prompt.category for prompt in self.prompts))
+        return names if len(names) > 1 else []
 
     def only(self, category: str) -> Self:
         """The prompts of a category, with their rows."""
         kept = [prompt.category == category for prompt in self.prompts]
-        rows = {
-            name: MethodRows([group for group, keep in zip(own.groups, kept, strict=True) if keep])
-            for name, own in self.rows.items()
-        }
+        rows = {name: MethodRows(list(compress(r.groups, kept))) for name, r in self.rows.items()}
         return replace(self, prompts=tuple(compress(self.prompts, kept)), rows=rows)

@@ -1,6 +1,7 @@
 """result.json: the typed result of a run. Every figure is {mean, low, high, n}.
 
-ResultFile is the base class for every benchmark's result: written atomically, read strictly."""
+`ResultFile` is the base class of every benchmark's result. It is written atomically and read
+strictly."""
 
 from __future__ import annotations
 
@@ -17,20 +18,23 @@ from otter_cli.core.strict_files import MAX_OWN_FILE_BYTES, read_small_file
 from otter_cli.scorers.scorer import ScorerRecord
 
 RESULT_FILE = "result.json"
+SCHEMA_VERSION = 1
+
+BenchmarkName = Literal["preference", "detox", "detection", "speedup"]
 
 
 class ResultPart(BaseModel):
-    """A part of a result: nothing unknown in it, and no figure that is not finite."""
+    """A part of a result. Unknown keys and figures that are not finite are refused."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class ResultFile(ResultPart):
-    """The whole of it; `benchmark` is its first line in every kind."""
+    """A result.json. Every kind has `benchmark`, which names the kind."""
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Raises OtterError where there is none, or it is damaged, or of a later version."""
+        """Raises OtterError for a folder without a result, and for a damaged or later one."""
         path = folder / RESULT_FILE
         if not path.exists():
             raise OtterError(
@@ -53,24 +57,18 @@ class ResultFile(ResultPart):
         write_json(folder / RESULT_FILE, self.model_dump(mode="json"))
 
 
-class ParetoFront(BaseModel):
-    """`area`: the mean gain in gold reward over plain's, over KL from plain's up to `up_to`, which
-    all fronts of a run reach; of points, the best that costs no more."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+class ParetoFront(ResultPart):
+    """A family of methods at several strengths. `area`: the mean gain in gold reward over plain
+    decoding, over KL to the base from plain's up to `up_to`, which every front of the run reaches.
+    """
 
     methods: list[str]
     up_to: float
     area: Estimate
 
 
-SCHEMA_VERSION = 1
-
-BenchmarkName = Literal["preference", "detox", "detection", "speedup"]
-
-
 class MethodMemory(ResultPart):
-    """What a method holds at its peak, counted, in bytes: weights, and KV caches of one call."""
+    """Counted bytes at the peak: parameters, and the KV caches of one call."""
 
     weights: int
     caches: int
@@ -81,8 +79,8 @@ class MethodMemory(ResultPart):
 
 
 class Divergence(ResultPart):
-    """Where a greedy output left plain greedy decoding's: `gap` is how far apart the base's logits
-    of the two tokens are there."""
+    """The first token in which a greedy output differs from plain greedy decoding. `gap`: the
+    distance of the base's logits of the two tokens there."""
 
     prompt: str
     position: int
@@ -90,8 +88,8 @@ class Divergence(ResultPart):
 
 
 class MethodResult(ResultPart):
-    """One method. `difference_sentence`: differences paired by prompt, absent for plain itself;
-    `by_category`: the main figures for prompts of each category, where there are several."""
+    """The figures of one method. `against_plain`: differences paired by prompt, empty for plain
+    itself. `by_category`: the main figures by category of prompts, where there are several."""
 
     label: str
     metrics: dict[str, Estimate]
@@ -102,7 +100,7 @@ class MethodResult(ResultPart):
 
 
 class BenchmarkResult(ResultFile):
-    """A run's outcome; recomputed from samples.jsonl, timings.jsonl and the scorers alone."""
+    """A run's result. It can be recomputed from samples.jsonl, timings.jsonl and the scorers."""
 
     schema_version: int = SCHEMA_VERSION
     benchmark: BenchmarkName

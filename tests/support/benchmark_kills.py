@@ -33,7 +33,7 @@ def sampled_run(contestants: BenchmarkModels) -> Detox:
     """A real one: drawn text by three methods, scored by a classifier."""
     grafts = load_graft_and_task_head(contestants.graft, contestants.head, "toxicity")
     drawn = Sampling(max_new_tokens=10, temperature=1.0, top_k=5)
-    shared = setting(contestants, grafts, drawn, repeats=6, batch=2)
+    shared = setting(contestants, grafts, drawn, samples_per_prompt=6, batch=2)
     guidance = Guidance(signal="toxicity", strength=-3.0, candidates=5)
     return assemble_detox(grafts, shared, guidance, detoxify=contestants.detoxify)
 

@@ -1,10 +1,9 @@
 """Detectors: methods that read a text and give, at each token, the probability that it offends.
 
-They take the place of generating methods and add nothing to the text, so a run of them resumes,
-is timed and is compared like any other."""
+They take the place of generating methods and add nothing to the text. A run of them resumes, is
+timed and is compared like any other."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ ReadFunction = Callable[["Tensor"], "Tensor"]
 
 
 def base_detector(graft: LoadedGraft) -> Method:
-    """The base reads, and nobody watches: what the others' time is held against."""
+    """The base alone, without a monitor: the reference for time."""
     decoder = _decoder(graft)
 
     def read(tokens: "Tensor") -> "Tensor":
@@ -39,8 +38,7 @@ def base_detector(graft: LoadedGraft) -> Method:
 
 
 def signal_detector(label: str, graft: LoadedGraft, signal: str) -> Method:
-    """A class signal of a graft: the base's own pass, with the probability beside each token."""
-
+    """A class signal of a graft: one pass of the base, with the probability at each token."""
     from otter_cli.decoding.request_checks import request_warnings, warn_once
 
     def read(tokens: "Tensor") -> "Tensor":
@@ -48,21 +46,22 @@ def signal_detector(label: str, graft: LoadedGraft, signal: str) -> Method:
         return class_probabilities(out.signals[signal][0, :, 0])
 
     steering = {"detector": "signal", "signal": signal}
-    method = _detector(label, [graft.record], steering, graft.bytes, read, graft.model)
-    warnings = request_warnings(graft.model, signals=(signal,))
+    warnings = tuple(request_warnings(graft.model, signals=(signal,)))
     warn_once(graft.model, warnings)
-    return replace(method, warnings=tuple(warnings))
+    return _detector(
+        label, [graft.record], steering, graft.bytes, read, graft.model, warnings=warnings
+    )
 
 
 def probe_detector(label: str, graft: LoadedGraft, folder: Path, signal: str) -> Method:
-    """A probe on the base that the graft has: its pass, and a readout of all layers. Raises
-    OtterError for one of another base's shape, or of another signal."""
+    """A probe on the graft's base: a readout of all layers, in the base's pass. Raises OtterError
+    for a probe of another base's shape, or of another signal."""
     from otter_cli.training.baselines.readouts import load_probe
 
-    probe, of = load_probe(folder, graft.model.base, graft.model.shape)
-    if of.name != signal or of.kind != "classes":
+    probe, trained = load_probe(folder, graft.model.base, graft.model.shape)
+    if trained.name != signal or trained.kind != "classes":
         raise OtterError(
-            f"{folder} was trained for {of.name!r}, of kind {of.kind}",
+            f"{folder} was trained for {trained.name!r}, of kind {trained.kind}",
             hint=f"train one of {signal!r}: otter train OUT --recipe R --baseline probe --to DIR",
         )
 
@@ -70,16 +69,16 @@ def probe_detector(label: str, graft: LoadedGraft, folder: Path, signal: str) ->
         return class_probabilities(probe(tokens, tokens.new_ones(tokens.shape))[0, :, 0])
 
     steering = {"detector": "probe", "reads": probe.reads}
-    held = graft.base_bytes + parameter_bytes(probe.weights.values())
+    weights = graft.base_bytes + parameter_bytes(probe.weights.values())
     models = [graft.record, model_record(folder, "probe")]
-    return _detector(label, models, steering, held, read, graft.model)
+    return _detector(label, models, steering, weights, read, graft.model)
 
 
 def classifier_detector(
     label: str, graft: LoadedGraft, classifier: Any, record: ModelRecord
 ) -> Method:
-    """A separate classifier of every prefix: a second model, in one more pass over the text beside
-    the base's, which whoever writes the text needs too."""
+    """A separate classifier of every prefix. It is a second model with its own pass; the base's
+    pass counts too, because the text needs it."""
     decoder = _decoder(graft)
 
     def read(tokens: "Tensor") -> "Tensor":
@@ -87,10 +86,11 @@ def classifier_detector(
         state = classifier.base_model(input_ids=tokens, use_cache=False).last_hidden_state
         return class_probabilities(classifier.score(state)[0, :, 0])
 
-    held = graft.base_bytes + parameter_bytes(classifier.parameters())
-    steering = {"detector": "classifier"}
+    weights = graft.base_bytes + parameter_bytes(classifier.parameters())
     models = [graft.record, record]
-    return _detector(label, models, steering, held, read, classifier, separate=True)
+    return _detector(
+        label, models, {"detector": "classifier"}, weights, read, classifier, external_passes=1
+    )
 
 
 def _decoder(graft: LoadedGraft) -> Any:
@@ -103,22 +103,27 @@ def _detector(
     steering: dict[str, Any],
     weights: int,
     read: ReadFunction,
-    on: Any,
+    model: Any,
     *,
-    separate: bool = False,
+    external_passes: int = 0,
+    warnings: tuple[str, ...] = (),
 ) -> Method:
-    def call(texts: list[list[int]], sampling: "Sampling") -> "list[Generation]":
-        return [_detect(read, text, separate, on.device) for text in texts]
+    """`model`: the one whose device the tokens go to."""
 
-    return Method(label, MethodRecord(label=label, models=models, steering=steering), call, weights)
+    def detect(text: list[int]) -> "Generation":
+        import torch
 
+        from otter_cli.decoding.results import Generation, GenerationCounters
 
-def _detect(read: ReadFunction, text: list[int], separate: bool, device: Any) -> "Generation":
-    import torch
+        with torch.inference_mode():
+            scores = read(torch.tensor([text], device=model.device)).tolist()
+        passes = GenerationCounters(
+            base_passes=1, external_passes=external_passes, tokens_fed=len(text)
+        )
+        return Generation([], [], {DETECTOR_SIGNAL: scores}, "length", passes)
 
-    from otter_cli.decoding.results import Generation, GenerationCounters
+    def generate(texts: list[list[int]], sampling: "Sampling") -> "list[Generation]":
+        return [detect(text) for text in texts]
 
-    with torch.inference_mode():
-        scores = read(torch.tensor([text], device=device)).tolist()
-    passes = GenerationCounters(base_passes=1, external_passes=int(separate), tokens_fed=len(text))
-    return Generation([], [], {DETECTOR_SIGNAL: scores}, "length", passes)
+    record = MethodRecord(label=label, models=models, steering=steering)
+    return Method(record, generate, weights, warnings=warnings)

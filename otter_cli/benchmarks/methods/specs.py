@@ -1,18 +1,18 @@
 """Methods as users name them: `NAME=KIND:key=value,...` on a command line or in a recipe.
 
-`parse_method` reads the text, `build_methods` turns specs into methods on loaded models. Options
-are checked against the signature of the method's function."""
+`parse_method` reads the text. `build_methods` turns specs into methods on loaded models, and checks
+their options against the signature of the method's function."""
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, ValidationError, validate_call
 
-from otter_cli.benchmarks.benchmark import GenerateFunction, Method
+from otter_cli.benchmarks.benchmark import Method
 from otter_cli.benchmarks.methods.generation import METHODS, MethodContext
 from otter_cli.benchmarks.model_pool import ModelPool
 from otter_cli.benchmarks.records import STRENGTH_MARK
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 DEFAULT_CANDIDATES = 10
-# Of every method: how it draws, where otherwise than the run does.
+# Options of every method: its own sampling, in place of the run's.
 _SAMPLING: Mapping[str, Callable[[str], Any]] = {
     "temperature": float,
     "top_k": int,
@@ -35,8 +35,8 @@ _SAMPLING: Mapping[str, Callable[[str], Any]] = {
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """`graft`: what it runs on, a folder or a loaded one, by default the run's own; `signal`: of
-    that graft, by default the run's."""
+    """A method before its models are loaded. `graft`: what it runs on, a folder or a loaded graft,
+    by default the run's. `signal`: a signal of that graft, by default the run's."""
 
     name: str
     kind: str
@@ -46,7 +46,7 @@ class MethodSpec:
     signal: str | None = None
 
     def at(self, strength: float) -> "MethodSpec":
-        """The same at another strength, under a name of its own."""
+        """The same method at another strength, under its own name."""
         return replace(
             self,
             name=f"{self.name}{STRENGTH_MARK}{strength:g}",
@@ -56,8 +56,8 @@ class MethodSpec:
 
 
 def parse_method(text: str) -> list[MethodSpec]:
-    """Reads `KIND`, `KIND:key=value,...` and the same after `NAME=`; `strength=1/2/4` is a method
-    for each. Raises OtterError."""
+    """Reads `KIND`, `KIND:key=value,...` and the same after `NAME=`. `strength=1/2/4` gives a
+    method for each strength. Raises OtterError."""
     head, _, rest = text.partition(":")
     name, named, kind = head.rpartition("=")
     if kind not in METHODS:
@@ -87,23 +87,33 @@ def parse_method(text: str) -> list[MethodSpec]:
     return [spec.at(_strength(strength, text)) for strength in strengths]
 
 
-def parse_methods(texts: Sequence[str] | None) -> list[MethodSpec]:
-    return [spec for text in texts or () for spec in parse_method(text)]
+def _strength(text: str, method: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise OtterError(f"--method {method!r}: {text!r} is no strength", hint="such as 1/2/4")
+    return value
+
+
+def parse_methods(texts: Sequence[str]) -> list[MethodSpec]:
+    return [spec for text in texts for spec in parse_method(text)]
 
 
 def build_methods(
     specs: Sequence[MethodSpec], models: ModelPool, candidates: int = DEFAULT_CANDIDATES
 ) -> dict[str, Method]:
-    """The methods by name. What weighs `candidates` weighs so many, where its own text names no
-    other number. Raises OtterError for a name twice, an unknown option, a bad value."""
-    built: dict[str, Method] = {}
+    """The methods by name. `candidates`: for methods whose own options give no number. Raises
+    OtterError for a name that is used twice, an unknown option and a bad value."""
+    methods: dict[str, Method] = {}
     for spec in specs:
-        if spec.name in built:
+        if spec.name in methods:
             raise OtterError(
                 f"two methods are called {spec.name!r}", hint="name one: --method NAME=KIND:..."
             )
-        built[spec.name] = _build_method(spec, models, candidates)
-    return built
+        methods[spec.name] = _build_method(spec, models, candidates)
+    return methods
 
 
 def _build_method(spec: MethodSpec, models: ModelPool, candidates: int) -> Method:
@@ -111,52 +121,34 @@ def _build_method(spec: MethodSpec, models: ModelPool, candidates: int) -> Metho
     graft = models.graft if spec.graft is None else models.grafted(spec.graft, signal)
     if spec.signal is not None and spec.graft is None:
         models.require_signal(signal)
-    own = {k: v for k, v in spec.options.items() if k not in _SAMPLING}
-    if "candidates" in _required_names(METHODS[spec.kind]):
-        own.setdefault("candidates", candidates)
-    make = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(METHODS[spec.kind])
+    function = METHODS[spec.kind]
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    options = {k: v for k, v in spec.options.items() if k not in _SAMPLING}
+    if defaults.get("candidates") is inspect.Parameter.empty:
+        options.setdefault("candidates", candidates)
+    make = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(function)
     try:
-        method = make(MethodContext(graft, signal, models), **own)
-        drawn = {k: read(spec.options[k]) for k, read in _SAMPLING.items() if k in spec.options}
+        method = make(MethodContext(graft, signal, models), **options)
+        sampling = {k: read(spec.options[k]) for k, read in _SAMPLING.items() if k in spec.options}
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise OtterError(
             f"method {spec.name} ({spec.kind}): {where}: {first['msg'].lower()}",
-            hint=f"its options: {', '.join(_option_names(METHODS[spec.kind]))}; "
-            "of every method: graft, "
-            f"signal, {', '.join(_SAMPLING)}",
+            hint=f"its options: {', '.join(defaults)}; of every method: graft, signal, "
+            f"{', '.join(_SAMPLING)}",
         ) from None
     except ValueError as error:
         raise OtterError(f"method {spec.name}: {error}", hint="a number") from error
-    label = spec.label or method.label
-    record = method.record.model_copy(
-        update={"label": label, "steering": {**method.record.steering, **drawn}}
-    )
-    call = partial(_generate_with_sampling, method.generate, drawn) if drawn else method.generate
-    return replace(method, label=label, record=record, generate=call)
+    label = spec.label or method.record.label
+    steering = {**method.record.steering, **sampling}
+    record = method.record.model_copy(update={"label": label, "steering": steering})
 
+    def generate(prompts: list[list[int]], shared: "Sampling") -> "list[Generation]":
+        return method.generate(prompts, replace(shared, **sampling))
 
-def _generate_with_sampling(
-    call: GenerateFunction, drawn: Mapping[str, Any], prompts: list[list[int]], sampling: "Sampling"
-) -> "list[Generation]":
-    return call(prompts, replace(sampling, **drawn))
-
-
-def _option_names(make: Callable[..., Method]) -> list[str]:
-    return [*(make.__kwdefaults__ or {}), *_required_names(make)]
-
-
-def _required_names(make: Callable[..., Method]) -> list[str]:
-    given = ("of", "return", *(make.__kwdefaults__ or {}))
-    return [name for name in make.__annotations__ if name not in given]
-
-
-def _strength(text: str, whole: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise OtterError(f"--method {whole!r}: {text!r} is no strength", hint="such as 1/2/4")
-    return value
+    return replace(method, record=record, generate=generate)

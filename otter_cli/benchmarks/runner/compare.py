@@ -60,14 +60,14 @@ def compare_runs(one: Path, other: Path, methods: tuple[str, str] | None = None)
     return RunComparison(
         benchmark=first.result.benchmark,
         runs=(str(one), str(other)),
-        prompts=len(first.drawn.prompts),
+        prompts=len(first.data.prompts),
         methods=[_compare_methods(first, second, *names) for names in pairs],
     )
 
 
 def _compare_methods(first: StoredRun, second: StoredRun, one: str, other: str) -> MethodComparison:
-    before, after = (run.kind.measures(n, run.drawn) for run, n in ((first, one), (second, other)))
-    count = len(first.drawn.prompts)
+    before, after = (run.kind.measures(n, run.data) for run, n in ((first, one), (second, other)))
+    count = len(first.data.prompts)
     ours, theirs = (
         estimate_all(before, count, f"of {one}"),
         estimate_all(after, count, f"of {other}"),

@@ -1,7 +1,8 @@
 """A benchmark from start to result: generate, score, aggregate, write.
 
-Every method answers every prompt, in turns. Samples on disk stay, so a killed run loses at most
-the generation in flight. No figure is computed until all samples and scores are there."""
+`run_benchmark` is the story. Every method answers every prompt, in turns. Samples on disk stay, so
+a killed run loses at most the generation in flight. No figure is computed before all samples and
+scores are there."""
 
 import math
 import resource
@@ -13,22 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from otter_cli.benchmarks.benchmark import Benchmark
-from otter_cli.benchmarks.metrics.estimates import (
-    Estimate,
-    Measures,
-    estimate_all,
-    estimate_differences,
-)
+from otter_cli.benchmarks.metrics.estimates import Estimate, estimate_all, estimate_differences
 from otter_cli.benchmarks.metrics.measures import peak_cache_bytes
 from otter_cli.benchmarks.prompts import BenchPrompt
 from otter_cli.benchmarks.records import (
     PLAIN,
-    MethodRows,
     RunData,
     Sample,
     SampleCounters,
     SampleKey,
-    SampleScores,
     ScoredSample,
     Timing,
 )
@@ -45,8 +39,46 @@ if TYPE_CHECKING:
     from otter_cli.decoding.results import Generation
 
 
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run's folder and its result."""
+
+    folder: Path
+    result: BenchmarkResult
+
+
+def run_benchmark(benchmark: Benchmark, out: Path | None = None) -> FinishedRun:
+    """Run, or resume, in `out` or in runs/NAME-KEY. Raises OtterError."""
+    import torch
+
+    settings = benchmark.settings()
+    path = out or Path("runs") / f"{benchmark.name}-{settings.key[:10]}"
+    say(f"run folder: {path}")
+    with RunFolder.opened(path, settings) as folder:
+        folder.write_prompts(benchmark.setting.prompts)
+        session = {**provenance(), "threads": torch.get_num_threads()}
+        collect_samples(benchmark, folder, folder.add_session(session))
+        data = score_run(benchmark, folder)
+        divergences = {name: benchmark.divergences(name, data.rows) for name in benchmark.methods}
+        methods = aggregate(type(benchmark), data, divergences)
+        result = BenchmarkResult(
+            benchmark=benchmark.name,
+            key=settings.key,
+            settings=settings,
+            scorers=dict(data.scorers),
+            methods=methods,
+            fronts=benchmark.fronts(data),
+            findings=benchmark.findings(methods),
+            warnings=benchmark.warnings(),
+            sessions=folder.sessions(),
+            process_memory=_peak_memory(),
+        )
+        result.write(path)
+    return FinishedRun(path, result)
+
+
 class MethodCall(NamedTuple):
-    """One call of one method: repeats of its prompts share a batch."""
+    """One call of one method. Several repeats of each prompt share a batch."""
 
     method: str
     prompts: Sequence[BenchPrompt]
@@ -59,38 +91,46 @@ class MethodCall(NamedTuple):
             for repeat in self.repeats
         ]
 
-    def keys(self) -> list[SampleKey]:
-        return [key for key, _ in self.rows()]
+    def keys(self) -> set[SampleKey]:
+        return {key for key, _ in self.rows()}
 
 
 def scheduled_calls(benchmark: Benchmark) -> Iterator[MethodCall]:
-    """Prompt by prompt, so that a busy minute of the machine hits every method alike; who goes
-    first rotates, since the first call after a pause is slower."""
+    """All calls, prompt by prompt: other load on the machine then slows every method alike. The
+    method that goes first rotates, because the first call after a pause is slower."""
     names, setting = list(benchmark.methods), benchmark.setting
-    groups = range(0, len(setting.prompts), setting.together)
-    for number, first in enumerate(groups):
-        prompts = setting.prompts[first : first + setting.together]
+    starts = range(0, len(setting.prompts), setting.prompts_per_call)
+    for number, first in enumerate(starts):
+        prompts = setting.prompts[first : first + setting.prompts_per_call]
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            for start in range(0, setting.repeats, setting.batch):
-                stop = min(start + setting.batch, setting.repeats)
+            for start in range(0, setting.samples_per_prompt, setting.batch):
+                stop = min(start + setting.batch, setting.samples_per_prompt)
                 yield MethodCall(name, prompts, range(start, stop))
 
 
 def collect_samples(benchmark: Benchmark, folder: RunFolder, session: int) -> None:
-    """Makes the samples that the folder lacks. A call cut short by a kill is made again whole,
-    since its rows share a batch, and only its missing lines are added."""
+    """Generate the samples that the folder lacks. A call that a kill cut short is repeated as a
+    whole, since its rows share a batch. Only its missing lines are added."""
     sampled, timed = folder.samples().keys(), folder.timings().keys()
-    todo = [call for call in scheduled_calls(benchmark) if not sampled & timed >= set(call.keys())]
-    _warm_up(benchmark, {call.method for call in todo})
-    with progress(sum(len(call.rows()) for call in todo), f"{benchmark.name}: samples") as advance:
-        for call in todo:
+    calls = [call for call in scheduled_calls(benchmark) if not sampled & timed >= call.keys()]
+    _warm_up(benchmark, {call.method for call in calls})
+    total = sum(len(call.rows()) for call in calls)
+    with progress(total, f"{benchmark.name}: samples") as advance:
+        for call in calls:
             for sample, timing in _generate_samples(benchmark, call, session):
                 if sample.key not in sampled:
                     folder.add(sample, timing)
                 elif sample.key not in timed:
                     folder.add_timing(timing)
             advance(len(call.rows()))
+
+
+def _warm_up(benchmark: Benchmark, methods: set[str]) -> None:
+    """A process's first call pays for lazy set-up, which is not a cost of the method."""
+    sampling = replace(benchmark.setting.sampling, max_new_tokens=4)
+    for name in sorted(methods):
+        benchmark.methods[name].generate([list(benchmark.setting.prompts[0].tokens)], sampling)
 
 
 def _generate_samples(
@@ -103,7 +143,7 @@ def _generate_samples(
     generations = benchmark.methods[call.method].generate(
         prompts, replace(benchmark.setting.sampling, seed=seed)
     )
-    # Rows of one batch share its time.
+    # The rows of a batch share its time.
     seconds = (time.perf_counter() - started) / len(prompts)
     for (key, prompt), generation in zip(rows, generations, strict=True):
         sample = _sample(key, prompt, seed, generation, benchmark.graft.tokenizer)
@@ -121,7 +161,7 @@ def _sample(
             )
     if names := non_finite_signals(generation.signals):
         raise non_finite_error(f"{key}: signal {names[0]!r}")
-    counters = generation.counters
+    counters = {name: getattr(generation.counters, name) for name in SampleCounters.model_fields}
     return Sample(
         **key._asdict(),
         seed=seed,
@@ -131,19 +171,12 @@ def _sample(
         drawn=generation.drawn,
         signals=generation.signals,
         finish=generation.finish,
-        counters=SampleCounters(
-            base_passes=counters.base_passes,
-            external_passes=counters.external_passes,
-            tokens_fed=counters.tokens_fed,
-            drafted=counters.drafted,
-            accepted=counters.accepted,
-            cache_bytes=counters.cache_bytes,
-        ),
+        counters=SampleCounters(**counters),
     )
 
 
 def response_text(tokenizer: Any, prompt: Sequence[int], response: Sequence[int]) -> str:
-    """The response as it continues the prompt: alone, some tokenizers drop its first space."""
+    """The response as it continues the prompt: decoded alone, it may lose its first space."""
     before = tokenizer.decode(prompt, skip_special_tokens=True)
     whole = tokenizer.decode([*prompt, *response], skip_special_tokens=True)
     if whole.startswith(before):
@@ -151,151 +184,73 @@ def response_text(tokenizer: Any, prompt: Sequence[int], response: Sequence[int]
     return str(tokenizer.decode(response, skip_special_tokens=True))
 
 
-def _warm_up(benchmark: Benchmark, methods: set[str]) -> None:
-    """The first call of a process pays for lazy set-up, which is no method's own cost."""
-    sampling = replace(benchmark.setting.sampling, max_new_tokens=4)
-    for name in sorted(methods):
-        benchmark.methods[name].generate([list(benchmark.setting.prompts[0].tokens)], sampling)
+def score_run(benchmark: Benchmark, folder: RunFolder) -> RunData:
+    """Every method's samples with their scores, which are written to scores.jsonl. Raises
+    OtterError where a sample is missing or a scorer fails."""
+    parameter_bytes = {name: m.parameter_bytes for name, m in benchmark.methods.items()}
+    records = {role: scorer.record for role, scorer in benchmark.scorers.items()}
+    data = folder.load(benchmark.settings(), parameter_bytes, records, scored=False)
+    for role, scorer in benchmark.scorers.items():
+        add_scores(data, role, scorer)
+    folder.write_scores(data)
+    return data
 
 
-def scored_rows(benchmark: Benchmark, folder: RunFolder) -> dict[str, MethodRows]:
-    """Every method's samples with their scores, which scores.jsonl then holds. Raises OtterError
-    where a sample is missing or a scorer fails."""
-    samples, timings = folder.samples(), folder.timings()
-    groups = {
-        method: [
-            [SampleKey(method, prompt.name, i) for i in range(benchmark.setting.repeats)]
-            for prompt in benchmark.setting.prompts
-        ]
-        for method in benchmark.methods
-    }
-    expected = [key for grouped in groups.values() for keys in grouped for key in keys]
-    for key in expected:
-        if key not in samples or key not in timings:
-            raise OtterError(
-                f"{folder.path}: {key} is missing",
-                hint="no figure is drawn from less than all samples: give the command again",
-            )
-    scores = score_samples(
-        benchmark.scorers, benchmark.setting.prompts, [samples[key] for key in expected]
+def add_scores(data: RunData, role: str, scorer: Scorer) -> None:
+    """Score every row by `scorer`, as `role.label`. A scorer of that role is replaced."""
+    prompts = {prompt.name: prompt for prompt in data.prompts}
+    groups = (group for rows in data.rows.values() for group in rows.groups)
+    rows = [row for group in groups for row in group]
+    exchanges = [_exchange(prompts[row.sample.prompt], row) for row in rows]
+    with progress(len(rows), f"scores of {scorer.record.name}") as advance:
+        columns = score_all(scorer, exchanges, advance)
+    for number, row in enumerate(rows):
+        for name in [name for name in row.scores if name.startswith(f"{role}.")]:
+            del row.scores[name]
+        row.scores.update({f"{role}.{label}": v[number] for label, v in columns.items()})
+
+
+def _exchange(prompt: BenchPrompt, row: ScoredSample) -> Exchange:
+    return Exchange(
+        name=str(row.sample.key),
+        prompt=prompt.text,
+        response=row.sample.text,
+        prompt_tokens=prompt.tokens,
+        response_tokens=tuple(row.sample.tokens),
+        messages=prompt.messages,
     )
-    folder.write_scores(scores)
-    return {
-        method: MethodRows(
-            [[ScoredSample(samples[k], timings[k], scores[k]) for k in keys] for keys in grouped]
-        )
-        for method, grouped in groups.items()
-    }
-
-
-def score_samples(
-    scorers: Mapping[str, Scorer], prompts: Sequence[BenchPrompt], samples: Sequence[Sample]
-) -> SampleScores:
-    """By sample, the scores of all scorers, named `role.label`."""
-    found: SampleScores = {sample.key: {} for sample in samples}
-    exchanges = _exchanges(prompts, samples)
-    for role, scorer in scorers.items():
-        with progress(len(samples), f"scores of {scorer.record.name}") as advance:
-            columns = score_all(scorer, exchanges, advance)
-        for label, values in columns.items():
-            for sample, value in zip(samples, values, strict=True):
-                found[sample.key][f"{role}.{label}"] = value
-    return found
-
-
-def _exchanges(prompts: Sequence[BenchPrompt], samples: Sequence[Sample]) -> list[Exchange]:
-    named = {prompt.name: prompt for prompt in prompts}
-    return [
-        Exchange(
-            name=str(sample.key),
-            prompt=named[sample.prompt].text,
-            response=sample.text,
-            prompt_tokens=named[sample.prompt].tokens,
-            response_tokens=tuple(sample.tokens),
-            messages=named[sample.prompt].messages,
-        )
-        for sample in samples
-    ]
 
 
 def aggregate(
-    kind: type[Benchmark], name: str, label: str, drawn: RunData, divergences: list[Divergence]
-) -> MethodResult:
-    """The figures of method `name`. Raises OtterError where one is undefined or not finite."""
-    measures = kind.measures(name, drawn)
-    plain: Measures = {} if name == PLAIN else kind.measures(PLAIN, drawn)
-    caches = int(peak_cache_bytes(drawn.rows[name]).max())
-    return MethodResult(
-        label=label,
-        metrics=estimate_all(measures, len(drawn.prompts), f"of {name}"),
-        against_plain=estimate_differences(measures, plain, len(drawn.prompts)),
-        by_category={
-            of: _category_estimates(kind, name, drawn.only(of)) for of in drawn.categories
-        },
-        memory=MethodMemory(weights=drawn.weights[name], caches=caches),
-        divergences=divergences,
-    )
+    kind: type[Benchmark], data: RunData, divergences: Mapping[str, list[Divergence]]
+) -> dict[str, MethodResult]:
+    """The figures of every method. Raises OtterError where one is undefined or not finite."""
+    plain, count = kind.measures(PLAIN, data), len(data.prompts)
+    methods = {}
+    for name, rows in data.rows.items():
+        measures = kind.measures(name, data)
+        methods[name] = MethodResult(
+            label=data.methods[name].label,
+            metrics=estimate_all(measures, count, f"of {name}"),
+            against_plain=estimate_differences(measures, {} if name == PLAIN else plain, count),
+            by_category={
+                category: _category_estimates(kind, name, data.only(category))
+                for category in data.categories
+            },
+            memory=MethodMemory(
+                weights=data.parameter_bytes[name], caches=int(peak_cache_bytes(rows).max())
+            ),
+            divergences=divergences[name],
+        )
+    return methods
 
 
-def _category_estimates(kind: type[Benchmark], name: str, drawn: RunData) -> dict[str, Estimate]:
-    measures = kind.measures(name, drawn)
+def _category_estimates(kind: type[Benchmark], name: str, data: RunData) -> dict[str, Estimate]:
+    measures = kind.measures(name, data)
     main = {metric: measures[metric] for metric in kind.by_category if metric in measures}
     return estimate_all(
-        main, len(drawn.prompts), f"of {name}, prompts of {drawn.prompts[0].category}"
+        main, len(data.prompts), f"of {name}, prompts of {data.prompts[0].category}"
     )
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """A run's folder and its outcome."""
-
-    folder: Path
-    result: BenchmarkResult
-
-
-def run_benchmark(benchmark: Benchmark, out: Path | None = None) -> FinishedRun:
-    """Runs, or resumes, in `out` or in runs/NAME-KEY. Raises OtterError."""
-    settings = benchmark.settings()
-    path = out or Path("runs") / f"{benchmark.name}-{settings.key[:10]}"
-    say(f"run folder: {path}")
-    with RunFolder.opened(path, settings) as folder:
-        folder.write_prompts(benchmark.setting.prompts)
-        collect_samples(benchmark, folder, folder.add_session(_session()))
-        rows = scored_rows(benchmark, folder)
-        drawn = RunData(
-            prompts=tuple(benchmark.setting.prompts),
-            rows=rows,
-            weights={name: method.weights for name, method in benchmark.methods.items()},
-            methods=settings.methods,
-            sampling=settings.sampling,
-            scorers={role: scorer.record for role, scorer in benchmark.scorers.items()},
-        )
-        methods = {
-            name: aggregate(
-                type(benchmark), name, method.label, drawn, benchmark.divergences(name, rows)
-            )
-            for name, method in benchmark.methods.items()
-        }
-        result = BenchmarkResult(
-            benchmark=benchmark.name,
-            key=settings.key,
-            settings=settings,
-            scorers=dict(drawn.scorers),
-            methods=methods,
-            fronts=benchmark.fronts(drawn),
-            findings=benchmark.findings(methods),
-            warnings=benchmark.warnings(),
-            sessions=folder.sessions(),
-            process_memory=_peak_memory(),
-        )
-        folder.write_result(result)
-    return FinishedRun(path, result)
-
-
-def _session() -> dict[str, Any]:
-    import torch
-
-    return {**provenance(), "threads": torch.get_num_threads()}
 
 
 def _peak_memory() -> int:

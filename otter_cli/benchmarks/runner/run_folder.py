@@ -19,18 +19,26 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from otter_cli.benchmarks.prompts import BenchPrompt
-from otter_cli.benchmarks.records import RunSettings, Sample, SampleKey, SampleScores, Timing
-from otter_cli.benchmarks.results import BenchmarkResult
+from otter_cli.benchmarks.records import (
+    MethodRows,
+    RunData,
+    RunSettings,
+    Sample,
+    SampleKey,
+    ScoredSample,
+    Timing,
+)
 from otter_cli.core.atomic import write_json, write_text, writer_lock
 from otter_cli.core.errors import OtterError
 from otter_cli.core.jsonlines import JsonLinesWriter, numbered_jsonlines
 from otter_cli.core.strict_files import read_own_json_object, read_yaml
+from otter_cli.scorers.scorer import ScorerRecord
 
 LineModel = TypeVar("LineModel", bound=BaseModel)
 
 
 class RunFiles:
-    """What is in the folder of a run; `run_folder` says which file is what."""
+    """The files in a run's folder, read strictly."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -39,8 +47,15 @@ class RunFiles:
         return {sample.key: sample for sample in _read_lines(self.path / "samples.jsonl", Sample)}
 
     def timings(self) -> dict[SampleKey, Timing]:
-        """Of a generation that was made again after a kill, the last time counts."""
+        """If a generation was repeated after a kill, its last time counts."""
         return {timing.key: timing for timing in _read_lines(self.path / "timings.jsonl", Timing)}
+
+    def scores(self) -> dict[SampleKey, dict[str, float]]:
+        lines = numbered_jsonlines(self.path / "scores.jsonl")
+        return {
+            SampleKey(**{k: line[k] for k in SampleKey._fields}): line["scores"]
+            for _, line in lines
+        }
 
     def sessions(self) -> list[dict[str, Any]]:
         path = self.path / "environment.json"
@@ -50,25 +65,62 @@ class RunFiles:
         return sessions
 
     def prompts(self) -> list[BenchPrompt]:
-        lines = numbered_jsonlines(self.path / "prompts.jsonl")
+        lines = (line for _, line in numbered_jsonlines(self.path / "prompts.jsonl"))
         return [
             BenchPrompt(
                 **line
                 | {"tokens": tuple(line["tokens"]), "messages": tuple(line.get("messages", ()))}
             )
-            for _, line in lines
+            for line in lines
         ]
 
-    def scores(self) -> SampleScores:
-        lines = numbered_jsonlines(self.path / "scores.jsonl")
-        return {
-            SampleKey(**{k: line[k] for k in SampleKey._fields}): line["scores"]
-            for _, line in lines
-        }
+    def load(
+        self,
+        settings: RunSettings,
+        parameter_bytes: Mapping[str, int],
+        scorers: Mapping[str, ScorerRecord],
+        *,
+        scored: bool = True,
+    ) -> RunData:
+        """The rows of every method, with their scores if the run is `scored` already. Raises
+        OtterError where a line is missing: no figure is computed from a part of the samples."""
+        prompts = self.prompts()
+        if len(prompts) != settings.prompts.count:
+            raise OtterError(
+                f"{self.path / 'prompts.jsonl'} holds {len(prompts)} prompts, "
+                f"and the run had {settings.prompts.count}",
+                hint="give the command of the run again: it writes them",
+            )
+        samples, timings = self.samples(), self.timings()
+        scores = self.scores() if scored else {key: {} for key in samples}
+
+        def row(key: SampleKey) -> ScoredSample:
+            for name, lines in (("samples", samples), ("timings", timings), ("scores", scores)):
+                if key not in lines:
+                    raise OtterError(
+                        f"{self.path / name}.jsonl: {key} is missing",
+                        hint="give the command of the run again: it makes what is missing",
+                    )
+            return ScoredSample(samples[key], timings[key], scores[key])
+
+        repeats = range(settings.samples_per_prompt)
+        return RunData(
+            prompts=tuple(prompts),
+            rows={
+                method: MethodRows(
+                    [[row(SampleKey(method, p.name, i)) for i in repeats] for p in prompts]
+                )
+                for method in settings.methods
+            },
+            parameter_bytes=parameter_bytes,
+            methods=settings.methods,
+            scorers=scorers,
+            sampling=settings.sampling,
+        )
 
 
 def read_settings(path: Path) -> RunSettings:
-    """The settings in a run.yaml; OtterError where it is no such file."""
+    """The settings in a run.yaml. Raises OtterError for another file."""
     try:
         return RunSettings.model_validate(read_yaml(path, hint="choose another output folder"))
     except ValidationError as error:
@@ -100,8 +152,8 @@ class RunFolder(RunFiles):
     @classmethod
     @contextmanager
     def opened(cls, path: Path, settings: RunSettings) -> Iterator[Self]:
-        """Starts the run in `path`, or goes on with it. Raises OtterError where another run is
-        there, or another process at work."""
+        """Start the run in `path`, or resume it. Raises OtterError where the folder holds another
+        run, or another process works on it."""
         path.mkdir(parents=True, exist_ok=True)
         with writer_lock(path.absolute()):
             _claim_folder(path, settings)
@@ -112,7 +164,7 @@ class RunFolder(RunFiles):
                 yield cls(path, samples, timings)
 
     def add(self, sample: Sample, timing: Timing) -> None:
-        """Stores one generation. A sample on disk has its time on disk: that goes first."""
+        """Store one generation. The timing goes first, so a stored sample has its time."""
         self.add_timing(timing)
         self._samples.append(sample.model_dump())
 
@@ -120,7 +172,7 @@ class RunFolder(RunFiles):
         self._timings.append(timing.model_dump())
 
     def add_session(self, session: Mapping[str, Any]) -> int:
-        """Records this process in environment.json; returns the session's number."""
+        """Record this process in environment.json; returns the session's number."""
         sessions = [*self.sessions(), dict(session)]
         write_json(self.path / "environment.json", {"sessions": sessions})
         return len(sessions) - 1
@@ -128,16 +180,15 @@ class RunFolder(RunFiles):
     def write_prompts(self, prompts: Sequence[BenchPrompt]) -> None:
         _write_lines(self.path / "prompts.jsonl", map(asdict, prompts))
 
-    def write_scores(self, scores: SampleScores) -> None:
-        lines = ({**key._asdict(), "scores": found} for key, found in scores.items())
+    def write_scores(self, data: RunData) -> None:
+        groups = (group for rows in data.rows.values() for group in rows.groups)
+        scored = (row for group in groups for row in group)
+        lines = ({**row.sample.key._asdict(), "scores": row.scores} for row in scored)
         _write_lines(self.path / "scores.jsonl", lines)
-
-    def write_result(self, result: BenchmarkResult) -> None:
-        result.write(self.path)
 
 
 def _claim_folder(path: Path, settings: RunSettings) -> None:
-    """Writes run.yaml, or makes sure that the one there says the same."""
+    """Write run.yaml, or check that the run.yaml there has the same settings."""
     file = path / "run.yaml"
     if not file.exists():
         if any(path.iterdir()):

@@ -2,35 +2,36 @@
 
 Nothing is generated again: figures follow from the stored samples, timings and scores."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from otter_cli.benchmarks.benchmark import Benchmark
-from otter_cli.benchmarks.prompts import BenchPrompt
-from otter_cli.benchmarks.records import MethodRows, RunData, SampleKey, SampleScores, ScoredSample
+from otter_cli.benchmarks.records import RunData
 from otter_cli.benchmarks.results import BenchmarkName, BenchmarkResult
-from otter_cli.benchmarks.runner.run_benchmark import aggregate, score_samples
+from otter_cli.benchmarks.runner.run_benchmark import add_scores, aggregate
 from otter_cli.benchmarks.runner.run_folder import RunFiles, RunFolder
 from otter_cli.benchmarks.tasks.detection import Detection
 from otter_cli.benchmarks.tasks.detox import Detox, require_toxicity_label
 from otter_cli.benchmarks.tasks.preference import GOLD, Preference, require_independent_judge
 from otter_cli.benchmarks.tasks.speedup import Speedup
 from otter_cli.core.errors import OtterError
-from otter_cli.scorers.scorer import Scorer, ScorerRecord
+from otter_cli.scorers.scorer import Scorer
 
 BENCHMARKS: dict[BenchmarkName, type[Benchmark]] = {
     kind.name: kind for kind in (Preference, Detox, Detection, Speedup)
 }
 
+# By benchmark, the role of the scorer that `rescore` may replace, and the kind of scorer it takes.
+REPLACEABLE_SCORERS = {"preference": (GOLD, "reward-model"), "detox": ("detoxify", "detoxify")}
+
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run's folder, its result, and what its figures are drawn from."""
+    """A run's folder, its result, and the data that its figures are computed from."""
 
     folder: Path
     result: BenchmarkResult
-    drawn: RunData
+    data: RunData
 
     @property
     def kind(self) -> type[Benchmark]:
@@ -39,89 +40,34 @@ class StoredRun:
 
 def read_run(folder: Path) -> StoredRun:
     """Raises OtterError where the run is not finished, or lines of its files are missing."""
-    result, files = BenchmarkResult.read(folder), RunFiles(folder)
-    drawn = load_run_data(files, result, files.scores(), result.scorers)
-    return StoredRun(folder, result, drawn)
-
-
-def load_run_data(
-    files: RunFiles,
-    result: BenchmarkResult,
-    scores: SampleScores,
-    scorers: Mapping[str, ScorerRecord],
-) -> RunData:
-    """The rows of every method, with these scores. Raises OtterError for a line that is missing."""
-    prompts, samples, timings = files.prompts(), files.samples(), files.timings()
-
-    def scored(key: SampleKey) -> ScoredSample:
-        for name, lines in (("samples", samples), ("timings", timings), ("scores", scores)):
-            if key not in lines:
-                raise OtterError(
-                    f"{files.path / name}.jsonl: {key} is missing",
-                    hint="give the command of the run again: it makes what is missing",
-                )
-        return ScoredSample(samples[key], timings[key], scores[key])
-
-    def rows(method: str) -> MethodRows:
-        repeats = range(result.settings.samples_per_prompt)
-        return MethodRows(
-            [[scored(SampleKey(method, p.name, i)) for i in repeats] for p in prompts]
-        )
-
-    _require_prompts(files.path, prompts, result)
-    return RunData(
-        prompts=tuple(prompts),
-        rows={method: rows(method) for method in result.methods},
-        weights={name: method.memory.weights for name, method in result.methods.items()},
-        methods=result.settings.methods,
-        scorers=scorers,
-        sampling=result.settings.sampling,
-    )
-
-
-def _require_prompts(folder: Path, prompts: list[BenchPrompt], result: BenchmarkResult) -> None:
-    if len(prompts) != result.settings.prompts.count:
-        raise OtterError(
-            f"{folder / 'prompts.jsonl'} holds {len(prompts)} prompts, "
-            f"and the run had {result.settings.prompts.count}",
-            hint="give the command of the run again: it writes them",
-        )
-
-
-# Which scorer of a benchmark may be another, and the kind that it takes.
-REPLACEABLE_SCORERS = {"preference": (GOLD, "reward-model"), "detox": ("detoxify", "detoxify")}
+    result = BenchmarkResult.read(folder)
+    parameter_bytes = {name: method.memory.weights for name, method in result.methods.items()}
+    data = RunFiles(folder).load(result.settings, parameter_bytes, result.scorers)
+    return StoredRun(folder, result, data)
 
 
 def rescore_run(folder: Path, scorer: Scorer) -> BenchmarkResult:
-    """The run's result by `scorer` in place of its judge; scores.jsonl and result.json follow.
+    """The run's result by `scorer` in place of its own; scores.jsonl and result.json follow.
 
-    Raises OtterError for a benchmark without a judge, and for a scorer that does not fit it.
+    Raises OtterError for a benchmark without a scorer, and for a scorer that does not fit it.
     """
-    stored = read_run(folder)
-    role = _scorer_role(stored.result, scorer)
-    old, record = stored.result, scorer.record
-    with RunFolder.opened(folder, old.settings) as files:
-        samples = list(files.samples().values())
-        fresh = score_samples({role: scorer}, stored.drawn.prompts, samples)
-        scores: SampleScores = {
-            key: {k: v for k, v in kept.items() if not k.startswith(f"{role}.")} | fresh[key]
-            for key, kept in files.scores().items()
+    result = BenchmarkResult.read(folder)
+    role = _scorer_role(result, scorer)
+    with RunFolder.opened(folder, result.settings) as files:
+        stored = read_run(folder)
+        add_scores(stored.data, role, scorer)
+        data = replace(stored.data, scorers={**stored.data.scorers, role: scorer.record})
+        divergences = {name: m.divergences for name, m in stored.result.methods.items()}
+        methods = aggregate(stored.kind, data, divergences)
+        update = {
+            "scorers": dict(data.scorers),
+            "methods": methods,
+            "fronts": stored.kind.fronts(data),
+            "findings": stored.kind.findings(methods),
         }
-        drawn = load_run_data(files, old, scores, {**old.scorers, role: record})
-        methods = {
-            name: aggregate(stored.kind, name, method.label, drawn, method.divergences)
-            for name, method in old.methods.items()
-        }
-        result = old.model_copy(
-            update={
-                "scorers": dict(drawn.scorers),
-                "methods": methods,
-                "fronts": stored.kind.fronts(drawn),
-                "findings": stored.kind.findings(methods),
-            }
-        )
-        files.write_scores(scores)
-        files.write_result(result)
+        result = stored.result.model_copy(update=update)
+        files.write_scores(data)
+        result.write(folder)
     return result
 
 

@@ -1,7 +1,7 @@
-"""Benchmarks from folders: models loaded once, checked to be comparable, turned into methods.
+"""From options to a benchmark: models are loaded once, checked to be comparable, made into methods.
 
-Benchmarks of generation share a graft, its task-head control and the guides' strengths.
-Detection compares monitors on one base."""
+Benchmarks that generate share a graft, its task-head control and the guides' strengths. Detection
+compares monitors on one base."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -104,51 +104,35 @@ def load_setting(
         prompts,
         record,
         sampling,
-        repeats=options.samples,
+        samples_per_prompt=options.samples,
         batch=options.batch,
         seed=options.seed,
-        together=options.together,
+        prompts_per_call=options.together,
     )
     return grafts, setting
 
 
-def _strength(guidance: Guidance, method: str) -> float:
-    """The strength of the method's own option, or the common one."""
-    own = {TASK_HEAD: guidance.head_strength, ARGS: guidance.args_strength}.get(method)
-    return guidance.strength if own is None else own
-
-
 def guided_specs(grafts: GraftAndTaskHead, guidance: Guidance) -> list[MethodSpec]:
-    """Plain, then guided by the insertion's signal and by the task head's."""
-    of = {
-        INSERTION: ("insertion", grafts[0]),
-        TASK_HEAD: ("task head only", grafts[1]),
-    }
-    guided = [
-        MethodSpec(
-            name,
-            "value",
-            {
-                "strength": _strength(guidance, name),
-                "candidates": guidance.candidates,
-                "end": guidance.end,
-            },
-            label,
-            graft,
-        )
-        for name, (label, graft) in of.items()
+    """Plain decoding, then guidance by the insertion's signal and by the task head's."""
+    insertion, head = grafts
+    shared = {"candidates": guidance.candidates, "end": guidance.end}
+    own = {"strength": guidance.strength, **shared}
+    heads = {"strength": guidance.strength_or(guidance.head_strength), **shared}
+    return [
+        MethodSpec(PLAIN, "plain"),
+        MethodSpec(INSERTION, "value", own, "insertion", insertion),
+        MethodSpec(TASK_HEAD, "value", heads, "task head only", head),
     ]
-    return [MethodSpec(PLAIN, "plain"), *guided]
 
 
 def guide_scorers(methods: Mapping[str, Method]) -> dict[str, Scorer]:
-    """What guides, each once, under the name of the first method that it guides."""
-    found: dict[str, Scorer] = {}
+    """The scorers behind the guides, each once, by the first method that it guides."""
+    scorers: dict[str, Scorer] = {}
     for name, method in methods.items():
-        known = [scorer.record.digest for scorer in found.values()]
+        known = [scorer.record.digest for scorer in scorers.values()]
         if method.judge is not None and method.judge.record.digest not in known:
-            found[method_family(name)] = method.judge
-    return found
+            scorers[method_family(name)] = method.judge
+    return scorers
 
 
 def assemble_preference(
@@ -161,12 +145,16 @@ def assemble_preference(
     encoder: Path | None = None,
     more: Sequence[MethodSpec] = (),
 ) -> Preference:
-    """Plain and by each guide, and by `more`; `gold` is a reward model's folder or a rule."""
+    """Plain decoding, each guide, and `more` methods. `gold` is a reward model's folder, or a
+    scorer such as a rule. Raises OtterError where the judge guides a method."""
     from otter_cli.scorers.response_models import EncoderScorer, RewardModelScorer
 
     models = ModelPool(grafts[0], guidance.signal)
     judge = RewardModelScorer(*models.reward_model(gold)) if isinstance(gold, Path) else gold
-    steering = {"strength": _strength(guidance, ARGS), "candidates": guidance.candidates}
+    steering = {
+        "strength": guidance.strength_or(guidance.args_strength),
+        "candidates": guidance.candidates,
+    }
     by_args = MethodSpec(ARGS, "args", {"model": reward_model, **steering}, "ARGS")
     specs = guided_specs(grafts, guidance)
     swept = [specs[1].at(strength) for strength in guidance.sweep]
@@ -187,7 +175,7 @@ def assemble_detox(
     detoxify: Path,
     more: Sequence[MethodSpec] = (),
 ) -> Detox:
-    """Sampled, plain and guided away: the strength is negative."""
+    """Plain decoding and guidance away from toxicity, by a negative strength."""
     from otter_cli.scorers.detoxify import DetoxifyScorer
 
     scorer = DetoxifyScorer(detoxify, device=str(grafts[0].model.device))
@@ -204,7 +192,7 @@ def assemble_speedup(
     signal: str,
     more: Sequence[MethodSpec] = (),
 ) -> Speedup:
-    """Plain and with each drafter; a task head's drafts are Medusa-1."""
+    """Plain decoding and each drafter. Drafts by a task head are Medusa-1."""
     graft, head = grafts
     specs = [
         MethodSpec(PLAIN, "plain"),
@@ -216,7 +204,7 @@ def assemble_speedup(
 
 
 def _warn_of_possible_overlap(graft: LoadedGraft, signal: str, texts: MonitoredTexts) -> None:
-    """Another file, limit or version of the split leaves other rows aside than training did."""
+    """Another file, limit or version of the split holds out other rows than the training did."""
     record = graft.model.manifest.training.get(signal)
     trained = (record.data.get("held_out") or {}) if record else {}
     if texts.held_out and "sha256" in trained and trained["sha256"] != texts.held_out:
@@ -230,30 +218,31 @@ def assemble_detection(options: DetectionOptions, texts: MonitoredTexts) -> Dete
     """The graft's signal beside other grafts' (task heads), probes and a separate classifier."""
     from otter_cli.training.baselines.readouts import PROBE_FILE
 
+    monitors = dict(map(_name_and_folder, options.monitor))
     signal, device = options.signal, options.device
     graft = load_graft(options.folder, signal, device=device)
     _warn_of_possible_overlap(graft, signal, texts)
     prompts, record = encode_texts(
-        texts.streams, texts.file, graft.tokenizer,
+        texts, graft.tokenizer,
         positions=graft.model.shape.max_positions,
         limit=options.limit, limit_seed=options.limit_seed,
     )  # fmt: skip
-    compared = {
+    methods = {
         PLAIN: detectors.base_detector(graft),
         INSERTION: detectors.signal_detector("insertion", graft, signal),
     }
-    for name, path in map(_name_and_folder, options.monitor):
+    for name, path in monitors.items():
         if (path / PROBE_FILE).is_file():
-            compared[name] = detectors.probe_detector(name, graft, path, signal)
+            methods[name] = detectors.probe_detector(name, graft, path, signal)
             continue
         other = load_graft(path, signal, device=device)
         require_same_base(graft, other, path)
         _warn_of_possible_overlap(other, signal, texts)
-        compared[name] = detectors.signal_detector(name, other, signal)
+        methods[name] = detectors.signal_detector(name, other, signal)
     if options.classifier is not None:
         separate, _, model = load_recorded_reward_model(options.classifier, device=device)
-        compared["classifier"] = detectors.classifier_detector("classifier", graft, separate, model)
-    return Detection(BenchmarkSetting(prompts, record, Sampling(1)), graft, compared, {})
+        methods["classifier"] = detectors.classifier_detector("classifier", graft, separate, model)
+    return Detection(BenchmarkSetting(prompts, record, Sampling(1)), graft, methods, {})
 
 
 def _name_and_folder(text: str) -> tuple[str, Path]:

@@ -1,11 +1,12 @@
 """`otter bench detection`: a signal as a monitor of text that is still being written.
 
 Labelled texts come from the held-out rows of a recipe, or from pairs of a clean and an offending
-text. A monitor scores every token; the metrics say who flags what, how early and at what cost."""
+text. A monitor scores every token. The metrics say which texts it flags, how early and
+at what cost."""
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -30,9 +31,14 @@ from otter_cli.data.encoding import Encoder
 from otter_cli.data.pairs import PreferencePair, check_identical
 from otter_cli.data.splits import RowDraw, draw_rows, rows_digest
 
+FALSE_ALARM_RATE = 0.01
+F1_THRESHOLD = 0.5
+# Thresholds to stop at are given as rates of false alarms, because monitors differ in scale.
+FALSE_ALARM_RATES = (0.01, 0.05, 0.1, 0.2)
+
 
 class MonitoredText(NamedTuple):
-    """A text and where its offending span ends, in characters; None where nothing offends.
+    """A text. `end`: where its offending span ends, in characters; None for a clean text.
     `partner`: the other text of its pair."""
 
     text: str
@@ -44,138 +50,45 @@ class MonitoredText(NamedTuple):
         return "clean" if self.end is None else "offending"
 
 
-def texts_of_rows(rows: Sequence[Any]) -> list[MonitoredText]:
-    """Rows with one label: without a span, a text offends as a whole, up to its end."""
-    return [
-        MonitoredText(row.text, len(row.text) if row.labels[0] >= 0.5 else None) for row in rows
-    ]
-
-
-def texts_of_pairs(pairs: Sequence[PreferencePair]) -> list[MonitoredText]:
-    """Both texts of each pair: the rejected one offends by the last word that the chosen lacks."""
-    found = []
-    for pair in pairs:
-        found.append(MonitoredText(pair.chosen, None, pair.rejected))
-        found.append(MonitoredText(pair.rejected, _span_end(pair), pair.chosen))
-    return found
-
-
-def _span_end(pair: PreferencePair) -> int:
-    clean, offending = pair.chosen.split(), pair.rejected.split()
-    changes = SequenceMatcher(None, clean, offending, autojunk=False).get_opcodes()
-    # A pair may differ by a removal alone: then the rejected text has no word of its own.
-    last = max((j2 for tag, _, _, _, j2 in changes if tag in ("replace", "insert")), default=0)
-    if not last:
-        return len(pair.rejected)
-    end = 0
-    for word in offending[:last]:
-        end = pair.rejected.index(word, end) + len(word)
-    return end
-
-
-def require_both_kinds(streams: Sequence[MonitoredText], file: Path) -> None:
-    """Raises OtterError where all texts offend, or none does."""
-    if len({stream.kind for stream in streams}) < 2:
-        raise OtterError(
-            f"{file}: all of its {len(streams)} texts offend, or none does",
-            hint="a monitor is measured on texts of both kinds; raise --limit",
-        )
-
-
-def encode_texts(
-    streams: Sequence[MonitoredText],
-    file: Path,
-    tokenizer: Any,
-    *,
-    positions: int,
-    limit: int | None,
-    limit_seed: int = 0,
-) -> tuple[list[BenchPrompt], PromptsRecord]:
-    """`limit` texts as tokens, from their start: drawn from both kinds by their shares, and one of
-    each at least. Texts of pairs that their tokens do not tell apart are left out. Raises
-    OtterError where there are none of a kind."""
-    require_both_kinds(streams, file)
-    indices = _draw_both_kinds(streams, limit, limit_seed)
-    encode = Encoder(tokenizer, positions, eos=False, keep="start")
-    whole = encode([streams[index].text for index in indices])
-    if whole.truncation.cut:
-        warn(f"{whole.truncation.cut} of {len(indices)} texts are cut to {positions} tokens")
-    # A monitor reads what is being written: a dialogue up to the end of its last turn.
-    texts = list(zip(indices, whole.read, strict=True))
-    kept = [(i, ids) for i, ids in texts if ids != _partner_tokens(streams[i], encode)]
-    check_identical(len(texts) - len(kept), len(texts), str(file), "texts of pairs")
-    require_both_kinds([streams[index] for index, _ in kept], file)
-    prompts = []
-    for number, (index, ids) in enumerate(kept, 1):
-        stream = streams[index]
-        by = 0 if stream.end is None else _tokens_until(stream, ids, encode)
-        prompts.append(BenchPrompt(str(number), str(stream.text), tuple(ids), offends_by=by))
-    draw = RowDraw(limit_seed, len(streams), tuple(index + 1 for index in indices))
-    record = PromptsRecord(
-        file=file.name,
-        digest=sha256_json([[p.name, p.text, p.tokens, p.offends_by] for p in prompts]),
-        count=len(prompts),
-        truncated=whole.truncation.cut,
-        drawn=row_draw_record(draw),
-    )
-    return prompts, record
-
-
-def _draw_both_kinds(streams: Sequence[MonitoredText], limit: int | None, seed: int) -> list[int]:
-    drawn = draw_rows([stream.kind for stream in streams], limit, seed)
-    kinds = {streams[index].kind for index in drawn}
-    if len(drawn) > 1 and len(kinds) == 1:
-        others = [i for i, stream in enumerate(streams) if stream.kind not in kinds]
-        drawn = sorted([*drawn[:-1], random.Random(derive_seed("kind", seed)).choice(others)])
-    return drawn
-
-
-def _partner_tokens(stream: MonitoredText, encode: Encoder) -> list[int] | None:
-    return None if stream.partner is None else encode([stream.partner]).read[0]
-
-
-def _tokens_until(stream: MonitoredText, ids: list[int], encode: Encoder) -> int:
-    """How many tokens hold the span: those of the text up to its end, read by itself. A dialogue
-    is one piece, and is looked up."""
-    if stream.end == len(stream.text):
-        return len(ids)
-    if isinstance(stream.text, ChatText):
-        return encode.place(stream.text, ids, int(stream.end or 1) - 1) + 1
-    return min(len(encode([stream.text[: stream.end]]).ids[0]), len(ids))
-
-
 @dataclass(frozen=True)
 class MonitoredTexts:
-    """Labelled texts and the file that they are from. `held_out`: the digest of rows that a recipe
-    leaves aside of its training rows."""
+    """Texts with the file that they are from. `held_out`: the digest of the rows that a recipe left
+    out of training by a share of its file."""
 
     file: Path
-    streams: Sequence[MonitoredText]
+    texts: Sequence[MonitoredText]
     held_out: str | None = None
 
 
 def load_monitored_texts(options: DetectionOptions) -> MonitoredTexts:
-    """The held-out rows of a training recipe, or both texts of pairs. Dialogues are written by the
-    chat template of the graft. Raises OtterError."""
+    """The held-out rows of a training recipe, or both texts of pairs. The graft's chat template
+    writes dialogues. Raises OtterError, before any model is loaded."""
     recipe, pairs, folder, signal = options.recipe, options.pairs, options.folder, options.signal
     if (recipe is None) == (pairs is None):
         raise OtterError("give either --recipe or --pairs", hint="they name the texts to read")
     if recipe is None:
         assert pairs is not None
-        return _checked_texts(pairs, texts_of_pairs(_read_pairs(pairs, folder)))
+        loaded = MonitoredTexts(pairs, texts_of_pairs(_read_pairs(pairs, folder)))
+    else:
+        loaded = _texts_of_recipe(recipe, options.data, folder, signal)
+    require_both_kinds(loaded.texts, loaded.file)
+    return loaded
+
+
+def _texts_of_recipe(path: Path, data: Path | None, folder: Path, signal: str) -> MonitoredTexts:
     from otter_cli.signals.config import SignalConfig
     from otter_cli.training.recipe import load_recipe
     from otter_cli.training.signal_data import held_out_rows, load_graft_tokenizer
 
-    loaded = load_recipe(recipe, data=options.data).only([signal])
-    sources = loaded.signals[signal].sources
-    tokenizer = load_graft_tokenizer(folder)
+    recipe = load_recipe(path, data=data).only([signal])
+    training = recipe.signals[signal]
     config = SignalConfig(name=signal, kind="classes", labels=(signal,))
-    rows = held_out_rows(loaded.signals[signal], config, loaded.data_folder, tokenizer)
+    rows = held_out_rows(training, config, recipe.data_folder, load_graft_tokenizer(folder))
     if not rows:
-        raise OtterError(f"{recipe} holds no rows aside", hint="give it a test file, or held_out")
-    texts = _checked_texts(Path(sources[0].name), texts_of_rows(rows))
-    return texts if sources[1] is not None else replace(texts, held_out=rows_digest(rows))
+        raise OtterError(f"{path} holds no rows aside", hint="give it a test file, or held_out")
+    train, test = training.sources
+    held_out = rows_digest(rows) if test is None else None
+    return MonitoredTexts(Path(train.name), texts_of_rows(rows), held_out)
 
 
 def _read_pairs(file: Path, folder: Path) -> Sequence[PreferencePair]:
@@ -191,41 +104,182 @@ def _read_pairs(file: Path, folder: Path) -> Sequence[PreferencePair]:
     return read_pairs(table, prompt=prompt)
 
 
-def _checked_texts(file: Path, streams: Sequence[MonitoredText]) -> MonitoredTexts:
-    """Checked before any model is loaded."""
-    require_both_kinds(streams, file)
-    return MonitoredTexts(file, streams)
+def texts_of_rows(rows: Sequence[Any]) -> list[MonitoredText]:
+    """Rows with one label. Rows have no span, so an offending text offends up to its end."""
+    return [
+        MonitoredText(row.text, len(row.text) if row.labels[0] >= 0.5 else None) for row in rows
+    ]
 
 
-FALSE_ALARM_RATE = 0.01
-F1_THRESHOLD = 0.5
-# Shares of false alarms: a fixed score would mean another thing for each monitor.
-FALSE_ALARM_RATES = (0.01, 0.05, 0.1, 0.2)
+def texts_of_pairs(pairs: Sequence[PreferencePair]) -> list[MonitoredText]:
+    """Both texts of each pair. The rejected text offends up to its last word that the chosen text
+    lacks."""
+    texts = []
+    for pair in pairs:
+        texts.append(MonitoredText(pair.chosen, None, pair.rejected))
+        texts.append(MonitoredText(pair.rejected, _span_end(pair), pair.chosen))
+    return texts
+
+
+def _span_end(pair: PreferencePair) -> int:
+    clean, offending = pair.chosen.split(), pair.rejected.split()
+    changes = SequenceMatcher(None, clean, offending, autojunk=False).get_opcodes()
+    last = max((j2 for tag, _, _, _, j2 in changes if tag in ("replace", "insert")), default=0)
+    # If the pair differs only by removed words, the whole rejected text counts as offending.
+    if not last:
+        return len(pair.rejected)
+    end = 0
+    for word in offending[:last]:
+        end = pair.rejected.index(word, end) + len(word)
+    return end
+
+
+def require_both_kinds(texts: Sequence[MonitoredText], file: Path) -> None:
+    """Raises OtterError where all texts offend, or none does."""
+    if len({text.kind for text in texts}) < 2:
+        raise OtterError(
+            f"{file}: all of its {len(texts)} texts offend, or none does",
+            hint="a monitor is measured on texts of both kinds; raise --limit",
+        )
+
+
+def encode_texts(
+    loaded: MonitoredTexts,
+    tokenizer: Any,
+    *,
+    positions: int,
+    limit: int | None,
+    limit_seed: int = 0,
+) -> tuple[list[BenchPrompt], PromptsRecord]:
+    """Texts as tokens, from their start. `limit` of them are drawn from both kinds by their shares,
+    at least one of each. Texts of pairs whose tokens are equal are left out. Raises OtterError
+    where no text of a kind is left."""
+    texts, file = loaded.texts, loaded.file
+    require_both_kinds(texts, file)
+    indices = _draw_both_kinds(texts, limit, limit_seed)
+    encode = Encoder(tokenizer, positions, eos=False, keep="start")
+    encoded = encode([texts[index].text for index in indices])
+    if encoded.truncation.cut:
+        warn(f"{encoded.truncation.cut} of {len(indices)} texts are cut to {positions} tokens")
+    # A dialogue is read up to the end of its last turn.
+    drawn = list(zip((texts[index] for index in indices), encoded.read, strict=True))
+    kept = [(text, ids) for text, ids in drawn if ids != _partner_tokens(text, encode)]
+    check_identical(len(drawn) - len(kept), len(drawn), str(file), "texts of pairs")
+    require_both_kinds([text for text, _ in kept], file)
+    prompts = [
+        BenchPrompt(str(n), str(text.text), tuple(ids), offends_by=_offends_by(text, ids, encode))
+        for n, (text, ids) in enumerate(kept, 1)
+    ]
+    draw = RowDraw(limit_seed, len(texts), tuple(index + 1 for index in indices))
+    record = PromptsRecord(
+        file=file.name,
+        digest=sha256_json([[p.name, p.text, p.tokens, p.offends_by] for p in prompts]),
+        count=len(prompts),
+        truncated=encoded.truncation.cut,
+        drawn=row_draw_record(draw),
+    )
+    return prompts, record
+
+
+def _draw_both_kinds(texts: Sequence[MonitoredText], limit: int | None, seed: int) -> list[int]:
+    drawn = draw_rows([text.kind for text in texts], limit, seed)
+    kinds = {texts[index].kind for index in drawn}
+    if len(drawn) > 1 and len(kinds) == 1:
+        others = [index for index, text in enumerate(texts) if text.kind not in kinds]
+        drawn = sorted([*drawn[:-1], random.Random(derive_seed("kind", seed)).choice(others)])
+    return drawn
+
+
+def _partner_tokens(text: MonitoredText, encode: Encoder) -> list[int] | None:
+    return None if text.partner is None else encode([text.partner]).read[0]
+
+
+def _offends_by(text: MonitoredText, ids: list[int], encode: Encoder) -> int:
+    """Tokens up to the end of the offending span, which is encoded by itself. A dialogue is one
+    piece, so the span's last character is looked up in it."""
+    if text.end is None:
+        return 0
+    if text.end == len(text.text):
+        return len(ids)
+    if isinstance(text.text, ChatText):
+        return encode.place(text.text, ids, max(text.end, 1) - 1) + 1
+    return min(len(encode([text.text[: text.end]]).ids[0]), len(ids))
 
 
 class Detection(Benchmark):
-    """Methods are detectors; `plain` is the base, which only reads. The threshold of 1 % false
-    alarms is of these texts, and fixed while they are resampled."""
+    """Methods are detectors; `plain` is the base alone, which gives no scores. The threshold of 1 %
+    false alarms is that of these texts, and stays fixed while they are resampled."""
 
     name: ClassVar[BenchmarkName] = "detection"
 
     @classmethod
-    def measures(cls, method: str, drawn: RunData) -> Measures:
-        rows = drawn.rows[method]
-        per_token = _milliseconds_per_token(rows, drawn)
-        held = np.full(len(drawn.prompts), float(drawn.weights[method]))
+    def measures(cls, method: str, data: RunData) -> Measures:
+        rows = data.rows[method]
+        per_token = _milliseconds_per_token(rows, data)
         cost: Measures = {
             "time_per_token": per_token,
-            "time_ratio": quotient(per_token, _milliseconds_per_token(drawn.rows[PLAIN], drawn)),
-            "memory": mean(held),
+            "time_ratio": quotient(per_token, _milliseconds_per_token(data.rows[PLAIN], data)),
+            "memory": mean(np.full(len(data.prompts), float(data.parameter_bytes[method]))),
         }
-        return (
-            cost if method == PLAIN else {**_detection_metrics(scored_streams(rows, drawn)), **cost}
-        )
+        if method == PLAIN:
+            return cost
+        return {**_detection_metrics(scored_streams(rows, data)), **cost}
 
     @classmethod
     def findings(cls, methods: Mapping[str, MethodResult]) -> list[str]:
         return [_finding(method) for name, method in methods.items() if name != PLAIN]
+
+
+def scored_streams(rows: MethodRows, data: RunData) -> measures.ScoredStreams:
+    """The stored scores with the end of each offending span. Raises OtterError unless there is one
+    finite score per token."""
+    scores = [_token_scores(group[0]) for group in rows.groups]
+    for group, values, prompt in zip(rows.groups, scores, data.prompts, strict=True):
+        method = group[0].sample.method
+        if len(values) != len(prompt.tokens):
+            raise OtterError(
+                f"{method} gave {len(values)} scores for the {len(prompt.tokens)} tokens of text "
+                f"{prompt.name}",
+                hint="a monitor scores every token: their count says when it flagged a text",
+            )
+        if not np.isfinite(values).all():
+            raise OtterError(
+                f"{method} gave a score that is not finite, in text {prompt.name}",
+                hint="was its training stopped by NaN? look at its metrics, or train it again",
+            )
+    return measures.ScoredStreams(scores, [prompt.offends_by for prompt in data.prompts])
+
+
+def _token_scores(row: ScoredSample) -> list[float]:
+    return [value for value in row.sample.signals[DETECTOR_SIGNAL] if isinstance(value, float)]
+
+
+def _detection_metrics(streams: measures.ScoredStreams) -> Measures:
+    highest, offending = streams.highest, streams.offending
+    threshold = measures.threshold_at(highest, offending, FALSE_ALARM_RATE)
+    flagged = (highest >= threshold) & offending
+    stops: Measures = {}
+    for rate in FALSE_ALARM_RATES:
+        stop = measures.threshold_at(highest, offending, rate)
+        stops[f"saved_{rate}"] = measures.saved_tokens(streams, stop, offending=True)
+        stops[f"lost_{rate}"] = measures.saved_tokens(streams, stop, offending=False)
+    detected = measures.detected(streams, threshold)
+    return {
+        "auroc": auroc(highest, offending),
+        "auroc_end": auroc(streams.last, offending),
+        "f1": f1(highest >= F1_THRESHOLD, offending),
+        "detected": detected,
+        "on_time": measures.on_time(streams, threshold),
+        "missed": lambda counts: 1 - detected(counts),
+        # Undefined where no offending text is flagged.
+        **({"tokens_seen": measures.tokens_seen(streams, threshold)} if flagged.any() else {}),
+        **stops,
+    }
+
+
+def _milliseconds_per_token(rows: MethodRows, data: RunData) -> Statistic:
+    tokens = [float(len(prompt.tokens)) for prompt in data.prompts]
+    return ratio(1000 * rows.sums(lambda row: row.timing.seconds), np.array(tokens))
 
 
 def _finding(method: MethodResult) -> str:
@@ -233,62 +287,7 @@ def _finding(method: MethodResult) -> str:
     early = f", after {share_text(method, 'tokens_seen')} of their tokens" if seen else ""
     return (
         f"{method.label}: at 1 % false alarms {share_text(method, 'detected')} of the offending "
-        f"texts "
-        f"are flagged, {share_text(method, 'on_time')} on time{early}; AUROC "
-        f"{figure_text(method, 'auroc')}, "
-        f"{figure_text(method, 'time_ratio')} times the base's reading."
+        f"texts are flagged, {share_text(method, 'on_time')} on time{early}; AUROC "
+        f"{figure_text(method, 'auroc')}, {figure_text(method, 'time_ratio')} times the base's "
+        f"reading."
     )
-
-
-def scored_streams(rows: MethodRows, drawn: RunData) -> measures.ScoredStreams:
-    """The stored scores beside what the texts are. They belong to the same tokens by count."""
-    scores = [_token_scores(group[0]) for group in rows.groups]
-    for group, text, prompt in zip(rows.groups, scores, drawn.prompts, strict=True):
-        what = f"{group[0].sample.method} gave"
-        if len(text) != len(prompt.tokens):
-            raise OtterError(
-                f"{what} {len(text)} scores for the {len(prompt.tokens)} tokens of text "
-                f"{prompt.name}",
-                hint="a monitor scores every token: when it flagged a text is told by their count",
-            )
-        if not np.isfinite(text).all():
-            raise OtterError(
-                f"{what} a score that is not finite, in text {prompt.name}",
-                hint="was its training stopped by NaN? look at its metrics, or train it again",
-            )
-    return measures.ScoredStreams(scores, [prompt.offends_by for prompt in drawn.prompts])
-
-
-def _detection_metrics(found: measures.ScoredStreams) -> Measures:
-    strict = measures.threshold_at(found.highest, found.offending, FALSE_ALARM_RATE)
-    flagged = (found.highest >= strict) & found.offending
-    stops: Measures = {}
-    for stop in FALSE_ALARM_RATES:
-        threshold = measures.threshold_at(found.highest, found.offending, stop)
-        stops[f"saved_{stop}"] = measures.saved_tokens(found, threshold, offending=True)
-        stops[f"lost_{stop}"] = measures.saved_tokens(found, threshold, offending=False)
-    return {
-        "auroc": auroc(found.highest, found.offending),
-        "auroc_end": auroc(found.last, found.offending),
-        "f1": f1(found.highest >= F1_THRESHOLD, found.offending),
-        "detected": measures.detected(found, strict),
-        "on_time": measures.on_time(found, strict),
-        "missed": _complement(measures.detected(found, strict)),
-        # Of no text flagged there is nothing to say how early.
-        **({"tokens_seen": measures.tokens_seen(found, strict)} if flagged.any() else {}),
-        **stops,
-    }
-
-
-def _complement(share: Statistic) -> Statistic:
-    return lambda counts: 1 - share(counts)
-
-
-def _milliseconds_per_token(rows: MethodRows, drawn: RunData) -> Statistic:
-    tokens = [float(len(prompt.tokens)) for prompt in drawn.prompts]
-    seconds = rows.sums(lambda row: row.timing.seconds)
-    return ratio(1000 * seconds, np.array(tokens))
-
-
-def _token_scores(row: ScoredSample) -> list[float]:
-    return [value for value in row.sample.signals[DETECTOR_SIGNAL] if isinstance(value, float)]

@@ -1,7 +1,7 @@
 """`otter bench speedup`: tokens per step and per second against plain decoding.
 
-Greedy drafted output should equal plain output. Where it differs, the gap of the base's logits
-says whether rounding decided a near tie, or something is wrong."""
+Greedy drafted output should equal plain output. Where it differs, the gap between the base's logits
+of the two tokens says whether rounding decided a near tie, or something is wrong."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -13,65 +13,24 @@ from otter_cli.benchmarks.records import PLAIN, MethodRows, RunData
 from otter_cli.benchmarks.results import BenchmarkName, Divergence, MethodResult
 
 
-def find_divergences(
-    rows: MethodRows, plain: MethodRows, prompts: Mapping[str, Sequence[int]], base: Any
-) -> list[Divergence]:
-    """For each differing output, its first differing token, and the distance of the base's logits
-    of the two tokens there: of its two best, where rounding alone decided.
-
-    A draft is verified several tokens at a time and plain decoding goes one by one: in other
-    shapes the base rounds otherwise, so a near tie may fall either way. A wide gap is a fault.
-    """
-    found = []
-    for ours, theirs in zip(rows.groups, plain.groups, strict=True):
-        for mine, other in zip(ours, theirs, strict=True):
-            position = first_difference(mine.sample.tokens, other.sample.tokens)
-            if position is not None:
-                before = [*prompts[mine.sample.prompt], *other.sample.tokens[:position]]
-                here = slice(position, position + 1)
-                pair = [*mine.sample.tokens[here], *other.sample.tokens[here]]
-                gap = _logit_gap(base, before, pair)
-                found.append(Divergence(prompt=mine.sample.prompt, position=position, gap=gap))
-    return found
-
-
-def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
-    """The first position at which two sequences differ or only one goes on; None for equal ones."""
-    for position, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return position
-    return None if len(one) == len(other) else min(len(one), len(other))
-
-
-def _logit_gap(base: Any, before: list[int], pair: list[int]) -> float:
-    import torch
-
-    with torch.inference_mode():
-        ids = torch.tensor([before], device=base.device)
-        logits = base(input_ids=ids, logits_to_keep=1).logits[0, -1].float()
-    # Where one output merely ends earlier there is no second token to compare with.
-    values = logits[pair] if len(pair) == 2 else logits.topk(2).values
-    return (values[0] - values[1]).abs().item()
-
-
 class Speedup(Benchmark):
-    """Decoding with drafts that the base verifies: greedy, it should write what plain writes."""
+    """Speculative decoding: drafts that the base verifies."""
 
     name: ClassVar[BenchmarkName] = "speedup"
     by_category = ("speed_up", "tokens_per_step", "identical")
 
     @classmethod
-    def measures(cls, method: str, drawn: RunData) -> Measures:
-        own, plain = drawn.rows[method], drawn.rows[PLAIN]
+    def measures(cls, method: str, data: RunData) -> Measures:
+        rows, plain = data.rows[method], data.rows[PLAIN]
         return {
-            "speed_up": measures.speed_up(own, plain),
-            "tokens_per_step": measures.tokens_per_step(own),
-            "drafted_per_step": measures.drafted_per_step(own),
-            **measures.acceptance_by_position(own),
-            # A drawn text is as likely as plain's, and not the same.
-            **({"identical": measures.identical(own, plain)} if drawn.greedy else {}),
-            "tokens_per_second": measures.tokens_per_second(own),
-            **cls.costs(method, drawn),
+            "speed_up": measures.speed_up(rows, plain),
+            "tokens_per_step": measures.tokens_per_step(rows),
+            "drafted_per_step": measures.drafted_per_step(rows),
+            **measures.acceptance_by_position(rows),
+            # Sampled text has the distribution of plain decoding, and not its tokens.
+            **({"identical": measures.identical(rows, plain)} if data.greedy else {}),
+            "tokens_per_second": measures.tokens_per_second(rows),
+            **cls.costs(method, data),
         }
 
     def divergences(self, method: str, rows: Mapping[str, MethodRows]) -> list[Divergence]:
@@ -85,15 +44,55 @@ class Speedup(Benchmark):
         return [_finding(method) for name, method in methods.items() if name != PLAIN]
 
 
+def find_divergences(
+    rows: MethodRows, plain: MethodRows, prompts: Mapping[str, Sequence[int]], base: Any
+) -> list[Divergence]:
+    """For each output that differs from plain's: its first differing token, and the gap of the
+    base's logits of the two tokens there.
+
+    A draft is verified several tokens at a time, and plain decoding goes one by one. Other shapes
+    round otherwise, so a near tie may fall either way. A wide gap is a fault.
+    """
+    divergences = []
+    for group, plain_group in zip(rows.groups, plain.groups, strict=True):
+        for row, plain_row in zip(group, plain_group, strict=True):
+            tokens, plain_tokens = row.sample.tokens, plain_row.sample.tokens
+            position = first_difference(tokens, plain_tokens)
+            if position is not None:
+                name, end = row.sample.prompt, position + 1
+                before = [*prompts[name], *plain_tokens[:position]]
+                pair = [*tokens[position:end], *plain_tokens[position:end]]
+                gap = _logit_gap(base, before, pair)
+                divergences.append(Divergence(prompt=name, position=position, gap=gap))
+    return divergences
+
+
+def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
+    """The first position at which two sequences differ or only one goes on; None for equal ones."""
+    for position, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return position
+    return None if len(one) == len(other) else min(len(one), len(other))
+
+
+def _logit_gap(base: Any, before: list[int], pair: list[int]) -> float:
+    """Distance of the logits of two tokens; of the two best, where one output ends earlier."""
+    import torch
+
+    with torch.inference_mode():
+        ids = torch.tensor([before], device=base.device)
+        logits = base(input_ids=ids, logits_to_keep=1).logits[0, -1].float()
+    values = logits[pair] if len(pair) == 2 else logits.topk(2).values
+    return (values[0] - values[1]).abs().item()
+
+
 def _finding(method: MethodResult) -> str:
     speed_up = method.metrics["speed_up"]
-    verdict = (
-        "faster than plain decoding"
-        if speed_up.low > 1
-        else "slower than plain decoding"
-        if speed_up.high < 1
-        else "no difference from plain decoding shown"
-    )
+    verdict = "no difference from plain decoding shown"
+    if speed_up.low > 1:
+        verdict = "faster than plain decoding"
+    elif speed_up.high < 1:
+        verdict = "slower than plain decoding"
     below = " The speed-up is below 1." if speed_up.mean < 1 else ""
     return (
         f"{method.label}: speed-up {figure_text(method, 'speed_up')}, {verdict}, with "
@@ -107,7 +106,7 @@ def _identity(method: MethodResult) -> str:
     count, total = len(method.divergences), method.metrics["identical"].n
     if not count:
         return f"Output identical to plain greedy decoding on all {total} prompts."
-    widest = max(method.divergences, key=lambda d: d.gap)
+    widest = max(method.divergences, key=lambda divergence: divergence.gap)
     return (
         f"Output differs from plain greedy decoding on {count} of {total} prompts; the base's two "
         f"best logits there are at most {widest.gap:.2g} apart (prompt {widest.prompt})."

@@ -63,7 +63,7 @@ def made(folders: dict[str, Path], **options) -> Detection:
 def test_every_monitor_scores_every_token_as_its_model_does(folders, tmp_path: Path) -> None:
     benchmark = made(folders)
     finished = run_benchmark(benchmark, tmp_path / "run")
-    drawn = read_run(finished.folder).drawn
+    drawn = read_run(finished.folder).data
     classifier = AutoModelForSequenceClassification.from_pretrained(folders["classifier"]).eval()
     scores = scored_streams(drawn.rows["classifier"], drawn)
     for prompt, found in zip(drawn.prompts, scores.scores, strict=True):
@@ -102,7 +102,7 @@ def test_a_probe_that_was_trained_is_a_monitor(folders, tmp_path: Path) -> None:
     texts = MonitoredTexts(Path("pairs.jsonl"), texts_of_pairs(PAIRS))
     asked = DetectionOptions(folder=folders["graft"], monitor=(f"probe={tmp_path / 'probe'}",))
     finished = run_benchmark(assemble_detection(asked, texts), tmp_path / "run")
-    drawn = read_run(finished.folder).drawn
+    drawn = read_run(finished.folder).data
     prompt, found = drawn.prompts[0], scored_streams(drawn.rows["probe"], drawn).scores[0]
     with torch.no_grad():
         layers = graft.base(torch.tensor([prompt.tokens]), output_hidden_states=True).hidden_states
@@ -163,7 +163,7 @@ def test_few_texts_have_one_of_the_other_kind_among_them(folders) -> None:
 
     def names(streams: list[MonitoredText], limit: int | None) -> list[str]:
         file = folders["graft"] / "texts"
-        found, _ = encode_texts(streams, file, tokenizer, positions=8, limit=limit)
+        found, _ = encode_texts(MonitoredTexts(file, streams), tokenizer, positions=8, limit=limit)
         return [prompt.text for prompt in found]
 
     assert names([offending, offending, offending, clean, clean], 2) == ["bad", "good"]
@@ -187,7 +187,7 @@ def test_held_out_dialogues_are_read_by_the_graft_s_own_template(
         "    train: {path: rows.jsonl, text: messages, chat: true}\n"
     )
     texts = load_monitored_texts(DetectionOptions(folder=tmp_path / "graft", recipe=recipe))
-    prompts, _ = encode_texts(texts.streams, texts.file, tokenizer, positions=99, limit=None)
+    prompts, _ = encode_texts(texts, tokenizer, positions=99, limit=None)
     by_text = {tokenizer.apply_chat_template(r["messages"], tokenize=False): r for r in rows}
     assert len(prompts) > 5
     for prompt in prompts:
@@ -202,14 +202,14 @@ def test_a_limit_draws_both_kinds_by_their_shares(folders) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folders["graft"])
     streams = [MonitoredText(f"clean {i}", None) for i in range(40)]
     streams += [MonitoredText(f"bad {i}", 3) for i in range(20)]
-    file = folders["graft"] / "texts"
-    found, record = encode_texts(streams, file, tokenizer, positions=32, limit=12)
+    texts = MonitoredTexts(folders["graft"] / "texts", streams)
+    found, record = encode_texts(texts, tokenizer, positions=32, limit=12)
     assert [prompt.offends_by > 0 for prompt in found] == [False] * 8 + [True] * 4
     assert record.drawn is not None and record.drawn.of == 60 and record.drawn.seed == 0
     assert [prompt.text for prompt in found] == [streams[i - 1].text for i in record.drawn.lines]
-    other = encode_texts(streams, file, tokenizer, positions=32, limit=12, limit_seed=1)[1]
+    other = encode_texts(texts, tokenizer, positions=32, limit=12, limit_seed=1)[1]
     assert other.drawn is not None and other.drawn.lines != record.drawn.lines
-    assert encode_texts(streams, file, tokenizer, positions=32, limit=None)[1].drawn is None
+    assert encode_texts(texts, tokenizer, positions=32, limit=None)[1].drawn is None
 
 
 def test_texts_of_a_pair_that_a_cut_makes_the_same_are_left_out(folders) -> None:
@@ -220,21 +220,16 @@ def test_texts_of_a_pair_that_a_cut_makes_the_same_are_left_out(folders) -> None
         for i in (1, 2)
     ]
     pairs += PAIRS[:2]
-    found, record = encode_texts(
-        texts_of_pairs(pairs), folders["graft"] / "pairs", tokenizer, positions=20, limit=None
-    )
+    file = folders["graft"] / "pairs"
+    texts = MonitoredTexts(file, texts_of_pairs(pairs))
+    found, record = encode_texts(texts, tokenizer, positions=20, limit=None)
     assert [prompt.text for prompt in found] == [
         t for p in PAIRS[:2] for t in (p.chosen, p.rejected)
     ]
     assert record.count == 4
+    alike = MonitoredTexts(file, texts_of_pairs(pairs[:2]))
     with pytest.raises(OtterError, match="4 of 4 texts of pairs are identical"):
-        encode_texts(
-            texts_of_pairs(pairs[:2]),
-            folders["graft"] / "pairs",
-            tokenizer,
-            positions=20,
-            limit=None,
-        )
+        encode_texts(alike, tokenizer, positions=20, limit=None)
 
 
 def test_texts_of_one_kind_are_refused_before_a_model_is_loaded(
@@ -278,7 +273,7 @@ def test_pairs_of_dialogues_are_read_by_the_graft_s_own_template(
     lines = [json.dumps({"chosen": one, "rejected": other}) + "\n" for one, other in pairs]
     file.write_text("".join(lines))
     texts = load_monitored_texts(DetectionOptions(folder=tmp_path / "graft", pairs=file))
-    prompts, _ = encode_texts(texts.streams, file, tokenizer, positions=99, limit=None)
+    prompts, _ = encode_texts(texts, tokenizer, positions=99, limit=None)
     for prompt, dialogue in zip(prompts, pairs[0] * 2, strict=True):
         whole = tokenizer.apply_chat_template(dialogue, tokenize=True, return_dict=False)
         assert list(prompt.tokens) == whole[:-2]

@@ -27,7 +27,7 @@ PROMPTS = (("Once upon", 0.9), ("The cat sat", 0.1), ("abcabc", 0.5))
 def benchmark(contestants: BenchmarkModels) -> Detox:
     grafts = load_graft_and_task_head(contestants.graft, contestants.head, "toxicity")
     sampled = Sampling(max_new_tokens=8, temperature=1.0, top_k=5)
-    shared = setting(contestants, grafts, sampled, repeats=5, batch=2)
+    shared = setting(contestants, grafts, sampled, samples_per_prompt=5, batch=2)
     guidance = Guidance(signal="toxicity", strength=-3.0, candidates=5)
     return assemble_detox(grafts, shared, guidance, detoxify=contestants.detoxify)
 

@@ -119,7 +119,7 @@ def test_guides_weigh_as_many_candidates_as_the_run_s_own_unless_told(guided: Fi
 def test_text_ends_where_the_signal_crosses_the_bound(contestants, tmp_path: Path) -> None:
     grafts = tuple(load_graft(f, "toxicity", device="cpu") for f in (contestants.graft,) * 2)
     drawn = Sampling(max_new_tokens=8, temperature=1.0, top_k=5)
-    shared = setting(contestants, grafts, drawn, repeats=3, batch=3)  # type: ignore[arg-type]
+    shared = setting(contestants, grafts, drawn, samples_per_prompt=3, batch=3)  # type: ignore[arg-type]
     benchmark = assemble_detox(
         grafts,  # type: ignore[arg-type]
         shared,
@@ -193,7 +193,7 @@ def _write_over(path: Path, **values: object) -> None:
         ("rad:model", "'model' is no key=value", "n=8"),
         ("rad:strength=1/x,model=m", "'x' is no strength", "1/2/4"),
         ("value:strength=much", "strength: input should be a valid number", "its options"),
-        ("value:candidates=3", "strength: missing", "end, strength, candidates"),
+        ("value:candidates=3", "strength: missing", "strength, candidates, end"),
         ("value:strength=1,stregnth=2", "stregnth: unexpected keyword", "graft, signal"),
         ("plain:temperature=hot", "could not convert", "a number"),
         ("vocabulary:signal=p,strength=1", "no signal 'p'", "its signals"),

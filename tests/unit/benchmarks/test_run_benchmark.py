@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from otter_cli.benchmarks.results import BenchmarkResult
-from otter_cli.benchmarks.runner.run_benchmark import run_benchmark, scored_rows
+from otter_cli.benchmarks.runner.run_benchmark import run_benchmark, score_run
 from otter_cli.benchmarks.runner.run_folder import RunFolder
 from otter_cli.core.errors import OtterError
 from otter_cli.scorers.scorer import RuleScorer
@@ -146,7 +146,8 @@ def test_no_figure_is_drawn_from_less_than_all_samples(tmp_path: Path) -> None:
     benchmark = toy_benchmark()
     expected = pytest.raises(OtterError, match="sample 0 of prompt 1 by plain is missing")
     with RunFolder.opened(tmp_path / "run", benchmark.settings()) as folder, expected:
-        scored_rows(benchmark, folder)
+        folder.write_prompts(benchmark.setting.prompts)
+        score_run(benchmark, folder)
 
 
 def test_a_dropped_sample_is_made_again_and_never_left_out(tmp_path: Path) -> None:

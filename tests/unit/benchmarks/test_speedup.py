@@ -24,7 +24,7 @@ def test_prompts_that_share_a_batch_keep_their_own_texts(
     drafts, contestants, grafts, tmp_path: Path
 ) -> None:
     shared = assemble_speedup(
-        grafts, setting(contestants, grafts, Sampling(12), together=3), signal="future"
+        grafts, setting(contestants, grafts, Sampling(12), prompts_per_call=3), signal="future"
     )
     alone, together = (
         {
@@ -92,7 +92,7 @@ def test_categories_batches_and_temperatures_are_told(
     prompts.write_text("\n".join(rows))
     sampling = Sampling(max_new_tokens=8, temperature=1.0)
     four = replace(contestants, prompts=prompts)
-    shared = setting(four, grafts, sampling, repeats=4, batch=4)
+    shared = setting(four, grafts, sampling, samples_per_prompt=4, batch=4)
     finished = run_benchmark(assemble_speedup(grafts, shared, signal="future"), tmp_path / "run")
     found = finished.result.methods["insertion"]
     assert {kind: figures["speed_up"].n for kind, figures in found.by_category.items()} == {

@@ -30,7 +30,7 @@ def words(words: int, folder: Path, **options) -> Path:
 def test_a_stored_run_gives_the_figures_that_it_gave(tmp_path: Path) -> None:
     folder = words(2, tmp_path / "run")
     stored = read_run(folder)
-    own = stored.drawn.rows["dull"].means(lambda row: row.scores["gold.reward"])
+    own = stored.data.rows["dull"].means(lambda row: row.scores["gold.reward"])
     assert stored.result.methods["dull"].metrics["gold_reward"].mean == pytest.approx(own.mean())
     found = compare_runs(folder, folder)
     for method in found.methods:
@@ -42,7 +42,7 @@ def test_a_stored_run_gives_the_figures_that_it_gave(tmp_path: Path) -> None:
 def test_a_difference_between_runs_is_paired_as_scipy_pairs_it(tmp_path: Path) -> None:
     one, two = words(2, tmp_path / "one"), words(4, tmp_path / "two")
     rewards = [
-        read_run(f).drawn.rows["dull"].means(lambda row: row.scores["gold.reward"])
+        read_run(f).data.rows["dull"].means(lambda row: row.scores["gold.reward"])
         for f in (one, two)
     ]
     found = compare_runs(one, two, ("dull", "dull")).methods[0].differences["gold_reward"]

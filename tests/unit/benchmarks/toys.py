@@ -87,13 +87,13 @@ class ToyBenchmark(Benchmark):
     name = "preference"
 
     @classmethod
-    def measures(cls, method: str, drawn: RunData) -> Measures:
-        own = drawn.rows[method]
+    def measures(cls, method: str, data: RunData) -> Measures:
+        own = data.rows[method]
         return {
             "gold_reward": mean(own.means(lambda row: row.scores["gold.reward"])),
             "diversity": mean(own.means(lambda row: diversity(row.sample.text))),
             "perplexity": perplexity(own),
-            **cls.costs(method, drawn),
+            **cls.costs(method, data),
         }
 
     @classmethod
@@ -118,12 +118,11 @@ def toy_benchmark(
     generate = generate or {"plain": ToyMethod(), "dull": ToyMethod(words=2)}
     methods = {
         name: Method(
-            label=name,
             record=MethodRecord(
                 label=name, models=[ModelRecord(name="toy", kind="otter", weights="0")]
             ),
             generate=call,
-            weights=1_000,
+            parameter_bytes=1_000,
         )
         for name, call in generate.items()
     }
