@@ -41,7 +41,7 @@ def matrix(
 
     path = recipe_path(recipe)
     asked = load_matrix(path)
-    asked = asked if limit is None else asked.tried(limit)
+    asked = asked if limit is None else asked.limited_to(limit)
     where = out or Path("runs") / f"matrix-{path.stem}"
     with pickle_allowed(allow_pickle):
         result = run_matrix(asked, path.stem, where, recipe_path, device)

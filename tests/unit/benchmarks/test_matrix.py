@@ -264,7 +264,7 @@ def test_a_try_cuts_what_an_axis_sets_too(tmp_path: Path) -> None:
         metrics=["tokens"],
         axes={"size": {"large": {"train": {"steps": 90}, "bench": {"limit": 90}}, "usual": {}}},
     )
-    for cell in matrix_cells(load_matrix(path).tried(2)):
+    for cell in matrix_cells(load_matrix(path).limited_to(2)):
         assert cell.change.train["steps"] == cell.change.bench["limit"] == 2
 
 
