@@ -1,5 +1,5 @@
-"""The bridge to EleutherAI's lm-evaluation-harness: grafts as its models, its documents as a test
-of identity. Importing this package imports neither the harness nor torch."""
+"""The bridge to EleutherAI's lm-evaluation-harness: grafts as its models, and its documents as a
+test that base and graft agree. Importing this package imports neither the harness nor torch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ _MODEL_CLASSES = {"otter": "OtterLM", "otter-guided": "OtterGuidedLM"}
 
 
 def register_models() -> None:
-    """Makes both names known in this process. Later harnesses read them from the entry points
-    `lm_eval.models` by themselves; 0.4.13 does not."""
+    """Registers both models in this process. Later harnesses read the entry points
+    `lm_eval.models` themselves; 0.4.13 does not."""
     from lm_eval.api.registry import model_registry
 
     for name, model in _MODEL_CLASSES.items():

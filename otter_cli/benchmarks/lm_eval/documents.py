@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from otter_cli.benchmarks.options import LmEvalTasks
 from otter_cli.benchmarks.results import ResultPart
 from otter_cli.core.digests import sha256_json
 from otter_cli.core.errors import OtterError
+from otter_cli.core.strict_config import StrictRecord
 from otter_cli.data.splits import draw_rows
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 class TaskIdentity(ResultPart):
-    """Of one task: documents and responses (log-likelihoods, texts) that are the base's, bit for
-    bit; `first` is the first document that is not."""
+    """How many documents and responses (log-likelihoods, texts) of a task equal the base's, bit for
+    bit. `first`: the first document that does not."""
 
     documents: int = 0
     equal: int = 0
@@ -30,10 +30,9 @@ class TaskIdentity(ResultPart):
     first: int | None = None
 
 
-@dataclass(frozen=True)
-class LmEvalDocument:
-    """`digest`: of the document and its prompts. `responses`: one a request, (log-likelihood,
-    greedy) or a text; `metrics`: those of this document that are numbers."""
+class LmEvalDocument(StrictRecord):
+    """`digest`: of the document and its prompts. `responses`: one per request, (log-likelihood,
+    greedy) or a text. `metrics`: the document's metrics that are numbers."""
 
     task: str
     document: int
@@ -41,49 +40,35 @@ class LmEvalDocument:
     responses: list[Any]
     metrics: dict[str, float]
 
-    def record(self) -> dict[str, Any]:
-        return asdict(self)
 
-
-@dataclass(frozen=True)
-class LmEvalOutput:
-    """Documents in the tasks' order; `definitions`: digest of each task's configuration."""
+class LmEvalOutput(StrictRecord):
+    """Documents in the tasks' order. `definitions`: the digest of each task's configuration."""
 
     documents: list[LmEvalDocument]
     definitions: dict[str, str]
 
-    @classmethod
-    def restored(cls, written: dict[str, Any]) -> Self:
-        documents = [LmEvalDocument(**document) for document in written["documents"]]
-        return cls(documents, written["definitions"])
-
 
 def evaluate(model: LM, tasks: LmEvalTasks) -> LmEvalOutput:
-    """Runs `simple_evaluate`. Raises OtterError for a task that it does not know."""
+    """Runs the harness's `simple_evaluate`. Raises OtterError for an unknown task."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
+    folder = tasks.include_path
     manager = TaskManager(
-        include_path=str(tasks.include_path) if tasks.include_path else None,
-        include_defaults=tasks.include_path is None,
+        include_path=str(folder) if folder else None, include_defaults=folder is None
     )
     unknown = [name for name in tasks.names if not manager.match_tasks([name])]
     if unknown:
-        place = (
-            f"in {tasks.include_path}"
-            if tasks.include_path
-            else "among those that ship with lm-eval"
-        )
+        place = f"in {folder}" if folder else "among those that ship with lm-eval"
         raise OtterError(
             f"no task {unknown[0]!r} {place}",
             hint="--include-path takes a folder of task files; `lm-eval ls tasks` lists the others",
         )
-    drawn = None if tasks.limit is None else _draw_documents(manager, tasks)
-    found = simple_evaluate(
+    output = simple_evaluate(
         model,
         tasks=tasks.names,
         task_manager=manager,
-        samples=drawn,
+        samples=None if tasks.limit is None else _draw_documents(manager, tasks),
         # Intervals are ours, from the documents.
         bootstrap_iters=0,
         random_seed=tasks.seed,
@@ -91,21 +76,21 @@ def evaluate(model: LM, tasks: LmEvalTasks) -> LmEvalOutput:
         torch_random_seed=tasks.seed,
         fewshot_random_seed=tasks.seed,
     )
-    documents = [document for task in found["samples"] for document in _documents(found, task)]
-    definitions = {
-        task: sha256_json(_portable_configuration(found["configs"][task]))
-        for task in found["samples"]
-    }
-    return LmEvalOutput(documents, definitions)
+    return LmEvalOutput(
+        documents=[document for task in output["samples"] for document in _documents(output, task)],
+        definitions={
+            task: sha256_json(_portable_configuration(output["configs"][task]))
+            for task in output["samples"]
+        },
+    )
 
 
 def _draw_documents(manager: Any, tasks: LmEvalTasks) -> dict[str, list[int]]:
-    """Places of the documents that the limit keeps, by task; across their categories, where
-    documents have such. The harness's own limit takes the head of each task."""
-    found = manager.load(tasks.names)["tasks"]
+    """By task, the places of the documents that the limit keeps, drawn across their categories.
+    The harness's own limit takes the head of each task."""
     return {
         name: draw_rows([_category(d) for d in task.eval_docs], tasks.limit, tasks.limit_seed)
-        for name, task in found.items()
+        for name, task in manager.load(tasks.names)["tasks"].items()
     }
 
 
@@ -115,50 +100,43 @@ def _category(document: Any) -> str:
     return next((str(known[name]) for name in names if name in known), "")
 
 
-def _documents(found: dict[str, Any], task: str) -> Iterator[LmEvalDocument]:
-    for sample in found["samples"][task]:
+def _documents(output: dict[str, Any], task: str) -> Iterator[LmEvalDocument]:
+    for sample in output["samples"][task]:
         metrics = {name: sample[name] for name in sample["metrics"]}
+        responses = [response for request in sample["resps"] for response in request]
         yield LmEvalDocument(
             task=task,
             document=int(sample["doc_id"]),
             digest=sha256_json([sample["doc_hash"], sample["prompt_hash"], sample["target_hash"]]),
-            responses=[list(once) for request in sample["resps"] for once in map(_tuple, request)],
+            responses=[list(r) if isinstance(r, list | tuple) else [r] for r in responses],
             metrics={n: float(v) for n, v in metrics.items() if isinstance(v, bool | int | float)},
         )
-
-
-def _tuple(response: Any) -> tuple[Any, ...]:
-    return tuple(response) if isinstance(response, list | tuple) else (response,)
 
 
 def compare_documents(
     base: Iterable[LmEvalDocument], graft: Iterable[LmEvalDocument]
 ) -> dict[str, TaskIdentity]:
     """By task, how many documents of `graft` have the base's responses to the last bit."""
-    found: dict[str, TaskIdentity] = {}
-    for ours, theirs in zip(graft, base, strict=True):
-        one = found.setdefault(ours.task, TaskIdentity())
-        pairs = zip(ours.responses, theirs.responses, strict=True)
-        same = [_exact_text(mine) == _exact_text(other) for mine, other in pairs]
-        whole = ours.digest == theirs.digest and all(same)
-        one.documents += 1
-        one.equal += whole
-        one.responses += len(same)
-        one.responses_equal += sum(same)
-        if not whole and one.first is None:
-            one.first = ours.document
-    return found
-
-
-def _exact_text(response: Any) -> str:
-    """Every finite float has a shortest text of its own, -0.0 and 0.0 included."""
-    return json.dumps(response)
+    tasks: dict[str, TaskIdentity] = {}
+    for document, reference in zip(graft, base, strict=True):
+        task = tasks.setdefault(document.task, TaskIdentity())
+        pairs = zip(document.responses, reference.responses, strict=True)
+        # Every finite float has its own shortest text, -0.0 and 0.0 included.
+        same = [json.dumps(one) == json.dumps(other) for one, other in pairs]
+        equal = document.digest == reference.digest and all(same)
+        task.documents += 1
+        task.equal += equal
+        task.responses += len(same)
+        task.responses_equal += sum(same)
+        if not equal and task.first is None:
+            task.first = document.document
+    return tasks
 
 
 def _portable_configuration(configuration: dict[str, Any]) -> dict[str, Any]:
-    """A task's configuration without where its data lie on this machine."""
-    told = {k: v for k, v in configuration.items() if k not in ("dataset_kwargs", "metadata")}
-    plain: dict[str, Any] = json.loads(json.dumps(told, default=_type_name))
+    """A task's configuration without the place of its data on this machine."""
+    kept = {k: v for k, v in configuration.items() if k not in ("dataset_kwargs", "metadata")}
+    plain: dict[str, Any] = json.loads(json.dumps(kept, default=_type_name))
     return plain
 
 

@@ -21,7 +21,7 @@ from otter_cli.model.otter import OtterForCausalLM
 
 
 class OtterLM(HFLM):
-    """The graft's base with the inserted streams on: what it says is the base's, bit for bit.
+    """The graft's base with the inserted streams running. Its answers are the base's, bit for bit.
 
     `pretrained`: a grafted folder, or an adapter with its `base`. Other arguments are HFLM's.
     """
@@ -55,8 +55,9 @@ class OtterLM(HFLM):
 
 
 class OtterGuidedLM(OtterLM):
-    """Generates under guidance by one of the graft's signals (METHOD, 3). Guided decoding is a way
-    of choosing tokens and no distribution: tasks of log-likelihoods are refused."""
+    """Generates under guidance by one of the graft's signals (docs/method.md, "Guided decoding").
+    Guided decoding chooses tokens and gives no distribution: tasks of log-likelihoods are refused.
+    """
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class OtterGuidedLM(OtterLM):
     ) -> None:
         super().__init__(pretrained, **arguments)
         check_scoring_signal(self.otter, signal)
-        # On the harness's command line every argument may arrive as text.
+        # The harness's command line may pass every argument as text.
         self.guide = SignalGuide(signal, float(strength), int(candidates))
         self.seed = int(seed)
 
@@ -86,12 +87,12 @@ class OtterGuidedLM(OtterLM):
         max_length: int,
         stop: list[str],
         attention_mask: Tensor | None = None,
-        **asked: Any,
+        **generation: Any,
     ) -> Tensor:
-        """[rows, max_length]; the harness cuts at `stop`, and at the end token that fills up."""
+        """Token ids [rows, max_length], filled up with end tokens. The harness cuts at `stop`."""
         mask = torch.ones_like(context) if attention_mask is None else attention_mask
         prompts = [row[kept.bool()].tolist() for row, kept in zip(context, mask, strict=True)]
-        sampling = sampling_of_harness(asked, max_length - context.shape[1], self.seed)
+        sampling = sampling_of_harness(generation, max_length - context.shape[1], self.seed)
         rows = generate(self.otter, prompts, sampling, guide=self.guide)
         filled = torch.full((len(rows), max_length), self.eot_token_id, device=context.device)
         filled[:, : context.shape[1]] = context
@@ -101,20 +102,21 @@ class OtterGuidedLM(OtterLM):
         return filled
 
 
-def sampling_of_harness(asked: dict[str, Any], new_tokens: int, seed: int) -> Sampling:
-    """The harness's arguments of `generate` as ours. Raises OtterError for one that we lack."""
+def sampling_of_harness(generation: dict[str, Any], new_tokens: int, seed: int) -> Sampling:
+    """Sampling from the harness's arguments of `generate`. Raises OtterError for an unknown one."""
     known = {"do_sample", "temperature", "top_k", "top_p"}
-    if unknown := sorted(asked.keys() - known):
+    if unknown := sorted(generation.keys() - known):
         raise OtterError(
             f"the task asks for {unknown[0]} in generation, which guided decoding does not have",
             hint=f"it has {', '.join(sorted(known))}",
         )
-    temperature = float(asked.get("temperature") or 0.0) if asked.get("do_sample", True) else 0.0
+    sample = generation.get("do_sample", True)
+    temperature = float(generation.get("temperature") or 0.0) if sample else 0.0
     return Sampling(
         new_tokens,
         temperature,
-        top_k=int(asked.get("top_k") or 0),
-        top_p=float(asked.get("top_p") or 1.0),
+        top_k=int(generation.get("top_k") or 0),
+        top_p=float(generation.get("top_p") or 1.0),
         seed=seed,
     )
 

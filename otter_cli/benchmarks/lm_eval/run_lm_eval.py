@@ -1,4 +1,4 @@
-"""Base, graft and, if asked, guided decoding through the harness, one model at a time.
+"""Base, graft and, with a guide, guided decoding through the harness, one model at a time.
 
 run.yaml          the settings, whose digest is the run's key
 methods/          the answers of each method, written when it ends: rerunning resumes
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 BASE, GRAFT, GUIDED = "base", "graft", "guided"
+SAMPLES_FILE = "samples.jsonl"
 
 
 class LmEvalGuidance(ResultPart):
@@ -53,14 +53,14 @@ class LmEvalGuidance(ResultPart):
 
 
 class LmEvalSettings(ResultPart):
-    """What was run: `base` and `weights` are digests."""
+    """What was run. `base` and `weights` are digests. `limit_seed`: of the draw of a limit; absent
+    without a limit, and in old runs, whose limit took the head."""
 
     folder: str
     base: str
     weights: str
     tasks: list[str]
     limit: int | None
-    # Which documents a limit draws; absent where it took the head, and without a limit.
     limit_seed: int | None = None
     batch: int
     dtype: str | None
@@ -70,18 +70,18 @@ class LmEvalSettings(ResultPart):
 
     @property
     def key(self) -> str:
-        """Equal for equal settings, wherever the folder lies."""
+        """Equal for equal settings, wherever the folder is."""
         return sha256_json({k: v for k, v in self.written().items() if k != "folder"})
 
     def written(self) -> dict[str, Any]:
-        """As run.yaml has it: runs without a limit are as they were before it was drawn."""
-        unsaid = {"limit_seed"} if self.limit_seed is None else set()
-        return self.model_dump(mode="json", exclude=unsaid)
+        """As run.yaml has it."""
+        exclude = {"limit_seed"} if self.limit_seed is None else set()
+        return self.model_dump(mode="json", exclude=exclude)
 
 
 class LmEvalResult(ResultFile):
-    """`definitions`: digests of the tasks' own, by name. `metrics`: by method, task and
-    metric, resampled by document."""
+    """`definitions`: digests of the tasks' configurations. `metrics`: by method, task and metric,
+    with intervals over documents."""
 
     schema_version: int = SCHEMA_VERSION
     benchmark: Literal["lm-eval"] = "lm-eval"
@@ -94,10 +94,49 @@ class LmEvalResult(ResultFile):
 
     @property
     def holds(self) -> bool:
-        return all(one.equal == one.documents for one in self.identity.values())
+        return all(task.equal == task.documents for task in self.identity.values())
 
 
-SAMPLES_FILE = "samples.jsonl"
+def run_lm_eval(options: LmEvalOptions, out: Path | None = None) -> tuple[LmEvalResult, Path]:
+    """The result and its folder. A run that was killed resumes with the method that it was at.
+    Raises OtterError."""
+    manifest = open_graft(options.folder, base=options.base)
+    guidance = None
+    if options.guide:
+        _require_signal(manifest, options.guide)
+        guidance = LmEvalGuidance(
+            signal=options.guide, strength=options.strength, candidates=options.candidates
+        )
+    settings = LmEvalSettings(
+        folder=str(options.folder),
+        base=base_digest(options.base or options.folder, manifest),
+        weights=manifest.inserted.sha256,
+        tasks=options.names,
+        limit=options.limit,
+        limit_seed=None if options.limit is None else options.limit_seed,
+        batch=options.batch,
+        dtype=options.dtype,
+        device=options.device,
+        seed=options.seed,
+        guidance=guidance,
+    )
+    folder = out or Path("runs") / f"lm-eval-{settings.key[:10]}"
+    _claim_folder(settings, folder)
+    evaluations = {
+        method: _evaluate_once(method, load, options, folder) for method, load in _models(options)
+    }
+    _require_same_tasks(evaluations, folder)
+    result = LmEvalResult(
+        key=settings.key,
+        settings=settings,
+        definitions=evaluations[BASE].definitions,
+        metrics={method: _metrics(output.documents) for method, output in evaluations.items()},
+        identity=compare_documents(evaluations[BASE].documents, evaluations[GRAFT].documents),
+        provenance=provenance(),
+    )
+    _write_samples(evaluations, folder)
+    result.write(folder)
+    return result, folder
 
 
 def _models(options: LmEvalOptions) -> Iterator[tuple[str, Callable[[], LM]]]:
@@ -146,69 +185,27 @@ def _models(options: LmEvalOptions) -> Iterator[tuple[str, Callable[[], LM]]]:
         yield GUIDED, guided
 
 
-def run_lm_eval(options: LmEvalOptions, out: Path | None = None) -> tuple[LmEvalResult, Path]:
-    """The result and its folder. A run that was killed resumes with the method that it was at.
-    Raises OtterError."""
-    manifest = open_graft(options.folder, base=options.base)
-    guidance = None
-    if options.guide:
-        _require_signal(manifest, options.guide)
-        guidance = LmEvalGuidance(
-            signal=options.guide, strength=options.strength, candidates=options.candidates
-        )
-    settings = LmEvalSettings(
-        folder=str(options.folder),
-        base=base_digest(options.base or options.folder, manifest),
-        weights=manifest.inserted.sha256,
-        tasks=options.names,
-        limit=options.limit,
-        limit_seed=None if options.limit is None else options.limit_seed,
-        batch=options.batch,
-        dtype=options.dtype,
-        device=options.device,
-        seed=options.seed,
-        guidance=guidance,
-    )
-    folder = out or Path("runs") / f"lm-eval-{settings.key[:10]}"
-    _claim_folder(settings, folder)
-    evaluations = {
-        method: _evaluate_once(method, load, options, folder) for method, load in _models(options)
-    }
-    _require_same_tasks(evaluations, folder)
-    result = LmEvalResult(
-        key=settings.key,
-        settings=settings,
-        definitions=evaluations[BASE].definitions,
-        metrics={method: _metrics(found.documents) for method, found in evaluations.items()},
-        identity=compare_documents(evaluations[BASE].documents, evaluations[GRAFT].documents),
-        provenance=provenance(),
-    )
-    _write_samples(evaluations, folder)
-    result.write(folder)
-    return result, folder
-
-
 def _evaluate_once(
     method: str, load: Callable[[], LM], options: LmEvalOptions, folder: Path
 ) -> LmEvalOutput:
-    """A method answers whole or not at all: half of its requests would be batched otherwise, and
-    round otherwise than its peer's."""
+    """All answers of a method, from its file if it has finished before. A method is never resumed
+    halfway: other batches would round otherwise than those of the method it is compared with."""
     path = folder / "methods" / f"{method}.json"
     if path.exists():
         say(f"lm-eval: {method} has answered before")
-        return LmEvalOutput.restored(read_own_json_object(path))
+        return LmEvalOutput.model_validate(read_own_json_object(path))
     say(f"lm-eval: {method}")
-    found = evaluate(load(), options)
+    output = evaluate(load(), options)
     gc.collect()  # before the next model is loaded
     path.parent.mkdir(exist_ok=True)
-    write_json(path, asdict(found))
-    return found
+    write_json(path, output.model_dump())
+    return output
 
 
 def _require_same_tasks(evaluations: dict[str, LmEvalOutput], folder: Path) -> None:
-    """A task file that changed between two sittings would compare unlike documents."""
-    for method, found in evaluations.items():
-        if found.definitions != evaluations[BASE].definitions:
+    """Raises OtterError where a task file changed between two sittings."""
+    for method, output in evaluations.items():
+        if output.definitions != evaluations[BASE].definitions:
             raise OtterError(
                 f"{folder}: the tasks of {method} are not those of {BASE}: a task file changed",
                 hint="choose another --out, or remove the folder",
@@ -216,10 +213,9 @@ def _require_same_tasks(evaluations: dict[str, LmEvalOutput], folder: Path) -> N
 
 
 def _claim_folder(settings: LmEvalSettings, folder: Path) -> None:
-    """Raises OtterError where the folder holds files, and they are of another run."""
+    """Write run.yaml. Raises OtterError where the folder holds files that are not of this run."""
     path = folder / "run.yaml"
-    text = yaml.safe_dump(settings.written(), sort_keys=False)
-    text = f"# key: {settings.key}\n{text}"
+    text = f"# key: {settings.key}\n{yaml.safe_dump(settings.written(), sort_keys=False)}"
     if folder.exists() and any(folder.iterdir()):
         if not path.exists() or read_small_text_file(path) != text:
             raise OtterError(
@@ -233,9 +229,9 @@ def _claim_folder(settings: LmEvalSettings, folder: Path) -> None:
 def _write_samples(evaluations: dict[str, LmEvalOutput], folder: Path) -> None:
     (folder / SAMPLES_FILE).unlink(missing_ok=True)
     with JsonLinesWriter(folder / SAMPLES_FILE) as lines:
-        for method, found in evaluations.items():
-            for document in found.documents:
-                lines.append({"method": method, **document.record()})
+        for method, output in evaluations.items():
+            for document in output.documents:
+                lines.append({"method": method, **document.model_dump()})
 
 
 def _metrics(documents: list[LmEvalDocument]) -> dict[str, dict[str, Estimate]]:
@@ -253,8 +249,8 @@ def _metrics(documents: list[LmEvalDocument]) -> dict[str, dict[str, Estimate]]:
 
 
 def _require_signal(manifest: Manifest, signal: str) -> None:
-    """Before base and graft have run for hours."""
-    known = [one.name for config in manifest.insertions for one in config.signals]
+    """Raises OtterError before base and graft run for hours."""
+    known = [signal.name for config in manifest.insertions for signal in config.signals]
     if signal not in known:
         raise OtterError(
             f"there is no signal {signal!r} to guide by in this graft",

@@ -1,28 +1,28 @@
-"""A finished run held against another run, or against expectations.yaml.
+"""A finished run compared with another run, or with expectations.yaml.
 
-Two runs are compared by differences paired by prompt; runs with unlike settings are refused.
-An expectation holds where the whole 95 % interval keeps the bound; `by: mean` tests the mean."""
+Two runs are compared by differences paired by prompt; runs with unlike settings are refused. An
+expectation holds where the whole 95 % interval keeps the bound; `by: mean` tests the mean."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from otter_cli.benchmarks.metrics.estimates import Estimate, estimate_all, estimate_differences
-from otter_cli.benchmarks.results import BenchmarkResult
+from otter_cli.benchmarks.results import BenchmarkResult, ResultPart
 from otter_cli.benchmarks.runner.stored_run import StoredRun, read_run
 from otter_cli.core.errors import OtterError, closest
 from otter_cli.core.strict_files import read_yaml
 
-# What may differ between runs that are compared: their methods are what the question is about.
+# Settings that may differ between two runs: methods are what the comparison is about.
 _MAY_DIFFER_PREFIX = "methods."
 
+Value = TypeVar("Value")
 
-class MethodComparison(BaseModel):
-    """One method of each run: figures of both, and the second's less the first's."""
 
-    model_config = ConfigDict(extra="forbid")
+class MethodComparison(ResultPart):
+    """A method of each run: the figures of both, and the second's less the first's."""
 
     first: str
     second: str
@@ -30,54 +30,39 @@ class MethodComparison(BaseModel):
     differences: dict[str, Estimate]
 
 
-class RunComparison(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class RunComparison(ResultPart):
     benchmark: str
     runs: tuple[str, str]
     prompts: int
     methods: list[MethodComparison]
 
 
-def compare_runs(one: Path, other: Path, methods: tuple[str, str] | None = None) -> RunComparison:
-    """The second run less the first, method by method of the same name, or one of each run.
+def compare_runs(
+    first_folder: Path, second_folder: Path, methods: tuple[str, str] | None = None
+) -> RunComparison:
+    """The second run less the first: methods of the same name, or `methods`, one of each run.
 
-    Raises OtterError where prompts, sampling, scorers or base differ: figures of unlike runs are
-    not paired.
+    Raises OtterError where prompts, sampling, scorers or base differ: such figures are not paired.
     """
-    first, second = read_run(one), read_run(other)
+    first, second = read_run(first_folder), read_run(second_folder)
     unlike = list(_unlike_settings(first, second))
     if unlike:
         raise OtterError(
-            f"{one} and {other} differ in {', '.join(unlike[:3])}{' and more' * bool(unlike[3:])}",
+            f"{first_folder} and {second_folder} differ in {', '.join(unlike[:3])}"
+            f"{' and more' * bool(unlike[3:])}",
             hint="a difference is paired by prompt: run both with the same prompts, sampling and "
             "scorers",
         )
-    if methods is None:
-        pairs = [(name, name) for name in first.result.methods if name in second.result.methods]
-    else:
-        pairs = [(_known_method(first, methods[0]), _known_method(second, methods[1]))]
+    pairs = [(name, name) for name in first.result.methods if name in second.result.methods]
+    if methods is not None:
+        for run, name in zip((first, second), methods, strict=True):
+            _lookup(run.result.methods, name, f"{run.folder} has no method")
+        pairs = [methods]
     return RunComparison(
         benchmark=first.result.benchmark,
-        runs=(str(one), str(other)),
+        runs=(str(first_folder), str(second_folder)),
         prompts=len(first.data.prompts),
-        methods=[_compare_methods(first, second, *names) for names in pairs],
-    )
-
-
-def _compare_methods(first: StoredRun, second: StoredRun, one: str, other: str) -> MethodComparison:
-    before, after = (run.kind.measures(n, run.data) for run, n in ((first, one), (second, other)))
-    count = len(first.data.prompts)
-    ours, theirs = (
-        estimate_all(before, count, f"of {one}"),
-        estimate_all(after, count, f"of {other}"),
-    )
-    shared = [name for name in ours if name in theirs]
-    return MethodComparison(
-        first=one,
-        second=other,
-        figures={name: (ours[name], theirs[name]) for name in shared},
-        differences=estimate_differences(after, before, count),
+        methods=[_compare_methods(first, second, *pair) for pair in pairs],
     )
 
 
@@ -87,32 +72,35 @@ def _unlike_settings(first: StoredRun, second: StoredRun) -> Iterator[str]:
     bases = [run.result.settings.methods["plain"].models[0].base for run in (first, second)]
     if bases[0] != bases[1]:
         yield "the base"
-    one, other = first.result.scorers, second.result.scorers
-    # A guide that scores is a method's own, and may differ as methods do.
-    for role in sorted((one.keys() | other.keys()) - first.result.methods.keys()):
-        if role not in one or role not in other or one[role].digest != other[role].digest:
+    digests = [
+        {role: scorer.digest for role, scorer in run.result.scorers.items()}
+        for run in (first, second)
+    ]
+    # A scorer under a method's name is its guide, and may differ as methods do.
+    for role in sorted((digests[0].keys() | digests[1].keys()) - first.result.methods.keys()):
+        if digests[0].get(role) != digests[1].get(role):
             yield f"scorer {role}"
 
 
-def _known_method(run: StoredRun, name: str) -> str:
-    if name in run.result.methods:
-        return name
-    near = closest(name, run.result.methods)
-    raise OtterError(
-        f"{run.folder} has no method {name!r}",
-        hint=(f"did you mean {near!r}? " if near else "")
-        + f"its methods: {', '.join(run.result.methods)}",
+def _compare_methods(
+    first: StoredRun, second: StoredRun, first_name: str, second_name: str
+) -> MethodComparison:
+    before = first.kind.measures(first_name, first.data)
+    after = second.kind.measures(second_name, second.data)
+    count = len(first.data.prompts)
+    figures = estimate_all(before, count, f"of {first_name}")
+    other = estimate_all(after, count, f"of {second_name}")
+    return MethodComparison(
+        first=first_name,
+        second=second_name,
+        figures={name: (figures[name], other[name]) for name in figures if name in other},
+        differences=estimate_differences(after, before, count),
     )
 
 
-Value = TypeVar("Value")
+class ExpectedBound(ResultPart):
+    """A bound of a figure, or with `against` of its difference from plain decoding."""
 
-
-class _ExpectationPart(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class ExpectedBound(_ExpectationPart):
     at_least: float | None = None
     at_most: float | None = None
     against: Literal["plain"] | None = None
@@ -135,13 +123,15 @@ class ExpectedBound(_ExpectationPart):
         return text + " over plain" * bool(self.against) + ", by the mean" * (self.by == "mean")
 
 
-class Expectations(_ExpectationPart):
+class Expectations(ResultPart):
+    """expectations.yaml: bounds by method and metric."""
+
     benchmark: str | None = None
     expect: dict[str, dict[str, ExpectedBound]] = Field(min_length=1)
 
 
-class CheckedBound(_ExpectationPart):
-    """One bound with the figure that was held against it."""
+class CheckedBound(ResultPart):
+    """A bound, the figure that was checked, and whether the bound holds."""
 
     method: str
     metric: str
@@ -164,8 +154,8 @@ def read_expectations(path: Path) -> Expectations:
 
 
 def check_expectations(result: BenchmarkResult, expected: Expectations) -> list[CheckedBound]:
-    """Every bound, kept or not. Raises OtterError for figures that the run does not have: an
-    expectation of nothing would hold for ever."""
+    """Every bound, kept or not. Raises OtterError for a figure that the run does not have: an
+    expectation about nothing would always hold."""
     if expected.benchmark not in (None, result.benchmark):
         raise OtterError(
             f"these are expectations of {expected.benchmark}, and the run is {result.benchmark}",
@@ -190,11 +180,11 @@ def _check_bound(
     )
 
 
-def _lookup(found: dict[str, Value], name: str, missing: str) -> Value:
-    if name in found:
-        return found[name]
-    near = closest(name, found)
+def _lookup(values: Mapping[str, Value], name: str, missing: str) -> Value:
+    if name in values:
+        return values[name]
+    near = closest(name, values)
     raise OtterError(
         f"{missing} {name!r}",
-        hint=(f"did you mean {near!r}? " if near else "") + f"there are {', '.join(found)}",
+        hint=(f"did you mean {near!r}? " if near else "") + f"there are {', '.join(values)}",
     )

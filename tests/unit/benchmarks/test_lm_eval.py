@@ -245,7 +245,9 @@ def test_a_limit_draws_documents_and_names_them_by_their_own_places(
 
 
 def document(*responses: list[Any], digest: str = "") -> LmEvalDocument:
-    return LmEvalDocument("task", 7, digest, list(responses), {})
+    return LmEvalDocument(
+        task="task", document=7, digest=digest, responses=list(responses), metrics={}
+    )
 
 
 @pytest.mark.parametrize(
