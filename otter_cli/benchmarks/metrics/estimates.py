@@ -1,11 +1,12 @@
 """Figures: their names and units, their bootstrap intervals, and their differences.
 
 Intervals are bootstrapped by prompt, so the samples of one prompt stay together. A mean is
-`sum(x) / sum(1)`, a rate `sum(tokens) / sum(seconds)`. Comparisons use the same resamples,
-which pairs them."""
+`sum(x) / sum(1)`, a rate `sum(tokens) / sum(seconds)`. Both sides of a comparison use the same
+resamples, which pairs them."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
@@ -15,18 +16,20 @@ from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import Counts, Statistic, difference, interval
 
 BetterDirection = Literal["higher", "lower", None]
+# Metrics by name, before their figures are estimated.
+Measures = dict[str, Statistic]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """`unit`: "" or what the stored value is in, one of "share", "ms", "bytes". `relative`: already
-    a comparison with plain decoding, so no difference from it is taken."""
+    """`unit`: of the stored value: "", "share", "ms" or "bytes". `relative`: already a comparison
+    with plain decoding, so no difference from it is taken. `detail`: shown in a separate table,
+    by label or by threshold."""
 
     label: str
     better: BetterDirection = None
     unit: str = ""
     relative: bool = False
-    # Told in a table of its own: "label" or "threshold".
     detail: Literal["label", "threshold", None] = None
 
 
@@ -68,34 +71,39 @@ METRICS: dict[str, Metric] = {
     "memory": Metric("memory, counted", "lower", "bytes"),
 }
 
-_STOPPING_NAME = re.compile(r"(saved|lost)_(0\.\d+)")
-_MAXIMUM_NAME = re.compile(r"maximum_(\w+)")
-_THRESHOLD_NAME = re.compile(r"probability_at_(0\.\d+)")
-_REWARD_NAME = re.compile(r"reward_by_(\w+)")
-_ACCEPTANCE_NAME = re.compile(r"acceptance_(\d+)")
+# Metrics whose names end in a rate, a threshold, a label, a method or a position.
+_FAMILIES: dict[str, Callable[[str], Metric]] = {
+    r"saved_(0\.\d+)": lambda rate: Metric(f"tokens saved at {_alarms(rate)}", "higher", "share"),
+    r"lost_(0\.\d+)": lambda rate: Metric(f"tokens lost at {_alarms(rate)}", "lower", "share"),
+    r"maximum_(\w+)": lambda label: Metric(_words(label), "lower", detail="label"),
+    r"probability_at_(0\.\d+)": lambda threshold: Metric(
+        f"reaches {threshold}", "lower", "share", detail="threshold"
+    ),
+    r"reward_by_(\w+)": lambda method: Metric(f"reward by what guides {_words(method)}"),
+    r"acceptance_(\d+)": lambda place: Metric(f"accepted at position {place}", "higher", "share"),
+}
+
+
+def _alarms(rate: str) -> str:
+    return f"{100 * float(rate):g} % false alarms"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def metric_info(name: str) -> Metric:
     """Raises OtterError for a name that no benchmark of this version gives."""
     if name in METRICS:
         return METRICS[name]
-    if found := _STOPPING_NAME.fullmatch(name):
-        better: BetterDirection = "higher" if found[1] == "saved" else "lower"
-        share = f"{100 * float(found[2]):g} % false alarms"
-        return Metric(f"tokens {found[1]} at {share}", better, "share")
-    if found := _MAXIMUM_NAME.fullmatch(name):
-        return Metric(found[1].replace("_", " "), "lower", detail="label")
-    if found := _THRESHOLD_NAME.fullmatch(name):
-        return Metric(f"reaches {found[1]}", "lower", "share", detail="threshold")
-    if found := _REWARD_NAME.fullmatch(name):
-        return Metric(f"reward by what guides {found[1].replace('_', ' ')}")
-    if found := _ACCEPTANCE_NAME.fullmatch(name):
-        return Metric(f"accepted at position {found[1]}", "higher", "share")
+    for pattern, family in _FAMILIES.items():
+        if match := re.fullmatch(pattern, name):
+            return family(match[1])
     raise OtterError(f"there is no metric {name!r}", hint="was the run made by a later otter?")
 
 
 class Estimate(BaseModel):
-    """A value with its 95 % percentile bootstrap interval; `n` counts the prompts resampled."""
+    """A figure with its 95 % percentile bootstrap interval over `n` resampled prompts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -106,18 +114,17 @@ class Estimate(BaseModel):
 
 
 def estimate(statistic: Statistic, n: int, what: str) -> Estimate:
-    """Raises OtterError, naming `what`, for no prompts and for values that are not finite."""
-    found = interval(statistic, n, what=what)
-    return Estimate(mean=found.mean, low=found.low, high=found.high, n=found.n)
+    """Raises OtterError, naming `what`, without prompts and for a value that is not finite."""
+    return Estimate(**asdict(interval(statistic, n, what=what)))
 
 
 def exponential(inner: Statistic) -> Statistic:
-    """exp of a figure: a perplexity from negative log-likelihoods per token."""
+    """exp of a figure, such as a perplexity from negative log-likelihoods per token."""
     return lambda counts: np.exp(inner(counts))
 
 
 def quotient(one: Statistic, other: Statistic) -> Statistic:
-    """`one / other` on the same prompts; undefined where `other` is 0."""
+    """`one / other` on the same prompts; NaN where `other` is 0."""
 
     def divided(counts: Counts) -> np.ndarray:
         tops, bottoms = one(counts), other(counts)
@@ -126,16 +133,13 @@ def quotient(one: Statistic, other: Statistic) -> Statistic:
     return divided
 
 
-Measures = dict[str, Statistic]
-
-
 def estimate_all(measures: Measures, prompts: int, whose: str) -> dict[str, Estimate]:
     return {name: estimate(m, prompts, f"{name} {whose}") for name, m in measures.items()}
 
 
 def estimate_differences(measures: Measures, others: Measures, prompts: int) -> dict[str, Estimate]:
-    """One less the other, on the same resamples of the prompts; what is a comparison already is
-    left out."""
+    """`measures` less `others`, on the same resamples of the prompts. Metrics that are comparisons
+    already are left out."""
     paired = {
         metric: difference(measures[metric], others[metric])
         for metric in measures

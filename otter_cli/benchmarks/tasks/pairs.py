@@ -29,28 +29,13 @@ from otter_cli.data.splits import LimitedTable
 from otter_cli.scorers.load import LoadedGraft
 from otter_cli.scorers.scorer import Exchange, Scorer, ScorerRecord, score_all
 
-
-def load_judges(graft: LoadedGraft, signal: str, others: Mapping[str, Path]) -> dict[str, Scorer]:
-    """The graft's signal, and other folders: grafts by theirs, reward models. Raises OtterError."""
-    from otter_cli.scorers.response_models import RewardModelScorer, SignalScorer
-
-    models = ModelPool(graft, signal)
-    found: dict[str, Scorer] = {INSERTION: SignalScorer(graft, signal)}
-    for name, folder in others.items():
-        if (folder / MANIFEST).is_file():
-            found[name] = SignalScorer(models.grafted(folder, signal), signal)
-        else:
-            found[name] = RewardModelScorer(*models.reward_model(folder))
-    return found
-
-
 ALL_SECTIONS = "all"
-# In place of a template's text.
+# Recorded instead of a template.
 _CHAT_TEMPLATE = "the chat template"
 
 
 class SectionAccuracy(ResultPart):
-    """A tie counts half in `accuracy`."""
+    """`accuracy`: share of pairs whose better answer scores higher; a tie counts half."""
 
     accuracy: Estimate
     ties: Estimate
@@ -85,6 +70,21 @@ class PairsResult(ResultFile):
         return sha256_json([self.settings.digest, self.settings.template, judges, *rows])
 
 
+def load_judges(graft: LoadedGraft, signal: str, others: Mapping[str, Path]) -> dict[str, Scorer]:
+    """The graft's signal, and by name of `others` another graft's or a reward model. Raises
+    OtterError."""
+    from otter_cli.scorers.response_models import RewardModelScorer, SignalScorer
+
+    models = ModelPool(graft, signal)
+    judges: dict[str, Scorer] = {INSERTION: SignalScorer(graft, signal)}
+    for name, folder in others.items():
+        if (folder / MANIFEST).is_file():
+            judges[name] = SignalScorer(models.grafted(folder, signal), signal)
+        else:
+            judges[name] = RewardModelScorer(*models.reward_model(folder))
+    return judges
+
+
 def judge_pairs(
     file: Path,
     graft: LoadedGraft,
@@ -95,37 +95,48 @@ def judge_pairs(
     limit: int | None = None,
     limit_seed: int = 0,
 ) -> tuple[PairsResult, list[dict[str, Any]]]:
-    """The result, and a record a pair with every judge's two scores; of messages, and with
-    `chat` of texts too, as each judge's own chat template writes them. Raises OtterError."""
+    """The result, and a record per pair with every judge's two scores. Messages, and with `chat`
+    texts too, are written by each judge's own chat template. Raises OtterError."""
     table = file if limit is None else LimitedTable(file, limit, limit_seed)
-    found = read_judged_pairs(table, template=template, tokenizer=graft.tokenizer, chat=chat)
-    pairs, better, worse, cut = _distinguishable_pairs(found.pairs, graft, file)
-    if cut:
-        warn(f"{cut} of {2 * len(found.pairs)} texts are cut to their last tokens")
+    read = read_judged_pairs(table, template=template, tokenizer=graft.tokenizer, chat=chat)
+    better, cut = _exchanges(read.pairs, [pair.chosen for pair in read.pairs], graft)
+    worse, cut_worse = _exchanges(read.pairs, [pair.rejected for pair in read.pairs], graft)
+    # Equal tokens prefer nothing: their scores would differ by rounding alone.
+    kept = [
+        index
+        for index, (one, other) in enumerate(zip(better, worse, strict=True))
+        if one.prompt_tokens != other.prompt_tokens
+    ]
+    identical = len(read.pairs) - len(kept)
+    check_identical(identical, len(read.pairs), str(file))
+    if cut + cut_worse:
+        warn(f"{cut + cut_worse} of {2 * len(read.pairs)} texts are cut to their last tokens")
+    pairs = [read.pairs[index] for index in kept]
+    better, worse = ([side[index] for index in kept] for side in (better, worse))
     scores = {name: _pair_scores(judge, better, worse) for name, judge in judges.items()}
-    sections = [pair.section for pair in pairs]
+    sections = np.array([pair.section for pair in pairs])
     result = PairsResult(
         settings=PairSettings(
             file=file.name,
             digest=sha256_file(file),
-            template=_CHAT_TEMPLATE if found.chat else template,
+            template=_CHAT_TEMPLATE if read.chat else template,
             limit=limit,
-            cut=cut,
+            cut=cut + cut_worse,
             drawn=row_draw_record(table.drawn) if isinstance(table, LimitedTable) else None,
-            identical=len(found.pairs) - len(pairs),
-            ignored=found.ignored,
+            identical=identical,
+            ignored=read.ignored,
         ),
         judges={name: judge.record for name, judge in judges.items()},
-        figures={name: _by_section(sections, *both) for name, both in scores.items()},
+        figures={name: _by_section(sections, values) for name, values in scores.items()},
         provenance=provenance(),
     )
     records = [
         {
             "pair": pair.name,
             "section": pair.section,
-            "scores": {name: [both[0][i], both[1][i]] for name, both in scores.items()},
+            "scores": {name: values[:, index].tolist() for name, values in scores.items()},
         }
-        for i, pair in enumerate(pairs)
+        for index, pair in enumerate(pairs)
     ]
     return result, records
 
@@ -139,65 +150,44 @@ def write_pairs(result: PairsResult, records: Sequence[dict[str, Any]], folder: 
     result.write(folder)
 
 
-def _distinguishable_pairs(
-    pairs: Sequence[JudgedPair], graft: LoadedGraft, file: Path
-) -> tuple[list[JudgedPair], list[Exchange], list[Exchange], int]:
-    """The pairs whose texts differ in the tokens that a judge reads, both texts of each, and how
-    many texts were cut. Others prefer nothing: their scores differ by rounding alone."""
-    better, cut = _exchanges(pairs, [pair.chosen for pair in pairs], graft)
-    worse, more = _exchanges(pairs, [pair.rejected for pair in pairs], graft)
-    alike = [
-        one.prompt_tokens == other.prompt_tokens for one, other in zip(better, worse, strict=True)
-    ]
-    check_identical(sum(alike), len(pairs), str(file))
-    kept = [index for index, same in enumerate(alike) if not same]
-    return [pairs[i] for i in kept], [better[i] for i in kept], [worse[i] for i in kept], cut + more
-
-
 def _exchanges(
     pairs: Sequence[JudgedPair], answers: Sequence[str], graft: LoadedGraft
 ) -> tuple[list[Exchange], int]:
-    """Texts as they were trained on: one tokenisation of the whole, room left for EOS."""
+    """Prompts with answers, encoded in one piece as in training, with room for an EOS; and how many
+    were cut."""
     encode = Encoder(graft.tokenizer, graft.model.shape.max_positions - 1, eos=False)
     encoded = encode(
-        [_full_text(pair, answer) for pair, answer in zip(pairs, answers, strict=True)]
+        [
+            answer if isinstance(answer, ChatText) else pair.prompt + answer
+            for pair, answer in zip(pairs, answers, strict=True)
+        ]
     )
     read = [ids[:end] for ids, end in zip(encoded.ids, encoded.lengths, strict=True)]
-    exchanges = [
-        _exchange(pair, answer, ids) for pair, answer, ids in zip(pairs, answers, read, strict=True)
-    ]
+    exchanges = [_exchange(*row) for row in zip(pairs, answers, read, strict=True)]
     return exchanges, encoded.truncation.cut
-
-
-def _full_text(pair: JudgedPair, answer: str) -> str:
-    return answer if isinstance(answer, ChatText) else pair.prompt + answer
 
 
 def _exchange(pair: JudgedPair, answer: str, ids: list[int]) -> Exchange:
     *before, last = messages_of(answer) or [{}]
-    said = last_text([last]) if last else answer
-    return Exchange(f"pair {pair.name}", pair.prompt, said, tuple(ids), messages=tuple(before))
+    response = last_text([last]) if last else answer
+    return Exchange(f"pair {pair.name}", pair.prompt, response, tuple(ids), messages=tuple(before))
 
 
-def _pair_scores(
-    judge: Scorer, better: list[Exchange], worse: list[Exchange]
-) -> tuple[list[float], list[float]]:
+def _pair_scores(judge: Scorer, better: list[Exchange], worse: list[Exchange]) -> np.ndarray:
+    """Scores of better and worse answers, [2, pairs]."""
     (label,) = judge.record.labels
     with progress(2 * len(better), f"pairs by {judge.record.name}") as advance:
-        one = score_all(judge, better, advance)[label]
-        return one, score_all(judge, worse, advance)[label]
+        return np.array([score_all(judge, side, advance)[label] for side in (better, worse)])
 
 
-def _by_section(
-    sections: Sequence[str], better: Sequence[float], worse: Sequence[float]
-) -> dict[str, SectionAccuracy]:
-    signs = np.sign(np.array(better) - np.array(worse))
-    names = list(dict.fromkeys(sections))
-    found = {}
-    for name in [*names, ALL_SECTIONS] if names != [ALL_SECTIONS] else [ALL_SECTIONS]:
-        own = signs if name == ALL_SECTIONS else signs[np.array(sections) == name]
-        found[name] = SectionAccuracy(
+def _by_section(sections: np.ndarray, scores: np.ndarray) -> dict[str, SectionAccuracy]:
+    """Accuracy by section, in the order of the file, and over all pairs."""
+    signs = np.sign(scores[0] - scores[1])
+    figures = {}
+    for name in dict.fromkeys([*sections.tolist(), ALL_SECTIONS]):
+        own = signs if name == ALL_SECTIONS else signs[sections == name]
+        figures[name] = SectionAccuracy(
             accuracy=estimate(mean((own + 1) / 2), len(own), f"accuracy on {name}"),
             ties=estimate(mean((own == 0).astype(float)), len(own), f"ties on {name}"),
         )
-    return found
+    return figures

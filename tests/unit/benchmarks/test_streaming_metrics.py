@@ -30,7 +30,7 @@ def test_figures_are_those_of_the_table() -> None:
 
 
 def test_a_score_that_equals_the_threshold_flags() -> None:
-    assert HAND.read_until(0.8).tolist() == [1, 4, 2, 3, 2]
+    assert HAND.tokens_read(0.8).tolist() == [1, 4, 2, 3, 2]
     assert value(measures.detected(HAND, 0.8)) == pytest.approx(2 / 3)
 
 
