@@ -28,25 +28,24 @@ def check(
         ),
     ],
 ) -> Outcome:
-    """Exit 1 unless every bound is kept by the figure's whole 95 % interval.
+    """Exit with 1 unless the whole 95 % interval of every figure keeps its bounds.
 
-    Bounds are at_least, at_most, with `against: plain` for the paired difference and `by: mean`
+    Bounds are at_least and at_most, with `against: plain` for the paired difference and `by: mean`
     for the mean alone.
     """
     from otter_cli.benchmarks.results import BenchmarkResult
-    from otter_cli.benchmarks.runner.compare import check_expectations as checked
-    from otter_cli.benchmarks.runner.compare import read_expectations
+    from otter_cli.benchmarks.runner.compare import check_expectations, read_expectations
 
-    found = checked(BenchmarkResult.read(run), read_expectations(expect))
-    failed = sum(not one.holds for one in found)
+    checks = check_expectations(BenchmarkResult.read(run), read_expectations(expect))
+    failed = sum(not check.holds for check in checks)
     return Outcome(
-        {"run": run, "failed": failed, "checks": [one.model_dump(mode="json") for one in found]},
-        view=lambda: _view(found, failed),
+        {"run": run, "failed": failed, "checks": [c.model_dump(mode="json") for c in checks]},
+        view=lambda: _view(checks, failed),
         exit_code=1 if failed else 0,
     )
 
 
-def _view(found: list[CheckedBound], failed: int) -> RenderableType:
+def _view(checks: list[CheckedBound], failed: int) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -55,9 +54,8 @@ def _view(found: list[CheckedBound], failed: int) -> RenderableType:
         "", "method", "metric", "expected", "found", "n", box=None, header_style="bold",
         pad_edge=False,
     )  # fmt: skip
-    for one in found:
-        figure = f"{one.figure.mean:.3g} ({one.figure.low:.3g} to {one.figure.high:.3g})"
-        verdict = Text("holds", "green") if one.holds else Text("fails", "red")
-        table.add_row(verdict, one.method, one.metric, one.bound, figure, f"{one.figure.n:,}")
-    total = len(found)
-    return Group(table, f"{total - failed} of {total} expectations hold")
+    for row in checks:
+        figure = f"{row.figure.mean:.3g} ({row.figure.low:.3g} to {row.figure.high:.3g})"
+        verdict = Text("holds", "green") if row.holds else Text("fails", "red")
+        table.add_row(verdict, row.method, row.metric, row.bound, figure, f"{row.figure.n:,}")
+    return Group(table, f"{len(checks) - failed} of {len(checks)} expectations hold")

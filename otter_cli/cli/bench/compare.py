@@ -25,34 +25,34 @@ if TYPE_CHECKING:
 )
 def compare(
     run1: Annotated[Path, typer.Argument(help="a finished run's folder")],
-    run2: Annotated[Path, typer.Argument(help="another, with the same prompts and sampling")],
+    run2: Annotated[Path, typer.Argument(help="another run with the same prompts and sampling")],
     methods: Annotated[
-        str | None, option("--methods", "ONE:OTHER; if left out, those of the same name", "Methods")
+        str | None, option("--methods", "ONE:OTHER (default: those of the same name)", "Methods")
     ] = None,
 ) -> Outcome:
-    """The second run less the first, paired by prompt; refused where their settings are unlike.
+    """The second run less the first, paired by prompt. Runs with unlike settings are refused.
 
-    Times were taken in two sessions: what else the machine did then is in their difference.
+    Times were taken in two sessions, so other load on the machine is part of their difference.
     """
-    from otter_cli.benchmarks.runner.compare import compare_runs as compared
+    from otter_cli.benchmarks.runner.compare import compare_runs
 
-    found = compared(run1, run2, _parse_methods(methods))
-    return Outcome(found.model_dump(mode="json"), view=lambda: _view(found))
+    comparison = compare_runs(run1, run2, _parse_methods(methods))
+    return Outcome(comparison.model_dump(mode="json"), view=lambda: _view(comparison))
 
 
 def _parse_methods(methods: str | None) -> tuple[str, str] | None:
     if methods is None:
         return None
-    one, colon, other = methods.partition(":")
-    if not (one and colon and other):
+    first, colon, second = methods.partition(":")
+    if not (first and colon and second):
         raise OtterError(
             f"--methods {methods!r} is no ONE:OTHER", hint="for example insertion:args"
         )
-    return one, other
+    return first, second
 
 
-def _view(found: RunComparison) -> RenderableType:
+def _view(comparison: RunComparison) -> RenderableType:
     from otter_cli.reports.comparisons import comparison_report
     from otter_cli.reports.terminal import terminal_page
 
-    return terminal_page(comparison_report(found))
+    return terminal_page(comparison_report(comparison))

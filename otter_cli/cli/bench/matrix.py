@@ -19,17 +19,17 @@ from otter_cli.cli.command import Outcome, verb
 def matrix(
     recipe: Annotated[str, typer.Argument(help="a YAML file, or a matrix that ships")],
     out: Annotated[
-        Path | None, option("--out", "folder of its runs; else runs/matrix-NAME", "Output")
+        Path | None, option("--out", "folder of its runs (default: runs/matrix-NAME)", "Output")
     ] = None,
     limit: Annotated[
         int | None,
-        option("--limit", "a try: so many prompts and training steps, one seed", "Cells"),
+        option("--limit", "a trial run: this many prompts and training steps, one seed", "Cells"),
     ] = None,
     device: Device = "cpu",
     allow_pickle: AllowPickle = False,
 ) -> Outcome:
-    """Every combination of a recipe's axes, at every seed: trained where the recipe says so, then
-    benchmarked, a run folder each. The same command again resumes.
+    """Run every combination of a recipe's axes at every seed: train it if the recipe says so, then
+    benchmark it in a run folder. The same command again resumes.
 
     One table and one plot, with intervals over seeds. An ablation is a matrix over insertions.
     """
@@ -40,9 +40,10 @@ def matrix(
     from otter_cli.scorers.detoxify import pickle_allowed
 
     path = recipe_path(recipe)
-    asked = load_matrix(path)
-    asked = asked if limit is None else asked.limited_to(limit)
-    where = out or Path("runs") / f"matrix-{path.stem}"
+    loaded = load_matrix(path)
+    if limit is not None:
+        loaded = loaded.limited_to(limit)
+    folder = out or Path("runs") / f"matrix-{path.stem}"
     with pickle_allowed(allow_pickle):
-        result = run_matrix(asked, path.stem, where, recipe_path, device)
-    return show_report(result, matrix_report(result), where)
+        result = run_matrix(loaded, path.stem, folder, recipe_path, device)
+    return show_report(result, matrix_report(result), folder)

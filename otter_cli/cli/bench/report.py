@@ -13,7 +13,7 @@ from otter_cli.cli.command import Outcome, verb
 def report(
     run: Annotated[Path, typer.Argument(help="a run folder with a result.json")],
 ) -> Outcome:
-    """Draw a report again from its result.json: of a run, a matrix or any other bench."""
+    """Draw the report of a run, a matrix or any other benchmark again, from its result.json."""
     from otter_cli.reports.report_files import report_again
 
     return show_report(*report_again(run), run)
