@@ -23,7 +23,7 @@ from otter_cli.decoding.sampling import Sampling
 from tests.support.benchmark_models import BenchmarkModels, write_benchmark_models
 from tests.support.checkpoints import write_checkpoint
 from tests.support.training_kills import killed_after
-from tests.unit.benchmarks.runs import setting
+from tests.unit.benchmarks.benchmark_runs import setting
 
 # A run takes so many of them: the next one finds it nearer to its end.
 KILLS_PER_RUN = 4

@@ -19,7 +19,7 @@ from otter_cli.reports.benchmark import benchmark_report
 from otter_cli.reports.markdown import markdown_page
 from otter_cli.scorers.scorer import RuleScorer
 from tests.support.benchmark_models import BenchmarkModels
-from tests.unit.benchmarks.runs import samples, setting
+from tests.unit.benchmarks.benchmark_runs import samples, setting
 
 PROMPTS = (("Once upon", 0.9), ("The cat sat", 0.1), ("abcabc", 0.5))
 

@@ -22,7 +22,7 @@ from otter_cli.decoding.sampling import Sampling
 from otter_cli.scorers.load import LoadedGraft, load_graft, load_recorded_language_model
 from tests.support.benchmark_models import BenchmarkModels
 from tests.support.grafts import random_graft
-from tests.unit.benchmarks.runs import Pair, greedy, samples, setting
+from tests.unit.benchmarks.benchmark_runs import Pair, greedy, samples, setting
 
 # A vocabulary signal, and a reward of another graft.
 SIGNALS = ("q=action-reward", "bad=action-reward", "reward", "future:2")

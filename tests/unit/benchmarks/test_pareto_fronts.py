@@ -20,7 +20,7 @@ from otter_cli.decoding.guides.signal_guides import SignalGuide
 from otter_cli.decoding.sampling import Sampling
 from otter_cli.scorers.response_models import EncoderScorer
 from otter_cli.scorers.scorer import Exchange
-from tests.unit.benchmarks.runs import greedy, samples
+from tests.unit.benchmarks.benchmark_runs import greedy, samples
 
 
 @pytest.fixture(scope="module")

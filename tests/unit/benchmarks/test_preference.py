@@ -13,7 +13,7 @@ from otter_cli.benchmarks.tasks.assemble import assemble_preference
 from otter_cli.core.errors import OtterError
 from otter_cli.scorers.scorer import RuleScorer
 from tests.support.benchmark_models import BenchmarkModels
-from tests.unit.benchmarks.runs import Pair, greedy, samples
+from tests.unit.benchmarks.benchmark_runs import Pair, greedy, samples
 
 
 @pytest.fixture(scope="module")

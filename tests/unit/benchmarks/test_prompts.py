@@ -12,7 +12,7 @@ from otter_cli.benchmarks.records import RunSettings
 from otter_cli.core.errors import OtterError
 from tests.support.benchmark_models import BenchmarkModels
 from tests.support.chat_tokenizers import TEMPLATES, chat_tokenizer, said
-from tests.unit.benchmarks.runs import Pair
+from tests.unit.benchmarks.benchmark_runs import Pair
 
 
 def test_prompts_that_leave_no_room_are_cut_from_the_left_and_counted(

@@ -13,7 +13,7 @@ from otter_cli.scorers.response_models import RewardModelScorer, SignalScorer
 from otter_cli.scorers.scorer import Exchange
 from tests.support.benchmark_models import BenchmarkModels
 from tests.support.chat_tokenizers import TEMPLATES, chat_tokenizer, said
-from tests.unit.benchmarks.runs import Pair
+from tests.unit.benchmarks.benchmark_runs import Pair
 
 
 def test_a_reward_models_score_is_its_own_on_the_whole_text(contestants: BenchmarkModels) -> None:

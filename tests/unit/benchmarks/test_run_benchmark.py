@@ -11,7 +11,7 @@ from otter_cli.benchmarks.runner.run_benchmark import run_benchmark, score_run
 from otter_cli.benchmarks.runner.run_folder import RunFolder
 from otter_cli.core.errors import OtterError
 from otter_cli.scorers.scorer import RuleScorer
-from tests.unit.benchmarks.toys import ToyMethod, toy_benchmark
+from tests.unit.benchmarks.toy_benchmark import ToyMethod, toy_benchmark
 
 
 def lines(path: Path) -> list[dict]:

@@ -12,7 +12,7 @@ from otter_cli.benchmarks.runner.run_benchmark import run_benchmark
 from otter_cli.benchmarks.tasks.assemble import assemble_speedup
 from otter_cli.core.jsonlines import read_jsonlines
 from otter_cli.decoding.sampling import Sampling
-from tests.unit.benchmarks.runs import Pair, greedy, samples, setting
+from tests.unit.benchmarks.benchmark_runs import Pair, greedy, samples, setting
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from otter_cli.benchmarks.runner.run_benchmark import run_benchmark
 from otter_cli.benchmarks.runner.stored_run import read_run
 from otter_cli.core.errors import OtterError
 from otter_cli.scorers.scorer import RuleScorer
-from tests.unit.benchmarks.toys import ToyBenchmark, ToyMethod, toy_benchmark
+from tests.unit.benchmarks.toy_benchmark import ToyBenchmark, ToyMethod, toy_benchmark
 
 
 @pytest.fixture(autouse=True)

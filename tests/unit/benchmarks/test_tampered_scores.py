@@ -18,7 +18,7 @@ from otter_cli.scorers.load import LoadedModel, load_recorded_reward_model
 from otter_cli.scorers.response_models import EncoderScorer, RewardModelScorer, SignalScorer
 from otter_cli.scorers.scorer import Exchange, RuleScorer, Scorer, score_all
 from tests.support.benchmark_models import BenchmarkModels
-from tests.unit.benchmarks.toys import toy_benchmark
+from tests.unit.benchmarks.toy_benchmark import toy_benchmark
 
 EXCHANGES = [Exchange(f"x{i}", "a b", " c d" + " e" * i, (1, 5), (6, 7 + i)) for i in range(3)]
 Scores = dict[str, list[float]]
