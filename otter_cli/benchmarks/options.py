@@ -104,6 +104,10 @@ class BenchmarkOptions(PromptFile):
     seed: Annotated[int, _option("of sampling, the same for every method", "Decoding")] = 0
     device: Device = "cpu"
 
+    @property
+    def samples_per_prompt(self) -> int:
+        return self.samples
+
 
 class PreferenceOptions(Guidance, BenchmarkOptions):
     signal: Signal = "reward"
@@ -160,6 +164,11 @@ class DetoxOptions(Guidance, BenchmarkOptions):
 class SpeedupOptions(BenchmarkOptions):
     signal: Signal = "future"
     batch: Annotated[int, _option("copies of a prompt that share a batch", "Decoding")] = 1
+
+    @property
+    def samples_per_prompt(self) -> int:
+        """At least the copies of one prompt that a batch holds."""
+        return max(self.samples, self.batch)
 
 
 class DetectionOptions(StrictConfig):

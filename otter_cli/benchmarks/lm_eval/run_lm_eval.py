@@ -250,7 +250,7 @@ def _metrics(documents: list[LmEvalDocument]) -> dict[str, dict[str, Estimate]]:
 
 def _require_signal(manifest: Manifest, signal: str) -> None:
     """Raises OtterError before base and graft run for hours."""
-    known = [signal.name for config in manifest.insertions for signal in config.signals]
+    known = [head.name for config in manifest.insertions for head in config.signals]
     if signal not in known:
         raise OtterError(
             f"there is no signal {signal!r} to guide by in this graft",

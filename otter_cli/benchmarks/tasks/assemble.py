@@ -60,22 +60,12 @@ def assemble(options: AnyOptions) -> Benchmark:
     """The benchmark that the options describe, with its models loaded. Raises OtterError."""
     if isinstance(options, DetectionOptions):
         return assemble_detection(options, load_monitored_texts(options))
-    tokens, temperature = options.max_new_tokens, options.temperature
+    grafts, setting = load_setting(options, _sampling(options))
+    more = parse_methods(options.method)
     if isinstance(options, SpeedupOptions):
-        # A batch holds copies of one prompt.
-        options = options.model_copy(update={"samples": max(options.samples, options.batch)})
-        grafts, setting = load_setting(options, Sampling(tokens, temperature))
-        more = parse_methods(options.method)
         return assemble_speedup(grafts, setting, signal=options.signal, more=more)
-    # Plain decoding draws from as many candidates as a guide does. Otherwise the smaller choice,
-    # and not the guide, could make the difference.
     if isinstance(options, DetoxOptions):
-        drawn = Sampling(tokens, temperature, top_k=options.candidates, top_p=options.top_p)
-        grafts, setting = load_setting(options, drawn)
-        more = parse_methods(options.method)
         return assemble_detox(grafts, setting, options, detoxify=options.detoxify, more=more)
-    drawn = Sampling(tokens, temperature, top_k=options.candidates if temperature else 0)
-    grafts, setting = load_setting(options, drawn)
     return assemble_preference(
         grafts,
         setting,
@@ -83,8 +73,19 @@ def assemble(options: AnyOptions) -> Benchmark:
         reward_model=options.reward_model,
         gold=options.gold,
         encoder=options.encoder,
-        more=parse_methods(options.method),
+        more=more,
     )
+
+
+def _sampling(options: BenchmarkOptions) -> Sampling:
+    """Plain decoding samples from as many candidates as a guide scores: otherwise the difference
+    could come from the number of candidates, and not from the guide."""
+    top_k, top_p = 0, 1.0
+    if isinstance(options, DetoxOptions):
+        top_k, top_p = options.candidates, options.top_p
+    elif isinstance(options, PreferenceOptions) and options.temperature:
+        top_k = options.candidates
+    return Sampling(options.max_new_tokens, options.temperature, top_k=top_k, top_p=top_p)
 
 
 def load_setting(
@@ -104,7 +105,7 @@ def load_setting(
         prompts,
         record,
         sampling,
-        samples_per_prompt=options.samples,
+        samples_per_prompt=options.samples_per_prompt,
         batch=options.batch,
         seed=options.seed,
         prompts_per_call=options.together,
