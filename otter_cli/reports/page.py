@@ -5,7 +5,7 @@ number of their own."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from otter_cli.benchmarks.metrics.estimates import Estimate, Metric
 
@@ -31,6 +31,7 @@ class IntervalPlot:
     axis: str
     points: Sequence[PlotPoint]
     reference: float | None = None
+    has_legend: ClassVar = False
 
     def labels(self) -> list[str]:
         return [point.label for point in self.points]
@@ -53,6 +54,7 @@ class ScatterPlot:
     x_axis: str
     y_axis: str
     points: Sequence[tuple[PlotPoint, PlotPoint]]  # x and y of one label
+    has_legend: ClassVar = True
 
     def labels(self) -> list[str]:
         return [x.label for x, _ in self.points]
@@ -86,6 +88,7 @@ class LinePlot:
     y_axis: str
     series: Sequence[PlotSeries]
     whole_steps: bool = False  # ticks on whole numbers only: positions, steps
+    has_legend: ClassVar = True
 
     def labels(self) -> list[str]:
         return [series.label for series in self.series]

@@ -43,7 +43,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(installed: Path, repositor
     top = {path.name for path in installed.iterdir()}
     assert {name for name in top if not name.endswith(".dist-info")} == {"otter_cli"}
     package = repository / "otter_cli"
-    for data in [*package.glob("demo/base/*"), package / "accel/stream.cpp"]:
+    templates = [*package.glob("reports/templates/*")]
+    assert {path.name for path in templates} == {"page.html", "style.css"}
+    for data in [*package.glob("demo/base/*"), *templates, package / "accel/stream.cpp"]:
         assert (installed / data.relative_to(repository)).read_bytes() == data.read_bytes()
     size = sum(path.stat().st_size for path in installed.rglob("*") if path.is_file())
     assert size < 5_000_000

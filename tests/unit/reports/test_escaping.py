@@ -3,11 +3,13 @@
 import dataclasses
 import html
 import re
+from importlib import resources
 
 import pytest
+from jinja2 import UndefinedError
 from markdown_it import MarkdownIt
 
-from otter_cli.reports.html import html_page, html_text
+from otter_cli.reports.html import _environment, html_page, html_text
 from otter_cli.reports.markdown import markdown_page, markdown_paragraph, markdown_text
 from otter_cli.reports.page import (
     Cell,
@@ -21,6 +23,7 @@ from otter_cli.reports.page import (
     ReportTable,
     ScatterPlot,
 )
+from otter_cli.reports.plots import colour_classes, svg_plot
 from tests.support.hostile_text import CONTROL, HOSTILE, shown_as
 
 MARKS = {
@@ -110,7 +113,36 @@ def test_names_and_numbers_stay_readable() -> None:
 
 
 def test_attributes_are_closed_by_no_string() -> None:
-    assert html_text("\" onload='x'") == "&quot; onload=&#x27;x&#x27;"
+    assert html_text("\" onload='x'") == "&#34; onload=&#39;x&#39;"
+
+
+def test_every_template_is_escaped() -> None:
+    assert _environment().autoescape is True
+    for name in _environment().list_templates():
+        text = resources.files("otter_cli.reports").joinpath("templates", name).read_text("utf-8")
+        assert not re.search(r"\|\s*(safe|forceescape)\b|autoescape|markup", text, re.I), name
+        # Attributes that hold a value are quoted, and no value lies in a script or a style.
+        assert not re.search(r"=\s*\{\{", text), name
+        parts = re.findall(r"(?s)<(?:script|style)\b.*?</", text)
+        inside = [value for part in parts for value in re.findall(r"\{[{%].*?[%}]\}", part)]
+        assert set(inside) <= {"{{ json_data(report.data) }}", '{% include "style.css" %}'}
+
+
+def test_a_template_writes_control_characters_as_escapes() -> None:
+    template = _environment().from_string('<i title="{{ text }}">{{ text }}</i>{{ text | upper }}')
+    shown = template.render(text="\x1b<b>\u202e")
+    assert shown == '<i title="{0}">{0}</i>{1}'.format(
+        "\\x1b&lt;b&gt;\\u202e", "\\x1b&lt;B&gt;\\u202e"
+    )
+    with pytest.raises(UndefinedError):
+        _environment().from_string("{{ missing }}").render()
+
+
+def test_text_in_a_plot_is_neither_mathematics_nor_a_placeholder() -> None:
+    text = "$x_1$ text-0- {0} \\alpha"
+    plot = IntervalPlot("the title", text, [PlotPoint(text, 1, 0, 2)])
+    svg = svg_plot(plot, colour_classes([plot]))
+    assert svg.count(f">{text}</text>") == 2 and svg.count("the title") == 1
 
 
 def test_every_string_of_a_report_is_tried() -> None:

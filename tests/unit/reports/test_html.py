@@ -21,15 +21,23 @@ class Checker(HTMLParser):
         self.links: list[str] = []
         self.text: list[str] = []
         self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.uses: list[str] = []  # references within a drawing
 
     def handle_starttag(self, tag, attrs) -> None:
         self.tags.append(tag)
-        self.links += [value for name, value in attrs if name in ("src", "href", "srcset")]
+        self.note_attributes(attrs)
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs) -> None:
         self.tags.append(tag)
+        self.note_attributes(attrs)
+
+    def note_attributes(self, attrs) -> None:
+        self.links += [value for name, value in attrs if name in ("src", "href", "srcset")]
+        self.uses += [value for name, value in attrs if name == "xlink:href"]
+        self.ids += [value for name, value in attrs if name == "id"]
 
     def handle_endtag(self, tag) -> None:
         assert self.open.pop() == tag
@@ -54,6 +62,11 @@ def checked(page: str) -> Checker:
 def test_the_page_needs_no_network(page: str, checked: Checker) -> None:
     assert checked.links == []
     assert not re.search(r"https?:|@import|url\(", page)
+
+
+def test_drawings_refer_to_their_own_elements_alone(checked: Checker) -> None:
+    assert len(set(checked.ids)) == len(checked.ids)
+    assert checked.uses and {use.removeprefix("#") for use in checked.uses} <= set(checked.ids)
 
 
 def test_it_is_light_and_dark_and_fits_a_phone(page: str) -> None:
