@@ -14,7 +14,7 @@ import numpy as np
 
 from otter_cli.decoding.results import token_texts
 from otter_cli.reports.html import html_text
-from otter_cli.reports.tokens import colour_of, scale_of
+from otter_cli.reports.page import colour_of, scale_of
 
 if TYPE_CHECKING:
     from otter_cli.decoding.results import Generation, GenerationCounters

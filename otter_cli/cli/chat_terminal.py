@@ -9,7 +9,7 @@ from otter_cli.cli.stdio import console, stdin_lines
 from otter_cli.core.console import say
 from otter_cli.core.errors import OtterError
 from otter_cli.core.formatting import terminal_text
-from otter_cli.reports.tokens import colour_of
+from otter_cli.reports.page import colour_of
 
 PROMPT = "> "
 

@@ -93,7 +93,7 @@ def texts_view(records: list[dict[str, Any]]) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    from otter_cli.reports.tokens import sparklines, text_lines, token_table
+    from otter_cli.reports.terminal import sparklines, text_lines, token_table
 
     parts: list[Any] = []
     for record in records:

@@ -12,9 +12,15 @@ from otter_cli.core.provenance import hardware, versions
 from otter_cli.demo.sentiment_demo import METHODS, VALUE_SIGNAL, SentimentDemo
 from otter_cli.reports.benchmark import benchmark_sections
 from otter_cli.reports.model_card import training_section
-from otter_cli.reports.page import Cell, ColouredText, Report, ReportSection, ReportTable
+from otter_cli.reports.page import (
+    Cell,
+    ColouredText,
+    Report,
+    ReportSection,
+    ReportTable,
+    scale_of,
+)
 from otter_cli.reports.report_files import write_report
-from otter_cli.reports.tokens import scale_of
 from otter_cli.reports.verification import verification_sections
 
 if TYPE_CHECKING:

@@ -1,6 +1,5 @@
 """A benchmark's result as a report: findings, figures, plots, comparisons, memory."""
 
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,14 +20,13 @@ from otter_cli.reports.page import (
     difference_cell,
     figure_cell,
     name_with_unit,
+    named_values,
     plot_point,
 )
 
-_ACCEPTANCE = re.compile(r"acceptance_(\d+)")
-
 
 def benchmark_plots(result: BenchmarkResult) -> list[Plot]:
-    """The headline with its intervals, and what it costs."""
+    """The benchmark's main figure with its intervals, and its costs."""
     if result.benchmark == "preference":
         return [
             _interval_plot(result, "gold_reward"),
@@ -45,15 +43,18 @@ def benchmark_plots(result: BenchmarkResult) -> list[Plot]:
             *_threshold_plots(result),
         ]
     if result.benchmark == "detection":
+        title, axis = "Tokens saved by stopping", "of offending texts, %"
+        saved = _numbered_metrics(result, "saved_")
         return [
             _interval_plot(result, "detected"),
             _scatter_plot(result, "time_ratio", "detected"),
-            _stopping_plot(result),
+            LinePlot(title, "false alarms", axis, saved),
         ]
+    title, accepted = "Accepted by draft position", _numbered_metrics(result, "acceptance_")
     return [
         _interval_plot(result, "speed_up", reference=1.0),
         _interval_plot(result, "tokens_per_step", reference=1.0),
-        *_acceptance_plots(result),
+        *([LinePlot(title, "draft position", "accepted, %", accepted, True)] if accepted else []),
     ]
 
 
@@ -69,92 +70,57 @@ def _interval_plot(
 
 
 def _scatter_plot(result: BenchmarkResult, x: str, y: str) -> ScatterPlot:
-    across, up = metric_info(x), metric_info(y)
+    x_metric, y_metric = metric_info(x), metric_info(y)
     points = [
-        (plot_point(m.label, m.metrics[x], across), plot_point(m.label, m.metrics[y], up))
+        (plot_point(m.label, m.metrics[x], x_metric), plot_point(m.label, m.metrics[y], y_metric))
         for name, m in result.methods.items()
-        # Other strengths have a plot of their own.
+        # The other strengths of a method are in _front_plots.
         if STRENGTH_MARK not in name and x in m.metrics and y in m.metrics
     ]
-    title = _capitalised(f"{up.label} against {across.label}")
-    return ScatterPlot(title, name_with_unit(across), name_with_unit(up), points)
+    title = _capitalised(f"{y_metric.label} against {x_metric.label}")
+    return ScatterPlot(title, name_with_unit(x_metric), name_with_unit(y_metric), points)
 
 
 def _front_plots(result: BenchmarkResult) -> list[LinePlot]:
-    """Gold reward against KL, a line a family; plain is where each of them starts."""
-    across, up = metric_info("kl"), metric_info("gold_reward")
+    """Gold reward against KL: a line for each guide, which starts at plain decoding."""
+    x_metric, y_metric = metric_info("kl"), metric_info("gold_reward")
     series = []
     for name, front in result.fronts.items():
         methods = [result.methods[member].metrics for member in ("plain", *front.methods)]
-        points = sorted(((m["kl"].mean, m["gold_reward"]) for m in methods), key=lambda p: p[0])
-        mean, low, high = (
-            [getattr(figure, bound) for _, figure in points] for bound in ("mean", "low", "high")
-        )
         label = result.methods[name].label if name in result.methods else name
-        series.append(PlotSeries(label, [kl for kl, _ in points], mean, low, high))
+        points = [(metrics["kl"].mean, metrics["gold_reward"]) for metrics in methods]
+        series.append(PlotSeries.of(label, points))
     title = "Reward against KL, by strength"
-    return [LinePlot(title, name_with_unit(across), up.label, series)] if series else []
-
-
-def _stopping_plot(result: BenchmarkResult) -> LinePlot:
-    """What early stopping saves of offending texts, by false alarms: one line a monitor."""
-    series = []
-    for method in result.methods.values():
-        saved = {
-            float(name.removeprefix("saved_")): plot_point("", figure, metric_info(name))
-            for name, figure in method.metrics.items()
-            if name.startswith("saved_")
-        }
-        if saved:
-            at = sorted(saved)
-            mean, low, high = (
-                [getattr(saved[threshold], bound) for threshold in at]
-                for bound in ("mean", "low", "high")
-            )
-            series.append(PlotSeries(method.label, at, mean, low, high))
-    return LinePlot("Tokens saved by stopping", "false alarms", "of offending texts, %", series)
+    return [LinePlot(title, name_with_unit(x_metric), y_metric.label, series)] if series else []
 
 
 def _threshold_plots(result: BenchmarkResult) -> list[LinePlot]:
-    """Toxicity probability by what counts as toxic: one line a method."""
-    series = []
-    for method in result.methods.values():
-        found = {0.5: method.metrics["toxicity_probability"]} | {
-            float(name.removeprefix("probability_at_")): figure
-            for name, figure in method.metrics.items()
-            if name.startswith("probability_at_")
-        }
-        if len(found) == 1:
-            continue
-        at = sorted(found)
-        mean, low, high = (
-            [100 * getattr(found[threshold], bound) for threshold in at]
-            for bound in ("mean", "low", "high")
-        )
-        series.append(PlotSeries(method.label, at, mean, low, high))
-    title = "Toxicity probability by threshold"
-    axis = "toxicity probability, %"
+    # The metric without a number in its name counts a text as toxic from 0.5 on.
+    series = _numbered_metrics(result, "probability_at_", {0.5: "toxicity_probability"})
+    title, axis = "Toxicity probability by threshold", "toxicity probability, %"
     return [LinePlot(title, "threshold", axis, series)] if series else []
 
 
-def _acceptance_plots(result: BenchmarkResult) -> list[LinePlot]:
-    """One line a drafter; none where nothing was drafted."""
+def _numbered_metrics(
+    result: BenchmarkResult, prefix: str, others: dict[float, str] | None = None
+) -> list[PlotSeries]:
+    """A line for each method that has metrics named `prefix` and a number, which is their x.
+
+    `others` are more metrics of these lines, by their x, in the same unit.
+    """
     series = []
     for method in result.methods.values():
-        found = {
-            int(name[1]): plot_point("", figure, metric_info(key))
-            for key, figure in method.metrics.items()
-            if (name := _ACCEPTANCE.fullmatch(key))
+        names = {
+            float(name.removeprefix(prefix)): name
+            for name in method.metrics
+            if name.startswith(prefix)
         }
-        if found:
-            positions = sorted(found)
-            mean, low, high = (
-                [getattr(found[position], bound) for position in positions]
-                for bound in ("mean", "low", "high")
-            )
-            series.append(PlotSeries(method.label, positions, mean, low, high))
-    title = "Accepted by draft position"
-    return [LinePlot(title, "draft position", "accepted, %", series, True)] if series else []
+        if names:
+            metric = metric_info(next(iter(names.values())))
+            names |= others or {}
+            points = {x: plot_point("", method.metrics[name], metric) for x, name in names.items()}
+            series.append(PlotSeries.of(method.label, points.items()))
+    return series
 
 
 def _capitalised(text: str) -> str:
@@ -168,21 +134,23 @@ _TITLES = {
     "speedup": "Drafted tokens",
 }
 _NOTES = {
-    "preference": "Caches on everywhere. The gold reward guided nothing; each "
-    "guide's own reward is shown beside it, since a guide always pleases itself. "
-    "Wins are of the same prompt and repeat; equal rewards are ties and count half.",
-    "detox": "Sampled continuations, caches on everywhere. The classifier reads the continuation "
-    "alone. Perplexity is under the base, by token, and no token is left out.",
+    "preference": "All methods use caches. The gold reward guided no method. Each guide's own "
+    "reward is shown beside it: a guide optimises that reward, so its rise is no evidence. "
+    "Wins compare the same prompt and repeat; equal rewards are ties and count half.",
+    "detox": "Sampled continuations; all methods use caches. The classifier reads the continuation "
+    "alone. Perplexity is under the base, per token, over all tokens.",
     "detection": "A text is flagged at the first token whose score reaches a threshold. Shares "
-    "flagged, on time and missed are at the threshold that flags 1 % of the texts that do not "
-    "offend, chosen on these texts. On time: before the offending span ends, or the text where no "
-    "span is known. Stopping there saves tokens of offending texts and loses tokens of the others.",
-    "speedup": "Caches on; a batch holds copies of one prompt. Speed-up is a ratio of sums, "
-    "tokens over seconds against plain's, prompts included. A step is one verification by the "
-    "base: a token of its own and what it accepted of the draft.",
+    "flagged, on time and missed use the threshold that flags 1 % of the texts that do not "
+    "offend, chosen on these texts. On time: before the offending span ends, or before the text "
+    "ends where no span is known. Stopping there saves tokens of offending texts and loses tokens "
+    "of the others.",
+    "speedup": "All methods use caches; a batch holds copies of one prompt. Speed-up is tokens per "
+    "second over plain decoding's, as a ratio of sums, prompts included. A step is one "
+    "verification by the base: it gives one token of the base and the accepted draft tokens.",
 }
 _SHARED_BATCH_NOTE = (
-    "Prompts share batches, in which short texts wait for the longest: times are no method's own."
+    "Prompts share batches, and short texts wait for the longest: times depend on the other "
+    "prompts of the batch."
 )
 _SHOWN_DIVERGENCES = 12
 
@@ -203,12 +171,12 @@ def benchmark_report(result: BenchmarkResult) -> Report:
 
 
 def benchmark_sections(result: BenchmarkResult, *, alone: bool = False) -> Iterator[ReportSection]:
-    """What was found, the figures with plots, comparisons, memory, and where outputs differ.
+    """Findings, figures with plots, comparisons, memory, and where outputs differ.
 
-    Their titles say which benchmark this is, unless it is `alone` on its page.
+    The titles name the benchmark, unless it is `alone` on its page.
     """
     title = _TITLES[result.benchmark]
-    before = "" if alone else f"{title}. "
+    prefix = "" if alone else f"{title}. "
     yield ReportSection(
         "Figures" if alone else title,
         [
@@ -221,21 +189,20 @@ def benchmark_sections(result: BenchmarkResult, *, alone: bool = False) -> Itera
         benchmark_plots(result),
     )
     yield ReportSection(
-        f"{before}Difference from plain decoding",
-        ["Paired by prompt; coloured where the 95 % interval leaves nought out."],
+        f"{prefix}Difference from plain decoding",
+        ["Paired by prompt. Coloured where the 95 % interval excludes zero."],
         [_figures_table(result, lambda method: method.against_plain, difference_cell)],
     )
-    yield from _details(before, result)
+    yield from _details(prefix, result)
     if result.fronts:
-        yield _front_section(before, result)
-    process = bytes_text(result.process_memory)
+        yield _front_section(prefix, result)
     counted = (
-        "Counted: the parameters that a method needs, and its caches at their largest. The "
-        f"whole process, which holds all methods at once, peaked at {process}."
+        "Counted: the parameters that a method needs, and its caches at their largest. The whole "
+        f"process holds all methods at once; its peak was {bytes_text(result.process_memory)}."
     )
-    yield ReportSection(f"{before}Memory", [counted], [_memory_table(result)])
+    yield ReportSection(f"{prefix}Memory", [counted], [_memory_table(result)])
     if any(method.divergences for method in result.methods.values()):
-        yield _divergence_section(before, result)
+        yield _divergence_section(prefix, result)
 
 
 def _figures_table(
@@ -244,25 +211,20 @@ def _figures_table(
     cell: Callable[[Estimate, Metric], Cell],
     detail: str | None = None,
 ) -> ReportTable:
-    """Metrics down, methods across; what is nought for all of them is left to result.json."""
+    """A row for each metric and a column for each method, without metrics that are all zero."""
     methods = [method for method in result.methods.values() if of(method)]
-    # The method with most metrics says in which order they come.
+    # The method with the most metrics gives their order.
     longest_first = sorted(methods, key=lambda method: -len(of(method)))
     rows: list[list[Cell | str]] = []
     for name in dict.fromkeys(name for method in longest_first for name in of(method)):
-        if metric_info(name).detail != detail:
-            continue
-        if all(figure == 0 for m in methods if name in of(m) for figure in _bounds(of(m)[name])):
-            continue
         metric = metric_info(name)
+        figures = [of(method)[name] for method in methods if name in of(method)]
+        if metric.detail != detail or not any(figure.low or figure.high for figure in figures):
+            continue
         cells = [cell(of(m)[name], metric) if name in of(m) else Cell("-") for m in methods]
         rows.append([name_with_unit(metric), *cells])
     count = result.settings.prompts.count
     return ReportTable([f"n = {count} prompts", *(m.label for m in methods)], rows)
-
-
-def _bounds(figure: Estimate) -> tuple[float, float]:
-    return figure.low, figure.high
 
 
 def _memory_table(result: BenchmarkResult) -> ReportTable:
@@ -276,20 +238,23 @@ def _memory_table(result: BenchmarkResult) -> ReportTable:
     return ReportTable(["", *(m.label for m in methods)], rows)
 
 
-def _details(before: str, result: BenchmarkResult) -> Iterator[ReportSection]:
-    """By category of the prompts, by label and by threshold, where there is such a thing."""
+def _details(prefix: str, result: BenchmarkResult) -> Iterator[ReportSection]:
+    """Figures by category of the prompts, and by label and threshold, where they exist."""
     methods = list(result.methods.values())
     categories = list(methods[0].by_category)
     if categories:
         names = dict.fromkeys(n for m in methods for c in m.by_category.values() for n in c)
         tables = [_category_table(name, methods, categories) for name in names]
-        text = "n counts the prompts of a category: intervals of small ones are wide."
-        yield ReportSection(f"{before}By category of the prompts", [text], tables)
+        text = "n counts the prompts of a category. Small categories have wide intervals."
+        yield ReportSection(f"{prefix}By category of the prompts", [text], tables)
     if any(metric_info(name).detail == "label" for name in methods[0].metrics):
         labels = _figures_table(result, lambda method: method.metrics, figure_cell, "label")
         thresholds = _figures_table(result, lambda method: method.metrics, figure_cell, "threshold")
-        text = "Expected maximum of each label; then prompts any of whose texts is so toxic, in %."
-        yield ReportSection(f"{before}By label and by threshold", [text], [labels, thresholds])
+        text = (
+            "First the expected maximum of each label, then the share of prompts with a text that "
+            "reaches the threshold, in %."
+        )
+        yield ReportSection(f"{prefix}By label and by threshold", [text], [labels, thresholds])
 
 
 def _category_table(name: str, methods: list[MethodResult], categories: list[str]) -> ReportTable:
@@ -303,51 +268,51 @@ def _category_table(name: str, methods: list[MethodResult], categories: list[str
     return ReportTable([name_with_unit(metric), *(m.label for m in methods)], rows)
 
 
-def _front_section(before: str, result: BenchmarkResult) -> ReportSection:
+def _front_section(prefix: str, result: BenchmarkResult) -> ReportSection:
     up_to = max(front.up_to for front in result.fronts.values())
     rows: list[list[Cell | str]] = [
         [name, figure_cell(front.area, metric_info("gold_reward")), str(len(front.methods))]
         for name, front in result.fronts.items()
     ]
     explained = (
-        "Gold reward gained over plain, as the mean over KL to the base from plain's up to "
-        f"{up_to:.3g} nats a token, which every front reaches; between two strengths the lower "
-        "one counts. A guide that buys more reward for the same KL has the larger area."
+        "Gold reward gained over plain decoding, averaged over KL to the base from plain's up to "
+        f"{up_to:.3g} nats a token, which every front reaches. Between two strengths the lower "
+        "reward counts. A guide with more reward at the same KL has the larger area."
     )
     table = ReportTable(["front", "area", "strengths"], rows)
-    return ReportSection(f"{before}Reward against KL", [explained], [table])
+    return ReportSection(f"{prefix}Reward against KL", [explained], [table])
 
 
-def _divergence_section(before: str, result: BenchmarkResult) -> ReportSection:
+def _divergence_section(prefix: str, result: BenchmarkResult) -> ReportSection:
     rows = [
         [method.label, d.prompt, str(d.position), f"{d.gap:.3g}"]
         for method in result.methods.values()
         for d in method.divergences
     ]
     explained = (
-        "The first token that differs, and how far apart the base's logits of the two tokens are "
-        "there. Drafts are verified several tokens at a time, where the base rounds otherwise "
-        "than one by one: a tiny gap is a tie, a wide one a fault."
+        "The first token that differs, and the gap between the base's logits of the two tokens. "
+        "A pass over several draft tokens rounds differently from passes over one token: a tiny "
+        "gap is a tie, a wide gap is a fault."
     )
     more = len(rows) - _SHOWN_DIVERGENCES
     text = [explained, f"{more} more are in result.json."] if more > 0 else [explained]
     table = ReportTable(["method", "prompt", "token", "gap"], rows[:_SHOWN_DIVERGENCES])
-    return ReportSection(f"{before}Where the output differs from plain decoding", text, [table])
+    return ReportSection(f"{prefix}Where the output differs from plain decoding", text, [table])
 
 
 def _facts(result: BenchmarkResult) -> Iterator[tuple[str, str]]:
     settings = result.settings
-    sampling = ", ".join(f"{name} {value}" for name, value in settings.sampling.items())
     yield "key", result.key[:16]
     yield "prompts", f"{settings.prompts.file}, sha256 {settings.prompts.digest[:12]}"
     if settings.prompts.truncated:
         yield "cut", f"{settings.prompts.truncated} prompts, to their last tokens"
     shared = f", {settings.together} prompts together" if settings.together > 1 else ""
+    sampling = named_values(settings.sampling)
     yield "decoding", f"{sampling}, seed {settings.seed}, batch {settings.batch}{shared}"
     yield "base", f"sha256 {settings.methods['plain'].models[0].base or 'unknown'}"
     for name, method in settings.methods.items():
         models = "; ".join(f"{m.name}, sha256 {m.weights[:12]}" for m in method.models)
-        steering = ", ".join(f"{k} {v}" for k, v in method.steering.items())
+        steering = named_values(method.steering)
         yield name, f"{models}{'; ' + steering if steering else ''}"
     for role, scorer in result.scorers.items():
         yield f"scorer {role}", f"{scorer.name} ({scorer.kind}), sha256 {scorer.digest[:12]}"
@@ -357,10 +322,7 @@ def _facts(result: BenchmarkResult) -> Iterator[tuple[str, str]]:
 
 def _session_facts(session: dict[str, Any]) -> Iterator[tuple[str, str]]:
     machine, versions = session["hardware"], session["versions"]
-    yield (
-        "machine",
-        ", ".join([f"{machine['cpu']}, {machine['cores']} cores", *machine["accelerators"]]),
-    )
+    devices = [f"{machine['cpu']}, {machine['cores']} cores", *machine["accelerators"]]
+    yield "machine", ", ".join(devices)
     yield "torch threads", str(session["threads"])
-    packages = [name for name in ("torch", "transformers", "detoxify") if name in versions]
-    yield "versions", ", ".join(f"{name} {versions[name]}" for name in packages)
+    yield "versions", named_values(versions, ("torch", "transformers", "detoxify"))

@@ -1,7 +1,7 @@
 """Reports that compare: two runs, judges on pairs, base and graft in lm-eval, cells of a matrix.
 
-A matrix has a table and a plot per metric, cells down and methods across. With more methods than
-cells it has a table per cell, methods down and metrics across."""
+A matrix has a table and a plot for each metric, with a row for each cell and a column for each
+method. With more methods than cells it has a table for each cell, with a row for each method."""
 
 from __future__ import annotations
 
@@ -23,50 +23,46 @@ from otter_cli.reports.page import (
     ReportTable,
     difference_cell,
     figure_cell,
+    interval_text,
     name_with_unit,
     number_text,
     plot_point,
 )
 
 
-def comparison_report(found: RunComparison) -> Report:
-    one, other = found.runs
+def comparison_report(comparison: RunComparison) -> Report:
+    """Two runs, method by method."""
+    first, second = comparison.runs
     return Report(
-        f"{found.benchmark}: {other} against {one}",
-        f"{found.prompts} prompts, the same for both; differences are the second less the first, "
-        "paired by prompt, with 95 % bootstrap intervals.",
-        [_method_section(method) for method in found.methods],
+        f"{comparison.benchmark}: {second} against {first}",
+        f"{comparison.prompts} prompts, the same for both. Differences are the second run minus "
+        "the first, paired by prompt, with 95 % bootstrap intervals.",
+        [_method_section(method) for method in comparison.methods],
     )
 
 
 def _method_section(method: MethodComparison) -> ReportSection:
     same = method.first == method.second
     title = method.first if same else f"{method.second} against {method.first}"
-    return ReportSection(
-        title,
-        [],
-        [ReportTable(["", "first", "second", "difference"], list(_difference_rows(method)))],
-    )
-
-
-def _difference_rows(method: MethodComparison) -> Iterator[list[Cell | str]]:
+    rows: list[list[Cell | str]] = []
     for name, (first, second) in method.figures.items():
         if not any((first.low, first.high, second.low, second.high)):
             continue
-        metric = metric_info(name)
-        found = method.differences.get(name)
-        cell = difference_cell(found, metric) if found else Cell("-")
-        cells = (figure_cell(figure, metric) for figure in (first, second))
-        yield [name_with_unit(metric), *cells, cell]
+        metric, difference = metric_info(name), method.differences.get(name)
+        cells = [figure_cell(first, metric), figure_cell(second, metric)]
+        cells.append(difference_cell(difference, metric) if difference else Cell("-"))
+        rows.append([name_with_unit(metric), *cells])
+    return ReportSection(title, [], [ReportTable(["", "first", "second", "difference"], rows)])
 
 
 _ACCURACY = Metric("accuracy", "higher", "share")
 
 
 def pairs_report(result: PairsResult) -> Report:
+    """The accuracy of each judge on pairs, by section."""
     judges = list(result.figures)
-    sections = list(next(iter(result.figures.values())))
-    count = next(iter(result.figures.values()))["all"].accuracy.n
+    sections = result.figures[judges[0]]
+    count = sections["all"].accuracy.n
     rows: list[list[Cell | str]] = []
     for name in sections:
         figures = [result.figures[judge][name] for judge in judges]
@@ -79,7 +75,7 @@ def pairs_report(result: PairsResult) -> Report:
                 ["  of them ties", *(figure_cell(figure.ties, _ACCURACY) for figure in figures)]
             )
     points = [plot_point(j, result.figures[j]["all"].accuracy, _ACCURACY) for j in judges]
-    text = "The share of pairs whose better answer scores higher; equal scores count half."
+    text = "The share of pairs in which the better answer scores higher. Equal scores count half."
     plot = IntervalPlot("Accuracy over all pairs", "accuracy, %", points, 50.0)
     table = ReportTable(["accuracy, %", *judges], rows)
     facts = [
@@ -97,6 +93,7 @@ def pairs_report(result: PairsResult) -> Report:
 
 
 def lm_eval_report(result: LmEvalResult) -> Report:
+    """Whether base and graft agree on each document of each task, and their scores."""
     settings = result.settings
     cut = f", {settings.limit} documents of each" if settings.limit else ""
     return Report(
@@ -104,7 +101,7 @@ def lm_eval_report(result: LmEvalResult) -> Report:
         f"{', '.join(settings.tasks)}{cut}; batch {settings.batch}, "
         f"{settings.dtype or 'the base’s dtype'} on {settings.device}",
         list(_lm_eval_sections(result)),
-        [(name, version) for name, version in result.provenance["versions"].items()],
+        list(result.provenance["versions"].items()),
         result.model_dump(mode="json"),
     )
 
@@ -113,15 +110,15 @@ def _lm_eval_sections(result: LmEvalResult) -> Iterator[ReportSection]:
     rows: list[list[Cell | str]] = [
         [
             task,
-            _equal_cell(one.equal, one.documents),
-            _equal_cell(one.responses_equal, one.responses),
-            "-" if one.first is None else f"document {one.first}",
+            _equal_cell(identity.equal, identity.documents),
+            _equal_cell(identity.responses_equal, identity.responses),
+            "-" if identity.first is None else f"document {identity.first}",
         ]
-        for task, one in result.identity.items()
+        for task, identity in result.identity.items()
     ]
-    head = ["task", "documents equal", "responses equal", "first that is not"]
-    said = "to the last bit" if result.holds else "and not everywhere: see the rows in red"
-    text = f"Log-likelihoods and texts of the graft beside its base's, {said}."
+    head = ["task", "documents equal", "responses equal", "first that differs"]
+    outcome = "equal to the last bit" if result.holds else "not equal everywhere: see the red rows"
+    text = f"Log-likelihoods and texts of the graft and of its base: {outcome}."
     yield ReportSection("Base and graft, document by document", [text], [ReportTable(head, rows)])
     yield ReportSection(
         "Scores", ["Mean and 95 % interval over documents."], [_lm_eval_scores(result)]
@@ -130,20 +127,16 @@ def _lm_eval_sections(result: LmEvalResult) -> Iterator[ReportSection]:
 
 def _lm_eval_scores(result: LmEvalResult) -> ReportTable:
     methods = [BASE, *([GUIDED] if GUIDED in result.metrics else [])]
-    rows: list[list[Cell | str]] = [
-        [
-            f"{task}, {name} (n = {figure.n})",
-            *(_lm_eval_cell(result, m, task, name) for m in methods),
-        ]
-        for task, figures in result.metrics[BASE].items()
-        for name, figure in figures.items()
-    ]
+    rows: list[list[Cell | str]] = []
+    for task, figures in result.metrics[BASE].items():
+        for name, figure in figures.items():
+            cells = [_lm_eval_cell(result.metrics[method][task][name]) for method in methods]
+            rows.append([f"{task}, {name} (n = {figure.n})", *cells])
     return ReportTable(["", "base, and graft", *methods[1:]], rows)
 
 
-def _lm_eval_cell(result: LmEvalResult, method: str, task: str, metric: str) -> Cell:
-    found: Estimate = result.metrics[method][task][metric]
-    return Cell(f"{found.mean:.3f}", f"[{found.low:.3f}, {found.high:.3f}]")
+def _lm_eval_cell(figure: Estimate) -> Cell:
+    return Cell(f"{figure.mean:.3f}", f"[{figure.low:.3f}, {figure.high:.3f}]")
 
 
 def _equal_cell(equal: int, all: int) -> Cell:
@@ -151,60 +144,43 @@ def _equal_cell(equal: int, all: int) -> Cell:
 
 
 def matrix_report(result: MatrixResult) -> Report:
+    """The metrics of every cell, over seeds."""
     seeds = f"{len(result.seeds)} seed{'s' * (len(result.seeds) > 1)}"
     cells = f"{len(result.cells)} cell{'s' * (len(result.cells) > 1)}"
     lead = f"{cells}, {seeds}: {', '.join(map(str, result.seeds))}."
-    text = [
-        "Mean over seeds. Its 95 % interval is Student's t over seeds, widened by what a run's own "
-        "interval over prompts reaches."
+    methods = {method for cell in result.cells for method in cell.figures}
+    by_cell = len(result.cells) == 1 or len(methods) > len(result.cells)
+    sections = list(_cell_sections(result) if by_cell else _metric_sections(result))
+    text = (
+        "Mean over seeds. The 95 % interval adds, in quadrature, Student's t over seeds and the "
+        "runs' mean interval over prompts."
         if len(result.seeds) > 1
         else "One seed: its runs have intervals over prompts, and there is none over seeds."
-    ]
-    if _methods_down(result):
-        sections = [
-            ReportSection(
-                cell.name if cell.values else "Methods",
-                [] if i else text,
-                [_methods_table(result, cell)],
-                [
-                    _matrix_plot(result, name, [cell])
-                    for name in result.metrics
-                    if _has_metric(cell, name)
-                ],
-            )
-            for i, cell in enumerate(result.cells)
-        ]
-    else:
-        sections = [
-            ReportSection(
-                _metric_title(name),
-                [] if i else text,
-                [_cells_table(result, name)],
-                [_matrix_plot(result, name, result.cells)],
-            )
-            for i, name in enumerate(result.metrics)
-        ]
+    )
+    sections[:1] = [replace(section, text=[text]) for section in sections[:1]]
     facts = [(cell.name, ", ".join(cell.runs)) for cell in result.cells]
     data = result.model_dump(mode="json")
     return Report(f"Matrix: {result.of}", lead, sections, facts, data)
 
 
-def _has_metric(cell: CellResult, name: str) -> bool:
-    return any(name in of for of in cell.figures.values())
+def _cell_sections(result: MatrixResult) -> Iterator[ReportSection]:
+    """A table for each cell: a row for each method, a column for each metric."""
+    for cell in result.cells:
+        rows: list[list[Cell | str]] = [
+            [method, *(_seed_cell(figures.get(name)) for name in result.metrics)]
+            for method, figures in cell.figures.items()
+        ]
+        table = ReportTable(["method", *map(_axis_label, result.metrics)], rows)
+        measured = {name for figures in cell.figures.values() for name in figures}
+        plots = [_matrix_plot(result, name, [cell]) for name in result.metrics if name in measured]
+        yield ReportSection(cell.name if cell.values else "Methods", [], [table], plots)
 
 
-def _methods_down(result: MatrixResult) -> bool:
-    """Whether methods are for the rows, of which there are more."""
-    methods = {method for cell in result.cells for method in cell.figures}
-    return len(result.cells) == 1 or len(methods) > len(result.cells)
-
-
-def _methods_table(result: MatrixResult, cell: CellResult) -> ReportTable:
-    rows: list[list[Cell | str]] = [
-        [method, *(_seed_cell(figures.get(name)) for name in result.metrics)]
-        for method, figures in cell.figures.items()
-    ]
-    return ReportTable(["method", *map(_axis_label, result.metrics)], rows)
+def _metric_sections(result: MatrixResult) -> Iterator[ReportSection]:
+    """A table for each metric: a row for each cell, a column for each method."""
+    for name in result.metrics:
+        table, plot = _cells_table(result, name), _matrix_plot(result, name, result.cells)
+        yield ReportSection(_metric_title(name), [], [table], [plot])
 
 
 def _cells_table(result: MatrixResult, name: str) -> ReportTable:
@@ -221,24 +197,17 @@ def _cells_table(result: MatrixResult, name: str) -> ReportTable:
 
 def _matrix_plot(result: MatrixResult, name: str, cells: Sequence[CellResult]) -> IntervalPlot:
     methods = _methods_with(result, name)
-    points = [
-        PlotPoint(_point_label(cell, method, len(cells), len(methods)), *_interval_ends(figure))
-        for cell in cells
-        for method in methods
-        if (figure := cell.figures.get(method, {}).get(name)) is not None
-    ]
+    points = []
+    for cell in cells:
+        for method in methods:
+            if (figure := cell.figures.get(method, {}).get(name)) is None:
+                continue
+            by_method = cell.name if len(methods) == 1 else f"{cell.name}: {method}"
+            # One seed has no interval.
+            low, high = (figure.mean if end is None else end for end in (figure.low, figure.high))
+            label = method if len(cells) == 1 else by_method
+            points.append(PlotPoint(label, figure.mean, low, high))
     return IntervalPlot(_metric_title(name), _axis_label(name), points)
-
-
-def _point_label(cell: CellResult, method: str, cells: int, methods: int) -> str:
-    if cells == 1:
-        return method
-    return cell.name if methods == 1 else f"{cell.name}: {method}"
-
-
-def _interval_ends(figure: OverSeeds) -> tuple[float, float, float]:
-    low, high = (figure.mean if bound is None else bound for bound in (figure.low, figure.high))
-    return figure.mean, low, high
 
 
 def _methods_with(result: MatrixResult, name: str) -> list[str]:
@@ -252,15 +221,14 @@ def _seed_cell(figure: OverSeeds | None) -> Cell:
         return Cell("-")
     if figure.low is None or figure.high is None:
         return Cell(number_text(figure.mean), "one seed")
-    return Cell(
-        number_text(figure.mean), f"{number_text(figure.low)} to {number_text(figure.high)}"
-    )
+    return Cell(number_text(figure.mean), interval_text(figure.low, figure.high))
 
 
 def _matrix_metric(name: str) -> Metric:
-    of, over, _ = name.partition(OVER_PLAIN)
-    if over:
-        return replace(_matrix_metric(of), label=f"{_matrix_metric(of).label} over plain")
+    own_name, over_plain, _ = name.partition(OVER_PLAIN)
+    if over_plain:
+        metric = _matrix_metric(own_name)
+        return replace(metric, label=f"{metric.label} over plain")
     return metric_info(name) if name in METRICS else Metric(name)
 
 

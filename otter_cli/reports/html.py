@@ -9,9 +9,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from otter_cli.core.formatting import json_text, terminal_text
-from otter_cli.reports.page import FACTS_TITLE, Report, ReportTable, as_cell
+from otter_cli.reports.page import FACTS_TITLE, Report, ReportTable, as_cell, colour_of
 from otter_cli.reports.plots import colour_classes, svg_plot
-from otter_cli.reports.tokens import colour_of
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from otter_cli.core.formatting import terminal_text
 from otter_cli.reports.page import FACTS_TITLE, Cell, Report, ReportSection, ReportTable, as_cell
 
-# What Markdown acts on inside a line: code, emphasis, links, images, table cells, strokes.
-# An underscore within a word is plain text there, and the names of figures are full of them.
+# Marks inside a line: code, emphasis, links, images, table cells, strikethrough. An underscore
+# within a word, as in the names of figures, is plain text.
 _INLINE_MARKS = re.compile(r"[\\`*\[\]|]|~~|(?<![^\W_])_|_(?![^\W_])")
 _ENTITY = re.compile(r"&(?=#?\w+;)")
 # At the start of a paragraph: headings, quotes, lists, rules.
@@ -17,13 +17,13 @@ _BLOCK_MARK = re.compile(r"^\s*(#|>|[-+=](?=[\s=-]|$)|\d+(?=[.)](?:\s|$)))")
 
 
 def markdown_text(text: str) -> str:
-    """For a heading, a table's cell or a part of a line, always on one line."""
+    """For a heading, a table's cell or a part of a line. A line break becomes a space."""
     line = " ".join(terminal_text(text).split("\n"))
     return _ENTITY.sub("&amp;", _INLINE_MARKS.sub(r"\\\g<0>", line)).replace("<", "&lt;")
 
 
 def markdown_paragraph(text: str) -> str:
-    """For the start of a line, where a mark may also make a heading, a list or a rule."""
+    """For the start of a line, where a mark could also start a heading, a list or a rule."""
     return _BLOCK_MARK.sub(_block_escaped, markdown_text(text))
 
 
@@ -48,8 +48,8 @@ def _markdown_section(section: ReportSection) -> Iterator[str]:
     for paragraph in section.text:
         yield from ("", markdown_paragraph(paragraph))
     for text in section.texts:
-        written = " ".join(f"{text.prompt}{''.join(text.tokens)}".split())
-        yield from ("", f"- {markdown_paragraph(text.label)}: {markdown_text(written)}")
+        one_line = " ".join(f"{text.prompt}{''.join(text.tokens)}".split())
+        yield from ("", f"- {markdown_paragraph(text.label)}: {markdown_text(one_line)}")
     for table in section.tables:
         yield from ("", *_markdown_table(table))
 
@@ -58,13 +58,10 @@ def _markdown_table(table: ReportTable) -> Iterator[str]:
     align = "---:" if table.numeric else "---"
     yield _markdown_row(table.columns)
     yield f"| {' | '.join(['---', *[align] * (len(table.columns) - 1)])} |"
-    for row in table.rows:
-        yield _markdown_row([_cell_text(as_cell(cell)) for cell in row])
+    yield from map(_markdown_row, table.rows)
 
 
-def _cell_text(cell: Cell) -> str:
-    return f"{cell.text} {cell.detail}".rstrip()
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(map(markdown_text, cells))} |"
+def _markdown_row(row: Sequence[Cell | str]) -> str:
+    cells = map(as_cell, row)
+    texts = [markdown_text(f"{cell.text} {cell.detail}".rstrip()) for cell in cells]
+    return f"| {' | '.join(texts)} |"

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from otter_cli.core.formatting import bytes_text, count_text, seconds_text
 from otter_cli.core.jsonlines import read_jsonlines
-from otter_cli.reports.page import Cell, LinePlot, PlotSeries, Report, ReportSection, ReportTable
+from otter_cli.reports.page import (
+    Cell,
+    LinePlot,
+    PlotSeries,
+    Report,
+    ReportSection,
+    ReportTable,
+    named_values,
+)
 
 if TYPE_CHECKING:
     from otter_cli.core.intervals import Interval
@@ -21,40 +29,32 @@ if TYPE_CHECKING:
 
 def training_section(runs: Mapping[str, TrainResult], lead: str) -> ReportSection:
     """Held-out figures by method, and the loss of each signal of the first run."""
-    figures = list(
-        dict.fromkeys(
-            (signal, what)
-            for run in runs.values()
-            for signal, found in run.signals.items()
-            for what in found
-        )
-    )
     rows: list[list[Cell | str]] = [
         ["parameters trained", *(count_text(run.trained_parameters) for run in runs.values())],
         ["steps", *(str(run.steps) for run in runs.values())],
         ["time", *(seconds_text(run.seconds) for run in runs.values())],
     ]
-    for signal, what in figures:
-        cells = [_interval_cell(run.signals.get(signal, {}).get(what)) for run in runs.values()]
-        rows.append([f"{signal}: {what.replace('_', ' ')}", *cells])
-    return ReportSection(
-        "Training", [lead], [ReportTable(["held out", *runs], rows)], _loss_plots(runs)
-    )
+    names = [
+        (signal, figure)
+        for run in runs.values()
+        for signal, figures in run.signals.items()
+        for figure in figures
+    ]
+    for signal, figure in dict.fromkeys(names):
+        cells = [_interval_cell(run.signals.get(signal, {}).get(figure)) for run in runs.values()]
+        rows.append([f"{signal}: {figure.replace('_', ' ')}", *cells])
+    first = next(iter(runs.values()))
+    plots = [
+        LinePlot(f"Loss of {series.label} while training", "step", "loss", [series], True)
+        for series in _loss_curves(first.folder / "training" / "metrics.jsonl")
+    ]
+    return ReportSection("Training", [lead], [ReportTable(["held out", *runs], rows)], plots)
 
 
 def _interval_cell(value: Interval | None) -> Cell:
     if value is None:
         return Cell("-")
     return Cell(f"{value.mean:.3f}", f"{value.low:.3f} to {value.high:.3f}, n = {value.n:,}")
-
-
-def _loss_plots(runs: Mapping[str, TrainResult]) -> list[LinePlot]:
-    first = next(iter(runs.values()))
-    curves = _loss_curves(first.folder / "training" / "metrics.jsonl")
-    return [
-        LinePlot(f"Loss of {series.label} while training", "step", "loss", [series], True)
-        for series in curves
-    ]
 
 
 def _loss_curves(path: Path, parts: int = 60) -> list[PlotSeries]:
@@ -73,16 +73,28 @@ def _loss_curves(path: Path, parts: int = 60) -> list[PlotSeries]:
 
 
 def model_card(result: TrainResult, recipe: Recipe, verdict: Verdict | None) -> Report:
-    """`verdict` of the folder as it lies on disk; of a separate model, which has no base within,
-    there is none."""
+    """`verdict`: of the folder on disk; None for a separate model, which contains no base."""
+    figures = [
+        [signal, name.replace("_", " "), f"{figure.mean:.4f}",
+         f"{figure.low:.4f} to {figure.high:.4f}", f"{figure.n:,}"]
+        for signal, values in result.signals.items()
+        for name, figure in values.items()
+    ]  # fmt: skip
+    figures_table = ReportTable(["signal", "figure", "mean", "95 % interval", "n"], figures)
+    figures_text = (
+        "With 95 % bootstrap intervals over the held-out rows."
+        if result.signals
+        else "No data were held out: nothing is known of how well this works."
+    )
+    data_columns = ["signal", "part", "rows", "cut", "from", "sha256"]
     sections = [
-        ReportSection("Held-out figures", _figures_text(result), [_figures_table(result)]),
-        ReportSection("Data", tables=[_data_table(result.data)]),
+        ReportSection("Held-out figures", [figures_text], [figures_table]),
+        ReportSection("Data", tables=[ReportTable(data_columns, list(_data_rows(result.data)))]),
         ReportSection("Objectives", tables=[_objectives_table(recipe)]),
     ]
     if verdict is not None:
-        text = [f"Verdict: {verdict.name}. {verdict.sentence[:1].upper()}{verdict.sentence[1:]}"]
-        sections.append(ReportSection("The base", text))
+        text = f"Verdict: {verdict.name}. {verdict.sentence[:1].upper()}{verdict.sentence[1:]}"
+        sections.append(ReportSection("The base", [text]))
     lead = (
         f"{result.steps} steps, {count_text(result.trained_parameters)} parameters trained in "
         f"{seconds_text(result.seconds)}."
@@ -92,42 +104,29 @@ def model_card(result: TrainResult, recipe: Recipe, verdict: Verdict | None) -> 
     )
 
 
-def _figures_text(result: TrainResult) -> list[str]:
-    if not result.signals:
-        return ["No data were held out: nothing is known of how well this works."]
-    return ["With 95 % bootstrap intervals over the rows that were held out."]
-
-
-def _figures_table(result: TrainResult) -> ReportTable:
-    rows = [
-        [name, what.replace("_", " "), f"{v.mean:.4f}", f"{v.low:.4f} to {v.high:.4f}", f"{v.n:,}"]
-        for name, figures in result.signals.items()
-        for what, v in figures.items()
-    ]
-    return ReportTable(["signal", "figure", "mean", "95 % interval", "n"], rows)
-
-
-def _data_table(data: Mapping[str, Any]) -> ReportTable:
-    return ReportTable(["signal", "part", "rows", "cut", "from", "sha256"], list(_data_rows(data)))
-
-
 def _data_rows(data: Mapping[str, Any]) -> Iterator[list[Cell | str]]:
     for signal, record in data.items():
         for part in ("train", "validation", "test"):
             if part in record:
-                of = record[part] if "path" in record[part] else {**record["train"], **record[part]}
-                digest = of["sha256"][:12]
-                yield [signal, part, f"{of['rows']:,}", f"{of['cut']:,}", of["path"], digest]
+                # A part without a path was split from the training file.
+                source = record[part] if "path" in record[part] else record["train"] | record[part]
+                counts = f"{source['rows']:,}", f"{source['cut']:,}"
+                yield [signal, part, *counts, source["path"], source["sha256"][:12]]
         if record.get("shared") is not None:
             yield [signal, "test rows seen in training", f"{record['shared']:,}", "", "", ""]
 
 
 def _objectives_table(recipe: Recipe) -> ReportTable:
-    """What a recipe says of each signal, but for its files and what stands at its default."""
+    """The recipe's options of each signal, without its files and without defaults."""
     rows: list[list[Cell | str]] = []
     for name, objective in recipe.signals.items():
-        said = objective.model_dump(mode="json", exclude_defaults=True, exclude={"train", "test"})
-        options = ", ".join(f"{k}: {v}" for k, v in said.items() if k != "objective")
+        without = {"train", "test", "objective"}
+        options = ", ".join(
+            f"{key}: {value}"
+            for key, value in objective.model_dump(
+                mode="json", exclude_defaults=True, exclude=without
+            ).items()
+        )
         rows.append([name, objective.objective, options or "-"])
     return ReportTable(["signal", "objective", "options"], rows, numeric=False)
 
@@ -135,7 +134,7 @@ def _objectives_table(recipe: Recipe) -> ReportTable:
 def _card_facts(result: TrainResult, recipe: Recipe) -> list[tuple[str, str]]:
     from otter_cli.core.provenance import provenance
 
-    made = provenance()
+    source = provenance()
     recipe_text = (
         f"sha256 {recipe.sha256()[:12]}, seed {recipe.seed}, {recipe.steps} steps of "
         f"{recipe.batch_size} rows, rate {recipe.learning_rate:g} ({recipe.schedule})"
@@ -144,12 +143,8 @@ def _card_facts(result: TrainResult, recipe: Recipe) -> list[tuple[str, str]]:
         ("recipe", recipe_text),
         ("activations kept for gradients", bytes_text(result.memory["activations"])),
         ("peak memory above the weights", bytes_text(result.memory["peak"])),
-        ("time", made["time"]),
-        ("command", " ".join(made["command"])),
-        ("versions", _listed(made["versions"])),
-        ("hardware", _listed(made["hardware"])),
+        ("time", source["time"]),
+        ("command", " ".join(source["command"])),
+        ("versions", named_values(source["versions"])),
+        ("hardware", named_values(source["hardware"])),
     ]
-
-
-def _listed(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())

@@ -23,6 +23,7 @@ from otter_cli.reports.page import (
     Report,
     ReportSection,
     ReportTable,
+    named_values,
     number_text,
 )
 
@@ -39,19 +40,15 @@ def overhead_report(result: OverheadResult) -> Report:
     return Report(
         f"Overhead: {s.subject}",
         lead,
-        list(_sections(result)),
+        [
+            _time_section(result),
+            _space_section(result.rows),
+            *([_saved_section(result.rows)] if any(row.saved for row in result.rows) else []),
+            *map(_group_section, result.groups),
+        ],
         list(_facts(result)),
         result.model_dump(mode="json"),
     )
-
-
-def _sections(result: OverheadResult) -> Iterator[ReportSection]:
-    yield _time_section(result)
-    yield _space_section(result.rows)
-    if any(row.saved for row in result.rows):
-        yield _saved_section(result.rows)
-    for group in result.groups:
-        yield _group_section(group)
 
 
 def _time_section(result: OverheadResult) -> ReportSection:
@@ -64,44 +61,41 @@ def _time_section(result: OverheadResult) -> ReportSection:
         ):
             name = f"{row.name}, {kind}"
             rows.append([name, *_time_cells(row, ratio, ms, bound)])
-            points.append(PlotPoint(name, *_interval(ratio), bound.ratio))
+            points.append(_ratio_point(name, ratio, bound.ratio))
         if (later := row.read_later) is not None:
             name = f"{row.name}, decode, read {later.every} at once"
             cells = [Cell(percent_text(row.parameter_ratio), "parameters"), ratio_cell(later.ratio)]
             rows.append([name, *cells, f"{later.bound:.3f}", "", ""])
-            points.append(PlotPoint(name, *_interval(later.ratio), later.bound))
+            points.append(_ratio_point(name, later.ratio, later.bound))
     head = ["", "of the base", "ratio", "bound", "ms", "bound over time"]
     equal = sum(row.logits_equal for row in result.rows)
     compared = sum(row.logits_compared for row in result.rows)
     rates = result.rates
     bounded = (
-        "The bound is the ratio of the least times for the bytes and operations counted, at "
-        f"{rates.bytes_per_second / 1e9:.1f} GB/s and {rates.flops_per_second / 1e9:.0f} GFLOP/s, "
-        "the best measured in this run, a tick in the plot; bound over time: the share of it that "
-        "was reached."
+        "The bound, a tick in the plot, is the ratio of the least times for the counted bytes and "
+        f"operations, at {rates.bytes_per_second / 1e9:.1f} GB/s and "
+        f"{rates.flops_per_second / 1e9:.0f} GFLOP/s, the best rates measured in this run. Bound "
+        "over time is the share of the bound that was reached."
     )
     text = [f"Logits equal to the base's bit for bit in {equal} of {compared} passes.", bounded]
-    first = 2 + (result.rows[0].read_later is not None)
-    plots: list[Plot] = [IntervalPlot("Time over the base's", "graft / base", points[:first], 1.0)]
+    of_first_row = points[: 2 + (result.rows[0].read_later is not None)]
+    plots: list[Plot] = [IntervalPlot("Time over the base's", "graft / base", of_first_row, 1.0)]
     plots += _sweep_plots(result.rows[1:]) if len(result.rows) > 1 else []
     return ReportSection("Time", text, [ReportTable(head, rows)], plots)
 
 
 def _sweep_plots(rows: Sequence[OverheadRow]) -> list[LinePlot]:
-    """A sweep's ratios over the share inserted, what it was spent on apart, beside their bound."""
+    """Ratios and bounds over the share inserted: a line for each part that was grown."""
     plots = []
     for kind in ("decode", "prefill"):
         series = []
-        for spent in dict.fromkeys(row.name.partition(",")[0] for row in rows):
-            own = [row for row in rows if row.name.partition(",")[0] == spent]
-            at = [100 * row.parameter_ratio for row in own]
+        for part in dict.fromkeys(row.name.partition(",")[0] for row in rows):
+            own = [row for row in rows if row.name.partition(",")[0] == part]
+            shares = [100 * row.parameter_ratio for row in own]
             ratios = [row.decode_ratio if kind == "decode" else row.prefill_ratio for row in own]
-            means, lows, highs = (
-                [getattr(ratio, name) for ratio in ratios] for name in ("mean", "low", "high")
-            )
-            series.append(PlotSeries(spent, at, means, lows, highs))
-            least = [getattr(row.bound, kind).ratio for row in own]
-            series.append(PlotSeries(f"{spent}, bound", at, least))
+            series.append(PlotSeries.of(part, zip(shares, ratios, strict=True)))
+            bounds = [getattr(row.bound, kind).ratio for row in own]
+            series.append(PlotSeries(f"{part}, bound", shares, bounds))
         title = f"{kind.capitalize()} as the insertion grows"
         plots.append(LinePlot(title, "inserted, % of the base", "time over the base's", series))
     return plots
@@ -119,8 +113,8 @@ def _time_cells(
     ]
 
 
-def _interval(figure: Estimate) -> tuple[float, float, float]:
-    return figure.mean, figure.low, figure.high
+def _ratio_point(label: str, ratio: Estimate, bound: float | None) -> PlotPoint:
+    return PlotPoint(label, ratio.mean, ratio.low, ratio.high, bound)
 
 
 def ratio_cell(figure: Estimate) -> Cell:
@@ -128,48 +122,36 @@ def ratio_cell(figure: Estimate) -> Cell:
 
 
 def _space_section(rows: Sequence[OverheadRow]) -> ReportSection:
-    table = ReportTable(
-        ["", "trainable", "stored", "KV cache a token", "peak, base", "peak, graft"],
-        [
+    body: list[list[Cell | str]] = []
+    for row in rows:
+        cache, peak = row.cache_bytes_per_token, row.peak_bytes
+        stored = row.stored_bytes if row.file_bytes is None else row.file_bytes
+        body.append(
             [
                 row.name,
                 count_text(row.trainable),
-                bytes_text(row.stored_bytes if row.file_bytes is None else row.file_bytes),
-                Cell(
-                    bytes_text(row.cache_bytes_per_token.graft),
-                    f"base {bytes_text(row.cache_bytes_per_token.base)}",
-                ),
-                bytes_text(row.peak_bytes.base),
-                Cell(
-                    bytes_text(row.peak_bytes.graft),
-                    f"{row.peak_bytes.graft / row.peak_bytes.base:.3f} of base",
-                ),
+                bytes_text(stored),
+                Cell(bytes_text(cache.graft), f"base {bytes_text(cache.base)}"),
+                bytes_text(peak.base),
+                Cell(bytes_text(peak.graft), f"{peak.graft / peak.base:.3f} of base"),
             ]
-            for row in rows
-        ],
-    )
-    text = ["Peak: the weights, and what a prefill holds above them by the allocator's count."]
-    return ReportSection("Space", text, [table])
+        )
+    head = ["", "trainable", "stored", "KV cache a token", "peak, base", "peak, graft"]
+    text = "Peak: the weights, and what a prefill allocates above them."
+    return ReportSection("Space", [text], [ReportTable(head, body)])
 
 
 def _saved_section(rows: Sequence[OverheadRow]) -> ReportSection:
     body: list[list[Cell | str]] = []
     for row in rows:
-        if row.saved:
-            times = [row.saved.decode_time, row.saved.prefill_time]
-            body.append(
-                [
-                    row.name,
-                    *(_share_cell(figure) for figure in times),
-                    percent_text(row.saved.trainable),
-                    percent_text(row.saved.stored),
-                    percent_text(row.saved.cache),
-                ]
-            )
+        if saved := row.saved:
+            times = [_share_cell(saved.decode_time), _share_cell(saved.prefill_time)]
+            shares = map(percent_text, (saved.trainable, saved.stored, saved.cache))
+            body.append([row.name, *times, *shares])
     head = ["", "time, decode", "time, prefill", "trainable", "stored", "KV cache"]
     text = (
-        "Of what a separate reward model of the base's size adds, measured in the same rounds: "
-        "the share that the insertion saves (METHOD, 5)."
+        "The share that the insertion saves of what a separate reward model of the base's size "
+        "adds, measured in the same rounds (docs/method.md, Costs)."
     )
     return ReportSection("Saved against a separate reward model", [text], [ReportTable(head, body)])
 
@@ -181,7 +163,7 @@ def _share_cell(figure: Estimate) -> Cell:
 
 
 def _group_section(group: MeasuredGroup) -> ReportSection:
-    """Contestants with their ratio, floor and figures; only columns that somebody has."""
+    """A row for each contestant. A column that has no value for any of them is left out."""
     names = list(dict.fromkeys(name for line in group.lines for name in line.figures))
     timed = any(line.ratio for line in group.lines)
     bounded = any(line.floor is not None for line in group.lines)
@@ -201,11 +183,9 @@ def _group_section(group: MeasuredGroup) -> ReportSection:
             cells.append("-" if line.floor is None else f"{line.floor:.3f}")
         cells += [_figure_cell(name, line.figures.get(name)) for name in names]
         body.append(cells)
-    plots = []
-    if timed:
-        points = [PlotPoint(line.name, line.ratio.mean, line.ratio.low, line.ratio.high, line.floor)
-                  for line in group.lines if line.ratio]  # fmt: skip
-        plots = [IntervalPlot(group.title, f"time over {group.reference}'s", points, 1.0)]
+    points = [_ratio_point(line.name, line.ratio, line.floor) for line in group.lines if line.ratio]
+    axis = f"time over {group.reference}'s"
+    plots = [IntervalPlot(group.title, axis, points, 1.0)] if timed else []
     return ReportSection(group.title, group.notes, [ReportTable(head, body)], plots)
 
 
@@ -226,12 +206,10 @@ def _figure_cell(name: str, value: float | Estimate | None) -> Cell | str:
 
 
 def _facts(result: OverheadResult) -> Iterator[tuple[str, str]]:
-    found = result.provenance
-    machine, versions = found["hardware"], found["versions"]
-    yield "machine", f"{result.machine}: {machine['cpu']}, {machine['cores']} cores"
+    hardware = result.provenance["hardware"]
+    yield "machine", f"{result.machine}: {hardware['cpu']}, {hardware['cores']} cores"
     for row in result.rows:
-        sizes = ", ".join(f"{name} {value}" for name, value in row.insertion.items())
-        yield row.name, sizes
-    packages = [name for name in ("torch", "transformers", "peft") if name in versions]
-    yield "versions", ", ".join(f"{name} {versions[name]}" for name in packages)
-    yield "command", " ".join(["otter", *found["command"][1:]])
+        yield row.name, named_values(row.insertion)
+    versions = result.provenance["versions"]
+    yield "versions", named_values(versions, ("torch", "transformers", "peft"))
+    yield "command", " ".join(["otter", *result.provenance["command"][1:]])

@@ -4,9 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
 
 from pydantic import ConfigDict
 
@@ -20,7 +19,7 @@ HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
 
 
 def write_report(report: Report, folder: Path) -> Path:
-    """Writes both into `folder`; returns the HTML's path."""
+    """Writes both files into `folder` and returns the path of the HTML."""
     write_text(folder / MARKDOWN_FILE, markdown_page(report))
     write_text(folder / HTML_FILE, html_page(report))
     return folder / HTML_FILE
@@ -32,38 +31,18 @@ class _ResultName(ResultFile):
     benchmark: str
 
 
+# The result and the report of a benchmark, as module:name. Others have the common ones.
+_KINDS = {
+    "matrix": ("benchmarks.matrix.run_matrix:MatrixResult", "comparisons:matrix_report"),
+    "overhead": ("benchmarks.overhead.result:OverheadResult", "overhead:overhead_report"),
+    "lm-eval": ("benchmarks.lm_eval.run_lm_eval:LmEvalResult", "comparisons:lm_eval_report"),
+    "pairs": ("benchmarks.tasks.pairs:PairsResult", "comparisons:pairs_report"),
+}
+_COMMON_KIND = ("benchmarks.results:BenchmarkResult", "benchmark:benchmark_report")
+
+
 def report_again(folder: Path) -> tuple[ResultFile, Report]:
     """Reads the result and draws it. Raises OtterError where there is none, or it is damaged."""
-    kind, draw = _result_and_report(_ResultName.read(folder).benchmark)
-    result = kind.read(folder)
-    return result, draw(result)
-
-
-def _result_and_report(benchmark: str) -> tuple[type[ResultFile], Callable[[Any], Report]]:
-    """What its result is, and what draws it; each imported where it is wanted."""
-    match benchmark:
-        case "matrix":
-            from otter_cli.benchmarks.matrix.run_matrix import MatrixResult
-            from otter_cli.reports.comparisons import matrix_report
-
-            return MatrixResult, matrix_report
-        case "overhead":
-            from otter_cli.benchmarks.overhead.result import OverheadResult
-            from otter_cli.reports.overhead import overhead_report
-
-            return OverheadResult, overhead_report
-        case "lm-eval":
-            from otter_cli.benchmarks.lm_eval.run_lm_eval import LmEvalResult
-            from otter_cli.reports.comparisons import lm_eval_report
-
-            return LmEvalResult, lm_eval_report
-        case "pairs":
-            from otter_cli.benchmarks.tasks.pairs import PairsResult
-            from otter_cli.reports.comparisons import pairs_report
-
-            return PairsResult, pairs_report
-        case _:
-            from otter_cli.benchmarks.results import BenchmarkResult
-            from otter_cli.reports.benchmark import benchmark_report
-
-            return BenchmarkResult, benchmark_report
+    result_name, report_name = _KINDS.get(_ResultName.read(folder).benchmark, _COMMON_KIND)
+    result = resolve_name(f"otter_cli.{result_name}").read(folder)
+    return result, resolve_name(f"otter_cli.reports.{report_name}")(result)

@@ -1,4 +1,4 @@
-"""A verification as a report: the levels, the grid, and where the two models part."""
+"""A verification as a report: the levels, the grid, and where the two models first differ."""
 
 from __future__ import annotations
 
@@ -18,110 +18,100 @@ if TYPE_CHECKING:
 _SHOWN_FINDINGS = 12
 
 
-def verification_report(found: Verification, verdict: Verdict) -> Report:
+def verification_report(report: Verification, verdict: Verdict) -> Report:
     """The proof as a page of its own, the verdict last."""
-    request = found.request
-    sections = [*verification_sections(found), _verdict_section(verdict)]
-    lead = f"{len(found.results)} cases of the {request.grid.name} grid, seed {request.grid.seed}"
+    request, grid = report.request, report.request.grid
+    lead = f"{len(report.results)} cases of the {grid.name} grid, seed {grid.seed}"
+    cell = _verdict_cell(verdict.name, verdict.passes("grid"))
+    table = ReportTable(["verdict", "why"], [[cell, verdict.sentence]], numeric=False)
+    sections = [*verification_sections(report), ReportSection("Verdict", tables=[table])]
     return Report(f"{request.folder} beside {request.against}", lead, sections)
 
 
-def verification_sections(found: Verification) -> Iterator[ReportSection]:
-    """The levels, the grid, and where the two models part."""
-    yield ReportSection(
-        "Levels", tables=[ReportTable(["level", "found"], [*_level_rows(found)], numeric=False)]
-    )
-    if found.static.findings:
-        yield ReportSection("What differs on disk", [*_finding_lines(found)])
-    if found.results:
-        by_path = _cases_table(found.results, "path", lambda result: result.case.kind)
-        by_setting = _cases_table(found.results, "setting", lambda result: result.case.setting)
+def verification_sections(report: Verification) -> Iterator[ReportSection]:
+    """The levels, the grid, and where the two models first differ."""
+    levels = ReportTable(["level", "found"], list(_level_rows(report)), numeric=False)
+    yield ReportSection("Levels", tables=[levels])
+    if report.static.findings:
+        yield ReportSection("What differs on disk", list(_finding_lines(report)))
+    if report.results:
+        by_path = _cases_table(report.results, "path", lambda result: result.case.kind)
+        by_setting = _cases_table(report.results, "setting", lambda result: result.case.setting)
         yield ReportSection("Logits beside the base's, bit for bit", tables=[by_path, by_setting])
-    if found.parting:
-        yield ReportSection("Where they part", [*_parting_lines(found.parting)])
+    if report.parting:
+        yield ReportSection("Where they first differ", list(_parting_lines(report.parting)))
 
 
-def _verdict_section(verdict: Verdict) -> ReportSection:
-    cell = Cell(verdict.name, tone="good" if verdict.passes("grid") else "bad")
-    table = ReportTable(["verdict", "why"], [[cell, verdict.sentence]], numeric=False)
-    return ReportSection("Verdict", tables=[table])
-
-
-def _level_rows(found: Verification) -> Iterator[list[Cell | str]]:
-    static = found.static
+def _level_rows(report: Verification) -> Iterator[list[Cell | str]]:
+    static = report.static
     on_disk = f"{static.files} files, {static.tensors} tensors, {static.inserted} inserted ones"
-    yield [
-        "static",
-        _verdict_cell(f"{on_disk}: {_count(len(static.findings), 'finding')}", static.holds),
-    ]
+    count = len(static.findings)
+    findings = f"{count or 'no'} finding{'' if count == 1 else 's'}"
+    yield ["static", _verdict_cell(f"{on_disk}: {findings}", static.holds)]
     for note in static.notes:
         yield ["", note]
-    if found.request.static_only:
+    if report.request.static_only:
         return
-    if found.untraced or found.unrun:
-        yield ["structural", f"not available: {found.unrun or found.untraced}"]
-    for path in found.leaks:
-        yield ["structural", Cell(f"{path.case}: {path.leak}", tone="bad")]
-    if found.paths and not found.leaks:
-        operations = sum(path.operations for path in found.paths)
-        yield [
-            "structural",
-            _verdict_cell(
-                f"{len(found.paths)} paths, {count_text(operations)} operations of the base: the "
-                f"same as without the insertion, and none reads what it "
-                f"made{_compared_layers(found)}",
-                True,
-            ),
-        ]
-    if found.skipped:
-        first = found.skipped[0]
-        told = f"{len(found.skipped)} cases that the base cannot run: {first.case}: {first.reason}"
-        yield ["left out", told]
-    if found.results and found.repeated < len(found.results):
-        implied = len(found.results) - found.repeated
-        yield ["control", f"in {implied} cases the graft's run, which gave the base's bits again"]
-    yield from _poison_rows(found)
-    for place in found.locality:
-        told = place.failure or f"{place.compared} comparisons: what is at s shows at s alone"
-        yield [f"locality of {place.insertion}", _verdict_cell(told, place.failure is None)]
-    if found.left_out:
-        why = Cell(f"{found.left_out} ({found.left_out.why})", tone="bad")
-        yield ["not done", why]
-    yield from _cost_rows(found)
-
-
-def _compared_layers(found: Verification) -> str:
-    partly = next((path for path in found.paths if path.layers), None)
-    if partly is None:
-        return ""
-    passed = sum(path.passed for path in found.paths)
-    layers = ", ".join(map(str, partly.layers))
-    return (
-        f"; compared in layers {layers} of {partly.depth}, which stand for the others of their "
-        f"kinds; of {count_text(passed)} operations in those, none reads it either"
-    )
-
-
-def _cost_rows(found: Verification) -> Iterator[list[Cell | str]]:
-    cost = found.cost
+    if report.untraced or report.unrun:
+        yield ["structural", f"not available: {report.unrun or report.untraced}"]
+    for path in report.leaks:
+        yield ["structural", _verdict_cell(f"{path.case}: {path.leak}", False)]
+    if report.paths and not report.leaks:
+        operations = count_text(sum(path.operations for path in report.paths))
+        text = (
+            f"{len(report.paths)} paths, {operations} operations of the base: the same as without "
+            f"the insertion, and none reads the insertion's results{_compared_layers(report)}"
+        )
+        yield ["structural", _verdict_cell(text, True)]
+    if report.skipped:
+        first = report.skipped[0]
+        cases = f"{len(report.skipped)} cases that the base cannot run"
+        yield ["left out", f"{cases}: {first.case}: {first.reason}"]
+    if report.results and report.repeated < len(report.results):
+        implied = len(report.results) - report.repeated
+        text = f"in {implied} cases the graft's run, which gave the base's bits again"
+        yield ["control", text]
+    yield from _poison_rows(report)
+    for place in report.locality:
+        compared = f"{place.compared} comparisons: a change at position s shows at s alone"
+        cell = _verdict_cell(place.failure or compared, place.failure is None)
+        yield [f"locality of {place.insertion}", cell]
+    if report.left_out:
+        yield ["not done", _verdict_cell(f"{report.left_out} ({report.left_out.why})", False)]
+    cost = report.cost
     if cost.forwards:
         counted = f"{count_text(cost.tokens)} tokens in {count_text(cost.forwards)} forwards"
         multiple = f"{cost.multiple:.1f} forwards of the longest window ({cost.longest} tokens)"
-        took = seconds_text(found.seconds)
+        took = seconds_text(report.seconds)
         yield ["cost", f"{counted}, the tokens of {multiple}; {took}"]
 
 
-def _poison_rows(found: Verification) -> Iterator[list[Cell | str]]:
-    for each in found.each:
-        shared = f", {each.grouped} of them in {each.together} groups" if each.together else ""
-        what = f"{each.equal} of {each.runs} stand still: {each.tensors} tensors in turn{shared}"
-        moved = f"; {each.moved[1]} in {each.moved[0]} moves logits" if each.moved else ""
-        told = f"{what} ({', '.join(each.values)}){moved}"
-        yield ["poison", _verdict_cell(told, each.moved is None)]
+def _compared_layers(report: Verification) -> str:
+    partly = next((path for path in report.paths if path.layers), None)
+    if partly is None:
+        return ""
+    passed = count_text(sum(path.passed for path in report.paths))
+    layers = ", ".join(map(str, partly.layers))
+    return (
+        f"; compared in layers {layers} of {partly.depth}, which represent the others of their "
+        f"kinds; of {passed} operations in those, none reads them either"
+    )
 
 
-def _finding_lines(found: Verification) -> Iterator[str]:
-    findings = found.static.findings
+def _poison_rows(report: Verification) -> Iterator[list[Cell | str]]:
+    for poison in report.each:
+        together = poison.together
+        shared = f", {poison.grouped} of them in {together} groups" if together else ""
+        moved = f"; {poison.moved[1]} in {poison.moved[0]} moves logits" if poison.moved else ""
+        text = (
+            f"{poison.equal} of {poison.runs} leave the logits unchanged: {poison.tensors} tensors "
+            f"in turn{shared} ({', '.join(poison.values)}){moved}"
+        )
+        yield ["poison", _verdict_cell(text, poison.moved is None)]
+
+
+def _finding_lines(report: Verification) -> Iterator[str]:
+    findings = report.static.findings
     yield from map(str, findings[:_SHOWN_FINDINGS])
     if len(findings) > _SHOWN_FINDINGS:
         yield f"and {len(findings) - _SHOWN_FINDINGS} more, all of them in proof.json"
@@ -159,13 +149,13 @@ def _parting_lines(parting: FirstDifference) -> Iterator[str]:
     yield f"in the case {parting.case}"
     yield f"first: {parting.operation} in {parting.module or 'no module'}{layer} {parting.what}"
     if parting.ulp is not None:
-        yield f"there by up to {parting.ulp} ulp, {parting.largest:.2g}"
+        yield f"largest difference there: {parting.ulp} ulp, {parting.largest:.2g}"
     logits = parting.logits
     if logits.first is not None:
         row, position = logits.first
         yield (
-            f"in the end {logits.changed} of {logits.compared} logits and {logits.argmaxes} of "
-            f"{logits.rows} argmaxes, from row {row}, position {position} on"
+            f"at the end: {logits.changed} of {logits.compared} logits and {logits.argmaxes} of "
+            f"{logits.rows} argmaxes differ, from row {row}, position {position} on"
         )
 
 
@@ -177,7 +167,3 @@ def _share_cell(flags: list[bool]) -> Cell | str:
 
 def _verdict_cell(text: str, good: bool) -> Cell:
     return Cell(text, tone="good" if good else "bad")
-
-
-def _count(count: int, name: str) -> str:
-    return f"{count or 'no'} {name}{'' if count == 1 else 's'}"

@@ -3,6 +3,7 @@
 import io
 from html import unescape
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 from rich.console import Console
@@ -10,13 +11,20 @@ from rich.console import Console
 from otter_cli.benchmarks.metrics.estimates import METRICS, Estimate, metric_info
 from otter_cli.benchmarks.prompts import PromptsRecord
 from otter_cli.benchmarks.records import MethodRecord, RunSettings
-from otter_cli.benchmarks.results import BenchmarkResult, Divergence, MethodMemory, MethodResult
+from otter_cli.benchmarks.results import (
+    BenchmarkResult,
+    Divergence,
+    MethodMemory,
+    MethodResult,
+    ResultFile,
+)
 from otter_cli.core.errors import OtterError
 from otter_cli.core.provenance import provenance
 from otter_cli.reports.benchmark import benchmark_plots, benchmark_report, benchmark_sections
 from otter_cli.reports.html import html_page
 from otter_cli.reports.markdown import markdown_page
 from otter_cli.reports.page import difference_cell, figure_cell, name_with_unit, number_text
+from otter_cli.reports.report_files import _COMMON_KIND, _KINDS
 from otter_cli.reports.terminal import terminal_page
 from otter_cli.scorers.load import ModelRecord
 
@@ -96,7 +104,7 @@ def test_times_of_prompts_that_shared_batches_are_told_as_such() -> None:
     alone = made("detox")
     settings = alone.settings.model_copy(update={"together": 16})
     shared = alone.model_copy(update={"settings": settings})
-    note = "times are no method's own"
+    note = "times depend on the other prompts"
     assert note in markdown_page(benchmark_report(shared))
     assert note not in markdown_page(benchmark_report(alone))
 
@@ -183,3 +191,9 @@ def test_an_unknown_metric_is_named() -> None:
         metric_info("happiness")
     assert metric_info("acceptance_3").label == "accepted at position 3"
     assert metric_info("reward_by_task_head").label == "reward by the task head"
+
+
+def test_every_kind_of_result_has_a_report() -> None:
+    for result_name, report_name in [*_KINDS.values(), _COMMON_KIND]:
+        assert issubclass(resolve_name(f"otter_cli.{result_name}"), ResultFile)
+        assert callable(resolve_name(f"otter_cli.reports.{report_name}"))

@@ -7,9 +7,16 @@ from rich.console import Console
 
 from otter_cli.reports.html import html_page
 from otter_cli.reports.markdown import markdown_page
-from otter_cli.reports.page import ColouredText, Report, ReportSection
+from otter_cli.reports.page import (
+    NEUTRAL,
+    SIGNAL_COLOURS,
+    ColouredText,
+    Report,
+    ReportSection,
+    colour_of,
+    scale_of,
+)
 from otter_cli.reports.terminal import terminal_page
-from otter_cli.reports.tokens import NEUTRAL, SIGNAL_COLOURS, colour_of, scale_of
 
 TEXT = ColouredText("plain", "It ", ["was", " <b>", " bad"], [0.9, None, 0.1], 0.0, 1.0, "ends low")
 REPORT = Report("title", "lead", [ReportSection("texts", texts=[TEXT, TEXT])])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from otter_cli.reports.tokens import series_of, sparklines, text_lines, token_table
+from otter_cli.reports.terminal import series_of, sparklines, text_lines, token_table
 
 
 def _record(count: int, signals: dict[str, Any] | None = None) -> dict[str, Any]:
