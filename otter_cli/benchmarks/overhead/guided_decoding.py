@@ -1,7 +1,7 @@
-"""Guided decoding: time per token, passes and caches of each method, with its floor beside it.
+"""Guided decoding: time per token, passes and caches of each method, beside its floor.
 
-A floor is the least time a method can take over plain decoding: steps of bare models, measured in
-turns with the methods, and the insertion's counted work."""
+A floor is the least time of a method over plain decoding's. It consists of steps of bare models,
+measured in turns with the methods, and of the insertion's counted work (docs/method.md, Costs)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otter_cli.benchmarks.metrics.estimates import Estimate, estimate
-from otter_cli.benchmarks.overhead import prefill_decode
 from otter_cli.benchmarks.overhead.measured_models import (
     OverheadRun,
     random_language_model,
@@ -28,20 +27,31 @@ from otter_cli.benchmarks.overhead.measuring import (
     inserted_work,
     interleaved,
 )
-from otter_cli.benchmarks.overhead.prefill_decode import random_tokens
-from otter_cli.benchmarks.overhead.result import MeasuredGroup, measured_lines, median_ratio
+from otter_cli.benchmarks.overhead.prefill_decode import (
+    base_contestant,
+    random_tokens,
+    repeated_step,
+    reward_model_contestant,
+)
+from otter_cli.benchmarks.overhead.result import MeasuredGroup, measured_group, median_ratio
 from otter_cli.core.intervals import median
 from otter_cli.graft.plan import Plan
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel
 
     from otter_cli.decoding.results import Generation
-    from otter_cli.decoding.sampling import Sampling
 
 
+BATCH_SIZES = (1, 8)
+CANDIDATE_COUNTS = (5, 10, 20)
+PLAIN_DECODING, INSERTION_READ, ARGS_10 = "plain", "plain, insertion read", "ARGS k = 10"
+INSERTION_READ_LATER = "plain, insertion read later"
+_CANDIDATES = 10
+_DRAWS = 8
 _STEP_REPEATS = 5
+
+TimedCall = Callable[[], TimedGeneration]
 
 
 @dataclass(frozen=True)
@@ -52,30 +62,25 @@ class BareStep:
     model: PreTrainedModel | None = None
     copies: int = 1
 
-    def of(self, bench: OverheadRun, batch: int) -> Callable[[], Tensor]:
-        """The same step, to be run again and again, over the run's context."""
-        stock, rows = bench.subject.stock, self.copies * batch
-        one = (
-            prefill_decode.base_contestant(stock)
+    def timed(self, run: OverheadRun, batch: int) -> TimedCall:
+        """The median of a few of these steps in a row, after the run's context."""
+        rows = self.copies * batch
+        contestant = (
+            base_contestant(run.subject.stock)
             if self.model is None
-            else prefill_decode.reward_model_contestant(self.model)
+            else reward_model_contestant(self.model)
         )
-        prompt = random_tokens(bench.subject, rows, bench.settings.context, "prompt")
-        return prefill_decode.repeated_step(
-            one, prompt, random_tokens(bench.subject, rows, self.width, "step")
-        )
-
-    def timed(self, bench: OverheadRun, batch: int) -> Callable[[], TimedGeneration]:
-        """The median of a few of them in a row."""
-        step = self.of(bench, batch)
+        prompt = random_tokens(run.subject, rows, run.settings.context, "prompt")
+        tokens = random_tokens(run.subject, rows, self.width, "step")
+        step = repeated_step(contestant, prompt, tokens)
 
         def timed() -> TimedGeneration:
             seconds = []
             for _ in range(_STEP_REPEATS):
-                bench.synchronise()
+                run.synchronise()
                 started = time.perf_counter()
                 step()
-                bench.synchronise()
+                run.synchronise()
                 seconds.append(time.perf_counter() - started)
             return TimedGeneration(float(np.median(seconds)))
 
@@ -84,280 +89,240 @@ class BareStep:
 
 @dataclass(frozen=True)
 class DecodingFloors:
-    """Seconds by round: `plain` decoding's for a token of each of `batch` rows, and each step's."""
+    """Seconds by round, [rounds]: `plain` decoding's for a token of each of `batch` rows, and of
+    each bare step."""
 
-    bench: OverheadRun
+    run: OverheadRun
     batch: int
     plain: np.ndarray
     steps: Mapping[BareStep, np.ndarray]
 
     def step(self, width: int, model: PreTrainedModel | None = None, copies: int = 1) -> np.ndarray:
-        """Over plain decoding's, [rounds]."""
+        """The time of a bare step over plain decoding's, [rounds]."""
         return self.steps[BareStep(width, model, copies)] / self.plain
 
     def inserted(self, plan: Plan, *, products: int = 0, tokens: int = 1) -> float:
-        """By work: a pass with the insertion, which runs once for `tokens`, and `products` more
-        over the vocabulary."""
-        shape, size = self.bench.subject.shape, self.bench.subject.stock.dtype.itemsize
-        one = PassShape(self.batch, 1, self.bench.settings.context, size)
-        base = base_work(shape, self.bench.subject.layer_weights, one)
-        head = products * shape.vocab * shape.hidden
-        many = inserted_work(plan, PassShape(self.batch, tokens, self.bench.settings.context, size))
-        inserted = CountedWork(many.flops / tokens, many.bytes / tokens)
+        """The bound of a pass with the insertion over the base's pass, by counted work.
+
+        The insertion runs once for `tokens`, with `products` more over the vocabulary.
+        """
+        subject, rates = self.run.subject, self.run.rates
+        size, context = subject.stock.dtype.itemsize, self.run.settings.context
+        step = PassShape(self.batch, 1, context, size)
+        base = base_work(subject.shape, subject.layer_weights, step)
+        for_all = inserted_work(plan, PassShape(self.batch, tokens, context, size))
+        inserted = CountedWork(for_all.flops / tokens, for_all.bytes / tokens)
+        head = products * subject.shape.vocab * subject.shape.hidden
         whole = base + inserted + CountedWork(2 * head * self.batch, head * size)
-        return self.bench.rates.seconds(whole) / self.bench.rates.seconds(base)
-
-
-CANDIDATE_COUNTS = (5, 10, 20)
-PLAIN_DECODING, INSERTION_READ, ARGS_10 = "plain", "plain, insertion read", "ARGS k = 10"
-INSERTION_READ_LATER = "plain, insertion read later"
-_CANDIDATES = 10
-_DRAWS = 8
-
-
-TimedCall = Callable[[], TimedGeneration]
+        return rates.seconds(whole) / rates.seconds(base)
 
 
 def new_tokens(batch: int) -> int:
-    """How many are timed: with many rows a token takes several times as long."""
+    """How many tokens are timed. With many rows, a token takes several times as long."""
     return 16 if batch == 1 else 8
 
 
 @dataclass(frozen=True)
 class TimedMethod:
-    """`floor`: of its time over plain decoding's."""
+    """`floor`: the least time over plain decoding's, a number or [rounds]."""
 
     call: TimedCall
     floor: Callable[[DecodingFloors], np.ndarray | float] | None = None
 
 
 class TimedMethods:
-    """Those of a bench. Models are made once, at random, of the base's own shape."""
+    """The methods of a run. Other models have random weights and the base's own shape."""
 
-    def __init__(self, bench: OverheadRun) -> None:
-        subject = bench.with_signals("reward", "action-reward")
-        self.model, self.plan = subject.graft, subject.plans[0]
-        self.reward_model = random_reward_model(bench.subject.stock)
-        self.expert, self.anti_expert = (
-            random_language_model(bench.subject.stock) for _ in range(2)
-        )
+    def __init__(self, run: OverheadRun) -> None:
+        graft = run.with_signals("reward", "action-reward")
+        stock = run.subject.stock
+        self.model, self.plan = graft.graft, graft.plans[0]
+        self.reward_model = random_reward_model(stock)
+        self.expert, self.anti_expert = random_language_model(stock), random_language_model(stock)
 
     @property
     def steps(self) -> list[BareStep]:
-        """What the floors are made of."""
+        """The steps of the floors."""
         own = [BareStep(width) for width in (1, *CANDIDATE_COUNTS)]
         return [*own, BareStep(_CANDIDATES, self.reward_model), BareStep(1, copies=_DRAWS)]
 
     def of(self, prompts: list[list[int]]) -> dict[str, TimedMethod]:
-        """By name; all of them greedy, but for the best of several draws."""
+        """By name. All of them are greedy, except best-of-n, which samples."""
+        from otter_cli.decoding.best_of import BestOf, best_of
         from otter_cli.decoding.generate import generate
-        from otter_cli.decoding.sampling import Sampling
-
-        greedy = Sampling(new_tokens(len(prompts)), ignore_eos=True)
-
-        def call(**options: Any) -> TimedCall:
-            def timed() -> TimedGeneration:
-                seen: list[float] = []
-                rows = generate(
-                    self.model,
-                    prompts,
-                    greedy,
-                    on_token=lambda row, token: seen.append(time.perf_counter()),
-                    **options,
-                )
-                # From a token to the next: who feeds the last one too is not charged for it.
-                return TimedGeneration(float(np.median(np.diff(seen[:: len(prompts)]))), rows[0])
-
-            return timed
-
-        return {
-            PLAIN_DECODING: TimedMethod(call()),
-            INSERTION_READ: TimedMethod(call(signals=["reward"], read_every=1), self._read),
-            INSERTION_READ_LATER: TimedMethod(self._later(prompts, greedy), self._read_later),
-            **self._by_insertion(call),
-            **self._by_others(call),
-            **self._best_of(prompts),
-        }
-
-    def _later(self, prompts: list[list[int]], sampling: Sampling) -> TimedCall:
-        """Signals of all tokens at once, after the last: the mean time of a token."""
-        from otter_cli.decoding.generate import generate
-
-        def timed() -> TimedGeneration:
-            every = sampling.max_new_tokens
-            first, *_ = generate(
-                self.model, prompts, sampling, signals=["reward"], read_every=every
-            )
-            return TimedGeneration(first.counters.seconds / (first.counters.base_passes - 1), first)
-
-        return timed
-
-    def _by_insertion(self, call: Callable[..., TimedCall]) -> dict[str, TimedMethod]:
-        from otter_cli.decoding.guides.signal_guides import SignalGuide, VocabularyGuide
-
-        def value(k: int) -> TimedMethod:
-            return TimedMethod(
-                call(guide=SignalGuide("reward", 1.0, k)),
-                lambda floors: 1 + floors.step(k) - floors.step(1),
-            )
-
-        candidates = VocabularyGuide("action-reward", 1.0, _CANDIDATES)
-        everything = VocabularyGuide("action-reward", 1.0, 0)
-        return {
-            **{f"V-style k = {k}": value(k) for k in CANDIDATE_COUNTS},
-            f"Q-style k = {_CANDIDATES}": TimedMethod(call(guide=candidates), self._read),
-            "Q-style, all tokens": TimedMethod(
-                call(guide=everything), lambda floors: floors.inserted(self.plan, products=1)
-            ),
-        }
-
-    def _by_others(self, call: Callable[..., TimedCall]) -> dict[str, TimedMethod]:
         from otter_cli.decoding.guides.external_models import (
             ArgsGuide,
             DExpertsGuide,
             GenArmGuide,
             RadGuide,
         )
-
-        experts = DExpertsGuide(self.expert, self.anti_expert, 1.0)
-
-        def rewards(floors: DecodingFloors) -> np.ndarray:
-            return 1 + floors.step(_CANDIDATES, self.reward_model)
-
-        return {
-            ARGS_10: TimedMethod(
-                call(guide=ArgsGuide(self.reward_model, 1.0, _CANDIDATES)), rewards
-            ),
-            f"RAD k = {_CANDIDATES}": TimedMethod(
-                call(guide=RadGuide(self.reward_model, 1.0, _CANDIDATES)), rewards
-            ),
-            "DExperts": TimedMethod(call(guide=experts), lambda floors: 1 + 2 * floors.step(1)),
-            "GenARM": TimedMethod(
-                call(guide=GenArmGuide(self.expert, 1.0)), lambda floors: 1 + floors.step(1)
-            ),
-        }
-
-    def _best_of(self, prompts: list[list[int]]) -> dict[str, TimedMethod]:
-        from otter_cli.decoding.best_of import BestOf, best_of
+        from otter_cli.decoding.guides.signal_guides import SignalGuide, VocabularyGuide
         from otter_cli.decoding.sampling import Sampling
 
-        drawn = Sampling(new_tokens(len(prompts)), temperature=1.0, ignore_eos=True)
+        batch = len(prompts)
+        greedy = Sampling(new_tokens(batch), ignore_eos=True)
+        sampled = Sampling(new_tokens(batch), temperature=1.0, ignore_eos=True)
 
-        def call(**judge: Any) -> TimedCall:
+        def by_token(**options: Any) -> TimedCall:
+            """The median time from a token to the next: a pass after the last is not counted."""
+
             def timed() -> TimedGeneration:
-                (first, *_) = best_of(self.model, prompts, drawn, BestOf(_DRAWS, **judge))
-                return TimedGeneration(
-                    first.counters.seconds / (first.counters.base_passes - 1), first
-                )
+                times: list[float] = []
+
+                def on_token(row: int, token: Any) -> None:
+                    times.append(time.perf_counter())
+
+                first, *_ = generate(self.model, prompts, greedy, on_token=on_token, **options)
+                return TimedGeneration(float(np.median(np.diff(times[::batch]))), first)
 
             return timed
 
+        def read_later() -> TimedGeneration:
+            """The signals of all tokens are read at once, after the last token."""
+            every = greedy.max_new_tokens
+            first, *_ = generate(self.model, prompts, greedy, signals=["reward"], read_every=every)
+            return TimedGeneration.per_pass(first)
+
+        def best_of_draws(**judge: Any) -> TimedCall:
+            def timed() -> TimedGeneration:
+                first, *_ = best_of(self.model, prompts, sampled, BestOf(_DRAWS, **judge))
+                return TimedGeneration.per_pass(first)
+
+            return timed
+
+        def by_value(k: int) -> TimedMethod:
+            call = by_token(guide=SignalGuide("reward", 1.0, k))
+            return TimedMethod(call, lambda floors: 1 + floors.step(k) - floors.step(1))
+
+        def reward_step(floors: DecodingFloors) -> np.ndarray:
+            return 1 + floors.step(_CANDIDATES, self.reward_model)
+
+        def draws(floors: DecodingFloors) -> np.ndarray:
+            return floors.step(1, copies=_DRAWS)
+
+        k, reward_model = _CANDIDATES, self.reward_model
+        experts = DExpertsGuide(self.expert, self.anti_expert, 1.0)
         return {
+            PLAIN_DECODING: TimedMethod(by_token()),
+            INSERTION_READ: TimedMethod(by_token(signals=["reward"], read_every=1), self._read),
+            INSERTION_READ_LATER: TimedMethod(
+                read_later, lambda floors: floors.inserted(self.plan, tokens=new_tokens(batch))
+            ),
+            **{f"V-style k = {count}": by_value(count) for count in CANDIDATE_COUNTS},
+            f"Q-style k = {k}": TimedMethod(
+                by_token(guide=VocabularyGuide("action-reward", 1.0, k)), self._read
+            ),
+            "Q-style, all tokens": TimedMethod(
+                by_token(guide=VocabularyGuide("action-reward", 1.0, 0)),
+                lambda floors: floors.inserted(self.plan, products=1),
+            ),
+            ARGS_10: TimedMethod(by_token(guide=ArgsGuide(reward_model, 1.0, k)), reward_step),
+            f"RAD k = {k}": TimedMethod(
+                by_token(guide=RadGuide(reward_model, 1.0, k)), reward_step
+            ),
+            "DExperts": TimedMethod(by_token(guide=experts), lambda floors: 1 + 2 * floors.step(1)),
+            "GenARM": TimedMethod(
+                by_token(guide=GenArmGuide(self.expert, 1.0)), lambda floors: 1 + floors.step(1)
+            ),
             f"best of {_DRAWS} by the insertion": TimedMethod(
-                call(signal="reward"),
-                lambda floors: self._read(floors) * floors.step(1, copies=_DRAWS),
+                best_of_draws(signal="reward"), lambda floors: self._read(floors) * draws(floors)
             ),
             f"best of {_DRAWS} by a reward model": TimedMethod(
-                call(reward_model=self.reward_model), lambda floors: floors.step(1, copies=_DRAWS)
+                best_of_draws(reward_model=reward_model), draws
             ),
         }
 
     def _read(self, floors: DecodingFloors) -> float:
         return floors.inserted(self.plan)
 
-    def _read_later(self, floors: DecodingFloors) -> float:
-        return floors.inserted(self.plan, tokens=new_tokens(floors.batch))
 
-
-BATCH_SIZES = (1, 8)
 _FLOORS_NOTE = (
-    "Floors. V-style: plain, and what a step of k tokens of the base takes more than a step of "
+    "Floors, over plain decoding. V-style: plus a step of k tokens of the base, minus a step of "
     "one. Q-style, and a signal that is only read: the insertion's bound by bytes and operations; "
-    "read later: the same, of all tokens at once; Q-style of all tokens: with a product over the "
-    "vocabulary. ARGS, RAD: plain, and a reward model's step of k tokens. DExperts, GenARM: plain, "
-    "and steps of two models, or one. Best of n: a step of n rows."
+    "read later: the same, for all tokens at once; Q-style of all tokens: plus a product over the "
+    "vocabulary. ARGS, RAD: plus a reward model's step of k tokens. DExperts: plus steps of two "
+    "models; GenARM: plus a step of one. Best of n: a step of n rows."
 )
 
 
-def guided_decoding_groups(bench: OverheadRun) -> list[MeasuredGroup]:
-    """One group for each batch size; methods take turns, some tokens each."""
-    methods = TimedMethods(bench)
-    return [_decoding_group(bench, batch, methods) for batch in BATCH_SIZES]
+def guided_decoding_groups(run: OverheadRun) -> list[MeasuredGroup]:
+    """One group for each batch size. The methods take turns, some tokens each."""
+    methods = TimedMethods(run)
+    return [_decoding_group(run, batch, methods) for batch in BATCH_SIZES]
 
 
-def _decoding_group(bench: OverheadRun, batch: int, made: TimedMethods) -> MeasuredGroup:
-    context = bench.settings.context
-    methods = made.of(random_tokens(bench.subject, batch, context, "decoding").tolist())
+def _decoding_group(run: OverheadRun, batch: int, all_methods: TimedMethods) -> MeasuredGroup:
+    context = run.settings.context
+    methods = all_methods.of(random_tokens(run.subject, batch, context, "decoding").tolist())
     calls = {name: method.call for name, method in methods.items()}
-    times, steps, last = time_in_rounds(bench, calls, made.steps, batch)
-    floors = DecodingFloors(bench, batch, times[PLAIN_DECODING], steps)
-    least = {
-        n: one.floor(floors) * np.ones_like(times[n]) for n, one in methods.items() if one.floor
+    times, steps, generations = time_in_rounds(run, calls, all_methods.steps, batch)
+    floors = DecodingFloors(run, batch, times[PLAIN_DECODING], steps)
+    floor_ratios = {
+        name: method.floor(floors) * np.ones_like(times[name])
+        for name, method in methods.items()
+        if method.floor
     }
     how = (
         f"{new_tokens(batch)} tokens after {context}: the median time from a token to the next in "
-        "each round, steps of the floors in turns with the methods; passes and caches are the "
-        "batch's."
+        "each round. The steps of the floors take turns with the methods. Passes and caches are "
+        "the batch's."
     )
-    return MeasuredGroup(
-        title=f"Decoding, batch {batch}",
+    return measured_group(
+        f"Decoding, batch {batch}",
+        times,
         reference=PLAIN_DECODING,
         per="token",
         notes=[how, _FLOORS_NOTE],
-        lines=measured_lines(
-            times,
-            PLAIN_DECODING,
-            figures={
-                name: _decoding_figures(one, times, least, name) for name, one in last.items()
-            },
-            floors={name: float(np.median(one)) for name, one in least.items()},
-        ),
+        floors={name: float(np.median(ratios)) for name, ratios in floor_ratios.items()},
+        figures={
+            name: _decoding_figures(generation, times, floor_ratios.get(name), name)
+            for name, generation in generations.items()
+        },
     )
 
 
 def time_in_rounds(
-    bench: OverheadRun, calls: Mapping[str, TimedCall], steps: Sequence[BareStep], batch: int
+    run: OverheadRun, calls: Mapping[str, TimedCall], steps: Sequence[BareStep], batch: int
 ) -> tuple[StepTimes, dict[BareStep, np.ndarray], dict[str, Generation]]:
-    """Seconds by round of each call, by its own clock, and of each step of `batch` rows; the calls'
-    last generations. A warm-up round is left out."""
+    """Seconds by round of each call and of each step of `batch` rows, by their own clocks, and the
+    last generation of each call. A warm-up round is left out."""
     import torch
 
-    spent: dict[str, list[float]] = {}
-    last: dict[str, Generation] = {}
+    seconds: dict[str, list[float]] = {}
+    generations: dict[str, Generation] = {}
 
-    def seen(outputs: Mapping[str, TimedGeneration]) -> None:
-        for name, one in outputs.items():
-            spent.setdefault(name, []).append(one.seconds)
-            if one.generation is not None:
-                last[name] = one.generation
+    def on_round(outputs: Mapping[str, TimedGeneration]) -> None:
+        for name, timed in outputs.items():
+            seconds.setdefault(name, []).append(timed.seconds)
+            if timed.generation is not None:
+                generations[name] = timed.generation
 
     with torch.no_grad():
-        floors = {f"step {number}": one.timed(bench, batch) for number, one in enumerate(steps)}
-        turns = {**calls, **floors}
-        interleaved(turns, bench.rounds, synchronise=bench.synchronise, seen=seen, warm_up=1)
-    times = {name: np.array(spent[name][1:]) for name in turns}
-    own = dict(zip(steps, (times.pop(name) for name in floors), strict=True))
-    return times, own, last
+        step_calls = {f"step {i}": step.timed(run, batch) for i, step in enumerate(steps)}
+        turns = {**calls, **step_calls}
+        interleaved(turns, run.rounds, synchronise=run.synchronise, on_round=on_round, warm_up=1)
+    times = {name: np.array(seconds[name][1:]) for name in turns}
+    step_times = dict(zip(steps, (times.pop(name) for name in step_calls), strict=True))
+    return times, step_times, generations
 
 
 def _decoding_figures(
-    one: Generation, times: StepTimes, least: Mapping[str, np.ndarray], name: str
+    generation: Generation, times: StepTimes, floor: np.ndarray | None, name: str
 ) -> dict[str, float | Estimate]:
-    counters, tokens = one.counters, len(one.tokens)
-    found: dict[str, float | Estimate] = {
+    counters, tokens, plain = generation.counters, len(generation.tokens), times[PLAIN_DECODING]
+    figures: dict[str, float | Estimate] = {
         "base passes a token": counters.base_passes / tokens,
         "other passes a token": counters.external_passes / tokens,
         "cache, bytes": float(counters.cache_bytes),
     }
-    if name in least:
-        found["over its floor"] = median_ratio(
-            times[name] / times[PLAIN_DECODING], least[name], f"{name} over its floor"
+    if floor is not None:
+        figures["over its floor"] = median_ratio(
+            times[name] / plain, floor, f"{name} over its floor"
         )
     if name not in (PLAIN_DECODING, INSERTION_READ):
-        found["over the insertion read"] = median_ratio(times[name], times[INSERTION_READ], name)
+        figures["over the insertion read"] = median_ratio(times[name], times[INSERTION_READ], name)
     if name not in (PLAIN_DECODING, ARGS_10):
-        # METHOD, 5: the share that is saved of what the baseline adds.
-        saved = 1 - (times[name] - times[PLAIN_DECODING]) / (times[ARGS_10] - times[PLAIN_DECODING])
+        saved = 1 - (times[name] - plain) / (times[ARGS_10] - plain)
         share = estimate(median(saved), len(saved), f"{name}, saved")
-        found["of ARGS's extra saved, share"] = share
-    return found
+        figures["of ARGS's extra saved, share"] = share
+    return figures

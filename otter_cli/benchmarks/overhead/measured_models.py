@@ -1,4 +1,4 @@
-"""The models that are measured, in memory: stock bases, grafts on their weights, and rivals.
+"""The models that are measured, in memory: stock bases, grafts on their weights, and others.
 
 Bases have the shapes of real models and random weights: the cost of a pass does not depend on
 the values. Grafts can be sized to a share of the base's parameters."""
@@ -16,7 +16,7 @@ from otter_cli.benchmarks.overhead.result import OverheadSettings
 from otter_cli.core.errors import OtterError, closest
 from otter_cli.core.process import derive_seed
 from otter_cli.families.shape import BaseShape, base_shape
-from otter_cli.graft.config import InsertionConfig, resolve_config
+from otter_cli.graft.config import resolve_config
 from otter_cli.graft.grafted_folder import open_graft
 from otter_cli.graft.manifest import BaseRecord, InsertedRecord, Manifest
 from otter_cli.graft.plan import Plan
@@ -30,58 +30,39 @@ if TYPE_CHECKING:
     from otter_cli.signals.config import SignalConfig
 
 
-SHAPES: dict[str, dict[str, Any]] = {
+def _shape(
+    model_type: str,
+    layers: int,
+    hidden: int,
+    heads: int,
+    ffn: int,
+    vocab: int,
+    window: int,
+    **more: Any,
+) -> dict[str, Any]:
+    """Settings of a transformers configuration; `window` is the most positions."""
+    return {
+        "model_type": model_type,
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "intermediate_size": ffn,
+        "vocab_size": vocab,
+        "max_position_embeddings": window,
+        **more,
+    }  # fmt: skip
+
+
+_GROUPED_AND_TIED = {"num_key_value_heads": 8, "tie_word_embeddings": True}
+SHAPES = {
     # For a smoke run: its ratios say nothing about a model of a real size.
-    "tiny": {
-        "model_type": "llama",
-        "num_hidden_layers": 2,
-        "hidden_size": 64,
-        "num_attention_heads": 4,
-        "intermediate_size": 160,
-        "vocab_size": 256,
-        "max_position_embeddings": 512,
-    },
-    "llama-134m": {
-        "model_type": "llama",
-        "num_hidden_layers": 12,
-        "hidden_size": 768,
-        "num_attention_heads": 12,
-        "intermediate_size": 2048,
-        "vocab_size": 32000,
-        "max_position_embeddings": 8192,
-    },
-    "qwen3-0.6b": {
-        "model_type": "qwen3",
-        "num_hidden_layers": 28,
-        "hidden_size": 1024,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "intermediate_size": 3072,
-        "vocab_size": 151936,
-        "max_position_embeddings": 40960,
-        "tie_word_embeddings": True,
-    },
-    "llama-1b": {
-        "model_type": "llama",
-        "num_hidden_layers": 16,
-        "hidden_size": 2048,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "intermediate_size": 8192,
-        "vocab_size": 128256,
-        "max_position_embeddings": 131072,
-        "tie_word_embeddings": True,
-    },
-    "llama-7b": {
-        "model_type": "llama",
-        "num_hidden_layers": 32,
-        "hidden_size": 4096,
-        "num_attention_heads": 32,
-        "intermediate_size": 11008,
-        "vocab_size": 32000,
-        "max_position_embeddings": 8192,
-    },
+    "tiny": _shape("llama", 2, 64, 4, 160, 256, 512),
+    "llama-134m": _shape("llama", 12, 768, 12, 2048, 32_000, 8192),
+    "qwen3-0.6b": _shape(
+        "qwen3", 28, 1024, 16, 3072, 151_936, 40_960, head_dim=128, **_GROUPED_AND_TIED
+    ),
+    "llama-1b": _shape("llama", 16, 2048, 32, 8192, 128_256, 131_072, **_GROUPED_AND_TIED),
+    "llama-7b": _shape("llama", 32, 4096, 32, 11_008, 32_000, 8192),
 }
 
 
@@ -100,7 +81,7 @@ def shape_config(name: str) -> Any:
 
 
 def random_base(name: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """A stock model of that shape, its weights drawn where it will run."""
+    """A stock model of that shape. Its weights are drawn on `device`."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -113,7 +94,7 @@ def random_base(name: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
 
 @dataclass(frozen=True)
 class BaseWithGraft:
-    """`stock` has no hook of ours. `file_bytes`: the inserted files', where they lie on disk."""
+    """`stock` has no hooks of otter. `file_bytes`: of the inserted files, if they are on disk."""
 
     name: str
     stock: PreTrainedModel
@@ -124,7 +105,7 @@ class BaseWithGraft:
 
     @property
     def layer_weights(self) -> int:
-        """Matrix elements in the decoder's layers: what every token is multiplied with."""
+        """Matrix elements in the decoder's layers, which every token is multiplied with."""
         layers: Any = self.stock.get_submodule(self.shape.family.layers)
         return sum(p.numel() for p in layers.parameters() if p.ndim > 1)
 
@@ -140,38 +121,41 @@ class BaseWithGraft:
 def from_shape(
     name: str, sizes: dict[str, Any], *, dtype: torch.dtype, device: str
 ) -> BaseWithGraft:
-    """A random base of that shape with an insertion, in memory; nothing is loaded."""
+    """A random base of that shape with an insertion of `sizes`, as in `resolve_config`."""
     stock = random_base(name, dtype, device)
     shape = base_shape(stock.config.to_dict())
     return graft_in_memory(name, stock, Plan(resolve_config(shape, init="normal", **sizes), shape))
 
 
 def graft_in_memory(name: str, stock: PreTrainedModel, plan: Plan) -> BaseWithGraft:
-    """`plan` with random values beside `stock`, whose weights it shares."""
+    """A graft on the weights of `stock`, with random inserted values."""
     import torch
 
     from otter_cli.model.otter import OtterForCausalLM, assemble_graft
 
-    manifest = _memory_manifest(name, stock, plan)
+    record = BaseRecord(
+        source=name,
+        family=plan.shape.family.model_type,
+        parameters=sum(p.numel() for p in stock.parameters()),
+        dtype=str(stock.dtype).removeprefix("torch."),
+        files={},
+    )
+    # No file exists, so there is no digest.
+    inserted = InsertedRecord(sha256="")
+    manifest = Manifest(base=record, insertions=[plan.config], inserted=inserted)
     tensors = {}
     for slot in plan.slots:
         generator = torch.Generator(stock.device)
         generator.manual_seed(derive_seed("overhead", slot.name))
         noise = torch.randn(slot.shape, generator=generator, device=stock.device)
         tensors[slot.name] = 0.02 * noise + float(slot.role == "norm")
-    graft = assemble_graft(
-        OtterForCausalLM,
-        copy_sharing_weights(stock),
-        plan.shape,
-        manifest,
-        tensors,
-        dtype=stock.dtype,
-    )
+    base = copy_sharing_weights(stock)
+    graft = assemble_graft(OtterForCausalLM, base, plan.shape, manifest, tensors, dtype=stock.dtype)
     return BaseWithGraft(name, stock, plan.shape, graft.to(stock.device).eval(), [plan])
 
 
 def from_folder(folder: Path, *, dtype: torch.dtype | None, device: str) -> BaseWithGraft:
-    """A grafted folder. Raises OtterError where it is none, or not whole."""
+    """A grafted folder. Raises OtterError if it is not one, or if it is damaged."""
     from otter_cli.model.load import load_base
     from otter_cli.model.otter import OtterForCausalLM, assemble_graft, read_inserted_tensors
 
@@ -189,23 +173,11 @@ def from_folder(folder: Path, *, dtype: torch.dtype | None, device: str) -> Base
 
 
 def copy_sharing_weights(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model again, on the same weights in memory: neither sees the other's hooks."""
+    """The same model on the same weights in memory, without shared hooks."""
     from torch import nn
 
     shared = {id(p): nn.Parameter(p.data) for p in model.parameters()}
     return copy.deepcopy(model, memo=shared)
-
-
-def _memory_manifest(name: str, stock: PreTrainedModel, plan: Plan) -> Manifest:
-    base = BaseRecord(
-        source=name,
-        family=plan.shape.family.model_type,
-        parameters=sum(p.numel() for p in stock.parameters()),
-        dtype=str(stock.dtype).removeprefix("torch."),
-        files={},
-    )
-    # There is no file whose digest it could be.
-    return Manifest(base=base, insertions=[plan.config], inserted=InsertedRecord(sha256=""))
 
 
 def random_reward_model(stock: PreTrainedModel) -> PreTrainedModel:
@@ -235,7 +207,7 @@ def _random_model(stock: PreTrainedModel, kind: Any) -> PreTrainedModel:
 def lora_reward_model(
     stock: PreTrainedModel, rank: int, targets: str | list[str]
 ) -> PreTrainedModel:
-    """On the base's own weights in memory, with peft's adapters beside `targets`."""
+    """A reward model on the base's weights in memory, with peft's adapters beside `targets`."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification
@@ -248,7 +220,7 @@ def lora_reward_model(
     model.score = torch.nn.Linear(
         stock.config.hidden_size, 1, bias=False, dtype=stock.dtype, device=stock.device
     )
-    # Its adapters are put into `model` itself; what it gives back only wraps it.
+    # peft puts the adapters into `model` itself. The model that it returns is only a wrapper.
     get_peft_model(
         model, LoraConfig(task_type="SEQ_CLS", r=rank, lora_alpha=2 * rank, target_modules=targets)
     )
@@ -263,7 +235,7 @@ def _one_label_config(stock: PreTrainedModel) -> Any:
 
 @dataclass(frozen=True)
 class OverheadRun:
-    """A loaded subject with the settings and rates of its run."""
+    """The models of a run with its settings and the rates of the machine."""
 
     subject: BaseWithGraft
     settings: OverheadSettings
@@ -275,7 +247,7 @@ class OverheadRun:
 
     @property
     def rounds(self) -> int:
-        """For contestants that take many passes a round."""
+        """How many rounds, where each contestant runs many passes in a round."""
         return max(3, self.settings.repeats // 10)
 
     def with_signals(self, *texts: str) -> BaseWithGraft:
@@ -291,42 +263,39 @@ def parse_signals(texts: Sequence[str]) -> tuple[SignalConfig, ...]:
     return tuple(parse_signal(text) for text in texts)
 
 
-SizedPart = Literal["FFN", "attention", "both"]
+SizedPart = Literal["FFN", "attention", "both"]  # what the parameters are spent on
 SWEEP = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 _SCALE_STEPS = 160
 
 
 def plan_of_share(shape: BaseShape, parameters: int, share: float, spent: SizedPart) -> Plan:
-    """The plan nearest to that share of the base's `parameters`, over as many layers as it can."""
-    return min(
-        _candidate_plans(shape, spent),
-        key=lambda plan: (
-            # Within a tenth of what was asked for, more layers count for more than nearness.
-            max(0.1, round(abs(plan.parameters / (share * parameters) - 1), 2)),
-            -len(plan.config.layers),
-            abs(plan.parameters / (share * parameters) - 1),
-        ),
-    )
+    """The plan nearest to that share of the base's `parameters`.
+
+    Within a tenth of the share, a plan over more layers is preferred to a nearer one.
+    """
+
+    def rank(plan: Plan) -> tuple[float, int, float]:
+        error = abs(plan.parameters / (share * parameters) - 1)
+        return max(0.1, round(error, 2)), -len(plan.config.layers), error
+
+    return min(_candidate_plans(shape, spent), key=rank)
 
 
 def _candidate_plans(shape: BaseShape, spent: SizedPart) -> Iterator[Plan]:
-    """The base's proportions on scales from thin to half as wide, on its last layers if not all."""
+    """The base's proportions, scaled down to at most half, on its last layers or on all."""
     depths = sorted({shape.layers, max(1, shape.layers // 2), max(1, shape.layers // 4)})
     for step in range(1, _SCALE_STEPS + 1):
-        # Finer where it is thin.
+        # The steps are finer for small scales.
         scale = 0.5 * (step / _SCALE_STEPS) ** 2
         for depth in depths:
-            yield Plan(_scaled_config(shape, scale, depth, spent), shape)
-
-
-def _scaled_config(shape: BaseShape, scale: float, depth: int, spent: SizedPart) -> InsertionConfig:
-    return resolve_config(
-        shape,
-        hidden=max(1, round(scale * shape.hidden)),
-        heads=0 if spent == "FFN" else max(1, round(scale * shape.heads)),
-        ffn=0 if spent == "attention" else max(1, round(scale * shape.ffn)),
-        layers=tuple(range(shape.layers - depth, shape.layers)),
-        # A table of all tokens alone would exceed the smallest of them.
-        embedding="zeros",
-        signals=parse_signals(["reward"]),
-    )
+            config = resolve_config(
+                shape,
+                hidden=max(1, round(scale * shape.hidden)),
+                heads=0 if spent == "FFN" else max(1, round(scale * shape.heads)),
+                ffn=0 if spent == "attention" else max(1, round(scale * shape.ffn)),
+                layers=tuple(range(shape.layers - depth, shape.layers)),
+                # An embedding table alone would exceed the smallest shares.
+                embedding="zeros",
+                signals=parse_signals(["reward"]),
+            )
+            yield Plan(config, shape)

@@ -1,8 +1,8 @@
-"""The instruments: times in turns, peak memory, work by count, and the rates of this machine.
+"""The instruments: interleaved times, peak memory, counted work, and the rates of this machine.
 
-Contestants take turns, so that other load disturbs all alike. Work is floating-point operations
-and bytes moved: a weight is read once per pass, activations stay in cache. Work divided by the
-measured rates is a lower bound of the time (roofline)."""
+Contestants take turns, so that other load on the machine slows all of them. Work is floating-point
+operations and bytes moved: a weight is read once per pass, activations stay in cache. Work divided
+by the measured rates is a lower bound of the time (docs/method.md, Costs)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -40,10 +40,16 @@ WARM_UP = 3
 
 @dataclass(frozen=True)
 class TimedGeneration:
-    """Seconds of a token, or of a pass, which the rows share; a batch's first row, if any."""
+    """Seconds of one token or one pass of the whole batch, and the batch's first row, if any."""
 
     seconds: float
     generation: Generation | None = None
+
+    @classmethod
+    def per_pass(cls, first: Generation) -> Self:
+        """The mean time of a pass after the prefill, which the counters' seconds leave out."""
+        passes = max(1, first.counters.base_passes - 1)
+        return cls(first.counters.seconds / passes, first)
 
 
 def interleaved(
@@ -51,12 +57,12 @@ def interleaved(
     repeats: int,
     *,
     synchronise: Callable[[], None],
-    seen: Callable[[Mapping[str, Any]], None] = lambda outputs: None,
+    on_round: Callable[[Mapping[str, Any]], None] = lambda outputs: None,
     warm_up: int = WARM_UP,
 ) -> StepTimes:
-    """Every step once a round, each round begun by another one; warm-up rounds are left out.
+    """Runs every step once per round; the first step changes from round to round.
 
-    `seen` gets what the steps of a round returned, outside the time.
+    Warm-up rounds are not in the result. `on_round` gets the outputs of a round, untimed.
     """
     names, rounds = list(steps), []
     with _garbage_collection_off():
@@ -69,14 +75,14 @@ def interleaved(
                 outputs[name] = steps[name]()
                 synchronise()
                 seconds[name] = time.perf_counter() - started
-            seen(outputs)
+            on_round(outputs)
             if number >= warm_up:
                 rounds.append(seconds)
     return {name: np.array([seconds[name] for seconds in rounds]) for name in names}
 
 
 def synchroniser(device: str) -> Callable[[], None]:
-    """Waits until the device has done what it was given; a CPU has already."""
+    """A function that waits until the device has finished its work. A CPU always has."""
     if not device.startswith("cuda"):
         return lambda: None
     import torch
@@ -86,7 +92,7 @@ def synchroniser(device: str) -> Callable[[], None]:
 
 @contextmanager
 def _garbage_collection_off() -> Iterator[None]:
-    """A collection in one contestant's step would be paid by it for the garbage of all."""
+    """A collection during one step would charge that step for the garbage of all."""
     gc.collect()
     gc.disable()
     try:
@@ -96,7 +102,7 @@ def _garbage_collection_off() -> Iterator[None]:
 
 
 def peak_above(run: Callable[[], object], device: str) -> int:
-    """By the allocator's own count: on a GPU its peak, on a CPU every allocation of torch."""
+    """Peak bytes that `run` allocates, by torch's allocator on a GPU, by its profiler on a CPU."""
     import torch
 
     if device.startswith("cuda"):
@@ -129,7 +135,7 @@ class CountedWork:
 
 @dataclass(frozen=True)
 class PassShape:
-    """`tokens` new ones in each of `batch` rows, after `context`; logits of the last ones only."""
+    """`tokens` new tokens in each of `batch` rows after `context`, with logits of the last only."""
 
     batch: int
     tokens: int
@@ -142,7 +148,7 @@ class PassShape:
 
     @property
     def pairs(self) -> float:
-        """Queries times the positions that each of them sees."""
+        """Pairs of a query and a position that it attends to."""
         return self.batch * self.tokens * (self.context + (self.tokens + 1) / 2)
 
     @property
@@ -151,51 +157,51 @@ class PassShape:
         return self.batch * (self.context + self.tokens)
 
 
-def base_work(shape: BaseShape, layer_weights: int, one: PassShape) -> CountedWork:
-    """A pass of the base, whose decoder layers hold `layer_weights` matrix elements."""
+def base_work(shape: BaseShape, layer_weights: int, step: PassShape) -> CountedWork:
+    """A pass of the base, whose decoder layers have `layer_weights` matrix elements."""
     head = shape.vocab * shape.hidden
-    cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * one.cached
-    products = 2 * (layer_weights * one.rows + head * one.batch)
-    attention = 4 * shape.layers * shape.heads * shape.head_dim * one.pairs
-    moved = layer_weights + head + shape.hidden * one.rows + cache
-    return CountedWork(products + attention, one.itemsize * moved)
+    cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * step.cached
+    products = 2 * (layer_weights * step.rows + head * step.batch)
+    attention = 4 * shape.layers * shape.heads * shape.head_dim * step.pairs
+    moved = layer_weights + head + shape.hidden * step.rows + cache
+    return CountedWork(products + attention, step.itemsize * moved)
 
 
-def inserted_work(plan: Plan, one: PassShape) -> CountedWork:
-    """What the insertion adds to that pass; its signals are read at the last positions."""
+def inserted_work(plan: Plan, step: PassShape) -> CountedWork:
+    """The work that the insertion adds to that pass. Signals are read at the last positions."""
     config, shape = plan.config, plan.shape
     matrices = sum(slot.count for slot in plan.slots if slot.role in ("matrix", "output"))
     heads = sum(slot.count for slot in plan.slots if slot.role == "signal" and len(slot.shape) > 1)
     futures = [signal for signal in config.signals if signal.kind == "future"]
-    again = sum(future_token_work(signal, config, shape) for signal in futures)
-    # The base's keys and values are read by its own attention anyhow.
+    future_work = sum(future_token_work(signal, config, shape) for signal in futures)
+    # The base's own attention reads the base's keys and values in any case.
     own = config.kv_heads if config.kv == "own" else 0
-    cache = 2 * len(config.layers) * own * shape.head_dim * one.cached
-    products = 2 * (matrices * one.rows + (heads + again) * one.batch)
-    attention = 4 * len(config.layers) * config.heads * shape.head_dim * one.pairs
-    moved = matrices + heads + config.hidden * one.rows + cache
-    return CountedWork(products + attention, one.itemsize * moved)
+    cache = 2 * len(config.layers) * own * shape.head_dim * step.cached
+    products = 2 * (matrices * step.rows + (heads + future_work) * step.batch)
+    attention = 4 * len(config.layers) * config.heads * shape.head_dim * step.pairs
+    moved = matrices + heads + config.hidden * step.rows + cache
+    return CountedWork(products + attention, step.itemsize * moved)
 
 
 def future_token_work(signal: SignalConfig, config: InsertionConfig, shape: BaseShape) -> int:
-    """Multiply-adds of future tokens read at one position, beyond one use of each weight: products
-    over the vocabulary, and the steps of a cell, which goes on from its own guesses."""
+    """Multiply-adds of reading future tokens at one position, beyond one use of each weight:
+    products over the vocabulary, and the steps of a cell, which continues from its own guesses."""
     product = shape.vocab * shape.hidden
     if signal.width == 0:
         return signal.size * product
     step = FutureHead().work(signal, shape.hidden, config.hidden, shape.vocab) - product
-    # A guess is looked up before the next step, and all are read in the end.
+    # Each guess is chosen before the next step, and all of them are scored at the end.
     return 2 * signal.size * product + (signal.size - 1) * step
 
 
-# Beyond any cache of a processor, and a product large enough for its best rate.
+# More bytes than any processor's cache, and a product large enough for the best rate.
 _STREAMED_BYTES = 2**29
 _SQUARE = 2048
 _TRIES = 5
 
 
 class MachineRates(BaseModel):
-    """Best of several tries: a bound is not to be beaten because something else ran."""
+    """The best of several tries, so that other load on the machine does not raise the bound."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -203,7 +209,7 @@ class MachineRates(BaseModel):
     flops_per_second: float
 
     def seconds(self, work: CountedWork) -> float:
-        """The least time for that work: the longer of moving it and computing it."""
+        """The least time for that work: the longer of moving its bytes and computing."""
         return max(work.bytes / self.bytes_per_second, work.flops / self.flops_per_second)
 
     def limit(self, work: CountedWork) -> str:
@@ -218,19 +224,26 @@ class MachineRates(BaseModel):
 
 
 def measure_rates(dtype: torch.dtype, device: str, *, scale: float = 1.0) -> MachineRates:
-    """A matrix streamed through a product with one vector, and a product of square matrices; both
-    smaller by `scale` for a smoke run."""
+    """Bytes by a matrix times a vector and by a sum, operations by a product of square matrices.
+
+    `scale` makes the matrices smaller, for a smoke run.
+    """
     import torch
 
     square = max(64, int(_SQUARE * scale))
     rows = max(64, int(_STREAMED_BYTES * scale) // (8192 * dtype.itemsize))
     matrix = torch.ones(rows, 8192, dtype=dtype, device=device)
     vector = torch.ones(8192, dtype=dtype, device=device)
-    one, other = (torch.ones(square, square, dtype=dtype, device=device) for _ in range(2))
+    left, right = (torch.ones(square, square, dtype=dtype, device=device) for _ in range(2))
+
+    def best_time(run: Callable[[], object]) -> float:
+        times = interleaved({"": run}, _TRIES, synchronise=synchroniser(device), warm_up=1)
+        return float(times[""].min())
+
     with torch.no_grad():
-        streamed = _best_time(lambda: matrix @ vector, device)
-        summed = _best_time(lambda: matrix.sum(dtype=torch.float32), device)
-        multiplied = _best_time(lambda: one @ other, device)
+        streamed = best_time(lambda: matrix @ vector)
+        summed = best_time(lambda: matrix.sum(dtype=torch.float32))
+        multiplied = best_time(lambda: left @ right)
     return MachineRates(
         bytes_per_second=matrix.numel() * dtype.itemsize / min(streamed, summed),
         flops_per_second=2 * square**3 / multiplied,
@@ -238,11 +251,11 @@ def measure_rates(dtype: torch.dtype, device: str, *, scale: float = 1.0) -> Mac
 
 
 def machine_name() -> str:
-    """A name without an owner: `cpu-2-cores-avx512`, or the accelerator's."""
-    found = hardware()
-    if found["accelerators"]:
-        return re.sub(r"[^a-z0-9]+", "-", found["accelerators"][0].lower()).strip("-")
-    return f"cpu-{found['cores']}-cores-{_vector_extension()}"
+    """A name that identifies no owner: the accelerator's, or such as `cpu-2-cores-avx512`."""
+    machine = hardware()
+    if machine["accelerators"]:
+        return re.sub(r"[^a-z0-9]+", "-", machine["accelerators"][0].lower()).strip("-")
+    return f"cpu-{machine['cores']}-cores-{_vector_extension()}"
 
 
 def _vector_extension() -> str:
@@ -250,15 +263,3 @@ def _vector_extension() -> str:
     flags = set(info.read_text().split()) if info.exists() else set()
     known = {"amx_tile": "amx", "avx512f": "avx512", "avx2": "avx2", "asimd": "neon"}
     return next((name for flag, name in known.items() if flag in flags), platform.machine())
-
-
-def _best_time(run: Callable[[], object], device: str) -> float:
-    synchronise = synchroniser(device)
-    seconds = []
-    for _ in range(_TRIES + 1):
-        synchronise()
-        started = time.perf_counter()
-        run()
-        synchronise()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds[1:])

@@ -1,12 +1,12 @@
-"""Prefill and decode of base and graft in turns: time, memory and parameters as one result row.
+"""Prefill and decoding of base and graft in turns: time, memory and parameters as one result row.
 
-A Contestant is anything that takes tokens and a cache. The row has the bound beside each ratio,
-and how often the graft's logits were the base's, bit for bit."""
+A Contestant is anything that takes tokens and a cache. The row has the bound beside each ratio, and
+says how often the graft's logits equalled the base's bit for bit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Contestant:
-    """`run(tokens [batch, n], cache)` gives what is wanted of the last position."""
+    """`run(tokens [batch, n], cache)` returns the logits or the score of the last position."""
 
     run: Callable[[Tensor, Cache], Tensor]
     new_cache: Callable[[], Cache]
@@ -66,7 +66,7 @@ def base_contestant(model: PreTrainedModel) -> Contestant:
 
 
 def graft_contestant(model: OtterForCausalLM) -> Contestant:
-    """The same logits, with every signal read at the same position beside them."""
+    """The same logits, while every signal is read at the same position."""
 
     def run(tokens: Tensor, cache: Cache) -> Tensor:
         out = model(tokens, signals=(), past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -80,32 +80,34 @@ def graft_contestant(model: OtterForCausalLM) -> Contestant:
 
 
 def deferred_graft_contestant(model: OtterForCausalLM, every: int) -> Contestant:
-    """The same, whose single tokens are read together, `every` of them at once."""
+    """The same, but the signals of single tokens are read for `every` tokens at once."""
     import torch
 
     from otter_cli.model.lazy import LazyStream
 
-    at_once, deferred = graft_contestant(model), LazyStream(model)
-    waiting: list[tuple[Tensor, Mapping[str, Tensor]]] = []
+    prefill, stream = graft_contestant(model), LazyStream(model)
+    unread: list[tuple[Tensor, Mapping[str, Tensor]]] = []  # base and inserted states by token
 
     def run(tokens: Tensor, cache: Cache) -> Tensor:
         if tokens.shape[1] > 1:
-            return at_once.run(tokens, cache)
-        waiting.append(deferred.forward(tokens, past_key_values=cache, use_cache=True))
-        logits = model.lm_head(waiting[-1][0])
-        if len(waiting) == every:
-            y, v = zip(*waiting, strict=True)
-            inserted = {name: torch.cat([one[name] for one in v], 1) for name in v[0]}
+            return prefill.run(tokens, cache)
+        unread.append(stream.forward(tokens, past_key_values=cache, use_cache=True))
+        logits = model.lm_head(unread[-1][0])
+        if len(unread) == every:
+            base, inserted = zip(*unread, strict=True)
+            states = {
+                name: torch.cat([state[name] for state in inserted], 1) for name in inserted[0]
+            }
             for name in model.signal_configs:
-                model.read_signal(name, torch.cat(y, 1), inserted)
-            waiting.clear()
+                model.read_signal(name, torch.cat(base, 1), states)
+            unread.clear()
         return logits
 
     return Contestant(run, model.new_cache)
 
 
 def reward_model_contestant(model: PreTrainedModel) -> Contestant:
-    """A reward model of its own weights and cache, [batch, 1]: what the insertion replaces."""
+    """A reward model with its own weights and cache, which the insertion replaces: [batch, 1]."""
 
     def run(tokens: Tensor, cache: Cache) -> Tensor:
         out = model.base_model(tokens, past_key_values=cache, use_cache=True)
@@ -120,7 +122,7 @@ def prefill_step(contestant: Contestant, tokens: Tensor) -> Callable[[], Tensor]
 
 
 def decode_step(contestant: Contestant, prompt: Tensor, tokens: Tensor) -> Callable[[], Tensor]:
-    """A step that runs the next column of `tokens` [batch, steps] over a cache that grows."""
+    """A step that runs the next column of `tokens` [batch, steps] over a growing cache."""
     cache = contestant.new_cache()
     contestant.run(prompt, cache)
     columns = iter(tokens.split(1, 1))
@@ -128,7 +130,7 @@ def decode_step(contestant: Contestant, prompt: Tensor, tokens: Tensor) -> Calla
 
 
 def repeated_step(contestant: Contestant, prompt: Tensor, tokens: Tensor) -> Callable[[], Tensor]:
-    """A step that runs the same `tokens` [batch, n] after the prompt, and takes them back."""
+    """A step that runs the same `tokens` [batch, n] after the prompt, and removes them again."""
     cache: Any = contestant.new_cache()
     contestant.run(prompt, cache)
 
@@ -153,32 +155,33 @@ GRAFT_DEFERRED = "graft, read later"
 
 @dataclass
 class LogitsComparison:
-    """How often a round's logits were the base's, to the last bit."""
+    """How many passes of a graft were compared, and in how many its logits were the base's."""
 
     equal: int = 0
-    of: int = 0
+    compared: int = 0
 
-    def see(self, outputs: Mapping[str, Any]) -> None:
+    def add(self, outputs: Mapping[str, Any]) -> None:
+        """Compares the logits of one round, by contestant, bit for bit."""
         import torch
 
         for name in {GRAFT, GRAFT_DEFERRED} & outputs.keys():
-            self.of += 1
+            self.compared += 1
             self.equal += torch.equal(outputs[BASE], outputs[name])
 
 
 @dataclass(frozen=True)
 class PrefillDecodeTimes:
-    """Seconds of each contestant by kind of pass, and the peak of memory above the weights."""
+    """Seconds of each contestant by kind of pass, and peak bytes above the weights."""
 
     times: dict[PassKind, StepTimes]
     peaks: dict[str, int]
-    compared: LogitsComparison = field(default_factory=LogitsComparison)
+    logits: LogitsComparison
 
 
 def measure_prefill_decode(
     subject: BaseWithGraft, settings: OverheadSettings, separate: PreTrainedModel | None = None
 ) -> PrefillDecodeTimes:
-    """Prefill and decode of base and graft in turns, and of a separate reward model with them."""
+    """Prefill and decoding of base and graft in turns, and of a separate reward model if given."""
     import torch
 
     from otter_cli.model.lazy import supports_lazy_stream
@@ -191,27 +194,27 @@ def measure_prefill_decode(
         contestants[SEPARATE] = reward_model_contestant(separate)
     prompt = random_tokens(subject, settings.batch, settings.context, "prompt")
     following = random_tokens(subject, settings.batch, WARM_UP + settings.repeats, "following")
-    compared = LogitsComparison()
-    how: dict[str, Any] = {
+    logits = LogitsComparison()
+    options: dict[str, Any] = {
         "synchronise": synchroniser(settings.device),
-        "seen": compared.see,
+        "on_round": logits.add,
     }
     with torch.no_grad():
-        # A process's first pass by several threads may round otherwise than all that follow: stock
-        # transformers on a CPU, in four processes of ten.
+        # On a CPU with several threads, the first pass of a process may round differently from all
+        # later ones. Stock transformers did so in four processes of ten.
         contestants[BASE].run(prompt, contestants[BASE].new_cache())
         prefills = {name: prefill_step(one, prompt) for name, one in contestants.items()}
-        # A prefill is many times a step: a few of them take as long.
-        few = max(5, settings.repeats // 10)
-        times: dict[PassKind, StepTimes] = {"prefill": interleaved(prefills, few, **how)}
+        # A prefill takes many times as long as a decoding step, so it is repeated less often.
+        repeats = max(5, settings.repeats // 10)
+        times: dict[PassKind, StepTimes] = {"prefill": interleaved(prefills, repeats, **options)}
         if supports_lazy_stream(subject.graft):
             contestants[GRAFT_DEFERRED] = deferred_graft_contestant(
                 subject.graft, _deferred_tokens(settings)
             )
         steps = {name: decode_step(one, prompt, following) for name, one in contestants.items()}
-        times["decode"] = interleaved(steps, settings.repeats, **how)
+        times["decode"] = interleaved(steps, settings.repeats, **options)
         peaks = {name: peak_above(prefills[name], settings.device) for name in (BASE, GRAFT)}
-    return PrefillDecodeTimes(times, peaks, compared)
+    return PrefillDecodeTimes(times, peaks, logits)
 
 
 def overhead_row(
@@ -221,10 +224,8 @@ def overhead_row(
     measured: PrefillDecodeTimes,
     rates: MachineRates,
 ) -> OverheadRow:
-    """The figures of one measured insertion, with their bounds at `rates`."""
-    (plan,) = subject.plans[:1]
-    size = subject.stock.dtype.itemsize
-    shape = subject.shape
+    """The figures of one insertion, with bounds at `rates` (docs/method.md, Costs)."""
+    plan, shape, size = subject.plans[0], subject.shape, subject.stock.dtype.itemsize
     base_cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * size
     own_cache = sum(plan.cache_bytes_per_token(size) for plan in subject.plans)
     base_bytes = parameter_bytes(subject.stock.parameters())
@@ -256,8 +257,8 @@ def overhead_row(
             decode=_bound(subject, settings, measured, "decode", rates),
             prefill=_bound(subject, settings, measured, "prefill", rates),
         ),
-        logits_equal=measured.compared.equal,
-        logits_compared=measured.compared.of,
+        logits_equal=measured.logits.equal,
+        logits_compared=measured.logits.compared,
         read_later=_deferred_reading(subject, settings, measured.times["decode"], rates),
         saved=_saved_fractions(subject, measured, own_cache / base_cache),
     )
@@ -279,23 +280,23 @@ def _bound(
     rates: MachineRates,
 ) -> RooflineBound:
     prefill = PassShape(settings.batch, settings.context, 0, subject.stock.dtype.itemsize)
-    one = prefill if kind == "prefill" else _decode_shape(subject, settings)
-    base = base_work(subject.shape, subject.layer_weights, one)
-    graft = sum((inserted_work(plan, one) for plan in subject.plans), base)
+    step = prefill if kind == "prefill" else _decode_shape(subject, settings)
+    base = base_work(subject.shape, subject.layer_weights, step)
+    graft = sum((inserted_work(plan, step) for plan in subject.plans), base)
     least = {BASE: rates.seconds(base), GRAFT: rates.seconds(graft)}
     taken = {name: float(np.median(measured.times[kind][name])) for name in least}
     return RooflineBound(
         ratio=least[GRAFT] / least[BASE],
         limit=rates.limit(base),  # type: ignore[arg-type]
-        bytes=_pair(lambda work: work.bytes, base, graft),
-        flops=_pair(lambda work: work.flops, base, graft),
+        bytes=BaseAndGraft(base=base.bytes, graft=graft.bytes),
+        flops=BaseAndGraft(base=base.flops, graft=graft.flops),
         milliseconds=BaseAndGraft(base=1000 * least[BASE], graft=1000 * least[GRAFT]),
         reached=BaseAndGraft(base=least[BASE] / taken[BASE], graft=least[GRAFT] / taken[GRAFT]),
     )
 
 
 def _decode_shape(subject: BaseWithGraft, settings: OverheadSettings, tokens: int = 1) -> PassShape:
-    """The cache grows while decoding: the middle of it stands for all."""
+    """A decoding step at the cache's middle length, which represents the whole growth."""
     middle = settings.context + WARM_UP + settings.repeats // 2
     return PassShape(settings.batch, tokens, middle, subject.stock.dtype.itemsize)
 
@@ -312,26 +313,21 @@ def _deferred_reading(
     if GRAFT_DEFERRED not in times:
         return None
     every = _deferred_tokens(settings)
-    # Whichever the first of them, one of so many rounds in a row has the stream's run.
+    # Of any `every` rounds in a row, exactly one runs the stream.
     blocks = settings.repeats // every
-    spent = {
-        n: times[n][: blocks * every].reshape(blocks, every).sum(1) for n in (BASE, GRAFT_DEFERRED)
-    }
-    one = base_work(subject.shape, subject.layer_weights, _decode_shape(subject, settings))
-    base = CountedWork(every * one.flops, every * one.bytes)
-    many = _decode_shape(subject, settings, every)
-    whole = sum((inserted_work(plan, many) for plan in subject.plans), base)
+    graft_seconds, base_seconds = (
+        times[name][: blocks * every].reshape(blocks, every).sum(1)
+        for name in (GRAFT_DEFERRED, BASE)
+    )
+    step = base_work(subject.shape, subject.layer_weights, _decode_shape(subject, settings))
+    base = CountedWork(every * step.flops, every * step.bytes)
+    tokens = _decode_shape(subject, settings, every)
+    graft = sum((inserted_work(plan, tokens) for plan in subject.plans), base)
     return DeferredReading(
         every=every,
-        ratio=median_ratio(spent[GRAFT_DEFERRED], spent[BASE], "decode ratio, read later"),
-        bound=rates.seconds(whole) / rates.seconds(base),
+        ratio=median_ratio(graft_seconds, base_seconds, "decode ratio, read later"),
+        bound=rates.seconds(graft) / rates.seconds(base),
     )
-
-
-def _pair(
-    of: Callable[[CountedWork], float], base: CountedWork, graft: CountedWork
-) -> BaseAndGraft:
-    return BaseAndGraft(base=of(base), graft=of(graft))
 
 
 def _milliseconds(times: StepTimes) -> BaseAndGraft:
@@ -345,18 +341,18 @@ def _saved_fractions(
 ) -> SavedFractions | None:
     if SEPARATE not in measured.times["decode"]:
         return None
-    found = {}
+    saved_time = {}
     for kind, times in measured.times.items():
-        # METHOD, 5: 1 - (t_otter - t_base) / (t_baseline - t_base), the baseline running both.
+        # The baseline runs base and reward model, so what it adds is the reward model's time.
         shares = 1 - (times[GRAFT] - times[BASE]) / times[SEPARATE]
-        found[kind] = estimate(median(shares), len(shares), f"{kind} time saved")
-    # It has the base's weights without the output head, and a score of its own.
+        saved_time[kind] = estimate(median(shares), len(shares), f"{kind} time saved")
+    # A reward model has a score head in place of the output head.
     shape = subject.shape
     head = 0 if shape.tied else shape.vocab * shape.hidden
     separate = subject.parameters - head + shape.hidden
     return SavedFractions(
-        decode_time=found["decode"],
-        prefill_time=found["prefill"],
+        decode_time=saved_time["decode"],
+        prefill_time=saved_time["prefill"],
         trainable=1 - subject.inserted / separate,
         stored=1 - subject.inserted / separate,
         cache=1 - cache,

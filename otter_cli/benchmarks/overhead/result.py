@@ -17,8 +17,7 @@ SCHEMA_VERSION = 1
 
 
 class OverheadSettings(ResultPart):
-    """What was measured and how; `context` is the length of the prefill, and of the decoding's
-    prompt."""
+    """What was measured and how. `context`: tokens of the prefill, and before decoded tokens."""
 
     subject: str
     dtype: str
@@ -27,19 +26,19 @@ class OverheadSettings(ResultPart):
     batch: int
     context: int
     repeats: int
-    stream: str = Field("", description="by what it ran: native code, or why by torch")
+    stream: str = Field("", description="what ran the stream: native code, or why torch did")
 
 
 class BaseAndGraft(ResultPart):
-    """A figure of the base by itself, and of the graft with its base."""
+    """A figure of the base alone, and of the graft, which includes its base."""
 
     base: float
     graft: float
 
 
 class RooflineBound(ResultPart):
-    """The ratio by counted bytes and operations at this machine's rates. `reached`: the share of
-    its own bound that each reaches, bound over measured time."""
+    """The ratio of the least times for counted bytes and operations, at this machine's rates.
+    `reached`: bound over measured time, of base and graft."""
 
     ratio: float
     limit: Literal["bytes", "flops"]
@@ -55,8 +54,8 @@ class RooflineBounds(ResultPart):
 
 
 class DeferredReading(ResultPart):
-    """Decoding where the stream runs once for `every` tokens: the time of so many over the base's,
-    the median over blocks of rounds, and its bound."""
+    """Decoding with the stream run once for `every` tokens. `ratio`: their time over the base's,
+    the median over blocks of rounds."""
 
     every: int
     ratio: Estimate
@@ -64,8 +63,8 @@ class DeferredReading(ResultPart):
 
 
 class SavedFractions(ResultPart):
-    """The paper's saved fraction, `1 - inserted / separate`, of a separate reward model of the
-    base's size: time per token, parameters trained and stored, bytes of KV cache."""
+    """`1 - inserted / separate`, against a separate reward model of the base's size: time per
+    token, parameters trained and stored, bytes of KV cache (docs/method.md, Costs)."""
 
     decode_time: Estimate
     prefill_time: Estimate
@@ -76,7 +75,7 @@ class SavedFractions(ResultPart):
 
 class OverheadRow(ResultPart):
     """One insertion beside its base. Ratios are medians over rounds in which base and graft take
-    turns; times in milliseconds a step, memory in bytes."""
+    turns. Times are in milliseconds per step, memory is in bytes."""
 
     name: str
     insertion: dict[str, Any]
@@ -100,8 +99,8 @@ class OverheadRow(ResultPart):
 
 
 class MeasuredLine(ResultPart):
-    """One contestant of a group. `ratio`: its time over the reference's, the median over rounds;
-    `floor`: the least that this ratio could be. Keys of `figures` end in their unit."""
+    """One contestant of a group. `ratio`: its time over the reference's, the median over rounds.
+    `floor`: the least possible ratio. Keys of `figures` end in their unit."""
 
     name: str
     milliseconds: float
@@ -111,7 +110,7 @@ class MeasuredLine(ResultPart):
 
 
 class MeasuredGroup(ResultPart):
-    """Contestants that took turns; `per` says what their milliseconds are for."""
+    """Contestants that took turns. `per`: what the milliseconds are for, such as a token."""
 
     title: str
     reference: str
@@ -121,7 +120,7 @@ class MeasuredGroup(ResultPart):
 
 
 class OverheadResult(ResultFile):
-    """A run's outcome. `rows` starts with the insertion that was asked for."""
+    """result.json. `rows` starts with the insertion that the options name."""
 
     schema_version: int = SCHEMA_VERSION
     benchmark: Literal["overhead"] = "overhead"
@@ -133,15 +132,18 @@ class OverheadResult(ResultFile):
     provenance: dict[str, Any]
 
 
-def measured_lines(
+def measured_group(
+    title: str,
     times: Mapping[str, np.ndarray],
-    reference: str,
     *,
+    reference: str,
+    per: str,
+    notes: list[str],
     floors: Mapping[str, float] | None = None,
     figures: Mapping[str, Mapping[str, float | Estimate]] | None = None,
-) -> list[MeasuredLine]:
-    """A line for each contestant, by the seconds of its rounds."""
-    return [
+) -> MeasuredGroup:
+    """A line for each contestant, from the seconds of its rounds, [rounds]."""
+    lines = [
         MeasuredLine(
             name=name,
             milliseconds=1000 * float(np.median(seconds)),
@@ -151,8 +153,9 @@ def measured_lines(
         )
         for name, seconds in times.items()
     ]
+    return MeasuredGroup(title=title, reference=reference, per=per, notes=notes, lines=lines)
 
 
 def median_ratio(tops: np.ndarray, bottoms: np.ndarray, what: str) -> Estimate:
-    """The median of the rounds' ratios: what else ran in a round moved both."""
+    """The median of the rounds' ratios. Other load during a round slows both times."""
     return estimate(median(tops / bottoms), len(tops), what)

@@ -1,11 +1,11 @@
 """Training steps of insertion, LoRA and full fine-tuning, beside the base's forward.
 
 No backward pass goes through the base, so an insertion's step can cost little more than the
-forward. The floor counts the operations that remain."""
+forward. The floor counts the operations of such a step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from otter_cli.benchmarks.overhead.measuring import (
     peak_above,
 )
 from otter_cli.benchmarks.overhead.prefill_decode import random_tokens
-from otter_cli.benchmarks.overhead.result import MeasuredGroup, MeasuredLine, measured_lines
+from otter_cli.benchmarks.overhead.result import MeasuredGroup, measured_group
 from otter_cli.core.process import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ _SMALL_SHARE = 0.02
 
 @dataclass
 class TrainingContestant:
-    """`score` gives a text's reward, [batch]; gradients reach `parameters` alone."""
+    """`score` returns the rewards of the texts, [batch]. Only `parameters` have gradients."""
 
     score: Callable[[], Tensor]
     parameters: list[nn.Parameter]
@@ -54,7 +54,7 @@ class TrainingContestant:
         import torch
 
         self.optimiser = torch.optim.AdamW(self.parameters, lr=1e-5, fused=True)
-        # Gradients stay where they are, so that they do not count as activations.
+        # Gradients are allocated once, so that they do not count as activations.
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
 
@@ -73,8 +73,8 @@ class TrainingContestant:
 
 @dataclass(frozen=True)
 class TrainingTimes:
-    """One contestant: seconds of the base's forward and of its steps, in turns; peak bytes of both
-    above the weights; and how many numbers it trains."""
+    """Of one contestant: seconds of the base's forward and of its own steps, [rounds]; peak bytes
+    of both above the weights; and the number of trained parameters."""
 
     forward: np.ndarray
     step: np.ndarray
@@ -83,59 +83,49 @@ class TrainingTimes:
     trained: int
 
 
-def training_groups(bench: OverheadRun) -> list[MeasuredGroup]:
+def training_groups(run: OverheadRun) -> list[MeasuredGroup]:
     """Step time, tokens a second and activations of insertion, LoRA and full fine-tuning."""
-    subject, settings = bench.subject, bench.settings
+    subject, settings = run.subject, run.settings
     texts = max(_LEAST_TEXTS, settings.batch + settings.batch % 2)
     tokens = random_tokens(subject, texts, settings.context, "training")
+    small_plan = plan_of_share(subject.shape, subject.parameters, _SMALL_SHARE, "both")
+    small = graft_in_memory(subject.name, subject.stock, small_plan)
     insertions = {
-        f"insertion, {100 * one.inserted / subject.parameters:.1f} %": one
-        for one in (_small_insertion(subject), bench.with_signals("reward"))
+        f"insertion, {100 * models.inserted / subject.parameters:.1f} %": models
+        for models in (small, run.with_signals("reward"))
     }
-    contestants: dict[str, Callable[[], TrainingContestant]] = {
-        name: partial(_insertion_contestant, one, tokens) for name, one in insertions.items()
-    }
-    classifiers: dict[str, Callable[[], Any]] = {
+    reward_models: dict[str, Callable[[], Any]] = {
         LORA: partial(lora_reward_model, subject.stock, 8, ["q_proj", "v_proj"]),
         "LoRA r 16 on all linear": partial(lora_reward_model, subject.stock, 16, "all-linear"),
         FULL_FINE_TUNING: partial(random_reward_model, subject.stock),
     }
-    contestants |= {
-        n: partial(_classifier_contestant, make, tokens) for n, make in classifiers.items()
+    contestants: dict[str, Callable[[], TrainingContestant]] = {
+        **{n: partial(_insertion_contestant, one, tokens) for n, one in insertions.items()},
+        **{n: partial(_reward_model_contestant, one, tokens) for n, one in reward_models.items()},
     }
-    measured = {name: _measure_alone(bench, make, tokens) for name, make in contestants.items()}
+    measured = {name: _measure_alone(run, make, tokens) for name, make in contestants.items()}
     step = PassShape(texts, settings.context, 0, subject.stock.dtype.itemsize)
-    floors = {name: _step_floor(bench, one, step) for name, one in insertions.items()}
-    whole = [f"{_step_floor(bench, one, step, whole=True):.3f}" for one in insertions.values()]
+    floors = {name: _step_floor(run, models, step) for name, models in insertions.items()}
+    whole = [f"{_step_floor(run, models, step, whole=True):.3f}" for models in insertions.values()]
     notes = [
-        f"{texts} texts of {settings.context} tokens, Bradley-Terry on their last, AdamW.",
+        f"{texts} texts of {settings.context} tokens, Bradley-Terry on their last token, AdamW.",
         "Each trains alone, as `otter train` does, in turns with the base's forward.",
-        "The forward is the decoder's alone; a step has its backward and its update.",
-        "Beside an insertion the base's last layer ends at the tokens that are scored.",
+        "The forward is the decoder's alone. A step includes its backward and its update.",
+        "In an insertion's step, the base's last layer ends at the tokens that are scored.",
         "Floor: the operations of the forward, and of the insertion's forward and backward,",
-        f"less what the last layer leaves out; with that layer whole {' and '.join(whole)}.",
-        "Above the weights: the peak of forward and backward, gradients of weights apart.",
+        f"without those that the last layer skips; with that layer whole {' and '.join(whole)}.",
+        "Above the weights: the peak of forward and backward, without gradients of weights.",
     ]
-    lines = _lines(measured, floors, tokens.numel())
-    return [
-        MeasuredGroup(
-            title="Training", reference=BASE_FORWARD, per="step", notes=notes, lines=lines
-        )
-    ]
-
-
-def _small_insertion(subject: BaseWithGraft) -> BaseWithGraft:
-    plan = plan_of_share(subject.shape, subject.parameters, _SMALL_SHARE, "both")
-    return graft_in_memory(subject.name, subject.stock, plan)
+    return [_training_group(measured, floors, tokens.numel(), notes)]
 
 
 def _measure_alone(
-    bench: OverheadRun, make: Callable[[], TrainingContestant], tokens: Tensor
+    run: OverheadRun, make: Callable[[], TrainingContestant], tokens: Tensor
 ) -> TrainingTimes:
-    """No other contestant's memory is there, nor what freeing it taught the C library."""
+    """Measured while no other contestant has memory allocated."""
     import torch
 
-    subject, device = bench.subject, bench.settings.device
+    subject, device = run.subject, run.settings.device
     decoder: Any = subject.stock.get_submodule(subject.shape.family.decoder)
 
     def forward() -> None:
@@ -143,41 +133,45 @@ def _measure_alone(
             decoder(tokens, use_cache=False)
 
     with keep_freed_memory():
-        one = make()
-        steps = {BASE_FORWARD: forward, "step": one.step}
-        times = interleaved(steps, bench.rounds, synchronise=bench.synchronise)
+        contestant = make()
+        steps = {BASE_FORWARD: forward, "step": contestant.step}
+        times = interleaved(steps, run.rounds, synchronise=run.synchronise)
         return TrainingTimes(
             forward=times[BASE_FORWARD],
             step=times["step"],
             forward_peak=peak_above(forward, device),
-            peak=peak_above(one.gradients, device),
-            trained=sum(parameter.numel() for parameter in one.parameters),
+            peak=peak_above(contestant.gradients, device),
+            trained=sum(parameter.numel() for parameter in contestant.parameters),
         )
 
 
-def _lines(
-    measured: dict[str, TrainingTimes], floors: dict[str, float], tokens: int
-) -> list[MeasuredLine]:
-    """The forward's, and each contestant's over the forward beside it."""
+def _training_group(
+    measured: dict[str, TrainingTimes], floors: dict[str, float], tokens: int, notes: list[str]
+) -> MeasuredGroup:
+    """A line for the forward, and one for each contestant over the forward measured beside it."""
     first = next(iter(measured.values()))
-    of_lora = float(np.median(measured[LORA].step / measured[LORA].forward))
-
-    def line(
-        name: str, forward: np.ndarray, step: np.ndarray, peak: int, trained: int
-    ) -> MeasuredLine:
+    peak = first.forward_peak
+    forward = TrainingTimes(first.forward, first.forward, peak, peak, trained=0)
+    lora_ratio = float(np.median(measured[LORA].step / measured[LORA].forward))
+    lines = []
+    for name, one in {BASE_FORWARD: forward, **measured}.items():
         figures = {
-            "tokens a second": tokens / float(np.median(step)),
-            "speed over LoRA's": of_lora / float(np.median(step / forward)),
-            "above the weights, bytes": float(peak),
-            "trained": float(trained),
+            "tokens a second": tokens / float(np.median(one.step)),
+            "speed over LoRA's": lora_ratio / float(np.median(one.step / one.forward)),
+            "above the weights, bytes": float(one.peak),
+            "trained": float(one.trained),
         }
-        times = {BASE_FORWARD: forward, name: step}
-        return measured_lines(times, BASE_FORWARD, floors=floors, figures={name: figures})[-1]
-
-    lines = [line(BASE_FORWARD, first.forward, first.forward, first.forward_peak, 0)]
-    return lines + [
-        line(name, one.forward, one.step, one.peak, one.trained) for name, one in measured.items()
-    ]
+        group = measured_group(
+            "Training",
+            {BASE_FORWARD: one.forward, name: one.step},
+            reference=BASE_FORWARD,
+            per="step",
+            notes=notes,
+            floors=floors,
+            figures={name: figures},
+        )
+        lines.append(group.lines[-1])
+    return group.model_copy(update={"lines": lines})
 
 
 def _insertion_contestant(subject: BaseWithGraft, tokens: Tensor) -> TrainingContestant:
@@ -193,7 +187,7 @@ def _insertion_contestant(subject: BaseWithGraft, tokens: Tensor) -> TrainingCon
     return TrainingContestant(score, [parameter for _, parameter in graft.inserted_parameters()])
 
 
-def _classifier_contestant(make: Callable[[], Any], tokens: Tensor) -> TrainingContestant:
+def _reward_model_contestant(make: Callable[[], Any], tokens: Tensor) -> TrainingContestant:
     model = make()
 
     def score() -> Tensor:
@@ -201,50 +195,46 @@ def _classifier_contestant(make: Callable[[], Any], tokens: Tensor) -> TrainingC
         reward: Tensor = model.score(states[:, -1])
         return reward
 
-    return TrainingContestant(score, _trainable(model.train().parameters()))
-
-
-def _trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    return [parameter for parameter in parameters if parameter.requires_grad]
+    return TrainingContestant(score, [p for p in model.train().parameters() if p.requires_grad])
 
 
 def _step_floor(
-    bench: OverheadRun, inserted: BaseWithGraft, one: PassShape, *, whole: bool = False
+    run: OverheadRun, models: BaseWithGraft, step: PassShape, *, whole: bool = False
 ) -> float:
-    """Over the forward without its output head, which a reward does not need. `whole`: with the
-    base's last layer at all positions, as METHOD counts, and not at the last ones alone."""
-    shape, plan = bench.subject.shape, inserted.plans[0]
+    """The least time of a step over the forward without its output head, which a reward does not
+    need (docs/method.md, Costs). `whole`: with the base's last layer at all positions, not only at
+    the scored ones."""
+    shape, plan = run.subject.shape, models.plans[0]
     head = shape.vocab * shape.hidden
-    base = base_work(shape, bench.subject.layer_weights, one)
-    base = CountedWork(base.flops - 2 * head * one.batch, base.bytes - one.itemsize * head)
-    forward = inserted_work(plan, one)
-    # Backward: every weight's gradient, and through W^z alone that of what it was given.
+    base = base_work(shape, run.subject.layer_weights, step)
+    base = CountedWork(base.flops - 2 * head * step.batch, base.bytes - step.itemsize * head)
+    forward = inserted_work(plan, step)
+    # The gradient of every weight, and the gradient of the input through W^z alone.
     backward = CountedWork(
-        forward.flops + 2 * _stream_input_weights(plan.slots) * one.rows, forward.bytes
+        forward.flops + 2 * _stream_input_weights(plan.slots) * step.rows, forward.bytes
     )
-    left_out = CountedWork(0 if whole else -skipped_operations(inserted, one), 0)
-    rates = bench.rates
-    return rates.seconds(base + forward + backward + left_out) / rates.seconds(base)
+    skipped = CountedWork(0 if whole else -skipped_operations(models, step), 0)
+    return run.rates.seconds(base + forward + backward + skipped) / run.rates.seconds(base)
 
 
-def skipped_operations(inserted: BaseWithGraft, one: PassShape) -> int:
-    """Operations at positions that are not scored, of what ends at the scored ones: modules of the
-    base's last layer, and what is inserted beside them."""
+def skipped_operations(models: BaseWithGraft, step: PassShape) -> int:
+    """Operations at positions that are not scored, of the modules that run at scored ones only:
+    the end of the base's last layer, and the insertion beside it."""
     base = sum(
-        p.numel() for part in inserted.graft.taps.ending for p in part.parameters() if p.ndim > 1
+        p.numel() for part in models.graft.taps.ending for p in part.parameters() if p.ndim > 1
     )
-    last = f".layers.{inserted.shape.layers - 1}."
-    mine = [
-        slot
-        for slot in inserted.plans[0].slots
-        if slot.role in ("matrix", "output")
-        and (last + "attention.out" in slot.name or last + "ffn" in slot.name)
+    last = f".layers.{models.shape.layers - 1}."
+    inserted = [
+        tensor
+        for tensor in models.plans[0].slots
+        if tensor.role in ("matrix", "output")
+        and (last + "attention.out" in tensor.name or last + "ffn" in tensor.name)
     ]
-    forward = base + sum(slot.count for slot in mine)
-    backward = sum(slot.count for slot in mine) + _stream_input_weights(mine)
-    return 2 * (forward + backward) * (one.rows - one.batch)
+    forward = base + sum(tensor.count for tensor in inserted)
+    backward = sum(tensor.count for tensor in inserted) + _stream_input_weights(inserted)
+    return 2 * (forward + backward) * (step.rows - step.batch)
 
 
-def _stream_input_weights(slots: Sequence[InsertedTensor]) -> int:
+def _stream_input_weights(tensors: Sequence[InsertedTensor]) -> int:
     """Elements of W^z."""
-    return sum(slot.count for slot in slots if slot.name.endswith(".z.weight"))
+    return sum(tensor.count for tensor in tensors if tensor.name.endswith(".z.weight"))

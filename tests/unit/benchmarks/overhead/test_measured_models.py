@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from otter_cli.benchmarks.overhead.commands import hollow_checkpoint
 from otter_cli.benchmarks.overhead.measured_models import (
     SHAPES,
     SWEEP,
@@ -11,7 +12,6 @@ from otter_cli.benchmarks.overhead.measured_models import (
     plan_of_share,
     shape_config,
 )
-from otter_cli.benchmarks.overhead.run_overhead import hollow_checkpoint
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.families.shape import base_shape
 from otter_cli.families.tensors import base_parameters

@@ -18,7 +18,7 @@ def test_contestants_take_turns_and_none_is_always_first() -> None:
     order: list[str] = []
     steps = {name: lambda name=name: order.append(name) or name for name in "ab"}
     seen: list[dict[str, str]] = []
-    times = interleaved(steps, 4, synchronise=lambda: None, seen=lambda o: seen.append(dict(o)))
+    times = interleaved(steps, 4, synchronise=lambda: None, on_round=lambda o: seen.append(dict(o)))
     rounds = [order[i : i + 2] for i in range(0, len(order), 2)]
     assert all(sorted(one) == ["a", "b"] for one in rounds) and len(rounds) == WARM_UP + 4
     assert {one[0] for one in rounds[:2]} == {"a", "b"}
