@@ -23,7 +23,6 @@ from otter_cli.benchmarks.overhead.measuring import (
     PassShape,
     StepTimes,
     TimedGeneration,
-    base_work,
     inserted_work,
     interleaved,
 )
@@ -109,7 +108,7 @@ class DecodingFloors:
         subject, rates = self.run.subject, self.run.rates
         size, context = subject.stock.dtype.itemsize, self.run.settings.context
         step = PassShape(self.batch, 1, context, size)
-        base = base_work(subject.shape, subject.layer_weights, step)
+        base = subject.base_work(step)
         for_all = inserted_work(plan, PassShape(self.batch, tokens, context, size))
         inserted = CountedWork(for_all.flops / tokens, for_all.bytes / tokens)
         head = products * subject.shape.vocab * subject.shape.hidden

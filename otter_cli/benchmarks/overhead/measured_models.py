@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from otter_cli.benchmarks.overhead.measuring import MachineRates, synchroniser
+from otter_cli.benchmarks.overhead.measuring import (
+    CountedWork,
+    MachineRates,
+    PassShape,
+    base_work,
+    inserted_work,
+    synchroniser,
+)
 from otter_cli.benchmarks.overhead.result import OverheadSettings
 from otter_cli.core.errors import OtterError, closest
 from otter_cli.core.process import derive_seed
@@ -102,6 +109,12 @@ class BaseWithGraft:
     graft: OtterForCausalLM
     plans: Sequence[Plan]
     file_bytes: int | None = None
+
+    def base_work(self, step: PassShape) -> CountedWork:
+        return base_work(self.shape, self.layer_weights, step)
+
+    def inserted_work(self, step: PassShape) -> CountedWork:
+        return sum((inserted_work(plan, step) for plan in self.plans), CountedWork(0, 0))
 
     @property
     def layer_weights(self) -> int:

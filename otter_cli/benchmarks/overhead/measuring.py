@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -212,7 +212,7 @@ class MachineRates(BaseModel):
         """The least time for that work: the longer of moving its bytes and computing."""
         return max(work.bytes / self.bytes_per_second, work.flops / self.flops_per_second)
 
-    def limit(self, work: CountedWork) -> str:
+    def limit(self, work: CountedWork) -> Literal["bytes", "flops"]:
         moving = work.bytes / self.bytes_per_second
         return "bytes" if moving >= work.flops / self.flops_per_second else "flops"
 

@@ -15,11 +15,8 @@ from otter_cli.benchmarks.metrics.estimates import estimate
 from otter_cli.benchmarks.overhead.measuring import (
     WARM_UP,
     CountedWork,
-    MachineRates,
     PassShape,
     StepTimes,
-    base_work,
-    inserted_work,
     interleaved,
     peak_above,
     synchroniser,
@@ -43,7 +40,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
 
-    from otter_cli.benchmarks.overhead.measured_models import BaseWithGraft
+    from otter_cli.benchmarks.overhead.measured_models import BaseWithGraft, OverheadRun
     from otter_cli.model.otter import OtterForCausalLM
 
 
@@ -217,50 +214,43 @@ def measure_prefill_decode(
     return PrefillDecodeTimes(times, peaks, logits)
 
 
-def overhead_row(
-    name: str,
-    subject: BaseWithGraft,
-    settings: OverheadSettings,
-    measured: PrefillDecodeTimes,
-    rates: MachineRates,
-) -> OverheadRow:
-    """The figures of one insertion, with bounds at `rates` (docs/method.md, Costs)."""
-    plan, shape, size = subject.plans[0], subject.shape, subject.stock.dtype.itemsize
+def overhead_row(name: str, run: OverheadRun, measured: PrefillDecodeTimes) -> OverheadRow:
+    """The figures of one insertion, with bounds at the run's rates (docs/method.md, Costs)."""
+    models = run.subject
+    plan, shape, size = models.plans[0], models.shape, models.stock.dtype.itemsize
     base_cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * size
-    own_cache = sum(plan.cache_bytes_per_token(size) for plan in subject.plans)
-    base_bytes = parameter_bytes(subject.stock.parameters())
-    inserted_bytes = parameter_bytes(p for _, p in subject.graft.inserted_parameters())
-    ratios = {
-        kind: median_ratio(times[GRAFT], times[BASE], f"{kind} ratio")
-        for kind, times in measured.times.items()
-    }
+    own_cache = sum(plan.cache_bytes_per_token(size) for plan in models.plans)
+    base_bytes = parameter_bytes(models.stock.parameters())
+    graft_bytes = base_bytes + parameter_bytes(p for _, p in models.graft.inserted_parameters())
+    decode, prefill = measured.times["decode"], measured.times["prefill"]
     return OverheadRow(
         name=name,
         insertion=plan.config.model_dump(mode="json", exclude={"signals", "layers"})
-        | {"layers": len(plan.config.layers), "signals": list(subject.graft.signal_configs)},
-        parameter_ratio=subject.inserted / subject.parameters,
-        base_parameters=subject.parameters,
-        trainable=subject.inserted,
-        stored_bytes=sum(plan.stored_bytes for plan in subject.plans),
-        file_bytes=subject.file_bytes,
+        | {"layers": len(plan.config.layers), "signals": list(models.graft.signal_configs)},
+        parameter_ratio=models.inserted / models.parameters,
+        base_parameters=models.parameters,
+        trainable=models.inserted,
+        stored_bytes=sum(plan.stored_bytes for plan in models.plans),
+        file_bytes=models.file_bytes,
         base_bytes=base_bytes,
         cache_bytes_per_token=BaseAndGraft(base=base_cache, graft=base_cache + own_cache),
         peak_bytes=BaseAndGraft(
-            base=base_bytes + measured.peaks[BASE],
-            graft=base_bytes + inserted_bytes + measured.peaks[GRAFT],
+            base=base_bytes + measured.peaks[BASE], graft=graft_bytes + measured.peaks[GRAFT]
         ),
-        decode_ratio=ratios["decode"],
-        prefill_ratio=ratios["prefill"],
-        decode_ms=_milliseconds(measured.times["decode"]),
-        prefill_ms=_milliseconds(measured.times["prefill"]),
+        decode_ratio=median_ratio(decode[GRAFT], decode[BASE], "decode ratio"),
+        prefill_ratio=median_ratio(prefill[GRAFT], prefill[BASE], "prefill ratio"),
+        decode_ms=_milliseconds(decode),
+        prefill_ms=_milliseconds(prefill),
         bound=RooflineBounds(
-            decode=_bound(subject, settings, measured, "decode", rates),
-            prefill=_bound(subject, settings, measured, "prefill", rates),
+            decode=_bound(run, _decode_shape(run), decode),
+            prefill=_bound(
+                run, PassShape(run.settings.batch, run.settings.context, 0, size), prefill
+            ),
         ),
         logits_equal=measured.logits.equal,
         logits_compared=measured.logits.compared,
-        read_later=_deferred_reading(subject, settings, measured.times["decode"], rates),
-        saved=_saved_fractions(subject, measured, own_cache / base_cache),
+        read_later=_deferred_reading(run, decode),
+        saved=_saved_fractions(models, measured, own_cache / base_cache),
     )
 
 
@@ -272,33 +262,28 @@ def random_tokens(subject: BaseWithGraft, rows: int, columns: int, what: str) ->
     return tokens.to(subject.stock.device)
 
 
-def _bound(
-    subject: BaseWithGraft,
-    settings: OverheadSettings,
-    measured: PrefillDecodeTimes,
-    kind: PassKind,
-    rates: MachineRates,
-) -> RooflineBound:
-    prefill = PassShape(settings.batch, settings.context, 0, subject.stock.dtype.itemsize)
-    step = prefill if kind == "prefill" else _decode_shape(subject, settings)
-    base = base_work(subject.shape, subject.layer_weights, step)
-    graft = sum((inserted_work(plan, step) for plan in subject.plans), base)
-    least = {BASE: rates.seconds(base), GRAFT: rates.seconds(graft)}
-    taken = {name: float(np.median(measured.times[kind][name])) for name in least}
+def _bound(run: OverheadRun, step: PassShape, times: StepTimes) -> RooflineBound:
+    base = run.subject.base_work(step)
+    graft = base + run.subject.inserted_work(step)
+    base_least, graft_least = run.rates.seconds(base), run.rates.seconds(graft)
     return RooflineBound(
-        ratio=least[GRAFT] / least[BASE],
-        limit=rates.limit(base),  # type: ignore[arg-type]
+        ratio=graft_least / base_least,
+        limit=run.rates.limit(base),
         bytes=BaseAndGraft(base=base.bytes, graft=graft.bytes),
         flops=BaseAndGraft(base=base.flops, graft=graft.flops),
-        milliseconds=BaseAndGraft(base=1000 * least[BASE], graft=1000 * least[GRAFT]),
-        reached=BaseAndGraft(base=least[BASE] / taken[BASE], graft=least[GRAFT] / taken[GRAFT]),
+        milliseconds=BaseAndGraft(base=1000 * base_least, graft=1000 * graft_least),
+        reached=BaseAndGraft(
+            base=base_least / float(np.median(times[BASE])),
+            graft=graft_least / float(np.median(times[GRAFT])),
+        ),
     )
 
 
-def _decode_shape(subject: BaseWithGraft, settings: OverheadSettings, tokens: int = 1) -> PassShape:
+def _decode_shape(run: OverheadRun, tokens: int = 1) -> PassShape:
     """A decoding step at the cache's middle length, which represents the whole growth."""
+    settings = run.settings
     middle = settings.context + WARM_UP + settings.repeats // 2
-    return PassShape(settings.batch, tokens, middle, subject.stock.dtype.itemsize)
+    return PassShape(settings.batch, tokens, middle, run.subject.stock.dtype.itemsize)
 
 
 def _deferred_tokens(settings: OverheadSettings) -> int:
@@ -307,26 +292,23 @@ def _deferred_tokens(settings: OverheadSettings) -> int:
     return min(READ_EVERY, settings.repeats)
 
 
-def _deferred_reading(
-    subject: BaseWithGraft, settings: OverheadSettings, times: StepTimes, rates: MachineRates
-) -> DeferredReading | None:
+def _deferred_reading(run: OverheadRun, times: StepTimes) -> DeferredReading | None:
     if GRAFT_DEFERRED not in times:
         return None
-    every = _deferred_tokens(settings)
+    every = _deferred_tokens(run.settings)
     # Of any `every` rounds in a row, exactly one runs the stream.
-    blocks = settings.repeats // every
+    blocks = run.settings.repeats // every
     graft_seconds, base_seconds = (
         times[name][: blocks * every].reshape(blocks, every).sum(1)
         for name in (GRAFT_DEFERRED, BASE)
     )
-    step = base_work(subject.shape, subject.layer_weights, _decode_shape(subject, settings))
+    step = run.subject.base_work(_decode_shape(run))
     base = CountedWork(every * step.flops, every * step.bytes)
-    tokens = _decode_shape(subject, settings, every)
-    graft = sum((inserted_work(plan, tokens) for plan in subject.plans), base)
+    graft = base + run.subject.inserted_work(_decode_shape(run, every))
     return DeferredReading(
         every=every,
         ratio=median_ratio(graft_seconds, base_seconds, "decode ratio, read later"),
-        bound=rates.seconds(graft) / rates.seconds(base),
+        bound=run.rates.seconds(graft) / run.rates.seconds(base),
     )
 
 
@@ -337,7 +319,7 @@ def _milliseconds(times: StepTimes) -> BaseAndGraft:
 
 
 def _saved_fractions(
-    subject: BaseWithGraft, measured: PrefillDecodeTimes, cache: float
+    models: BaseWithGraft, measured: PrefillDecodeTimes, cache: float
 ) -> SavedFractions | None:
     if SEPARATE not in measured.times["decode"]:
         return None
@@ -347,13 +329,13 @@ def _saved_fractions(
         shares = 1 - (times[GRAFT] - times[BASE]) / times[SEPARATE]
         saved_time[kind] = estimate(median(shares), len(shares), f"{kind} time saved")
     # A reward model has a score head in place of the output head.
-    shape = subject.shape
+    shape = models.shape
     head = 0 if shape.tied else shape.vocab * shape.hidden
-    separate = subject.parameters - head + shape.hidden
+    separate = models.parameters - head + shape.hidden
     return SavedFractions(
         decode_time=saved_time["decode"],
         prefill_time=saved_time["prefill"],
-        trainable=1 - subject.inserted / separate,
-        stored=1 - subject.inserted / separate,
+        trainable=1 - models.inserted / separate,
+        stored=1 - models.inserted / separate,
         cache=1 - cache,
     )

@@ -119,7 +119,7 @@ def run_overhead(options: OverheadOptions) -> OverheadResult:
         # Measured before and after, because other load on the machine changes.
         rates = rates.best(_measure_rates(subject))
         rows = [
-            overhead_row(name, models, settings, times, rates)
+            overhead_row(name, OverheadRun(models, settings, rates), times)
             for name, (models, times) in measured.items()
         ]
         run = OverheadRun(subject, settings, rates)

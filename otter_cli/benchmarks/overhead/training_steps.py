@@ -23,8 +23,6 @@ from otter_cli.benchmarks.overhead.measured_models import (
 from otter_cli.benchmarks.overhead.measuring import (
     CountedWork,
     PassShape,
-    base_work,
-    inserted_work,
     interleaved,
     peak_above,
 )
@@ -204,15 +202,13 @@ def _step_floor(
     """The least time of a step over the forward without its output head, which a reward does not
     need (docs/method.md, Costs). `whole`: with the base's last layer at all positions, not only at
     the scored ones."""
-    shape, plan = run.subject.shape, models.plans[0]
-    head = shape.vocab * shape.hidden
-    base = base_work(shape, run.subject.layer_weights, step)
+    head = models.shape.vocab * models.shape.hidden
+    base = models.base_work(step)
     base = CountedWork(base.flops - 2 * head * step.batch, base.bytes - step.itemsize * head)
-    forward = inserted_work(plan, step)
+    forward = models.inserted_work(step)
     # The gradient of every weight, and the gradient of the input through W^z alone.
-    backward = CountedWork(
-        forward.flops + 2 * _stream_input_weights(plan.slots) * step.rows, forward.bytes
-    )
+    through = 2 * _stream_input_weights(models.plans[0].slots) * step.rows
+    backward = CountedWork(forward.flops + through, forward.bytes)
     skipped = CountedWork(0 if whole else -skipped_operations(models, step), 0)
     return run.rates.seconds(base + forward + backward + skipped) / run.rates.seconds(base)
 
