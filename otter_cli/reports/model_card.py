@@ -120,13 +120,9 @@ def _objectives_table(recipe: Recipe) -> ReportTable:
     """The recipe's options of each signal, without its files and without defaults."""
     rows: list[list[Cell | str]] = []
     for name, objective in recipe.signals.items():
-        without = {"train", "test", "objective"}
-        options = ", ".join(
-            f"{key}: {value}"
-            for key, value in objective.model_dump(
-                mode="json", exclude_defaults=True, exclude=without
-            ).items()
-        )
+        exclude = {"train", "test", "objective"}
+        values = objective.model_dump(mode="json", exclude_defaults=True, exclude=exclude)
+        options = ", ".join(f"{key}: {value}" for key, value in values.items())
         rows.append([name, objective.objective, options or "-"])
     return ReportTable(["signal", "objective", "options"], rows, numeric=False)
 

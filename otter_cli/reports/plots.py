@@ -27,7 +27,7 @@ _SIDE = 14  # left margin of an interval plot, which has no y axis
 _MOST_DOTS = 12  # more would hide the line
 _COLOURS = 12  # --c0 to --c11 of the style sheet
 
-# Stand-in colours and the variables of the style sheet that replace them.
+# Stand-in colours, and the variables of the style sheet that replace them.
 _VARIABLES = [f"c{i}" for i in range(_COLOURS)] + ["card", "grid", "ink", "soft"]
 _STAND_INS = {name: f"#0102{i:02x}" for i, name in enumerate(_VARIABLES, 1)}
 _STYLE: dict[str, Any] = {
@@ -109,8 +109,8 @@ class _Drawing:
 
     def svg(self) -> str:
         file = io.StringIO()
-        without = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        self.figure.savefig(file, format="svg", metadata=without)
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        self.figure.savefig(file, format="svg", metadata=no_metadata)
         return file.getvalue()
 
     def _draw_intervals(self, plot: IntervalPlot) -> None:
@@ -140,8 +140,9 @@ class _Drawing:
         for series in plot.series:
             colour = self.colours[series.label]
             self._line(series.x, series.y, color=colour, linewidth=2)
-            for x, low, high in zip(series.x, series.low, series.high, strict=False):
-                self._whisker((x, x), (low, high), colour)
+            if series.low:
+                for x, low, high in zip(series.x, series.low, series.high, strict=True):
+                    self._whisker((x, x), (low, high), colour)
             if len(series.x) <= _MOST_DOTS:
                 for x, y in zip(series.x, series.y, strict=True):
                     self._dot(x, y, colour, f"{series.label}: {y:.4g}")

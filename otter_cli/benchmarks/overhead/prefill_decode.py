@@ -200,7 +200,7 @@ def measure_prefill_decode(
         # On a CPU with several threads, the first pass of a process may round differently from all
         # later ones. Stock transformers did so in four processes of ten.
         contestants[BASE].run(prompt, contestants[BASE].new_cache())
-        prefills = {name: prefill_step(one, prompt) for name, one in contestants.items()}
+        prefills = {name: prefill_step(each, prompt) for name, each in contestants.items()}
         # A prefill takes many times as long as a decoding step, so it is repeated less often.
         repeats = max(5, settings.repeats // 10)
         times: dict[PassKind, StepTimes] = {"prefill": interleaved(prefills, repeats, **options)}
@@ -208,7 +208,7 @@ def measure_prefill_decode(
             contestants[GRAFT_DEFERRED] = deferred_graft_contestant(
                 subject.graft, _deferred_tokens(settings)
             )
-        steps = {name: decode_step(one, prompt, following) for name, one in contestants.items()}
+        steps = {name: decode_step(each, prompt, following) for name, each in contestants.items()}
         times["decode"] = interleaved(steps, settings.repeats, **options)
         peaks = {name: peak_above(prefills[name], settings.device) for name in (BASE, GRAFT)}
     return PrefillDecodeTimes(times, peaks, logits)

@@ -98,8 +98,8 @@ def training_groups(run: OverheadRun) -> list[MeasuredGroup]:
         FULL_FINE_TUNING: partial(random_reward_model, subject.stock),
     }
     contestants: dict[str, Callable[[], TrainingContestant]] = {
-        **{n: partial(_insertion_contestant, one, tokens) for n, one in insertions.items()},
-        **{n: partial(_reward_model_contestant, one, tokens) for n, one in reward_models.items()},
+        **{n: partial(_insertion_contestant, m, tokens) for n, m in insertions.items()},
+        **{n: partial(_reward_model_contestant, m, tokens) for n, m in reward_models.items()},
     }
     measured = {name: _measure_alone(run, make, tokens) for name, make in contestants.items()}
     step = PassShape(texts, settings.context, 0, subject.stock.dtype.itemsize)
@@ -152,16 +152,16 @@ def _training_group(
     forward = TrainingTimes(first.forward, first.forward, peak, peak, trained=0)
     lora_ratio = float(np.median(measured[LORA].step / measured[LORA].forward))
     lines = []
-    for name, one in {BASE_FORWARD: forward, **measured}.items():
+    for name, times in {BASE_FORWARD: forward, **measured}.items():
         figures = {
-            "tokens a second": tokens / float(np.median(one.step)),
-            "speed over LoRA's": lora_ratio / float(np.median(one.step / one.forward)),
-            "above the weights, bytes": float(one.peak),
-            "trained": float(one.trained),
+            "tokens a second": tokens / float(np.median(times.step)),
+            "speed over LoRA's": lora_ratio / float(np.median(times.step / times.forward)),
+            "above the weights, bytes": float(times.peak),
+            "trained": float(times.trained),
         }
         group = measured_group(
             "Training",
-            {BASE_FORWARD: one.forward, name: one.step},
+            {BASE_FORWARD: times.forward, name: times.step},
             reference=BASE_FORWARD,
             per="step",
             notes=notes,
