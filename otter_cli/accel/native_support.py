@@ -43,7 +43,7 @@ class NativeSupport:
         self.form = (
             self.config.norm == "own"
             and not (shape.parallel or family.attention.post_norm or family.ffn.post_norm)
-            and not (family.ffn.plain or family.attention.sinks)
+            and not (family.ffn.ungated or family.attention.sinks)
             and not (family.attention.joint_norm and family.attention.query_norm)
             and shape.activation in ("silu", "swish")
         )

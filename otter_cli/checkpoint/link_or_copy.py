@@ -17,12 +17,13 @@ from typing import Literal
 
 from otter_cli.checkpoint.folder import is_weights
 from otter_cli.checkpoint.safetensors_writer import FileDigest
-from otter_cli.core.digests import CHUNK_BYTES, AdvanceBytes, DigestCache
+from otter_cli.core.console import Advance
+from otter_cli.core.digests import CHUNK_BYTES, DigestCache
 from otter_cli.core.errors import from_os_error
 from otter_cli.core.strict_files import resolve_inside
 
 
-def copy_file(source: Path, target: Path, advance: AdvanceBytes | None = None) -> str:
+def copy_file(source: Path, target: Path, advance: Advance | None = None) -> str:
     """Copy content, mode and times; returns the content's SHA-256."""
     with open(source, "rb", buffering=0) as reader, open(target, "xb", buffering=0) as writer:
         digest = _copy_content(reader, writer, advance)
@@ -30,7 +31,7 @@ def copy_file(source: Path, target: Path, advance: AdvanceBytes | None = None) -
     return digest
 
 
-def _copy_content(reader: FileIO, writer: FileIO, advance: AdvanceBytes | None) -> str:
+def _copy_content(reader: FileIO, writer: FileIO, advance: Advance | None) -> str:
     """Hash each chunk in a second thread while the first writes it and reads the next."""
     digest = hashlib.sha256()
     # Most files of a base are small: what they need not is not cleared for them either.
@@ -58,7 +59,7 @@ def _write_all(writer: FileIO, chunk: memoryview) -> None:
 
 
 PlacementMode = Literal["link", "copy"]
-DigestFunction = Callable[[Path, AdvanceBytes | None], str]
+DigestFunction = Callable[[Path, Advance | None], str]
 
 _FICLONE = 0x40049409  # linux/fs.h: share the blocks of another file
 # What file systems say that cannot do it here: not the same device, not supported, not allowed.
@@ -74,7 +75,7 @@ def place_files(
     target_root: str | Path,
     *,
     mode: PlacementMode = "link",
-    advance: AdvanceBytes | None = None,
+    advance: Advance | None = None,
     digest: DigestFunction | None = None,
 ) -> dict[str, FileDigest]:
     """Place `files`, relative paths, and return the record of each.

@@ -46,12 +46,8 @@ def inspect(
 
 
 def _families() -> Outcome:
-    from otter_cli.families.registry import (
-        FAMILIES,
-        REFUSED_FAMILIES,
-        WIDE_CLASS_NAMES,
-        wide_layout_refusal,
-    )
+    from otter_cli.families.entries import REFUSED_FAMILIES
+    from otter_cli.families.registry import FAMILIES, WIDE_CLASS_NAMES, wide_layout_refusal
 
     reasons = {name: family.ffn_only for name, family in sorted(FAMILIES.items())}
     data: dict[str, Any] = {
@@ -98,7 +94,7 @@ def _manifest(path: Path) -> Manifest | None:
 def _record(checkpoint: Checkpoint, shape: BaseShape, manifest: Manifest | None) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from otter_cli.families.tensors import base_parameters
+    from otter_cli.families.shape import base_parameters
 
     sizes = {k: v for k, v in asdict(shape).items() if isinstance(v, int | float | str)}
     record: dict[str, Any] = {

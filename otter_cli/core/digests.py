@@ -8,12 +8,11 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from otter_cli.core.console import warn
+from otter_cli.core.console import Advance, warn
 from otter_cli.core.errors import OtterError, from_os_error
 from otter_cli.core.jsonlines import JsonLinesWriter, read_jsonlines
 from otter_cli.core.private_files import (
@@ -25,8 +24,6 @@ from otter_cli.core.private_files import (
 )
 
 CHUNK_BYTES = 8 * 2**20
-
-AdvanceBytes = Callable[[int], None]
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -41,7 +38,7 @@ def sha256_json(value: Any) -> str:
     return sha256_bytes(text.encode())
 
 
-def sha256_file(path: str | Path, advance: AdvanceBytes | None = None) -> str:
+def sha256_file(path: str | Path, advance: Advance | None = None) -> str:
     """Digest of a file of any size in flat memory; `advance` is told the bytes of each chunk."""
     digest = hashlib.sha256()
     # One buffer for the whole file: a fresh bytes object per chunk costs a third of the speed.
@@ -76,7 +73,7 @@ class DigestCache:
         if os.path.lexists(self.path):
             self._load()
 
-    def sha256(self, path: Path, advance: AdvanceBytes | None = None) -> str:
+    def sha256(self, path: Path, advance: Advance | None = None) -> str:
         """The file's digest; `advance` is told its bytes whether or not they had to be read."""
         try:
             before = path.stat()

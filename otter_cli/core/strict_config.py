@@ -1,7 +1,8 @@
-"""Base classes of configuration and of stored records: unknown keys are refused.
+"""The base classes of every pydantic model: `StrictRecord`, and `StrictConfig` for configurations.
 
-A typo must not become a default, so an error names the place of the key and the nearest right one.
-`StrictConfig` is for what users write, `StrictRecord` for what otter writes itself."""
+Both are frozen and refuse unknown keys, so that a typo does not become a default. A configuration
+also suggests the nearest key, and `config_error` names the place of an error in the user's file.
+"""
 
 from __future__ import annotations
 
@@ -14,42 +15,42 @@ from pydantic_core import PydanticCustomError
 from otter_cli.core.errors import OtterError, closest
 
 
-class StrictConfig(BaseModel):
-    """A mapping of a recipe. Unknown keys are refused: a typo must not become a default."""
+class StrictRecord(BaseModel):
+    """A record that otter writes and reads back."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StrictConfig(StrictRecord):
+    """A configuration that a user writes, in a recipe or as options. Numbers are finite."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_keys(cls, values: Any) -> Any:
+        known = list(cls.model_fields)
         for key in values if isinstance(values, dict) else ():
-            if key not in cls.model_fields:
-                known = list(cls.model_fields)
-                raise PydanticCustomError(
-                    "unknown_key",
-                    "unknown key {key}",
-                    {"key": repr(key), "hint": _hint_for_key(key, known)},
-                )
+            if key not in known:
+                near = closest(str(key), known)
+                hint = (f"did you mean {near!r}? " if near else "") + f"keys: {', '.join(known)}"
+                context = {"key": repr(key), "hint": hint}
+                raise PydanticCustomError("unknown_key", "unknown key {key}", context)
         return values
 
 
 def config_error(error: ValidationError, source: str, values: Any) -> OtterError:
-    """The first complaint of a validation of `values`, with its place in `source`."""
+    """The first error of a validation of `values`, with its place in `source`."""
     first = error.errors()[0]
-    where = _place_in_file(values, first["loc"], missing=first["type"] == "missing")
+    place = _place_in_file(values, first["loc"], missing=first["type"] == "missing")
     what = first["msg"].removeprefix("Value error, ")
     what = what[:1].lower() + what[1:]
     hint = first.get("ctx", {}).get("hint", "`otter recipes show` has examples")
-    return OtterError(f"{source}: {where + ': ' if where else ''}{what}", hint=hint)
-
-
-def _hint_for_key(key: object, known: list[str]) -> str:
-    near = closest(str(key), known)
-    return (f"did you mean {near!r}? " if near else "") + f"keys: {', '.join(known)}"
+    return OtterError(f"{source}: {place + ': ' if place else ''}{what}", hint=hint)
 
 
 def _place_in_file(values: Any, location: tuple[int | str, ...], *, missing: bool) -> str:
-    """The path as the file has it: pydantic's own holds the tags of alternatives too."""
+    """The path of keys in the file. pydantic's own path also contains the tags of unions."""
     parts = []
     for number, part in enumerate(location, 1):
         inside = part in values if isinstance(values, Mapping) else isinstance(part, int)
@@ -59,7 +60,3 @@ def _place_in_file(values: Any, location: tuple[int | str, ...], *, missing: boo
             continue
         parts.append(str(part))
     return ".".join(parts)
-
-
-class StrictRecord(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any, Self
 
 from otter_cli.core.errors import OtterError
-from otter_cli.core.strict_files import resource_limit
+from otter_cli.core.process import resource_limit
 from otter_cli.data.tables import Record, TableLike, read_records
 
 Messages = Sequence[Mapping[str, Any]]

@@ -111,7 +111,7 @@ class KVSession(ABC):
         """How many tokens may follow the text before the base computes it in another way. None
         where there is no such length, or where the text has passed it."""
         rule = self.length_rule
-        left = 0 if rule is None else rule.at - int(self.positions.max())
+        left = 0 if rule is None else rule.threshold - int(self.positions.max())
         return left if left > 0 else None
 
     def prefill(self, prompts: list[list[int]]) -> HiddenStates:
@@ -304,8 +304,8 @@ class KVSession(ABC):
         lengths = positions.amax(1) + 1
         shortest, longest = int(lengths.min()), int(lengths.max())
         rule.check_one_side(shortest, longest, "one batch")
-        changed = self.past_length_rule != (longest > rule.at)
-        self.past_length_rule = longest > rule.at
+        changed = self.past_length_rule != (longest > rule.threshold)
+        self.past_length_rule = longest > rule.threshold
         if not (changed and self.width):
             return False
         self.catch_up()

@@ -47,7 +47,7 @@ _SUMMED_COUNTERS = (
 def length_rules(models: Sequence[Any]) -> list[LengthRule]:
     """The length rules of those models whose rotary angles depend on the length of the text."""
     rules = [length_rule(model.config.to_dict()) for model in models]
-    return [rule for rule in rules if rule is not None and rule.angles]
+    return [rule for rule in rules if rule is not None and rule.changes_angles]
 
 
 def external_models_of(parts: Sequence[Any]) -> list[Any]:
@@ -69,7 +69,7 @@ def must_split(
     if len(prompts) < 2 or (in_step and len(set(prompts)) == 1):
         return False
     shortest, longest = min(prompts), max(prompts) + new_tokens
-    return any(shortest <= rule.at < longest for rule in rules)
+    return any(shortest <= rule.threshold < longest for rule in rules)
 
 
 def sum_counters(rows: Sequence[Generation]) -> list[Generation]:

@@ -1,7 +1,7 @@
-"""The fields that describe a model family: where its modules are, and which traits matter.
+"""The fields that describe a model family: the names of its modules, and its traits.
 
-Module names are relative to a decoder layer. A tensor on disk is called by the module's full name
-plus `.weight` or `.bias`. An empty name means that the family has no such module.
+Module names are relative to a decoder layer. A tensor on disk has the module's full name plus
+`.weight` or `.bias`. An empty name means that the family has no such module.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-# A trait that the configuration decides: fixed, or the name of a key in config.json.
+# A trait is a fixed value, or the name of the key in config.json that decides it.
 FlagTrait = bool | str
 ScaleTrait = float | str
 SQRT_HIDDEN_SIZE = "sqrt(hidden_size)"
 
-# Where query, key and value lie in one projection: three of them, one after the other, or in turn
-# within each head.
-QkvFusion = Literal["apart", "stacked", "by head"]
-# What the stream reads of a branch: what goes into its last product, or what comes out of it all.
-Tap = Literal["input", "output"]
+# How the rows of query, key and value lie: in three projections, one after the other in a single
+# projection, or in turn within each head of a single projection.
+QkvFusion = Literal["apart", "stacked", "interleaved"]
+# Where the stream reads a branch: at the input of its last linear, or at the output of the branch.
+ReadAt = Literal["input", "output"]
 
 
 @dataclass(frozen=True)
@@ -36,32 +36,31 @@ class Attention:
     fused: QkvFusion = "apart"
     bias: FlagTrait = False
     out_bias: FlagTrait = False
-    # Every head has a key and a value of its own, of hidden_size / num_attention_heads dimensions:
-    # num_key_value_heads and head_dim, where config.json has them, are not read.
-    equal_heads: bool = False
-    # Norms of q and k, which inserted heads get too: per head, or over all heads jointly.
+    # Every head has its own key and value, of hidden_size / num_attention_heads dimensions.
+    # num_key_value_heads and head_dim are not read from config.json.
+    multi_head: bool = False
+    # Norms of queries and keys, per head or over all heads jointly. Inserted heads have them too.
     query_norm: str = ""
     key_norm: str = ""
     joint_norm: bool = False
-    # One logit a head that takes its share of the softmax and gives nothing.
+    # A tensor with one logit for each head, which takes part in the softmax and has no value.
     sinks: str = ""
-    # The attribute of the attention module that says whether this layer rotates at all.
-    rotary_if: str = ""
-    # The query is scaled before the attention function is called, which is told a scale of 1.
+    # The attribute of the attention module that says whether the layer has rotary embeddings.
+    rotary_flag: str = ""
+    # The query is scaled before the attention function is called with a scale of 1.
     scaled_query: bool = False
-    tap: Tap = "input"
-    # The module that some layers have in this one's place; read by its output.
-    elsewhere: str = ""
+    read_at: ReadAt = "input"
+    # The module that replaces this one in some layers. The stream reads its output.
+    alternative_module: str = ""
 
     @property
-    def end(self) -> str:
-        """The last product of the branch."""
+    def last_linear(self) -> str:
         return self.out
 
 
 @dataclass(frozen=True)
 class FeedForward:
-    """The FFN branch of a layer. Without names of gate and up, inserted units begin at random."""
+    """The FFN branch of a layer. Without names of gate and up, inserted units start at random."""
 
     module: str = "mlp"
     norm: str = "post_attention_layernorm"
@@ -69,26 +68,25 @@ class FeedForward:
     gate: str = "mlp.gate_proj"
     up: str = "mlp.up_proj"
     down: str = "mlp.down_proj"
-    # Not gated: act(x W_u) alone.
-    plain: bool = False
-    # One projection with the gate's rows first, then the up projection's.
+    # There is no gate: act(x W_u) instead of act(x W_g) * x W_u.
+    ungated: bool = False
+    # A single projection holds the rows of the gate, then those of the up projection.
     fused: bool = False
     bias: FlagTrait = False
-    # F over d where the configuration leaves F out.
-    widening: int | None = None
-    tap: Tap = "input"
-    # Where else the copied units may come from: (gate, up) of layers that are built otherwise.
-    elsewhere: tuple[tuple[str, str], ...] = ()
+    # F / d where config.json leaves F out.
+    expansion: int | None = None
+    read_at: ReadAt = "input"
+    # (gate, up) in layers that are built differently. Units may be copied from these as well.
+    alternatives: tuple[tuple[str, str], ...] = ()
 
     @property
-    def end(self) -> str:
-        """The last product of the branch."""
+    def last_linear(self) -> str:
         return self.down
 
 
 @dataclass(frozen=True)
 class LearnedPositions:
-    """Learned positions: a table on disk, indexed by position id plus `offset`."""
+    """A table of learned positions, whose rows are indexed by position id plus `offset`."""
 
     module: str
     offset: int = 0
@@ -96,7 +94,7 @@ class LearnedPositions:
 
 @dataclass(frozen=True)
 class Family:
-    """One entry of the registry. `decoder` is the module that ends in the final norm."""
+    """One model family. `decoder` is the module that ends in the final norm."""
 
     model_type: str
     architecture: str
@@ -105,46 +103,47 @@ class Family:
     embedding: str = "model.embed_tokens"
     final_norm: str = "model.norm"
     head: str = "lm_head"
-    # The head's name on disk, where that is another.
+    # The head's name on disk, where it differs.
     stored_head: str = ""
-    # The head adds a bias.
     head_bias: bool = False
     positions: LearnedPositions | None = None
     attention: Attention = field(default_factory=Attention)
     ffn: FeedForward = field(default_factory=FeedForward)
     norm: Literal["rms", "layer"] = "rms"
     norm_bias: bool = False
-    # Norms multiply by offset + weight.
+    # Norms multiply by norm_offset + weight.
     norm_offset: float = 0.0
     # Both branches read the layer's input.
     parallel: FlagTrait = False
-    # Weights lie as [in, out] on disk.
+    # Weights are stored as [in, out].
     transposed: bool = False
     embedding_scale: ScaleTrait = 1.0
     residual_scale: ScaleTrait = 1.0
     logit_scale: ScaleTrait = 1.0
     logit_divisor: ScaleTrait = 1.0
     logit_cap: str = ""
-    # Llama's configuration keys, where this family has others; and what is meant by an absent key.
+    # The family's names for Llama's configuration keys, and the values of absent keys.
     keys: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    # (key, value, why not): members of the family that are built otherwise.
+    # (key, value, reason): members of the family that are not supported.
     refused: tuple[tuple[str, Any, str], ...] = ()
-    # Tensors of a layer on disk, in older files at least, that are no parameters: loaders leave
-    # them out, or read them as buffers.
+    # Stored tensors of a layer that are no parameters, in older files at least. Loaders ignore
+    # them or read them as buffers.
     buffers: tuple[str, ...] = ("self_attn.rotary_emb.inv_freq",)
-    # Why it takes no inserted heads; empty: it takes them.
+    # The reason why the family takes no inserted heads. Empty where it takes them.
     ffn_only: str = ""
+    # The wide layout holds the family (see `registry.wide_layout_refusal`).
+    wide: bool = False
 
-    def layer(self, index: int, part: str) -> str:
-        """Full module name of `part` in decoder layer `index`."""
-        return f"{self.layers}.{index}.{part}"
+    def module_name(self, layer: int, part: str) -> str:
+        """The full name of the module `part` of a decoder layer."""
+        return f"{self.layers}.{layer}.{part}"
 
     @property
     def head_weight(self) -> str:
-        """The head's tensor on disk, where it is not the embedding."""
+        """The head's tensor on disk, where the head is not tied to the embedding."""
         return f"{self.stored_head or self.head}.weight"
 
-    def on_disk(self, name: str) -> tuple[str, ...]:
-        """The names a tensor may have in a file: some checkpoints leave the first part out."""
+    def stored_names(self, name: str) -> tuple[str, str]:
+        """The names that a tensor may have in a file: some checkpoints omit the first part."""
         return name, name.partition(".")[2]

@@ -1,11 +1,17 @@
-"""The sizes and resolved traits of a base, read from its config.json."""
+"""The shape of a base by its config.json: sizes, resolved traits, tensors and parameter count.
+
+Mixtures of experts and special attention are listed in part: `has_complete_tensor_list` says which.
+For those, transformers itself says which tensors belong to the base (graft/base_check.py).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
+from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
 from otter_cli.families.family import SQRT_HIDDEN_SIZE, Family, FlagTrait, ScaleTrait
 from otter_cli.families.registry import find_family
@@ -43,12 +49,12 @@ class BaseShape:
     length_rule: LengthRule | None
 
     @property
-    def group(self) -> int:
+    def queries_per_kv_head(self) -> int:
         """Query heads that share one key/value head [H / K]."""
         return self.heads // self.kv_heads
 
     @property
-    def positions(self) -> int:
+    def position_rows(self) -> int:
         """Rows of the table of learned positions; 0 where there is none."""
         learned = self.family.positions
         return self.max_positions + learned.offset if learned else 0
@@ -62,7 +68,7 @@ def base_shape(config: dict[str, Any]) -> BaseShape:
     read.refuse()
     heads, hidden = read.size("num_attention_heads"), read.size("hidden_size")
     kv_heads, head_dim = heads, max(hidden // heads, 1)
-    if not family.attention.equal_heads:
+    if not family.attention.multi_head:
         kv_heads = read.size("num_key_value_heads", default=kv_heads)
         head_dim = read.size("head_dim", default=head_dim)
     if heads % kv_heads:
@@ -71,7 +77,7 @@ def base_shape(config: dict[str, Any]) -> BaseShape:
             f"num_key_value_heads {kv_heads}",
             hint="the checkpoint's configuration is damaged",
         )
-    widening = family.ffn.widening
+    expansion = family.ffn.expansion
     cap = read.value(family.logit_cap) if family.logit_cap else None
     return BaseShape(
         family=family,
@@ -80,7 +86,7 @@ def base_shape(config: dict[str, Any]) -> BaseShape:
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        ffn=read.size("intermediate_size", default=widening and widening * hidden),
+        ffn=read.size("intermediate_size", default=expansion and expansion * hidden),
         vocab=read.size("vocab_size"),
         max_positions=scaled_max_positions(
             config, read.size("max_position_embeddings", default=2048)
@@ -147,3 +153,88 @@ def _damaged_config_error(name: str, value: Any, wanted: str) -> OtterError:
         f"config.json: {name} is {value!r}, not {wanted}",
         hint="the checkpoint's configuration is damaged, or not a decoder's",
     )
+
+
+TensorShape = tuple[int, ...]
+
+
+def has_complete_tensor_list(family: Family) -> bool:
+    """Whether `expected_tensors` and the head are all the tensors of this family."""
+    return family.attention.read_at == family.ffn.read_at == "input"
+
+
+def expected_tensors(shape: BaseShape) -> Iterator[tuple[str, TensorShape]]:
+    """Every tensor of the base but the head's weight, which may be tied: name and shape."""
+    family, d = shape.family, shape.hidden
+    yield f"{family.embedding}.weight", (shape.vocab, d)
+    yield from _norm(shape, family.final_norm)
+    if family.head_bias:
+        yield f"{family.head}.bias", (shape.vocab,)
+    if family.positions:
+        yield f"{family.positions.module}.weight", (shape.position_rows, d)
+    parts = [*_layer_norms(shape), *_attention(shape), *_ffn(shape)]
+    for layer in range(shape.layers):
+        for part, form in parts:
+            yield family.module_name(layer, part), form
+
+
+def _layer_norms(shape: BaseShape) -> Iterator[tuple[str, TensorShape]]:
+    blocks = (shape.family.attention, shape.family.ffn)
+    # Parallel branches may share their norm.
+    for norm in dict.fromkeys(name for block in blocks for name in (block.norm, block.post_norm)):
+        if norm:
+            yield from _norm(shape, norm)
+
+
+def _norm(shape: BaseShape, name: str) -> Iterator[tuple[str, TensorShape]]:
+    yield f"{name}.weight", (shape.hidden,)
+    if shape.family.norm_bias:
+        yield f"{name}.bias", (shape.hidden,)
+
+
+def _attention(shape: BaseShape) -> Iterator[tuple[str, TensorShape]]:
+    block = shape.family.attention
+    if block.read_at == "output":
+        return
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    rows = {block.query: queries, block.key: keys, block.value: keys}
+    if block.fused != "apart":
+        rows = {block.query: queries + 2 * keys}
+    for part, count in rows.items():
+        yield from _linear(shape, part, count, shape.hidden, shape.attention_bias)
+    yield from _linear(shape, block.out, shape.hidden, queries, shape.out_bias)
+    for norm, width in ((block.query_norm, queries), (block.key_norm, keys)):
+        if norm:
+            yield f"{norm}.weight", (width if block.joint_norm else shape.head_dim,)
+    if block.sinks:
+        yield block.sinks, (shape.heads,)
+
+
+def _ffn(shape: BaseShape) -> Iterator[tuple[str, TensorShape]]:
+    block = shape.family.ffn
+    # Experts may be packed; layers without them have other sizes (`has_complete_tensor_list`).
+    if block.read_at == "output":
+        return
+    for part in dict.fromkeys((block.gate, block.up)):
+        if part:
+            rows = shape.ffn * (1 + block.fused)
+            yield from _linear(shape, part, rows, shape.hidden, shape.ffn_bias)
+    yield from _linear(shape, block.down, shape.hidden, shape.ffn, shape.ffn_bias)
+
+
+def _linear(
+    shape: BaseShape, part: str, out: int, inputs: int, bias: bool
+) -> Iterator[tuple[str, TensorShape]]:
+    yield f"{part}.weight", (inputs, out) if shape.family.transposed else (out, inputs)
+    if bias:
+        yield f"{part}.bias", (out,)
+
+
+def base_parameters(base: Checkpoint, shape: BaseShape) -> int:
+    """Parameters of the base by its files: tied embeddings count once, stored masks not at all."""
+    family = shape.family
+    apart = {family.head_weight} if shape.tied else set()
+    for layer in range(shape.layers):
+        for buffer in family.buffers:
+            apart.update(family.stored_names(family.module_name(layer, buffer)))
+    return sum(info.count for name, info in base.tensors.items() if name not in apart)

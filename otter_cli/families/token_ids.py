@@ -111,7 +111,7 @@ def check_token_ids(texts: Iterable[Sequence[int]], shape: BaseShape, what: str 
 
 def check_learned_positions(tokens: int, shape: BaseShape, what: str) -> None:
     """Raises OtterError where the text needs a position that a learned table has no row for."""
-    if shape.positions and tokens > shape.max_positions:
+    if shape.position_rows and tokens > shape.max_positions:
         raise OtterError(
             f"{what} has {tokens} tokens, and the base has {shape.max_positions} learned positions",
             hint="shorten the text, or lower max_length",

@@ -22,8 +22,7 @@ from otter_cli.families.config_checks import (
     is_known_good_generation_config,
     quantisation_error,
 )
-from otter_cli.families.shape import BaseShape
-from otter_cli.families.tensors import expected_tensors, has_complete_tensor_list
+from otter_cli.families.shape import BaseShape, expected_tensors, has_complete_tensor_list
 from otter_cli.families.token_ids import token_id_error, token_id_warnings
 
 # What models compute in.
@@ -140,7 +139,7 @@ def needs_rehearsal(base: Checkpoint, shape: BaseShape) -> bool:
 
 def stored_name(base: Checkpoint, shape: BaseShape, name: str) -> str | None:
     """The name under which the base stores a tensor: some files leave the first part out."""
-    return next((n for n in shape.family.on_disk(name) if n in base.tensors), None)
+    return next((n for n in shape.family.stored_names(name) if n in base.tensors), None)
 
 
 def _has_only_expected_tensors(base: Checkpoint, shape: BaseShape) -> bool:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from otter_cli.core.errors import OtterError
+from otter_cli.core.strict_config import StrictConfig
 from otter_cli.families.shape import BaseShape
 from otter_cli.signals.config import SignalConfig
 
@@ -24,11 +25,9 @@ _CONFIG_MISMATCH_HINT = (
 )
 
 
-class InsertionConfig(BaseModel):
+class InsertionConfig(StrictConfig):
     """METHOD, 1: `hidden` D, `heads` A, `kv_heads` B, `ffn` f. D = 0 is a probe: heads on the
     base's state alone."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     # Part of the tensors' names: `otter.main.norm.weight`.
     name: str = Field(default="main", pattern=r"^[a-z][a-z0-9_-]{0,31}$")

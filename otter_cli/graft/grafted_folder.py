@@ -14,8 +14,8 @@ from typing import Literal
 from otter_cli.checkpoint.dtypes import Array
 from otter_cli.checkpoint.folder import Checkpoint, is_model_defining, is_weights, list_base_files
 from otter_cli.checkpoint.safetensors_writer import MAX_SHARD_BYTES
-from otter_cli.core.console import progress, warn
-from otter_cli.core.digests import AdvanceBytes, DigestCache, sha256_file
+from otter_cli.core.console import Advance, progress, warn
+from otter_cli.core.digests import DigestCache, sha256_file
 from otter_cli.core.errors import OtterError, from_os_error
 from otter_cli.core.provenance import base_changes, note_base_change, restore_base_changes
 from otter_cli.core.strict_files import resolve_inside
@@ -142,7 +142,7 @@ def _changed_files(root: Path, manifest: Manifest) -> Iterator[tuple[str, str, s
                 yield name, digest, "its digest differs from the recorded one"
 
 
-def _base_file_digest(root: Path, name: str, cache: DigestCache, advance: AdvanceBytes) -> str:
+def _base_file_digest(root: Path, name: str, cache: DigestCache, advance: Advance) -> str:
     path = resolve_inside(root, name)
     if is_weights(name):
         return cache.sha256(path, advance)

@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from otter_cli.checkpoint.folder import MANIFEST
 from otter_cli.checkpoint.gguf.header import refuse_gguf
 from otter_cli.core.atomic import write_json
 from otter_cli.core.errors import OtterError
+from otter_cli.core.strict_config import StrictRecord
 from otter_cli.core.strict_files import (
     is_printable,
     parse_json_object,
@@ -31,18 +32,14 @@ MANIFEST_SCHEMA_VERSION = 1
 _MAX_INSERTIONS = 1024
 
 
-class _StrictRecord(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class FileRecord(_StrictRecord):
+class FileRecord(StrictRecord):
     """Digest and size of one file, as first seen."""
 
     bytes: int = Field(ge=0)
     sha256: str
 
 
-class BaseRecord(_StrictRecord):
+class BaseRecord(StrictRecord):
     """The base that was grafted: where it came from and every file of it."""
 
     source: str
@@ -58,7 +55,7 @@ class BaseRecord(_StrictRecord):
         return {name: record for name, record in self.files.items() if name.endswith(decides)}
 
 
-class InsertedRecord(_StrictRecord):
+class InsertedRecord(StrictRecord):
     """The file of inserted tensors, or the index of their shards. While it is being replaced, both
     digests are valid: see `update_tensors`."""
 
@@ -72,7 +69,7 @@ LAST_TOKEN = "last"
 TrainedPositions = Literal["last", "every", "drawn"]
 
 
-class TrainingRecord(_StrictRecord):
+class TrainingRecord(StrictRecord):
     """How a signal was trained: enough to say whether its numbers mean anything. `positions`: at
     which tokens; `end`: whether texts had an end token. Records from before these were written say
     neither."""
@@ -87,7 +84,7 @@ class TrainingRecord(_StrictRecord):
     end: bool | None = None
 
 
-class Manifest(_StrictRecord):
+class Manifest(StrictRecord):
     """The whole of otter.json."""
 
     schema_version: int = Field(default=MANIFEST_SCHEMA_VERSION, ge=1)

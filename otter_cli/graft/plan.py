@@ -48,7 +48,9 @@ class InsertedTensors:
             yield InsertedTensor("embedding.weight", (shape.vocab, D), "embedding", source)
             if family.positions:
                 source = self._source(family.positions.module, columns=self.units)
-                yield InsertedTensor("positions.weight", (shape.positions, D), "embedding", source)
+                yield InsertedTensor(
+                    "positions.weight", (shape.position_rows, D), "embedding", source
+                )
         for layer in config.layers:
             yield from self._attention(f"layers.{layer}.attention", layer)
             yield from self._ffn(f"layers.{layer}.ffn", layer)
@@ -57,7 +59,7 @@ class InsertedTensors:
         for signal in config.signals:
             head = HEADS[signal.kind]
             for name, form in head.shapes(signal, d, D, shape.vocab).items():
-                fill: FillRule = "normal" if name in head.drawn else "zeros"
+                fill: FillRule = "normal" if name in head.random_tensors else "zeros"
                 yield InsertedTensor(f"signals.{signal.name}.{name}", form, "signal", fill=fill)
 
     def _attention(self, base: str, layer: int) -> Iterator[InsertedTensor]:
@@ -72,7 +74,7 @@ class InsertedTensors:
                 yield from self._input(f"{base}.{name}", place, rows, shape.attention_bias, scale)
             yield from self._head_norms(base, layer)
             if block.sinks:
-                names = self.family.on_disk(self._at(layer, block.sinks))
+                names = self.family.stored_names(self._at(layer, block.sinks))
                 source = CopySource(names, self.plan.head_units)
                 yield InsertedTensor(f"{base}.sinks", (config.heads,), "bias", source)
         wide, thin = shape.heads * c, config.heads * c
@@ -98,9 +100,9 @@ class InsertedTensors:
         config, shape, block = self.config, self.shape, self.family.ffn
         if config.ffn:
             yield from self._norm(f"{base}.norm", self._at(layer, block.norm))
-            pairs = [(block.gate, block.up), *block.elsewhere]
+            pairs = [(block.gate, block.up), *block.alternatives]
             for which, name in enumerate(("gate", "up")):
-                if name == "gate" and block.plain:
+                if name == "gate" and block.ungated:
                     continue
                 before = shape.ffn * which * block.fused
                 rows = [unit + before for unit in self.plan.ffn_units]
@@ -143,20 +145,24 @@ class InsertedTensors:
         self, name: str, layer: int, block: FamilyBranch, wide: int, thin: int, bias: bool
     ) -> Iterator[InsertedTensor]:
         """`z += a W^h + a' W^z (+ b)`, a of width `wide`; or o for a, all that the branch gives."""
-        D, place, scale = self.config.hidden, self._at(layer, block.end), self.shape.residual_scale
-        if block.tap == "output":
+        D, place, scale = (
+            self.config.hidden,
+            self._at(layer, block.last_linear),
+            self.shape.residual_scale,
+        )
+        if block.read_at == "output":
             yield InsertedTensor(f"{name}.h.weight", (D, self.shape.hidden), "output", fill="units")
         else:
             source = self._product(place, self.units, scale)
             yield InsertedTensor(f"{name}.h.weight", (D, wide), "output", source)
         if thin:
             yield InsertedTensor(f"{name}.z.weight", (D, thin), "output")
-        if bias and block.tap == "input":
+        if bias and block.read_at == "input":
             source = self._source(place, self.units, kind="bias", scale=scale)
             yield InsertedTensor(f"{name}.bias", (D,), "bias", source)
 
     def _at(self, layer: int, part: str) -> str:
-        return self.family.layer(layer, part) if part else ""
+        return self.family.module_name(layer, part) if part else ""
 
     def _product(self, place: str | tuple[str, ...], rows: Indices, scale: float) -> CopySource:
         return self._source(place, rows, scale=scale, transposed=self.family.transposed)
@@ -170,7 +176,7 @@ class InsertedTensors:
         **how: Any,
     ) -> CopySource:
         places = (place,) if isinstance(place, str) else place
-        names = tuple(n for one in places for n in self.family.on_disk(f"{one}.{kind}"))
+        names = tuple(n for one in places for n in self.family.stored_names(f"{one}.{kind}"))
         return CopySource(names, rows, columns, **how)
 
 
@@ -209,7 +215,7 @@ class Plan:
         if not self.config.heads:
             return []
         share = self.config.heads // self.config.kv_heads
-        group = self.shape.group
+        group = self.shape.queries_per_kv_head
         return [unit * group + head % group for unit in self.kv_units for head in range(share)]
 
     @cached_property

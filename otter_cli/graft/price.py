@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from otter_cli.checkpoint.folder import Checkpoint
-from otter_cli.families.shape import BaseShape
-from otter_cli.families.tensors import base_parameters
+from otter_cli.families.shape import BaseShape, base_parameters
 from otter_cli.graft.plan import Plan
 from otter_cli.signals.heads import HEADS, FutureHead, VocabularyHead
 
@@ -65,15 +64,17 @@ def _vocabulary_work(plan: Plan) -> dict[str, dict[str, int]]:
     found = {}
     for signal in plan.config.signals:
         if isinstance(head := HEADS[signal.kind], VocabularyHead):
-            work = head.work(signal, plan.shape.hidden, plan.config.hidden)
-            everything = work.shared + plan.shape.vocab * work.each
-            found[signal.name] = {"shared": work.shared, "token": work.each, "all": everything}
+            cost = head.cost(signal, plan.shape.hidden, plan.config.hidden)
+            everything = cost.shared + plan.shape.vocab * cost.each
+            found[signal.name] = {"shared": cost.shared, "token": cost.each, "all": everything}
     return found
 
 
 def _draft_work(plan: Plan) -> dict[str, int]:
     return {
-        signal.name: head.work(signal, plan.shape.hidden, plan.config.hidden, plan.shape.vocab)
+        signal.name: head.draft_cost(
+            signal, plan.shape.hidden, plan.config.hidden, plan.shape.vocab
+        )
         for signal in plan.config.signals
         if isinstance(head := HEADS[signal.kind], FutureHead)
     }

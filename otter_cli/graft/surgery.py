@@ -20,8 +20,7 @@ from otter_cli.core.console import progress
 from otter_cli.core.digests import sha256_file
 from otter_cli.core.errors import OtterError
 from otter_cli.core.provenance import provenance
-from otter_cli.families.shape import base_shape
-from otter_cli.families.tensors import base_parameters
+from otter_cli.families.shape import base_parameters, base_shape
 from otter_cli.graft.base_check import check_base
 from otter_cli.graft.manifest import (
     BaseRecord,

@@ -60,7 +60,7 @@ def projection_rows(shape: BaseShape, name: str, heads: Indices) -> Indices:
     """Rows of the base's query, key or value projection that belong to `heads`."""
     c, fused = shape.head_dim, shape.family.attention.fused
     place = ("query", "key", "value").index(name)
-    if fused == "by head":
+    if fused == "interleaved":
         return head_rows([3 * head + place for head in heads], c)
     before = (0, shape.heads, shape.heads + shape.kv_heads)[place] if fused == "stacked" else 0
     return head_rows([head + before for head in heads], c)

@@ -68,8 +68,8 @@ class LayerCapture:
         last = kind == "ffn"
         ends = last and not block.post_norm
         read = partial(self._read, kind, ends)
-        if block.tap == "input":
-            tap(part(block.end), read, last=ends)
+        if block.read_at == "input":
+            tap(part(block.last_linear), read, last=ends)
         else:
             tap(module, read, last=ends, after=True)
         if block.post_norm:
@@ -157,8 +157,8 @@ def _capture_residual(record: ForwardContext, inputs: tuple[Tensor, ...], named:
 
 def _block_module(layer: nn.Module, block: Attention | FeedForward) -> nn.Module:
     usual = hasattr(layer, block.module.partition(".")[0])
-    if not usual and isinstance(block, Attention) and block.elsewhere:
-        return layer.get_submodule(block.elsewhere)
+    if not usual and isinstance(block, Attention) and block.alternative_module:
+        return layer.get_submodule(block.alternative_module)
     return layer.get_submodule(block.module)
 
 
@@ -223,10 +223,10 @@ class BaseCapture:
         """What the last layer runs at the chosen positions alone."""
         attention, ffn = self.family.attention, self.family.ffn
         modules = [_block_module(last, ffn)]
-        if ffn.tap == "input" and not ffn.end.startswith(ffn.module + "."):
-            modules.append(last.get_submodule(ffn.end))
-        if attention.tap == "input":
-            modules.append(last.get_submodule(attention.end))
+        if ffn.read_at == "input" and not ffn.last_linear.startswith(ffn.module + "."):
+            modules.append(last.get_submodule(ffn.last_linear))
+        if attention.read_at == "input":
+            modules.append(last.get_submodule(attention.last_linear))
         return modules
 
     def require_streams(self, record: ForwardContext) -> None:

@@ -64,7 +64,7 @@ class GatedProbe:
             if self.reads == "states":
                 hooks.append(layer.register_forward_hook(after))
             else:
-                for end in (family.attention.end, family.ffn.end):
+                for end in (family.attention.last_linear, family.ffn.last_linear):
                     hooks.append(layer.get_submodule(end).register_forward_pre_hook(before))
         try:
             yield
@@ -79,7 +79,7 @@ def probe_width(shape: BaseShape, reads: ProbeInputs) -> int:
     family = shape.family
     if reads == "states":
         return shape.layers * shape.hidden
-    if "output" in (family.attention.tap, family.ffn.tap):
+    if "output" in (family.attention.read_at, family.ffn.read_at):
         raise OtterError(
             f"{family.architecture} hands over no inputs of its output products",
             hint="baselines.probe.reads: states",

@@ -18,7 +18,7 @@ from otter_cli.model.activations import AttentionActivations, BranchActivations
 from otter_cli.model.fused_linear import BaseProjections, BatchedLinear
 from otter_cli.model.stream import InsertedLayer, StreamNorm
 from otter_cli.signals.config import SignalConfig
-from otter_cli.signals.heads import HEADS, FutureHead, Unembedding, VocabularyHead
+from otter_cli.signals.heads import HEADS, FutureHead, HeadInputs, Unembedding, VocabularyHead
 
 
 class BatchedBaseProjections:
@@ -73,8 +73,8 @@ class Insertion(nn.Module):
         self.config = config
         table = config.hidden > 0 and config.embedding == "table"
         self.embedding = nn.Embedding(shape.vocab, config.hidden) if table else None
-        learned = table and shape.positions
-        self.positions = nn.Embedding(shape.positions, config.hidden) if learned else None
+        learned = table and shape.position_rows
+        self.positions = nn.Embedding(shape.position_rows, config.hidden) if learned else None
         if config.hidden:
             self.layers = nn.ModuleDict(
                 {str(i): InsertedLayer(config, shape) for i in config.layers}
@@ -118,13 +118,14 @@ class Insertion(nn.Module):
         """The signal `name` at the positions of the given states; of action values, those of
         `tokens` alone where given, and of future tokens, where `tokens` are what follows."""
         signal, weights = self._signal(name)
-        head, states = HEADS[signal.kind], (base_state, inserted_state)
+        inputs = HeadInputs(signal, weights, base_state, inserted_state, unembedding)
+        head = HEADS[signal.kind]
         if tokens is None:
-            return head.forward(signal, weights, *states, unembedding)
+            return head.forward(inputs)
         if isinstance(head, VocabularyHead):
-            return head.of_tokens(signal, weights, *states, unembedding, tokens)
+            return head.score_tokens(inputs, tokens)
         if isinstance(head, FutureHead):
-            return head.after(signal, weights, *states, unembedding, tokens)
+            return head.continue_from(inputs, tokens)
         raise OtterError(
             f"signal {name!r} is of kind {signal.kind}: it reads no tokens",
             hint="read it without tokens; action values are of kind vocabulary",
@@ -146,7 +147,7 @@ class Insertion(nn.Module):
                 f"signal {name!r} has no cell that could go on",
                 hint="future:N has one; future:N,plain and other kinds are read at once",
             )
-        return head.follow(weights, state, inserted_state, unembedding, tokens)
+        return head.step(HeadInputs(signal, weights, state, inserted_state, unembedding), tokens)
 
     def _signal(self, name: str) -> tuple[SignalConfig, Mapping[str, Tensor]]:
         # Not by the module's own look-up, which takes longer than the head's products.

@@ -253,7 +253,7 @@ class OtterForCausalLM(GenerationMethods, nn.Module):
             yield
         except IndexError as error:
             check_token_ids(input_ids.tolist(), self.shape)
-            if not self.shape.positions:
+            if not self.shape.position_rows:
                 raise
             raise OtterError(
                 f"a text ends beyond the base's {self.shape.max_positions} positions",

@@ -22,7 +22,9 @@ Rotate = Callable[[Tensor], Tensor]
 def rotary_function(module: nn.Module, block: Attention) -> Callable[..., Any] | None:
     """What the attention `module` rotates its queries and keys by; None in layers and families
     without a rotation."""
-    turns = block.tap == "input" and (not block.rotary_if or getattr(module, block.rotary_if))
+    turns = block.read_at == "input" and (
+        not block.rotary_flag or getattr(module, block.rotary_flag)
+    )
     found = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
     return found if turns else None
 

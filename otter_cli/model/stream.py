@@ -164,7 +164,7 @@ def tap_width(
     block: Attention | FeedForward, inner: int, hidden: int, bias: bool
 ) -> tuple[int, bool]:
     """Width of what the stream reads of a branch, and whether a bias is still to be added to it."""
-    return (inner, bias) if block.tap == "input" else (hidden, False)
+    return (inner, bias) if block.read_at == "input" else (hidden, False)
 
 
 # Stores keys and values in the insertion's own cache layer and gives back all of them.
@@ -298,7 +298,7 @@ class InsertedFeedForward(InsertedBranch):
         self._down = self.joint(self.down)
         self._inputs: FusedLinear | None = None
         if f:
-            self.gate = None if block.plain else DualInputLinear(d, D, f, shape.ffn_bias)
+            self.gate = None if block.ungated else DualInputLinear(d, D, f, shape.ffn_bias)
             self.up = DualInputLinear(d, D, f, shape.ffn_bias)
             self._inputs = self.joint(*([self.gate] if self.gate else []), self.up)
             self.activation = ACT2FN[shape.activation]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from otter_cli.core.errors import OtterError, closest
+from otter_cli.core.strict_config import StrictConfig
 
 KIND_ALIASES = {"reward": "value", "action-reward": "vocabulary", "toxicity": "classes"}
 SIGNAL_KINDS = ("value", "vocabulary", "classes", "future")
@@ -15,13 +16,11 @@ DEFAULT_ACTION_VALUE_RANK = 64
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
 
-class SignalConfig(BaseModel):
+class SignalConfig(StrictConfig):
     """A named signal. `size`: attributes of a value, classes, future heads (for t+2 ... t+size+1),
     or the rank of action values (0: full). `width`: of a future signal's cell, which reads the
     tokens already drafted; None: twice the base's hidden units; 0, as in older files: none,
     each head guesses by itself."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=f"^{_NAME.pattern}$")
     kind: str = Field(pattern=f"^({'|'.join(SIGNAL_KINDS)})$")

@@ -97,4 +97,4 @@ def _needs_own_rows(model: OtterForCausalLM) -> bool:
     """Whether a layer carries its state from token to token, whatever a mask says; or angles depend
     on the length of a row, which here is that of two texts."""
     rule = model.shape.length_rule
-    return bool(model.shape.family.ffn_only) or (rule is not None and rule.angles)
+    return bool(model.shape.family.ffn_only) or (rule is not None and rule.changes_angles)

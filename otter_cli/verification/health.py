@@ -9,17 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from otter_cli.checkpoint.dtypes import FLOAT_DTYPES
+from otter_cli.checkpoint.dtypes import FLOAT_DTYPES, count_non_finite
 from otter_cli.checkpoint.folder import MANIFEST, Checkpoint
 from otter_cli.checkpoint.gguf.header import refuse_gguf
-from otter_cli.checkpoint.nonfinite import count_non_finite
 from otter_cli.checkpoint.safetensors_reader import ShardedTensors
 from otter_cli.core.console import progress
 from otter_cli.core.errors import OtterError
 from otter_cli.families.config_checks import quantisation_error
 from otter_cli.families.registry import FAMILIES
-from otter_cli.families.shape import BaseShape, base_shape
-from otter_cli.families.tensors import expected_tensors
+from otter_cli.families.shape import BaseShape, base_shape, expected_tensors
 from otter_cli.graft.base_check import base_warnings, find_problems, rehearsal_problems
 from otter_cli.graft.manifest import Manifest
 from otter_cli.graft.storage import FILE_STEM
@@ -122,7 +120,7 @@ def _values(weights: ShardedTensors, folder: Path, health: Health) -> Iterator[F
     total = sum(info.nbytes for info in weights.tensors.values())
     with progress(total, "looking for NaN") as advance:
         for name, info in weights.tensors.items():
-            nan, infinite = count_non_finite(weights.read_raw(name), info)
+            nan, infinite = count_non_finite(weights.read_raw(name), info.dtype)
             health.values += info.count
             health.dtypes[info.dtype] = health.dtypes.get(info.dtype, 0) + info.count
             if nan or infinite:

@@ -14,8 +14,8 @@ import numpy as np
 
 from otter_cli.checkpoint.folder import MANIFEST, Checkpoint, is_model_defining, list_base_files
 from otter_cli.checkpoint.safetensors_reader import ShardedTensors, TensorInfo
-from otter_cli.core.console import progress
-from otter_cli.core.digests import AdvanceBytes, sha256_file
+from otter_cli.core.console import Advance, progress
+from otter_cli.core.digests import sha256_file
 from otter_cli.core.errors import OtterError
 from otter_cli.families.shape import base_shape
 from otter_cli.graft.manifest import Manifest
@@ -62,7 +62,7 @@ class StaticResult:
 class FileHasher:
     """Digests taken afresh, once for all names of one file: hard links are hashed once."""
 
-    def __init__(self, advance: AdvanceBytes) -> None:
+    def __init__(self, advance: Advance) -> None:
         self._advance = advance
         self._known: dict[tuple[int, int], str] = {}
 

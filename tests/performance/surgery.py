@@ -27,8 +27,7 @@ from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.checkpoint.safetensors_writer import TensorSpec, write_sharded
 from otter_cli.core.formatting import bytes_text
 from otter_cli.core.provenance import provenance
-from otter_cli.families.shape import base_shape
-from otter_cli.families.tensors import expected_tensors
+from otter_cli.families.shape import base_shape, expected_tensors
 from tests.performance.measure_command import Measured, forget, measure
 
 CONFIG: dict[str, Any] = {

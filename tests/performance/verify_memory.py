@@ -27,8 +27,7 @@ from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.checkpoint.safetensors_reader import ShardedTensors
 from otter_cli.checkpoint.safetensors_writer import TensorSpec, write_sharded
 from otter_cli.core.provenance import provenance
-from otter_cli.families.shape import base_shape
-from otter_cli.families.tensors import expected_tensors
+from otter_cli.families.shape import base_shape, expected_tensors
 from otter_cli.graft.storage import FILE_STEM
 from tests.performance.measure_command import Measured, measure
 from tests.support.grafts import random_graft

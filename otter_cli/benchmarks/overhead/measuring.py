@@ -189,7 +189,7 @@ def future_token_work(signal: SignalConfig, config: InsertionConfig, shape: Base
     product = shape.vocab * shape.hidden
     if signal.width == 0:
         return signal.size * product
-    step = FutureHead().work(signal, shape.hidden, config.hidden, shape.vocab) - product
+    step = FutureHead().draft_cost(signal, shape.hidden, config.hidden, shape.vocab) - product
     # Each guess is chosen before the next step, and all of them are scored at the end.
     return 2 * signal.size * product + (signal.size - 1) * step
 

@@ -42,7 +42,7 @@ from otter_cli.serving.vllm.engine_checks import (
 from otter_cli.serving.vllm.rank_layout import RankLayout
 from otter_cli.serving.vllm.requests import SignalOutputs
 from otter_cli.serving.vllm.stream import EngineStream
-from otter_cli.signals.heads import HEADS
+from otter_cli.signals.heads import HEADS, HeadInputs
 
 
 def run_layer(
@@ -274,14 +274,14 @@ class GraftedForCausalLM:
         """The head of signal `name` over the given rows of a step, in fp32: [rows, ...]."""
         stream, signal = self.signals[name]
         inserted = step.inserted[stream.config.name]
-        scores = HEADS[signal.kind].forward(
+        inputs = HeadInputs(
             signal,
             self.heads[name],
             step.base_state[rows],
             None if inserted is None else inserted[rows],
             EngineUnembedding(super().compute_logits),  # type: ignore[misc]
         )
-        return scores.float()
+        return HEADS[signal.kind].forward(inputs).float()
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         inserted: dict[str, Tensor] = {}

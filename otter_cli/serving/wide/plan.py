@@ -167,7 +167,7 @@ class WidePlan:
         """For each added key/value head: the inserted head that it is, and its query heads. The
         family's ratio of query to key/value heads must hold for all heads alike. So groups are
         filled with zero heads (-1), and key/value heads with too many queries are repeated."""
-        config, group = self.plan.config, self.plan.shape.group
+        config, group = self.plan.config, self.plan.shape.queries_per_kv_head
         share = config.heads // config.kv_heads if config.heads else 0
         groups = []
         for kv in range(config.kv_heads if config.heads else 0):
@@ -179,7 +179,7 @@ class WidePlan:
 
     @property
     def heads(self) -> int:
-        return self.plan.shape.heads + len(self.groups) * self.plan.shape.group
+        return self.plan.shape.heads + len(self.groups) * self.plan.shape.queries_per_kv_head
 
     @property
     def kv_heads(self) -> int:
@@ -214,7 +214,7 @@ class WidePlan:
 
     def _attention(self, layer: int) -> Iterator[WideTensor]:
         shape, block = self.plan.shape, self.plan.shape.family.attention
-        prefix, name_of = f"layers.{layer}.attention", partial(shape.family.layer, layer)
+        prefix, name_of = f"layers.{layer}.attention", partial(shape.family.module_name, layer)
         c, bias = shape.head_dim, shape.attention_bias
         queries = self._head_rows([query for _, members in self.groups for query in members])
         start = self.plan.config.kv_start if self.values.reads_base(f"{prefix}.key") else 0
@@ -238,7 +238,7 @@ class WidePlan:
 
     def _ffn(self, layer: int) -> Iterator[WideTensor]:
         shape, block = self.plan.shape, self.plan.shape.family.ffn
-        prefix, name_of = f"layers.{layer}.ffn", partial(shape.family.layer, layer)
+        prefix, name_of = f"layers.{layer}.ffn", partial(shape.family.module_name, layer)
         units, bias = np.arange(self.plan.config.ffn), shape.ffn_bias
         yield self._norm(f"{name_of(block.norm)}.weight", f"{prefix}.norm.weight")
         gate = FusedPart(f"{prefix}.gate", units, 0, shape.ffn)
@@ -259,7 +259,7 @@ class WidePlan:
             pairs = zip(modules, parts, strict=True)
             projections = [(module, [replace(part, start=0)]) for module, part in pairs]
         for module, fused in projections:
-            source = self.plan.shape.family.layer(layer, module)
+            source = self.plan.shape.family.module_name(layer, module)
             rows = sum(part.count + len(part.rows) for part in fused)
             make = partial(self.values.input_weight, source, fused)
             yield WideTensor(f"{source}.weight", (rows, self.width), make)

@@ -20,7 +20,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     found: list[Path] = []
     real = digests.sha256_file
 
-    def counted(path: Path, advance: digests.AdvanceBytes | None = None) -> str:
+    def counted(path: Path, advance: digests.Advance | None = None) -> str:
         found.append(path)
         return real(path, advance)
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 
 from otter_cli.core.errors import OtterError
-from otter_cli.core.strict_files import resource_limit
+from otter_cli.core.process import resource_limit
 
 HUGE = 1 << 40
 

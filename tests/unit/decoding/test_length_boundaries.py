@@ -337,7 +337,7 @@ def test_every_hook_of_generation_that_a_family_overrides_is_known() -> None:
 def test_rotary_settings_as_config_json_has_them(family: str, config: Any, expected: Any) -> None:
     shape = base_shape({"model_type": family, **SHAPE, **config})
     rule = shape.length_rule
-    assert (shape.max_positions, rule and (rule.rope, rule.at)) == expected
+    assert (shape.max_positions, rule and (rule.rope, rule.threshold)) == expected
 
 
 def test_a_dynamic_rotation_is_refused_past_its_window(

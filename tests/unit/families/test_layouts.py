@@ -12,8 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
-from otter_cli.families.shape import base_shape
-from otter_cli.families.tensors import base_parameters
+from otter_cli.families.shape import base_parameters, base_shape
 from otter_cli.graft.plan import initial_value
 from otter_cli.model.otter import OtterForCausalLM
 from tests.support.families import CASES

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from otter_cli.core.errors import OtterError
-from otter_cli.families.registry import FAMILIES, REFUSED_FAMILIES, find_family
+from otter_cli.families.entries import REFUSED_FAMILIES
+from otter_cli.families.registry import FAMILIES, find_family
 from otter_cli.families.shape import base_shape
 from otter_cli.graft.config import resolve_config
 from tests.support.families import CASES, FULL, Case

@@ -11,8 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
 from otter_cli.families.registry import FAMILIES
-from otter_cli.families.shape import base_shape
-from otter_cli.families.tensors import base_parameters, expected_tensors
+from otter_cli.families.shape import base_parameters, base_shape, expected_tensors
 from tests.support.checkpoints import SHAPE
 from tests.support.families import CASES, FULL, Case
 
@@ -49,7 +48,7 @@ def test_a_shape_is_the_model_s(tiny_checkpoint: Any, case: Case, tied: bool) ->
     assert shape.norm_eps == eps
     assert family.norm_bias == (getattr(norm, "bias", None) is not None)
     for block, biased in ((family.attention, shape.out_bias), (family.ffn, shape.ffn_bias)):
-        for module in _modules(model, f".{block.end}") if block.tap == "input" else []:
+        for module in _modules(model, f".{block.last_linear}") if block.read_at == "input" else []:
             assert biased == (module.bias is not None)
     for module in _modules(model, f".{family.attention.query}"):
         if not family.ffn_only:

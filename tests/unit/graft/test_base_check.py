@@ -16,8 +16,7 @@ from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
 from otter_cli.families.config_checks import QUANTISATION_PACKAGES
 from otter_cli.families.registry import FAMILIES
-from otter_cli.families.shape import base_shape
-from otter_cli.families.tensors import expected_tensors, has_complete_tensor_list
+from otter_cli.families.shape import base_shape, expected_tensors, has_complete_tensor_list
 from otter_cli.graft import base_check
 from otter_cli.graft.base_check import check_base, find_problems, needs_rehearsal, rehearse_load
 from otter_cli.model.load import load_base
@@ -105,7 +104,7 @@ def test_buffers_of_older_files_are_left_out_by_transformers_too(
     known = needs_rehearsal(base, shape)
     for buffer in shape.family.buffers:
         like = next(iter(base.tensors.values()))
-        base.tensors[shape.family.layer(1, buffer)] = like
+        base.tensors[shape.family.module_name(1, buffer)] = like
     assert not list(rehearse_load(base)) and needs_rehearsal(base, shape) == known
 
 

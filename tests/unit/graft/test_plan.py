@@ -51,7 +51,7 @@ def test_the_base_s_keys_and_values_need_neither_tensors_nor_cache(tiny_llama: P
 def test_copied_query_heads_read_the_key_value_heads_they_had(tiny_llama: Path, kv: str) -> None:
     plan = plan_for(tiny_llama, hidden=8, heads=4, kv_heads=2, ffn=8, kv=kv)
     of_inserted = np.repeat(plan.kv_units, 4 // 2)
-    assert (np.asarray(plan.head_units) // plan.shape.group == of_inserted).all()
+    assert (np.asarray(plan.head_units) // plan.shape.queries_per_kv_head == of_inserted).all()
 
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])

@@ -97,7 +97,7 @@ def test_so_it_is_where_the_ffn_is_built_otherwise(
     case = next(case for case in CASES if str(case).startswith(name))
     model = _model(case, tiny_checkpoint, tmp_path / "g")
     ffn = model.shape.family.ffn
-    end = ffn.end if ffn.tap == "input" else ffn.module
+    end = ffn.last_linear if ffn.read_at == "input" else ffn.module
     (rows,) = _rows(model.taps.layers[-1].get_submodule(end))
     model(_tokens(), logits=False, at=AT)
     assert rows == [len(AT[0])]

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from otter_cli.signals.config import SignalConfig, parse_signal
-from otter_cli.signals.heads import HEADS, FutureHead
+from otter_cli.signals.heads import HEADS, FutureHead, HeadInputs
 from tests.unit.signals.test_signals import Rows, random_weights
 
 D, VOCAB, N = 6, 13, 3
@@ -45,9 +45,10 @@ def test_a_cell_follows_the_tokens_given_and_then_its_own(inserted: int, given: 
     e, known = torch.randn(VOCAB, D).double(), torch.randint(VOCAB, (2, 5, given))
     head = HEADS["future"]
     assert isinstance(head, FutureHead)
-    got = head.after(signal, weights, y, v if inserted else None, Rows(e), known)
+    inputs = HeadInputs(signal, weights, y, v if inserted else None, Rows(e))
+    got = head.continue_from(inputs, known)
     if not given:
-        free = head.forward(signal, weights, y, v if inserted else None, Rows(e))
+        free = head.forward(inputs)
         torch.testing.assert_close(free, got, rtol=0, atol=0)
     paths = set()
     for row in range(2):
@@ -63,9 +64,11 @@ def test_a_new_cell_repeats_the_base() -> None:
     """Its output is zero, whatever else is drawn."""
     signal = parse_signal("future:2,4")
     weights = random_weights(signal, D, 2, VOCAB)
-    kept = {n: w if n in FutureHead.drawn else torch.zeros_like(w) for n, w in weights.items()}
+    kept = {
+        n: w if n in FutureHead.random_tensors else torch.zeros_like(w) for n, w in weights.items()
+    }
     y, v, e = torch.randn(3, D).double(), torch.randn(3, 2).double(), torch.randn(VOCAB, D).double()
-    got = HEADS["future"].forward(signal, kept, y, v, Rows(e))
+    got = HEADS["future"].forward(HeadInputs(signal, kept, y, v, Rows(e)))
     for head in range(2):
         torch.testing.assert_close(got[:, head], y @ e.T)
 
@@ -89,5 +92,5 @@ def test_a_draft_costs_a_step_and_a_product_over_the_vocabulary() -> None:
     head = HEADS["future"]
     assert isinstance(head, FutureHead)
     step = 2 * 7 * (D + D + 2) + D * 7
-    assert head.work(parse_signal("future:3,7"), D, 2, VOCAB) == step + VOCAB * D
-    assert head.work(parse_signal("future:3,plain"), D, 2, VOCAB) == D * (D + 2) + VOCAB * D
+    assert head.draft_cost(parse_signal("future:3,7"), D, 2, VOCAB) == step + VOCAB * D
+    assert head.draft_cost(parse_signal("future:3,plain"), D, 2, VOCAB) == D * (D + 2) + VOCAB * D

@@ -1,4 +1,4 @@
-"""Signals: how they are written, and that a head is linear in [y ; v] as METHOD, 1 says."""
+"""Signals: how they are written, and that heads are linear in [y ; v], as docs/method.md says."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from otter_cli.core.errors import OtterError
 from otter_cli.signals.config import SignalConfig, parse_signal
-from otter_cli.signals.heads import HEADS
+from otter_cli.signals.heads import HEADS, HeadInputs
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_heads_equal_one_product_of_the_concatenation(text: str, inserted: int) 
     v = torch.randn(2, 7, inserted, dtype=torch.float64)
     unembedding = torch.randn(vocab, d, dtype=torch.float64)
 
-    got = HEADS[signal.kind].forward(signal, weights, y, v, Rows(unembedding))
+    got = HEADS[signal.kind].forward(HeadInputs(signal, weights, y, v, Rows(unembedding)))
 
     joint = torch.cat([weights["base"], weights["inserted"]], -1) if inserted else weights["base"]
     linear = torch.cat([y, v], -1) @ joint.T + weights["bias"]
@@ -113,6 +113,7 @@ def test_an_untrained_future_head_drafts_the_next_token_again() -> None:
     signal = parse_signal("future:2,plain")
     weights = {n: torch.zeros(s) for n, s in HEADS["future"].shapes(signal, 4, 2, 9).items()}
     y, unembedding = torch.randn(1, 3, 4), torch.randn(9, 4)
-    got = HEADS["future"].forward(signal, weights, y, torch.randn(1, 3, 2), Rows(unembedding))
+    v = torch.randn(1, 3, 2)
+    got = HEADS["future"].forward(HeadInputs(signal, weights, y, v, Rows(unembedding)))
     for head in range(2):
         torch.testing.assert_close(got[:, :, head], y @ unembedding.T)

@@ -1,23 +1,23 @@
-"""Action values: one state scores every token, and the candidates' path says the same of each."""
+"""Action values: one state scores every token, and candidates alone get the same scores."""
 
 import pytest
 import torch
 
 from otter_cli.signals.config import parse_signal
-from otter_cli.signals.heads import VocabularyHead
+from otter_cli.signals.heads import HeadInputs, VocabularyHead
 from tests.unit.signals.test_signals import Rows, random_weights
 
 HEAD, d, VOCAB = VocabularyHead(), 6, 13
 FORMS = ("vocabulary:2", "vocabulary", "vocabulary:full")
 
 
-def _case(text: str, inserted: int) -> tuple[object, ...]:
+def _case(text: str, inserted: int) -> HeadInputs:
     torch.manual_seed(0)
     signal = parse_signal(text)
     weights = random_weights(signal, d, inserted, VOCAB)
     y = torch.randn(2, 5, d, dtype=torch.float64)
     v = torch.randn(2, 5, inserted, dtype=torch.float64) if inserted else None
-    return signal, weights, y, v, Rows(torch.randn(VOCAB, d, dtype=torch.float64))
+    return HeadInputs(signal, weights, y, v, Rows(torch.randn(VOCAB, d, dtype=torch.float64)))
 
 
 @pytest.mark.parametrize("inserted", [0, 3])
@@ -40,7 +40,7 @@ def test_every_token_is_scored_as_the_formula_says(text: str, inserted: int) -> 
             expected[..., token] = (
                 s @ whole("")[0] + weights["bias"] + (s @ W.T) @ rows.matrix[token]
             )
-    torch.testing.assert_close(HEAD.forward(*case), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(HEAD.forward(case), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("inserted", [0, 3])
@@ -48,8 +48,8 @@ def test_every_token_is_scored_as_the_formula_says(text: str, inserted: int) -> 
 def test_candidates_are_scored_as_among_all_tokens(text: str, inserted: int) -> None:
     case = _case(text, inserted)
     tokens = torch.randint(VOCAB, (2, 5, 4), generator=torch.Generator().manual_seed(1))
-    expected = HEAD.forward(*case).gather(-1, tokens)
-    torch.testing.assert_close(HEAD.of_tokens(*case, tokens), expected, rtol=1e-12, atol=1e-12)
+    expected = HEAD.forward(case).gather(-1, tokens)
+    torch.testing.assert_close(HEAD.score_tokens(case, tokens), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_a_rank_beyond_the_width_is_the_width() -> None:
@@ -58,11 +58,11 @@ def test_a_rank_beyond_the_width_is_the_width() -> None:
 
 
 @pytest.mark.parametrize("text", FORMS)
-def test_the_work_told_is_that_of_the_tensors(text: str) -> None:
+def test_the_cost_is_that_of_the_tensors(text: str) -> None:
     """Every weight but a bias is one multiply-add, the frozen row of a token d more."""
     signal, inserted = parse_signal(text), 3
-    work = HEAD.work(signal, d, inserted)
+    cost = HEAD.cost(signal, d, inserted)
     shapes = HEAD.shapes(signal, d, inserted, VOCAB)
     weights = sum(torch.Size(shape).numel() for n, shape in shapes.items() if n != "bias")
     frozen = 0 if text.endswith("full") else VOCAB * d
-    assert work.shared + VOCAB * work.each == weights + frozen
+    assert cost.shared + VOCAB * cost.each == weights + frozen

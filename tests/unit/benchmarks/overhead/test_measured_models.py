@@ -13,8 +13,7 @@ from otter_cli.benchmarks.overhead.measured_models import (
     shape_config,
 )
 from otter_cli.checkpoint.folder import Checkpoint
-from otter_cli.families.shape import base_shape
-from otter_cli.families.tensors import base_parameters
+from otter_cli.families.shape import base_parameters, base_shape
 
 PARAMETERS = {"llama-134m": 134_105_856, "qwen3-0.6b": 596_049_920, "llama-7b": 6_738_415_616}
 
