@@ -1,7 +1,7 @@
-"""Whether every entry of config.json is of a kind that is known to load, and quantisation support.
+"""Which entries of config.json are known to load, and which quantised bases can be read.
 
-A known-good configuration needs no trial load. Any other may be sound as well: then transformers
-has to say. Bases that are quantised in the file need the package that reads them.
+A base whose entries are all known to load needs no trial load. Another base may be sound as well:
+then transformers itself has to load it (graft/base_check.py).
 """
 
 from __future__ import annotations
@@ -17,27 +17,6 @@ ValueCheck = Callable[[Any], bool]
 _MAX_INTEGER = 1 << 24
 
 
-def _whole(low: int) -> ValueCheck:
-    return lambda value: type(value) is int and low <= value <= _MAX_INTEGER
-
-
-def _number(low: float, high: float) -> ValueCheck:
-    """A float proper: transformers refuses whole numbers for some of these."""
-    return lambda value: type(value) is float and isfinite(value) and low <= value <= high
-
-
-def _or_none(check: ValueCheck) -> ValueCheck:
-    return lambda value: value is None or check(value)
-
-
-def _texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
-
-
-def _one_of(*names: str) -> ValueCheck:
-    return lambda value: isinstance(value, str) and value in names
-
-
 def _is_bool(value: Any) -> bool:
     return type(value) is bool
 
@@ -46,8 +25,33 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-_SIZE, _SHARE, _EPS = _whole(1), _number(0.0, 1.0), _number(1e-12, 1e-2)
-_FACTOR = _number(1e-4, 1e4)
+def _integer(low: int) -> ValueCheck:
+    return lambda value: type(value) is int and low <= value <= _MAX_INTEGER
+
+
+def _float(low: float, high: float) -> ValueCheck:
+    """No integers: transformers refuses them for some of these keys."""
+    return lambda value: type(value) is float and isfinite(value) and low <= value <= high
+
+
+def _one_of(*names: str) -> ValueCheck:
+    return lambda value: isinstance(value, str) and value in names
+
+
+def _or_none(check: ValueCheck) -> ValueCheck:
+    return lambda value: value is None or check(value)
+
+
+def _list_of(check: ValueCheck, length: int | None = None) -> ValueCheck:
+    return lambda value: (
+        isinstance(value, list)
+        and (length is None or len(value) == length)
+        and all(map(check, value))
+    )
+
+
+_SIZE, _SHARE, _EPS = _integer(1), _float(0.0, 1.0), _float(1e-12, 1e-2)
+_FACTOR = _float(1e-4, 1e4)
 _DTYPE = _or_none(_one_of("float32", "float64", "float16", "bfloat16"))
 _ACTIVATION = _one_of("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu")
 
@@ -56,7 +60,7 @@ def _each(names: str, check: ValueCheck) -> dict[str, ValueCheck]:
     return dict.fromkeys(names.split(), check)
 
 
-# By key, whatever the family: one that reads the key otherwise is rehearsed by its test.
+# By key, for all families. A family that reads a key differently needs a trial load in its test.
 _KEY_CHECKS: dict[str, ValueCheck] = {
     **_each("vocab_size hidden_size intermediate_size num_hidden_layers", _SIZE),
     **_each("max_position_embeddings n_embd n_layer n_head n_positions n_ctx ffn_dim", _SIZE),
@@ -74,8 +78,8 @@ _KEY_CHECKS: dict[str, ValueCheck] = {
     **_each("dropout activation_dropout layerdrop summary_first_dropout top_p", _SHARE),
     "classifier_dropout": _or_none(_SHARE),
     **_each("rms_norm_eps layer_norm_eps layer_norm_epsilon", _EPS),
-    **_each("initializer_range init_std", _number(0.0, 10.0)),
-    "rope_theta": _number(1.0, 1e12),
+    **_each("initializer_range init_std", _float(0.0, 10.0)),
+    "rope_theta": _float(1.0, 1e12),
     **_each("embedding_multiplier residual_multiplier attention_multiplier", _FACTOR),
     **_each("logits_scaling logit_scale temperature repetition_penalty", _FACTOR),
     **_each("attn_logit_softcapping final_logit_softcapping", _or_none(_FACTOR)),
@@ -83,7 +87,7 @@ _KEY_CHECKS: dict[str, ValueCheck] = {
     **_each("model_type transformers_version _name_or_path _model_name_or_path", _is_text),
     "summary_type": _is_text,
     "summary_activation": _or_none(_is_text),
-    "architectures": _texts,
+    "architectures": _list_of(_is_text),
     **_each("dtype torch_dtype", _DTYPE),
     **_each("rope_scaling quantization_config", lambda value: value is None),
     **_each("use_sliding_window qk_layernorm add_cross_attention", lambda value: value is False),
@@ -93,91 +97,62 @@ _KEY_CHECKS: dict[str, ValueCheck] = {
     **_each("max_length max_new_tokens top_k", _SIZE),
 }
 _ID_KEYS = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", "sep_token_id")
-
-
 _LAYER_TYPES = ("sliding_attention", "full_attention")
 
 
 def is_known_good_config(config: dict[str, Any], shape: BaseShape) -> bool:
     """Whether every entry of config.json is of a kind that loads and runs."""
     if not shape.family.positions and shape.head_dim % 2:
-        return False  # half of a head is rotated against the other
-    if not all(_is_known_good_entry(key, value, shape) for key, value in config.items()):
-        return False
+        return False  # rotary embeddings rotate one half of a head against the other
     windowed = "sliding_attention" in config.get("layer_types", ())
-    return not windowed or _SIZE(config.get("sliding_window"))
-
-
-def is_known_good_generation_config(config: dict[str, Any], shape: BaseShape) -> bool:
-    """The same of generation_config.json."""
-    return all(_is_known_good_entry(key, value, shape) for key, value in config.items())
-
-
-def _is_known_good_entry(key: str, value: Any, shape: BaseShape) -> bool:
-    if key in _ID_KEYS:
-        return value is None or all(_is_id(i, shape) for i in _listed(key, value))
-    if key in _SHAPE_DEPENDENT_CHECKS:
-        return _SHAPE_DEPENDENT_CHECKS[key](value, shape)
-    return key in _KEY_CHECKS and _KEY_CHECKS[key](value)
-
-
-def _listed(key: str, value: Any) -> list[Any]:
-    return value if key == "eos_token_id" and isinstance(value, list) and value else [value]
-
-
-def _is_id(value: Any, shape: BaseShape) -> bool:
-    return type(value) is int and 0 <= value < shape.vocab
-
-
-def _layer_types(value: Any, shape: BaseShape) -> bool:
-    return _each_layer(value, shape, _one_of(*_LAYER_TYPES))
-
-
-def _unrotated(value: Any, shape: BaseShape) -> bool:
-    return _each_layer(value, shape, lambda one: type(one) is int and one in (0, 1))
-
-
-def _each_layer(value: Any, shape: BaseShape, check: ValueCheck) -> bool:
-    return isinstance(value, list) and len(value) == shape.layers and all(map(check, value))
-
-
-def _window(value: Any, shape: BaseShape) -> bool:
-    return value is None or _SIZE(value)
-
-
-def _rope(value: Any, shape: BaseShape) -> bool:
-    """One rotation without scaling, or one for each kind of layer."""
-    if not isinstance(value, dict):
-        return False
-    if value and value.keys() <= set(_LAYER_TYPES):
-        return len(value) == len(_LAYER_TYPES) and all(_rotation(v, shape) for v in value.values())
-    return _rotation(value, shape)
-
-
-def _rotation(value: Any, shape: BaseShape) -> bool:
-    return (
-        isinstance(value, dict)
-        and value.keys() <= {"rope_type", "rope_theta", "partial_rotary_factor"}
-        and value.get("rope_type", "default") == "default"
-        and _number(1.0, 1e12)(value.get("rope_theta"))
-        and _partial(value.get("partial_rotary_factor", 1.0), shape)
+    return has_known_good_entries(config, shape) and (
+        not windowed or _SIZE(config.get("sliding_window"))
     )
 
 
-def _partial(value: Any, shape: BaseShape) -> bool:
-    rotated = int(shape.head_dim * value) if _SHARE(value) else 0
-    return rotated > 0 and rotated % 2 == 0
+def has_known_good_entries(config: dict[str, Any], shape: BaseShape) -> bool:
+    """The same of the single entries of config.json or generation_config.json."""
+    return all(_is_known_good(key, value, shape) for key, value in config.items())
 
 
-_SHAPE_DEPENDENT_CHECKS: dict[str, Callable[[Any, BaseShape], bool]] = {
-    "layer_types": _layer_types,
-    "no_rope_layers": _unrotated,
-    "sliding_window": _window,
-    "rope_parameters": _rope,
-}
+def _is_known_good(key: str, value: Any, shape: BaseShape) -> bool:
+    if key in _ID_KEYS:
+        several = key == "eos_token_id" and isinstance(value, list) and value
+        ids = value if several else [value]
+        return value is None or all(type(i) is int and 0 <= i < shape.vocab for i in ids)
+    if key == "layer_types":
+        return _list_of(_one_of(*_LAYER_TYPES), shape.layers)(value)
+    if key == "no_rope_layers":
+        return _list_of(lambda flag: type(flag) is int and flag in (0, 1), shape.layers)(value)
+    if key == "sliding_window":
+        return _or_none(_SIZE)(value)
+    if key == "rope_parameters":
+        return _is_known_good_rope(value, shape)
+    return key in _KEY_CHECKS and _KEY_CHECKS[key](value)
 
 
-# By `quant_method`: the modules that transformers' quantisers import, and what pip calls them.
+def _is_known_good_rope(value: Any, shape: BaseShape) -> bool:
+    """A single rotation without scaling, or one for each layer type."""
+    if isinstance(value, dict) and value.keys() == {*_LAYER_TYPES}:
+        return all(_is_unscaled_rotation(rotation, shape) for rotation in value.values())
+    return _is_unscaled_rotation(value, shape)
+
+
+def _is_unscaled_rotation(value: Any, shape: BaseShape) -> bool:
+    known = {"rope_type", "rope_theta", "partial_rotary_factor"}
+    if not isinstance(value, dict) or not value.keys() <= known:
+        return False
+    share = value.get("partial_rotary_factor", 1.0)
+    rotated = int(shape.head_dim * share) if _SHARE(share) else 0
+    return (
+        value.get("rope_type", "default") == "default"
+        and _float(1.0, 1e12)(value.get("rope_theta"))
+        and rotated > 0
+        and rotated % 2 == 0
+    )
+
+
+# By `quant_method`: the modules that transformers' quantiser imports, and their names for pip.
 QUANTISATION_PACKAGES: dict[str, dict[str, str]] = {
     "aqlm": {"aqlm": "aqlm[gpu,cpu]"},
     "auto-round": {"auto_round": "auto-round"},
@@ -210,32 +185,29 @@ QUANTISATION_PACKAGES: dict[str, dict[str, str]] = {
 
 
 def quantisation_error(config: dict[str, Any]) -> tuple[str, str] | None:
-    """Why a base that is quantised in the file cannot be read here, and what to do; None: it can,
-    or it is not quantised."""
-    given = config.get("quantization_config")
-    if given is None:
+    """Why a base that is quantised in its files cannot be read here, and what to do about it. None
+    where it can be read, or is not quantised."""
+    settings = config.get("quantization_config")
+    if settings is None:
         return None
-    method = given.get("quant_method") if isinstance(given, dict) else None
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
     if not isinstance(method, str) or method not in QUANTISATION_PACKAGES:
         name = "no quant_method" if method is None else ascii(method)[:60]
         return (
             f"config.json: quantization_config names {name}: transformers cannot read that",
             f"use the unquantised checkpoint; known: {', '.join(QUANTISATION_PACKAGES)}",
         )
-    absent = [
-        install
-        for module, install in QUANTISATION_PACKAGES[method].items()
-        if not _is_installed(module)
-    ]
-    if not absent:
+    packages = QUANTISATION_PACKAGES[method]
+    missing = [package for module, package in packages.items() if not _is_installed(module)]
+    if not missing:
         return None
-    names = f"{' and '.join(absent)} {'are' if len(absent) > 1 else 'is'}"
+    names = f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'}"
     what = f"config.json: the base is quantised by {method}, and {names} not installed"
-    return what, f"pip install {' '.join(absent)}; or use the unquantised checkpoint"
+    return what, f"pip install {' '.join(missing)}; or use the unquantised checkpoint"
 
 
 def _is_installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package that it would be in
+    except ModuleNotFoundError:  # the package that would contain the module
         return False

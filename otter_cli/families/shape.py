@@ -23,7 +23,7 @@ _MAX_SIZE = 1 << 24
 
 @dataclass(frozen=True)
 class BaseShape:
-    """The sizes and resolved traits of a base; METHOD notation in brackets."""
+    """Sizes and resolved traits of a base. In brackets: docs/method.md, "Symbols"."""
 
     family: Family
     layers: int  # [L]
@@ -31,7 +31,7 @@ class BaseShape:
     heads: int  # [H]
     kv_heads: int  # [K]
     head_dim: int  # [c]
-    ffn: int  # [F], an expert's where there are experts
+    ffn: int  # [F], of one expert in a mixture
     vocab: int  # [V]
     max_positions: int
     norm_eps: float
@@ -55,17 +55,22 @@ class BaseShape:
 
     @property
     def position_rows(self) -> int:
-        """Rows of the table of learned positions; 0 where there is none."""
+        """Rows of the table of learned positions, 0 where there is none."""
         learned = self.family.positions
         return self.max_positions + learned.offset if learned else 0
 
 
 def base_shape(config: dict[str, Any]) -> BaseShape:
-    """Reads the sizes of a base from config.json. Raises OtterError for absent or absurd numbers,
-    and for members of a family that are built otherwise."""
+    """The shape that config.json describes. Raises OtterError for missing or absurd numbers, and
+    for members of a family that are not supported."""
     family = find_family(config)
     read = _ConfigReader(family, config)
-    read.refuse()
+    for key, refused, reason in family.refused:
+        if read.value(key) == refused:
+            raise OtterError(
+                f"this {family.model_type} is not supported: {reason} ({key} is {refused})",
+                hint="others of the family are; `otter inspect --families` lists what is",
+            )
     heads, hidden = read.size("num_attention_heads"), read.size("hidden_size")
     kv_heads, head_dim = heads, max(hidden // heads, 1)
     if not family.attention.multi_head:
@@ -98,9 +103,11 @@ def base_shape(config: dict[str, Any]) -> BaseShape:
         out_bias=read.flag(family.attention.out_bias),
         ffn_bias=read.flag(family.ffn.bias),
         parallel=read.flag(family.parallel),
-        embedding_scale=sqrt(hidden)
-        if family.embedding_scale == SQRT_HIDDEN_SIZE
-        else read.scale(family.embedding_scale),
+        embedding_scale=(
+            sqrt(hidden)
+            if family.embedding_scale == SQRT_HIDDEN_SIZE
+            else read.scale(family.embedding_scale)
+        ),
         residual_scale=read.scale(family.residual_scale),
         logit_scale=read.scale(family.logit_scale),
         logit_divisor=read.scale(family.logit_divisor),
@@ -110,15 +117,15 @@ def base_shape(config: dict[str, Any]) -> BaseShape:
 
 
 class _ConfigReader:
-    """config.json under Llama's keys, with the family's defaults for what it leaves out."""
+    """Reads config.json by Llama's keys, with the family's defaults for absent keys."""
 
     def __init__(self, family: Family, config: dict[str, Any]) -> None:
         self.family, self.config = family, config
 
     def value(self, key: str, default: Any = None) -> Any:
         name = self.family.keys.get(key, key)
-        found = self.config.get(name)
-        return self.family.defaults.get(name, default) if found is None else found
+        value = self.config.get(name)
+        return self.family.defaults.get(name, default) if value is None else value
 
     def flag(self, trait: FlagTrait) -> bool:
         return bool(self.value(trait, False)) if isinstance(trait, str) else trait
@@ -129,42 +136,32 @@ class _ConfigReader:
     def number(self, key: str, default: float) -> float:
         value = self.value(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise _damaged_config_error(self.family.keys.get(key, key), value, "a number")
+            raise self._damaged(key, value, "a number")
         return float(value)
 
     def size(self, key: str, default: int | None = None) -> int:
         value = self.value(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _MAX_SIZE:
-            name = self.family.keys.get(key, key)
-            raise _damaged_config_error(name, value, f"a number from 1 to {_MAX_SIZE}")
+            raise self._damaged(key, value, f"a number from 1 to {_MAX_SIZE}")
         return value
 
-    def refuse(self) -> None:
-        for key, refused, why in self.family.refused:
-            if self.value(key) == refused:
-                raise OtterError(
-                    f"this {self.family.model_type} is not supported: {why} ({key} is {refused})",
-                    hint="others of the family are; `otter inspect --families` lists what is",
-                )
-
-
-def _damaged_config_error(name: str, value: Any, wanted: str) -> OtterError:
-    return OtterError(
-        f"config.json: {name} is {value!r}, not {wanted}",
-        hint="the checkpoint's configuration is damaged, or not a decoder's",
-    )
+    def _damaged(self, key: str, value: Any, expected: str) -> OtterError:
+        return OtterError(
+            f"config.json: {self.family.keys.get(key, key)} is {value!r}, not {expected}",
+            hint="the checkpoint's configuration is damaged, or not a decoder's",
+        )
 
 
 TensorShape = tuple[int, ...]
 
 
 def has_complete_tensor_list(family: Family) -> bool:
-    """Whether `expected_tensors` and the head are all the tensors of this family."""
+    """Whether the family has no tensors but `expected_tensors` and the head."""
     return family.attention.read_at == family.ffn.read_at == "input"
 
 
 def expected_tensors(shape: BaseShape) -> Iterator[tuple[str, TensorShape]]:
-    """Every tensor of the base but the head's weight, which may be tied: name and shape."""
+    """Name and shape of every tensor of the base except the head's weight, which may be tied."""
     family, d = shape.family, shape.hidden
     yield f"{family.embedding}.weight", (shape.vocab, d)
     yield from _norm(shape, family.final_norm)
@@ -174,13 +171,13 @@ def expected_tensors(shape: BaseShape) -> Iterator[tuple[str, TensorShape]]:
         yield f"{family.positions.module}.weight", (shape.position_rows, d)
     parts = [*_layer_norms(shape), *_attention(shape), *_ffn(shape)]
     for layer in range(shape.layers):
-        for part, form in parts:
-            yield family.module_name(layer, part), form
+        for part, tensor_shape in parts:
+            yield family.module_name(layer, part), tensor_shape
 
 
 def _layer_norms(shape: BaseShape) -> Iterator[tuple[str, TensorShape]]:
     blocks = (shape.family.attention, shape.family.ffn)
-    # Parallel branches may share their norm.
+    # Parallel branches may share a norm.
     for norm in dict.fromkeys(name for block in blocks for name in (block.norm, block.post_norm)):
         if norm:
             yield from _norm(shape, norm)
@@ -212,7 +209,7 @@ def _attention(shape: BaseShape) -> Iterator[tuple[str, TensorShape]]:
 
 def _ffn(shape: BaseShape) -> Iterator[tuple[str, TensorShape]]:
     block = shape.family.ffn
-    # Experts may be packed; layers without them have other sizes (`has_complete_tensor_list`).
+    # Experts may be packed, and layers without experts have other sizes.
     if block.read_at == "output":
         return
     for part in dict.fromkeys((block.gate, block.up)):
@@ -231,10 +228,10 @@ def _linear(
 
 
 def base_parameters(base: Checkpoint, shape: BaseShape) -> int:
-    """Parameters of the base by its files: tied embeddings count once, stored masks not at all."""
+    """Parameters in the base's files. Tied embeddings count once, and buffers do not count."""
     family = shape.family
-    apart = {family.head_weight} if shape.tied else set()
+    excluded = {family.head_weight} if shape.tied else set()
     for layer in range(shape.layers):
         for buffer in family.buffers:
-            apart.update(family.stored_names(family.module_name(layer, buffer)))
-    return sum(info.count for name, info in base.tensors.items() if name not in apart)
+            excluded.update(family.stored_names(family.module_name(layer, buffer)))
+    return sum(info.count for name, info in base.tensors.items() if name not in excluded)

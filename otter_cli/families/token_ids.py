@@ -1,7 +1,7 @@
 """Checks of token ids against the rows of the embedding.
 
 An id at or beyond the vocabulary size has no row. A base with such an id in its tokenizer runs, but
-a text that uses the id is refused.
+a text that contains the id is refused.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ _BOS_EOS_KEYS = ("bos_token_id", "eos_token_id")
 
 
 def token_id_error(base: Checkpoint, shape: BaseShape) -> str:
-    """Which id keeps the base from running: one that is no number, or a padding id that is no row
-    of the embedding, which transformers cannot build then. Empty: none."""
+    """The fault that keeps transformers from building the base: an id that is no number, or a
+    padding id without a row in the embedding. Empty where there is none."""
     for file, values in _configurations(base):
         for key in ("pad_token_id", *_BOS_EOS_KEYS):
-            given = values.get(key)
-            listed = given if isinstance(given, list) and key == "eos_token_id" else [given]
-            if given is not None and (not listed or not all(map(_is_id, listed))):
-                return f"{file}: {key} is {ascii(given)[:40]}, not a token's id"
+            value = values.get(key)
+            ids = value if isinstance(value, list) and key == "eos_token_id" else [value]
+            sound = bool(ids) and all(type(i) is int and 0 <= i < _MAX_ID for i in ids)
+            if value is not None and not sound:
+                return f"{file}: {key} is {ascii(value)[:40]}, not a token's id"
     config, defaults = base.config, shape.family.defaults
     pad = config["pad_token_id"] if "pad_token_id" in config else defaults.get("pad_token_id")
     if type(pad) is int and not -shape.vocab <= pad < shape.vocab:
@@ -35,19 +36,15 @@ def token_id_error(base: Checkpoint, shape: BaseShape) -> str:
     return ""
 
 
-def _is_id(value: Any) -> bool:
-    return type(value) is int and 0 <= value < _MAX_ID
-
-
 def token_id_warnings(base: Checkpoint, shape: BaseShape) -> Iterator[str]:
-    """Ids that the configurations or the tokenizer may use and the embedding has no row for. The
-    base runs without them; a text with such an id is refused (`check_token_ids`)."""
+    """Warnings of ids in the configurations or the tokenizer that have no row in the embedding. The
+    base runs without them, and `check_token_ids` refuses texts that contain them."""
     for file, values in _configurations(base):
         for key in _BOS_EOS_KEYS:
-            given = values.get(key)
-            for value in given if isinstance(given, list) else [given]:
-                if type(value) is int and not 0 <= value < shape.vocab:
-                    yield f"{file}: {key} {value} is no token: the vocabulary has {shape.vocab}"
+            value = values.get(key)
+            for i in value if isinstance(value, list) else [value]:
+                if type(i) is int and not 0 <= i < shape.vocab:
+                    yield f"{file}: {key} {i} is no token: the vocabulary has {shape.vocab}"
     beyond = sorted(i for i in _tokenizer_ids(base) if i >= shape.vocab)
     if beyond:
         more = f" and {len(beyond) - 3} more" if len(beyond) > 3 else ""
@@ -65,7 +62,7 @@ def _configurations(base: Checkpoint) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _tokenizer_ids(base: Checkpoint) -> set[int]:
-    """What the tokenizer's files say; damage of these files is for the reader of tokenizers."""
+    """The ids in the tokenizer's files. Damaged files are skipped here: loading reports them."""
     ids: set[int] = set()
     for file, read in _READERS.items():
         if file in base.files:
@@ -97,7 +94,7 @@ _READERS = {
 
 
 def check_token_ids(texts: Iterable[Sequence[int]], shape: BaseShape, what: str = "text") -> None:
-    """Raises OtterError for the first of `texts` that holds a token beyond the vocabulary."""
+    """Raises OtterError for the first of `texts` that contains an id beyond the vocabulary."""
     for number, ids in enumerate(texts, 1):
         bad = next((i for i in ids if not 0 <= i < shape.vocab), None)
         if bad is not None:
@@ -110,7 +107,7 @@ def check_token_ids(texts: Iterable[Sequence[int]], shape: BaseShape, what: str 
 
 
 def check_learned_positions(tokens: int, shape: BaseShape, what: str) -> None:
-    """Raises OtterError where the text needs a position that a learned table has no row for."""
+    """Raises OtterError where a text has more tokens than the base has learned positions."""
     if shape.position_rows and tokens > shape.max_positions:
         raise OtterError(
             f"{what} has {tokens} tokens, and the base has {shape.max_positions} learned positions",

@@ -18,8 +18,8 @@ from otter_cli.core.errors import OtterError
 from otter_cli.core.library_errors import locate_fault, short_message
 from otter_cli.core.strict_files import read_json_object
 from otter_cli.families.config_checks import (
+    has_known_good_entries,
     is_known_good_config,
-    is_known_good_generation_config,
     quantisation_error,
 )
 from otter_cli.families.shape import BaseShape, expected_tensors, has_complete_tensor_list
@@ -132,7 +132,7 @@ def needs_rehearsal(base: Checkpoint, shape: BaseShape) -> bool:
     return not (
         has_complete_tensor_list(shape.family)
         and is_known_good_config(base.config, shape)
-        and is_known_good_generation_config(generation, shape)
+        and has_known_good_entries(generation, shape)
         and _has_only_expected_tensors(base, shape)
     )
 

@@ -1,4 +1,4 @@
-"""Which signal a head gives, and how it is written on the command line: [NAME=]KIND[:ARG]."""
+"""The configuration of a signal, and its form on the command line: [NAME=]KIND[:ARG]."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from otter_cli.core.strict_config import StrictConfig
 
 KIND_ALIASES = {"reward": "value", "action-reward": "vocabulary", "toxicity": "classes"}
 SIGNAL_KINDS = ("value", "vocabulary", "classes", "future")
-# Of an action value's low-rank head.
-DEFAULT_ACTION_VALUE_RANK = 64
+_DEFAULT_SIZES = {"future": 3, "vocabulary": 64}  # other kinds have one output
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
 
 class SignalConfig(StrictConfig):
-    """A named signal. `size`: attributes of a value, classes, future heads (for t+2 ... t+size+1),
-    or the rank of action values (0: full). `width`: of a future signal's cell, which reads the
-    tokens already drafted; None: twice the base's hidden units; 0, as in older files: none,
-    each head guesses by itself."""
+    """A named signal.
+
+    `size` is the number of attributes, of classes or of future tokens (t+2 ... t+size+1), or the
+    rank of action values (0 is full). `width` is that of a future signal's cell, which reads the
+    tokens already drafted. None is twice the base's hidden size. 0, the value of older files, is no
+    cell: each head guesses alone.
+    """
 
     name: str = Field(pattern=f"^{_NAME.pattern}$")
     kind: str = Field(pattern=f"^({'|'.join(SIGNAL_KINDS)})$")
@@ -30,37 +32,37 @@ class SignalConfig(StrictConfig):
 
 
 def parse_signal(text: str) -> SignalConfig:
-    """Reads `reward`, `toxicity`, `future:3`, `future:3,plain`, `classes:a,b,c`, `polite=value`,
-    `action-reward:full`. Raises OtterError on anything else."""
+    """The signal that `text` describes, such as `reward`, `toxicity`, `future:3`, `future:3,plain`,
+    `classes:a,b,c`, `polite=value` or `action-reward:full`. Raises OtterError otherwise."""
     head, _, argument = text.partition(":")
     name, separator, kind = head.partition("=")
-    written = kind if separator else name
-    kind = KIND_ALIASES.get(written, written)
+    kind_text = kind if separator else name
+    kind = KIND_ALIASES.get(kind_text, kind_text)
     if kind not in SIGNAL_KINDS:
         known = (*SIGNAL_KINDS, *KIND_ALIASES)
-        near = closest(written, known)
+        near = closest(kind_text, known)
         raise OtterError(
-            f"signal {text!r}: there is no kind {written!r}",
+            f"signal {text!r}: there is no kind {kind_text!r}",
             hint=(f"did you mean {near!r}? " if near else "") + "kinds: " + ", ".join(known),
         )
     if not _NAME.fullmatch(name):
         raise OtterError(
             f"signal {text!r}: {name!r} is no name",
-            hint="small letters, digits, - and _, beginning with a letter",
+            hint="use small letters, digits, - and _, beginning with a letter",
         )
     width: int | None = 0
     if kind == "future":
         argument, _, form = argument.partition(",")
         width = _parse_cell_width(text, form)
     size, labels = _parse_argument(text, kind, argument)
-    # `toxicity` is one class of that name, `reward` one attribute.
+    # `toxicity` is a single class of that name.
     if kind == "classes" and not labels:
         labels = (name,) if size == 1 else tuple(f"class_{i}" for i in range(size))
     return SignalConfig(name=name, kind=kind, size=size, labels=labels, width=width)
 
 
 def _parse_cell_width(text: str, form: str) -> int | None:
-    """Of `future:3,512` the width of its cell; `future:3,plain` has none."""
+    """The cell's width in `future:3,512`, 0 in `future:3,plain`, None where it is left out."""
     if not form:
         return None
     if form.isdigit() and 1 <= int(form) <= 65536:
@@ -69,13 +71,15 @@ def _parse_cell_width(text: str, form: str) -> int | None:
         return 0
     raise OtterError(
         f"signal {text!r}: cannot read {form!r}",
-        hint="the width of its cell (future:3,512), or plain for Medusa's heads (future:3,plain)",
+        hint="give the width of its cell (future:3,512), or plain for heads like Medusa's "
+        "(future:3,plain)",
     )
 
 
 def _parse_argument(text: str, kind: str, argument: str) -> tuple[int, tuple[str, ...]]:
+    """Size and labels."""
     if not argument:
-        return {"future": 3, "vocabulary": DEFAULT_ACTION_VALUE_RANK}.get(kind, 1), ()
+        return _DEFAULT_SIZES.get(kind, 1), ()
     if kind == "vocabulary" and argument == "full":
         return 0, ()
     if argument.isdigit():
@@ -92,7 +96,7 @@ def _parse_argument(text: str, kind: str, argument: str) -> tuple[int, tuple[str
     ):
         raise OtterError(
             f"signal {text!r}: cannot read {argument!r}",
-            hint="a number (future:3), distinct names (classes:toxicity,insult), or a rank or full "
-            "(vocabulary:full)",
+            hint="give a number (future:3), distinct names (classes:toxicity,insult), or a rank or "
+            "full (vocabulary:full)",
         )
     return len(labels), labels

@@ -1,8 +1,8 @@
-"""Signal values that are not finite: reading gives no value and a warning, deciding is an error.
+"""Signal values that are not finite: a reader gets no value and a warning, a decision is an error.
 
-NaN or infinity in the inserted tensors leaves the base's text exact, but its signals mean nothing.
-A comparison with NaN is false, and an argmax takes NaN for the largest value. So code that chooses,
-gates, rejects or measures by such a value must stop.
+NaN or infinity in the inserted tensors leaves the base's text exact, but the signals are
+meaningless. A comparison with NaN is false, and argmax takes NaN for the largest value. So code
+that chooses, gates, rejects or measures by such a value must stop.
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ NON_FINITE_HINT = (
 
 
 def class_probabilities(logits: Tensor) -> Tensor:
-    """Of classes. An infinite logit is no certainty: it gives NaN, as NaN does."""
+    """Probabilities of multi-label classes. Infinite logits give NaN: they are no certainty."""
     return (logits + 0 * logits).sigmoid()
 
 
 def require_finite(values: Tensor, what: str) -> None:
-    """Raises OtterError where something is to be decided or measured by values that are not
-    finite."""
-    # 0 times what is not finite is NaN: two operations, where isfinite takes five.
+    """Raises OtterError unless all values are finite. Call it before a decision by them."""
+    # 0 times NaN or infinity is NaN. This takes two operations, and isfinite takes five.
     if not math.isfinite((values * 0).sum()):
         raise non_finite_error(what)
 
@@ -41,17 +40,17 @@ def non_finite_error(what: str) -> OtterError:
 
 
 def finite_or_none(values: Any) -> Any:
-    """Numbers, or lists of them, as JSON has them: None for each that is not finite."""
+    """The same nested lists with None for each value that is not finite, because JSON has no NaN."""
     if isinstance(values, list):
         return [finite_or_none(value) for value in values]
     return values if values is None or math.isfinite(values) else None
 
 
 def warn_non_finite(names: Iterable[str]) -> None:
-    """One warning, that names the signals."""
-    if listed := ", ".join(dict.fromkeys(names)):
+    """A single warning that names the signals, if there are any."""
+    if distinct := ", ".join(dict.fromkeys(names)):
         warn(
-            f"NaN or infinity as values of signals {listed}. The text is the base's all the same. "
+            f"signals with NaN or infinity: {distinct}. The text is still the base's. "
             f"Hint: {NON_FINITE_HINT}"
         )
 

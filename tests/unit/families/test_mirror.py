@@ -32,7 +32,7 @@ def _layers(model: OtterForCausalLM) -> list[Any]:
 def test_copy_begins_as_a_mirror_of_the_base(
     tiny_checkpoint: Any, tmp_path: Path, case: Case
 ) -> None:
-    """METHOD, 1: z = h[S] after every layer."""
+    """docs/method.md, "Initial values": z = h[S] after every layer."""
     model, seen = _model(case, tiny_checkpoint, tmp_path / "g"), []
     units = _plan(model).units
     with torch.no_grad(), model.streaming() as record:
@@ -81,7 +81,7 @@ def test_copied_units_say_what_the_base_s_say(
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.mirror < 1e-9], ids=str)
 def test_under_the_base_s_norm_u_is_x(tiny_checkpoint: Any, tmp_path: Path, case: Case) -> None:
-    """METHOD, 1: the norm's statistics, weights and biases, as the family has them."""
+    """docs/method.md, "Initial values": with `norm: base`, u = x[S] too, whatever the norm."""
     model = _model(case, tiny_checkpoint, tmp_path / "g", norm="base")
     units = _plan(model).units
     with torch.no_grad(), products(*(layer.ffn.up for layer in _layers(model))) as seen:
