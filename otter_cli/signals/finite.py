@@ -40,7 +40,7 @@ def non_finite_error(what: str) -> OtterError:
 
 
 def finite_or_none(values: Any) -> Any:
-    """The same nested lists with None for each value that is not finite, because JSON has no NaN."""
+    """The same nested lists, with None for each value that is not finite: JSON has no NaN."""
     if isinstance(values, list):
         return [finite_or_none(value) for value in values]
     return values if values is None or math.isfinite(values) else None
@@ -50,7 +50,7 @@ def warn_non_finite(names: Iterable[str]) -> None:
     """A single warning that names the signals, if there are any."""
     if distinct := ", ".join(dict.fromkeys(names)):
         warn(
-            f"signals with NaN or infinity: {distinct}. The text is still the base's. "
+            f"NaN or infinity as values of signals {distinct}. The text is the base's all the same. "
             f"Hint: {NON_FINITE_HINT}"
         )
 
