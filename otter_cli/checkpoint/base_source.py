@@ -9,14 +9,14 @@ from otter_cli.core.console import say
 from otter_cli.core.errors import OtterError
 
 _HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
-# What safetensors repositories hold besides, in other formats: gigabytes that nobody reads here.
+# Files in other formats that repositories also hold: gigabytes that otter does not read.
 _OTHER_FORMATS = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5", "*.onnx*", "*.gguf",
                   "*.tflite", "*.ot", "original/*", "consolidated*"]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class BaseSource:
-    """A folder with a base, what to call it, and the commit that it is of the hub's repository."""
+    """A folder with a base, its name, and the commit of the hub's repository."""
 
     path: Path
     name: str
@@ -24,23 +24,20 @@ class BaseSource:
 
 
 def find_base(text: str) -> BaseSource:
-    """The folder that `text` names or, where there is none, the hub's snapshot. OtterError when
-    there is neither."""
+    """The folder `text` or, where there is none, the hub's snapshot of that name. Raises OtterError
+    where there is neither."""
     if Path(text).exists():
         refuse_gguf(Path(text))
         return BaseSource(Path(text), text)
     parsed = _HUB_ID.fullmatch(text)
-    if parsed is None or _is_path(text):
+    # `runs/base` is a path where there is a folder `runs`, and not a name on the hub.
+    is_path = text.startswith((".", "~")) or Path(text).parent.is_dir()
+    if parsed is None or is_path:
         raise OtterError(
             f"{text} does not exist",
             hint="give a folder, or a hub id: org/name or org/name@revision",
         )
     return _fetch_from_hub(parsed[1], parsed[2])
-
-
-def _is_path(text: str) -> bool:
-    """`runs/base` is a path where there is a folder `runs`, and no name to look for on the hub."""
-    return text.startswith((".", "~")) or Path(text).parent.is_dir()
 
 
 def _fetch_from_hub(name: str, revision: str | None) -> BaseSource:
@@ -68,7 +65,7 @@ def _fetch_from_hub(name: str, revision: str | None) -> BaseSource:
         raise OtterError(
             f"{what} is neither a folder here nor whole in the hub's cache, "
             f"{constants.HF_HUB_CACHE}, and the hub cannot be reached",
-            hint=_OFFLINE_HINT
+            hint="HF_HUB_OFFLINE is set: unset it, or fetch the model first with `hf download`"
             if constants.HF_HUB_OFFLINE
             else "check the connection, or give a folder",
         ) from error
@@ -79,20 +76,10 @@ def _fetch_from_hub(name: str, revision: str | None) -> BaseSource:
     if not list(path.glob("*.safetensors")):
         raise OtterError(
             f"{what} has no safetensors weights",
-            hint="pickled ones can run code when read: convert them first, with transformers",
+            hint="pickled weights can run code when read: convert them first, with transformers",
         )
-    return BaseSource(path, name, _commit_of(path, what))
-
-
-_OFFLINE_HINT = (
-    "HF_HUB_OFFLINE is set: unset it, or fetch the repository beforehand with `hf download`"
-)
-
-
-def _commit_of(snapshot: Path, what: str) -> str:
-    """The hub's cache names a snapshot by its commit."""
-    if not re.fullmatch(r"[0-9a-f]{40}", snapshot.name):
+    if not re.fullmatch(r"[0-9a-f]{40}", path.name):  # the cache names a snapshot by its commit
         raise OtterError(
-            f"{what}: {snapshot} is not a snapshot of one commit", hint="give the folder instead"
+            f"{what}: {path} is not a snapshot of one commit", hint="give the folder instead"
         )
-    return snapshot.name
+    return BaseSource(path, name, path.name)

@@ -12,36 +12,36 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from otter_cli.checkpoint.dtypes import FLOAT_DTYPES, Array
+from otter_cli.checkpoint.dtypes import FLOAT_DTYPES
 from otter_cli.checkpoint.gguf.header import refuse_gguf
 from otter_cli.checkpoint.safetensors_reader import ShardedTensors, TensorInfo
 from otter_cli.core.errors import OtterError, from_os_error
 from otter_cli.core.strict_files import read_json_object, regular_size, resolve_inside
 
-# Left by git and by the hub's downloader: bookkeeping, not the checkpoint.
+# Folders of git and of the hub's downloader.
 _BOOKKEEPING = {".git", ".cache"}
 
 MANIFEST = "otter.json"
 
-# Bytes: a tokenizer has some 30 MB, and what is larger is no part of a model.
+# A tokenizer has about 30 MB, and no larger file than this belongs to a model.
 _MAX_OTHER_FILE_BYTES = 1_000_000_000
 
-# What transformers reads by its name: a change in one of these changes what a folder says.
+# Files that transformers reads by their names. A change in one of them changes the model.
 _MODEL_DEFINING = (
     "*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.py", "*.jinja",
     "config.json", "generation_config.json", "adapter_config.json", "tokenizer*", "vocab*",
     "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.model",
 )  # fmt: skip
-# Weights in any format: safetensors are read, the others lie beside them.
+# Weights in any format. Only safetensors are read.
 _WEIGHT_SUFFIXES = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".onnx_data",
     ".gguf", ".tflite", ".ot",
 )  # fmt: skip
 
-# Written by `otter import`, before anything is grafted: it belongs to the base, and stays with it.
+# Written by `otter import`, before anything is grafted, so it belongs to the base.
 IMPORT_RECORD = "otter.import.json"
 
-# The inserted tensors, whole or in shards, the manifest, and what a killed writer leaves.
+# The inserted tensors, whole or in shards, the manifest, and leftovers of a killed writer.
 _OTTER_FILES = re.compile(
     r"otter\..*|otter(-[ab])?(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
     r"|\..*\.otter-(lock|staging)"
@@ -49,7 +49,7 @@ _OTTER_FILES = re.compile(
 
 
 def is_otter_file(file: str) -> bool:
-    """Whether a file's relative path is one that grafting or training adds to a base."""
+    """Whether grafting or training adds a file of this relative path to a base."""
     top, _, rest = file.partition("/")
     if file == IMPORT_RECORD:
         return False
@@ -57,24 +57,34 @@ def is_otter_file(file: str) -> bool:
 
 
 def is_model_defining(file: str) -> bool:
-    """Whether transformers reads a file of this name, so that it decides what a folder says."""
+    """Whether transformers reads a file of this name, so that it defines the model."""
     return any(fnmatch(file, pattern) for pattern in _MODEL_DEFINING)
 
 
 def is_weights(file: str) -> bool:
-    """Whether a file holds weights by its name: these alone are linked, and may be large."""
+    """Whether a file of this name holds weights. Only weights are linked, and may be large."""
     return file.endswith(_WEIGHT_SUFFIXES)
 
 
 def list_base_files(folder: Path) -> list[str]:
-    """Relative paths of every file that is not ours, sorted; each really is a file in here."""
-    found = []
-    for where, folders, files in os.walk(folder, onerror=_refuse_unreadable):
-        here = Path(where)
-        folders[:] = [name for name in folders if here != folder or name not in _BOOKKEEPING]
-        _refuse_linked_folders(here, folders)
-        found += [(here / name).relative_to(folder).as_posix() for name in files]
-    base = sorted(file for file in found if not is_otter_file(file))
+    """Sorted relative paths of all files but otter's. Raises OtterError for a link that leads
+    outside, and for a file that is too large."""
+
+    def refuse_unreadable(error: OSError) -> None:
+        raise error
+
+    all_files = []
+    for parent, folders, files in os.walk(folder, onerror=refuse_unreadable):
+        path = Path(parent)
+        folders[:] = [name for name in folders if path != folder or name not in _BOOKKEEPING]
+        for name in folders:
+            if (path / name).is_symlink():
+                raise OtterError(
+                    f"{path / name} is a link to a folder, which is not followed",
+                    hint="put the folder itself there",
+                )
+        all_files += [(path / name).relative_to(folder).as_posix() for name in files]
+    base = sorted(file for file in all_files if not is_otter_file(file))
     for file in base:
         real, path = resolve_inside(folder, file), folder / file
         _refuse_large(path, regular_size(real, path))
@@ -82,15 +92,14 @@ def list_base_files(folder: Path) -> list[str]:
 
 
 def _refuse_large(path: Path, size: int) -> None:
-    """Every file of a base is hashed. Weights are as large as they are, but for holes, which cost
-    whoever made them nothing."""
+    """Every file of a base is hashed. Weights may have any size, but not holes, which cost nothing
+    to make and much to hash."""
     if size <= _MAX_OTHER_FILE_BYTES:
         return
     if not is_weights(path.name):
         raise OtterError(
             f"{path}: {size:,} bytes is over the limit of {_MAX_OTHER_FILE_BYTES:,} for a file "
-            f"that holds no "
-            "weights",
+            "that holds no weights",
             hint="move it out of the folder",
         )
     if not path.name.endswith(".safetensors") and path.stat().st_blocks * 512 < size // 8:
@@ -100,24 +109,10 @@ def _refuse_large(path: Path, size: int) -> None:
         )
 
 
-def _refuse_linked_folders(here: Path, folders: list[str]) -> None:
-    for name in folders:
-        if (here / name).is_symlink():
-            raise OtterError(
-                f"{here / name} is a link to a folder, which is not followed",
-                hint="put the folder itself there",
-            )
-
-
-def _refuse_unreadable(error: OSError) -> None:
-    raise error
-
-
 _STEM = "model"
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
-
-# Tables that transformers reads beside config.json; tokenizer.json has too many entries to look at.
+# Files that transformers reads beside config.json. tokenizer.json has too many entries to check.
 _CHECKED_JSON_FILES = {
     "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "chat_template.json", "adapter_config.json",
@@ -128,14 +123,14 @@ _WIDTH_KEYS = (
     "num_attention_heads", "n_head", "num_key_value_heads", "head_dim", "num_experts",
     "num_local_experts", "n_routed_experts",
 )  # fmt: skip
-# Quantised weights are packed: what is stored may be so many times smaller.
+# Quantised weights are packed, and may be stored in this many times fewer elements.
 _MAX_PACKING = 64
 
 
 class Checkpoint:
-    """A base model's folder, or a grafted one seen as its base: what is ours is left out.
+    """A base model's folder, or a grafted one without otter's files.
 
-    Opening reads headers, never tensors, and checks all that can be checked without them.
+    Opening reads headers, never tensors, and checks everything that the headers show.
     """
 
     def __init__(
@@ -148,18 +143,28 @@ class Checkpoint:
         self.tensors: dict[str, TensorInfo] = weights.tensors
         self.file_of: dict[str, str] = weights.file_of
         self.weight_files = list(weights.files)
+        self.read = weights.read
+        self.read_raw = weights.read_raw
 
     @classmethod
     def open(cls, path: str | Path, *, allow_otter: bool = True) -> "Checkpoint":
-        """OtterError for whatever is not a sound safetensors checkpoint, or is already grafted
-        where `allow_otter` is off."""
+        """Raises OtterError for a folder that is not a sound safetensors checkpoint and, without
+        `allow_otter`, for one that is already grafted."""
         path = Path(path)
         try:
             _refuse_missing_folder(path)
             if not allow_otter:
                 _refuse_grafted(path)
             files = list_base_files(path)
-            config = _read_config(path)
+            if not (path / "config.json").exists():
+                raise OtterError(
+                    f"{path} is not a checkpoint: it has no config.json",
+                    hint="give the folder of a transformers model, with config.json and "
+                    "model.safetensors",
+                )
+            config = read_json_object(
+                resolve_inside(path, "config.json"), str(path / "config.json")
+            )
             _refuse_without_weights(path, files)
             weights = ShardedTensors.open(path, _STEM)
             _refuse_impossible_sizes(path, config, weights)
@@ -173,38 +178,21 @@ class Checkpoint:
 
     @property
     def dtype(self) -> str:
-        """The dtype that most of the parameters are stored in; masks and packed weights apart."""
+        """The dtype in which most parameters are stored, without masks and packed weights."""
         counts: Counter[str] = Counter()
         floats = [info for info in self.tensors.values() if info.dtype in FLOAT_DTYPES]
         for info in floats or self.tensors.values():
             counts[info.dtype] += info.count
         return max(counts, key=lambda dtype: counts[dtype])
 
-    def read(self, name: str, *, rows: Array | None = None, columns: Array | None = None) -> Array:
-        """See TensorFile.read."""
-        return self.weights.read(name, rows=rows, columns=columns)
-
-    def read_raw(self, name: str) -> memoryview:
-        """See TensorFile.read_raw."""
-        return self.weights.read_raw(name)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not (path / "config.json").exists():
-        raise OtterError(
-            f"{path} is not a checkpoint: it has no config.json",
-            hint="give the folder of a transformers model, with config.json and model.safetensors",
-        )
-    return read_json_object(resolve_inside(path, "config.json"), str(path / "config.json"))
-
 
 def _refuse_impossible_sizes(path: Path, config: dict[str, Any], weights: ShardedTensors) -> None:
-    """A configuration that no tensors stand behind could make a loader build without end."""
-    largest = max((n for info in weights.tensors.values() for n in info.shape), default=0)
-    inner = config.get("text_config")
-    for table in (config, inner if isinstance(inner, dict) else {}):
+    """A configuration without the tensors for it could make a loader build a huge model."""
+    largest_size = max((n for info in weights.tensors.values() for n in info.shape), default=0)
+    text_config = config.get("text_config")
+    for table in (config, text_config if isinstance(text_config, dict) else {}):
         limits = dict.fromkeys(_DEPTH_KEYS, len(weights.tensors))
-        limits |= dict.fromkeys(_WIDTH_KEYS, _MAX_PACKING * largest)
+        limits |= dict.fromkeys(_WIDTH_KEYS, _MAX_PACKING * largest_size)
         for key, limit in limits.items():
             value = table.get(key)
             if isinstance(value, int) and value > limit:
@@ -232,7 +220,7 @@ def _refuse_grafted(path: Path) -> None:
             )
         raise OtterError(
             f"{path} is grafted already",
-            hint="graft onto its base; `otter strip` gives the base back",
+            hint="graft onto its base; `otter strip` restores the base",
         )
     for name in sorted(child.name for child in path.iterdir()):
         if is_otter_file(name) or name == "training":

@@ -24,7 +24,7 @@ from otter_cli.core.strict_files import resolve_inside
 
 
 def copy_file(source: Path, target: Path, advance: Advance | None = None) -> str:
-    """Copy content, mode and times; returns the content's SHA-256."""
+    """Copy content, mode and times. Returns the content's SHA-256."""
     with open(source, "rb", buffering=0) as reader, open(target, "xb", buffering=0) as writer:
         digest = _copy_content(reader, writer, advance)
     shutil.copystat(source, target)
@@ -32,37 +32,32 @@ def copy_file(source: Path, target: Path, advance: Advance | None = None) -> str
 
 
 def _copy_content(reader: FileIO, writer: FileIO, advance: Advance | None) -> str:
-    """Hash each chunk in a second thread while the first writes it and reads the next."""
+    """A second thread hashes each chunk while this one writes it and reads the next."""
     digest = hashlib.sha256()
-    # Most files of a base are small: what they need not is not cleared for them either.
+    # Most files of a base are small, and clearing full buffers for them takes time.
     size = min(CHUNK_BYTES, os.fstat(reader.fileno()).st_size) or 1
     buffers = [memoryview(bytearray(size)) for _ in range(2)]
     hashing: Future[None] | None = None
     with ThreadPoolExecutor(1) as pool:
         while count := reader.readinto(buffers[0]):
-            # The chunk before is done with here, so its buffer is free to be read into next.
+            # The previous chunk must be hashed before its buffer is read into again.
             if hashing is not None:
                 hashing.result()
             chunk = buffers[0][:count]
             hashing = pool.submit(digest.update, chunk)
-            _write_all(writer, chunk)
+            while chunk:  # an unbuffered write may take a part only, as on a nearly full disk
+                chunk = chunk[writer.write(chunk) :]
             if advance is not None:
                 advance(count)
             buffers.reverse()
     return digest.hexdigest()
 
 
-def _write_all(writer: FileIO, chunk: memoryview) -> None:
-    # An unbuffered write may take less than it is given, as on a disk that is nearly full.
-    while chunk:
-        chunk = chunk[writer.write(chunk) :]
-
-
 PlacementMode = Literal["link", "copy"]
 DigestFunction = Callable[[Path, Advance | None], str]
 
 _FICLONE = 0x40049409  # linux/fs.h: share the blocks of another file
-# What file systems say that cannot do it here: not the same device, not supported, not allowed.
+# Errors of file systems that cannot link here: another device, not supported, not allowed.
 _UNSUPPORTED_ERRNOS = {
     errno.EXDEV, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM, errno.EMLINK, errno.EINVAL,
     errno.ENOSYS,
@@ -78,13 +73,13 @@ def place_files(
     advance: Advance | None = None,
     digest: DigestFunction | None = None,
 ) -> dict[str, FileDigest]:
-    """Place `files`, relative paths, and return the record of each.
+    """Place `files`, relative paths, in `target_root`, and return the digest of each.
 
-    "link" shares weights: a hard link, or else a reflink, or else a copy. Any other file is copied,
-    for somebody may edit it, which would change the source through a hard link. "copy" copies
-    weights too, and takes the digest on the way. Links in the source are followed, and must stay
-    in it (or in its hub cache). `advance` is told bytes; `digest` is asked for linked files, by
-    default a cache.
+    "link" shares weights: by a hard link, or else a reflink, or else a copy. Other files are
+    copied, because an edit would change the source through a hard link. "copy" copies weights too.
+    Links in the source are followed, and must not lead out of it (or out of its hub cache).
+    `advance` receives bytes. `digest` computes the digests of linked files, by default with a
+    cache.
     """
     source_root, target_root = Path(source_root), Path(target_root)
     digest = digest or DigestCache().sha256
@@ -105,7 +100,7 @@ def place_files(
 
 
 def hard_linked(source_root: Path, files: Iterable[str], target_root: Path) -> list[str]:
-    """Those of the placed files that are the source's own: a change in one is a change in both."""
+    """The files that are hard links to the source, so that a change in one changes both."""
     return [
         file
         for file in files
@@ -122,7 +117,7 @@ def _hard_link(source: Path, target: Path) -> bool:
 
 
 def _reflink(source: Path, target: Path) -> bool:
-    """Share the source's blocks until either is changed (btrfs, xfs)."""
+    """Share the source's blocks until either file changes (btrfs, xfs)."""
     with open(source, "rb") as reader, open(target, "xb") as writer:
         try:
             fcntl.ioctl(writer, _FICLONE, reader.fileno())
@@ -134,7 +129,7 @@ def _reflink(source: Path, target: Path) -> bool:
 
 
 def _is_unsupported(error: OSError) -> bool:
-    """False when the next way is to be tried; anything else is a real failure."""
+    """False where the next way should be tried. Raises other errors."""
     if error.errno in _UNSUPPORTED_ERRNOS:
         return False
     raise error

@@ -17,14 +17,14 @@ from otter_cli.core.atomic import staged_file, write_json
 from otter_cli.core.digests import sha256_file
 from otter_cli.core.errors import OtterError
 
-MAX_SHARD_BYTES = 5 * 10**9  # as transformers shards
+MAX_SHARD_BYTES = 5 * 10**9  # the size of transformers' shards
 
 _CHUNK_ELEMENTS = 2**21
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """What a tensor will be, known before it is made; dtype by its safetensors name."""
+    """Dtype (by its safetensors name) and shape of a tensor that is still to be computed."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -35,7 +35,7 @@ class TensorSpec:
 
 
 class FileDigest(TypedDict):
-    """A file's size and SHA-256, as manifests list it."""
+    """A file's size and SHA-256, in the form of a manifest."""
 
     bytes: int
     sha256: str
@@ -50,17 +50,16 @@ def write_tensors(
     produce: ProduceTensor,
     metadata: Mapping[str, str] | None = None,
 ) -> FileDigest:
-    """Write what `produce(name)` returns for every tensor, converted to its spec's dtype.
+    """Write the result of `produce(name)` for every tensor, converted to its spec's dtype.
 
-    The file appears whole or not at all. OtterError when a produced shape is not the spec's.
+    The file appears whole or not at all. Raises OtterError where a result has another shape.
     """
-    order = _widest_first(tensors)
     digest, size = hashlib.sha256(), 0
     with staged_file(path) as file:
-        for part in _file_chunks(order, tensors, produce, metadata):
-            digest.update(part)
-            size += file.write(part)
-            del part  # it holds on to its tensor, and the next one is about to be made
+        for chunk in _file_chunks(tensors, produce, metadata):
+            digest.update(chunk)
+            size += file.write(chunk)
+            del chunk  # it keeps its tensor in memory, and the next one is computed now
     return FileDigest(bytes=size, sha256=digest.hexdigest())
 
 
@@ -73,10 +72,10 @@ def write_sharded(
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> dict[str, FileDigest]:
-    """Write `stem`.safetensors, or its shards and their index where it would be larger.
+    """Write `stem`.safetensors, or shards and an index where it would be too large.
 
-    Returns the record of every file written, by name, the index last: its metadata holds the
-    shards' digests, so that its own stands for all.
+    Returns the digest of every file, by name, the index last. The index contains the shards'
+    digests, so its own digest covers them.
     """
     folder = Path(folder)
     shards = _split_into_shards(tensors, max_shard_bytes)
@@ -84,27 +83,27 @@ def write_sharded(
         name = f"{stem}.safetensors"
         return {name: write_tensors(folder / name, tensors, produce, metadata)}
     records: dict[str, FileDigest] = {}
-    placed: dict[str, str] = {}
+    shard_of: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
         records[name] = write_tensors(folder / name, shard, produce, metadata)
-        placed |= dict.fromkeys(shard, name)
+        shard_of |= dict.fromkeys(shard, name)
     digests = {name: record["sha256"] for name, record in records.items()}
     total = sum(spec.nbytes for spec in tensors.values())
     index = folder / f"{stem}.safetensors.index.json"
-    write_json(index, {"metadata": {"total_size": total, "sha256": digests}, "weight_map": placed})
+    metadata_json = {"total_size": total, "sha256": digests}
+    write_json(index, {"metadata": metadata_json, "weight_map": shard_of})
     records[index.name] = FileDigest(bytes=index.stat().st_size, sha256=sha256_file(index))
     return records
 
 
-def _widest_first(tensors: Mapping[str, TensorSpec]) -> list[str]:
-    # Widest elements first, so that every tensor starts at a multiple of its own width.
-    return sorted(tensors, key=lambda name: -DTYPE_BITS[tensors[name].dtype])
-
-
-def _encoded_header(
-    order: list[str], tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str] | None
-) -> bytes:
+def _file_chunks(
+    tensors: Mapping[str, TensorSpec],
+    produce: ProduceTensor,
+    metadata: Mapping[str, str] | None,
+) -> Iterator[bytes | memoryview]:
+    # The widest elements come first, so that every tensor starts at a multiple of its width.
+    order = sorted(tensors, key=lambda name: -DTYPE_BITS[tensors[name].dtype])
     fields: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name in order:
@@ -113,22 +112,13 @@ def _encoded_header(
         fields[name] = {"dtype": tensors[name].dtype, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _file_chunks(
-    order: list[str],
-    tensors: Mapping[str, TensorSpec],
-    produce: ProduceTensor,
-    metadata: Mapping[str, str] | None,
-) -> Iterator[bytes | memoryview]:
-    yield _encoded_header(order, tensors, metadata)
+    yield len(text).to_bytes(8, "little") + text
     for name in order:
         yield from _encoded_chunks(name, tensors[name], produce(name))
 
 
 def _encoded_chunks(name: str, spec: TensorSpec, values: Array) -> Iterator[memoryview]:
-    """The tensor's bytes, converted piece by piece so that no second whole copy exists."""
+    """The tensor's bytes, converted piece by piece, so that no second copy of it exists."""
     if values.shape != spec.shape:
         raise OtterError(
             f"tensor {name}: made with shape {list(values.shape)}, planned as {list(spec.shape)}"
@@ -144,7 +134,7 @@ def _encoded_chunks(name: str, spec: TensorSpec, values: Array) -> Iterator[memo
 def _split_into_shards(
     tensors: Mapping[str, TensorSpec], limit: int
 ) -> list[dict[str, TensorSpec]]:
-    """Shards filled in the given order; a tensor over the limit gets one to itself."""
+    """Shards filled in order. A tensor over the limit has a shard of its own."""
     shards: list[dict[str, TensorSpec]] = [{}]
     filled = 0
     for name, spec in tensors.items():

@@ -50,7 +50,7 @@ def warn_non_finite(names: Iterable[str]) -> None:
     """A single warning that names the signals, if there are any."""
     if distinct := ", ".join(dict.fromkeys(names)):
         warn(
-            f"NaN or infinity as values of signals {distinct}. The text is the base's all the same. "
+            f"NaN or infinity in signals {distinct}. The text is the base's all the same. "
             f"Hint: {NON_FINITE_HINT}"
         )
 

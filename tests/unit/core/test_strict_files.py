@@ -138,4 +138,4 @@ def test_nothing_else_in_the_package_reads_a_whole_file() -> None:
         for path in package.rglob("*.py")
         for call in reading_calls(ast.parse(path.read_text()))
     }
-    assert found <= ALLOWED.keys(), f"use core/small_files.py: {sorted(found - ALLOWED.keys())}"
+    assert found <= ALLOWED.keys(), f"use core/strict_files.py: {sorted(found - ALLOWED.keys())}"
