@@ -16,7 +16,9 @@ from otter_cli.checkpoint.dtypes import Array
 from otter_cli.checkpoint.folder import IMPORT_RECORD
 from otter_cli.checkpoint.gguf.header import GgufHeader, StringArray, read_gguf_header
 from otter_cli.checkpoint.gguf.model import (
+    ModelDescription,
     count_quantised_types,
+    describe_model,
     metadata_not_carried,
     needs_whole_model,
     read_by_transformers,
@@ -35,11 +37,10 @@ from otter_cli.core.formatting import bytes_text
 from otter_cli.core.process import release_free_memory
 
 if TYPE_CHECKING:
-    from otter_cli.checkpoint.gguf.model import ModelDescription
-    from otter_cli.checkpoint.gguf.tensors import GgufTensors, WholeModelTensors
+    from otter_cli.checkpoint.gguf.tensors import ModelTensors
 
 
-# What transformers calls them, and what safetensors does.
+# The names of transformers, and those of safetensors.
 IMPORT_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 _STATEMENT = (
@@ -51,7 +52,7 @@ _ELEMENTS_AT_ONCE = 2**19
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """`record` is what the folder's otter.import.json holds."""
+    """`record` is the content of the folder's otter.import.json."""
 
     out: Path
     config: dict[str, Any]
@@ -67,8 +68,8 @@ def import_gguf(
 ) -> ImportedModel:
     """Write the model of the GGUF file `source` as the checkpoint folder `out`.
 
-    `origin` says where the file came from, for the record. OtterError for what cannot be imported,
-    and then nothing is written.
+    `origin` says where the file came from, for the record. Raises OtterError for a file that
+    cannot be imported, and writes nothing then.
     """
     if out.exists():
         raise OtterError(f"{out} exists already", hint="choose another OUT, or remove it")
@@ -85,16 +86,21 @@ def import_gguf(
 def _convert(
     parts: GgufParts, headers: list[GgufHeader], out: Path, dtype: str, origin: str | None
 ) -> ImportedModel:
+    from otter_cli.checkpoint.gguf.tensors import GgufTensors, WholeModelTensors
+
     with staged_folder(out, sources=parts.files) as staging:
-        header = _joined_header(parts, headers, staging)
-        description, tensors = _describe_tensors(header, dtype)
+        joined = staging / "joined.gguf"
+        header = headers[0] if parts.layout == "single" else _join(parts, headers, joined)
+        description = describe_model(header, dtype)
+        kind = WholeModelTensors if needs_whole_model(header.architecture) else GgufTensors
+        tensors = kind(header, description, IMPORT_DTYPES[dtype])
         _refuse_full_disk(staging, sum(spec.nbytes for spec in tensors.specs.values()))
         has_tokenizer = _save_tokenizer(header, description, staging)
         _save_configuration(header, description, staging)
-        record = _write_tensors(parts, header, tensors, staging)
-        record = _import_record(header, dtype, origin, record)
+        files = _write_tensors(parts, header, tensors, staging)
+        record = _import_record(header, dtype, origin, {"layout": parts.layout, "files": files})
         write_json(staging / IMPORT_RECORD, record)
-        _joined_path(staging).unlink(missing_ok=True)
+        joined.unlink(missing_ok=True)
     specs = tensors.specs.values()
     return ImportedModel(
         out=out,
@@ -107,40 +113,21 @@ def _convert(
     )
 
 
-def _joined_header(parts: GgufParts, headers: list[GgufHeader], staging: Path) -> GgufHeader:
-    """The header of the one file that everything is read from: the source, or its parts joined."""
-    if parts.layout == "single":
-        return headers[0]
-    _refuse_full_disk(staging, sum(file.stat().st_size for file in parts.files))
+def _join(parts: GgufParts, headers: list[GgufHeader], joined: Path) -> GgufHeader:
+    """Write the parts as one file, and return its header."""
+    _refuse_full_disk(joined.parent, sum(file.stat().st_size for file in parts.files))
     say(f"joining {len(parts.files)} files")
-    joined = _joined_path(staging)
     join_parts(parts, headers, joined)
     try:
         header = read_gguf_header(joined)
         refuse_unsupported_gguf([header])
     except OtterError as error:
-        # The user knows the parts, not the file that was made of them.
-        what = error.what.replace(str(joined), f"{parts.files[0]} and what follows it")
+        # The user knows the parts, not the joined file.
+        what = error.what.replace(str(joined), f"{parts.files[0]} and the files after it")
         missing = parts.layout == "pieces" and "truncated" in what
         hint = "is the last piece missing? fetch it again" if missing else error.hint
         raise OtterError(what, hint=hint) from error
     return header
-
-
-def _joined_path(staging: Path) -> Path:
-    return staging / "joined.gguf"
-
-
-def _describe_tensors(
-    header: GgufHeader, dtype: str
-) -> tuple[ModelDescription, GgufTensors | WholeModelTensors]:
-    from otter_cli.checkpoint.gguf.model import describe_model
-    from otter_cli.checkpoint.gguf.tensors import GgufTensors, WholeModelTensors
-
-    description = describe_model(header, dtype)
-    if needs_whole_model(header.architecture):
-        return description, WholeModelTensors(header, description, IMPORT_DTYPES[dtype])
-    return description, GgufTensors(header, description, IMPORT_DTYPES[dtype])
 
 
 def _refuse_full_disk(folder: Path, needed: int) -> None:
@@ -153,7 +140,8 @@ def _refuse_full_disk(folder: Path, needed: int) -> None:
 
 
 def _save_tokenizer(header: GgufHeader, description: ModelDescription, staging: Path) -> bool:
-    """transformers' tokenizer for the file, with its special tokens and its chat template."""
+    """Save transformers' tokenizer for the file, with special tokens and chat template. Returns
+    whether the file holds one."""
     if not isinstance(header.metadata.get("tokenizer.ggml.tokens"), StringArray):
         warn(f"{header.path.name} holds no tokenizer: put the model's own into the folder")
         return False
@@ -164,11 +152,10 @@ def _save_tokenizer(header: GgufHeader, description: ModelDescription, staging: 
             str(header.path.parent),
             gguf_file=header.path.name,
             local_files_only=True,
-            # A tokenizer_config.json beside the file may name code.
-            trust_remote_code=False,
+            trust_remote_code=False,  # a tokenizer_config.json beside the file may name code
         )
         tokenizer.save_pretrained(staging)
-    # Its merges are made of a million small objects: their memory is needed for the tensors.
+    # Its merges are a million small objects, whose memory the tensors need.
     del tokenizer
     gc.collect()
     release_free_memory()
@@ -183,52 +170,51 @@ def _save_configuration(header: GgufHeader, description: ModelDescription, stagi
         if not description.model.can_generate():
             return
         generation = GenerationConfig.from_model_config(description.config)
-        # Chat models end a turn by a token of its own, which the file names beside the end of text.
-        turn = header.metadata.get("tokenizer.ggml.eot_token_id")
+        # Chat models end a turn with a special token, which the file names beside the end of text.
+        end_of_turn = header.metadata.get("tokenizer.ggml.eot_token_id")
         ends = generation.eos_token_id
         ends = [ends] if isinstance(ends, int) else list(ends or [])
-        if isinstance(turn, int) and turn not in ends:
-            generation.eos_token_id = [*ends, turn]
+        if isinstance(end_of_turn, int) and end_of_turn not in ends:
+            generation.eos_token_id = [*ends, end_of_turn]
         generation.save_pretrained(staging)
 
 
 def _write_tensors(
-    parts: GgufParts, header: GgufHeader, tensors: GgufTensors | WholeModelTensors, staging: Path
-) -> dict[str, Any]:
-    """Write the tensors; returns the record of the source's files."""
+    parts: GgufParts, header: GgufHeader, tensors: ModelTensors, staging: Path
+) -> list[dict[str, Any]]:
+    """Write the tensors. Returns name, size and digest of the source's files."""
     from otter_cli.checkpoint.safetensors_writer import write_sharded
     from otter_cli.core.digests import sha256_file
 
     sizes = [file.stat().st_size for file in parts.files]
     total = sum(sizes) + sum(spec.nbytes for spec in tensors.specs.values())
-    with progress(
-        total, f"importing {header.metadata.get('general.name', header.path.stem)}"
-    ) as go:
+    name = header.metadata.get("general.name", header.path.stem)
+    with progress(total, f"importing {name}") as advance:
         files = [
-            {"name": file.name, "bytes": size, "sha256": sha256_file(file, go)}
+            {"name": file.name, "bytes": size, "sha256": sha256_file(file, advance)}
             for file, size in zip(parts.files, sizes, strict=True)
         ]
 
         def make(name: str) -> Array:
             values = _require_finite_values(tensors.make(name), name, header)
-            go(tensors.specs[name].nbytes)
+            advance(tensors.specs[name].nbytes)
             return values
 
         write_sharded(staging, "model", tensors.specs, make, {"format": "pt"})
-    return {"layout": parts.layout, "files": files}
+    return files
 
 
 def _require_finite_values(values: Array, name: str, header: GgufHeader) -> Array:
-    """A weight that is not a number makes every logit none: it can only come from damage."""
+    """A single weight that is not finite spoils every logit."""
     import numpy as np
 
     flat = values.reshape(-1)
     for start in range(0, flat.size, _ELEMENTS_AT_ONCE):
         piece = flat[start : start + _ELEMENTS_AT_ONCE]
-        bad = (piece & 0x7F80) == 0x7F80 if piece.dtype == np.uint16 else ~np.isfinite(piece)
-        if bad.any():
+        is_bfloat16 = piece.dtype == np.uint16
+        if ((piece & 0x7F80) == 0x7F80 if is_bfloat16 else ~np.isfinite(piece)).any():
             raise OtterError(
-                f"{header.path}: tensor {name} has values that are infinite or no numbers",
+                f"{header.path}: tensor {name} has values that are infinite or NaN",
                 hint="the file is damaged, or its values are beyond what the dtype can store",
             )
     return values

@@ -1,14 +1,14 @@
-"""Headers of GGUF files, checked in full before any library reads the file.
+"""Headers of GGUF files, checked in full before a library reads the file.
 
 The reader of the gguf package trusts the lengths in a file, so a damaged file can make it loop for
-hours. Here every length and every offset must lie inside the file.
+hours. Here every length and every offset is checked against the file.
 """
 
 from __future__ import annotations
 
 import mmap
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from otter_cli.core.errors import OtterError, from_os_error
 from otter_cli.core.strict_files import quoted, regular_size
 
 GGUF_MAGIC = b"GGUF"
-DAMAGED_GGUF_HINT = "the file is damaged or was cut off: fetch it again"
 
 _VERSIONS = (2, 3)
 _MAX_DIMENSIONS = 4
@@ -28,7 +27,7 @@ _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """One tensor: its shape in torch's order, its type, and where its bytes lie in the file."""
+    """One tensor: its shape in torch's order, its type, and the place of its bytes in the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -40,14 +39,14 @@ class GgufTensor:
 
 @dataclass(frozen=True, slots=True)
 class StringArray:
-    """An array of texts, such as the vocabulary: only its length is kept."""
+    """An array of texts, such as the vocabulary. Only its length is kept."""
 
     length: int
 
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """`entries` holds the stored bytes of every metadata entry, by key."""
+    """`entries` holds where each metadata entry starts and ends in the file, by key."""
 
     path: Path
     version: int
@@ -63,8 +62,12 @@ class GgufHeader:
         return str(self.metadata["general.architecture"])
 
 
+def damaged_gguf(path: Path, what: str) -> OtterError:
+    return OtterError(f"{path}: {what}", hint="the file is damaged or was cut off: fetch it again")
+
+
 def looks_like_gguf(path: Path) -> bool:
-    """Whether `path` is a file that is named like a GGUF file or starts like one."""
+    """Whether `path` is a file with the name or the first bytes of a GGUF file."""
     if not path.is_file():
         return False
     if path.name.endswith(".gguf") or ".gguf.part" in path.name:
@@ -77,7 +80,7 @@ def looks_like_gguf(path: Path) -> bool:
 
 
 def read_gguf_header(path: Path) -> GgufHeader:
-    """The header of `path`; OtterError for whatever is not a sound GGUF file from end to end."""
+    """The header of `path`. Raises OtterError unless the file is sound from end to end."""
     try:
         if regular_size(path) < 4:
             raise _not_gguf(path)
@@ -91,40 +94,35 @@ def read_gguf_header(path: Path) -> GgufHeader:
 
 
 class _Cursor:
-    """Reads values one after another, and refuses to go past the end of the file."""
+    """Reads values one after another, and refuses to read past the end of the file."""
 
     def __init__(self, view: mmap.mmap, path: Path) -> None:
         self.view, self.path = view, path
-        self.at = 0
+        self.position = 0
 
-    def take(self, count: int) -> int:
-        """Moves `count` bytes on; the place where they start."""
-        start = self.at
-        if count > len(self.view) - start:
-            raise OtterError(
-                f"{self.path}: truncated: the header goes on after byte {len(self.view):,}, "
-                "where the file ends",
-                hint=DAMAGED_GGUF_HINT,
-            )
-        self.at += count
+    def skip(self, count: int) -> int:
+        """Moves `count` bytes forward, and returns where they start."""
+        start, size = self.position, len(self.view)
+        if count > size - start:
+            what = f"the header goes on after byte {size:,}, where the file ends"
+            raise damaged_gguf(self.path, f"truncated: {what}")
+        self.position += count
         return start
 
     def unpack(self, format: str) -> Any:
-        return struct.unpack_from(format, self.view, self.take(struct.calcsize(format)))
+        return struct.unpack_from(format, self.view, self.skip(struct.calcsize(format)))
 
     def number(self, format: str) -> Any:
         return self.unpack(format)[0]
 
     def text(self) -> str:
         length = self.number("<Q")
-        start = self.take(length)
+        start = self.skip(length)
         try:
             return self.view[start : start + length].decode()
         except UnicodeDecodeError as error:
-            raise OtterError(
-                f"{self.path}: a text in the header is not UTF-8 (byte {start:,})",
-                hint=DAMAGED_GGUF_HINT,
-            ) from error
+            what = f"a text in the header is not UTF-8 (byte {start:,})"
+            raise damaged_gguf(self.path, what) from error
 
     def value(self, kind: int) -> Any:
         if kind in _SCALARS:
@@ -133,32 +131,26 @@ class _Cursor:
             return self.text()
         if kind == _ARRAY:
             return self._array()
-        raise OtterError(
-            f"{self.path}: the header has a value of the unknown kind {kind}",
-            hint=DAMAGED_GGUF_HINT,
-        )
+        raise damaged_gguf(self.path, f"the header has a value of the unknown kind {kind}")
 
     def _array(self) -> Any:
         kind, length = self.unpack("<IQ")
         if kind in _SCALARS:
-            width = struct.calcsize(_SCALARS[kind])
-            start = self.take(length * width)
+            start = self.skip(length * struct.calcsize(_SCALARS[kind]))
             return list(struct.unpack_from(f"<{length}{_SCALARS[kind][1]}", self.view, start))
         if kind != _STRING:
-            raise OtterError(
-                f"{self.path}: the header has an array of the kind {kind}, which is not read here",
-                hint=DAMAGED_GGUF_HINT,
-            )
-        for _ in range(length):  # every text takes eight bytes or more, so the file's end ends this
-            self.take(self.number("<Q"))
+            what = f"the header has an array of the kind {kind}, which is not read here"
+            raise damaged_gguf(self.path, what)
+        for _ in range(length):  # a text takes at least eight bytes, so the file's end stops this
+            self.skip(self.number("<Q"))
         return StringArray(length)
 
 
 def _parse(cursor: _Cursor) -> GgufHeader:
-    path = cursor.path
+    path, size = cursor.path, len(cursor.view)
     if cursor.view[:4] != GGUF_MAGIC:
         raise _not_gguf(path)
-    cursor.take(4)
+    cursor.skip(4)
     version, tensor_count, entry_count = cursor.unpack("<IQQ")
     if version not in _VERSIONS:
         raise OtterError(
@@ -168,75 +160,65 @@ def _parse(cursor: _Cursor) -> GgufHeader:
     metadata: dict[str, Any] = {}
     entries: dict[str, tuple[int, int]] = {}
     for _ in range(entry_count):
-        start = cursor.at
+        start = cursor.position
         key = cursor.text()
         if key in metadata:
-            raise OtterError(f"{path}: the header has {quoted(key)} twice", hint=DAMAGED_GGUF_HINT)
+            raise damaged_gguf(path, f"the header has {quoted(key)} twice")
         metadata[key] = cursor.value(cursor.number("<I"))
-        entries[key] = (start, cursor.at)
+        entries[key] = (start, cursor.position)
     tensors = [_parse_tensor(cursor) for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
-        raise OtterError(f"{path}: general.alignment is {alignment!r}", hint=DAMAGED_GGUF_HINT)
-    data_start = cursor.at + -cursor.at % alignment
-    placed = _placed_tensors(tensors, data_start, alignment, len(cursor.view), path)
-    size = len(cursor.view)
+        raise damaged_gguf(path, f"general.alignment is {alignment!r}")
+    data_start = cursor.position + -cursor.position % alignment
+    placed = _placed_tensors(tensors, data_start, alignment, size, path)
     return GgufHeader(path, version, metadata, entries, placed, alignment, data_start, size)
 
 
 def _parse_tensor(cursor: _Cursor) -> GgufTensor:
-    """A tensor whose start is still counted from the start of the data."""
+    """A tensor whose `start` is counted from the start of the data."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     name = cursor.text()
-    where = f"{cursor.path}: tensor {quoted(name)}"
+    what = f"tensor {quoted(name)}"
     count = cursor.number("<I")
     if not 0 < count <= _MAX_DIMENSIONS:
-        raise OtterError(f"{where} has {count} dimensions", hint=DAMAGED_GGUF_HINT)
-    # GGUF gives the fastest-moving dimension first, torch gives it last.
+        raise damaged_gguf(cursor.path, f"{what} has {count} dimensions")
+    # GGUF lists the fastest-moving dimension first, torch lists it last.
     shape = tuple(reversed(cursor.unpack(f"<{count}Q")))
     type_id, start = cursor.unpack("<IQ")
     try:
         kind = GGMLQuantizationType(type_id)
     except ValueError as error:
         raise OtterError(
-            f"{where} is of type {type_id}, which the installed gguf does not know",
+            f"{cursor.path}: {what} is of type {type_id}, which the installed gguf does not know",
             hint="a newer gguf may, or fetch the model in another quantisation",
         ) from error
     block, block_bytes = GGML_QUANT_SIZES[kind]
     if 0 in shape or shape[-1] % block:
-        raise OtterError(
-            f"{where} has shape {list(shape)}, which {kind.name} cannot store",
-            hint=DAMAGED_GGUF_HINT,
-        )
+        what += f" has shape {list(shape)}, which {kind.name} cannot store"
+        raise damaged_gguf(cursor.path, what)
     return GgufTensor(name, shape, type_id, kind.name, start, prod(shape) // block * block_bytes)
 
 
 def _placed_tensors(
     tensors: list[GgufTensor], data_start: int, alignment: int, size: int, path: Path
 ) -> dict[str, GgufTensor]:
-    """The tensors by name, in the file's order, after their places are known to be sound."""
+    """The tensors by name, in the file's order, with `start` counted from the file's start. Raises
+    OtterError where tensors overlap or exceed the file."""
     placed: dict[str, GgufTensor] = {}
-    reached = 0
+    end = 0
     for tensor in sorted(tensors, key=lambda tensor: tensor.start):
-        where = f"{path}: tensor {quoted(tensor.name)}"
+        what = f"tensor {quoted(tensor.name)}"
         if tensor.name in placed:
-            raise OtterError(f"{where} is there twice", hint=DAMAGED_GGUF_HINT)
-        if tensor.start < reached or tensor.start % alignment:
-            raise OtterError(
-                f"{where} lies where it cannot (byte {tensor.start:,})", hint=DAMAGED_GGUF_HINT
-            )
-        reached = tensor.start + tensor.nbytes
-        start = data_start + tensor.start
-        if start + tensor.nbytes > size:
-            raise OtterError(
-                f"{path}: truncated: tensor {quoted(tensor.name)} ends at byte "
-                f"{start + tensor.nbytes:,}, the file at {size:,}",
-                hint=DAMAGED_GGUF_HINT,
-            )
-        placed[tensor.name] = GgufTensor(
-            tensor.name, tensor.shape, tensor.type_id, tensor.type_name, start, tensor.nbytes
-        )
+            raise damaged_gguf(path, f"{what} is there twice")
+        if tensor.start < end or tensor.start % alignment:
+            raise damaged_gguf(path, f"{what} lies where it cannot (byte {tensor.start:,})")
+        end = tensor.start + tensor.nbytes
+        if data_start + end > size:
+            what += f" ends at byte {data_start + end:,}, the file at {size:,}"
+            raise damaged_gguf(path, f"truncated: {what}")
+        placed[tensor.name] = replace(tensor, start=data_start + tensor.start)
     return placed
 
 
@@ -248,7 +230,9 @@ def _not_gguf(path: Path) -> OtterError:
 
 
 def refuse_gguf(path: Path) -> None:
-    """OtterError, with the line to type, when `path` is a GGUF file or a folder of nothing else."""
+    """Raises OtterError, with the command to run, where `path` is a GGUF file, or a folder that
+    holds one and no checkpoint."""
+    source = path
     if path.is_dir():
         if (path / "config.json").exists():
             return
@@ -258,15 +242,9 @@ def refuse_gguf(path: Path) -> None:
         source = files[0]
         what = f"{path} holds a GGUF file and no checkpoint"
     elif looks_like_gguf(path):
-        source = path
         what = f"{path} is a GGUF file, not a checkpoint folder"
     else:
         return
-    raise OtterError(
-        what, hint=f"import it first: otter import {source} {_suggested_folder(source)}"
-    )
-
-
-def _suggested_folder(source: Path) -> str:
-    """A name for the imported folder: the file's, without what says how it is stored."""
-    return source.name.partition(".gguf")[0].partition("-00")[0] + "-imported"
+    # The file's name, without the part that says how it is stored.
+    out = source.name.partition(".gguf")[0].partition("-00")[0] + "-imported"
+    raise OtterError(what, hint=f"import it first: otter import {source} {out}")

@@ -1,7 +1,7 @@
 """The model that a GGUF file describes, as transformers reads it.
 
-A file that a checkpoint folder cannot represent is refused by name. Otherwise the configuration and
-an empty model are built without reading a tensor.
+A file that cannot become a checkpoint folder is refused by name. Otherwise the configuration and an
+empty model are built without reading a tensor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from otter_cli.checkpoint.gguf.header import DAMAGED_GGUF_HINT, GgufHeader, StringArray
+from otter_cli.checkpoint.gguf.header import GgufHeader, StringArray, damaged_gguf
 from otter_cli.checkpoint.gguf.parts import write_gguf_header
 from otter_cli.core.errors import OtterError
 from otter_cli.core.library_errors import translate_library_errors
@@ -25,7 +25,7 @@ from otter_cli.core.strict_files import quoted
 
 
 def read_by_transformers(what: str, source: Path) -> AbstractContextManager[None]:
-    """OtterError for whatever the block raises, a panic of Rust code included."""
+    """Every error of the block becomes an OtterError, a panic of Rust code included."""
     return translate_library_errors(
         source,
         f"its {what}",
@@ -46,41 +46,39 @@ _OTHER_KINDS = {
 
 
 def refuse_unsupported_gguf(headers: list[GgufHeader]) -> None:
-    """OtterError when a model of these files cannot become a checkpoint folder."""
-    first = headers[0]
-    # Of split files only the first says what the model is.
+    """Raises OtterError where the model in these files cannot become a checkpoint folder."""
+    first = headers[0]  # of split files, only the first describes the model
     if not isinstance(first.metadata.get("general.architecture"), str):
-        raise OtterError(
-            f"{first.path}: the header names no general.architecture", hint=DAMAGED_GGUF_HINT
-        )
+        raise damaged_gguf(first.path, "the header names no general.architecture")
     kind = first.metadata.get("general.type", "model")
     if first.architecture == "clip":
         kind = "mmproj"
     if kind in _OTHER_KINDS:
         raise OtterError(f"{first.path} is {_OTHER_KINDS[kind]}", hint="give the file of the model")
-    _refuse_unknown_architecture(first)
-    _refuse_rope_scaling(first)
+    name = first.architecture
+    if name not in (known := supported_architectures()):
+        raise OtterError(
+            f"{first.path}: the installed transformers does not import the architecture "
+            f"{quoted(name)}",
+            hint=f"it imports {', '.join(known)}; or use the model's safetensors checkpoint",
+        )
+    scaling = first.metadata.get(f"{name}.rope.scaling.type", "none")
+    if scaling != "none" and name != "gpt-oss":
+        raise OtterError(
+            f"{first.path}: its rotary positions are scaled ({quoted(str(scaling))}), and "
+            "transformers' GGUF loader ignores that, so the model would be another one",
+            hint=_USE_SAFETENSORS_HINT,
+        )
     _refuse_unreadable_types(headers)
     _refuse_block_count(headers)
 
 
-def _refuse_unknown_architecture(header: GgufHeader) -> None:
-    name = header.architecture
-    if name not in supported_architectures():
-        known = ", ".join(supported_architectures())
-        raise OtterError(
-            f"{header.path}: the installed transformers does not import the architecture "
-            f"{quoted(name)}",
-            hint=f"it imports {known}; or use the model's safetensors checkpoint",
-        )
-
-
 def supported_architectures() -> list[str]:
-    """The values of general.architecture that transformers' GGUF loader takes."""
+    """The values of general.architecture that transformers' GGUF loader accepts."""
     from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
-    # The loader's list goes by its own names, which are not those in files for some.
+    # The loader's list has its own names for some architectures, which differ from those in files.
     in_files = {"qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss",
                 "minimax_m2": "minimax-m2"}  # fmt: skip
     names = {in_files.get(name, name) for name in GGUF_SUPPORTED_ARCHITECTURES}
@@ -88,26 +86,14 @@ def supported_architectures() -> list[str]:
 
 
 def needs_whole_model(architecture: str) -> bool:
-    """Whether transformers loads the architecture by newer code, which converts while it reads."""
+    """Whether transformers' newer code loads the architecture, which converts while it reads."""
     from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
 
     return architecture in GGUF_CONFIG_ARCHS
 
 
-def _refuse_rope_scaling(header: GgufHeader) -> None:
-    """transformers' loader leaves scaled positions out, and the model would be another one."""
-    name = header.architecture
-    kind = header.metadata.get(f"{name}.rope.scaling.type", "none")
-    if kind != "none" and name != "gpt-oss":
-        raise OtterError(
-            f"{header.path}: its rotary positions are scaled ({quoted(str(kind))}), which "
-            "transformers' GGUF loader does not carry over",
-            hint=_USE_SAFETENSORS_HINT,
-        )
-
-
 def _refuse_unreadable_types(headers: list[GgufHeader]) -> None:
-    """Every type must be one that the gguf library turns into numbers."""
+    """The gguf library must be able to dequantise every type."""
     import numpy as np
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
@@ -123,14 +109,13 @@ def _refuse_unreadable_types(headers: list[GgufHeader]) -> None:
             except NotImplementedError as error:
                 raise OtterError(
                     f"{header.path}: tensor {quoted(tensor.name)} is of type {kind.name}, which "
-                    f"the "
-                    "gguf library cannot dequantise",
+                    "the gguf library cannot dequantise",
                     hint=_USE_SAFETENSORS_HINT,
                 ) from error
 
 
 def _refuse_block_count(headers: list[GgufHeader]) -> None:
-    """A damaged count of layers must not make a model of a million of them."""
+    """A damaged number of layers must not build a model of a million layers."""
     first = headers[0]
     count = first.metadata.get(f"{first.architecture}.block_count")
     blocks = {
@@ -139,12 +124,10 @@ def _refuse_block_count(headers: list[GgufHeader]) -> None:
         for name in header.tensors
         if (match := _BLOCK_NAME.search(name))
     }
-    there = max(blocks, default=-1) + 1
-    if not isinstance(count, int) or count != there:
-        raise OtterError(
-            f"{first.path}: the header speaks of {count} layers, the tensors make up {there}",
-            hint=DAMAGED_GGUF_HINT,
-        )
+    layers = max(blocks, default=-1) + 1
+    if not isinstance(count, int) or count != layers:
+        what = f"the header speaks of {count} layers, the tensors make up {layers}"
+        raise damaged_gguf(first.path, what)
 
 
 def count_quantised_types(headers: list[GgufHeader]) -> dict[str, dict[str, int]]:
@@ -161,15 +144,15 @@ def count_quantised_types(headers: list[GgufHeader]) -> dict[str, dict[str, int]
 
 
 def metadata_not_carried(header: GgufHeader) -> dict[str, Any]:
-    """What the file says of its model that transformers' loader does not take over."""
+    """The file's entries about its model that transformers' loader ignores."""
     from transformers.integrations import GGUF_CONFIG_MAPPING
 
     name = header.architecture
+    if needs_whole_model(name):
+        return {}
     known = GGUF_CONFIG_MAPPING.get(name) or GGUF_CONFIG_MAPPING.get(name.replace("-", "_")) or {}
     if name in {"qwen2moe", "qwen3moe"}:
         known = GGUF_CONFIG_MAPPING[name.replace("moe", "_moe")]
-    if needs_whole_model(name):
-        return {}
     prefix = f"{name}."
     return {
         key: value
@@ -178,8 +161,8 @@ def metadata_not_carried(header: GgufHeader) -> dict[str, Any]:
     }
 
 
-# The vocabulary in all its forms. gguf's reader makes several objects of every text in it: for
-# 262,144 tokens that is 700 MB and ten seconds, and the configuration needs only their number.
+# The vocabulary in all its forms. gguf's reader makes several objects of each text. For 262,144
+# tokens that takes 700 MB and ten seconds, and the configuration needs only their number.
 _VOCABULARY_KEYS = {
     f"tokenizer.ggml.{name}" for name in ("tokens", "scores", "token_type", "merges")
 }  # fmt: skip
@@ -187,7 +170,7 @@ _VOCABULARY_KEYS = {
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """`raw` is the configuration as transformers' loader makes it; `config` and `model` are
+    """`raw` is the configuration as transformers' loader reads it. `config` and `model` are
     transformers' own objects, the model without values."""
 
     raw: dict[str, Any]
@@ -196,27 +179,27 @@ class ModelDescription:
 
     @contextmanager
     def known_to_transformers(self) -> Iterator[None]:
-        """Inside, transformers takes the configuration from here when it looks for a tokenizer.
+        """In the block, transformers reads the configuration from here when it loads a tokenizer.
 
-        AutoTokenizer would read the whole file by gguf's reader for it, the vocabulary included.
+        AutoTokenizer would otherwise read the whole file with gguf's reader, vocabulary included.
         """
         from transformers import modeling_gguf_pytorch_utils as loader
 
-        usual = loader.load_gguf_checkpoint
+        original = loader.load_gguf_checkpoint
         loader.load_gguf_checkpoint = lambda path, **options: {"config": dict(self.raw)}
         try:
             yield
         finally:
-            loader.load_gguf_checkpoint = usual
+            loader.load_gguf_checkpoint = original
 
 
 def describe_model(header: GgufHeader, dtype: str) -> ModelDescription:
-    """The configuration and an empty model; OtterError when the file describes none."""
+    """The configuration and an empty model. Raises OtterError where the file describes none."""
     import torch
 
     with read_by_transformers("configuration", header.path):
         raw = _raw_config(header)
-        # A name for people, which transformers would write into config.json as a path.
+        # The name of the model, which transformers would write into config.json as a path.
         raw.pop("_model_name_or_path", None)
         config = _model_config(raw)
         cls = _model_class(config, header)
@@ -244,7 +227,7 @@ def _raw_config(header: GgufHeader) -> dict[str, Any]:
 
 @contextmanager
 def _without_vocabulary(header: GgufHeader) -> Iterator[Path]:
-    """A file with the header's entries and tensor table, and holes in place of all else."""
+    """A file with the header's entries and tensor table, and holes in place of everything else."""
     keys = tuple(key for key in header.entries if key not in _VOCABULARY_KEYS)
     folder = Path(tempfile.mkdtemp(prefix="otter-gguf-"))
     try:
@@ -269,7 +252,7 @@ def _model_config(raw: dict[str, Any]) -> Any:
 
 
 def _model_class(config: Any, header: GgufHeader) -> Any:
-    """The class that writes text, or else the one that the configuration names."""
+    """The class with a language-model head, or else the class that the configuration names."""
     import transformers
 
     for auto in (transformers.AutoModelForCausalLM, transformers.AutoModelForSeq2SeqLM):

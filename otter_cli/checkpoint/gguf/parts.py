@@ -14,21 +14,19 @@ from otter_cli.core.errors import OtterError
 
 _SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _PIECE = re.compile(r"(.+\.gguf)\.part(\d+)")
-_MISSING_PART_HINT = "fetch all of them into one folder, and give any one of them"
-
-PartsLayout = Literal["single", "split", "pieces"]
+_CHUNK_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
 class GgufParts:
-    """`files` in order; split files have a header each, pieces one header together."""
+    """The files in order. Split files have a header each, pieces share a single one."""
 
     files: tuple[Path, ...]
-    layout: PartsLayout
+    layout: Literal["single", "split", "pieces"]
 
 
 def find_gguf_parts(source: Path) -> GgufParts:
-    """All files of the model that `source` belongs to. OtterError when one is missing."""
+    """All files of the model that `source` belongs to. Raises OtterError where one is missing."""
     if not source.exists():
         raise OtterError(f"{source} does not exist", hint="check the path")
     if source.is_dir():
@@ -43,7 +41,7 @@ def find_gguf_parts(source: Path) -> GgufParts:
 
 
 def _only_model(folder: Path) -> Path:
-    """The one GGUF model in a folder: of its parts, the first."""
+    """The only GGUF model in a folder, or the first of its parts."""
     first: dict[str, Path] = {}
     for file in sorted(folder.iterdir()):
         if match := _SPLIT.fullmatch(file.name) or _PIECE.fullmatch(file.name):
@@ -65,21 +63,21 @@ def _require_all(source: Path, names: list[str]) -> tuple[Path, ...]:
     if missing or not files:
         raise OtterError(
             f"{source} is one of {len(files)} parts, and {', '.join(missing) or 'it'} is missing",
-            hint=_MISSING_PART_HINT,
+            hint="fetch all of them into one folder, and give any one of them",
         )
     return files
 
 
 def _pieces(source: Path, stem: str, width: int) -> tuple[Path, ...]:
-    """The pieces of `stem`; the last is not known by name, but the header tells whether the file
-    is cut off."""
+    """The pieces of `stem`. Their names do not say which is the last, but the header shows whether
+    the file is cut off."""
     numbers = sorted(
         int(match[2])
         for file in source.parent.iterdir()
         if (match := _PIECE.fullmatch(file.name)) and match[1] == stem
     )
     names = {number: f"{stem}.part{number:0{width}d}" for number in range(max(numbers) + 1)}
-    # Some count from 1: then that piece starts as a GGUF file does.
+    # Pieces may be numbered from 1. Then piece 1 starts as a GGUF file does.
     if 1 in numbers and not source.with_name(names[0]).exists():
         with open(source.with_name(names[1]), "rb") as file:
             if file.read(4) == GGUF_MAGIC:
@@ -88,15 +86,16 @@ def _pieces(source: Path, stem: str, width: int) -> tuple[Path, ...]:
 
 
 def read_gguf_headers(parts: GgufParts) -> list[GgufHeader]:
-    """The header of every file that has one: none for pieces, which must be joined first."""
+    """The header of every file that has one. Pieces have none until they are joined."""
     if parts.layout == "pieces":
         return []
     headers = [read_gguf_header(file) for file in parts.files]
     for number, header in enumerate(headers):
-        says = (header.metadata.get("split.no", 0), header.metadata.get("split.count", 1) or 1)
-        if says != (number, len(headers)):
+        index = header.metadata.get("split.no", 0)
+        count = header.metadata.get("split.count", 1) or 1
+        if (index, count) != (number, len(headers)):
             raise OtterError(
-                f"{header.path} is part {says[0] + 1} of {says[1]} by its header, and "
+                f"{header.path} is part {index + 1} of {count} by its header, and "
                 f"{number + 1} of {len(headers)} by its name",
                 hint="give all parts the names they came with: NAME-00001-of-00003.gguf and so on",
             )
@@ -108,34 +107,25 @@ def join_parts(parts: GgufParts, headers: list[GgufHeader], target: Path) -> Non
     with open(target, "xb") as out:
         if parts.layout == "pieces":
             for file in parts.files:
-                _copy(file, out)
-        else:
-            _join_split(headers, out)
-
-
-def _copy(file: Path, out: BinaryIO) -> None:
-    with open(file, "rb") as source:
-        shutil.copyfileobj(source, out, 8 * 2**20)
-
-
-def _join_split(headers: list[GgufHeader], out: BinaryIO) -> None:
-    """The first file's metadata, the tensor tables, then every file's data."""
-    write_gguf_header(out, headers[0], tuple(headers[0].entries), headers)
-    for header in headers:
-        with open(header.path, "rb") as source:
-            for tensor in header.tensors.values():
-                out.write(b"\0" * (-out.tell() % headers[0].alignment))
-                source.seek(tensor.start)
-                _copy_bytes(source, out, tensor.nbytes)
+                with open(file, "rb") as source:
+                    shutil.copyfileobj(source, out, _CHUNK_BYTES)
+            return
+        write_gguf_header(out, headers[0], tuple(headers[0].entries), headers)
+        for header in headers:
+            with open(header.path, "rb") as source:
+                for tensor in header.tensors.values():
+                    out.write(b"\0" * (-out.tell() % headers[0].alignment))
+                    source.seek(tensor.start)
+                    _copy_bytes(source, out, tensor.nbytes)
 
 
 def _copy_bytes(source: BinaryIO, out: BinaryIO, count: int) -> None:
     while count:
-        chunk = source.read(min(count, 8 * 2**20))
+        chunk = source.read(min(count, _CHUNK_BYTES))
         if not chunk:
             raise OtterError(
                 f"{source.name} changed while it was being read",
-                hint="wait until whatever writes it is done",
+                hint="wait until the program that writes it has ended",
             )
         out.write(chunk)
         count -= len(chunk)
@@ -146,7 +136,7 @@ def write_gguf_header(
 ) -> int:
     """A header with the entries `keys` of `first` and the tensors of all `headers`, in order.
 
-    Returns the size that the file has when all tensors are in it.
+    Returns the size that the file will have with all tensors.
     """
     tensors = [tensor for header in headers for tensor in header.tensors.values()]
     out.write(GGUF_MAGIC + struct.pack("<IQQ", first.version, len(tensors), len(keys)))
