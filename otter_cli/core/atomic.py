@@ -22,14 +22,14 @@ _LOCK_SUFFIX = ".otter-lock"
 
 @contextmanager
 def writer_lock(target: Path) -> Iterator[None]:
-    """Hold `.<name>.otter-lock` beside `target`; OtterError naming it when another process does."""
-    path = target.with_name(f".{target.name}.otter-lock")
+    """Hold `.NAME.otter-lock` beside `target`. Raises OtterError where another process holds it."""
+    path = target.with_name(f".{target.name}{_LOCK_SUFFIX}")
     handle = _acquire(path)
     _remove_stale_locks(path)
     try:
         yield
     finally:
-        # Removed while still held: whoever opened the old file finds it gone and starts over.
+        # Removed while it is held, so a process that opened the old file finds it gone and retries.
         path.unlink(missing_ok=True)
         os.close(handle)
 
@@ -52,14 +52,14 @@ def _acquire(path: Path) -> int:
 
 
 def _write_holder(handle: int) -> None:
-    """Whoever finds the file sees which process it is of."""
+    """Write the process into the file, for the message of another one."""
     with suppress(OSError):  # a full disk
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} of {platform.node()}\n".encode())
 
 
 def _lock_with_retries(handle: int) -> None:
-    """Waits a moment: whoever sweeps an old lock away holds it for no longer."""
+    """Retries for a moment: a process that removes stale locks holds each for an instant."""
     for _ in range(3):
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -79,26 +79,26 @@ def _holder(path: Path) -> str:
 
 
 def _remove_stale_locks(ours: Path) -> None:
-    """Remove the locks beside ours that killed writers left: nobody holds them."""
+    """Remove locks beside ours that no process holds: killed writers left them."""
     for path in ours.parent.glob(f".*{_LOCK_SUFFIX}"):
         if path == ours:
             continue
         try:
             handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
-            continue  # it is gone already, or another user's
+            continue  # it is gone, or belongs to another user
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _still_there(handle, path):
                 path.unlink(missing_ok=True)
         except OSError:
-            continue  # somebody holds it
+            continue  # another process holds it
         finally:
             os.close(handle)
 
 
 def _still_there(handle: int, path: Path) -> bool:
-    """Whether `path` is still the file that was locked, and not one that its holder removed."""
+    """Whether `path` is still the locked file, and its holder has not removed it."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
@@ -109,15 +109,14 @@ def _still_there(handle: int, path: Path) -> bool:
 def staged_file(path: str | Path) -> Iterator[BinaryIO]:
     """Yields a file that replaces `path` in one step when the block succeeds.
 
-    The old content stays until the new is on disk; a block that raises leaves it untouched.
-    OtterError as for staged_folder.
+    The old content stays until the new content is on disk, and where the block raises. Raises
+    OtterError as staged_folder does.
     """
     path = Path(path).absolute()
     staging = path.with_name(f".{path.name}.otter-staging")
     try:
         with writer_lock(path):
-            # Holding the lock, whatever bears this name was left by a killed run.
-            _remove(staging)
+            _remove(staging)  # only a killed run can have left it, because the lock is held
             try:
                 with open(staging, "xb") as file:
                     yield file
@@ -132,7 +131,7 @@ def staged_file(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Replace `path` by `data` in one step, see staged_file."""
+    """Replace the content of `path` in one step, see staged_file."""
     with staged_file(path) as file:
         file.write(data)
 
@@ -142,7 +141,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Indented JSON; NaN and infinity, which JSON lacks, raise ValueError."""
+    """Write indented JSON. Raises ValueError for NaN and infinity, which JSON lacks."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -152,11 +151,10 @@ def staged_folder(
 ) -> Iterator[Path]:
     """Yields an empty folder beside `target` that becomes `target` when the block succeeds.
 
-    `sources` are folders that the block reads: none may lie in `target`, nor `target` in one.
-
-    A block that raises leaves nothing; what a killed process leaves is hidden, and removed by
-    the next one. OtterError when `target` exists (unless `overwrite`), when another writer is at
-    it, and for whatever the operating system refuses.
+    `sources` are folders that the block reads. Neither may lie in `target`, nor `target` in them.
+    A block that raises leaves nothing. A killed process leaves hidden files, which the next writer
+    removes. Raises OtterError where `target` exists (unless `overwrite`), where another process
+    writes it, and for errors of the operating system.
     """
     target = Path(target).absolute()
     for source in sources:
@@ -168,12 +166,11 @@ def staged_folder(
         target.parent.mkdir(parents=True, exist_ok=True)
         with writer_lock(target):
             _clear_leftovers(target, staging, previous)
-            # Once more, now that nobody else can be finishing the same target.
-            _refuse_existing(target, overwrite)
+            _refuse_existing(target, overwrite)  # again, now that no other process can create it
             try:
                 staging.mkdir()
                 yield staging
-                sync_tree(staging)
+                _sync_tree(staging)
                 _put_in_place(staging, target, previous, overwrite)
             finally:
                 _remove(staging)
@@ -182,13 +179,13 @@ def staged_folder(
 
 
 def refuse_overlap(source: Path, target: Path) -> None:
-    """Raises OtterError where writing `target` would write into `source`, or replace it."""
-    read, written = source.resolve(), target.resolve()
-    if written == read:
+    """Raises OtterError where writing `target` would write into `source` or replace it."""
+    real_source, real_target = source.resolve(), target.resolve()
+    if real_target == real_source:
         what = "is the folder that is read"
-    elif written.is_relative_to(read):
+    elif real_target.is_relative_to(real_source):
         what = f"lies inside {source}, which is only read"
-    elif read.is_relative_to(written):
+    elif real_source.is_relative_to(real_target):
         what = f"holds {source}, which is only read"
     else:
         return
@@ -204,7 +201,7 @@ def sync_path(path: Path) -> None:
         os.close(handle)
 
 
-def sync_tree(root: Path) -> None:
+def _sync_tree(root: Path) -> None:
     for folder, _, files in os.walk(root):
         for name in files:
             path = Path(folder, name)
@@ -221,8 +218,8 @@ def _refuse_existing(target: Path, overwrite: bool) -> None:
 
 
 def _put_in_place(staging: Path, target: Path, previous: Path, overwrite: bool) -> None:
-    # POSIX cannot replace a full folder by a rename. Dying between these two leaves `previous`,
-    # which the next writer puts back.
+    # POSIX cannot replace a full folder by a rename. A process that dies between the two renames
+    # leaves `previous`, which the next writer puts back.
     if overwrite and os.path.lexists(target):
         target.rename(previous)
     staging.rename(target)

@@ -19,14 +19,14 @@ _quiet = False
 
 
 def set_quiet(quiet: bool) -> None:
-    """Silence say and progress; warnings stay."""
+    """Silence messages and progress. Warnings are still shown."""
     global _quiet
     _quiet = quiet
 
 
 @cache
 def console() -> "Console":
-    """The one rich console on stderr, made on first use."""
+    """The only rich console on stderr, created on first use."""
     from otter_cli.core.safe_console import SafeConsole
 
     return SafeConsole(stderr=True)
@@ -43,8 +43,8 @@ def warn(text: str) -> None:
 
 @contextmanager
 def progress(total: int, label: str, *, first: float = _SECONDS_BETWEEN_LINES) -> Iterator[Advance]:
-    """Yields advance(n): a bar on a terminal, a line now and then in a log, nothing when quiet.
-    `first`: seconds until the first line of a log."""
+    """Yields a function that takes the work done since its last call. Shows a bar on a terminal, a
+    line every 15 s in a log, and nothing when quiet. `first`: seconds until a log's first line."""
     if _quiet or total <= 0:
         yield lambda count: None
     elif console().is_terminal:
@@ -56,22 +56,21 @@ def progress(total: int, label: str, *, first: float = _SECONDS_BETWEEN_LINES) -
 
 @contextmanager
 def _progress_bar(total: int, label: str) -> Iterator[Advance]:
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-    from rich.progress import TimeRemainingColumn as TimeLeft
+    from rich import progress as rich_progress
 
     columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeLeft(),
+        rich_progress.TextColumn("{task.description}", markup=False),
+        rich_progress.BarColumn(),
+        rich_progress.TaskProgressColumn(),
+        rich_progress.TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console(), transient=True) as bars:
+    with rich_progress.Progress(*columns, console=console(), transient=True) as bars:
         task = bars.add_task(label, total=total)
         yield lambda count: bars.advance(task, count)
 
 
 class _LogProgress:
-    """Progress for logs: short work says nothing, long work a line every quarter of a minute."""
+    """Progress in a log: nothing for short work, and a line every 15 s for long work."""
 
     def __init__(self, total: int, label: str, first: float) -> None:
         self.total = total

@@ -39,9 +39,9 @@ def sha256_json(value: Any) -> str:
 
 
 def sha256_file(path: str | Path, advance: Advance | None = None) -> str:
-    """Digest of a file of any size in flat memory; `advance` is told the bytes of each chunk."""
+    """Digest of a file, in constant memory. `advance` receives the bytes of each chunk."""
     digest = hashlib.sha256()
-    # One buffer for the whole file: a fresh bytes object per chunk costs a third of the speed.
+    # One buffer for all chunks: a new bytes object for each would cost a third of the speed.
     buffer = memoryview(bytearray(CHUNK_BYTES))
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(buffer):
@@ -52,7 +52,7 @@ def sha256_file(path: str | Path, advance: Advance | None = None) -> str:
 
 
 _MIN_CACHED_BYTES = 2**20
-# A file written a moment ago may be written again without its time moving on.
+# A file that was just written may be written again without a change of its time.
 _SETTLED_SECONDS = 2.0
 
 
@@ -63,8 +63,8 @@ def default_digest_cache_path() -> Path:
 class DigestCache:
     """SHA-256 by device, inode, size and modification time, so that hard links share an entry.
 
-    It trusts those four: what must notice a forged time, as verification must, hashes afresh. The
-    list is read and kept only where no other user can write it: else others could vouch for files.
+    It trusts these four. Verification must notice a forged time, so it does not use the cache. The
+    list is used only where no other user can write to it, or others could forge digests.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -74,7 +74,7 @@ class DigestCache:
             self._load()
 
     def sha256(self, path: Path, advance: Advance | None = None) -> str:
-        """The file's digest; `advance` is told its bytes whether or not they had to be read."""
+        """The file's digest. `advance` receives its bytes even where they need not be read."""
         try:
             before = path.stat()
             known = self._known.get(_file_key(before))
@@ -86,7 +86,7 @@ class DigestCache:
             if _file_key(path.stat()) != _file_key(before):
                 raise OtterError(
                     f"{path} changed while it was being read",
-                    hint="wait until whatever writes it is done",
+                    hint="wait until the program that writes it has ended",
                 )
         except OSError as error:
             raise from_os_error(error, f"read {path}") from error
@@ -123,13 +123,13 @@ class DigestCache:
                     os.chmod(self.path.name, 0o600, dir_fd=folder)  # whatever the umask is
                     lines.append({"file": key, "sha256": digest})
         except (OSError, OtterError) as error:
-            # Only time is lost: the next run hashes again.
+            # The next run hashes again, so only time is lost.
             _warn_once(f"digests are not remembered: {error}")
 
 
 @cache
 def _warn_once(message: str) -> None:
-    """A run opens the list many times."""
+    """A run opens the list many times, but warns once."""
     warn(message)
 
 

@@ -1,7 +1,7 @@
 """Errors that a user can act on: what is wrong, where it is wrong, and what to do about it.
 
-`OtterError(what, hint)` is the one class for bad usage and bad input. `closest` finds the name for
-a "did you mean" hint. Errors of the operating system are translated here as well.
+`OtterError(what, hint)` is the one class for bad usage and bad input. `did_you_mean` suggests a
+name for a hint. `from_os_error` translates errors of the operating system.
 """
 
 import difflib
@@ -33,15 +33,15 @@ class OtterError(Exception):
 
 
 class CheckFailed(OtterError):
-    """A check ran to its end, and its answer is no."""
+    """A check ran to its end, and failed."""
 
     exit_code = 1
 
 
 def from_os_error(error: OSError, doing: str) -> OtterError:
-    """The operating system's refusal while `doing` something, in our words.
+    """An error of the operating system while `doing` something, such as "read FILE".
 
-    Raise it `from error`, so that `--debug` still shows where it came from.
+    Raise it `from error`, so that `--debug` shows where it came from.
     """
     reason = error.strerror or str(error) or type(error).__name__
     where = f" ({error.filename})" if error.filename and str(error.filename) not in doing else ""
@@ -51,21 +51,26 @@ def from_os_error(error: OSError, doing: str) -> OtterError:
 
 
 def closest(name: str, options: Iterable[str]) -> str | None:
-    """The option most like `name` regardless of case, or None where nothing is near."""
+    """The option most like `name`, regardless of case. None where none is near."""
     by_lower = {option.lower(): option for option in options}
-    found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
-    return by_lower[found[0]] if found else None
+    matches = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[matches[0]] if matches else None
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+    """The beginning of a hint: `did you mean 'x'? `, or empty where no option is near."""
+    near = closest(name, options)
+    return f"did you mean {near!r}? " if near else ""
 
 
 def label_index(label: str | None, labels: Sequence[str], owner: str) -> int:
-    """Which of the owner's labels is meant, the first by default. Raises OtterError."""
+    """The index of a label of a signal or teacher, 0 for None. Raises OtterError where `labels`
+    lack it."""
     if label is None:
         return 0
     if label not in labels:
-        near = closest(label, labels)
         raise OtterError(
             f"{owner} has no label {label!r}",
-            hint=(f"did you mean {near!r}? " if near else "")
-            + f"its labels: {', '.join(labels) or 'none'}",
+            hint=did_you_mean(label, labels) + f"its labels: {', '.join(labels) or 'none'}",
         )
     return labels.index(label)

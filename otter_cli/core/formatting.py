@@ -15,18 +15,18 @@ _MAX_SECONDS = 1e7
 
 def bytes_text(count: float) -> str:
     """Decimal units, three digits: 27812680 -> '27.8 MB'."""
-    return _scaled(count, 1000, ("B", "kB", "MB", "GB", "TB", "PB"))
+    return _scaled(count, ("B", "kB", "MB", "GB", "TB", "PB"))
 
 
 def count_text(count: float) -> str:
     """Small counts in full, large ones to three digits: 1675 -> '1,675', 6950000 -> '6.95 M'."""
     if abs(count) < 10_000:
         return f"{count:,.0f}"
-    return _scaled(count, 1000, ("", "k", "M", "B", "T"))
+    return _scaled(count, ("", "k", "M", "B", "T"))
 
 
 def percent_text(share: float) -> str:
-    """A share of 1 as a percentage: 0.8649 -> '86.5 %'."""
+    """A share as a percentage: 0.8649 -> '86.5 %'."""
     return f"{100 * share:.1f} %"
 
 
@@ -44,26 +44,26 @@ def seconds_text(seconds: float) -> str:
 
 
 def parse_seconds(text: str) -> float:
-    """The inverse, for one unit: '30s' -> 30, '2m' -> 120, '1h' -> 3600, '45' -> 45."""
-    found = _DURATION.fullmatch(text.strip().lower())
-    seconds = float(found.group(1)) * _SECONDS_PER_UNIT[found.group(2)] if found else 0.0
+    """A duration with at most one unit: '30s' -> 30, '2m' -> 120, '1h' -> 3600, '45' -> 45."""
+    match = _DURATION.fullmatch(text.strip().lower())
+    seconds = float(match[1]) * _SECONDS_PER_UNIT[match[2]] if match else 0.0
     if not 0 < seconds < _MAX_SECONDS:
-        raise OtterError(f"{text!r} is no duration", hint="say it like 30s, 2m or 1h")
+        raise OtterError(f"{text!r} is no duration", hint="write it like 30s, 2m or 1h")
     return seconds
 
 
-def _scaled(count: float, step: int, names: tuple[str, ...]) -> str:
+def _scaled(count: float, units: tuple[str, ...]) -> str:
     scale = 0
-    while abs(count) >= step * 0.9995 and scale < len(names) - 1:
-        count /= step
+    while abs(count) >= 999.5 and scale < len(units) - 1:
+        count /= 1000
         scale += 1
     digits = 0 if scale == 0 or abs(count) >= 99.95 else 1 if abs(count) >= 9.995 else 2
-    return f"{count:.{digits}f} {names[scale]}".rstrip()
+    return f"{count:.{digits}f} {units[scale]}".rstrip()
 
 
-# C0 but tab and newline, DEL, C1, line and paragraph separators, what overrides the direction of
-# text, and halves of characters, which no encoding can write. Marks that real text needs (such as
-# U+200F in Arabic, U+200D in emoji) are not among them.
+# C0 without tab and newline, DEL, C1, line and paragraph separators, overrides of the direction of
+# text, and surrogates, which no encoding can write. Marks that real text needs, such as U+200F in
+# Arabic and U+200D in emoji, are not included.
 _CONTROL_CHARACTERS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
@@ -75,19 +75,19 @@ def terminal_text(text: str) -> str:
 
 
 def json_text(encoded: str) -> str:
-    """JSON with every control character in its strings escaped: the same value when it is read.
+    """JSON text with every control character in its strings escaped. Its value does not change.
 
-    `json.dumps(ensure_ascii=False)` leaves DEL, C1 and the overrides of direction as they are.
+    `json.dumps(ensure_ascii=False)` does not escape DEL, C1 and overrides of direction.
     """
     return _CONTROL_CHARACTERS.sub(lambda match: f"\\u{ord(match[0]):04x}", encoded)
 
 
 def escape_positions(text: str) -> list[int]:
-    """Where each character of `text`, and its end, lies in `terminal_text(text)`."""
+    """The position in `terminal_text(text)` of each character of `text`, and of its end."""
     positions = [0]
     for i, character in enumerate(text):
-        gone = character == "\r" and text[i + 1 : i + 2] == "\n"
-        positions.append(positions[-1] + (0 if gone else len(terminal_text(character))))
+        removed = character == "\r" and text[i + 1 : i + 2] == "\n"
+        positions.append(positions[-1] + (0 if removed else len(terminal_text(character))))
     return positions
 
 

@@ -17,7 +17,7 @@ Statistic = Callable[[Counts], np.ndarray]  # -> [resamples], NaN where undefine
 RESAMPLES = 2_000
 CONFIDENCE = 0.95
 
-# Resamples are drawn in pieces of this many counts: 32 MB at a time, however many examples.
+# Resamples are drawn in pieces of this many counts (32 MB), for any number of examples.
 _COUNTS_AT_ONCE = 2**22
 
 
@@ -32,7 +32,7 @@ class Interval:
 
 
 def interval(statistic: Statistic, n: int, *, what: str = "the figure", seed: int = 0) -> Interval:
-    """The figure over n examples; OtterError where it is undefined for them."""
+    """The figure over n examples. Raises OtterError where it is undefined for them."""
     value = float(statistic(np.ones((1, n)))[0]) if n else np.nan
     if not np.isfinite(value):
         raise OtterError(
@@ -46,7 +46,7 @@ def interval(statistic: Statistic, n: int, *, what: str = "the figure", seed: in
         for start in range(0, RESAMPLES, rows)
     ]
     tail = 50 * (1 - CONFIDENCE)
-    # A resample may hold none of a rare class: the figure is undefined there, not zero.
+    # A resample without any example of a rare class has no figure. It does not count as zero.
     low, high = np.nanpercentile(np.concatenate(pieces), [tail, 100 - tail])
     return Interval(value, float(low), float(high), n)
 
@@ -55,14 +55,14 @@ def mean(values: np.ndarray) -> Statistic:
     return ratio(values, np.ones(len(values)))
 
 
-def ratio(tops: np.ndarray, bottoms: np.ndarray) -> Statistic:
+def ratio(numerators: np.ndarray, denominators: np.ndarray) -> Statistic:
     """A quotient of sums, such as hits over attempts."""
-    tops, bottoms = np.asarray(tops, float), np.asarray(bottoms, float)
-    return lambda counts: _divide(counts @ tops, counts @ bottoms)
+    numerators, denominators = np.asarray(numerators, float), np.asarray(denominators, float)
+    return lambda counts: _divide(counts @ numerators, counts @ denominators)
 
 
 def median(values: np.ndarray) -> Statistic:
-    """The middle value, or the mean of the two: what an outlier does not move."""
+    """The middle value, or the mean of the two middle ones."""
     ordered, order = np.sort(np.asarray(values, float)), np.argsort(values, kind="stable")
 
     def middle(counts: Counts) -> np.ndarray:
@@ -74,24 +74,24 @@ def median(values: np.ndarray) -> Statistic:
     return middle
 
 
-def correlation(one: np.ndarray, other: np.ndarray) -> Statistic:
-    """Pearson's; undefined where one of the two is constant."""
-    one, other = np.asarray(one, float), np.asarray(other, float)
-    # Centred first: the moments of counts are differences of large sums otherwise.
-    one, other = one - one.mean(), other - other.mean()
+def correlation(x: np.ndarray, y: np.ndarray) -> Statistic:
+    """Pearson's correlation, undefined where one of the two is constant."""
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    # Centred first, or the moments would be differences of large sums.
+    x, y = x - x.mean(), y - y.mean()
 
     def pearson(counts: Counts) -> np.ndarray:
         n = counts.sum(axis=1)
-        first, second = counts @ one / n, counts @ other / n
-        spread = (counts @ one**2 / n - first**2) * (counts @ other**2 / n - second**2)
-        return _divide(counts @ (one * other) / n - first * second, np.sqrt(spread.clip(0)))
+        mean_x, mean_y = counts @ x / n, counts @ y / n
+        variances = (counts @ x**2 / n - mean_x**2) * (counts @ y**2 / n - mean_y**2)
+        return _divide(counts @ (x * y) / n - mean_x * mean_y, np.sqrt(variances.clip(0)))
 
     return pearson
 
 
-def difference(one: Statistic, other: Statistic) -> Statistic:
-    """`one - other` on the same examples: both see the same counts, which pairs them."""
-    return lambda counts: one(counts) - other(counts)
+def difference(first: Statistic, second: Statistic) -> Statistic:
+    """`first - second` of the same examples, paired because both see the same counts."""
+    return lambda counts: first(counts) - second(counts)
 
 
 def f1(predicted: np.ndarray, truth: np.ndarray) -> Statistic:
@@ -101,7 +101,7 @@ def f1(predicted: np.ndarray, truth: np.ndarray) -> Statistic:
 
 
 def auroc(scores: np.ndarray, truth: np.ndarray) -> Statistic:
-    """How often a true example scores above a false one; a tie counts half."""
+    """The probability that a true example scores above a false one. A tie counts half."""
     order = np.argsort(scores, kind="stable")
     true = np.asarray(truth, float)[order]
     _, starts = np.unique(np.asarray(scores)[order], return_index=True)
@@ -121,5 +121,6 @@ def _draw(random: np.random.Generator, resamples: int, n: int) -> Counts:
     return np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n).astype(float)
 
 
-def _divide(tops: np.ndarray, bottoms: np.ndarray) -> np.ndarray:
-    return np.divide(tops, bottoms, out=np.full_like(tops, np.nan), where=bottoms != 0)
+def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a / b, NaN where b is 0."""
+    return np.divide(a, b, out=np.full_like(a, np.nan), where=b != 0)

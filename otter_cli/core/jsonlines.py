@@ -1,6 +1,6 @@
 """JSON Lines files, plain or gzipped: one JSON object on each line.
 
-Every record is flushed at once, so a killed run loses at most its last line. The writer cuts off a
+Every record is flushed at once, so a killed run loses at most its last line. The writer removes a
 half-written last line before it appends.
 """
 
@@ -9,7 +9,6 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, Self, cast
 
 from otter_cli.core.errors import OtterError, from_os_error
@@ -18,7 +17,7 @@ JsonRecord = dict[str, Any]
 
 
 class JsonLinesWriter:
-    """Appends records to `path`, each flushed at once; a torn last line is cut off first."""
+    """Appends records to `path`. Raises OtterError for errors of the operating system."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -42,16 +41,11 @@ class JsonLinesWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _mend_tail(self) -> None:
-        """A run killed in mid-write leaves half a line, which the next record must not join."""
+        """Remove the half line that a killed run leaves, or the next record would join it."""
         self._file.seek(0)
         end, line = 0, b"\n"
         for line in self._file:
@@ -67,10 +61,10 @@ class JsonLinesWriter:
 def numbered_jsonlines(
     path: str | Path, *, torn_ok: bool = True
 ) -> Iterator[tuple[int, JsonRecord]]:
-    """Line numbers (from 1) and records of `path`, plain or `.gz`; blank lines are skipped.
+    """Line numbers (from 1) and records of `path`, plain or `.gz`. Blank lines are skipped.
 
-    A last line without its newline that does not parse is what a killed writer leaves: it is
-    dropped with `torn_ok`. Any other line that is not a JSON object raises OtterError.
+    With `torn_ok`, a last line that has no newline and is not JSON is skipped: a killed writer
+    leaves it. Raises OtterError for other lines that are not JSON objects.
     """
     try:
         with _open(Path(path)) as file:
@@ -94,7 +88,7 @@ def numbered_jsonlines(
 
 
 def read_jsonlines(path: str | Path, *, torn_ok: bool = True) -> Iterator[JsonRecord]:
-    """The records of `path`; see numbered_jsonlines."""
+    """The records of `path`, see numbered_jsonlines."""
     for _, record in numbered_jsonlines(path, torn_ok=torn_ok):
         yield record
 

@@ -1,6 +1,6 @@
 """Folders and files that no other user can write to.
 
-Caches hold digests and compiled code that otter trusts, so they are read only where the folder and
+Caches hold digests and compiled code that otter trusts. So they are used only where the folder and
 the file belong to this user alone.
 """
 
@@ -17,21 +17,21 @@ _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 class NotPrivate(OSError):
-    """Another user owns it or may write to it, or it is a link."""
+    """Another user owns the file or folder or may write to it, or it is a link."""
 
 
 def otter_cache_folder() -> Path:
-    """Where otter keeps what it can make again. Raises RuntimeError where a user has no home."""
+    """The folder of files that otter can make again. Raises RuntimeError without a home folder."""
     root = os.environ.get("XDG_CACHE_HOME")
     return Path(root or Path.home() / ".cache") / "otter"
 
 
 @contextmanager
 def private_folder(path: Path) -> Iterator[int]:
-    """Yields a descriptor of the folder, which is made where it does not exist. Names opened
-    relative to it lie in this folder, even when something else takes its place meanwhile.
+    """Yields a descriptor of the folder, which is created where it does not exist. Names opened
+    relative to the descriptor lie in this folder, even if another one takes its path meanwhile.
 
-    Raises NotPrivate, or OSError where it can neither be made nor opened.
+    Raises NotPrivate, or OSError where the folder can be neither created nor opened.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,13 +40,13 @@ def private_folder(path: Path) -> Iterator[int]:
         reason = os.strerror(errno.ENOTDIR)
         raise NotADirectoryError(errno.ENOTDIR, reason, error.filename) from error
     if path.is_symlink():
-        raise NotPrivate(f"{path} is a link, and what it points to may be anybody's: remove it")
+        raise NotPrivate(f"{path} is a link, which may lead to a folder of another user: remove it")
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         status = os.fstat(folder)
-        if why := _reason_not_private(status):
+        if reason := _reason_not_private(status):
             raise NotPrivate(
-                f"{path} {why}: remove it, or set XDG_CACHE_HOME to a folder of your own"
+                f"{path} {reason}: remove it, or set XDG_CACHE_HOME to a folder of your own"
             )
         if stat.S_IMODE(status.st_mode) != 0o700:
             os.fchmod(folder, 0o700)
@@ -56,7 +56,7 @@ def private_folder(path: Path) -> Iterator[int]:
 
 
 def path_of_descriptor(folder: int, path: Path) -> Path:
-    """The folder of that descriptor as a path: `path` itself may be another folder by now."""
+    """The path of an open folder. `path` itself may be another folder by now."""
     by_descriptor = Path(f"/proc/self/fd/{folder}")
     return by_descriptor if by_descriptor.exists() else path
 
@@ -64,22 +64,21 @@ def path_of_descriptor(folder: int, path: Path) -> Path:
 @contextmanager
 def private_file(folder: int, name: str) -> Iterator[int]:
     """Yields a descriptor of a regular file in a private folder. Raises NotPrivate or OSError."""
-    # A FIFO would block without O_NONBLOCK; a link raises.
+    # Without O_NONBLOCK a FIFO would block. O_NOFOLLOW raises for a link.
     file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     try:
         status = os.fstat(file)
-        why = _reason_not_private(status)
         if not stat.S_ISREG(status.st_mode):
-            why = "is no regular file"
-        if why:
-            raise NotPrivate(f"{name} {why}")
+            raise NotPrivate(f"{name} is no regular file")
+        if reason := _reason_not_private(status):
+            raise NotPrivate(f"{name} {reason}")
         yield file
     finally:
         os.close(file)
 
 
 def _reason_not_private(status: os.stat_result) -> str:
-    """Empty where the file or folder is this user's alone."""
+    """Empty where the file or folder belongs to this user alone."""
     if status.st_uid != os.geteuid():
         return "belongs to another user"
     return "can be written by other users" if status.st_mode & _WRITABLE_BY_OTHERS else ""

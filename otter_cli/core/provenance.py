@@ -28,17 +28,17 @@ _RECORDED_PACKAGES = (
 )
 
 
-# Files of a base that are not those that were grafted, and were used all the same, by path.
+# Digests of changed base files that the user accepted, by path.
 _base_changes: dict[str, str] = {}
 
 
 def note_base_change(path: str, digest: str) -> None:
-    """Every provenance that this process writes from now on says so."""
+    """Record a changed base file in every provenance that this process writes from now on."""
     _base_changes[path] = digest
 
 
 def base_changes(folder: Path | None = None) -> dict[str, str]:
-    """Changed files that this process used by consent, with their digests; of one folder or all."""
+    """The recorded files with their digests, of one folder or of all."""
     return {
         path: digest
         for path, digest in _base_changes.items()
@@ -47,20 +47,20 @@ def base_changes(folder: Path | None = None) -> dict[str, str]:
 
 
 def restore_base_changes(noted: dict[str, str]) -> None:
-    """Forget what was noted since `base_changes` gave this."""
+    """Restore the state that `base_changes()` returned."""
     _base_changes.clear()
     _base_changes.update(noted)
 
 
 def versions() -> dict[str, str]:
-    """Python and those of our packages that are installed, read without importing them."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the installed packages, read without importing them."""
+    installed = {"python": platform.python_version()}
     for package in _RECORDED_PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def hardware() -> dict[str, Any]:
@@ -68,14 +68,16 @@ def hardware() -> dict[str, Any]:
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_model(),
-        "cores": _usable_cores(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1,
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "accelerators": _accelerators(),
     }
 
 
 def provenance(command: list[str] | None = None) -> dict[str, Any]:
-    """Time (UTC), command, versions and hardware; `command` is this process's own by default."""
+    """Time (UTC), command (by default that of this process), versions and hardware."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(sys.argv if command is None else command),
@@ -94,14 +96,8 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _accelerators() -> list[str]:
-    # Surgery must not import torch only to say that it used no GPU.
+    # Surgery must not import torch only to record that it used no GPU.
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return []

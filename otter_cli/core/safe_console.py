@@ -1,4 +1,4 @@
-"""The rich console that shows everything: strings are text, never markup or terminal commands."""
+"""A rich console for which strings are text, never markup or terminal commands."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,23 +11,20 @@ from otter_cli.core.formatting import escape_positions, terminal_text
 
 
 class SafeConsole(Console):
-    """A console that shows square brackets, `:smile:` and control characters as they were written.
-
-    Control characters come out as escapes, such as `\\x1b`. Colours and the cursor movements of a
-    progress bar are rich's own, and pass.
-    """
+    """A console that shows square brackets and `:smile:` as they are, and control characters as
+    escapes such as `\\x1b`. rich's own colours and cursor movements are not escaped."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Escaped before its width is measured, so that tables keep their shape."""
+        """The text is escaped before its width is measured, so that tables keep their shape."""
         return super().render_str(terminal_text(text), **{**options, "markup": False})
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """Whatever a renderable is made of, its text passes here last."""
+        """The text of every renderable passes through this method."""
         if isinstance(renderable, Text):
             renderable = _escape_text(renderable)
         for segment in super().render(renderable, options):
@@ -40,10 +37,11 @@ def _escape_text(text: Text) -> Text:
     plain = terminal_text(text.plain)
     if plain == text.plain:
         return text
-    at = escape_positions(text.plain)
+    positions = escape_positions(text.plain)
+    last = len(positions) - 1
     escaped = text.blank_copy(plain)
     escaped.spans = [
-        Span(at[min(span.start, len(at) - 1)], at[min(span.end, len(at) - 1)], span.style)
+        Span(positions[min(span.start, last)], positions[min(span.end, last)], span.style)
         for span in text.spans
     ]
     return escaped

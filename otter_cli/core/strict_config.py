@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from otter_cli.core.errors import OtterError, closest
+from otter_cli.core.errors import OtterError, did_you_mean
 
 
 class StrictRecord(BaseModel):
@@ -32,8 +32,7 @@ class StrictConfig(StrictRecord):
         known = list(cls.model_fields)
         for key in values if isinstance(values, dict) else ():
             if key not in known:
-                near = closest(str(key), known)
-                hint = (f"did you mean {near!r}? " if near else "") + f"keys: {', '.join(known)}"
+                hint = did_you_mean(str(key), known) + f"keys: {', '.join(known)}"
                 context = {"key": repr(key), "hint": hint}
                 raise PydanticCustomError("unknown_key", "unknown key {key}", context)
         return values

@@ -6,7 +6,7 @@ import re
 
 from pydantic import Field
 
-from otter_cli.core.errors import OtterError, closest
+from otter_cli.core.errors import OtterError, did_you_mean
 from otter_cli.core.strict_config import StrictConfig
 
 KIND_ALIASES = {"reward": "value", "action-reward": "vocabulary", "toxicity": "classes"}
@@ -40,10 +40,9 @@ def parse_signal(text: str) -> SignalConfig:
     kind = KIND_ALIASES.get(kind_text, kind_text)
     if kind not in SIGNAL_KINDS:
         known = (*SIGNAL_KINDS, *KIND_ALIASES)
-        near = closest(kind_text, known)
         raise OtterError(
             f"signal {text!r}: there is no kind {kind_text!r}",
-            hint=(f"did you mean {near!r}? " if near else "") + "kinds: " + ", ".join(known),
+            hint=did_you_mean(kind_text, known) + "kinds: " + ", ".join(known),
         )
     if not _NAME.fullmatch(name):
         raise OtterError(
