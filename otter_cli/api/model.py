@@ -32,13 +32,13 @@ def load(
     `dtype` is the base's, by default the file's; `options` are those of
     `OtterForCausalLM.from_pretrained`. Raises OtterError.
     """
+    from otter_cli.model.load import load_tokenizer
     from otter_cli.model.otter import OtterForCausalLM
-    from otter_cli.training.signal_data import load_graft_tokenizer
 
     model = OtterForCausalLM.from_pretrained(
         folder, base=base, dtype=dtype, device=device, **options
     )
-    return Otter(model, load_graft_tokenizer(Path(base or folder)))
+    return Otter(model, load_tokenizer(Path(base or folder)))
 
 
 class Otter:

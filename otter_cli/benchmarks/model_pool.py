@@ -11,8 +11,8 @@ from otter_cli.scorers.load import (
     LoadedGraft,
     LoadedModel,
     load_graft,
-    load_recorded_language_model,
-    load_recorded_reward_model,
+    load_language_model,
+    load_reward_model,
     require_same_base,
 )
 
@@ -41,11 +41,11 @@ class ModelPool:
         return other
 
     def reward_model(self, folder: Path) -> LoadedModel:
-        loaded: LoadedModel = self._once("reward", folder, load_recorded_reward_model)
+        loaded: LoadedModel = self._once("reward", folder, load_reward_model)
         return loaded
 
     def language_model(self, folder: Path) -> LoadedModel:
-        loaded: LoadedModel = self._once("language", folder, load_recorded_language_model)
+        loaded: LoadedModel = self._once("language", folder, load_language_model)
         return loaded
 
     def _once(self, kind: str, folder: Path, load: Callable[..., Any], *arguments: Any) -> Any:

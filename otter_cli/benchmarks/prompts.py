@@ -89,6 +89,6 @@ def load_prompts(
 
 def row_draw_record(drawn: RowDraw | None) -> RowDrawRecord | None:
     """The record of a draw; None where nothing was left out."""
-    if drawn is None or drawn.whole:
+    if drawn is None or drawn.is_complete:
         return None
-    return RowDrawRecord(seed=drawn.seed, of=drawn.of, lines=list(drawn.lines))
+    return RowDrawRecord(seed=drawn.seed, of=drawn.total, lines=list(drawn.lines))

@@ -16,9 +16,8 @@ from otter_cli.cli.command import Outcome, verb, verb_app
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from otter_cli.training.find_rate import RateSearch
     from otter_cli.training.recipe import Recipe
-    from otter_cli.training.run import TrainResult
+    from otter_cli.training.run import RateSearch, TrainResult
     from otter_cli.verification.report import Verdict
 
 
@@ -183,7 +182,7 @@ def train(
 
 def _find_rate(folder: Path, recipe: Recipe, baseline: str | None, device: str) -> Outcome:
     from otter_cli.core.errors import OtterError
-    from otter_cli.training.find_rate import find_rate
+    from otter_cli.training.run import find_rate
 
     if baseline:
         raise OtterError("--find-lr is of the graft's own rate", hint="leave --baseline out")

@@ -1,7 +1,7 @@
-"""Encoded data in memory, and the padded batches made of it.
+"""Encoded data in memory, and padded batches of it.
 
-One class for each shape of data: pairs, labelled texts, blocks of plain text, and positions inside
-texts (states)."""
+There is one class for each form of data: pairs, labelled texts, blocks of plain text, and states
+(positions inside texts)."""
 
 import math
 import random
@@ -12,31 +12,30 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from otter_cli.core.digests import sha256_json
 from otter_cli.core.errors import OtterError
 from otter_cli.core.process import derive_seed
 from otter_cli.data.chat_template import ChatText
-from otter_cli.data.encoding import Encoder, Truncation
+from otter_cli.data.encoding import Encoder, Truncation, state_key
 from otter_cli.data.pairs import PreferencePair, shared_length
 from otter_cli.data.texts import LabelledText
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded rows; `last` is the index of each row's last real token. What a template writes
-    after the end of a dialogue's last turn is there and counts as padding."""
+    """Right-padded rows. Tokens that a template writes after a dialogue's last turn are in
+    `input_ids`, and count as padding."""
 
     input_ids: Tensor  # [rows, tokens]
     attention_mask: Tensor  # [rows, tokens], 1 where real
-    last: Tensor  # [rows]
-    labels: Tensor | None = None  # [rows, labels], fp32; of pairs their margins, [pairs, 1]
-    since: Tensor | None = None  # [rows], the token from which on labels hold
-    shared: Tensor | None = None  # [pairs], the tokens that both texts of a pair begin with
-    places: Tensor | None = None  # [rows, labels], the token that each label is for; -1: none
+    last: Tensor  # [rows], the index of the last real token
+    labels: Tensor | None = None  # [rows, labels], fp32; margins of pairs, [pairs, 1]
+    label_start: Tensor | None = None  # [rows], the first token that the labels hold for
+    shared_tokens: Tensor | None = None  # [pairs], how many tokens both texts begin with
+    state_positions: Tensor | None = None  # [rows, labels], the token of each label; -1: none
 
     @property
     def tokens(self) -> int:
-        """Real tokens, padding not counted."""
+        """The number of tokens, without padding."""
         return int(self.attention_mask.sum())
 
     def to(self, device: torch.device | str) -> Self:
@@ -45,8 +44,8 @@ class Batch:
 
 
 class Dataset(Protocol):
-    """What a training loop needs: how long each row is, and a batch of chosen rows. `identical`:
-    rows that were left out since nothing tells their two texts apart."""
+    """What the training loop needs: the length of each row, and batches of rows. `identical`: the
+    number of pairs that were left out because their two texts have the same tokens."""
 
     identical: int
 
@@ -60,9 +59,9 @@ class Dataset(Protocol):
 
 
 class PairDataset:
-    """Preference pairs; a batch of n rows has 2 n texts: the chosen ones, then the rejected. With
-    `share` it says how many tokens the two of each have in common. A pair whose texts have the same
-    tokens, as after a cut, is left out: the two scores differ by rounding alone."""
+    """Preference pairs. A batch of n pairs has 2 n rows: the chosen texts, then the rejected. With
+    `share` it has the number of tokens that the two texts of each pair begin with. A pair whose
+    texts have the same tokens, for example after a cut, is left out: its scores are equal."""
 
     def __init__(
         self, pairs: Sequence[PreferencePair], encoder: Encoder, *, share: bool = False
@@ -70,15 +69,15 @@ class PairDataset:
         chosen = encoder([pair.chosen for pair in pairs], "chosen text")
         rejected = encoder([pair.rejected for pair in pairs], "rejected text")
         self.truncation = chosen.truncation + rejected.truncation
-        alike = [one == other for one, other in zip(chosen.read, rejected.read, strict=True)]
-        kept = [row for row, same in enumerate(alike) if not same]
-        self.identical = sum(alike)
+        equal = [a == b for a, b in zip(chosen.read_ids, rejected.read_ids, strict=True)]
+        kept = [row for row, same in enumerate(equal) if not same]
+        self.identical = sum(equal)
         self.chosen = [chosen.ids[row] for row in kept]
         self.rejected = [rejected.ids[row] for row in kept]
         self._ends = [chosen.lengths[row] for row in kept], [rejected.lengths[row] for row in kept]
         self.lengths = [max(map(len, two)) for two in zip(self.chosen, self.rejected, strict=True)]
         self.shared = [self._shared(row) for row in range(len(kept))] if share else []
-        # All of a file have a margin, or none.
+        # Either all rows of a file have a margin, or none.
         margins = [pairs[row].margin for row in kept]
         self.margins = [margin for margin in margins if margin is not None]
         self._pad_id = encoder.pad_id
@@ -88,7 +87,7 @@ class PairDataset:
         ends = [self._ends[0][row] for row in rows] + [self._ends[1][row] for row in rows]
         padded = pad_batch(texts, self._pad_id, ends)
         if self.shared:
-            padded = replace(padded, shared=torch.tensor([self.shared[row] for row in rows]))
+            padded = replace(padded, shared_tokens=torch.tensor([self.shared[row] for row in rows]))
         if not self.margins:
             return padded
         return replace(padded, labels=torch.tensor([[self.margins[row]] for row in rows]))
@@ -110,9 +109,9 @@ class LabelledDataset:
         self.lengths = [len(ids) for ids in encoded.ids]
         self._ends = encoded.lengths
         self.labels = torch.tensor([row.labels for row in texts], dtype=torch.float32)
-        self.since = torch.tensor(
+        self.label_start = torch.tensor(
             [
-                0 if row.since is None else encoder.place(row.text, ids, row.since)
+                0 if row.since is None else encoder.token_at_character(row.text, ids, row.since)
                 for row, ids in zip(texts, encoded.ids, strict=True)
             ]
         )
@@ -121,15 +120,15 @@ class LabelledDataset:
     def batch(self, rows: Sequence[int]) -> Batch:
         ends = [self._ends[row] for row in rows]
         padded = pad_batch([self.ids[row] for row in rows], self._pad_id, ends)
-        chosen = list(rows)
-        return replace(padded, labels=self.labels[chosen], since=self.since[chosen])
+        index = list(rows)
+        return replace(padded, labels=self.labels[index], label_start=self.label_start[index])
 
 
 class BlockDataset:
-    """Plain texts joined end to end and cut into blocks of `block` tokens: nothing is padded.
+    """Plain texts joined end to end and cut into blocks of `block` tokens, without padding.
 
-    Each text keeps its BOS, and gets an EOS with `eos`; a dialogue is as its template writes it.
-    Long texts go on in the next block; the tokens after the last whole block are left out, and
+    Each text keeps its BOS, and gets an EOS with `eos`; a dialogue stays as its template writes it.
+    Long texts continue in the next block. Tokens after the last whole block are left out, and
     counted in `left_over`.
     """
 
@@ -138,7 +137,7 @@ class BlockDataset:
     def __init__(
         self, texts: Sequence[str], tokenizer: object, block: int, *, eos: bool = True
     ) -> None:
-        # A limit that no text reaches: nothing is truncated here.
+        # No text reaches this limit: nothing is truncated.
         encoder = Encoder(tokenizer, max_length=2**62, eos=eos)
         joined = [token for ids in encoder(texts).ids for token in ids]
         count, self.left_over = divmod(len(joined), block)
@@ -160,7 +159,7 @@ class BlockDataset:
 def pad_batch(
     texts: Sequence[Sequence[int]], pad_id: int, ends: Sequence[int] | None = None
 ) -> Batch:
-    """Rows padded on the right to the longest of them; `ends`: how many tokens of each are real,
+    """Rows padded on the right to the longest of them. `ends`: the number of real tokens of each,
     by default all."""
     widest = max(len(ids) for ids in texts)
     lengths = torch.tensor([len(ids) for ids in texts] if ends is None else list(ends))
@@ -175,9 +174,10 @@ NO_POSITION = -1
 
 
 class StateDataset:
-    """Texts up to the last of their places, `count` at most, drawn from each text's tokens.
+    """States of texts: up to `count` positions of each, drawn from its tokens. Each text is cut
+    after the last of them.
 
-    Equal texts have equal places, whatever else is in the data. `targets` come later. `chat`:
+    Equal texts have equal positions, whatever else is in the data. `targets` are set later. `chat`:
     whether the texts are dialogues.
     """
 
@@ -186,10 +186,10 @@ class StateDataset:
     def __init__(self, texts: Sequence[str], encoder: Encoder, count: int, seed: int) -> None:
         encoded = encoder(texts)
         self.chat = any(isinstance(text, ChatText) for text in texts)
-        # A dialogue that has ended has no continuation: its states are those before.
+        # A finished dialogue has no continuation, so its states lie before its end.
         open_ids = [ids[:end] for ids, end in zip(encoded.ids, encoded.lengths, strict=True)]
-        self.places = [_draw_positions(ids, count, seed) for ids in open_ids]
-        self.ids = [ids[: p[-1] + 1] for ids, p in zip(encoded.ids, self.places, strict=True)]
+        self.positions = [_draw_positions(ids, count, seed) for ids in open_ids]
+        self.ids = [ids[: p[-1] + 1] for ids, p in zip(encoded.ids, self.positions, strict=True)]
         self.truncation = encoded.truncation
         self.lengths = [len(ids) for ids in self.ids]
         self.targets: list[list[float]] = []
@@ -197,33 +197,29 @@ class StateDataset:
 
     def prefixes(self) -> Iterator[list[int]]:
         """The tokens of every state, text by text."""
-        for ids, places in zip(self.ids, self.places, strict=True):
-            for place in places:
-                yield ids[: place + 1]
+        for ids, positions in zip(self.ids, self.positions, strict=True):
+            for position in positions:
+                yield ids[: position + 1]
 
     def set_targets(self, by_key: Mapping[str, float]) -> None:
-        """Of all states, by their `state_key`."""
+        """The targets of all states, by `state_key`."""
         values = iter([by_key[state_key(prefix)] for prefix in self.prefixes()])
-        self.targets = [[next(values) for _ in places] for places in self.places]
+        self.targets = [[next(values) for _ in positions] for positions in self.positions]
 
     def batch(self, rows: Sequence[int]) -> Batch:
-        """Before `set_targets` the labels are NaN: texts are checked before they cost rollouts."""
+        """Before `set_targets` the labels are NaN: texts are checked before rollouts start."""
         padded = pad_batch([self.ids[row] for row in rows], self._pad_id)
-        places = torch.full((len(rows), self._count), NO_POSITION)
+        positions = torch.full((len(rows), self._count), NO_POSITION)
         labels = torch.full((len(rows), self._count), 0.0 if self.targets else math.nan)
         for number, row in enumerate(rows):
-            places[number, : len(self.places[row])] = torch.tensor(self.places[row])
+            positions[number, : len(self.positions[row])] = torch.tensor(self.positions[row])
             if self.targets:
-                labels[number, : len(self.places[row])] = torch.tensor(self.targets[row])
-        return replace(padded, labels=labels, places=places)
-
-
-def state_key(tokens: Sequence[int]) -> str:
-    return sha256_json(list(tokens))
+                labels[number, : len(self.positions[row])] = torch.tensor(self.targets[row])
+        return replace(padded, labels=labels, state_positions=positions)
 
 
 def _draw_positions(ids: Sequence[int], count: int, seed: int) -> list[int]:
-    """Of a text's tokens after the first, which is BOS where there is one."""
-    after = range(min(1, len(ids) - 1), len(ids))
+    """Positions after the first token, which may be BOS."""
+    candidates = range(min(1, len(ids) - 1), len(ids))
     draw = random.Random(derive_seed("places", seed, state_key(ids)))
-    return sorted(draw.sample(after, min(count, len(after))))
+    return sorted(draw.sample(candidates, min(count, len(candidates))))

@@ -1,11 +1,12 @@
-"""Texts to token ids, once, with every truncated text counted.
+"""Texts to token ids. Every truncated text is counted.
 
-BOS is the tokenizer's affair, EOS is appended on request. Dialogues have their ids already."""
+The tokenizer adds BOS, EOS is appended on request. Dialogues have their ids already."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from otter_cli.core.digests import sha256_json
 from otter_cli.core.errors import OtterError
 from otter_cli.core.formatting import percent_text
 from otter_cli.data.chat_template import ChatText, turn_length
@@ -39,35 +40,35 @@ class Truncation:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of each text, and what was cut. `lengths`: the tokens of each up to the one at
-    which a signal of the whole text is read, which are all of them but for dialogues."""
+    """Token ids of each text, and what was cut. `lengths`: the number of tokens up to the one at
+    which a signal of the whole text is read. Only in dialogues other tokens can follow."""
 
     ids: list[list[int]]
     truncation: Truncation
     lengths: list[int]
 
     @property
-    def read(self) -> list[list[int]]:
-        """The tokens that such a signal sees, of each text."""
+    def read_ids(self) -> list[list[int]]:
+        """The token ids of each text that such a signal reads."""
         return [ids[:end] for ids, end in zip(self.ids, self.lengths, strict=True)]
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """How texts become tokens: BOS as the tokenizer does it, EOS on request, cut to `max_length`.
+    """Texts to tokens: BOS as the tokenizer adds it, EOS on request, cut to `max_length`.
 
-    `keep` says which end of a long text stays: a reward is read off the last token, so "end" is
-    the default. BOS and EOS stay either way. `empty`: whether BOS or EOS alone will do.
+    `keep`: which end of a long text stays. A reward is read at the last token, so "end" is the
+    default. BOS and EOS always stay. `allow_empty`: a text may have no token but BOS or EOS.
 
-    A dialogue (`ChatText`) has ids of its own already, and nothing is added to them. `eos` says
-    there whether its signal is read at the token that ends the last turn, or at the one before.
+    A dialogue (`ChatText`) has its ids already, and nothing is added. With `eos` its signal is read
+    at the token that ends the last turn, otherwise at the token before it.
     """
 
     tokenizer: Any
     max_length: int
     eos: bool = True
     keep: Literal["end", "start"] = "end"
-    empty: bool = False
+    allow_empty: bool = False
 
     def __post_init__(self) -> None:
         if self.eos and self.tokenizer.eos_token_id is None:
@@ -83,19 +84,19 @@ class Encoder:
 
     @property
     def pad_id(self) -> int:
-        """Any id would do, since padding is masked; the tokenizer's own where it has one."""
+        """The tokenizer's own, or 0: padding is masked, so any id is right."""
         return int(self.tokenizer.pad_token_id or 0)
 
     def __call__(self, texts: Sequence[str], what: str = "text") -> Encoded:
-        """OtterError names the first of `texts` (a `what`) that has no tokens at all."""
-        # The longest texts are cut on purpose: the tokenizer's own warning about them is noise.
+        """Raises OtterError, which names the first of `texts` (a `what`) without tokens."""
+        # verbose=False: texts are cut on purpose, so the tokenizer need not warn of long ones.
         plain = [text for text in texts if not isinstance(text, ChatText)]
         read = self.tokenizer(plain, truncation=False, verbose=False)["input_ids"] if plain else []
         encoded, ids, lengths, cut = iter(read), [], [], 0
         for number, text in enumerate(texts, 1):
             tokens = list(text.ids) if isinstance(text, ChatText) else next(encoded)
             head, body, tail = self._parts(text, tokens)
-            if not body and not (self.empty and (head or tail)):
+            if not body and not (self.allow_empty and (head or tail)):
                 raise OtterError(
                     f"{what} {number} has no tokens: {text[:40]!r}",
                     hint="the tokenizer knows none of its characters: remove the row",
@@ -107,9 +108,9 @@ class Encoder:
             lengths.append(self._length(text, tokens, fitted, lost))
         return Encoded(ids, Truncation(cut, len(ids), self.max_length), lengths)
 
-    def place(self, text: str, ids: Sequence[int], character: int) -> int:
-        """Which of a text's encoded `ids` holds this character; the first of the text where it was
-        cut off. OtterError for a tokenizer that does not say."""
+    def token_at_character(self, text: str, ids: Sequence[int], character: int) -> int:
+        """The index in a text's encoded `ids` of the token with this character; of the first token
+        where the character was cut off. Raises OtterError for a tokenizer without offsets."""
         if not self.tokenizer.is_fast:
             raise OtterError(
                 "the tokenizer does not say which characters a token holds",
@@ -131,8 +132,8 @@ class Encoder:
         return min(max(shifted, len(head)), len(ids) - 1)
 
     def _parts(self, text: str, tokens: list[int]) -> tuple[list[int], list[int], list[int]]:
-        """BOS, the text, and EOS; an EOS that some tokenizers add themselves is not to come twice.
-        What ends a dialogue is a part of its text."""
+        """BOS, the text, and EOS, which some tokenizers add themselves. The end of a dialogue is a
+        part of its text."""
         start, eos = int(tokens[:1] == [self.tokenizer.bos_token_id]), self.tokenizer.eos_token_id
         if not self.eos or isinstance(text, ChatText):
             return tokens[:start], tokens[start:], []
@@ -149,6 +150,11 @@ class Encoder:
             return len(fitted)
         length, ended = turn_length(self.tokenizer, tokens)
         length -= int(ended and not self.eos)
-        # What was cut from the start moved the rest.
-        moved = length - lost if self.keep == "end" else length
-        return min(max(moved, 1), len(fitted))
+        # A cut at the start shifts the remaining tokens.
+        shifted = length - lost if self.keep == "end" else length
+        return min(max(shifted, 1), len(fitted))
+
+
+def state_key(tokens: Sequence[int]) -> str:
+    """Names a prefix by its tokens, in stored rollouts and continuations."""
+    return sha256_json(list(tokens))

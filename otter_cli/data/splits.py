@@ -86,22 +86,22 @@ def _shares(sizes: Mapping[str, int], limit: int, seed: int) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class RowDraw:
-    """Which rows were kept of `of`: the numbers of their lines (or rows), ascending."""
+    """Which of `total` rows were kept: the numbers of their lines (or rows), ascending."""
 
     seed: int
-    of: int
+    total: int
     lines: tuple[int, ...]
 
     @property
-    def whole(self) -> bool:
-        return len(self.lines) == self.of
+    def is_complete(self) -> bool:
+        return len(self.lines) == self.total
 
     def record(self) -> dict[str, Any]:
         """For a training record: lines where they are few, and their digest."""
         listed = {"lines": list(self.lines)} if len(self.lines) <= _MAX_LISTED_LINES else {}
         return {
             "seed": self.seed,
-            "of": self.of,
+            "of": self.total,
             **listed,
             "lines_sha256": sha256_json(list(self.lines)),
         }
@@ -153,65 +153,69 @@ def toxicity_of(record: Record) -> str:
     return "toxic" if score >= 0.5 else "non-toxic"
 
 
-# Digests are compared with the asked share at this resolution.
+# Digests are compared with the share at this resolution.
 _RESOLUTION = 10_000
-# A share that is off by more than a tenth of itself is mended.
+# A larger relative error of the share is corrected.
 _TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
 class Split:
-    """`kept` and `aside` hold rows in their order; `groups` are sets of rows that share a text."""
+    """Rows in their order. A group is a set of rows that share texts; `groups` counts them all,
+    `held_out_groups` those that are held out, `largest` the rows of the largest. `by_bound`: the
+    digests alone decided."""
 
-    kept: Sequence[Any]
-    aside: Sequence[Any]
+    training: Sequence[Any]
+    held_out: Sequence[Any]
     groups: int
-    groups_aside: int
+    held_out_groups: int
     largest: int
     by_bound: bool
 
     def record(self, share: float) -> dict[str, Any]:
         return {
             "share": share,
-            "rows": len(self.aside),
-            "of": len(self.kept) + len(self.aside),
-            "groups": self.groups_aside,
+            "rows": len(self.held_out),
+            "of": len(self.training) + len(self.held_out),
+            "groups": self.held_out_groups,
             "of_groups": self.groups,
-            "sha256": rows_digest(self.aside),
+            "sha256": rows_digest(self.held_out),
             "rule": "digest of the text"
             if self.by_bound
             else "digest of the text, up to the share",
         }
 
-    def sentence(self, share: float, why: str) -> str:
-        """What was set aside, and why it is not the asked share where it is not."""
-        rows = len(self.kept) + len(self.aside)
-        told = (
-            f"{why}: {len(self.aside)} of {rows} rows ({percent_text(len(self.aside) / rows)}, "
+    def description(self, share: float, purpose: str) -> str:
+        """How many rows were set aside, and why they are not exactly the share."""
+        count, rows = len(self.held_out), len(self.training) + len(self.held_out)
+        text = (
+            f"{purpose}: {count} of {rows} rows ({percent_text(count / rows)}, "
             f"{percent_text(share)} asked for), chosen by their texts"
         )
         if self.groups == rows:
-            return told
+            return text
         return (
-            f"{told}; rows that share a prompt or text stay together: {self.groups_aside} of "
+            f"{text}; rows that share a prompt or text stay together: {self.held_out_groups} of "
             f"{self.groups} such groups, the largest of {self.largest} rows"
         )
 
 
 def rows_digest(rows: Sequence[Any]) -> str:
-    """Of which texts these are, whatever their order."""
+    """A digest of the texts of rows, whatever their order."""
     return sha256_json(sorted(map(_row_key, rows)))
 
 
-def split_rows(rows: Sequence[Any], share: float, why: str, where: str) -> Split:
-    """A `share` of the rows by the digests of their texts, another one for another reason `why`.
+def split_rows(rows: Sequence[Any], share: float, purpose: str, file: str) -> Split:
+    """Sets a `share` of the rows aside, by digests of their texts and of the `purpose`.
 
-    A group of rows that share a text stays together. Where the digests alone stray from the share
-    by more than a tenth of it, as they do in small files, groups are taken in the order of their
-    digests as long as they fit. OtterError where one side would be empty.
+    A group of rows that share a text stays together. If the digests alone miss the share by more
+    than a tenth of it, as in small files, groups are taken in the order of their digests while they
+    fit. Raises OtterError where one side would be empty.
     """
     groups = [sorted(group) for group in _groups([_texts(row) for row in rows])]
-    digests = [derive_seed(why, min(_row_key(rows[index]) for index in group)) for group in groups]
+    digests = [
+        derive_seed(purpose, min(_row_key(rows[index]) for index in group)) for group in groups
+    ]
     aside = [g for g, digest in enumerate(digests) if digest % _RESOLUTION < _RESOLUTION * share]
     target = share * len(rows)
     by_bound = abs(sum(len(groups[g]) for g in aside) - target) <= _TOLERANCE * target
@@ -221,24 +225,24 @@ def split_rows(rows: Sequence[Any], share: float, why: str, where: str) -> Split
     indices = {index for g in aside for index in groups[g]}
     if not 0 < len(indices) < len(rows):
         raise OtterError(
-            f"{where}: {why.replace(' ', '_')} {share} of {len(rows)} rows in {len(groups)} groups "
-            f"that share texts leaves {len(rows) - len(indices)} to train on and {len(indices)} "
-            "to test",
+            f"{file}: {purpose.replace(' ', '_')} {share} of {len(rows)} rows in {len(groups)} "
+            f"groups that share texts leaves {len(rows) - len(indices)} to train on and "
+            f"{len(indices)} to test",
             hint="give more rows, or a test file",
         )
     return Split(
-        kept=[row for index, row in enumerate(rows) if index not in indices],
-        aside=[row for index, row in enumerate(rows) if index in indices],
+        training=[row for index, row in enumerate(rows) if index not in indices],
+        held_out=[row for index, row in enumerate(rows) if index in indices],
         groups=len(groups),
-        groups_aside=len(aside),
+        held_out_groups=len(aside),
         largest=max(map(len, groups)),
         by_bound=by_bound,
     )
 
 
 def _fitting(order: Sequence[int], sizes: Sequence[int], target: int) -> list[int]:
-    """Groups in `order` while they fit into `target` rows; the smallest of the others where that
-    comes nearer, or where none fits. One group stays for training."""
+    """Groups in `order` that fit into `target` rows; then the smallest of the others if that comes
+    nearer, or if none fits. One group stays for training."""
     taken: list[int] = []
     left = min(target, sum(sizes) - 1)
     if left < 1:
@@ -255,7 +259,7 @@ def _fitting(order: Sequence[int], sizes: Sequence[int], target: int) -> list[in
 
 
 def _groups(texts: Sequence[Sequence[str]]) -> list[list[int]]:
-    """Rows that share a text, directly or through others, together."""
+    """Sets of rows that share texts, directly or through other rows."""
     parent = list(range(len(texts)))
 
     def root(index: int) -> int:
@@ -265,8 +269,8 @@ def _groups(texts: Sequence[Sequence[str]]) -> list[list[int]]:
         return index
 
     first: dict[str, int] = {}
-    for index, own in enumerate(texts):
-        for text in own:
+    for index, row_texts in enumerate(texts):
+        for text in row_texts:
             if (other := first.setdefault(text, index)) != index:
                 parent[root(index)] = root(other)
     groups: dict[int, list[int]] = {}

@@ -188,7 +188,7 @@ class _RowCounter:
         from otter_cli.data.encoding import Encoder
 
         written = text if isinstance(text, str) else render_chat(self.tokenizer, text)
-        encode = Encoder(self.tokenizer, _NO_LIMIT, eos=self.eos, empty=True)
+        encode = Encoder(self.tokenizer, _NO_LIMIT, eos=self.eos, allow_empty=True)
         return encode([written]).ids[0]
 
 

@@ -123,7 +123,7 @@ def _value_labeller(folder: Path, signal: str, eos: bool, device: str) -> Labell
 
     tokenizer = load_tokenizer(folder)
     # A continuation may end at once.
-    encode = Encoder(tokenizer, _max_positions(folder), eos=eos, empty=True)
+    encode = Encoder(tokenizer, _max_positions(folder), eos=eos, allow_empty=True)
 
     def label(texts: Sequence[str]) -> list[float]:
         encoded = encode(texts)

@@ -16,7 +16,7 @@ from typing import Any
 from otter_cli.core.digests import sha256_bytes, sha256_json
 from otter_cli.core.errors import OtterError, closest
 from otter_cli.core.strict_files import read_small_file
-from otter_cli.scorers.labeller import class_probabilities, load_labeller
+from otter_cli.scorers.text_scorer import class_probabilities, load_labeller
 
 PYTHON_PREFIX = "python:"
 
@@ -30,7 +30,7 @@ class TextScorer:
     score: Callable[[Sequence[str]], list[list[float]]]
     digest: str
 
-    def columns(self, wanted: Sequence[str]) -> list[int]:
+    def indices_of(self, wanted: Sequence[str]) -> list[int]:
         """Where the names stand. Raises OtterError for one that the scorer does not give."""
         for name in wanted:
             if name not in self.names:

@@ -1,23 +1,21 @@
-"""The base's own continuations of prompts, stored as they are made.
+"""The base's own continuations of prompts, stored as soon as they are written.
 
-Prompts are checked before the base writes a token. A run that was stopped goes on from there."""
+All prompts are checked before the base writes a token. A stopped run continues."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otter_cli.core.atomic import writer_lock
-from otter_cli.core.console import progress, say
 from otter_cli.core.digests import sha256_json
 from otter_cli.core.errors import OtterError
-from otter_cli.core.jsonlines import JsonLinesWriter, read_jsonlines
 from otter_cli.data.chat_template import ChatText
-from otter_cli.data.datasets import state_key
+from otter_cli.data.encoding import state_key
 from otter_cli.data.prompts import Prompt, read_prompts
 from otter_cli.families.token_ids import check_token_ids
+from otter_cli.training.objectives.continuations import StoredRecord, complete_records
 
 if TYPE_CHECKING:
     from otter_cli.model.otter import OtterForCausalLM
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TeachingPrompt:
-    """`text` is what the base goes on from, `ids` its tokens."""
+    """`text` is what the base continues, `ids` its tokens."""
 
     prompt: Prompt
     text: str
@@ -35,13 +33,13 @@ class TeachingPrompt:
 def teaching_prompts(
     path: Path, model: OtterForCausalLM, tokenizer: Any, *, chat: bool, new_tokens: int
 ) -> list[TeachingPrompt]:
-    """The prompts of a file. Equal prompts count once: their texts would be the same rows again.
+    """The prompts of a file. Equal prompts count once, since their texts would be equal too.
 
     Raises OtterError, with file and line, for a prompt that the base cannot continue. The longest
-    are continued last, so without this check a prompt that is too long fails after hours.
+    are continued last, so without this check a prompt that is too long would fail after hours.
     """
     window = model.shape.max_positions
-    kept: dict[str, TeachingPrompt] = {}
+    prompts: dict[str, TeachingPrompt] = {}
     for prompt in read_prompts(path):
         text = prompt.written(tokenizer, chat, path)
         ids = list(text.ids) if isinstance(text, ChatText) else list(tokenizer(text)["input_ids"])
@@ -55,11 +53,11 @@ def teaching_prompts(
                 hint="shorten the prompt, or lower --new-tokens",
             )
         check_token_ids([ids], model.shape, f"{where}: prompt")
-        kept.setdefault(state_key(ids), TeachingPrompt(prompt, str(text), ids))
-    return list(kept.values())
+        prompts.setdefault(state_key(ids), TeachingPrompt(prompt, str(text), ids))
+    return list(prompts.values())
 
 
-# Rows that are decoded side by side: a step of so many costs little more than one of a few.
+# Rows that are decoded side by side. A step of 32 rows costs little more than one of a few.
 _ROWS_AT_ONCE = 32
 
 Continuations = dict[str, list[list[int]]]
@@ -88,53 +86,44 @@ class ContinuationSettings:
 def write_continuations(
     model: OtterForCausalLM,
     prompts: Sequence[Sequence[int]],
-    drawing: ContinuationSettings,
+    settings: ContinuationSettings,
     base: Mapping[str, str],
     store: Path,
 ) -> Continuations:
     """Token ids of the continuations of each prompt, by `state_key(prompt)`; end tokens included.
 
-    `base`: the digests that say which base wrote. Texts that `store` has from before are kept, so
-    that a run that was stopped goes on. Raises OtterError.
+    `base`: the digests of the base that writes. Texts that `store` has are kept, so a stopped run
+    continues. Raises OtterError.
     """
-    name = sha256_json({"base": dict(base), **asdict(drawing)})[:16]
-    wanted = {state_key(list(prompt)): list(prompt) for prompt in prompts}
-    store.mkdir(parents=True, exist_ok=True)
+    name = sha256_json({"base": dict(base), **asdict(settings)})[:16]
+    ids = {state_key(prompt): list(prompt) for prompt in prompts}
+
+    def compute(missing: list[str]) -> Iterator[StoredRecord]:
+        # Prompts of equal length need no padding beside one another.
+        missing = sorted(missing, key=lambda key: len(ids[key]))
+        prompts_at_once = max(1, _ROWS_AT_ONCE // settings.samples)
+        for start in range(0, len(missing), prompts_at_once):
+            keys = missing[start : start + prompts_at_once]
+            rows = _generate(model, [ids[key] for key in keys], settings)
+            for key, tokens in zip(keys, rows, strict=True):
+                yield {"state": key, "tokens": tokens}
+
     path = store / f"texts-{name}.jsonl"
-    with writer_lock(path):
-        written = _stored_continuations(path)
-        missing = [key for key in wanted if key not in written]
-        if missing and written:
-            say(f"{len(wanted) - len(missing)} of {len(wanted)} prompts are continued already")
-        # Prompts of one length need no padding beside one another.
-        missing.sort(key=lambda key: len(wanted[key]))
-        each = max(1, _ROWS_AT_ONCE // drawing.samples)
-        with JsonLinesWriter(path) as lines, progress(len(missing), "the base writes") as advance:
-            for start in range(0, len(missing), each):
-                keys = missing[start : start + each]
-                for key, rows in zip(keys, _generate(model, keys, wanted, drawing), strict=True):
-                    lines.append({"state": key, "tokens": rows})
-                    written[key] = rows
-                advance(len(keys))
-    return {key: written[key] for key in wanted}
+    records = complete_records(path, "state", ids, compute, label="the base writes")
+    return {key: record["tokens"] for key, record in records.items()}
 
 
 def _generate(
-    model: OtterForCausalLM,
-    keys: Sequence[str],
-    wanted: Mapping[str, list[int]],
-    drawing: ContinuationSettings,
+    model: OtterForCausalLM, prompts: Sequence[list[int]], settings: ContinuationSettings
 ) -> list[list[list[int]]]:
+    """The tokens of each sample of each prompt."""
     from otter_cli.decoding.generate import generate
     from otter_cli.decoding.sampling import Sampling
 
-    sampling = Sampling(drawing.tokens, drawing.temperature, top_p=drawing.top_p, seed=drawing.seed)
-    rows = generate(model, [wanted[key] for key in keys for _ in range(drawing.samples)], sampling)
+    sampling = Sampling(
+        settings.tokens, settings.temperature, top_p=settings.top_p, seed=settings.seed
+    )
+    samples = settings.samples
+    rows = generate(model, [prompt for prompt in prompts for _ in range(samples)], sampling)
     tokens = [row.tokens for row in rows]
-    return [tokens[i : i + drawing.samples] for i in range(0, len(tokens), drawing.samples)]
-
-
-def _stored_continuations(path: Path) -> Continuations:
-    if not path.exists():
-        return {}
-    return {str(record["state"]): record["tokens"] for record in read_jsonlines(path)}
+    return [tokens[i : i + samples] for i in range(0, len(tokens), samples)]

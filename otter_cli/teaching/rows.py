@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from otter_cli.core.atomic import write_json, write_text, writer_lock
-from otter_cli.core.console import progress, say, warn
+from otter_cli.core.atomic import write_json, write_text
+from otter_cli.core.console import say, warn
 from otter_cli.core.digests import sha256_bytes
 from otter_cli.core.errors import OtterError
-from otter_cli.core.jsonlines import JsonLinesWriter, read_jsonlines
-from otter_cli.data.datasets import state_key
+from otter_cli.data.encoding import state_key
 from otter_cli.data.prompts import Prompt
 from otter_cli.scorers.text_scorer import TextScorer, load_text_scorer
 from otter_cli.teaching.continuations import (
@@ -22,6 +21,7 @@ from otter_cli.teaching.continuations import (
     teaching_prompts,
     write_continuations,
 )
+from otter_cli.training.objectives.continuations import StoredRecord, complete_records
 
 if TYPE_CHECKING:
     from otter_cli.model.otter import OtterForCausalLM
@@ -33,8 +33,8 @@ STORE = Path("training", "taught")
 
 @dataclass(frozen=True)
 class TeachingSettings:
-    """`scorer`: as `load_text_scorer` reads it. `reads`: the base's continuation alone, or the
-    prompt with it. `chat`: prompts are a user's messages, in the base's chat template."""
+    """`scorer`: see `load_text_scorer`. `reads`: the base's continuation alone, or the prompt with
+    it. `chat`: prompts are a user's messages, in the base's chat template."""
 
     scorer: str
     prompts: Path
@@ -45,7 +45,7 @@ class TeachingSettings:
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """Rows on disk, the columns of their labels, and what is to be said of them."""
+    """Rows on disk, the columns of their labels, and a record of how they were made."""
 
     path: Path
     labels: tuple[str, ...]
@@ -60,12 +60,12 @@ def teach(
     labels: Sequence[str] | None = None,
     device: str = "cpu",
 ) -> LabelledRows:
-    """Lets the base of a graft continue the prompts, asks the scorer once about each text, and
-    writes one row a text below FOLDER/training/taught. Texts and answers that are there already are
-    kept. `labels`: which of the scorer's numbers (default: the first). Raises OtterError."""
+    """The base of a graft continues the prompts, the scorer scores each text once, and one row a
+    text is written below FOLDER/training/taught. Stored texts and scores are used again. `labels`:
+    which of the scorer's numbers (default: the first). Raises OtterError."""
     scorer = load_text_scorer(teaching.scorer, device=device)
     names = tuple(labels or scorer.names[:1])
-    columns = scorer.columns(names)
+    columns = scorer.indices_of(names)
     _check_names(names, teaching)
     prompts = teaching_prompts(
         teaching.prompts, model, tokenizer, chat=teaching.chat, new_tokens=teaching.drawing.tokens
@@ -84,19 +84,20 @@ def teach(
             f"the base wrote nothing after the {len(prompts)} prompts of {teaching.prompts}",
             hint="give other prompts, or more --new-tokens or --samples",
         )
-    read = [start + more if teaching.reads == "text" else more for _, start, more in rows]
-    answers = label_texts(scorer, read, store)
-    numbers = [[answers[text][column] for column in columns] for text in read]
+    whole = teaching.reads == "text"
+    read = [start + written if whole else written for _, start, written in rows]
+    scores = label_texts(scorer, read, store)
+    numbers = [[scores[text][column] for column in columns] for text in read]
     scaled, scales = _scale_to_unit(numbers, names)
     _print_scales(scales)
     lines = [
         json.dumps(
             {
-                **_text_columns(prompt, start, more, teaching.chat),
+                **_text_columns(prompt, start, written, teaching.chat),
                 **dict(zip(names, values, strict=True)),
             }
         )
-        for (prompt, start, more), values in zip(rows, scaled, strict=True)
+        for (prompt, start, written), values in zip(rows, scaled, strict=True)
     ]
     content = "".join(f"{line}\n" for line in lines)
     path = store / f"rows-{sha256_bytes(content.encode())[:16]}.jsonl"
@@ -120,31 +121,22 @@ def teach(
 
 
 def label_texts(scorer: TextScorer, texts: Sequence[str], store: Path) -> dict[str, list[float]]:
-    """The scorer's numbers for each text, by text. Each is asked once, and the answer is kept."""
+    """The scorer's numbers by text. Each text is scored once, and the numbers are stored."""
+
+    def compute(missing: list[str]) -> Iterator[StoredRecord]:
+        for start in range(0, len(missing), _TEXTS_AT_ONCE):
+            part = missing[start : start + _TEXTS_AT_ONCE]
+            for text, scores in zip(part, scorer.score(part), strict=True):
+                _check_finite(scores, text)
+                yield {"text": text, "scores": scores}
+
     path = store / f"labels-{scorer.digest[:16]}.jsonl"
-    store.mkdir(parents=True, exist_ok=True)
-    with writer_lock(path):
-        known: dict[str, list[float]] = {}
-        if path.exists():
-            known = {str(r["text"]): r["scores"] for r in read_jsonlines(path)}
-        wanted = dict.fromkeys(texts)
-        missing = [text for text in wanted if text not in known]
-        with (
-            JsonLinesWriter(path) as lines,
-            progress(len(missing), "the teacher labels") as advance,
-        ):
-            for start in range(0, len(missing), _TEXTS_AT_ONCE):
-                part = missing[start : start + _TEXTS_AT_ONCE]
-                for text, scores in zip(part, scorer.score(part), strict=True):
-                    _check_finite(scores, text)
-                    lines.append({"text": text, "scores": scores})
-                    known[text] = scores
-                advance(len(part))
-    return {text: known[text] for text in wanted}
+    records = complete_records(path, "text", texts, compute, label="the teacher labels")
+    return {text: record["scores"] for text, record in records.items()}
 
 
 def _check_names(names: Sequence[str], teaching: TeachingSettings) -> None:
-    """Raises OtterError for a score called as a column of the rows is."""
+    """Raises OtterError for a score with the name of the column of texts."""
     text = "messages" if teaching.chat else "text"
     if text in names:
         raise OtterError(
@@ -162,7 +154,7 @@ def _check_finite(scores: Sequence[float], text: str) -> None:
 
 
 def _print_scales(scales: Mapping[str, Sequence[float]]) -> None:
-    """A signal learns the mapped number, so its user must know the range."""
+    """A signal learns the mapped numbers, so the user must know the ranges."""
     for name, (low, high) in scales.items():
         if low == high:
             warn(f"the teacher gives every text {low:g} as {name}: there is nothing to learn")
@@ -170,12 +162,12 @@ def _print_scales(scales: Mapping[str, Sequence[float]]) -> None:
             say(f"{name} from {low:g} to {high:g} is mapped to a label from 0 to 1")
 
 
-def _text_columns(prompt: Prompt, start: str, more: str, chat: bool) -> dict[str, Any]:
+def _text_columns(prompt: Prompt, start: str, written: str, chat: bool) -> dict[str, Any]:
     """The columns of a row. A dialogue keeps its messages, so that it is tokenised as such."""
     if not chat:
-        return {"text": start + more}
+        return {"text": start + written}
     messages = list(prompt.messages) or [{"role": "user", "content": prompt.text}]
-    return {"messages": [*messages, {"role": "assistant", "content": more}]}
+    return {"messages": [*messages, {"role": "assistant", "content": written}]}
 
 
 def _scale_to_unit(
@@ -183,8 +175,8 @@ def _scale_to_unit(
 ) -> tuple[list[list[float]], dict[str, list[float]]]:
     """The numbers on a scale from 0 to 1, and for each name the range that was mapped to it.
 
-    A teacher that gives numbers from 0 to 1 is taken as it is. Others, such as reward models, are
-    mapped linearly, which keeps their order."""
+    Numbers that lie between 0 and 1 already stay. Others, for example of reward models, are mapped
+    linearly, which keeps their order."""
     ranges: dict[str, list[float]] = {}
     scaled = [list(row) for row in numbers]
     for column, name in enumerate(names):

@@ -1,6 +1,7 @@
 """The processes that train together: one, or those that torchrun started.
 
-All take the same steps on parts of the same batches; only the first writes."""
+All take the same steps, each on its part of every batch. Only the first one writes files. Torch is
+imported late: a recipe is read and refused without it."""
 
 from __future__ import annotations
 
@@ -23,24 +24,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process and how many there are; of one alone nothing is exchanged."""
+    """This process and the number of processes. A single process exchanges nothing."""
 
     rank: int = 0
     size: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
         return self.rank == 0
 
-    def add(self, tensors: Sequence[Tensor]) -> None:
-        """Each tensor becomes its sum over the processes, in place, by one message: the inserted
-        gradients are too thin to be worth overlapping with a backward pass."""
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces each tensor by its sum over the processes, in one message. Gradients of an
+        insertion are too small for an overlap with the backward pass to pay."""
+        import torch
         import torch.distributed as dist
 
         if self.size == 1:
             return
-        import torch
-
         message = torch.cat([tensor.flatten().float() for tensor in tensors])
         dist.all_reduce(message)
         for tensor, summed in zip(
@@ -48,46 +48,45 @@ class ProcessGroup:
         ):
             tensor.copy_(summed.view(tensor.shape))
 
-    def gather(self, value: Any) -> list[Any]:
-        """Everybody's value, by rank, for everybody."""
+    def all_gather(self, value: Any) -> list[Any]:
+        """The value of every process, by rank."""
+        import torch.distributed as dist
 
         if self.size == 1:
             return [value]
-        import torch.distributed as dist
-
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
 
-    def wait(self) -> None:
-        """Until all are here."""
-        self.gather(None)
+    def barrier(self) -> None:
+        """Waits until every process is here."""
+        self.all_gather(None)
 
-    def in_turn(self, make: Callable[[], T]) -> T:
-        """What the first process makes, and then the others: they find its files on the disk."""
-        if self.first:
-            made = make()
-            self.wait()
-            return made
-        self.wait()
-        return make()
+    def first_then_others(self, make: Callable[[], T]) -> T:
+        """Runs `make` in the first process, then in the others, which find its files on disk."""
+        if not self.is_first:
+            self.barrier()
+            return make()
+        made = make()
+        self.barrier()
+        return made
 
-    def parts(self, rows: Sequence[int], each: int) -> list[tuple[list[int], float]]:
-        """This process's rows of a batch in `each` parts, with the share of the batch that each is:
-        losses are means over rows, so shares of them add up to the batch's.
+    def micro_batches(self, rows: Sequence[int], each: int) -> list[tuple[list[int], float]]:
+        """This process's rows of a batch in `each` parts, each with its share of the batch. Losses
+        are means over rows, so the losses times their shares add up to the loss of the batch.
 
-        Every process has `each` parts, since all must take part in every exchange: where a batch at
-        an epoch's end is too small, one of its rows fills in, with a share of 0."""
+        Every process gets `each` parts, since all processes take part in every exchange. Where the
+        last batch of an epoch is too small, one of its rows fills a part, with a share of 0."""
         count = self.size * each
         cuts = [len(rows) * i // count for i in range(count + 1)]
-        mine = range(self.rank * each, (self.rank + 1) * each)
-        parts = [list(rows[cuts[i] : cuts[i + 1]]) for i in mine]
+        own = range(self.rank * each, (self.rank + 1) * each)
+        parts = [list(rows[cuts[i] : cuts[i + 1]]) for i in own]
         return [(part or [rows[0]], len(part) / len(rows)) for part in parts]
 
 
 def check_batch_divides(recipe: Recipe, size: int) -> None:
-    """Raises OtterError where a batch does not part evenly, in whole rows, among processes and
-    accumulated passes."""
+    """Raises OtterError where a batch is not a multiple of the processes times the accumulated
+    passes."""
     parts = size * recipe.accumulate
     sizes = {"batch_size": recipe.batch_size} | {
         f"signals.{name}.batch_size": objective.batch_size
@@ -99,8 +98,8 @@ def check_batch_divides(recipe: Recipe, size: int) -> None:
             fitting = f"{rows // parts * parts or parts} or {(rows // parts + 1) * parts}"
             raise OtterError(
                 f"{key} is {rows}, which {size} processes with accumulate: {recipe.accumulate} "
-                f"cannot part in {parts}",
-                hint=f"it counts the rows of all processes together: {fitting} would do",
+                f"cannot divide into {parts}",
+                hint=f"it counts the rows of all processes together; take {fitting}",
             )
 
 
@@ -115,7 +114,7 @@ def is_first_process() -> bool:
 
 @contextmanager
 def join_process_group(device: str) -> Iterator[tuple[ProcessGroup, str]]:
-    """Joins torchrun's group, where there is one; yields it, and this process's own device."""
+    """Joins the group that torchrun started, if any. Yields it and the device of this process."""
     if world_size() == 1:
         yield ProcessGroup(), device
         return

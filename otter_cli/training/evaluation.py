@@ -1,4 +1,4 @@
-"""Held-out figures of a signal, each with n and an interval, and early stopping by one of them."""
+"""Metrics of a signal on held-out rows, with n and intervals, and early stopping by one of them."""
 
 from __future__ import annotations
 
@@ -35,32 +35,33 @@ def row_outcomes(
     batch_size: int,
     device: str = "cpu",
     group: ProcessGroup | None = None,
-    drift: KLToBase = lambda batch: None,
+    kl_to_base: KLToBase = lambda batch: None,
 ) -> dict[str, np.ndarray]:
-    """What the objective notes of each row, in the data's order: two methods can be paired; and the
-    drift of its texts, where there can be any. Raises OtterError for what is not finite: compared,
-    it would pass for a wrong answer."""
+    """The objective's outcomes of each row, in the order of the data, so that two methods can be
+    paired; and `kl_to_base` of its texts, where training can change the base.
+
+    Raises OtterError for a value that is not finite: a comparison would count it as wrong."""
     group = group or ProcessGroup()
     batches = longest_first_batches(dataset.lengths, batch_size)
-    # Each process takes every so-manieth; one that has none left repeats the last, since all must
-    # run the base equally often where they hold shards of it.
+    # Process r takes batches r, r + size, ... Where no batch is left it repeats the last one: with
+    # a sharded base all processes must run the same number of forwards.
     rounds = -(-len(batches) // group.size)
-    mine = [batches[min(i * group.size + group.rank, len(batches) - 1)] for i in range(rounds)]
-    own = []
+    own = [batches[min(i * group.size + group.rank, len(batches) - 1)] for i in range(rounds)]
+    outcomes = []
     with torch.no_grad():
-        for rows in mine:
+        for rows in own:
             batch = dataset.batch(rows).to(device)
-            of_rows = objective.outcomes(read, batch)
-            if (of_texts := drift(batch)) is not None:
-                of_rows = {**of_rows, KL_TO_BASE: of_texts.view(-1, len(rows)).mean(0)}
-            own.append({name: tensor.cpu().numpy() for name, tensor in of_rows.items()})
-    everyones = zip(*group.gather(own), strict=True)
-    found = [part for of_round in everyones for part in of_round][: len(batches)]
-    for name in found[0]:
-        if not all(np.isfinite(part[name]).all() for part in found):
+            tensors = objective.outcomes(read, batch)
+            if (kl := kl_to_base(batch)) is not None:
+                tensors = {**tensors, KL_TO_BASE: kl.view(-1, len(rows)).mean(0)}
+            outcomes.append({name: tensor.cpu().numpy() for name, tensor in tensors.items()})
+    by_round = zip(*group.all_gather(outcomes), strict=True)
+    parts = [part for each_process in by_round for part in each_process][: len(batches)]
+    for name in parts[0]:
+        if not all(np.isfinite(part[name]).all() for part in parts):
             raise non_finite_error(f"the {name} of a held-out row")
     order = np.argsort(np.concatenate([np.asarray(rows) for rows in batches]))
-    return {name: np.concatenate([part[name] for part in found])[order] for name in found[0]}
+    return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
 
 
 def evaluate(
@@ -71,55 +72,63 @@ def evaluate(
     batch_size: int,
     device: str = "cpu",
     group: ProcessGroup | None = None,
-    drift: KLToBase = lambda batch: None,
+    kl_to_base: KLToBase = lambda batch: None,
 ) -> dict[str, Interval]:
-    found = row_outcomes(objective, read, dataset, batch_size, device, group, drift)
-    metrics = objective.metrics(found, signal)
-    if KL_TO_BASE in found:
-        metrics[KL_TO_BASE] = interval(mean(found[KL_TO_BASE]), len(found[KL_TO_BASE]))
+    """The objective's metrics, from `row_outcomes`."""
+    outcomes = row_outcomes(objective, read, dataset, batch_size, device, group, kl_to_base)
+    metrics = objective.metrics(outcomes, signal)
+    if KL_TO_BASE in outcomes:
+        metrics[KL_TO_BASE] = interval(mean(outcomes[KL_TO_BASE]), len(outcomes[KL_TO_BASE]))
     return metrics
 
 
 @dataclass
 class EarlyStopping:
-    """`step` of the best evaluation, its `figure`, and how many came `since`; of a recipe without
-    `best` none is chosen."""
+    """The best evaluation so far by the recipe's `best`, and how many came after it. A recipe
+    without `best` chooses none."""
 
     recipe: Recipe
-    step: int | None = None
-    figure: float | None = None
-    since: int = 0
+    best_step: int | None = None
+    best_value: float | None = None
+    evaluations_since: int = 0
 
     @property
-    def wanted(self) -> bool:
+    def enabled(self) -> bool:
         return self.recipe.best is not None
 
     @property
-    def stopped(self) -> bool:
-        return self.recipe.patience is not None and self.since >= self.recipe.patience
+    def should_stop(self) -> bool:
+        patience = self.recipe.patience
+        return patience is not None and self.evaluations_since >= patience
 
-    def see(self, step: int, metrics: Mapping[str, Mapping[str, Interval]]) -> bool:
-        """Whether this evaluation is better than all before it."""
+    def update(self, step: int, metrics: Mapping[str, Mapping[str, Interval]]) -> bool:
+        """Whether this evaluation is better than all before it. Raises OtterError where `best`
+        names no metric of its signal."""
         assert self.recipe.best is not None
         signal, _, metric = self.recipe.best.partition("/")
-        figures = metrics[signal]
-        if metric not in figures:
-            near = closest(metric, figures)
+        if metric not in metrics[signal]:
+            near = closest(metric, metrics[signal])
             raise OtterError(
                 f"best: {signal} has no metric {metric!r}",
-                hint=(f"did you mean {near!r}? " if near else "") + f"it has {', '.join(figures)}",
+                hint=(f"did you mean {near!r}? " if near else "")
+                + f"it has {', '.join(metrics[signal])}",
             )
-        figure = figures[metric].mean
+        value = metrics[signal][metric].mean
         smaller_is_better = metric.startswith(("squared_error", "nats"))
-        gain = 0.0 if self.figure is None else figure - self.figure
-        if self.figure is None or (gain < 0 if smaller_is_better else gain > 0):
-            self.step, self.figure, self.since = step, figure, 0
+        gain = 0.0 if self.best_value is None else value - self.best_value
+        if self.best_value is None or (gain < 0 if smaller_is_better else gain > 0):
+            self.best_step, self.best_value, self.evaluations_since = step, value, 0
             return True
-        self.since += 1
+        self.evaluations_since += 1
         return False
 
-    def notes(self) -> dict[str, Any]:
-        return {"step": self.step, "figure": self.figure, "since": self.since}
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.best_step,
+            "figure": self.best_value,
+            "since": self.evaluations_since,
+        }
 
-    def recall(self, notes: Mapping[str, Any]) -> None:
-        self.step, self.figure, self.since = notes["step"], notes["figure"], notes["since"]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.best_step, self.best_value = state["step"], state["figure"]
+        self.evaluations_since = state["since"]

@@ -1,7 +1,6 @@
-"""The training loop: base forward, stream, head, loss, gradients, optimiser step.
+"""The training loop: steps of the optimiser, evaluations, saved states, early stopping.
 
-Only the trainable's own parameters get gradients. The loop evaluates, saves states and stops early;
-the memory of a step is measured here too."""
+`TrainingRun.take_step` is one step. The memory that a step needs is measured here too."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass as made_of_others
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_wrapper_tensor
 
 from otter_cli.core.console import progress, say
 from otter_cli.core.intervals import Interval
@@ -35,17 +34,17 @@ from otter_cli.training.state import StateFolder, pack_state, unpack_state
 from otter_cli.training.trainable import Trainable
 
 Metrics = dict[str, dict[str, Interval]]
-# Told the steps done and, after an evaluation, the figures: it makes the folder usable.
+# Gets the number of steps done and, after an evaluation, the metrics. It makes the folder usable.
 WriteFolder = Callable[[int, Metrics], None]
 
 
 @dataclass
 class TrainingRun:
-    """One training run. `identity` is what a resumed run must have in common with it."""
+    """One training run. `identity`: what a resumed run must have in common with it."""
 
-    trainee: Trainable
+    trainable: Trainable
     recipe: Recipe
-    material: Mapping[str, SignalData]
+    data: Mapping[str, SignalData]
     states: StateFolder
     identity: dict[str, Any]
     device: str = "cpu"
@@ -55,50 +54,58 @@ class TrainingRun:
     metrics: Metrics = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.optimiser = make_optimiser(self.trainee.parameters, self.recipe)
-        self.guard = TrainingGuard(self.trainee.parameters, self.trainee.gradient_free)
-        self.choice = EarlyStopping(self.recipe)
+        self.optimiser = make_optimiser(self.trainable.parameters, self.recipe)
+        self.guard = TrainingGuard(self.trainable.parameters, self.trainable.gradient_free)
+        self.early_stopping = EarlyStopping(self.recipe)
 
-    def go(self, journal: MetricsLog, write: WriteFolder) -> None:
+    def train(self, log: MetricsLog, write: WriteFolder) -> None:
         """Trains to the last step. KeyboardInterrupt after Ctrl-C, with everything saved."""
-        steps, every = self.recipe.steps, self.recipe.evaluate_every
-        if self.choice.wanted and self.step == 0:
-            self._choose(journal)
+        steps, choosing = self.recipe.steps, self.early_stopping.enabled
+        if choosing and self.step == 0:
+            self._evaluate_and_keep_best(log)
         with interruptible() as interrupted, progress(steps - self.step, "training") as advance:
-            while self.step < steps and not self.choice.stopped:
-                journal.append(self.take_step())
+            while self.step < steps and not self.early_stopping.should_stop:
+                log.append(self.take_step())
                 advance(1)
-                if any(self.group.gather(interrupted())):
+                if any(self.group.all_gather(interrupted())):
                     self.save()
                     write(self.step, {})
                     say(f"stopped after step {self.step} of {steps}: --resume goes on")
                     raise KeyboardInterrupt
-                last, due = self.step == steps, self._due(every)
-                if due and self.choice.wanted:
-                    self._choose(journal)
-                # Before the folder is written, so that no tensor there is ahead of the state.
-                if last or due or self._due(self.recipe.save_every):
+                last, due = self.step == steps, self._is_due(self.recipe.evaluate_every)
+                if due and choosing:
+                    self._evaluate_and_keep_best(log)
+                # The state comes before the folder, so that no tensor there is ahead of the state.
+                if last or due or self._is_due(self.recipe.save_every):
                     self.save()
                 if due and not last:
-                    if not self.choice.wanted:
-                        self.evaluate(journal)
+                    if not choosing:
+                        self.evaluate(log)
                     write(self.step, self.metrics)
-        self._finish(journal, write)
+        self._finish(log, write)
 
     def take_step(self, rate: float | None = None) -> dict[str, Any]:
-        """A batch of every signal, then one move of the parameters; `rate` instead of the
-        schedule's."""
-        began = time.monotonic()
+        """One step on a batch of every signal:
+
+        batch -> base forward (no graph) -> captured activations -> stream -> head -> loss
+        -> gradients -> optimiser
+
+        `rate` replaces the learning rate of the schedule. Returns the record for metrics.jsonl.
+        """
+        started = time.monotonic()
+        losses, counts = {}, {"tokens": 0, "fed": 0}
+        for name in self.recipe.signals:
+            losses[name] = self._backward(name, counts)
+        self._all_reduce(losses, counts)
+        loss = sum(self.recipe.signals[name].weight * each for name, each in losses.items())
+        gradients, norm = self.guard.check(self.step, loss)
+        clip_gradients(gradients, norm, self.recipe.clip)
         rate = learning_rate_at(self.step, self.recipe) if rate is None else rate
         set_learning_rate(self.optimiser, rate)
-        losses, counts = backward(self)
-        total = sum(self.recipe.signals[name].weight * loss for name, loss in losses.items())
-        gradients, norm = self.guard.check(self.step, total)
-        clip_gradients(gradients, norm, self.recipe.clip)
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.step += 1
-        self.seconds += time.monotonic() - began
+        self.seconds += time.monotonic() - started
         return {
             "step": self.step,
             "loss": losses,
@@ -108,172 +115,165 @@ class TrainingRun:
             "seconds": self.seconds,
         }
 
-    def _choose(self, journal: MetricsLog) -> None:
-        """Evaluates on validation rows; the best step's parameters are kept."""
-        self.evaluate(journal)
-        if self.choice.see(self.step, self.metrics):
-            tensors = pack_state(self.trainee.parameters)
-            if self.group.first:
-                self.states.keep(self.step, tensors)
+    def _backward(self, name: str, counts: dict[str, int]) -> float:
+        """The loss of one signal on this process's rows. Its gradients are added to the parameters,
+        its tokens to `counts` (`fed`: those that went through the model)."""
+        objective, data, trainable = self.recipe.signals[name], self.data[name], self.trainable
+        total = 0.0
+        parts = self.group.micro_batches(data.order.rows(self.step), self.recipe.accumulate)
+        for number, (rows, share) in enumerate(parts, self.group.rank * len(parts)):
+            # Every micro-batch seeds itself, so a resumed run has no random state to restore.
+            seed_everything(derive_seed("step", self.recipe.seed, self.step, number))
+            batch = data.train.batch(rows).to(self.device)
+            # The objective reads the signal at the positions that its loss needs. The first read
+            # runs the base without a graph, and the stream on the captured activations with one.
+            loss = objective.loss(trainable.reader(name), batch)
+            kl = trainable.kl_to_base(batch)
+            penalty = 0.0 if kl is None else trainable.kl_weight * kl.mean()
+            (share * (objective.weight * loss + penalty)).backward()
+            total += share * loss.item()
+            if share:
+                counts["tokens"] += batch.tokens
+                counts["fed"] += trainable.forwarded_tokens(batch)
+        return total
 
-    def _finish(self, journal: MetricsLog, write: WriteFolder) -> None:
-        """The parameters of the best step, or of the last; their figures on test data."""
-        at = self.step
-        if self.choice.step is not None:
-            at = self.choice.step
-            self.group.wait()  # until the first has written it
-            with self.states.being_read(kept=at):
-                unpack_state(self.states.kept(at), self.trainee.parameters)
-            stopped = " (no better one since)" if self.choice.stopped else ""
+    def _all_reduce(self, losses: dict[str, float], counts: dict[str, int]) -> None:
+        """Sums losses, counts and gradients over the processes, so that they are the batch's."""
+        if self.group.size == 1:
+            return
+        for parameter in self.trainable.parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        # The backward pass has already summed the gradients of sharded parameters.
+        gradients = [
+            p.grad
+            for p in self.trainable.parameters.values()
+            if p.grad is not None and not isinstance(p.grad, DTensor)
+        ]
+        numbers = torch.tensor([*losses.values(), *counts.values()], device=self.device)
+        self.group.all_reduce([*gradients, numbers])
+        sums = numbers.tolist()
+        losses.update(zip(losses, sums[: len(losses)], strict=True))
+        counts.update(zip(counts, map(round, sums[len(losses) :]), strict=True))
+
+    def _evaluate_and_keep_best(self, log: MetricsLog) -> None:
+        """Evaluates on validation rows, and keeps the parameters if they are the best so far."""
+        self.evaluate(log)
+        if self.early_stopping.update(self.step, self.metrics):
+            tensors = pack_state(self.trainable.parameters)
+            if self.group.is_first:
+                self.states.save_best(self.step, tensors)
+
+    def _finish(self, log: MetricsLog, write: WriteFolder) -> None:
+        """Restores the best step if one was chosen, evaluates on test data, writes the folder."""
+        best = self.early_stopping.best_step
+        if best is not None:
+            self.group.barrier()  # until the first process has written it
+            with self.states.reading_errors(best_step=best):
+                unpack_state(self.states.load_best(best), self.trainable.parameters)
+            stopped = " (no better one since)" if self.early_stopping.should_stop else ""
             say(
-                f"of {self.step} steps the best is {at}{stopped}: {self.recipe.best} "
-                f"{self.choice.figure:.4f} on validation rows"
+                f"of {self.step} steps the best is {best}{stopped}: {self.recipe.best} "
+                f"{self.early_stopping.best_value:.4f} on validation rows"
             )
-        self.evaluate(journal, last=True)
-        write(at, self.metrics)
+        self.evaluate(log, last=True)
+        write(self.step if best is None else best, self.metrics)
 
-    def evaluate(self, journal: MetricsLog, *, last: bool = False) -> None:
-        """Held-out figures of every signal that has such data: test data; but validation rows,
-        where there are any, as long as training goes on."""
-        began = time.monotonic()
+    def evaluate(self, log: MetricsLog, *, last: bool = False) -> None:
+        """Metrics of every signal with held-out rows: test rows at the end; before that validation
+        rows, where there are any."""
+        started = time.monotonic()
         self.metrics = {}
         for name, objective in self.recipe.signals.items():
-            material = self.material[name]
-            held_out = material.test if last else material.validation or material.test
+            data = self.data[name]
+            held_out = data.test if last else data.validation or data.test
             if held_out is not None:
                 self.metrics[name] = evaluate(
                     objective,
-                    self.trainee.signals[name],
-                    self.trainee.reader(name),
+                    self.trainable.signals[name],
+                    self.trainable.reader(name),
                     held_out,
                     objective.batch_size or self.recipe.batch_size,
                     self.device,
                     self.group,
-                    self.trainee.drift,
+                    self.trainable.kl_to_base,
                 )
-        for name, figures in self.metrics.items():
-            told = ", ".join(f"{what} {value.mean:.3f}" for what, value in figures.items())
-            say(f"step {self.step}: {name} {told}")
-        journal.append(
+        for name, metrics in self.metrics.items():
+            means = ", ".join(f"{metric} {value.mean:.3f}" for metric, value in metrics.items())
+            say(f"step {self.step}: {name} {means}")
+        log.append(
             {
                 "step": self.step,
                 "evaluation": {
                     n: {w: vars(v) for w, v in f.items()} for n, f in self.metrics.items()
                 },
-                "evaluation_seconds": time.monotonic() - began,
+                "evaluation_seconds": time.monotonic() - started,
             }
         )
 
     def save(self) -> None:
-        notes = {
+        metadata = {
             "step": self.step,
             "seconds": self.seconds,
-            "guard": self.guard.notes(),
-            "choice": self.choice.notes(),
-            "done": self.step == self.recipe.steps or self.choice.stopped,
+            "guard": self.guard.state_dict(),
+            "choice": self.early_stopping.state_dict(),
+            "done": self.step == self.recipe.steps or self.early_stopping.should_stop,
             "identity": self.identity,
         }
-        tensors = pack_state(self.trainee.parameters, self.optimiser)
-        if self.group.first:
-            self.states.save(self.step, tensors, notes, self.choice.step)
+        tensors = pack_state(self.trainable.parameters, self.optimiser)
+        if self.group.is_first:
+            self.states.save(self.step, tensors, metadata, self.early_stopping.best_step)
 
     def resume(self) -> None:
-        """Goes on from the newest state; a run that was killed before its first one begins."""
+        """Continues from the newest state. A run that was killed before its first state starts
+        again."""
         state = self.states.load()
         if state is None:
             return
-        with self.states.being_read():
-            unpack_state(state.tensors, self.trainee.parameters, self.optimiser)
-            self.guard.recall(state.notes["guard"])
-            self.choice.recall(state.notes["choice"])
-            self.step, self.seconds = state.step, float(state.notes["seconds"])
+        with self.states.reading_errors():
+            unpack_state(state.tensors, self.trainable.parameters, self.optimiser)
+            self.guard.load_state_dict(state.metadata["guard"])
+            self.early_stopping.load_state_dict(state.metadata["choice"])
+            self.step, self.seconds = state.step, float(state.metadata["seconds"])
 
-    def _due(self, every: int) -> bool:
+    def _is_due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
 
 
-def backward(run: TrainingRun) -> tuple[dict[str, float], dict[str, int]]:
-    """Losses of the step's batches by signal, and how many `tokens` they have and were `fed`; the
-    gradients are left in the parameters."""
-    losses, counts = {}, {"tokens": 0, "fed": 0}
-    for name in run.recipe.signals:
-        losses[name] = _signal_loss(run, name, counts)
-    _all_reduce(run, losses, counts)
-    return losses, counts
-
-
-def _signal_loss(run: TrainingRun, name: str, counts: dict[str, int]) -> float:
-    """Loss of this process's rows."""
-    objective, material = run.recipe.signals[name], run.material[name]
-    total = 0.0
-    parts = run.group.parts(material.order.rows(run.step), run.recipe.accumulate)
-    for number, (rows, share) in enumerate(parts, run.group.rank * len(parts)):
-        # Nothing random is carried from step to step, so a resumed run has nothing to restore;
-        # what an objective draws differs from part to part.
-        seed_everything(derive_seed("step", run.recipe.seed, run.step, number))
-        batch = material.train.batch(rows).to(run.device)
-        loss = objective.loss(run.trainee.reader(name), batch)
-        drift = run.trainee.drift(batch)
-        kept = 0.0 if drift is None else run.trainee.drift_weight * drift.mean()
-        (share * (objective.weight * loss + kept)).backward()
-        total += share * loss.item()
-        if share:
-            counts["tokens"] += batch.tokens
-            counts["fed"] += run.trainee.fed(batch)
-    return total
-
-
-def _all_reduce(run: TrainingRun, losses: dict[str, float], counts: dict[str, int]) -> None:
-    """Losses, counts and gradients become those of the whole batch."""
-    if run.group.size == 1:
-        return
-    for parameter in run.trainee.parameters.values():
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    # Gradients in shards have been added up by the backward pass itself.
-    gradients = [
-        p.grad
-        for p in run.trainee.parameters.values()
-        if p.grad is not None and not isinstance(p.grad, DTensor)
-    ]
-    told = torch.tensor([*losses.values(), *counts.values()], device=run.device)
-    run.group.add([*gradients, told])
-    summed = told.tolist()
-    losses.update(zip(losses, summed[: len(losses)], strict=True))
-    counts.update(zip(counts, map(round, summed[len(losses) :]), strict=True))
-
-
 def activation_bytes(run: TrainingRun) -> int:
-    """Bytes that the longest rows' forward keeps for the backward pass, each storage once; a run
-    that does not fit fails here. The parameters themselves are not counted."""
+    """Bytes that a forward keeps for its backward pass, on the longest rows; each storage counts
+    once, parameters do not count. A run that needs too much memory fails here, before step 1."""
     return max(_saved_bytes(run, name) for name in run.recipe.signals)
 
 
 def _saved_bytes(run: TrainingRun, name: str) -> int:
-    objective, data = run.recipe.signals[name], run.material[name].train
+    objective, data = run.recipe.signals[name], run.data[name].train
     rows = (objective.batch_size or run.recipe.batch_size) // run.recipe.accumulate
     longest = sorted(range(len(data.lengths)), key=lambda row: -data.lengths[row])
     batch = data.batch(longest[: max(1, rows // run.group.size)]).to(run.device)
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def record(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     seed_everything(run.recipe.seed)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = objective.loss(run.trainee.reader(name), batch)
-    # Quantised weights are made of other tensors, and no graph holds them.
-    plain = [p for p in map(local_shard, run.trainee.model.parameters()) if not made_of_others(p)]
-    weights = {parameter.untyped_storage().data_ptr() for parameter in plain}
-    # The graph lives up to here, so that no two storages had one address.
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+        loss = objective.loss(run.trainable.reader(name), batch)
+    # Quantised weights wrap other tensors. No graph saves them.
+    weights = {
+        parameter.untyped_storage().data_ptr()
+        for parameter in map(local_shard, run.trainable.model.parameters())
+        if not is_wrapper_tensor(parameter)
+    }
+    # The graph is kept alive up to here, so that no two storages had the same address.
     del loss
-    return sum(size for place, size in kept.items() if place not in weights)
+    return sum(size for address, size in saved.items() if address not in weights)
 
 
 class PeakMemory:
-    """Memory beyond what was held when it began: of the device, or of this process on a CPU."""
+    """Memory above what was in use at the start: of the device, or of this process on a CPU."""
 
     def __init__(self, device: str) -> None:
         self.device = device if device.startswith("cuda") else None
@@ -286,7 +286,7 @@ class PeakMemory:
             self.before = psutil.Process().memory_info().rss
 
     def bytes(self) -> int:
-        """Gradients and the optimiser's moments included."""
+        """Gradients and the optimiser's moments are included."""
         if self.device:
             return torch.cuda.max_memory_allocated(self.device) - self.before
         import resource

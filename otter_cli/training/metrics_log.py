@@ -1,6 +1,6 @@
-"""Where the figures of a run go: metrics.jsonl always, a tracker on request.
+"""Where the metrics of a run are written: metrics.jsonl always, a tracker on request.
 
-Trackers are TensorBoard, trackio and wandb, each with its own package."""
+Trackers are TensorBoard, trackio and wandb, each from its own package."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _RUN_ID_FILE = "run-id"
 
 
 class Tracker(Protocol):
-    """Takes numbers by name, of steps that never fall but where a run was killed: a resumed one
-    says those after its last state again, and says the same."""
+    """Writes named numbers of a step. Steps ascend, except that a resumed run writes the steps
+    after its last state again, with the same numbers."""
 
     def write(self, values: Mapping[str, float], step: int) -> None: ...
 
@@ -33,7 +33,7 @@ class Tracker(Protocol):
 
 
 class TensorBoardTracker:
-    """Into FOLDER/tensorboard."""
+    """Writes into FOLDER/tensorboard."""
 
     def __init__(self, module: Any, folder: Path, step: int) -> None:
         self.writer = module.SummaryWriter(folder / "tensorboard", purge_step=step + 1)
@@ -47,12 +47,12 @@ class TensorBoardTracker:
 
 
 class TrackioTracker:
-    """Into trackio's own folder (TRACKIO_DIR), or a Space that its environment names."""
+    """Writes into trackio's own folder (TRACKIO_DIR), or to a Space that the environment names."""
 
     def __init__(self, module: Any, folder: Path, step: int) -> None:
         project = os.environ.get("TRACKIO_PROJECT", _PROJECT)
         self.module = module
-        with redirect_stdout(sys.stderr):  # what it says is no part of --json
+        with redirect_stdout(sys.stderr):  # its output is no part of --json
             self.run = module.init(project=project, name=_run_id(folder, step), resume="allow")
 
     def write(self, values: Mapping[str, float], step: int) -> None:
@@ -64,8 +64,8 @@ class TrackioTracker:
 
 
 class WandbTracker:
-    """To its server, or with WANDB_MODE=offline into ./wandb (WANDB_DIR): its links have no place
-    in a checkpoint."""
+    """Writes to its server, or with WANDB_MODE=offline into ./wandb (WANDB_DIR): wandb makes links,
+    which a checkpoint folder must not hold."""
 
     def __init__(self, module: Any, folder: Path, step: int) -> None:
         name = _run_id(folder, step)
@@ -90,7 +90,7 @@ class WandbTracker:
         self.run.finish()
 
 
-# Module, package to install, and what it becomes.
+# Module, package to install, and class.
 TRACKERS: dict[str, tuple[str, str, Callable[[Any, Path, int], Tracker]]] = {
     "tensorboard": ("torch.utils.tensorboard", "tensorboard", TensorBoardTracker),
     "trackio": ("trackio", "trackio", TrackioTracker),
@@ -99,12 +99,12 @@ TRACKERS: dict[str, tuple[str, str, Callable[[Any, Path, int], Tracker]]] = {
 
 
 def check_tracker(name: str) -> None:
-    """Raises OtterError where there is none of that name, or its package is not installed."""
+    """Raises OtterError for an unknown tracker, and where its package is not installed."""
     _tracker_module(name)
 
 
 def open_tracker(name: str, folder: Path, step: int) -> Tracker:
-    """Goes on after `step` in FOLDER's run, or begins one at step 0. Raises OtterError."""
+    """Continues the run in FOLDER after `step`, or starts one at step 0. Raises OtterError."""
     return TRACKERS[name][2](_tracker_module(name), folder, step)
 
 
@@ -122,7 +122,7 @@ def _tracker_module(name: str) -> Any:
 
 
 def _run_id(folder: Path, step: int) -> str:
-    """By which a resumed run is the one that was interrupted."""
+    """The name that a resumed run shares with the interrupted one."""
     file = folder / _RUN_ID_FILE
     if step == 0 or not file.exists():
         file.write_text(f"{folder.parent.name}-{token_hex(4)}")
@@ -130,7 +130,7 @@ def _run_id(folder: Path, step: int) -> str:
 
 
 def drop_records_after(path: Path, step: int) -> None:
-    """Drops what a killed run logged after the state that it now goes on from."""
+    """Drops what a killed run logged after the state from which it resumes."""
     if path.exists():
         lines = read_small_text_file(path, limit=MAX_OWN_FILE_BYTES).splitlines(keepends=True)
         kept = [
@@ -145,23 +145,24 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Records of the steps after `step`. Without a folder it keeps none: another process does."""
+    """Appends records of the steps after `step`. Without a folder (another process writes) it does
+    nothing."""
 
     def __init__(self, folder: Path | None, step: int, *, log: str | None = None) -> None:
         self.lines: JsonLinesWriter | None = None
-        self.sink: Tracker | None = None
+        self.tracker: Tracker | None = None
         if folder is None:
             return
         if log is not None:
-            self.sink = open_tracker(log, folder, step)
+            self.tracker = open_tracker(log, folder, step)
         drop_records_after(folder / METRICS_FILE, step)
         self.lines = JsonLinesWriter(folder / METRICS_FILE)
 
     def append(self, record: dict[str, Any]) -> None:
         if self.lines is not None:
             self.lines.append(record)
-        if self.sink is not None:
-            self.sink.write(dict(_scalars(record)), record["step"])
+        if self.tracker is not None:
+            self.tracker.write(dict(_scalars(record)), record["step"])
 
     def __enter__(self) -> Self:
         return self
@@ -172,18 +173,18 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for opened in (self.lines, self.sink):
+        for opened in (self.lines, self.tracker):
             if opened is not None:
                 opened.close()
 
 
 def _scalars(record: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """`loss/reward`, `rate`, `evaluation/reward/accuracy`: of an interval its middle."""
-    found: list[tuple[str, float]] = []
+    """Names such as `loss/reward`, `rate` and `evaluation/reward/accuracy` (an interval's mean)."""
+    scalars: list[tuple[str, float]] = []
     for key, value in record.items():
         if isinstance(value, Mapping):
             value = {"": value["mean"]} if "mean" in value else value
-            found += [(f"{key}/{n}".rstrip("/"), v) for n, v in _scalars(value)]
+            scalars += [(f"{key}/{n}".rstrip("/"), v) for n, v in _scalars(value)]
         elif key != "step":
-            found.append((key, float(value)))
-    return found
+            scalars.append((key, float(value)))
+    return scalars

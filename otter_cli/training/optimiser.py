@@ -1,7 +1,7 @@
 """The optimiser (AdamW, or Muon with it), the learning-rate schedule, clipping, and the guard.
 
-The rate is a function of the step alone. The guard stops a run that goes wrong, names the tensor,
-and leaves the last good state."""
+The learning rate is a function of the step alone. The guard stops a run that goes wrong and names
+the tensor; the last good state stays on disk."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from torch import Tensor, nn
 
 from otter_cli.core.errors import CheckFailed
 from otter_cli.training.recipe import Recipe
-from otter_cli.training.sharding import local_shard
-from otter_cli.training.sharding import tensor_norms as norms_of
+from otter_cli.training.sharding import local_shard, tensor_norms
 
-# Where a decaying schedule ends, as a share of the peak.
+# The learning rate at the end of a decaying schedule, as a share of the peak.
 _FINAL_SHARE = 0.1
 
 
 class CombinedOptimiser:
-    """Several optimisers as one, each with parameters of its own."""
+    """Several optimisers as one. Each parameter belongs to one of them."""
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
         self.parts = parts
@@ -34,7 +33,7 @@ class CombinedOptimiser:
 
     @property
     def state(self) -> dict[Tensor, dict[str, Tensor]]:
-        """What each parameter's own optimiser remembers of it: written to, it remembers that."""
+        """The state of each parameter, in its own optimiser: changes to it take effect there."""
         return {
             parameter: part.state[parameter]
             for part in self.parts
@@ -52,9 +51,9 @@ class CombinedOptimiser:
 
 
 def make_optimiser(parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> CombinedOptimiser:
-    """Weight decay for matrices only: norms and biases have a scale to keep, embeddings and
-    unseen tokens would be pulled to zero. Muon takes the stream's matrices, with updates as large
-    as AdamW's (arXiv 2502.16982, 2.2), and leaves it the rest."""
+    """AdamW; or Muon for the stream's matrices, with updates as large as AdamW's (arXiv 2502.16982,
+    2.2), and AdamW for the rest. Weight decay is for matrices alone: it would pull the scale of
+    norms and biases, and the embeddings of unseen tokens, to zero."""
     decayed = {name: p for name, p in parameters.items() if p.ndim > 1 and "embed" not in name}
     rest = [p for name, p in parameters.items() if name not in decayed]
     rate, decay = recipe.learning_rate, recipe.weight_decay
@@ -70,10 +69,9 @@ def make_optimiser(parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> Co
         {"params": list(decayed.values()), "weight_decay": decay},
         {"params": rest, "weight_decay": 0.0},
     ]
-    kept = [group for group in groups if group["params"]]
-    return CombinedOptimiser(
-        [*parts, *([torch.optim.AdamW(kept, rate, fused=True)] if kept else [])]
-    )
+    if groups := [group for group in groups if group["params"]]:
+        parts.append(torch.optim.AdamW(groups, rate, fused=True))
+    return CombinedOptimiser(parts)
 
 
 def set_learning_rate(optimiser: CombinedOptimiser, rate: float) -> None:
@@ -90,15 +88,15 @@ def learning_rate_at(step: int, recipe: Recipe) -> float:
     return recipe.learning_rate * (_FINAL_SHARE + (1 - _FINAL_SHARE) * left[recipe.schedule])
 
 
-# Every tensor must have had a gradient by then: an initialisation with zeros opens up in three.
+# Every tensor must have had a gradient by then. Tensors behind a zero output get one in 3 steps.
 GRADIENT_STEPS = 20
-# Losses are compared as means over so many steps.
+# Losses are compared as means over this many steps.
 _WINDOW = 10
 _EXPLOSION_FACTOR = 10.0
 
 
 class TrainingGuard:
-    """Looks at losses and gradients of each step, before the parameters move."""
+    """Checks the loss and the gradients of each step, before the optimiser uses them."""
 
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], gradient_free: frozenset[str] = frozenset()
@@ -109,11 +107,12 @@ class TrainingGuard:
         self.recent: deque[float] = deque(maxlen=_WINDOW)
 
     def check(self, step: int, loss: float) -> tuple[list[Tensor], float]:
-        """The gradients and their norm. Raises CheckFailed for values that are not finite, a loss
-        that explodes, and tensors that no gradient reaches."""
+        """Returns the gradients and their common norm. Raises CheckFailed for values that are not
+        finite, a loss that explodes, and parameters whose gradient is still zero after
+        `GRADIENT_STEPS`."""
         names = list(self.parameters)
         whole = [_gradient_or_zeros(parameter) for parameter in self.parameters.values()]
-        norms, gradients = norms_of(whole), [local_shard(gradient) for gradient in whole]
+        norms, gradients = tensor_norms(whole), [local_shard(gradient) for gradient in whole]
         total = norms.norm().item()
         if not (isfinite(loss) and isfinite(total)):
             broken = [names[i] for i in (~norms.isfinite()).nonzero().flatten().tolist()]
@@ -136,23 +135,23 @@ class TrainingGuard:
 
     def _watch_gradients(self, step: int, names: list[str], norms: Tensor) -> None:
         if self.pending:
-            reached = (norms > 0).tolist()
-            self.pending -= {name for name, fine in zip(names, reached, strict=True) if fine}
+            nonzero = (norms > 0).tolist()
+            self.pending -= {name for name, reached in zip(names, nonzero, strict=True) if reached}
         if self.pending and step + 1 == GRADIENT_STEPS:
             raise CheckFailed(
                 f"after {GRADIENT_STEPS} steps no gradient has reached "
                 + _first_and_count(sorted(self.pending)),
-                hint="it would stay as it is: another --init, or an insertion without that part",
+                hint="it would never change: graft with another --init, or without that part",
             )
 
-    def notes(self) -> dict[str, Any]:
-        """What a resumed run must know to judge as this one would have."""
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to decide as this one would."""
         return {"pending": sorted(self.pending), "first": self.first, "recent": list(self.recent)}
 
-    def recall(self, notes: Mapping[str, Any]) -> None:
-        self.pending = set(notes["pending"])
-        self.first = list(notes["first"])
-        self.recent.extend(notes["recent"])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.pending = set(state["pending"])
+        self.first = list(state["first"])
+        self.recent.extend(state["recent"])
 
 
 def clip_gradients(gradients: list[Tensor], norm: float, limit: float) -> None:

@@ -40,48 +40,43 @@ BASELINE_NAMES: tuple[str, ...] = get_args(BaselineName)
 
 
 class BaselineSettings(StrictConfig):
-    """What a baseline does otherwise than the insertion; data, steps and batches are equal."""
+    """What differs from the insertion's training. Data, steps and batches are the same."""
 
     learning_rate: PositiveFloat | None = None
 
 
 class ProbeSettings(BaselineSettings):
-    """`reads`: the states after each layer, or attention outputs and FFN activations within."""
+    """`reads`: the states after each layer, or the attention outputs and FFN activations."""
 
     reads: Literal["states", "branches"] = "states"
 
 
 class LoraSettings(BaselineSettings):
-    """`rank` of every linear layer's update."""
+    """`rank` of the update of every linear layer."""
 
     rank: PositiveInt = 8
 
 
 class LoraProbeSettings(LoraSettings):
-    """`kl`: the weight of the KL to the base's own next tokens, nats a token."""
+    """`kl`: the weight of the KL to the base's next-token distribution, nats a token."""
 
     kl: NonNegativeFloat = 0.1
 
 
 class SmallSettings(BaselineSettings):
-    """`layers` of the base that the small model begins as, from the first."""
+    """`layers`: the number of the base's first layers that the small model starts from."""
 
     layers: PositiveInt = 2
 
 
 class WideSettings(BaselineSettings):
-    """`width` of each head; by default as many parameters in all as the graft has."""
+    """`width` of each head. By default the heads have as many parameters as the graft."""
 
     width: PositiveInt | None = None
 
 
 class AllBaselineSettings(StrictConfig):
-    """`head`: heads on the frozen final state; `probe`: gated linear over all layers; `branch`: a
-    copy of the last layer, trained, on the frozen others; `lora`: low-rank updates of a copy;
-    `lora_probe`: of the generator itself, whose text drifts;
-    `small`: a copy of the first layers; `separate`: a full copy of the base with a head; `wide`:
-    wide heads for future tokens, or a wider cell; `language_model`: the base with low-rank
-    updates, whose logits are action values."""
+    """docs/method.md, "Comparators", says what each baseline trains."""
 
     head: BaselineSettings = BaselineSettings()
     probe: ProbeSettings = ProbeSettings()
@@ -95,34 +90,35 @@ class AllBaselineSettings(StrictConfig):
 
 
 def check_early_stopping(recipe: Recipe) -> None:
-    """Raises OtterError where `best` or `patience` lacks what it needs."""
+    """Raises OtterError where `best` or `patience` lacks another key that it needs."""
     if recipe.best is None:
         if recipe.patience is not None:
             raise OtterError(
-                "patience is without best", hint="say by which figure: best: SIGNAL/METRIC"
+                "patience is set without best",
+                hint="name the metric that decides: best: SIGNAL/METRIC",
             )
         return
     signal = recipe.best.partition("/")[0]
     if signal not in recipe.signals:
         raise OtterError(
-            f"best: {recipe.best!r} is of no signal that is trained",
+            f"best: {recipe.best!r} names no signal that is trained",
             hint=f"SIGNAL/METRIC, of {', '.join(recipe.signals)}",
         )
     if recipe.signals[signal].validation is None:
         raise OtterError(
             f"best: signals.{signal} has no validation rows to choose by",
-            hint="validation: 0.05 sets some training rows aside; chosen by the test data, its "
-            "figures would flatter",
+            hint="validation: 0.05 sets some training rows aside; chosen by test rows, the figures "
+            "would be too good",
         )
     if not recipe.evaluate_every:
         raise OtterError("best without evaluate_every", hint="for example evaluate_every: 50")
 
 
 class Recipe(StrictConfig):
-    """Each step takes `batch_size` pairs, texts or blocks of every signal, all processes together,
-    in `accumulate` passes where memory is short.
+    """Each step takes `batch_size` pairs, texts or blocks of every signal, over all processes
+    together. `accumulate` divides them into that many passes, which saves memory.
 
-    Lengths are in tokens; `clip` bounds the norm of the whole gradient.
+    Lengths are in tokens. `clip` bounds the norm of the whole gradient.
     """
 
     steps: PositiveInt
@@ -132,8 +128,8 @@ class Recipe(StrictConfig):
     accumulate: PositiveInt = 1
     max_length: int = Field(default=512, ge=8)
     allow_truncation: float = Field(default=0.05, ge=0, le=1)
-    # The frozen base's weights in memory; the folder keeps the file's, and signals trained beside
-    # these are read beside those.
+    # How the frozen base's weights are held in memory. The file keeps its own weights, and signals
+    # are read beside these later.
     quantize: Literal["int8", "nf4"] | None = None
     optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: PositiveFloat = 1e-3
@@ -141,15 +137,15 @@ class Recipe(StrictConfig):
     warmup: NonNegativeInt = 10
     weight_decay: NonNegativeFloat = 0.01
     clip: PositiveFloat = 1.0
-    # 0: at the end only.
+    # 0: at the end alone.
     evaluate_every: NonNegativeInt = 0
     save_every: PositiveInt = 50
-    # SIGNAL/METRIC: the parameters of the evaluation that was best by it are kept, and training
-    # stops after `patience` evaluations without a better one.
+    # SIGNAL/METRIC: the parameters of the best evaluation by this metric are kept. Training stops
+    # after `patience` evaluations without a better one.
     best: str | None = None
     patience: PositiveInt | None = None
     baselines: AllBaselineSettings = AllBaselineSettings()
-    # Where its data files are looked for first. No part of what is asked for.
+    # Where data files are looked for first. It is no part of the recipe itself.
     _data_folder: Path | None = PrivateAttr(default=None)
 
     @property
@@ -160,17 +156,17 @@ class Recipe(StrictConfig):
         return sha256_json(self.model_dump(mode="json"))
 
     def only(self, names: Sequence[str] | None) -> Recipe:
-        """The same recipe for some of its signals; None is all. Raises OtterError."""
+        """The recipe with some of its signals alone; None: all. Raises OtterError."""
         for name in names or ():
             if name not in self.signals:
                 raise OtterError(
                     f"the recipe has no signal {name!r}", hint=f"it has {', '.join(self.signals)}"
                 )
-        kept = {n: o for n, o in self.signals.items() if names is None or n in names}
-        return self.model_copy(update={"signals": kept})
+        signals = {n: o for n, o in self.signals.items() if names is None or n in names}
+        return self.model_copy(update={"signals": signals})
 
     def for_baseline(self, baseline: BaselineName | None) -> Recipe:
-        """The same recipe with what it says of a baseline."""
+        """The recipe with the settings that it has for a baseline."""
         settings = (
             getattr(self.baselines, baseline.replace("-", "_")) if baseline else BaselineSettings()
         )
@@ -181,10 +177,10 @@ class Recipe(StrictConfig):
 def load_recipe(
     path: str | Path, overrides: Sequence[str] = (), *, data: Path | None = None
 ) -> Recipe:
-    """Reads a recipe; `overrides` such as `steps=50` or `signals.reward.train.limit=100` count
-    more than the file. Data files are looked for in `data`, by default beside the recipe.
+    """Reads a recipe. `overrides` such as `steps=50` or `signals.reward.train.limit=100` replace
+    values of the file. Data files are looked for in `data`, by default beside the recipe.
 
-    Raises OtterError with the place of what is wrong.
+    Raises OtterError with the place of the fault.
     """
     values = _parse_mapping(read_small_text_file(path), str(path))
     recipe = recipe_from_values(values, overrides, str(path))
@@ -193,8 +189,8 @@ def load_recipe(
 
 
 def recipe_from_values(values: dict[str, Any], overrides: Sequence[str], source: str) -> Recipe:
-    """The recipe that `values` hold, after the overrides, which change `values` too. Raises
-    OtterError that names `source` and the place of what is wrong."""
+    """The recipe in `values`, after the overrides, which are written into `values`. Raises
+    OtterError with `source` and the place of the fault."""
     for override in overrides:
         _apply_override(values, override)
     try:

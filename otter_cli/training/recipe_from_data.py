@@ -1,6 +1,6 @@
 """A recipe from a data file: the objective, and sizes that fit the data and the base.
 
-What is chosen is printed, and can be saved and edited: the defaults are a beginning."""
+The choices are printed. The recipe can be saved and edited."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from otter_cli.signals.config import SignalConfig
 from otter_cli.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from otter_cli.training.objectives.objective import Objective
+    from otter_cli.data.tables import TableLike
+    from otter_cli.training.objectives.objective import DataSource, Objective
 
 
 DataKind = Literal["pairs", "labels", "texts"]
 
-# Which objective trains a signal of a kind on such data. Values are read while a text is written,
-# so every prefix is trained, and not the end alone.
+# The objective by form of data and kind of signal. Values are read while a text is being written,
+# so every prefix is trained, not the end alone.
 _OBJECTIVES: Mapping[DataKind, Mapping[str, dict[str, Any]]] = {
     "pairs": {
         "value": {"objective": "bradley-terry", "positions": "every"},
@@ -37,14 +38,14 @@ _OBJECTIVES: Mapping[DataKind, Mapping[str, dict[str, Any]]] = {
     },
     "texts": {"future": {"objective": "future-tokens"}},
 }
-_BLOCK_TOKENS = 256  # tokens of a block of plain text
+_BLOCK_TOKENS = 256  # of a block of plain text
 _MAX_LENGTH = 1024
 _TOKENS_PER_STEP = 2048
 _TOTAL_TOKENS = 400_000
-_MAX_EPOCHS = 4  # over the data, at most
+_MAX_EPOCHS = 4
 _STEP_RANGE = (30, 1000)
-_FEW_ROWS = 20  # rows; of fewer none is held out
-_LENGTH_SAMPLE = 2000  # rows whose lengths are looked at
+_FEW_ROWS = 20  # with fewer rows none is held out
+_LENGTH_SAMPLE = 2000  # rows whose lengths are measured
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class DataFile:
     chat: bool | None = None
     eos: bool = True
     limit: int | None = None
-    # Instead of rows that are held out.
+    # A file of test rows. Without it some rows are held out.
     test: Path | None = None
 
 
@@ -75,12 +76,12 @@ def recipe_from_data(
     `positions` and `width` are the base's. Raises OtterError where no signal fits the data.
     """
     fitting = trainable_signals(data.kind, signals)
-    data = _with_chat(data, fitting[0], tokenizer)
-    sections = {s.name: _signal_section(data, s) for s in fitting}
     first = fitting[0]
-    trial = Recipe.model_validate({"steps": 1, "signals": {first.name: sections[first.name]}})
-    objective = trial.signals[first.name]
-    rows = _read_rows(objective, first, tokenizer)
+    data = _with_chat(data, first, tokenizer)
+    sections = {s.name: _signal_section(data, s) for s in fitting}
+    objective = _objective(sections[first.name], first)
+    table, source = _table_and_source(objective, first)
+    rows = list(objective.read_rows(source, source.rendered_table(table, tokenizer), first))
     if len(rows) < _FEW_ROWS and data.test is None:
         say(f"{len(rows)} rows are few: none is held out, so nothing says how well it works")
         for section in sections.values():
@@ -106,9 +107,9 @@ def trainable_signals(kind: DataKind, signals: Sequence[SignalConfig]) -> list[S
     fitting = [s for s in signals if s.kind in _OBJECTIVES[kind]]
     if not fitting:
         kinds = ", ".join(_OBJECTIVES[kind])
-        own = ", ".join(f"{s.name} ({s.kind})" for s in signals) or "none"
+        present = ", ".join(f"{s.name} ({s.kind})" for s in signals) or "none"
         raise OtterError(
-            f"--{kind} trains signals of kind {kinds}; the graft has: {own}",
+            f"--{kind} trains signals of kind {kinds}; the graft has: {present}",
             hint=f"graft with --signal {_example_signal(kind)}",
         )
     return fitting
@@ -116,7 +117,7 @@ def trainable_signals(kind: DataKind, signals: Sequence[SignalConfig]) -> list[S
 
 def graft_learning_rate(width: int) -> float:
     """The learning rate of inserted tensors, by the base's hidden width: 1e-3 up to 1,024, and
-    less in proportion above (Adam's steps add up over a wider sum)."""
+    less in proportion above, where Adam's steps add up over a wider sum."""
     return float(f"{1e-3 * min(1.0, 1024 / width):.1e}")
 
 
@@ -126,25 +127,21 @@ def full_learning_rate(width: int) -> float:
 
 
 def _with_chat(data: DataFile, signal: SignalConfig, tokenizer: Any) -> DataFile:
-    """Prompts with answers are dialogues where the base has a chat template; messages always."""
+    """With a chat template, prompts with answers are dialogues. Messages always are."""
     if data.chat is not None or not getattr(tokenizer, "chat_template", None):
         return data
-    trial = Recipe.model_validate(
-        {"steps": 1, "signals": {signal.name: _signal_section(data, signal)}}
-    )
-    source = trial.signals[signal.name].sources[0]
-    source = source.resolved(sample_rows(source.table(None)), signal)
-    if source.context is None:
+    _, source = _table_and_source(_objective(_signal_section(data, signal), signal), signal)
+    if source.prompt_column is None:
         return data
     say(
-        f"{source.context!r} is the user's message, in the base's chat template; "
+        f"{source.prompt_column!r} is the user's message, in the base's chat template; "
         "--raw trains on plain text"
     )
     return replace(data, chat=True)
 
 
 def _signal_section(data: DataFile, signal: SignalConfig) -> dict[str, Any]:
-    # Copied: YAML would write a list that two sections share as an anchor and a reference to it.
+    # A copy: YAML would write a list that two sections share as an anchor and a reference.
     source: dict[str, Any] = {"path": str(data.path), **deepcopy(dict(data.columns))}
     if data.chat is not None:
         source["chat"] = data.chat
@@ -169,7 +166,7 @@ def _sizes(
         lengths = list(objective.encode(rows, tokenizer, block).lengths)
         batch = max(1, _TOKENS_PER_STEP // block)
         return {"steps": _steps(batch, block, lengths), "batch_size": batch, "max_length": block}
-    # Of a large file a sample tells the lengths.
+    # In a large file a sample of the rows gives the lengths.
     part = rows[:: max(1, len(rows) // _LENGTH_SAMPLE)]
     lengths = list(objective.encode(part, tokenizer, max_length=2**31).lengths)
     if not lengths:
@@ -192,16 +189,20 @@ def _sizes(
 
 
 def _steps(batch: int, tokens: float, rows: Sequence[Any]) -> int:
-    """A budget of tokens, and a few passes over the rows at most."""
-    wanted = min(_TOTAL_TOKENS / (batch * tokens), _MAX_EPOCHS * len(rows) / batch)
-    return int(min(max(wanted, _STEP_RANGE[0]), _STEP_RANGE[1]))
+    """The steps that use the budget of tokens, within a few epochs."""
+    steps = min(_TOTAL_TOKENS / (batch * tokens), _MAX_EPOCHS * len(rows) / batch)
+    return int(min(max(steps, _STEP_RANGE[0]), _STEP_RANGE[1]))
 
 
-def _read_rows(objective: Objective, signal: SignalConfig, tokenizer: Any) -> list[Any]:
-    source = objective.sources[0]
-    table = source.table(None)
-    source = source.resolved(sample_rows(table), signal)
-    return list(objective.rows(source, source.place(table, tokenizer), signal))
+def _objective(section: Mapping[str, Any], signal: SignalConfig) -> Objective:
+    recipe = Recipe.model_validate({"steps": 1, "signals": {signal.name: section}})
+    return recipe.signals[signal.name]
+
+
+def _table_and_source(objective: Objective, signal: SignalConfig) -> tuple[TableLike, DataSource]:
+    """The training table, and its source with all columns named."""
+    table = objective.train.table(None)
+    return table, objective.train.with_default_columns(sample_rows(table), signal)
 
 
 def _example_signal(kind: DataKind) -> str:

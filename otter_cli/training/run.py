@@ -1,6 +1,7 @@
-"""`train`: a folder and a recipe in, a trained folder out.
+"""`train`: a folder and a recipe in, a trained folder out. `find_rate`: a learning rate for it.
 
-Everything that can be refused is refused before a model is loaded."""
+Everything that can be refused is refused before a model is loaded. Torch is imported late: recipes
+and rows are refused without it."""
 
 from __future__ import annotations
 
@@ -11,10 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from otter_cli.checkpoint.gguf.header import refuse_gguf
 from otter_cli.core.atomic import refuse_overlap, writer_lock
 from otter_cli.core.console import say, warn
-from otter_cli.core.errors import OtterError
+from otter_cli.core.errors import CheckFailed, OtterError
 from otter_cli.core.formatting import bytes_text
 from otter_cli.core.intervals import Interval
 from otter_cli.core.process import keep_freed_memory
@@ -32,21 +35,22 @@ from otter_cli.training.recipe import BaselineName, Recipe, check_early_stopping
 from otter_cli.training.signal_data import (
     SignalData,
     graft_signals,
-    load_graft_tokenizer,
     load_signal_data,
     prepare_signal_data,
 )
 from otter_cli.training.state import StateFolder, check_same_run, refuse_unfinished, run_identity
 
 if TYPE_CHECKING:
-    from otter_cli.training.loop import Metrics
+    from otter_cli.training.loop import Metrics, TrainingRun
     from otter_cli.training.sharding import ShardedInsertions
     from otter_cli.training.trainable import Trainable
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """`signals`: held-out figures by signal and metric; `seconds`: of the steps, resumed or not."""
+    """`signals`: metrics on held-out rows by signal and metric. `seconds`: of all steps, those
+    before a resumption included. `memory` in bytes: `activations` that a step saves for its
+    backward pass, and `peak` above the weights."""
 
     folder: Path
     signals: dict[str, dict[str, Interval]]
@@ -54,15 +58,15 @@ class TrainResult:
     seconds: float
     trained_parameters: int
     data: dict[str, Any]
-    # Bytes: `activations` of a step's graph, and `peak` above the weights.
     memory: dict[str, int]
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How a run is carried out; none of it moves a parameter. `resume` goes on from the last saved
-    state, if any; `restart` drops an unfinished run. `shard`: each process holds a part of the
-    frozen base and of the insertion. `log`: tensorboard, trackio or wandb, beside metrics.jsonl."""
+    """How a run is carried out, without an effect on the parameters. `resume` continues from the
+    last saved state, if any; `restart` drops an unfinished run. `shard`: each process holds a part
+    of the frozen base and of the insertion. `log`: tensorboard, trackio or wandb, beside
+    metrics.jsonl."""
 
     resume: bool = False
     restart: bool = False
@@ -78,15 +82,15 @@ def train(
     *,
     baseline: BaselineName | None = None,
     to: Path | None = None,
-    **changed: Any,
+    **changes: Any,
 ) -> TrainResult:
-    """Trains the recipe's signals of a grafted folder, or a baseline for it into `to`; `changed`
-    are single options. Under torchrun its processes share the batches.
+    """Trains the recipe's signals of a grafted folder, or a baseline for it into `to`. `changes`
+    are single options. The processes that torchrun starts share the batches.
 
     Raises OtterError for bad input, CheckFailed when a guard stops it, KeyboardInterrupt after
     Ctrl-C.
     """
-    options = replace(options or TrainOptions(), **changed)
+    options = replace(options or TrainOptions(), **changes)
     target = _target_folder(folder, baseline, to, options.resume)
     recipe = recipe.for_baseline(baseline)
     check_early_stopping(recipe)
@@ -101,70 +105,75 @@ def train(
     states = StateFolder(target)
     if not (options.resume or options.restart):
         refuse_unfinished(states)
-    # Before hours of training on a base that is not the one that was grafted.
-    open_graft(folder)
-    # Data first: a bad row is told before anything is made or loaded.
-    signals = graft_signals(folder, recipe)
-    tokenizer = load_graft_tokenizer(folder)
-    material = {name: load_signal_data(name, recipe, signals[name], tokenizer) for name in signals}
+    data = _load_data(folder, recipe)
     with join_process_group(options.device) as (group, device):
         from otter_cli.training.baselines import make_trainable
 
-        group.in_turn(partial(prepare_signal_data, material, recipe, folder, device))
+        group.first_then_others(partial(prepare_signal_data, data, recipe, folder, device))
         make = partial(make_trainable, folder, recipe, baseline, to, device)
-        return _run(make, target, recipe, material, replace(options, device=device), group)
+        return _run(make, states, recipe, data, replace(options, device=device), group)
+
+
+def _load_data(folder: Path, recipe: Recipe) -> dict[str, SignalData]:
+    """The data of each signal. The base is checked first, since training on another one than the
+    grafted base takes hours; and a bad row is reported before a model is loaded."""
+    from otter_cli.model.load import load_tokenizer
+
+    open_graft(folder)
+    signals, tokenizer = graft_signals(folder, recipe), load_tokenizer(folder)
+    return {name: load_signal_data(name, recipe, signals[name], tokenizer) for name in signals}
 
 
 def _run(
     make: Callable[[], Trainable],
-    target: Path,
+    states: StateFolder,
     recipe: Recipe,
-    material: dict[str, SignalData],
+    data: dict[str, SignalData],
     options: TrainOptions,
     group: ProcessGroup,
 ) -> TrainResult:
-    # Torch from here on: recipes and rows are refused without it.
     from otter_cli.training.loop import PeakMemory, TrainingRun, activation_bytes
 
-    data = {name: found.record for name, found in material.items()}
-    trainee = group.in_turn(make)
+    records = {name: signal_data.record for name, signal_data in data.items()}
+    identity = run_identity(recipe, records)
+    trainable = group.first_then_others(make)
     shards: ShardedInsertions | None = None
     if options.shard:
-        from otter_cli.training.trainable import shard_trainable
-
-        shards = shard_trainable(trainee, recipe, group, options.device)
-    states, identity = StateFolder(target), run_identity(recipe, data)
+        shards = trainable.shard(recipe, group, options.device)
 
     def write(step: int, metrics: Metrics) -> None:
         if shards is not None:
-            shards.make_whole()
-        if group.first:
-            trainee.write(
-                {n: _training_record(n, recipe, step, data[n], metrics) for n in recipe.signals}
+            shards.unshard()
+        if group.is_first:
+            trainable.write(
+                {n: _training_record(n, recipe, step, records[n], metrics) for n in recipe.signals}
             )
 
     states.path.mkdir(parents=True, exist_ok=True)
-    with writer_lock(states.path) if group.first else nullcontext():
-        run = TrainingRun(trainee, recipe, material, states, identity, options.device, group)
+    with writer_lock(states.path) if group.is_first else nullcontext():
+        run = TrainingRun(trainable, recipe, data, states, identity, options.device, group)
         if options.resume:
             check_same_run(states, identity)
             run.resume()
             if run.step:
                 say(f"going on after step {run.step}")
-        group.wait()
-        if group.first and not options.resume:
+        group.barrier()
+        if group.is_first and not options.resume:
             states.clear()
-        kept, peak = activation_bytes(run), PeakMemory(options.device)
+        saved, peak = activation_bytes(run), PeakMemory(options.device)
         say(
-            f"a step keeps {bytes_text(kept)} of activations for its gradients, on the longest rows"
+            f"a step keeps {bytes_text(saved)} of activations for its gradients, on the longest "
+            "rows"
         )
-        log = states.path if group.first else None
-        with MetricsLog(log, run.step, log=options.log) as journal, keep_freed_memory():
-            run.go(journal, write)
-    count = sum(parameter.numel() for parameter in trainee.parameters.values())
-    memory = {"activations": kept, "peak": peak.bytes()}
+        log_folder = states.path if group.is_first else None
+        with MetricsLog(log_folder, run.step, log=options.log) as log, keep_freed_memory():
+            run.train(log, write)
+    count = sum(parameter.numel() for parameter in trainable.parameters.values())
+    memory = {"activations": saved, "peak": peak.bytes()}
     say(f"peak memory above the weights: {bytes_text(memory['peak'])}")
-    return TrainResult(target, run.metrics, run.step, run.seconds, count, data, memory)
+    return TrainResult(
+        states.path.parent, run.metrics, run.step, run.seconds, count, records, memory
+    )
 
 
 def _target_folder(
@@ -191,13 +200,76 @@ def _target_folder(
 def _training_record(
     name: str, recipe: Recipe, step: int, data: dict[str, Any], metrics: Metrics
 ) -> TrainingRecord:
+    objective = recipe.signals[name]
     return TrainingRecord(
         steps=step,
         seed=recipe.seed,
-        objective=recipe.signals[name].objective,
+        objective=objective.objective,
         recipe_sha256=recipe.sha256(),
-        data={**data, "base_changed": changed} if (changed := base_changes()) else data,
-        metrics={what: vars(value) for what, value in metrics.get(name, {}).items()},
-        positions=recipe.signals[name].trained_at,
-        end=recipe.signals[name].eos,
+        data={**data, "base_changed": changes} if (changes := base_changes()) else data,
+        metrics={metric: vars(value) for metric, value in metrics.get(name, {}).items()},
+        positions=objective.trained_positions,
+        end=objective.eos,
     )
+
+
+_LOWEST_RATE, _HIGHEST_RATE = 1e-6, 1.0
+# The decay of the moving average of losses, and the factor over its minimum that ends the sweep.
+_SMOOTHING = 0.9
+_DIVERGENCE_FACTOR = 4.0
+
+
+@dataclass(frozen=True)
+class RateSearch:
+    """The rates that were tried, the smoothed loss at each, and the rate where it fell fastest."""
+
+    rates: list[float]
+    losses: list[float]
+    suggestion: float
+
+
+def find_rate(folder: Path, recipe: Recipe, *, steps: int = 60, device: str = "cpu") -> RateSearch:
+    """A learning-rate range test (Smith, arXiv 1506.01186, 3.3): the loss while the rate grows. It
+    writes no tensor. Raises OtterError where the loss falls at no rate."""
+    data = _load_data(folder, recipe)
+    prepare_signal_data(data, recipe, folder, device)
+
+    from otter_cli.training.loop import TrainingRun
+    from otter_cli.training.trainable import GraftTrainable
+
+    trainable = GraftTrainable(folder, recipe, device)
+    run = TrainingRun(trainable, recipe, data, StateFolder(folder), {}, device)
+    rates = np.geomspace(_LOWEST_RATE, _HIGHEST_RATE, steps).tolist()
+    losses = _sweep(run, rates)
+    return RateSearch(rates[: len(losses)], losses, steepest_rate(rates[: len(losses)], losses))
+
+
+def _sweep(run: TrainingRun, rates: list[float]) -> list[float]:
+    """Smoothed losses up to the first that diverges, which is included."""
+    # The first rates are too small to open up an initialisation with zeros.
+    run.guard.pending.clear()
+    smoothed: list[float] = []
+    mean = 0.0
+    for number, rate in enumerate(rates, 1):
+        try:
+            losses = run.take_step(rate)["loss"]
+        except CheckFailed:
+            break
+        total = sum(run.recipe.signals[name].weight * loss for name, loss in losses.items())
+        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * total
+        smoothed.append(mean / (1 - _SMOOTHING**number))
+        if smoothed[-1] > _DIVERGENCE_FACTOR * min(smoothed):
+            break
+    return smoothed
+
+
+def steepest_rate(rates: list[float], losses: list[float]) -> float:
+    """The rate at which the loss falls fastest per factor of the rate, before its lowest point."""
+    lowest = int(np.argmin(losses)) if losses else 0
+    if lowest < 2:
+        raise OtterError(
+            f"the loss falls at no learning rate from {_LOWEST_RATE:g} to {_HIGHEST_RATE:g}",
+            hint="check the objective and the labels, and try another --init",
+        )
+    slopes = np.gradient(losses[: lowest + 1], np.log(rates[: lowest + 1]))
+    return rates[int(np.argmin(slopes))]

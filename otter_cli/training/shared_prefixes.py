@@ -1,8 +1,8 @@
-"""The two texts of a pair as one row: the beginning that both share, then either ending.
+"""The two texts of a pair as one row: their shared beginning, then each ending.
 
-An ending attends to the beginning and to itself, and its positions continue from the beginning. A
-token therefore sees what it sees in a row of its own, and scores and gradients are equal up to
-rounding."""
+An ending attends to the beginning and to itself, and its positions continue from the beginning.
+Every token therefore attends to the tokens of its own text alone, and scores and gradients equal
+those of two rows up to rounding."""
 
 from __future__ import annotations
 
@@ -21,32 +21,36 @@ if TYPE_CHECKING:
     from otter_cli.data.datasets import Batch
 
 
-# A row of its own mask costs more a token than a row that sees all before it.
+# A custom mask costs more per token than a causal one, so a small saving does not pay.
 _MAX_RELATIVE_WIDTH = 0.9
 
 
 @dataclass(frozen=True)
 class SharedPrefixes:
-    """A batch of pairs, row by row [beginning, end of the chosen, end of the rejected]."""
+    """A batch of pairs in rows [beginning, ending of the chosen, ending of the rejected]."""
 
     batch: Batch
 
     @classmethod
     def of(cls, batch: Batch, model: OtterForCausalLM) -> SharedPrefixes | None:
-        """None where rows of their own take fewer tokens, or the base takes no such masks."""
+        """None where two rows take fewer tokens, or the base cannot use such masks."""
         attention = model.config._attn_implementation
-        if batch.shared is None or attention not in MASKED_ATTENTIONS or _needs_own_rows(model):
+        if (
+            batch.shared_tokens is None
+            or attention not in MASKED_ATTENTIONS
+            or _needs_own_rows(model)
+        ):
             return None
-        found = cls(batch)
-        worth = found.width < _MAX_RELATIVE_WIDTH * 2 * batch.input_ids.shape[1]
-        return found if worth else None
+        shared = cls(batch)
+        worth = shared.width < _MAX_RELATIVE_WIDTH * 2 * batch.input_ids.shape[1]
+        return shared if worth else None
 
     @cached_property
     def lengths(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of beginnings, chosen and rejected texts, [pairs, 1] each."""
-        assert self.batch.shared is not None
+        """Lengths of the beginnings, the chosen and the rejected texts, [pairs, 1] each."""
+        assert self.batch.shared_tokens is not None
         chosen, rejected = (self.batch.last + 1).chunk(2)
-        return self.batch.shared[:, None], chosen[:, None], rejected[:, None]
+        return self.batch.shared_tokens[:, None], chosen[:, None], rejected[:, None]
 
     @property
     def width(self) -> int:
@@ -59,17 +63,17 @@ class SharedPrefixes:
         shared, chosen, rejected = self.lengths
         return int((chosen + rejected - shared).sum())
 
-    def arguments(self, model: OtterForCausalLM) -> dict[str, Any]:
-        """What the model is called with."""
+    def model_inputs(self, model: OtterForCausalLM) -> dict[str, Any]:
+        """Token ids, mask and position ids of the rows, as keyword arguments of the model."""
         shared, chosen, _ = self.lengths
         column = torch.arange(self.width, device=shared.device)
         second = column >= chosen
-        # Padding, on the right, goes on like a text that nobody reads.
+        # Padding on the right continues the second ending. Nothing reads it.
         positions = torch.where(second, column - chosen + shared, column)
-        hidden = second[:, :, None] & ((column >= shared) & ~second)[:, None]
-        seen = (column <= column[:, None]) & ~hidden
+        other_ending = second[:, :, None] & ((column >= shared) & ~second)[:, None]
+        visible = (column <= column[:, None]) & ~other_ending
         mask = attention_masks(
-            seen, (positions, positions), attention_windows(model.config), model.base.dtype
+            visible, (positions, positions), attention_windows(model.config), model.base.dtype
         )
         last = model.shape.max_positions - 1
         return {
@@ -78,8 +82,8 @@ class SharedPrefixes:
             "position_ids": positions.clamp(max=last),
         }
 
-    def places(self, at: Positions) -> Positions:
-        """Where positions of the batch, by text and token, lie in these rows."""
+    def map_positions(self, at: Positions) -> Positions:
+        """Positions of the batch, by text and token, as positions in these rows."""
         texts, tokens = at
         shared, chosen, _ = (length.squeeze(1) for length in self.lengths)
         pair = texts % len(shared)
@@ -94,7 +98,7 @@ class SharedPrefixes:
 
 
 def _needs_own_rows(model: OtterForCausalLM) -> bool:
-    """Whether a layer carries its state from token to token, whatever a mask says; or angles depend
-    on the length of a row, which here is that of two texts."""
+    """Whether a layer carries a state from token to token, which no mask stops; or rotary angles
+    depend on the length of a row, which here is that of two texts."""
     rule = model.shape.length_rule
     return bool(model.shape.family.ffn_only) or (rule is not None and rule.changes_angles)

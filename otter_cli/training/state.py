@@ -1,7 +1,7 @@
-"""The state of a run in FOLDER/training/, and what a resumed run must have in common with it.
+"""The states of a run in FOLDER/training/, and what a resumed run must have in common with them.
 
-A state is written whole or not at all; the last two are kept. A run is resumed only with the
-recipe and the data that it began with."""
+A state is written whole or not at all; the last two are kept. A run resumes only with the recipe
+and the data that it began with."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ _DAMAGED_HINT = "the file is damaged, or another version's: --restart drops the 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """`step`: steps done. `notes`: JSON of whoever saves it. Random state is not in here, since
-    every step seeds itself from its number."""
+    """`step`: steps done. `metadata`: JSON of the run. There is no random state in it, since every
+    step seeds itself from its number."""
 
     step: int
     tensors: dict[str, Tensor]
-    notes: dict[str, Any]
+    metadata: dict[str, Any]
 
 
 class StateFolder:
-    """States by step; what the newest says is where a run goes on."""
+    """States by step. A run resumes from the newest."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "training"
@@ -55,24 +55,24 @@ class StateFolder:
     def newest(self) -> Path | None:
         return max(self._files(), default=None)
 
-    def notes(self) -> dict[str, Any] | None:
-        """Those of the newest state, without its tensors."""
+    def metadata(self) -> dict[str, Any] | None:
+        """Of the newest state, whose tensors are not read."""
         newest = self.newest()
-        return None if newest is None else _read_notes(newest)
+        return None if newest is None else _read_metadata(newest)
 
     def load(self) -> TrainingState | None:
         newest = self.newest()
         if newest is None:
             return None
-        return TrainingState(_step_of(newest), _read_tensors(newest), _read_notes(newest))
+        return TrainingState(_step_of(newest), _read_tensors(newest), _read_metadata(newest))
 
     @contextmanager
-    def being_read(self, kept: int | None = None) -> Iterator[None]:
-        """Around the use of what the newest state holds, or what is kept of a step: what is missing
-        there, or of another kind, is a fault of its file."""
-        place = (self.newest() or self.path) if kept is None else self.path / _best_file(kept)
+    def reading_errors(self, best_step: int | None = None) -> Iterator[None]:
+        """Inside, a missing or wrong value is reported as damage of the newest state's file, or of
+        the file with the best step's parameters. Raises OtterError."""
+        file = (self.newest() or self.path) if best_step is None else self._best_file(best_step)
         with translate_library_errors(
-            place, "the state of the run", library="otter", hint=_DAMAGED_HINT
+            file, "the state of the run", library="otter", hint=_DAMAGED_HINT
         ):
             yield
 
@@ -80,49 +80,54 @@ class StateFolder:
         self,
         step: int,
         tensors: Mapping[str, Tensor],
-        notes: Mapping[str, Any],
+        metadata: Mapping[str, Any],
         best: int | None = None,
     ) -> None:
-        """`best`: the step whose parameters are kept beside; those of others may go now."""
-        self._write(f"state-{step:08d}.safetensors", tensors, notes)
+        """`best`: the step whose parameters stay; those of other best steps are removed."""
+        self._write(self.path / f"state-{step:08d}.safetensors", tensors, metadata)
         for old in sorted(self._files())[:-_STATES_KEPT]:
             old.unlink()
         for file in self.path.glob(_BEST_FILE.format("*")):
-            if best is None or file.name != _best_file(best):
+            if best is None or file != self._best_file(best):
                 file.unlink()
 
-    def keep(self, step: int, tensors: Mapping[str, Tensor]) -> None:
-        """The parameters of a step that was the best so far. A state that says so comes after."""
-        self._write(_best_file(step), tensors, {})
+    def save_best(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """The parameters of the best step so far. The state that names the step is saved later."""
+        self._write(self._best_file(step), tensors, {})
 
-    def kept(self, step: int) -> dict[str, Tensor]:
-        return _read_tensors(self.path / _best_file(step))
+    def load_best(self, step: int) -> dict[str, Tensor]:
+        return _read_tensors(self._best_file(step))
 
     def clear(self) -> None:
-        """Oldest first: whenever this is cut short, the newest still stands for the run."""
+        """Removes all states, oldest first: if this is interrupted, the newest is still there."""
         for file in sorted(self._files()):
             file.unlink()
         for file in self.path.glob(_BEST_FILE.format("*")):
             file.unlink()
 
-    def _write(self, file: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+    def _write(
+        self, file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+    ) -> None:
         self.path.mkdir(exist_ok=True)
         write_tensors(
-            self.path / file,
+            file,
             {name: TensorSpec("F32", tuple(t.shape)) for name, t in tensors.items()},
             lambda name: tensors[name].detach().cpu().numpy(),
-            {"notes": json.dumps(notes, sort_keys=True)},
+            {"notes": json.dumps(metadata, sort_keys=True)},
         )
 
     def _files(self) -> list[Path]:
         return [p for p in self.path.glob("state-*") if _STATE_FILE.fullmatch(p.name)]
 
+    def _best_file(self, step: int) -> Path:
+        return self.path / _BEST_FILE.format(f"{step:08d}")
+
 
 def pack_state(
     parameters: Mapping[str, nn.Parameter], optimiser: CombinedOptimiser | Optimizer | None = None
 ) -> dict[str, Tensor]:
-    """Parameters and what the optimiser remembers of each, whole, by flat names. All processes must
-    ask."""
+    """The full parameters, and the optimiser's state of each, by flat names. All processes must
+    call this."""
     from otter_cli.training.sharding import gather_full
 
     packed = {
@@ -140,8 +145,8 @@ def unpack_state(
     parameters: Mapping[str, nn.Parameter],
     optimiser: CombinedOptimiser | Optimizer | None = None,
 ) -> None:
-    """The inverse of `pack`, in place. Raises ValueError unless there is a value for each parameter
-    and nothing for any other."""
+    """The inverse of `pack_state`, in place. Raises ValueError unless there is a value for each
+    parameter, and nothing for any other."""
     from otter_cli.training.sharding import shard_like
 
     _check_names(tensors, parameters)
@@ -154,10 +159,11 @@ def unpack_state(
                 raise ValueError(f"{flat} is {list(value.shape)}, not {list(parameter.shape)}")
             parameter.detach().copy_(value)
         elif optimiser is not None:
-            # A fused AdamW counts its steps where the parameter is.
-            counted = key == "step"
-            remembered = tensor.to(parameter.device) if counted else shard_like(tensor, parameter)
-            optimiser.state[parameter][key] = remembered
+            # A fused AdamW keeps its step count on the parameter's device. It is never sharded.
+            is_count = key == "step"
+            optimiser.state[parameter][key] = (
+                tensor.to(parameter.device) if is_count else shard_like(tensor, parameter)
+            )
 
 
 def _check_names(tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
@@ -167,14 +173,10 @@ def _check_names(tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Para
         raise ValueError(f"{others[0]} is not of a parameter of this run")
 
 
-def _best_file(step: int) -> str:
-    return _BEST_FILE.format(f"{step:08d}")
-
-
 def _step_of(path: Path) -> int:
-    found = _STATE_FILE.fullmatch(path.name)
-    assert found is not None
-    return int(found[1])
+    match = _STATE_FILE.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -187,31 +189,30 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
 
 
-def _read_notes(path: Path) -> dict[str, Any]:
+def _read_metadata(path: Path) -> dict[str, Any]:
     text = read_header(path).metadata.get("notes")
     if text is None:
         raise OtterError(f"{path} holds no notes of a run", hint=_DAMAGED_HINT)
-    notes: dict[str, Any] = parse_json_object(text.encode(), f"{path}: notes")
-    return notes
+    return parse_json_object(text.encode(), f"{path}: notes")
 
 
-# What may change between a run and its resumption: it moves no parameter.
+# What a resumed run may change, since it has no effect on the parameters.
 _MAY_CHANGE = {"save_every", "allow_truncation", "baselines"}
 
 
 def run_identity(recipe: Recipe, data: Mapping[str, Any]) -> dict[str, Any]:
-    """What two runs must share to end in the same bits."""
+    """What two runs must have in common to end with the same bits."""
     return {"recipe": _deciding_settings(recipe), "data": _deciding_data(data)}
 
 
 def _deciding_settings(recipe: Recipe) -> dict[str, Any]:
-    # Unless an evaluation chooses the step that is kept.
+    # With `best`, evaluations decide which step is kept.
     free = _MAY_CHANGE if recipe.best else {*_MAY_CHANGE, "evaluate_every"}
     return recipe.model_dump(mode="json", exclude=free)
 
 
 def _deciding_data(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of the data without what moves no parameter: columns that nothing reads."""
+    """The record of the data without the columns that nothing reads."""
     return {
         key: _deciding_data(value) if isinstance(value, Mapping) else value
         for key, value in data.items()
@@ -220,8 +221,7 @@ def _deciding_data(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_defaults(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """An identity whose recipe may be older than some keys: they had the values that they have when
-    they are left out."""
+    """An identity with defaults for the keys that its recipe, of an older version, lacks."""
     try:
         return {**identity, "recipe": _deciding_settings(Recipe.model_validate(identity["recipe"]))}
     except ValidationError:
@@ -229,27 +229,27 @@ def _with_defaults(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_unfinished(states: StateFolder) -> None:
-    """A run that stopped is not begun again by oversight."""
-    notes = states.notes()
-    if notes is None:
+    """Raises OtterError where a stopped run would be overwritten by oversight."""
+    metadata = states.metadata()
+    if metadata is None:
         return
-    with states.being_read():
-        done, steps = notes["step"], notes["identity"]["recipe"]["steps"]
-        finished = notes["done"]
+    with states.reading_errors():
+        done, steps = metadata["step"], metadata["identity"]["recipe"]["steps"]
+        finished = metadata["done"]
     if not finished:
         raise OtterError(
             f"{states.path} holds an unfinished run, at step {done} of {steps}",
-            hint="--resume goes on with it; --restart drops it and trains the tensors as they are",
+            hint="--resume continues it; --restart drops it and trains the tensors as they are",
         )
 
 
 def check_same_run(states: StateFolder, identity: Mapping[str, Any]) -> None:
-    """A run is resumed with the recipe and the data that it began with, or not at all."""
-    notes = states.notes()
-    if notes is None:
+    """Raises OtterError where the run to resume has another recipe or other data."""
+    metadata = states.metadata()
+    if metadata is None:
         return
-    with states.being_read():
-        before, now = _flatten(_with_defaults(notes["identity"])), _flatten(identity)
+    with states.reading_errors():
+        before, now = _flatten(_with_defaults(metadata["identity"])), _flatten(identity)
     differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if differing:
         key = differing[0]

@@ -139,14 +139,12 @@ def run(otter_here: Otter, command: str, folder: Path, data: Path, *more: str) -
 def heavy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loading a model, or reading training data, is work that must not have begun."""
     import otter_cli.model.load as load
-    import otter_cli.training.find_rate as find_rate
     import otter_cli.training.run as training
 
     def begun(*arguments: Any, **named: Any) -> None:
         raise AssertionError("work has begun")
 
     monkeypatch.setattr(load, "load_base", begun)
-    monkeypatch.setattr(find_rate, "load_signal_data", begun)
     monkeypatch.setattr(training, "load_signal_data", begun)
 
 

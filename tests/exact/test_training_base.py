@@ -70,10 +70,10 @@ def test_the_base_in_memory_is_bit_unchanged_and_has_no_gradient(
     monkeypatch.setattr(TrainingRun, "take_step", lambda run: (runs.append(run), take_step(run))[1])
     signals = {"reward": REWARD, "toxicity": TOXICITY, "future": FUTURE}
     train(folder, small_recipe(tmp_path, signals))
-    trainee = runs[0].trainee
-    assert isinstance(trainee, GraftTrainable)
+    trainable = runs[0].trainable
+    assert isinstance(trainable, GraftTrainable)
     fresh = dict(OtterForCausalLM.from_pretrained(folder).base.named_parameters())
-    for name, parameter in trainee.model.base.named_parameters():
+    for name, parameter in trainable.model.base.named_parameters():
         assert torch.equal(parameter, fresh[name])
         assert parameter.grad is None and not parameter.requires_grad
 
@@ -91,11 +91,11 @@ def test_the_trained_folder_scores_as_the_trainee_did(
     recipe = small_recipe(tmp_path)
     train(folder, recipe)
     loaded = GraftTrainable(folder, recipe)
-    batch = runs[0].material["reward"].batch(0)
+    batch = runs[0].data["reward"].batch(0)
     with torch.no_grad():
         at = last_tokens(batch)
         assert torch.equal(
-            loaded.reader("reward")(batch, at), runs[0].trainee.reader("reward")(batch, at)
+            loaded.reader("reward")(batch, at), runs[0].trainable.reader("reward")(batch, at)
         )
 
 
@@ -117,9 +117,9 @@ def test_a_bf16_base_stays_in_bf16_and_the_insertion_trains_in_fp32(
     before = load_file(folder / "model.safetensors")
     write_data(tmp_path)
     recipe = load_recipe(write_recipe(tmp_path))
-    trainee = GraftTrainable(folder, recipe)
-    assert trainee.model.base.dtype == torch.bfloat16
-    assert {p.dtype for p in trainee.parameters.values()} == {torch.float32}
+    trainable = GraftTrainable(folder, recipe)
+    assert trainable.model.base.dtype == torch.bfloat16
+    assert {p.dtype for p in trainable.parameters.values()} == {torch.float32}
     train(folder, recipe)
     after = load_file(folder / "model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -26,10 +26,10 @@ from otter_cli.decoding.guides.guide import CandidateScorer, Guide
 from otter_cli.decoding.guides.signal_guides import SignalGuide
 from otter_cli.decoding.sampling import Sampling
 from otter_cli.decoding.session import DecodingSession, signal_scores
+from otter_cli.model.load import load_tokenizer
 from otter_cli.model.otter import OtterForCausalLM
 from otter_cli.scorers.detoxify import DetoxifyScorer
 from otter_cli.scorers.scorer import Exchange, score_all
-from otter_cli.training.signal_data import load_graft_tokenizer
 
 CONTEXTS, CHUNK, CANDIDATES, SAMPLES, TOGETHER, NEW = 48, 512, 20, 4, 16, 20
 
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--score", nargs="+", required=True)
     asked = parser.parse_args()
     names, judge = [one.split("=") for one in asked.score], DetoxifyScorer(asked.detoxify)
-    tokenizer = load_graft_tokenizer(Path(names[0][1]))
+    tokenizer = load_tokenizer(Path(names[0][1]))
     rows: dict[str, Any] = {}
     for name, folder, signal in names:
         model: Any = OtterForCausalLM.from_pretrained(folder).eval()

@@ -85,7 +85,7 @@ def kill_runs(base: Path, folder: Path, kills: int, draw: random.Random) -> dict
             counts["killed" if status else "finished before it was"] += 1
             # Usable at any time: what otter.json records is what lies there.
             Manifest.read(killed).check_tensors(killed)
-            notes = StateFolder(killed).notes()
+            notes = StateFolder(killed).metadata()
             saved[notes["step"] if notes else 0] += 1
         train(killed, recipe, resume=True)
         same_tensors(whole / TENSORS_FILE, killed / TENSORS_FILE)

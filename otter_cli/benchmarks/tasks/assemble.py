@@ -47,7 +47,7 @@ from otter_cli.decoding.sampling import Sampling
 from otter_cli.scorers.load import (
     LoadedGraft,
     load_graft,
-    load_recorded_reward_model,
+    load_reward_model,
     require_same_base,
 )
 from otter_cli.scorers.scorer import Scorer
@@ -241,7 +241,7 @@ def assemble_detection(options: DetectionOptions, texts: MonitoredTexts) -> Dete
         _warn_of_possible_overlap(other, signal, texts)
         methods[name] = detectors.signal_detector(name, other, signal)
     if options.classifier is not None:
-        separate, _, model = load_recorded_reward_model(options.classifier, device=device)
+        separate, _, model = load_reward_model(options.classifier, device=device)
         methods["classifier"] = detectors.classifier_detector("classifier", graft, separate, model)
     return Detection(BenchmarkSetting(prompts, record, Sampling(1)), graft, methods, {})
 

@@ -78,15 +78,16 @@ def load_monitored_texts(options: DetectionOptions) -> MonitoredTexts:
 def _texts_of_recipe(path: Path, data: Path | None, folder: Path, signal: str) -> MonitoredTexts:
     from otter_cli.signals.config import SignalConfig
     from otter_cli.training.recipe import load_recipe
-    from otter_cli.training.signal_data import held_out_rows, load_graft_tokenizer
+    from otter_cli.model.load import load_tokenizer
+    from otter_cli.training.signal_data import held_out_rows
 
     recipe = load_recipe(path, data=data).only([signal])
     training = recipe.signals[signal]
     config = SignalConfig(name=signal, kind="classes", labels=(signal,))
-    rows = held_out_rows(training, config, recipe.data_folder, load_graft_tokenizer(folder))
+    rows = held_out_rows(training, config, recipe.data_folder, load_tokenizer(folder))
     if not rows:
         raise OtterError(f"{path} holds no rows aside", hint="give it a test file, or held_out")
-    train, test = training.sources
+    train, test = training.train, training.test
     held_out = rows_digest(rows) if test is None else None
     return MonitoredTexts(Path(train.name), texts_of_rows(rows), held_out)
 
@@ -95,12 +96,12 @@ def _read_pairs(file: Path, folder: Path) -> Sequence[PreferencePair]:
     from otter_cli.data.chat_template import ChatTable
     from otter_cli.data.columns import holds_messages, pair_prompt, sample_rows
     from otter_cli.data.pairs import read_pairs
-    from otter_cli.training.signal_data import load_graft_tokenizer
+    from otter_cli.model.load import load_tokenizer
 
     sides, sample = ("chosen", "rejected"), sample_rows(file)
     prompt = pair_prompt(*sides, sample)
     dialogues = any(holds_messages(side, sample) for side in sides)
-    table = ChatTable(file, load_graft_tokenizer(folder), sides, prompt) if dialogues else file
+    table = ChatTable(file, load_tokenizer(folder), sides, prompt) if dialogues else file
     return read_pairs(table, prompt=prompt)
 
 
@@ -162,7 +163,7 @@ def encode_texts(
     if encoded.truncation.cut:
         warn(f"{encoded.truncation.cut} of {len(indices)} texts are cut to {positions} tokens")
     # A dialogue is read up to the end of its last turn.
-    drawn = list(zip((texts[index] for index in indices), encoded.read, strict=True))
+    drawn = list(zip((texts[index] for index in indices), encoded.read_ids, strict=True))
     kept = [(text, ids) for text, ids in drawn if ids != _partner_tokens(text, encode)]
     check_identical(len(drawn) - len(kept), len(drawn), str(file), "texts of pairs")
     require_both_kinds([text for text, _ in kept], file)
@@ -191,7 +192,7 @@ def _draw_both_kinds(texts: Sequence[MonitoredText], limit: int | None, seed: in
 
 
 def _partner_tokens(text: MonitoredText, encode: Encoder) -> list[int] | None:
-    return None if text.partner is None else encode([text.partner]).read[0]
+    return None if text.partner is None else encode([text.partner]).read_ids[0]
 
 
 def _offends_by(text: MonitoredText, ids: list[int], encode: Encoder) -> int:
@@ -202,7 +203,7 @@ def _offends_by(text: MonitoredText, ids: list[int], encode: Encoder) -> int:
     if text.end == len(text.text):
         return len(ids)
     if isinstance(text.text, ChatText):
-        return encode.place(text.text, ids, max(text.end, 1) - 1) + 1
+        return encode.token_at_character(text.text, ids, max(text.end, 1) - 1) + 1
     return min(len(encode([text.text[: text.end]]).ids[0]), len(ids))
 
 

@@ -51,7 +51,7 @@ def parse_scorer(text: str, device: str) -> "Scorer":
         from otter_cli.scorers.detoxify import DetoxifyScorer
 
         return DetoxifyScorer(Path(folder), device=device)
-    from otter_cli.scorers.load import load_recorded_reward_model
+    from otter_cli.scorers.load import load_reward_model
     from otter_cli.scorers.response_models import RewardModelScorer
 
-    return RewardModelScorer(*load_recorded_reward_model(Path(folder), device=device))
+    return RewardModelScorer(*load_reward_model(Path(folder), device=device))

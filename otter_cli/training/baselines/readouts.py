@@ -1,8 +1,10 @@
-"""Readouts of the frozen base: a gated linear probe of all layers, and wide future-token heads."""
+"""Readouts of the frozen base: heads alone, a gated linear probe of all layers, and wide heads for
+future tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,50 +14,54 @@ from torch import Tensor, nn
 
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.checkpoint.safetensors_writer import TensorSpec, write_tensors
-from otter_cli.core.atomic import write_json
 from otter_cli.core.errors import OtterError
 from otter_cli.core.library_errors import translate_library_errors
 from otter_cli.core.process import derive_seed
 from otter_cli.data.batches import Positions
 from otter_cli.families.shape import BaseShape, base_shape
+from otter_cli.graft.config import resolve_config
 from otter_cli.graft.manifest import Manifest, TrainingRecord
 from otter_cli.graft.plan import Plan
-from otter_cli.model.gated_probe import GatedProbe, ProbeInputs, probe_width
+from otter_cli.graft.surgery import graft
+from otter_cli.model.gated_probe import GatedProbe, probe_width
 from otter_cli.model.lm_head import FrozenHead
 from otter_cli.model.load import load_base
 from otter_cli.signals.config import SignalConfig
-from otter_cli.training.baselines.separate import TRAINING_RECORD_FILE, check_scores_texts
-from otter_cli.training.objectives.objective import ReadSignal
-from otter_cli.training.trainable import KLFree
+from otter_cli.signals.heads import HEADS
+from otter_cli.training.baselines.separate import check_scores_texts, write_training_records
+from otter_cli.training.trainable import BaselineTrainable, GraftTrainable, Trainable
 
 if TYPE_CHECKING:
     from otter_cli.data.datasets import Batch
-
+    from otter_cli.training.recipe import Recipe
 
 PROBE_FILE = "probe.safetensors"
+WIDE_HEADS_FILE = "wide-heads.safetensors"
 
 
-class ProbeTrainable(KLFree):
-    """The readout's weights are all that is trained."""
+def graft_heads(folder: Path, to: Path, signals: tuple[SignalConfig, ...]) -> Path:
+    """Grafts heads alone, D = 0, on the base of a graft, where `to` does not exist yet."""
+    if not to.exists():
+        base, record = Checkpoint.open(folder), Manifest.read(folder).base
+        shape = base_shape(base.config)
+        plan = Plan(resolve_config(shape, hidden=0, signals=signals), shape)
+        graft(base, to, plan, source=record.source, revision=record.revision)
+    return to
 
-    gradient_free: frozenset[str] = frozenset()
+
+class ProbeTrainable(BaselineTrainable):
+    """A gated linear probe. Only its weights are trained."""
 
     def __init__(
-        self,
-        source: Path,
-        to: Path,
-        signal: SignalConfig,
-        reads: ProbeInputs,
-        untouched: Container[str],
-        device: str,
+        self, source: Path, to: Path, signal: SignalConfig, recipe: Recipe, device: str
     ) -> None:
         check_scores_texts("a probe", signal)
-        self.folder, self.signal, self.reads = to, signal, reads
-        self.signals: Mapping[str, SignalConfig] = {signal.name: signal}
-        self.model: Any = load_base(source).to(device).eval().requires_grad_(False)
+        self.reads = recipe.baselines.probe.reads
         shape = base_shape(Checkpoint.open(source).config)
-        width = probe_width(shape, reads)
-        self.model.probe = nn.ParameterDict(
+        base: Any = load_base(source).to(device).eval().requires_grad_(False)
+        super().__init__(to, signal, base, base.get_submodule(shape.family.decoder))
+        width = probe_width(shape, self.reads)
+        base.probe = nn.ParameterDict(
             {
                 "weight": torch.zeros(signal.size, width, device=device),
                 "bias": torch.zeros(signal.size, device=device),
@@ -63,41 +69,35 @@ class ProbeTrainable(KLFree):
                 "gate_bias": torch.zeros(1, device=device),
             }
         )
-        self.probe = GatedProbe(self.model, shape, reads, self.model.probe)
-        self.parameters: Mapping[str, nn.Parameter] = {
-            name: p for name, p in self.model.probe.items() if name not in untouched
-        }
+        self.probe = GatedProbe(base, shape, self.reads, base.probe)
+        unused = recipe.signals[signal.name].unused_parameters(signal)
+        self.parameters = {name: p for name, p in base.probe.items() if name not in unused}
 
-    def reader(self, name: str) -> ReadSignal:
-        return self._read
-
-    def _read(self, batch: Batch, at: Positions, tokens: Tensor | None = None) -> Tensor:
-        assert tokens is None
-        pooled = self.probe(batch.input_ids, batch.attention_mask)
-        one = self.signal.kind == "value" and self.signal.size == 1
-        return pooled[at].squeeze(-1) if one else pooled[at]
+    def __call__(self, batch: Batch, at: Positions, tokens: Tensor | None = None) -> Tensor:
+        return self.squeeze_single_value(self.probe(batch.input_ids, batch.attention_mask)[at])
 
     def write(self, records: Mapping[str, TrainingRecord]) -> None:
-        told = {"reads": self.reads, "signal": self.signal.model_dump_json()}
-        write_readout(self.folder / PROBE_FILE, dict(self.model.probe.items()), told, records)
+        metadata = {"reads": self.reads, "signal": self.signal.model_dump_json()}
+        tensors = dict(self.model.probe.items())
+        write_readout(self.folder / PROBE_FILE, tensors, metadata, records)
 
 
 def load_probe(folder: Path, base: Any, shape: BaseShape) -> tuple[GatedProbe, SignalConfig]:
-    """A trained probe on a base that is loaded. Raises OtterError for one of another shape."""
+    """A trained probe on a loaded base. Raises OtterError for a probe of another shape."""
     from safetensors import safe_open
     from safetensors.torch import load_file
 
     with translate_library_errors(folder / PROBE_FILE, "the probe", library="safetensors"):
         weights = load_file(folder / PROBE_FILE, device=str(base.device))
         with safe_open(folder / PROBE_FILE, "pt") as file:
-            told = file.metadata()
-        probe = GatedProbe(base, shape, told["reads"], weights)
-        signal = SignalConfig.model_validate_json(told["signal"])
-        read, there = weights["weight"].shape[1], probe_width(shape, told["reads"])
-    if read != there:
+            metadata = file.metadata()
+        probe = GatedProbe(base, shape, metadata["reads"], weights)
+        signal = SignalConfig.model_validate_json(metadata["signal"])
+        width, base_width = weights["weight"].shape[1], probe_width(shape, metadata["reads"])
+    if width != base_width:
         raise OtterError(
-            f"{folder} reads {read} numbers of a token, and this base has {there}",
-            hint="a probe is of the base that it was trained on",
+            f"{folder} reads {width} numbers of a token, and this base has {base_width}",
+            hint="use a probe with the base that it was trained on",
         )
     return probe, signal
 
@@ -105,93 +105,87 @@ def load_probe(folder: Path, base: Any, shape: BaseShape) -> tuple[GatedProbe, S
 def write_readout(
     path: Path,
     tensors: Mapping[str, Tensor],
-    told: Mapping[str, str],
+    metadata: Mapping[str, str],
     records: Mapping[str, TrainingRecord],
 ) -> None:
-    """What a probe is made of, and how it was trained, in a folder that has nothing of the base."""
+    """Writes the tensors of a readout and its training records into a folder without the base."""
     path.parent.mkdir(exist_ok=True)
     values = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
     specs = {name: TensorSpec("F32", tuple(value.shape)) for name, value in values.items()}
-    write_tensors(path, specs, values.__getitem__, told)
-    told_of = {name: record.model_dump(mode="json") for name, record in records.items()}
-    write_json(path.parent / TRAINING_RECORD_FILE, told_of)
+    write_tensors(path, specs, values.__getitem__, metadata)
+    write_training_records(path.parent, records)
 
 
-WIDE_HEADS_FILE = "wide-heads.safetensors"
-
-
-class WideHeadsTrainable(KLFree):
-    """Head k says `unembed(y + W_k' silu(W_k y))`, W_k [width, d], on the base's final state alone;
-    Medusa-1's own heads, of one square matrix, are the baseline `head`."""
-
-    gradient_free: frozenset[str] = frozenset()
+class WideHeadsTrainable(BaselineTrainable):
+    """Head k gives `unembed(y + W_k' silu(W_k y))`, W_k [width, d], from the base's final state
+    alone. Medusa-1's own heads, of one square matrix, are the baseline `head`."""
 
     def __init__(
-        self,
-        source: Path,
-        to: Path,
-        signal: SignalConfig,
-        width: int | None,
-        seed: int,
-        device: str,
+        self, source: Path, to: Path, signal: SignalConfig, recipe: Recipe, device: str
     ) -> None:
         if signal.kind != "future":
             raise OtterError(
                 f"wide heads name future tokens; signal {signal.name!r} is of kind {signal.kind}",
                 hint="for scores of texts there are probe, branch, lora, small and separate",
             )
-        self.folder, self.signal = to, signal
-        self.signals: Mapping[str, SignalConfig] = {signal.name: signal}
-        self.shape = base_shape(Checkpoint.open(source).config)
-        self.model: Any = load_base(source).eval().requires_grad_(False)
-        wide, d = width or equal_width(source, self.shape, signal.size), self.shape.hidden
-        draw = torch.Generator().manual_seed(derive_seed("wide heads", seed) % 2**63)
-        self.model.heads = nn.ParameterDict(
+        shape = base_shape(Checkpoint.open(source).config)
+        base: Any = load_base(source).eval().requires_grad_(False)
+        super().__init__(to, signal, base, base.get_submodule(shape.family.decoder))
+        d, width = shape.hidden, recipe.baselines.wide.width
+        width = width or equal_width(source, shape, signal.size)
+        draw = torch.Generator().manual_seed(derive_seed("wide heads", recipe.seed) % 2**63)
+        base.heads = nn.ParameterDict(
             {
-                "in": torch.randn(signal.size, wide, d, generator=draw) * d**-0.5,
-                "out": torch.zeros(signal.size, d, wide),
+                "in": torch.randn(signal.size, width, d, generator=draw) * d**-0.5,
+                "out": torch.zeros(signal.size, d, width),
             }
         )
-        self.model.to(device)
-        self.unembedding = FrozenHead(self.model, self.shape)
-        self.parameters: Mapping[str, nn.Parameter] = dict(self.model.heads.items())
-
-    def reader(self, name: str) -> ReadSignal:
-        return _WideHeadsReader(self)
-
-    def write(self, records: Mapping[str, TrainingRecord]) -> None:
-        told = {"signal": self.signal.model_dump_json()}
-        write_readout(self.folder / WIDE_HEADS_FILE, self.parameters, told, records)
-
-
-class _WideHeadsReader:
-    """The base is run once a batch."""
-
-    def __init__(self, trainee: WideHeadsTrainable) -> None:
-        self.trainee, self.signal = trainee, trainee.signal
-        self.batch: Batch | None = None
+        base.to(device)
+        self.unembedding = FrozenHead(base, shape)
+        self.parameters = dict(base.heads.items())
 
     def __call__(self, batch: Batch, at: Positions, tokens: Tensor | None = None) -> Tensor:
-        # Each head guesses by itself, whatever follows.
-        heads, y = self.trainee.model.heads, self._states(batch)[at].float()
+        """[N, heads, vocab]. No head reads the tokens that follow."""
+        heads, y = self.model.heads, self.final_states(batch)[at].float()
         inner = F.silu(torch.einsum("nd,kwd->nkw", y, heads["in"]))
         added = torch.einsum("nkw,kdw->nkd", inner, heads["out"])
-        return self.trainee.unembedding.logits(y[:, None] + added)
+        return self.unembedding.logits(y[:, None] + added)
+
+    def run_decoder(self, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            return super().run_decoder(batch)
 
     def base_logits(self, batch: Batch, at: Positions) -> Tensor:
         with torch.no_grad():
-            return self.trainee.unembedding.logits(self._states(batch)[at])
+            return self.unembedding.logits(self.final_states(batch)[at])
 
-    def _states(self, batch: Batch) -> Tensor:
-        if self.batch is not batch:
-            self.batch = batch
-            decoder = self.trainee.model.get_submodule(self.trainee.shape.family.decoder)
-            with torch.no_grad():
-                out = decoder(
-                    input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-                )
-            self.states: Tensor = out.last_hidden_state
-        return self.states
+    def write(self, records: Mapping[str, TrainingRecord]) -> None:
+        metadata = {"signal": self.signal.model_dump_json()}
+        write_readout(self.folder / WIDE_HEADS_FILE, self.parameters, metadata, records)
+
+
+def make_wide(
+    source: Path, to: Path, signal: SignalConfig, recipe: Recipe, device: str
+) -> Trainable:
+    """The baseline `wide`: a wider cell where the signal has one, wide heads where it has none."""
+    if signal.kind != "future" or signal.width == 0:
+        return WideHeadsTrainable(source, to, signal, recipe, device)
+    wide = _with_wide_cell(source, signal, recipe.baselines.wide.width)
+    return GraftTrainable(graft_heads(source, to, (wide,)), recipe, device)
+
+
+def _with_wide_cell(folder: Path, signal: SignalConfig, width: int | None) -> SignalConfig:
+    """The signal with a cell on the base's state alone; by default as large as the graft."""
+    shape = base_shape(Checkpoint.open(folder).config)
+    cells = (
+        HEADS[signal.kind].shapes(
+            signal.model_copy(update={"width": w}), shape.hidden, 0, shape.vocab
+        )
+        for w in (1, 2)
+    )
+    one, two = (sum(prod(form) for form in forms.values()) for forms in cells)
+    equal = max(1, round((inserted_parameter_count(folder, shape) - one) / (two - one)) + 1)
+    return signal.model_copy(update={"width": width or equal})
 
 
 def equal_width(folder: Path, shape: BaseShape, heads: int) -> int:

@@ -14,8 +14,8 @@ from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import Interval
 from otter_cli.data.batches import Positions, next_tokens, weighted_mean_over_texts
 from otter_cli.data.tables import TableLike, find_data
-from otter_cli.data.texts import LabelledText
-from otter_cli.scorers.labeller import prefix_values
+from otter_cli.data.texts import LabelledText, read_texts
+from otter_cli.scorers.text_scorer import prefix_values
 from otter_cli.signals.config import SignalConfig
 from otter_cli.training.objectives.labelled import (
     LabelledObjective,
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
     from otter_cli.data.datasets import Batch, LabelledDataset
 
 
-# Rows of the vocabulary that are in memory at once.
+# Positions whose values of the whole vocabulary are in memory at once.
 _ROWS_AT_ONCE = 1024
 
 
 class TakenTokenObjective(LabelledObjective, ABC):
-    """Reads action values of the token that followed; a text's figure is that of its last."""
+    """Reads the action value of each token that was taken. A text's outcome is its last token's."""
 
     kinds: ClassVar[tuple[str, ...]] = ("vocabulary",)
 
-    def numbers(self, signal: SignalConfig) -> int:
+    def label_count(self, signal: SignalConfig) -> int:
         return 1
 
     def encode(
@@ -76,7 +76,7 @@ class TakenTokenObjective(LabelledObjective, ABC):
 
 
 class ActionValues(TakenTokenObjective):
-    """`Q(y<t, y_t)` is to be the text's label, at every t, by weights that grow with t."""
+    """`Q(y<t, y_t)` is trained to be the text's label, at every t with growing weights."""
 
     objective: Literal["action-values"] = "action-values"
     loss_of: ValueLoss = "squared"
@@ -88,14 +88,17 @@ class ActionValues(TakenTokenObjective):
         return weighted_mean_over_texts(each, at, batch.last - 1)
 
     def outcomes(self, read: ReadSignal, batch: Batch) -> dict[str, Tensor]:
-        found = super().outcomes(read, batch)
-        return found if self.loss_of == "squared" else {**found, "value": found["value"].sigmoid()}
+        outcomes = super().outcomes(read, batch)
+        if self.loss_of == "squared":
+            return outcomes
+        return {**outcomes, "value": outcomes["value"].sigmoid()}
 
 
 class ActionConsistency(TakenTokenObjective):
-    """`Q(y<t, y_t) ~ max_v Q(y<=t, v)`, the label at the end (FaRMA, METHOD, 3): the maximum is a
-    target, through which no gradient goes. `others` pulls tokens that were not taken to 0, at one
-    place of each text: else the maximum is over values that nothing has ever said anything of."""
+    """`Q(y<t, y_t) ~ max_v Q(y<=t, v)`, and the label at the end (FaRMA; docs/method.md,
+    "Objectives"). No gradient goes through the maximum. `others`: the weight that pulls tokens that
+    were not taken to 0, at one position of each text; otherwise the maximum would run over values
+    that no loss ever trained."""
 
     objective: Literal["action-consistency"] = "action-consistency"
     others: NonNegativeFloat = 1.0
@@ -120,7 +123,7 @@ def last_actions(batch: Batch) -> tuple[Positions, Tensor]:
 
 
 def _max_next_value(read: ReadSignal, batch: Batch, at: Positions) -> Tensor:
-    """max over the vocabulary at the positions after `at`, [N]."""
+    """The maximum over the vocabulary at the positions after `at`, [N], without a graph."""
     import torch
 
     rows, columns = at
@@ -130,7 +133,7 @@ def _max_next_value(read: ReadSignal, batch: Batch, at: Positions) -> Tensor:
 
 
 def other_token_penalty(read: ReadSignal, batch: Batch) -> Tensor:
-    """Mean square of all tokens but the one taken, at a random place of each text."""
+    """Mean square of all action values but the taken token's, at a random position of each text."""
     import torch
 
     rows = torch.arange(len(batch.last), device=batch.last.device)
@@ -144,9 +147,9 @@ def other_token_penalty(read: ReadSignal, batch: Batch) -> Tensor:
 
 
 class Distillation(TakenTokenObjective):
-    """Squared error to the teacher at the tokens that were taken; what nobody said is pulled to 0:
-    at one place of each text all other tokens, with weight `others`, since taken tokens alone leave
-    the rest of the vocabulary open.
+    """Squared error to a teacher of state values at the tokens that were taken (RAD-Q). All other
+    tokens are pulled to 0 with weight `others`, at one position of each text, since nothing else
+    trains them.
 
     `teacher`: a grafted folder with a signal of kind value (`teacher_signal`), or a reward model.
     """
@@ -160,33 +163,30 @@ class Distillation(TakenTokenObjective):
         super().check(signal)
         find_data(self.teacher)
 
-    def rows(
-        self, source: LabelledSource, path: TableLike, signal: SignalConfig
+    def read_rows(
+        self, source: LabelledSource, table: TableLike, signal: SignalConfig
     ) -> Sequence[LabelledText]:
-        """Texts alone: the teacher has the labels."""
-        from otter_cli.data.texts import LabelledText, read_texts
-
-        texts = read_texts(path, column=source.text, prompt=source.prompt)
+        """Texts alone: the labels come from the teacher."""
+        texts = read_texts(table, column=source.text, prompt=source.prompt)
         return [LabelledText(text, (0.0,)) for text in texts]
 
     def check_rows(
         self, rows: Sequence[Any], signal: SignalConfig, what: str, *, tested: bool
     ) -> None:
         """The rows have no labels yet."""
-        return
 
     def loss(self, read: ReadSignal, batch: Batch) -> Tensor:
         at, taken = next_tokens(batch)
         rows, columns = at
-        target = self._teach(batch)[rows, columns + 1]
+        target = self._teacher_values(batch)[rows, columns + 1]
         each = (read(batch, at, taken).squeeze(-1) - target) ** 2
         loss = weighted_mean_over_texts(each, at, batch.last - 1)
         return loss + self.others * other_token_penalty(read, batch) if self.others else loss
 
     def outcomes(self, read: ReadSignal, batch: Batch) -> dict[str, Tensor]:
         at, token = last_actions(batch)
-        target = self._teach(batch)[at[0], batch.last]
+        target = self._teacher_values(batch)[at[0], batch.last]
         return {"value": read(batch, at, token), "label": target[:, None]}
 
-    def _teach(self, batch: Batch) -> Tensor:
+    def _teacher_values(self, batch: Batch) -> Tensor:
         return prefix_values(find_data(self.teacher), self.teacher_signal, batch)

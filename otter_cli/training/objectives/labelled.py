@@ -1,6 +1,7 @@
 """Objectives of labelled texts: values (`pointwise`) and classes (`classification`).
 
-The loss is at the last token, or at every token with weights that grow with position."""
+The loss is at the last token, or at every token with growing weights (docs/method.md,
+"Objectives")."""
 
 from __future__ import annotations
 
@@ -14,17 +15,11 @@ from pydantic import NonNegativeFloat, field_validator, model_validator
 from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import Interval, Statistic, auroc, correlation, f1, interval, mean
 from otter_cli.data.batches import Positions, last_tokens, real_tokens, weighted_mean_over_texts
-from otter_cli.data.columns import (
-    LABEL_COLUMNS,
-    SampledRows,
-    column_names,
-    usual_column,
-    usual_text,
-)
+from otter_cli.data.columns import LABEL_COLUMNS, SampledRows, column_names, usual_column
 from otter_cli.data.tables import TableLike
 from otter_cli.data.texts import LabelledText, read_labelled
 from otter_cli.signals.config import SignalConfig
-from otter_cli.training.objectives.objective import DataSource, Objective, ReadSignal, read_selected
+from otter_cli.training.objectives.objective import Objective, ReadSignal, TextSource, read_selected
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,44 +27,35 @@ if TYPE_CHECKING:
     from otter_cli.data.datasets import Batch, LabelledDataset
 
 
-class LabelledSource(DataSource):
-    """Columns of labelled text: by default the labels are columns named as the signal's are, or one
-    column with a usual name. Of a signal with several classes one column may say which: by name,
-    by number from 0, as a truth value, or as a list of names.
+class LabelledSource(TextSource):
+    """Columns of labelled texts. `labels`: by default the columns with the names of the signal's
+    labels, or one column with a usual name. For a signal with several classes one column may name
+    the class: by name, by number from 0, as a truth value, or as a list of names.
 
-    `mapping` turns a column's values into numbers: {"0": 1, "1": 1, "2": 0}. `prompt`: a column
-    that is put before the text.
+    `mapping` turns a column's values into numbers: {"0": 1, "1": 1, "2": 0}.
     """
 
-    text: str = "text"
-    prompt: str | None = None
     labels: tuple[str, ...] | None = None
     mapping: dict[str, float | tuple[float, ...]] | None = None
 
     @property
-    def beginning(self) -> str | None:
+    def start_column(self) -> str | None:
         """The column that says from which character on the labels hold."""
-        return None
+        return getattr(self, "since", None)
 
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return (self.text,)
+    def label_columns(self, signal: SignalConfig) -> tuple[str, ...]:
+        return self.labels or signal.labels or (signal.name,)
 
-    @property
-    def context(self) -> str | None:
-        return self.prompt
+    def read_columns(self, signal: SignalConfig) -> tuple[str, ...]:
+        start = (self.start_column,) if self.start_column else ()
+        return (*super().read_columns(signal), *self.label_columns(signal), *start)
 
-    def used(self, signal: SignalConfig) -> tuple[str, ...]:
-        labels = self.labels or signal.labels or (signal.name,)
-        return (*super().used(signal), *labels, *((self.beginning,) if self.beginning else ()))
-
-    def usual(self, rows: SampledRows, signal: SignalConfig) -> dict[str, Any]:
-        found = usual_text("text", self.model_fields_set, rows)
-        own = {signal.name, *signal.labels}
-        if self.labels is None and not own & set(column_names(rows)):
+    def default_columns(self, rows: SampledRows, signal: SignalConfig) -> dict[str, Any]:
+        columns = super().default_columns(rows, signal)
+        if self.labels is None and not {signal.name, *signal.labels} & set(column_names(rows)):
             label = usual_column("labels", LABEL_COLUMNS, rows, text=False)
-            return found if label is None else {**found, "labels": (label,)}
-        return found
+            return columns if label is None else {**columns, "labels": (label,)}
+        return columns
 
     @field_validator("mapping", mode="before")
     @classmethod
@@ -84,30 +70,26 @@ class LabelledObjective(Objective, ABC):
     train: LabelledSource
     test: LabelledSource | None = None
 
-    @property
-    def sources(self) -> tuple[LabelledSource, LabelledSource | None]:
-        return self.train, self.test
-
-    def numbers(self, signal: SignalConfig) -> int:
+    def label_count(self, signal: SignalConfig) -> int:
         """How many labels a text has."""
         return signal.size
 
-    def rows(
-        self, source: LabelledSource, path: TableLike, signal: SignalConfig
+    def read_rows(
+        self, source: LabelledSource, table: TableLike, signal: SignalConfig
     ) -> Sequence[LabelledText]:
         rows = read_labelled(
-            path,
+            table,
             text=source.text,
             prompt=source.prompt,
-            labels=source.labels or signal.labels or (signal.name,),
+            labels=source.label_columns(signal),
             mapping=source.mapping,
             classes=signal.labels if signal.kind == "classes" else (),
-            since=source.beginning,
+            since=source.start_column,
         )
-        found, wanted = len(rows[0].labels), self.numbers(signal)
-        if found != wanted:
+        count, expected = len(rows[0].labels), self.label_count(signal)
+        if count != expected:
             raise OtterError(
-                f"{path}: {found} labels a text; signal {signal.name!r} has {wanted}: "
+                f"{table}: {count} labels a text; signal {signal.name!r} has {expected}: "
                 + ", ".join(signal.labels or (signal.name,)),
                 hint="name as many label columns (or mapped numbers) as the signal has classes",
             )
@@ -126,7 +108,7 @@ ValueLoss = Literal["squared", "cross-entropy"]
 
 
 class Pointwise(LabelledObjective):
-    """Squared error of each attribute; or cross-entropy, whose score is a logit. At every prefix
+    """Squared error of each attribute, or cross-entropy with the score as a logit. At every prefix
     weights grow with position (RAD, arXiv 2310.09520, 3.1)."""
 
     kinds: ClassVar[tuple[str, ...]] = ("value",)
@@ -146,11 +128,9 @@ class Pointwise(LabelledObjective):
         at = last_tokens(batch) if self.positions == "last" else real_tokens(batch)
         scores = _with_attribute_axis(read_selected(read, batch, at))
         each = value_errors(self.loss_of, scores, batch.labels[at[0]]).mean(-1)
-        return (
-            each.mean()
-            if self.positions == "last"
-            else weighted_mean_over_texts(each, at, batch.last)
-        )
+        if self.positions == "last":
+            return each.mean()
+        return weighted_mean_over_texts(each, at, batch.last)
 
     def outcomes(self, read: ReadSignal, batch: Batch) -> dict[str, Tensor]:
         assert batch.labels is not None
@@ -169,21 +149,22 @@ class Pointwise(LabelledObjective):
 def value_metrics(
     value: np.ndarray, label: np.ndarray, names: tuple[str, ...]
 ) -> dict[str, Interval]:
-    """Mean squared error and correlation of each attribute, [rows, attributes]."""
-    found = {}
+    """Mean squared error and correlation of each attribute; arguments are [rows, attributes]."""
+    metrics = {}
     for column in range(value.shape[1]):
         suffix = f"/{names[column]}" if len(names) > 1 else ""
-        got, true = value[:, column].astype(float), label[:, column].astype(float)
-        found[f"squared_error{suffix}"] = interval(mean((got - true) ** 2), len(got))
+        predicted, true = value[:, column].astype(float), label[:, column].astype(float)
+        error = mean((predicted - true) ** 2)
+        metrics[f"squared_error{suffix}"] = interval(error, len(predicted))
         what = f"the correlation{suffix} of value and label"
-        found[f"correlation{suffix}"] = interval(
-            correlation_or_zero(got, true), len(got), what=what
+        metrics[f"correlation{suffix}"] = interval(
+            correlation_or_zero(predicted, true), len(predicted), what=what
         )
-    return found
+    return metrics
 
 
 def check_labels_vary(labels: Sequence[Sequence[float]], signal: SignalConfig, what: str) -> None:
-    """Raises OtterError where an attribute is the same in all rows: nothing correlates with it."""
+    """Raises OtterError where an attribute is equal in all rows: correlation is undefined there."""
     for column, values in enumerate(zip(*labels, strict=True)):
         if len(set(values)) < 2:
             name = signal.labels[column] if len(signal.labels) > 1 else signal.name
@@ -195,14 +176,14 @@ def check_labels_vary(labels: Sequence[Sequence[float]], signal: SignalConfig, w
 
 
 def correlation_or_zero(value: np.ndarray, label: np.ndarray) -> Statistic:
-    """Their correlation; of a signal that is constant, as a new one is, none."""
+    """The correlation; 0 for a signal that is constant, as an untrained one is."""
     if np.ptp(value) > 0:
         return correlation(value, label)
     return lambda counts: np.zeros(len(counts))
 
 
 def value_errors(loss: ValueLoss, scores: Tensor, labels: Tensor) -> Tensor:
-    """Of each score, the shape of both."""
+    """The loss of each score, of the shape of both arguments."""
     import torch.nn.functional as F
 
     if loss == "squared":
@@ -211,27 +192,23 @@ def value_errors(loss: ValueLoss, scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def _with_attribute_axis(scores: Tensor) -> Tensor:
-    """[N, attributes] also where there is one."""
+    """[N, attributes], also for a single attribute."""
     return scores[:, None] if scores.ndim == 1 else scores
 
 
 class SpanSource(LabelledSource):
-    """`since`: a column with the character at which begins what the labels are for, or nothing."""
+    """`since`: a column with the first character that the labels hold for, or nothing."""
 
     since: str | None = None
 
-    @property
-    def beginning(self) -> str | None:
-        return self.since
-
 
 class Classification(LabelledObjective):
-    """Binary cross-entropy of each label at the last token; or at every one, with weights that
-    grow with position, and texts that weigh the same whatever their length. Where the data say
-    `since` which character a label holds, earlier tokens have none.
+    """Binary cross-entropy of each label at the last token, or at every token with growing weights,
+    so that texts weigh the same whatever their length. Where the data say from which character on
+    a label holds (`since`), earlier tokens have label 0.
 
-    `consistency`, at every token: the weight of `max(0, p_t - p_t+1)` of a label that is set: what
-    has been said stays said (METHOD, 3, streaming)."""
+    `consistency`, with `positions: every`: the weight of `max(0, p_t - p_t+1)` where the label is
+    set: what was flagged stays flagged (docs/method.md, "Objectives")."""
 
     kinds: ClassVar[tuple[str, ...]] = ("classes",)
 
@@ -269,8 +246,8 @@ class Classification(LabelledObjective):
             return F.binary_cross_entropy_with_logits(logits, batch.labels)
         at = real_tokens(batch)
         logits, labels = read(batch, at), batch.labels[at[0]]
-        if batch.since is not None:
-            labels = labels * (at[1] >= batch.since[at[0]])[:, None]
+        if batch.label_start is not None:
+            labels = labels * (at[1] >= batch.label_start[at[0]])[:, None]
         each = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
         loss = weighted_mean_over_texts(each, at, batch.last)
         if self.consistency:
@@ -286,25 +263,25 @@ class Classification(LabelledObjective):
     def metrics(
         self, outcomes: Mapping[str, np.ndarray], signal: SignalConfig
     ) -> dict[str, Interval]:
-        truth, found = outcomes["label"] >= 0.5, {}
+        truth, metrics = outcomes["label"] >= 0.5, {}
         for column, label in enumerate(signal.labels):
             score, true = outcomes["score"][:, column], truth[:, column]
-            figures = {
+            statistics = {
                 "auroc": auroc(score, true),
                 "f1": f1(score > 0, true),
                 "accuracy": mean((score > 0) == true),
             }
             suffix = f"/{label}" if signal.size > 1 else ""
-            for name, figure in figures.items():
+            for name, statistic in statistics.items():
                 what = f"{name} of {signal.name}{suffix}"
-                found[name + suffix] = interval(figure, len(true), what=what)
-        return found
+                metrics[name + suffix] = interval(statistic, len(true), what=what)
+        return metrics
 
 
 def _score_drops(scores: Tensor, labels: Tensor, at: Positions, texts: int) -> Tensor:
     """Mean over texts of a text's mean max(0, p_t - p_t+1), where the label is set."""
     rows = at[0]
-    inside = rows[:-1] == rows[1:]
-    falls = (scores[:-1] - scores[1:]).clamp_min(0) * (labels[1:] >= 0.5)
-    steps = inside.new_zeros(texts, dtype=scores.dtype).index_add(0, rows[1:], inside.to(scores))
-    return (falls.mean(-1) * inside / steps[rows[1:]].clamp_min(1)).sum() / texts
+    same_text = rows[:-1] == rows[1:]
+    drops = (scores[:-1] - scores[1:]).clamp_min(0) * (labels[1:] >= 0.5)
+    steps = scores.new_zeros(texts).index_add(0, rows[1:], same_text.to(scores))
+    return (drops.mean(-1) * same_text / steps[rows[1:]].clamp_min(1)).sum() / texts

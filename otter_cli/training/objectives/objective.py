@@ -17,7 +17,7 @@ from otter_cli.core.intervals import Interval
 from otter_cli.core.strict_config import StrictConfig
 from otter_cli.data.batches import Positions
 from otter_cli.data.chat_template import ChatTable
-from otter_cli.data.columns import SampledRows, holds_messages
+from otter_cli.data.columns import SampledRows, holds_messages, usual_text
 from otter_cli.data.tables import HubTable, TableLike, find_data
 from otter_cli.graft.manifest import TrainedPositions
 from otter_cli.signals.config import SignalConfig
@@ -29,33 +29,37 @@ if TYPE_CHECKING:
 
 
 class ReadSignal(Protocol):
-    """The signal at N positions, [N, ...]; of action values also of k tokens at each, [N, k], and
-    future tokens where k are given that follow. A batch that is read twice is run once."""
+    """Reads the signal at N positions, [N, ...]. With `tokens` [N, k]: action values of these k
+    tokens, [N, k]; or future tokens after these k. The model runs once for a batch."""
 
     def __call__(self, batch: Batch, at: Positions, tokens: Tensor | None = None) -> Tensor: ...
 
 
 @runtime_checkable
 class ReadSignalWithBase(ReadSignal, Protocol):
-    """Reads `signal` of a stream beside the base, and so the base itself too."""
+    """Reads the signal of a stream beside the base, and the base's own logits."""
 
     signal: SignalConfig
 
     def base_logits(self, batch: Batch, at: Positions) -> Tensor:
-        """What the base says of the next token at N positions, [N, vocab]."""
+        """The base's next-token logits at N positions, [N, vocab]."""
 
 
 @runtime_checkable
 class ReadSignalSelected(ReadSignal, Protocol):
-    def alone(self, batch: Batch, at: Positions) -> Tensor:
-        """The signal at N positions, [N, ...], by a run of the batch that ends at these."""
+    def at_positions_only(self, batch: Batch, at: Positions) -> Tensor:
+        """The signal at N positions, [N, ...], by a forward that leaves out all work that only
+        other positions need."""
 
 
 class DataSource(StrictConfig):
-    """A data file (`path`), or a `dataset` of the hub by its id, split and revision; what its
-    columns are called, an objective's own source says, or their usual names (`data.columns`). With
-    `chat` they hold messages, which the tokenizer's template makes a text of; it need not be
-    written where they do. `limit`: so many rows, drawn by `limit_seed` across categories."""
+    """A data file (`path`), or a `dataset` of the hub by its id, split and revision. Columns have
+    the names that the source gives, or usual ones (`data.columns`). With `chat` they hold messages,
+    which the tokenizer's template turns into text; it is the default where they do. `limit`: this
+    many rows, drawn by `limit_seed` across categories."""
+
+    # The keys that name columns of texts.
+    text_keys: ClassVar[tuple[str, ...]] = ("text",)
 
     path: str | None = None
     dataset: str | None = None
@@ -77,46 +81,56 @@ class DataSource(StrictConfig):
         return self.path or str(self.dataset)
 
     @property
-    def texts(self) -> tuple[str, ...]:
-        """The columns that are texts, or messages."""
-        return ()
+    def text_columns(self) -> tuple[str, ...]:
+        """The columns that hold texts, or messages."""
+        return tuple(getattr(self, key) for key in self.text_keys)
 
     @property
-    def context(self) -> str | None:
+    def prompt_column(self) -> str | None:
         """The column that is put before each of these."""
-        return None
+        return getattr(self, "prompt", None)
 
-    def used(self, signal: SignalConfig) -> tuple[str, ...]:
+    def read_columns(self, signal: SignalConfig) -> tuple[str, ...]:
         """Every column that is read."""
-        return (*self.texts, *((self.context,) if self.context else ()))
+        return (*self.text_columns, *((self.prompt_column,) if self.prompt_column else ()))
 
     def table(self, folder: Path | None) -> TableLike:
-        """The whole table. Raises OtterError for a file that is not there."""
+        """The whole table. Raises OtterError for a file that does not exist."""
         if self.path is not None:
             return find_data(self.path, folder)
         return HubTable(str(self.dataset), self.split, self.revision, self.subset)
 
-    def resolved(self, rows: SampledRows, signal: SignalConfig) -> Self:
-        """The same with usual names for columns that it does not name, by a sample of the rows.
-        Raises OtterError where two columns could be meant."""
-        found = self.model_copy(update=self.usual(rows, signal))
+    def with_default_columns(self, rows: SampledRows, signal: SignalConfig) -> Self:
+        """The source with usual names for the columns that it does not name, by a sample of the
+        rows. Raises OtterError where two columns could be meant."""
+        source = self.model_copy(update=self.default_columns(rows, signal))
         if "chat" not in self.model_fields_set:
-            chat = any(holds_messages(column, rows) for column in found.texts)
-            found = found.model_copy(update={"chat": chat})
-        return found
+            chat = any(holds_messages(column, rows) for column in source.text_columns)
+            source = source.model_copy(update={"chat": chat})
+        return source
 
-    def usual(self, rows: SampledRows, signal: SignalConfig) -> dict[str, Any]:
-        """Columns by their keys, of those that this source does not name itself."""
-        return {}
+    def default_columns(self, rows: SampledRows, signal: SignalConfig) -> dict[str, Any]:
+        """Columns by key, for the keys that this source does not give."""
+        return usual_text(self.text_keys[0], self.model_fields_set, rows)
 
-    def place(self, table: TableLike, tokenizer: Any) -> TableLike:
-        """The table, or where it holds messages the texts that the template makes of them."""
-        return ChatTable(table, tokenizer, self.texts, self.context) if self.chat else table
+    def rendered_table(self, table: TableLike, tokenizer: Any) -> TableLike:
+        """The table; where it holds messages, with the texts that the template makes of them."""
+        if not self.chat:
+            return table
+        return ChatTable(table, tokenizer, self.text_columns, self.prompt_column)
+
+
+class TextSource(DataSource):
+    """Texts without labels. `prompt`: a column before each text."""
+
+    text: str = "text"
+    prompt: str | None = None
 
 
 class Objective(StrictConfig, ABC):
     """Section `signals.NAME`. `test` takes from `train` the columns that it does not name."""
 
+    # The kinds of signals that it trains.
     kinds: ClassVar[tuple[str, ...]]
 
     objective: str
@@ -125,8 +139,10 @@ class Objective(StrictConfig, ABC):
     eos: bool = True
     # Instead of a test file: this share of the training rows, chosen by their text.
     held_out: float | None = Field(default=None, gt=0, lt=1)
-    # The share of the training rows that choose the best step: what is tested must not.
+    # The share of the training rows that chooses the best step. Test rows must not choose it.
     validation: float | None = Field(default=None, gt=0, lt=1)
+    train: DataSource
+    test: DataSource | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -143,43 +159,38 @@ class Objective(StrictConfig, ABC):
             columns.pop(key, None)
         return {**values, "test": {**columns, **values["test"]}}
 
-    def untouched(self, signal: SignalConfig) -> tuple[str, ...]:
-        """Parts of the head that the loss cannot see: they stay what they were."""
+    def unused_parameters(self, signal: SignalConfig) -> tuple[str, ...]:
+        """The parts of the head that the loss does not depend on. They are not trained."""
         return ()
 
     @property
-    def trained_at(self) -> TrainedPositions:
+    def trained_positions(self) -> TrainedPositions:
         """At which tokens of a text the loss reads the signal."""
         positions: TrainedPositions = getattr(self, "positions", "every")
         return positions
 
-    @property
     @abstractmethod
-    def sources(self) -> tuple[DataSource, DataSource | None]:
-        """Training and test data."""
-
-    @abstractmethod
-    def rows(self, source: Any, path: TableLike, signal: SignalConfig) -> Sequence[Any]:
-        """The rows of a table. Raises OtterError, with file and line, for what cannot be used."""
+    def read_rows(self, source: Any, table: TableLike, signal: SignalConfig) -> Sequence[Any]:
+        """The rows of a table. Raises OtterError, with file and line, for unusable rows."""
 
     def check_rows(
         self, rows: Sequence[Any], signal: SignalConfig, what: str, *, tested: bool
     ) -> None:
-        """Raises OtterError where a metric of this objective is undefined on the rows that are
-        `tested`, whatever the signal says of them: before the first step, not after it."""
+        """Raises OtterError where a metric is undefined on `tested` rows, whatever the signal
+        predicts. It runs before the first step."""
         return
 
     @abstractmethod
     def encode(self, rows: Sequence[Any], tokenizer: Any, max_length: int) -> Dataset: ...
 
-    def prepare(self, datasets: Sequence[Any], folder: Path, device: str) -> dict[str, Any]:
-        """Computes what encoded data still lack, with the base of a graft; what the record of the
-        data says of it. Begun again, it goes on."""
+    def prepare_targets(self, datasets: Sequence[Any], folder: Path, device: str) -> dict[str, Any]:
+        """Computes the targets that encoded data lacks, with the base of the graft in `folder`, and
+        returns what the data's record says of them. If interrupted, the next call continues."""
         return {}
 
     @abstractmethod
     def loss(self, read: ReadSignal, batch: Batch) -> Tensor:
-        """A scalar with a graph to whatever `read` trains."""
+        """A scalar with a graph to the trained parameters."""
 
     @abstractmethod
     def outcomes(self, read: ReadSignal, batch: Batch) -> dict[str, Tensor]:
@@ -201,6 +212,12 @@ class Objective(StrictConfig, ABC):
 
 
 def read_selected(read: ReadSignal, batch: Batch, at: Positions) -> Tensor:
-    """The signal at N positions, [N, ...], where nothing else of the batch is read, so that what
-    can be left out at other positions is."""
-    return read.alone(batch, at) if isinstance(read, ReadSignalSelected) else read(batch, at)
+    """The signal at N positions, [N, ...], for a loss that reads nothing else of the batch."""
+    if isinstance(read, ReadSignalSelected):
+        return read.at_positions_only(batch, at)
+    return read(batch, at)
+
+
+def unused_by_softmax(signal: SignalConfig) -> tuple[str, ...]:
+    """A low-rank head's terms that are equal for all tokens. No softmax depends on them."""
+    return ("base", "inserted", "bias") if signal.size else ()

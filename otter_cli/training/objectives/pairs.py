@@ -16,7 +16,13 @@ from otter_cli.data.columns import SampledRows, pair_prompt
 from otter_cli.data.pairs import PreferencePair, read_pairs
 from otter_cli.data.tables import TableLike
 from otter_cli.signals.config import SignalConfig
-from otter_cli.training.objectives.objective import DataSource, Objective, ReadSignal, read_selected
+from otter_cli.training.objectives.objective import (
+    DataSource,
+    Objective,
+    ReadSignal,
+    read_selected,
+    unused_by_softmax,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,27 +31,21 @@ if TYPE_CHECKING:
 
 
 class PairSource(DataSource):
-    """Columns of a file of pairs; `prompt` is put before both texts. Left out, it is a column with
-    one of the usual names, unless the texts hold it already; `prompt: null` is none. `margin`: how
-    much better the chosen text is, a number."""
+    """Columns of pairs. `prompt` is put before both texts. Its default is a column with a usual
+    name, unless the texts hold it already; `prompt: null` is none. `margin`: a number that says how
+    much better the chosen text is."""
+
+    text_keys: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
 
     chosen: str = "chosen"
     rejected: str = "rejected"
     prompt: str | None = None
     margin: str | None = None
 
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return (self.chosen, self.rejected)
+    def read_columns(self, signal: SignalConfig) -> tuple[str, ...]:
+        return (*super().read_columns(signal), *((self.margin,) if self.margin else ()))
 
-    @property
-    def context(self) -> str | None:
-        return self.prompt
-
-    def used(self, signal: SignalConfig) -> tuple[str, ...]:
-        return (*super().used(signal), *((self.margin,) if self.margin else ()))
-
-    def usual(self, rows: SampledRows, signal: SignalConfig) -> dict[str, Any]:
+    def default_columns(self, rows: SampledRows, signal: SignalConfig) -> dict[str, Any]:
         if "prompt" in self.model_fields_set:
             return {}
         prompt = pair_prompt(self.chosen, self.rejected, rows)
@@ -53,27 +53,23 @@ class PairSource(DataSource):
 
 
 class PairObjective(Objective, ABC):
-    """Reads pairs; `outcomes` give a margin, chosen over rejected. With `share_prefixes` what the
-    two texts of a pair begin with goes through the model once, where that saves tokens."""
+    """Reads pairs; `outcomes` give the margin of chosen over rejected. With `share_prefixes` the
+    shared beginning of a pair goes through the model once, where that saves tokens."""
 
     train: PairSource
     test: PairSource | None = None
     share_prefixes: bool = True
 
-    @property
-    def sources(self) -> tuple[PairSource, PairSource | None]:
-        return self.train, self.test
-
-    def rows(
-        self, source: PairSource, path: TableLike, signal: SignalConfig
+    def read_rows(
+        self, source: PairSource, table: TableLike, signal: SignalConfig
     ) -> Sequence[PreferencePair]:
         return read_pairs(
-            path,
+            table,
             chosen=source.chosen,
             rejected=source.rejected,
             prompt=source.prompt,
             margin=source.margin,
-            keep_equal=True,  # `Pairs` leaves them out
+            keep_equal=True,  # `PairDataset` leaves them out and counts them
         )
 
     def encode(
@@ -89,18 +85,18 @@ class PairObjective(Objective, ABC):
         self, outcomes: Mapping[str, np.ndarray], signal: SignalConfig
     ) -> dict[str, Interval]:
         margin = outcomes["margin"]
-        # Two equal scores order nothing: a signal that is constant is right half the time.
+        # Equal scores count as half right, so that a constant signal has accuracy 0.5.
         right = (margin > 0) + 0.5 * (margin == 0)
         return {"accuracy": interval(mean(right), len(margin), what="pair accuracy")}
 
 
 class BradleyTerry(PairObjective):
-    """`-log sigmoid(r(chosen) - r(rejected) - margin)` at the last token; or at every prefix, with
-    weights that grow with position, since early prefixes say least of how a text ends.
+    """`-log sigmoid(r(chosen) - r(rejected) - margin)` at the last token, or at every prefix with
+    growing weights (docs/method.md, "Objectives").
 
-    `margin` counts times the pair's own where the data has a column of them (Llama 2, arXiv
-    2307.09288, 3.2.2). `centring` is the weight of `(r(chosen) + r(rejected))^2`, which gives
-    scores a zero (arXiv 2312.09244, 4.3).
+    `margin` is multiplied by the pair's own margin where the data has a column of them (Llama 2,
+    arXiv 2307.09288, 3.2.2). `centring`: the weight of `(r(chosen) + r(rejected))^2`, which fixes
+    the zero of the scores (arXiv 2312.09244, 4.3).
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("value",)
@@ -110,8 +106,8 @@ class BradleyTerry(PairObjective):
     margin: NonNegativeFloat | None = None
     centring: NonNegativeFloat = 0.0
 
-    def untouched(self, signal: SignalConfig) -> tuple[str, ...]:
-        # It cancels out of every difference, so only rounding would move it.
+    def unused_parameters(self, signal: SignalConfig) -> tuple[str, ...]:
+        # The bias cancels out of every difference. Only rounding errors would change it.
         return () if self.centring else ("bias",)
 
     def check(self, signal: SignalConfig) -> None:
@@ -149,13 +145,13 @@ class BradleyTerry(PairObjective):
 
 
 def _split_pairs(scores: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Scores of the chosen and of the rejected texts, [pairs, positions], that go text by text."""
+    """Scores text by text, as those of the chosen and of the rejected, [pairs, positions] each."""
     chosen, rejected = scores.view(len(batch.last), -1).chunk(2)
     return chosen, rejected
 
 
 def _clamped_columns(batch: Batch) -> Tensor:
-    """[texts, tokens]; a text that has ended keeps its last token's score."""
+    """Positions [texts, tokens]; after its end a text is read at its last token."""
     import torch
 
     columns = torch.arange(batch.input_ids.shape[1], device=batch.last.device)
@@ -163,7 +159,7 @@ def _clamped_columns(batch: Batch) -> Tensor:
 
 
 def _pair_weights(batch: Batch) -> Tensor:
-    """[pairs, tokens]: up to the end of a pair's longer text, a sum of one for each pair."""
+    """[pairs, tokens]: growing weights up to the end of the longer text, with sum one per pair."""
     import torch
 
     chosen, rejected = batch.last.chunk(2)
@@ -174,16 +170,15 @@ def _pair_weights(batch: Batch) -> Tensor:
 
 class Autoregressive(PairObjective):
     """`-log sigmoid(beta (log pi_r(chosen) - log pi_r(rejected)))`, pi_r the softmax of the action
-    values, summed over a text's tokens (GenARM, arXiv 2410.08193). Guidance adds it in logs."""
+    values, summed over a text's tokens (GenARM, arXiv 2410.08193). Guidance adds log pi_r."""
 
     kinds: ClassVar[tuple[str, ...]] = ("vocabulary",)
 
     objective: Literal["autoregressive"] = "autoregressive"
     beta: PositiveFloat = 0.1
 
-    def untouched(self, signal: SignalConfig) -> tuple[str, ...]:
-        # What a low-rank head adds to all tokens alike, no softmax sees.
-        return ("base", "inserted", "bias") if signal.size else ()
+    def unused_parameters(self, signal: SignalConfig) -> tuple[str, ...]:
+        return unused_by_softmax(signal)
 
     def loss(self, read: ReadSignal, batch: Batch) -> Tensor:
         import torch.nn.functional as F
@@ -194,11 +189,11 @@ class Autoregressive(PairObjective):
         return {"margin": self._margin(read, batch)}
 
     def _margin(self, read: ReadSignal, batch: Batch) -> Tensor:
-        """Of summed log-probabilities, [pairs]."""
+        """Difference of the summed log-probabilities, [pairs]."""
         (rows, columns), taken = next_tokens(batch)
-        # Of a shared beginning both have the same: it cancels, and skips the vocabulary.
-        apart = columns + 1 >= _shared_tokens(batch)[rows]
-        rows, columns, taken = rows[apart], columns[apart], taken[apart]
+        # Tokens of a shared beginning cancel, so their logits are not computed.
+        differing = columns + 1 >= _shared_tokens(batch)[rows]
+        rows, columns, taken = rows[differing], columns[differing], taken[differing]
         logs = read(batch, (rows, columns)).log_softmax(-1).gather(-1, taken).squeeze(-1)
         sums = logs.new_zeros(len(batch.last)).index_add(0, rows, logs)
         chosen, rejected = sums.chunk(2)
@@ -206,7 +201,7 @@ class Autoregressive(PairObjective):
 
 
 def _shared_tokens(batch: Batch) -> Tensor:
-    """How many tokens each text has in common with the other of its pair, [texts]."""
+    """The number of tokens that both texts of a pair begin with, [texts]."""
     chosen, rejected = batch.input_ids.chunk(2)
     real = batch.attention_mask.bool()
     same = (chosen == rejected) & real.chunk(2)[0] & real.chunk(2)[1]

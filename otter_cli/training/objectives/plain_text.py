@@ -12,7 +12,6 @@ from pydantic import Field
 from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import Interval, interval, ratio
 from otter_cli.data.batches import Positions, next_tokens
-from otter_cli.data.columns import SampledRows, usual_text
 from otter_cli.data.tables import TableLike
 from otter_cli.data.texts import read_texts
 from otter_cli.signals.config import SignalConfig
@@ -22,6 +21,7 @@ from otter_cli.training.objectives.objective import (
     Objective,
     ReadSignal,
     ReadSignalWithBase,
+    unused_by_softmax,
 )
 
 if TYPE_CHECKING:
@@ -31,22 +31,12 @@ if TYPE_CHECKING:
 
 
 class PlainTextSource(DataSource):
-    """Plain text: the paragraphs of a .txt file, or a column of rows; `prompt`: a column before
-    it."""
+    """The paragraphs of a .txt file, or a column of rows; `prompt`: a column before it."""
+
+    text_keys: ClassVar[tuple[str, ...]] = ("column",)
 
     column: str = "text"
     prompt: str | None = None
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return (self.column,)
-
-    @property
-    def context(self) -> str | None:
-        return self.prompt
-
-    def usual(self, rows: SampledRows, signal: SignalConfig) -> dict[str, Any]:
-        return usual_text("column", self.model_fields_set, rows)
 
 
 class PlainTextObjective(Objective, ABC):
@@ -55,12 +45,10 @@ class PlainTextObjective(Objective, ABC):
     train: PlainTextSource
     test: PlainTextSource | None = None
 
-    @property
-    def sources(self) -> tuple[PlainTextSource, PlainTextSource | None]:
-        return self.train, self.test
-
-    def rows(self, source: PlainTextSource, path: TableLike, signal: SignalConfig) -> Sequence[str]:
-        return read_texts(path, column=source.column, prompt=source.prompt)
+    def read_rows(
+        self, source: PlainTextSource, table: TableLike, signal: SignalConfig
+    ) -> Sequence[str]:
+        return read_texts(table, column=source.column, prompt=source.prompt)
 
     def encode(self, rows: Sequence[str], tokenizer: Any, max_length: int) -> BlockDataset:
         from otter_cli.data.datasets import BlockDataset
@@ -68,16 +56,16 @@ class PlainTextObjective(Objective, ABC):
         return BlockDataset(rows, tokenizer, max_length, eos=self.eos)
 
 
-# The base's own head gives t+1, the first head t+2.
+# The base's own head predicts token t+1, the first future head t+2.
 _FIRST_OFFSET = 2
 
 
 class FutureTokens(PlainTextObjective):
-    """Cross-entropy of each head, weighted by `head_decay ** k` (Medusa: 0.8) or `head_weights`;
-    of a cell's where the text's own tokens are those drafted before.
+    """Cross-entropy of each head, weighted by `head_decay ** k` (Medusa: 0.8) or `head_weights`. A
+    cell reads the text's own tokens as those drafted before (docs/method.md, "Objectives").
 
-    With `targets: base` the KL of the base's own distribution to the head's, where the base has
-    read the text up to there: drafts are kept for what the base says, not for what was written.
+    With `targets: base` the KL of the base's distribution, after it has read the text up to the
+    token, to the head's: a draft is accepted if the base predicts it, whatever the text says.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("future",)
@@ -100,12 +88,12 @@ class FutureTokens(PlainTextObjective):
         import torch
         import torch.nn.functional as F
 
-        beside = cast(ReadSignalWithBase, read)
-        heads = beside.signal.size
+        with_base = cast(ReadSignalWithBase, read)
+        heads = with_base.signal.size
         logits = read(batch, _positions(batch), _following(batch, heads))  # [N, heads, vocab]
         weights = self.head_weights or [self.head_decay**k for k in range(heads)]
         if self.targets == "base":
-            each = [_kl_to_head(beside, batch, logits[:, k], k) for k in range(heads)]
+            each = [_kl_to_head(with_base, batch, logits[:, k], k) for k in range(heads)]
         else:
             targets = _targets(batch, heads)
             each = [F.cross_entropy(logits[:, k], targets[:, k]) for k in range(heads)]
@@ -116,10 +104,10 @@ class FutureTokens(PlainTextObjective):
         signal = cast(ReadSignalWithBase, read).signal
         at, following = _positions(batch), _following(batch, signal.size)
         targets = _targets(batch, signal.size)
-        guesses = read(batch, at, following)
-        require_finite(guesses, f"signal {signal.name!r}")
-        hits = guesses.argmax(-1) == targets  # [N, heads]
-        # Where a head's token lies past the block's end nothing can be in a row up to it.
+        logits = read(batch, at, following)
+        require_finite(logits, f"signal {signal.name!r}")
+        hits = logits.argmax(-1) == targets  # [N, heads]
+        # A run counts only where the targets of all heads lie inside the block.
         whole = (targets >= 0).all(-1)
         counts = {
             "hits": hits,
@@ -128,19 +116,19 @@ class FutureTokens(PlainTextObjective):
             "whole": whole[:, None],
         }
         if signal.width != 0:
-            # What is known when it drafts is the next token alone.
+            # When it drafts, the cell knows the next token alone.
             counts["own"] = read(batch, at, following[:, :1]).argmax(-1) == targets
-        of_rows = (len(batch.last), -1)
-        return {n: one.view(*of_rows, one.shape[-1]).sum(1) for n, one in counts.items()}
+        rows = len(batch.last)
+        return {n: each.view(rows, -1, each.shape[-1]).sum(1) for n, each in counts.items()}
 
     def metrics(
         self, outcomes: Mapping[str, np.ndarray], signal: SignalConfig
     ) -> dict[str, Interval]:
-        """Top-1 accuracy of each head, a cell's after the text's tokens and (`own`) after its own
-        guesses; `run`: how many drafts of a chain are right before the first that is not. Blocks
-        are resampled: tokens of one text hang together."""
+        """Top-1 accuracy of each head; of a cell after the text's tokens, and (`own`) after its own
+        predictions. `run`: the number of right drafts of a chain before the first wrong one. Whole
+        blocks are resampled, since the tokens of a text depend on each other."""
         tokens, blocks = outcomes["tokens"], len(outcomes["tokens"])
-        found = {
+        metrics = {
             f"{name}_t+{k + _FIRST_OFFSET}": interval(
                 ratio(outcomes[what][:, k], tokens[:, k]), blocks
             )
@@ -149,11 +137,11 @@ class FutureTokens(PlainTextObjective):
             for k in range(signal.size)
         }
         run, whole = outcomes["run"][:, 0], outcomes["whole"][:, 0]
-        return found | {"run": interval(ratio(run, whole), blocks)}
+        return metrics | {"run": interval(ratio(run, whole), blocks)}
 
 
 def _positions(batch: Batch) -> Positions:
-    """All places from which the first head's token is still inside. Blocks have no padding."""
+    """All positions whose first head's token lies inside the block. Blocks have no padding."""
     import torch
 
     rows, columns = batch.input_ids.shape
@@ -166,17 +154,17 @@ def _kl_to_head(read: ReadSignalWithBase, batch: Batch, logits: Tensor, head: in
     import torch.nn.functional as F
 
     rows, columns = _positions(batch)
-    # A head that looks past the block's end has a target as long as the base has a place there.
+    # The last positions have a target as long as the base has a prediction inside the block.
     inside = columns + head + 1 < batch.input_ids.shape[1]
     at = rows[inside], columns[inside] + head + 1
     base = read.base_logits(batch, at).float().log_softmax(-1)
-    said = logits[inside].float().log_softmax(-1)
-    return F.kl_div(said, base, log_target=True, reduction="batchmean")
+    head_logs = logits[inside].float().log_softmax(-1)
+    return F.kl_div(head_logs, base, log_target=True, reduction="batchmean")
 
 
 def _following(batch: Batch, heads: int) -> Tensor:
-    """The tokens t+1 ... t+heads at `_positions` t, [N, heads]; past the block's end token 0, which
-    no target comes after."""
+    """The tokens t+1 ... t+heads at `_positions` t, [N, heads]; past the block's end token 0, after
+    which there is no target."""
     import torch.nn.functional as F
 
     following = F.pad(batch.input_ids, (0, heads - 1))[:, 1:-1]
@@ -184,7 +172,7 @@ def _following(batch: Batch, heads: int) -> Tensor:
 
 
 def _targets(batch: Batch, heads: int) -> Tensor:
-    """Token ids [N, heads] at `_positions`; -100, which cross-entropy leaves out, past the end."""
+    """Token ids [N, heads] at `_positions`; past the end -100, which cross-entropy ignores."""
     import torch.nn.functional as F
 
     following = F.pad(batch.input_ids, (0, heads - 1), value=-100)[:, _FIRST_OFFSET:]
@@ -192,17 +180,17 @@ def _targets(batch: Batch, heads: int) -> Tensor:
 
 
 class LanguageModel(PlainTextObjective):
-    """Cross-entropy of the next token, in nats. An insertion's action values q are what its expert
-    adds to the base: `softmax(z + q)`, so that `z + alpha (q+ - q-)` is DExperts' `z + alpha (z+ -
-    z-)` (arXiv 2105.03023, section 2.1). A language model of its own says its own logits."""
+    """Cross-entropy of the next token, in nats. An insertion's action values q are added to the
+    base's logits l: an expert is `softmax(l + q)`, so `l + alpha (q+ - q-)` is DExperts'
+    `l + alpha (l+ - l-)` (arXiv 2105.03023, 2.1). A separate language model gives its own logits.
+    """
 
     kinds: ClassVar[tuple[str, ...]] = ("vocabulary",)
 
     objective: Literal["language-model"] = "language-model"
 
-    def untouched(self, signal: SignalConfig) -> tuple[str, ...]:
-        # What a low-rank head adds to all tokens alike, no softmax sees.
-        return ("base", "inserted", "bias") if signal.size else ()
+    def unused_parameters(self, signal: SignalConfig) -> tuple[str, ...]:
+        return unused_by_softmax(signal)
 
     def loss(self, read: ReadSignal, batch: Batch) -> Tensor:
         at, taken = next_tokens(batch)
@@ -220,7 +208,7 @@ class LanguageModel(PlainTextObjective):
     def metrics(
         self, outcomes: Mapping[str, np.ndarray], signal: SignalConfig
     ) -> dict[str, Interval]:
-        """`nats` a token; blocks are resampled."""
+        """`nats` per token, by resampled blocks."""
         nats, tokens = outcomes["nats"][:, 0], outcomes["tokens"][:, 0]
         return {"nats": interval(ratio(nats, tokens), len(nats))}
 
@@ -228,7 +216,7 @@ class LanguageModel(PlainTextObjective):
 def _negative_log_likelihood(
     read: ReadSignal, batch: Batch, at: Positions, taken: Tensor
 ) -> Tensor:
-    """-log p of the tokens [N, 1] that follow, [N]."""
+    """-log p of the next tokens [N, 1], [N]."""
     logits = read(batch, at)
     if isinstance(read, ReadSignalWithBase):
         logits = logits + read.base_logits(batch, at)

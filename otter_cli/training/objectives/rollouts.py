@@ -12,53 +12,35 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from otter_cli.core.errors import OtterError
 from otter_cli.core.intervals import Counts, Interval, interval, ratio
 from otter_cli.data.batches import Positions
-from otter_cli.data.columns import SampledRows, usual_text
 from otter_cli.data.tables import TableLike, find_data
-from otter_cli.data.texts import LabelledText
+from otter_cli.data.texts import LabelledText, read_texts
 from otter_cli.graft.manifest import TrainedPositions
 from otter_cli.signals.config import SignalConfig
 from otter_cli.training.objectives.labelled import ValueLoss, correlation_or_zero, value_errors
-from otter_cli.training.objectives.objective import DataSource, Objective, ReadSignal, read_selected
+from otter_cli.training.objectives.objective import Objective, ReadSignal, TextSource, read_selected
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from otter_cli.data.datasets import Batch, StateDataset
-
-
-class RolloutSource(DataSource):
-    """Texts alone: the labeller has the labels. `prompt`: a column before each."""
-
-    text: str = "text"
-    prompt: str | None = None
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return (self.text,)
-
-    @property
-    def context(self) -> str | None:
-        return self.prompt
-
-    def usual(self, rows: SampledRows, signal: SignalConfig) -> dict[str, Any]:
-        return usual_text("text", self.model_fields_set, rows)
+    from otter_cli.training.objectives.continuations import RolloutSettings
 
 
 class Rollouts(Objective):
-    """The target of a state is the mean label of `samples` continuations of `tokens` tokens that
-    are drawn from the base at `temperature`: no token needs a label.
+    """The target of a state is the mean label of `samples` continuations of `tokens` tokens, drawn
+    from the base at `temperature`. No token needs a label (docs/method.md, "Objectives").
 
-    `labeller`: a folder of Detoxify's, of a classifier or a reward model, or a trained graft;
-    `label` says which of its numbers. It reads the whole text or the continuation alone, with
-    `eos` as texts that have ended. `states` of each text are drawn by `seed`, and so are
-    continuations, each by itself: targets depend on no order, and are computed once.
+    `labeller`: the folder of a Detoxify checkpoint, a classifier, a reward model or a trained
+    graft; `label`: which of its numbers. It reads the whole text or the continuation alone; with
+    `eos` the texts have ended. `seed` draws `states` positions of each text, and the continuations
+    of each state by itself: targets do not depend on an order, and are computed once.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("value",)
 
     objective: Literal["rollouts"] = "rollouts"
-    train: RolloutSource
-    test: RolloutSource | None = None
+    train: TextSource
+    test: TextSource | None = None
     labeller: str
     label: str | None = None
     reads: Literal["text", "continuation"] = "text"
@@ -70,12 +52,8 @@ class Rollouts(Objective):
     loss_of: ValueLoss = "squared"
 
     @property
-    def trained_at(self) -> TrainedPositions:
+    def trained_positions(self) -> TrainedPositions:
         return "drawn"
-
-    @property
-    def sources(self) -> tuple[RolloutSource, RolloutSource | None]:
-        return self.train, self.test
 
     def check(self, signal: SignalConfig) -> None:
         super().check(signal)
@@ -86,25 +64,23 @@ class Rollouts(Objective):
                 hint="graft one signal for each attribute, with rollouts of its own",
             )
 
-    def rows(
-        self, source: RolloutSource, path: TableLike, signal: SignalConfig
+    def read_rows(
+        self, source: TextSource, table: TableLike, signal: SignalConfig
     ) -> Sequence[LabelledText]:
-        from otter_cli.data.texts import read_texts
-
-        texts = read_texts(path, column=source.text, prompt=source.prompt)
+        texts = read_texts(table, column=source.text, prompt=source.prompt)
         return [LabelledText(text, ()) for text in texts]
 
     def encode(self, rows: Sequence[LabelledText], tokenizer: Any, max_length: int) -> StateDataset:
         from otter_cli.data.datasets import StateDataset
         from otter_cli.data.encoding import Encoder
 
-        # The beginning of a long text stays: its states are those of texts being written.
+        # A long text keeps its beginning, since its states are those of a text being written.
         encoder = Encoder(tokenizer, max_length, eos=False, keep="start")
         return StateDataset([row.text for row in rows], encoder, self.states, self.seed)
 
-    def prepare(self, datasets: Sequence[Any], folder: Path, device: str) -> dict[str, Any]:
-        """Raises OtterError for a labeller that does not fit, and where the base has no room."""
-        from otter_cli.scorers.labeller import check_reads_dialogues, load_labeller
+    def prepare_targets(self, datasets: Sequence[Any], folder: Path, device: str) -> dict[str, Any]:
+        """Raises OtterError for an unsuitable labeller, and for states that are too long."""
+        from otter_cli.scorers.text_scorer import check_reads_dialogues, load_labeller
         from otter_cli.training.objectives.continuations import label_states
 
         self._require_room(datasets, folder)
@@ -112,30 +88,30 @@ class Rollouts(Objective):
         chat = _all_dialogues(datasets)
         if chat and self.reads == "text":
             check_reads_dialogues(labeller, folder)
-        drawing = self._drawing(folder, labeller, chat)
+        settings = self._settings(folder, labeller, chat)
         labels = label_states(
             [prefix for data in datasets for prefix in data.prefixes()],
-            drawing,
+            settings,
             folder,
             folder / "training" / "rollouts",
             lambda: load_labeller(labeller, self.label, eos=self.eos, device=device),
             device,
         )
-        each = np.array(list(labels.values()))
-        if self.loss_of == "cross-entropy" and not (each.min() >= 0 and each.max() <= 1):
+        values = np.array(list(labels.values()))
+        if self.loss_of == "cross-entropy" and not (values.min() >= 0 and values.max() <= 1):
             raise OtterError(
-                f"{self.labeller} gives {each.min():.3g} to {each.max():.3g}, and cross-entropy "
-                "needs 0 to 1",
+                f"{self.labeller} gives {values.min():.3g} to {values.max():.3g}, and "
+                "cross-entropy needs 0 to 1",
                 hint="loss_of: squared, or a labeller that gives probabilities",
             )
-        means = {key: float(np.mean(of)) for key, of in labels.items()}
+        means = {key: float(np.mean(samples)) for key, samples in labels.items()}
         for data in datasets:
             data.set_targets(means)
         for data in datasets[1:]:
             _check_targets_vary(data, self.labeller)
-        return {"rollouts": {"name": drawing.name, **_label_summary(each)}}
+        return {"rollouts": {"name": settings.name, **_label_summary(values)}}
 
-    def _drawing(self, folder: Path, labeller: Path, chat: bool) -> Any:
+    def _settings(self, folder: Path, labeller: Path, chat: bool) -> RolloutSettings:
         from otter_cli.graft.manifest import Manifest
         from otter_cli.scorers.detoxify import files_digest
         from otter_cli.training.objectives.continuations import RolloutSettings
@@ -167,7 +143,7 @@ class Rollouts(Objective):
         assert batch.labels is not None
         at, label = _state_positions(batch), batch.labels[_is_state(batch)]
         each = value_errors(self.loss_of, read_selected(read, batch, at), label)
-        # Texts weigh the same, however many of their places there was room for.
+        # Texts weigh the same, whatever their number of states.
         return (each / _is_state(batch).sum(1)[at[0]]).sum() / len(batch.last)
 
     def outcomes(self, read: ReadSignal, batch: Batch) -> dict[str, Tensor]:
@@ -175,30 +151,32 @@ class Rollouts(Objective):
         score = read(batch, _state_positions(batch)).float()
         value = batch.labels.new_zeros(batch.labels.shape)
         value[_is_state(batch)] = score if self.loss_of == "squared" else score.sigmoid()
-        return {"value": value, "label": batch.labels, "chosen": _is_state(batch)}
+        return {"value": value, "label": batch.labels, "is_state": _is_state(batch)}
 
     def metrics(
         self, outcomes: Mapping[str, np.ndarray], signal: SignalConfig
     ) -> dict[str, Interval]:
-        """Over states, with intervals over texts: states of one text are no independent ones."""
-        value, label, chosen = (outcomes[name] for name in ("value", "label", "chosen"))
-        texts, squares = len(value), ((value - label) ** 2 * chosen).sum(1)
-        of_states = correlation_or_zero(value[chosen].astype(float), label[chosen].astype(float))
-        text = chosen.nonzero()[0]
+        """Over states, with intervals by resampled texts, since a text's states are dependent."""
+        value, label, is_state = (outcomes[name] for name in ("value", "label", "is_state"))
+        texts, squares = len(value), ((value - label) ** 2 * is_state).sum(1)
+        over_states = correlation_or_zero(
+            value[is_state].astype(float), label[is_state].astype(float)
+        )
+        text_of_state = is_state.nonzero()[0]
 
         def over_texts(counts: Counts) -> np.ndarray:
-            return of_states(counts[:, text])
+            return over_states(counts[:, text_of_state])
 
         what = "the correlation of value and label"
         return {
-            "squared_error": interval(ratio(squares, chosen.sum(1)), texts),
+            "squared_error": interval(ratio(squares, is_state.sum(1)), texts),
             "correlation": interval(over_texts, texts, what=what),
         }
 
 
 def _check_targets_vary(data: StateDataset, labeller: str) -> None:
-    """Raises OtterError where rows to be tested all have one target: nothing correlates with it."""
-    targets = [target for of in data.targets for target in of]
+    """Raises OtterError where all test states have one target: correlation is undefined there."""
+    targets = [target for states in data.targets for target in states]
     if len(set(targets)) < 2:
         raise OtterError(
             f"{labeller} gives {targets[0]:g} for all {len(targets)} states to be tested, and the "
@@ -219,20 +197,21 @@ def _all_dialogues(datasets: Sequence[StateDataset]) -> bool:
 
 
 def _is_state(batch: Batch) -> Tensor:
-    assert batch.places is not None
-    return batch.places >= 0
+    assert batch.state_positions is not None
+    return batch.state_positions >= 0
 
 
 def _state_positions(batch: Batch) -> Positions:
-    assert batch.places is not None
+    assert batch.state_positions is not None
     rows, columns = _is_state(batch).nonzero(as_tuple=True)
-    return rows, batch.places[rows, columns]
+    return rows, batch.state_positions[rows, columns]
 
 
-def _label_summary(each: np.ndarray) -> dict[str, float]:
-    """Of labels [states, samples]: `noise` is the squared error that no value can fall below on
-    average, since a target is a mean of samples."""
-    noise = each.var(1, ddof=1).mean() / each.shape[1] if each.shape[1] > 1 else np.nan
-    told = {"mean": each.mean(), "variance": each.mean(1).var()}
-    found = {name: float(value) for name, value in told.items()}
-    return {"states": len(each), **found, **({"noise": float(noise)} if noise == noise else {})}
+def _label_summary(labels: np.ndarray) -> dict[str, float]:
+    """Statistics of labels [states, samples]. `noise`: the mean squared error that no value can
+    fall below, since a target is a mean of samples; it needs two samples."""
+    states, samples = labels.shape
+    summary = {"states": states, "mean": labels.mean(), "variance": labels.mean(1).var()}
+    if samples > 1 and np.isfinite(noise := labels.var(1, ddof=1).mean() / samples):
+        summary["noise"] = noise
+    return {name: value if name == "states" else float(value) for name, value in summary.items()}

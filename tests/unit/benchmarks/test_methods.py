@@ -19,7 +19,7 @@ from otter_cli.benchmarks.tasks.assemble import (
 )
 from otter_cli.core.errors import OtterError
 from otter_cli.decoding.sampling import Sampling
-from otter_cli.scorers.load import LoadedGraft, load_graft, load_recorded_language_model
+from otter_cli.scorers.load import LoadedGraft, load_graft, load_language_model
 from tests.support.benchmark_models import BenchmarkModels
 from tests.support.grafts import random_graft
 from tests.unit.benchmarks.benchmark_runs import Pair, greedy, samples, setting
@@ -166,7 +166,7 @@ def test_a_lora_adapter_is_an_expert_too(tiny_llama: Path, tmp_path: Path) -> No
     tuned.peft_config["default"].base_model_name_or_path = str(tiny_llama)
     tuned.save_pretrained(tmp_path / "lora")
     tokens = torch.tensor([[1, 5, 6]])
-    loaded = load_recorded_language_model(tmp_path / "lora", device="cpu")
+    loaded = load_language_model(tmp_path / "lora", device="cpu")
     with torch.no_grad():
         torch.testing.assert_close(loaded.model(tokens).logits, tuned.eval()(tokens).logits)
     # What it is does not hang on where it lies, but on what it is an adapter of.
@@ -178,7 +178,7 @@ def test_a_lora_adapter_is_an_expert_too(tiny_llama: Path, tmp_path: Path) -> No
         _write_over(there / "lora/adapter_config.json", base_model_name_or_path=f"{there}/base")
         if changed:
             _write_over(there / "base/config.json", rms_norm_eps=0.1)
-        again = load_recorded_language_model(there / "lora", device="cpu").record
+        again = load_language_model(there / "lora", device="cpu").record
         assert (again == loaded.record) is not changed
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from otter_cli.benchmarks.model_pool import load_graft_and_task_head
 from otter_cli.core.errors import OtterError
-from otter_cli.scorers.load import LoadedGraft, load_graft, load_recorded_reward_model, model_record
+from otter_cli.scorers.load import LoadedGraft, load_graft, load_reward_model, model_record
 from tests.conftest import TinyCheckpoint
 from tests.support.benchmark_models import BenchmarkModels, write_reward_model
 from tests.support.grafts import random_graft
@@ -70,18 +70,18 @@ def test_a_reward_model_without_its_head_is_refused(
     del tensors["score.weight"]
     save_file(tensors, headless / "model.safetensors", {"format": "pt"})
     with pytest.raises(OtterError, match=r"missing keys: score.weight"):
-        load_recorded_reward_model(headless, device="cpu")
+        load_reward_model(headless, device="cpu")
 
 
 def test_a_base_is_no_reward_model(tiny_llama: Path) -> None:
     with pytest.raises(OtterError, match="missing keys|unexpected keys"):
-        load_recorded_reward_model(tiny_llama, device="cpu")
+        load_reward_model(tiny_llama, device="cpu")
 
 
 def test_two_outputs_are_no_reward(tiny_llama: Path, tmp_path: Path) -> None:
     folder = write_reward_model(tiny_llama, tmp_path / "two", seed=0, num_labels=2)
     with pytest.raises(OtterError, match="has 2 outputs"):
-        load_recorded_reward_model(folder, device="cpu")
+        load_reward_model(folder, device="cpu")
 
 
 def test_the_dtype_is_the_files_and_not_the_configurations(
@@ -90,7 +90,7 @@ def test_the_dtype_is_the_files_and_not_the_configurations(
     copy = shutil.copytree(contestants.gold, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
-    model, _, _ = load_recorded_reward_model(copy, device="cpu")
+    model, _, _ = load_reward_model(copy, device="cpu")
     assert str(model.dtype) == "torch.float32"
 
 

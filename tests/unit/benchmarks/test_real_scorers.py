@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from otter_cli.core.errors import OtterError
-from otter_cli.scorers.load import load_recorded_reward_model
+from otter_cli.scorers.load import load_reward_model
 from otter_cli.scorers.response_models import RewardModelScorer, SignalScorer
 from otter_cli.scorers.scorer import Exchange
 from tests.support.benchmark_models import BenchmarkModels
@@ -17,7 +17,7 @@ from tests.unit.benchmarks.benchmark_runs import Pair
 
 
 def test_a_reward_models_score_is_its_own_on_the_whole_text(contestants: BenchmarkModels) -> None:
-    scorer = RewardModelScorer(*load_recorded_reward_model(contestants.gold, device="cpu"))
+    scorer = RewardModelScorer(*load_reward_model(contestants.gold, device="cpu"))
     model = AutoModelForSequenceClassification.from_pretrained(contestants.gold).eval()
     tokenizer = AutoTokenizer.from_pretrained(contestants.gold)
     exchanges = [Exchange("a", "The cat", " sat"), Exchange("b", "Who", " is there, at night?")]
@@ -65,7 +65,7 @@ def test_a_dialogue_is_scored_as_its_template_ends_it(
     assert SignalScorer(graft, "reward").score([exchange])["reward"] == pytest.approx(
         [of_graft], abs=1e-6
     )
-    model, _, record = load_recorded_reward_model(contestants.gold, device="cpu")
+    model, _, record = load_reward_model(contestants.gold, device="cpu")
     with torch.no_grad():
         expected = float(model(torch.tensor([whole])).logits)
     scorer = RewardModelScorer(model, tokenizer, record)
@@ -73,7 +73,7 @@ def test_a_dialogue_is_scored_as_its_template_ends_it(
 
 
 def test_a_reward_model_without_a_template_reads_no_dialogue(contestants: BenchmarkModels) -> None:
-    scorer = RewardModelScorer(*load_recorded_reward_model(contestants.gold, device="cpu"))
+    scorer = RewardModelScorer(*load_reward_model(contestants.gold, device="cpu"))
     exchange = Exchange("a", "", "yo", messages=tuple(said("hi")))
     with pytest.raises(OtterError, match="gold: the tokenizer has no chat template"):
         scorer.score([exchange])

@@ -14,7 +14,7 @@ from otter_cli.benchmarks.runner.run_folder import RunFiles
 from otter_cli.benchmarks.runner.stored_run import rescore_run
 from otter_cli.core.errors import OtterError
 from otter_cli.scorers.detoxify import DetoxifyScorer
-from otter_cli.scorers.load import LoadedModel, load_recorded_reward_model
+from otter_cli.scorers.load import LoadedModel, load_reward_model
 from otter_cli.scorers.response_models import EncoderScorer, RewardModelScorer, SignalScorer
 from otter_cli.scorers.scorer import Exchange, RuleScorer, Scorer, score_all
 from tests.support.benchmark_models import BenchmarkModels
@@ -58,7 +58,7 @@ LIES = {
 
 @pytest.fixture(scope="module")
 def scorers(contestants: BenchmarkModels, grafts, tiny_llama: Path) -> dict[str, Scorer]:
-    loaded: LoadedModel = load_recorded_reward_model(contestants.gold, device="cpu")
+    loaded: LoadedModel = load_reward_model(contestants.gold, device="cpu")
     return {
         "reward model": RewardModelScorer(*loaded),
         "signal": SignalScorer(grafts[0], "reward"),
@@ -102,7 +102,7 @@ def test_a_run_that_lost_a_sample_is_not_judged_again(tmp_path: Path, contestant
     folder = run_benchmark(toy_benchmark(), tmp_path / "run").folder
     before = (folder / "result.json").read_bytes()
     edited(folder, "samples.jsonl", lambda lines: lines[1:])
-    judge = RewardModelScorer(*load_recorded_reward_model(contestants.gold, device="cpu"))
+    judge = RewardModelScorer(*load_reward_model(contestants.gold, device="cpu"))
     with pytest.raises(OtterError, match="is missing"):
         rescore_run(folder, judge)
     assert (folder / "result.json").read_bytes() == before

@@ -157,9 +157,10 @@ def test_since_counts_the_characters_of_the_last_message(chatml: Any) -> None:
     whole = ids_of(chatml, HELLO)
     place = len(whole) - 2 - len("you")
     assert chatml.decode(whole[place:-2]) == "you"
-    assert LabelledDataset(labelled, Encoder(chatml, 99)).since.tolist() == [place] * 2
+    assert LabelledDataset(labelled, Encoder(chatml, 99)).label_start.tolist() == [place] * 2
     assert (
-        LabelledDataset(labelled, Encoder(chatml, len(whole) - 3)).since.tolist() == [place - 3] * 2
+        LabelledDataset(labelled, Encoder(chatml, len(whole) - 3)).label_start.tolist()
+        == [place - 3] * 2
     )
     over = [{**rows[0], "since": 99}]
     with pytest.raises(OtterError, match="table, row 1: 'since' is 99, outside 0 to 9"):

@@ -56,7 +56,7 @@ def test_a_limited_table_keeps_the_order_of_the_file_and_tells_its_lines(tmp_pat
     kept = list(table.records())
     assert [record.line for record in kept] == sorted(record.line for record in kept)
     assert Counter(record.values["category"] for record in kept) == {"writing": 4, "math": 2}
-    assert table.drawn is not None and table.drawn.of == 60 and not table.drawn.whole
+    assert table.drawn is not None and table.drawn.total == 60 and not table.drawn.is_complete
     assert list(table.drawn.lines) == [lines[record.values["text"]] for record in kept]
     assert [record.line for record in LimitedTable(path, 6).records()] == list(table.drawn.lines)
     assert table.drawn.record()["lines"] == list(table.drawn.lines)

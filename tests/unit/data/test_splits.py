@@ -68,11 +68,11 @@ def test_no_text_is_on_both_sides_and_no_row_is_lost(
     split = _split(rows, share)
     if split is None:
         return
-    assert find_overlap(split.kept, split.aside).shared == 0
-    assert sorted(map(repr, [*split.kept, *split.aside])) == sorted(map(repr, rows))
+    assert find_overlap(split.training, split.held_out).shared == 0
+    assert sorted(map(repr, [*split.training, *split.held_out])) == sorted(map(repr, rows))
     again = _split(rows, share)
-    assert again is not None and again.aside == split.aside
-    assert split.record(share)["rows"] == len(split.aside)
+    assert again is not None and again.aside == split.held_out
+    assert split.record(share)["rows"] == len(split.held_out)
 
 
 @given(
@@ -90,10 +90,10 @@ def test_rows_without_a_shared_text_come_as_near_as_a_tenth(
         assert round(target) == 0
         return
     nearest = min(max(round(target), 1), len(rows) - 1)
-    assert abs(len(split.aside) - target) <= max(0.1 * target, abs(nearest - target)) + 1e-9
+    assert abs(len(split.held_out) - target) <= max(0.1 * target, abs(nearest - target)) + 1e-9
     order.shuffle(rows)
     shuffled = _split(rows, share)
-    assert shuffled is not None and set(shuffled.aside) == set(split.aside)
+    assert shuffled is not None and set(shuffled.aside) == set(split.held_out)
 
 
 def test_thirty_pairs_give_the_share_that_was_asked_for() -> None:
@@ -101,8 +101,8 @@ def test_thirty_pairs_give_the_share_that_was_asked_for() -> None:
     for seed in range(20):
         rows = [PreferencePair(f"good {seed} {i}", f"bad {seed} {i}") for i in range(30)]
         split = split_rows(rows, 0.2, "held out", WHERE)
-        assert len(split.aside) == 6
-        assert split.sentence(0.2, "held out") == (
+        assert len(split.held_out) == 6
+        assert split.description(0.2, "held out") == (
             "held out: 6 of 30 rows (20.0 %, 20.0 % asked for), chosen by their texts"
         )
 
@@ -110,8 +110,8 @@ def test_thirty_pairs_give_the_share_that_was_asked_for() -> None:
 def test_rows_of_one_prompt_stay_together_and_it_is_said() -> None:
     rows = [PreferencePair(f"good {i}", f"bad {i}", f"prompt {i % 2}") for i in range(30)]
     split = split_rows(rows, 0.2, "held out", WHERE)
-    assert len(split.aside) == 15 and split.groups == 2
-    told = split.sentence(0.2, "held out")
+    assert len(split.held_out) == 15 and split.groups == 2
+    told = split.description(0.2, "held out")
     assert "1 of 2 such groups, the largest of 15 rows" in told and "50.0 %, 20.0 %" in told
     with pytest.raises(
         OtterError, match="in 1 groups that share texts leaves 30 to train on and 0"
@@ -133,4 +133,4 @@ def test_large_files_are_split_by_the_digest_of_each_text_as_before(shared: Path
     split = split_rows(rows, 0.1, "held out", WHERE)
     assert split.by_bound
     expected = [r for r in rows if derive_seed("held out", r.text) % 10_000 < 1_000]
-    assert split.aside == expected
+    assert split.held_out == expected

@@ -185,11 +185,11 @@ def test_every_objective_says_where_it_trains() -> None:
     assert len(kinds) >= 9
     for kind in kinds:
         field = kind.model_fields.get("positions")
-        at = kind.trained_at.fget(kind.model_construct())  # type: ignore[attr-defined]
+        at = kind.trained_positions.fget(kind.model_construct())  # type: ignore[attr-defined]
         assert at in ("last", "every", "drawn")
         if field is not None:
             for positions in ("last", "every"):
-                assert kind.model_construct(positions=positions).trained_at == positions
+                assert kind.model_construct(positions=positions).trained_positions == positions
 
 
 # Recipes whose signals are read at the end of whole texts alone.
@@ -209,7 +209,7 @@ def test_recipes_that_are_meant_for_guidance_train_every_prefix(
         if "signals" not in values:
             continue
         for name, objective in load_recipe(path).signals.items():
-            assert objective.trained_at != "last", f"{path}: {name}"
+            assert objective.trained_positions != "last", f"{path}: {name}"
             checked += 1
     assert checked >= 10
     for name in WHOLE_TEXTS:

@@ -18,12 +18,12 @@ from otter_cli.model.load import load_base
 from otter_cli.model.wide import load_wide
 from otter_cli.scorers import labeller
 from otter_cli.scorers.detoxify import DetoxifyScorer
-from otter_cli.scorers.labeller import load_labeller
+from otter_cli.scorers.text_scorer import load_labeller
 from otter_cli.scorers.load import (
     load_classifier,
     load_graft,
-    load_recorded_language_model,
-    load_recorded_reward_model,
+    load_language_model,
+    load_reward_model,
     scorer_folder,
 )
 from otter_cli.scorers.response_models import EncoderScorer
@@ -31,6 +31,7 @@ from otter_cli.serving.wide.export import write_wide
 from otter_cli.signals.config import parse_signal
 from otter_cli.training.baselines.lora import LoraClassifierTrainable, LoraLanguageModelTrainable
 from otter_cli.training.baselines.separate import SeparateTrainable, create_separate
+from otter_cli.training.recipe import Recipe
 from tests.support.benchmark_models import write_classifier, write_reward_model
 from tests.support.damaged_tensors import DAMAGE, damage_file
 from tests.support.grafts import random_graft
@@ -38,6 +39,14 @@ from tests.support.grafts import random_graft
 LAYER = "model.layers.1.self_attn.v_proj.weight"
 BERT_LAYER = "bert.encoder.layer.0.attention.self.query.weight"
 Folders = dict[str, Path]
+# Baselines read their rank and the seed alone.
+RECIPE = Recipe.model_validate(
+    {
+        "steps": 1,
+        "signals": {"reward": {"objective": "bradley-terry", "train": {"path": "pairs.jsonl"}}},
+        "baselines": {"lora": {"rank": 2}, "language_model": {"rank": 2}},
+    }
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +57,7 @@ def sound(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Folders
     write_wide(graft, root / "wide")
     create_separate(tiny_llama, root / "separate", parse_signal("reward"))
     vocabulary = parse_signal("q=action-reward")
-    adapter = LoraLanguageModelTrainable(tiny_llama, root / "adapter", vocabulary, 2, 0, "cpu")
+    adapter = LoraLanguageModelTrainable(tiny_llama, root / "adapter", vocabulary, RECIPE, "cpu")
     adapter.write({})
     return {
         "base": tiny_llama,
@@ -113,27 +122,27 @@ ENTRIES = {
     "LoRA": Entry(
         "separate",
         lambda folder, others: LoraClassifierTrainable(
-            others["base"], folder, _signal(), 2, 0, "cpu"
+            others["base"], folder, _signal(), RECIPE, "cpu"
         ),
     ),
     "LoRA's base": Entry(
         "base",
         lambda folder, others: LoraLanguageModelTrainable(
-            folder, folder / "to", _signal("q=action-reward"), 2, 0, "cpu"
+            folder, folder / "to", _signal("q=action-reward"), RECIPE, "cpu"
         ),
         "lm_head.weight",
     ),
     "benchmarks, a reward model": Entry(
-        "reward", lambda folder, _: load_recorded_reward_model(folder, device="cpu")
+        "reward", lambda folder, _: load_reward_model(folder, device="cpu")
     ),
     "benchmarks, a language model": Entry(
         "base",
-        lambda folder, _: load_recorded_language_model(folder, device="cpu"),
+        lambda folder, _: load_language_model(folder, device="cpu"),
         "lm_head.weight",
     ),
     "benchmarks, an adapter": Entry(
         "adapter",
-        lambda folder, _: load_recorded_language_model(folder, device="cpu"),
+        lambda folder, _: load_language_model(folder, device="cpu"),
         "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight",
         "base_model.model.model.layers.1.self_attn.v_proj.lora_A.weight",
     ),
@@ -233,7 +242,7 @@ def test_an_adapter_beside_weights_does_not_load_another_model(
     folder = Path(shutil.copytree(sound["reward"], tmp_path / "copy"))
     shutil.copy(sound["adapter"] / "adapter_config.json", folder)
     with pytest.raises(OtterError, match=r"adapter_config\.json beside a model's weights"):
-        load_recorded_reward_model(folder, device="cpu")
+        load_reward_model(folder, device="cpu")
 
 
 @pytest.mark.parametrize("text", ["nowhere", "org/name", "models/reward"])
@@ -258,5 +267,5 @@ def test_a_revision_of_the_hub_is_fetched(
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert scorer_folder("org/name@v1") == snapshot
-    assert load_recorded_reward_model("org/name@v1", device="cpu").model.config.num_labels == 1
+    assert load_reward_model("org/name@v1", device="cpu").model.config.num_labels == 1
     assert set(asked) == {("org/name", "v1")}

@@ -63,7 +63,7 @@ def test_a_function_gives_one_number_or_several() -> None:
     assert one.names == ("score",) and one.score(["abc", "a"]) == [[0.03], [0.01]]
     two = load_text_scorer("python:my_teacher:two")
     assert two.names == ("length", "spaces") and two.score(["a b"]) == [[3.0, 1.0]]
-    assert two.columns(["spaces"]) == [1]
+    assert two.indices_of(["spaces"]) == [1]
 
 
 def test_a_changed_function_has_another_digest(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_teacher_that_changes_its_names_is_refused() -> None:
 
 def test_an_unknown_score_names_the_known_ones() -> None:
     with pytest.raises(OtterError, match="gives no 'spacs'"):
-        load_text_scorer("python:my_teacher:two").columns(["spacs"])
+        load_text_scorer("python:my_teacher:two").indices_of(["spacs"])
 
 
 def test_a_detoxify_folder_gives_its_six_classes(shared: Path) -> None:

@@ -209,7 +209,7 @@ def test_a_base_that_writes_nothing_is_said(
     monkeypatch.setattr(
         continuations,
         "_generate",
-        lambda _, keys, __, drawing: [[[2]] * drawing.samples for _ in keys],
+        lambda _, starts, settings: [[[2]] * settings.samples for _ in starts],
     )
     with pytest.raises(OtterError, match="wrote nothing"):
         taught(folder, prompts)

@@ -18,7 +18,9 @@ STREAMING = {**TOXICITY, "positions": "every", "consistency": 0.5}
 
 @given(rows=st.integers(1, 40), size=st.integers(1, 5), each=st.integers(1, 4))
 def test_every_row_is_in_one_part_and_shares_add_up(rows: int, size: int, each: int) -> None:
-    parts = [p for rank in range(size) for p in ProcessGroup(rank, size).parts(range(rows), each)]
+    parts = [
+        p for rank in range(size) for p in ProcessGroup(rank, size).micro_batches(range(rows), each)
+    ]
     assert len(parts) == size * each and all(part for part, _ in parts)
     assert [row for part, share in parts if share for row in part] == list(range(rows))
     assert sum(share for _, share in parts) == pytest.approx(1)
@@ -47,7 +49,7 @@ def test_accumulated_passes_give_the_losses_of_whole_batches(
     ("settings", "what"),
     [
         ({"batch_size": 7}, "batch_size is 7, which 2 processes with accumulate: 1"),
-        ({"batch_size": 6, "accumulate": 2}, "cannot part in 4"),
+        ({"batch_size": 6, "accumulate": 2}, "cannot divide into 4"),
         ({"signals": {"reward": {**REWARD, "batch_size": 3}}}, "signals.reward.batch_size is 3"),
     ],
 )

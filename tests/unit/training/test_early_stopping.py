@@ -27,21 +27,21 @@ def _figures(mean: float, metric: str = "accuracy") -> dict[str, dict[str, Inter
 def _seen(recipe: Any, figures: list[float], metric: str = "accuracy") -> EarlyStopping:
     choice = EarlyStopping(recipe)
     for step, figure in enumerate(figures):
-        choice.see(step, _figures(figure, metric))
+        choice.update(step, _figures(figure, metric))
     return choice
 
 
 def test_the_first_of_equals_is_the_best_and_patience_ends(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, VALIDATED, **BEST, patience=2)
-    assert _seen(recipe, [0.5, 0.8, 0.8]).step == 1
-    assert not _seen(recipe, [0.5, 0.8, 0.7]).stopped
-    assert _seen(recipe, [0.5, 0.8, 0.7, 0.8]).stopped
-    assert not _seen(recipe, [0.5, 0.8, 0.7, 0.9]).stopped
+    assert _seen(recipe, [0.5, 0.8, 0.8]).best_step == 1
+    assert not _seen(recipe, [0.5, 0.8, 0.7]).should_stop
+    assert _seen(recipe, [0.5, 0.8, 0.7, 0.8]).should_stop
+    assert not _seen(recipe, [0.5, 0.8, 0.7, 0.9]).should_stop
 
 
 def test_of_errors_the_smallest_is_the_best(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, VALIDATED, evaluate_every=2, best="reward/squared_error")
-    assert _seen(recipe, [0.5, 0.2, 0.3], "squared_error").step == 1
+    assert _seen(recipe, [0.5, 0.2, 0.3], "squared_error").best_step == 1
 
 
 @pytest.fixture
@@ -102,8 +102,8 @@ def test_validation_rows_are_neither_trained_on_nor_tested(folder: Path, tmp_pat
 @pytest.mark.parametrize(
     ("settings", "what", "hint"),
     [
-        ({"patience": 2}, "patience is without best", "best: SIGNAL/METRIC"),
-        ({**BEST, "best": "rewrad/accuracy"}, "is of no signal", "of reward"),
+        ({"patience": 2}, "patience is set without best", "best: SIGNAL/METRIC"),
+        ({**BEST, "best": "rewrad/accuracy"}, "names no signal", "of reward"),
         ({"best": "reward/accuracy"}, "best without evaluate_every", "evaluate_every: 50"),
         ({**BEST, "best": "reward/accuracies"}, "no metric 'accuracies'", "mean 'accuracy'"),
     ],

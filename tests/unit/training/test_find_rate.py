@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from otter_cli.core.errors import OtterError
-from otter_cli.training.find_rate import find_rate, steepest_rate
+from otter_cli.training.run import find_rate, steepest_rate
 from tests.support.training import small_recipe
 
 

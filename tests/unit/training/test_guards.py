@@ -82,7 +82,7 @@ def test_a_resumed_guard_judges_as_the_first_would_have() -> None:
     made = parameters(one=1.0, late=0.0)
     first, resumed = TrainingGuard(made), TrainingGuard(made)
     watch(first, range(15), 0.7)
-    resumed.recall(json.loads(json.dumps(first.notes())))
-    assert resumed.notes() == first.notes()
+    resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert resumed.state_dict() == first.state_dict()
     with pytest.raises(CheckFailed, match="late"):
         watch(resumed, range(15, GRADIENT_STEPS), 0.7)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from otter_cli.core.errors import OtterError
 from otter_cli.data.batches import real_tokens
 from otter_cli.data.datasets import pad_batch
-from otter_cli.scorers.load import load_recorded_language_model
+from otter_cli.scorers.load import load_language_model
 from otter_cli.training.baselines import make_trainable
 from otter_cli.training.objectives.plain_text import LanguageModel
 from otter_cli.training.run import train
@@ -39,10 +39,10 @@ def test_an_untrained_expert_is_the_base(
     graft: Path, tiny_llama: Path, tmp_path: Path, baseline: Any
 ) -> None:
     recipe = small_recipe(tmp_path, {"q": EXPERT})
-    trainee = make_trainable(graft, recipe, baseline, tmp_path / "to", "cpu")
-    loss = recipe.signals["q"].loss(trainee.reader("q"), BATCH)
+    trainable = make_trainable(graft, recipe, baseline, tmp_path / "to", "cpu")
+    loss = recipe.signals["q"].loss(trainable.reader("q"), BATCH)
     assert loss.item() == pytest.approx(
-        _stock_loss(load_recorded_language_model(tiny_llama, device="cpu").model)
+        _stock_loss(load_language_model(tiny_llama, device="cpu").model)
     )
 
 
@@ -51,10 +51,10 @@ def test_an_inserted_expert_is_what_it_adds_to_the_base(graft: Path, tmp_path: P
     before = {p.name: p.read_bytes() for p in graft.glob("model*.safetensors")}
     result = train(graft, recipe)
     assert result.signals["q"]["nats"].mean < 2.0  # of the 48 tokens' 3.9
-    trainee = make_trainable(graft, recipe, None, None, "cpu")
+    trainable = make_trainable(graft, recipe, None, None, "cpu")
     with torch.no_grad():
-        loss = recipe.signals["q"].loss(trainee.reader("q"), BATCH)
-        out = trainee.model(BATCH.input_ids)
+        loss = recipe.signals["q"].loss(trainable.reader("q"), BATCH)
+        out = trainable.model(BATCH.input_ids)
     logits = (out.logits + out.signals["q"])[:, :-1].double()
     expected = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), BATCH.input_ids[:, 1:].flatten()
@@ -69,22 +69,22 @@ def test_the_folder_is_an_adapter_that_peft_loads(
 ) -> None:
     recipe, to = small_recipe(tmp_path, {"q": objective}, steps=8), tmp_path / "to"
     train(graft, recipe, baseline="language-model", to=to)
-    loaded = load_recorded_language_model(to, device="cpu").model
-    trainee = make_trainable(graft, recipe, "language-model", to, "cpu")
-    # A new trainee begins at the base: what was trained is in the folder alone.
-    own = {n.replace(".default", ""): p for n, p in trainee.parameters.items()}
+    loaded = load_language_model(to, device="cpu").model
+    trainable = make_trainable(graft, recipe, "language-model", to, "cpu")
+    # A new trainable begins at the base: what was trained is in the folder alone.
+    own = {n.replace(".default", ""): p for n, p in trainable.parameters.items()}
     saved = load_file(to / "adapter_model.safetensors")
     assert saved.keys() == own.keys()
     with torch.no_grad():
         for name, tensor in saved.items():
             own[name].copy_(tensor)
-        ours = trainee.reader("q")(BATCH, real_tokens(BATCH))
+        ours = trainable.reader("q")(BATCH, real_tokens(BATCH))
         theirs = loaded(BATCH.input_ids).logits.flatten(0, 1)
-        base = load_recorded_language_model(tiny_llama, device="cpu").model(BATCH.input_ids).logits
+        base = load_language_model(tiny_llama, device="cpu").model(BATCH.input_ids).logits
     assert torch.allclose(ours, theirs, atol=1e-5)
     assert (theirs - base.flatten(0, 1)).abs().max() > 1e-3
     if objective is EXPERT:
-        loss = LanguageModel.model_validate(EXPERT).loss(trainee.reader("q"), BATCH)
+        loss = LanguageModel.model_validate(EXPERT).loss(trainable.reader("q"), BATCH)
         assert loss.item() == pytest.approx(_stock_loss(loaded), rel=1e-5)
 
 

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from otter_cli.model.load import load_tokenizer
 from otter_cli.training.loop import PeakMemory, TrainingRun, activation_bytes
-from otter_cli.training.signal_data import load_graft_tokenizer, load_signal_data
+from otter_cli.training.signal_data import load_signal_data
 from otter_cli.training.state import StateFolder
 from otter_cli.training.trainable import GraftTrainable
 from tests.support.training import small_recipe
@@ -15,17 +16,17 @@ from tests.support.training import small_recipe
 
 def _run(folder: Path, data: Path, **settings: Any) -> TrainingRun:
     recipe = small_recipe(data, **settings)
-    trainee = GraftTrainable(folder, recipe)
+    trainable = GraftTrainable(folder, recipe)
     material = load_signal_data(
-        "reward", recipe, trainee.signals["reward"], load_graft_tokenizer(folder)
+        "reward", recipe, trainable.signals["reward"], load_tokenizer(folder)
     )
-    return TrainingRun(trainee, recipe, {"reward": material}, StateFolder(folder), {})
+    return TrainingRun(trainable, recipe, {"reward": material}, StateFolder(folder), {})
 
 
 def test_the_count_is_what_a_graph_of_known_tensors_keeps(folder: Path, tmp_path: Path) -> None:
     run = _run(folder, tmp_path)
     weight = nn.Parameter(torch.ones(16, 4))
-    run.trainee.model.known = weight
+    run.trainable.model.known = weight
     texts = 2 * run.recipe.batch_size
 
     def loss(read: Any, batch: Any) -> torch.Tensor:
@@ -44,10 +45,10 @@ def test_passes_of_half_a_batch_keep_half(folder: Path, tmp_path: Path) -> None:
 
 def test_counting_moves_nothing(folder: Path, tmp_path: Path) -> None:
     run = _run(folder, tmp_path)
-    before = {name: p.detach().clone() for name, p in run.trainee.parameters.items()}
+    before = {name: p.detach().clone() for name, p in run.trainable.parameters.items()}
     activation_bytes(run)
-    assert all(torch.equal(before[name], p) for name, p in run.trainee.parameters.items())
-    assert all(p.grad is None for p in run.trainee.parameters.values())
+    assert all(torch.equal(before[name], p) for name, p in run.trainable.parameters.items())
+    assert all(p.grad is None for p in run.trainable.parameters.values())
 
 
 def test_the_peak_sees_what_was_held_in_between() -> None:

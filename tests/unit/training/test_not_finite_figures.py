@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from otter_cli.core.errors import OtterError
+from otter_cli.model.load import load_tokenizer
 from otter_cli.training.evaluation import evaluate
-from otter_cli.training.signal_data import load_graft_tokenizer, load_signal_data
+from otter_cli.training.signal_data import load_signal_data
 from otter_cli.training.trainable import GraftTrainable
 from tests.support.training import FUTURE, REWARD, TOXICITY, small_graft, small_recipe
 
@@ -20,13 +21,18 @@ RECIPES: dict[str, Any] = {"reward": REWARD, "toxicity": TOXICITY, "future": FUT
 def test_no_figure_comes_of_them(tiny_llama: Path, tmp_path: Path, name: str, value: float) -> None:
     folder = small_graft(tiny_llama, tmp_path / "g", "future:2" if name == "future" else name)
     recipe = small_recipe(tmp_path, {name: RECIPES[name]})
-    trainee = GraftTrainable(folder, recipe)
-    material = load_signal_data(name, recipe, trainee.signals[name], load_graft_tokenizer(folder))
+    trainable = GraftTrainable(folder, recipe)
+    material = load_signal_data(name, recipe, trainable.signals[name], load_tokenizer(folder))
     assert material.test is not None
-    arguments = (recipe.signals[name], trainee.signals[name], trainee.reader(name), material.test)
+    arguments = (
+        recipe.signals[name],
+        trainable.signals[name],
+        trainable.reader(name),
+        material.test,
+    )
     assert evaluate(*arguments, recipe.batch_size)
     with torch.no_grad():
-        for parameter in trainee.parameters.values():
+        for parameter in trainable.parameters.values():
             parameter.view(-1)[0] = value
     with pytest.raises(OtterError, match="not finite: nothing can be decided"):
         evaluate(*arguments, recipe.batch_size)

@@ -83,7 +83,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_overrides_count_more_than_the_file(tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path), ["steps=9", "signals.reward.train.limit=3"])
     assert recipe.steps == 9
-    assert recipe.signals["reward"].sources[0].limit == 3
+    assert recipe.signals["reward"].train.limit == 3
 
 
 @pytest.mark.parametrize("override", ["steps", "=5", "steps.more=5"])

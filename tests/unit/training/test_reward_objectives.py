@@ -15,7 +15,7 @@ from otter_cli.core.errors import OtterError
 from otter_cli.data.batches import Positions
 from otter_cli.data.datasets import Batch, pad_batch
 from otter_cli.data.encoding import Encoder
-from otter_cli.scorers.labeller import prefix_values
+from otter_cli.scorers.text_scorer import prefix_values
 from otter_cli.signals.config import parse_signal
 from otter_cli.training.objectives.action_values import (
     ActionConsistency,
@@ -81,8 +81,8 @@ def test_a_margin_and_centring_enter_bradley_terry() -> None:
 
 def test_the_bias_is_trained_where_scores_have_a_zero() -> None:
     signal = parse_signal("reward")
-    assert _make(BradleyTerry).untouched(signal) == ("bias",)
-    assert _make(BradleyTerry, centring=0.01).untouched(signal) == ()
+    assert _make(BradleyTerry).unused_parameters(signal) == ("bias",)
+    assert _make(BradleyTerry, centring=0.01).unused_parameters(signal) == ()
 
 
 def test_margins_are_read_from_their_column(tmp_path: Path, tiny_tokenizer: Any) -> None:
@@ -90,12 +90,12 @@ def test_margins_are_read_from_their_column(tmp_path: Path, tiny_tokenizer: Any)
     rows = [{"chosen": "ab", "rejected": "cd", "by": m} for m in (1, 0.5)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     objective = _make(BradleyTerry, train={"path": str(path), "margin": "by"})
-    found = objective.rows(objective.train, path, parse_signal("reward"))
+    found = objective.read_rows(objective.train, path, parse_signal("reward"))
     batch = objective.encode(found, tiny_tokenizer, 16).batch([1, 0])
     assert batch.labels is not None and batch.labels.tolist() == [[0.5], [1.0]]
     path.write_text('{"chosen": "ab", "rejected": "cd", "by": -1}\n' * 2)
     with pytest.raises(OtterError, match="line 1: 'by' is -1, outside 0"):
-        objective.rows(objective.train, path, parse_signal("reward"))
+        objective.read_rows(objective.train, path, parse_signal("reward"))
 
 
 @pytest.mark.parametrize("loss_of", ["squared", "cross-entropy"])
@@ -164,7 +164,7 @@ def test_action_values_are_read_of_the_token_that_followed(loss_of: str) -> None
 
 def test_a_label_holds_from_its_span_on() -> None:
     read, since = Table(4, 4, 1), [2, 0, 2, 1]
-    batch = replace(_batch(), since=torch.tensor(since))
+    batch = replace(_batch(), label_start=torch.tensor(since))
     loss = _make(Classification, positions="every").loss(read, batch).item()
     terms = [
         [
@@ -186,22 +186,22 @@ def test_spans_are_read_from_their_column(tmp_path: Path, tiny_tokenizer: Any) -
     path.write_text("\n".join(map(json.dumps, rows)))
     source = {"path": "rows.jsonl", "since": "from"}
     objective = Classification.model_validate({"positions": "every", "train": source, "eos": False})
-    found = objective.rows(objective.train, path, parse_signal("toxicity"))
+    found = objective.read_rows(objective.train, path, parse_signal("toxicity"))
     for length in (32, 8):
         batch = objective.encode(found, tiny_tokenizer, length).batch([0, 1])
-        assert batch.since is not None and batch.since[1] == 0
-        token = batch.input_ids[0, batch.since[0]]
+        assert batch.label_start is not None and batch.label_start[1] == 0
+        token = batch.input_ids[0, batch.label_start[0]]
         assert tiny_tokenizer.decode(token) == "f", "of fool, wherever the text was cut"
     path.write_text("\n".join(json.dumps({**row, "from": 14}) for row in rows))
     with pytest.raises(OtterError, match="line 1: 'from' is 14, outside 0 to 13"):
-        objective.rows(objective.train, path, parse_signal("toxicity"))
+        objective.read_rows(objective.train, path, parse_signal("toxicity"))
 
 
 def test_a_span_that_was_cut_off_begins_the_text(tiny_tokenizer: Any) -> None:
     encoder = Encoder(tiny_tokenizer, 5)
     (ids,) = encoder(["abcdefgh"]).ids
-    assert encoder.place("abcdefgh", ids, 0) == 1
-    assert tiny_tokenizer.decode(ids[encoder.place("abcdefgh", ids, 6)]) == "g"
+    assert encoder.token_at_character("abcdefgh", ids, 0) == 1
+    assert tiny_tokenizer.decode(ids[encoder.token_at_character("abcdefgh", ids, 6)]) == "g"
 
 
 def test_action_consistency_takes_the_best_of_the_next_state_as_it_stands() -> None:
@@ -228,8 +228,8 @@ def test_an_autoregressive_reward_model_compares_log_probabilities() -> None:
     expected = np.mean([softplus(-0.5 * (sums[i] - sums[i + 2])) for i in range(2)])
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     low, full = parse_signal("vocabulary"), parse_signal("vocabulary:full")
-    assert _make(Autoregressive).untouched(low) == ("base", "inserted", "bias")
-    assert _make(Autoregressive).untouched(full) == ()
+    assert _make(Autoregressive).unused_parameters(low) == ("base", "inserted", "bias")
+    assert _make(Autoregressive).unused_parameters(full) == ()
 
 
 def test_distillation_follows_its_teacher_and_pulls_the_rest_to_zero(
@@ -269,7 +269,7 @@ def test_a_text_of_one_token_has_no_action(tmp_path: Path, tiny_tokenizer: Any) 
     objective = _make(ActionValues, eos=False)
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "abc", "q": 1}\n{"text": "b", "q": 0}\n')
-    rows = objective.rows(objective.train, path, parse_signal("q=action-reward"))
+    rows = objective.read_rows(objective.train, path, parse_signal("q=action-reward"))
     if min(objective.encode(rows[:1] * 2, tiny_tokenizer, 16).lengths) == 4:
         assert len(objective.encode(rows, tiny_tokenizer, 16).lengths) == 2, "BOS comes before it"
     else:

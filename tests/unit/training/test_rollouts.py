@@ -22,7 +22,7 @@ from otter_cli.data.datasets import Batch, StateDataset, pad_batch, state_key
 from otter_cli.data.encoding import Encoder
 from otter_cli.graft.manifest import Manifest
 from otter_cli.model.otter import OtterForCausalLM
-from otter_cli.scorers.labeller import check_reads_dialogues, load_labeller
+from otter_cli.scorers.text_scorer import check_reads_dialogues, load_labeller
 from otter_cli.training.objectives.continuations import RolloutSettings, StateLabels, label_states
 from otter_cli.training.objectives.labelled import value_metrics
 from otter_cli.training.objectives.rollouts import Rollouts
@@ -127,8 +127,8 @@ def test_places_are_of_the_text_alone(tiny_tokenizer: Any) -> None:
     encoder = Encoder(tiny_tokenizer, 32, eos=False, keep="start")
     texts = ["abcdefgh", "a", "hello there"]
     data, other = StateDataset(texts, encoder, 3, 0), StateDataset(texts[::-1], encoder, 3, 0)
-    assert data.places == other.places[::-1]
-    for ids, places, length in zip(data.ids, data.places, data.lengths, strict=True):
+    assert data.positions == other.positions[::-1]
+    for ids, places, length in zip(data.ids, data.positions, data.lengths, strict=True):
         assert places == sorted(set(places)) and places[0] > 0 and places[-1] == length - 1
         assert len(places) == 3 or len(places) == len(ids) - 1
     # Texts are checked against the base before their targets are drawn.
@@ -136,10 +136,10 @@ def test_places_are_of_the_text_alone(tiny_tokenizer: Any) -> None:
     targets = {state_key(p): float(len(p)) for p in data.prefixes()}
     data.set_targets(targets)
     batch = data.batch([2, 1])
-    assert batch.places is not None and batch.labels is not None
-    assert batch.places[1].tolist() == [1, -1, -1]
-    chosen = batch.places >= 0
-    assert torch.equal(batch.labels[chosen], batch.places[chosen] + 1.0)
+    assert batch.state_positions is not None and batch.labels is not None
+    assert batch.state_positions[1].tolist() == [1, -1, -1]
+    chosen = batch.state_positions >= 0
+    assert torch.equal(batch.labels[chosen], batch.state_positions[chosen] + 1.0)
 
 
 @pytest.mark.parametrize("loss_of", ["squared", "cross-entropy"])
@@ -148,7 +148,7 @@ def test_the_loss_is_the_mean_over_texts_of_their_states(loss_of: str) -> None:
     places, labels = [[1, 3], [2, -1]], [[0.25, 1.0], [0.5, 0.0]]
     batch = replace(
         pad_batch([[1, 5, 6, 7], [1, 5, 6]], 0),
-        places=torch.tensor(places),
+        state_positions=torch.tensor(places),
         labels=torch.tensor(labels),
     )
 

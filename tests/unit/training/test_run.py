@@ -11,9 +11,10 @@ from otter_cli.core.errors import CheckFailed, OtterError
 from otter_cli.core.jsonlines import read_jsonlines
 from otter_cli.graft.manifest import Manifest
 from otter_cli.graft.storage import TENSORS_FILE
+from otter_cli.model.load import load_tokenizer
 from otter_cli.training.loop import TrainingRun
 from otter_cli.training.run import train
-from otter_cli.training.signal_data import load_graft_tokenizer, load_signal_data
+from otter_cli.training.signal_data import load_signal_data
 from otter_cli.training.trainable import GraftTrainable
 from tests.support.training import (
     FUTURE,
@@ -34,17 +35,17 @@ def test_a_reward_is_learnt_and_the_folder_reproduces_its_figure(
     result = train(folder, recipe)
     accuracy = result.signals["reward"]["accuracy"]
     assert accuracy.mean == 1.0 and accuracy.n == result.data["reward"]["test"]["rows"]
-    trainee = GraftTrainable(folder, recipe)
+    trainable = GraftTrainable(folder, recipe)
     material = load_signal_data(
-        "reward", recipe, trainee.signals["reward"], load_graft_tokenizer(folder)
+        "reward", recipe, trainable.signals["reward"], load_tokenizer(folder)
     )
     from otter_cli.training.evaluation import evaluate
 
     assert material.test is not None
     again = evaluate(
         recipe.signals["reward"],
-        trainee.signals["reward"],
-        trainee.reader("reward"),
+        trainable.signals["reward"],
+        trainable.reader("reward"),
         material.test,
         recipe.batch_size,
     )
@@ -177,7 +178,7 @@ def test_a_run_that_breaks_stops_and_keeps_the_last_good_state(
     def poisoned(run: TrainingRun) -> dict[str, Any]:
         if run.step == 5:
             with torch.no_grad():
-                next(iter(run.trainee.parameters.values())).fill_(torch.nan)
+                next(iter(run.trainable.parameters.values())).fill_(torch.nan)
         return take_step(run)
 
     monkeypatch.setattr(TrainingRun, "take_step", poisoned)

@@ -32,11 +32,11 @@ def _separate(base: Path, to: Path, signal: str) -> tuple[SeparateTrainable, Sig
 def test_the_stock_class_gives_the_scores_that_were_trained(
     tiny_checkpoint, tmp_path: Path, family: str, signal: str
 ) -> None:
-    trainee, parsed = _separate(tiny_checkpoint(family), tmp_path / "separate", signal)
+    trainable, parsed = _separate(tiny_checkpoint(family), tmp_path / "separate", signal)
     with torch.no_grad():
-        trainee.parameters[HEAD_WEIGHT].normal_(generator=torch.Generator().manual_seed(0))
-        trainee.write({})
-        ours = trainee.reader(parsed.name)(BATCH, last_tokens(BATCH))
+        trainable.parameters[HEAD_WEIGHT].normal_(generator=torch.Generator().manual_seed(0))
+        trainable.write({})
+        ours = trainable.reader(parsed.name)(BATCH, last_tokens(BATCH))
         stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "separate")
         theirs = stock(BATCH.input_ids, attention_mask=BATCH.attention_mask).logits
     # Batches end in EOS: a padding id equal to it would make the stock class read elsewhere.
@@ -47,23 +47,23 @@ def test_the_stock_class_gives_the_scores_that_were_trained(
 
 
 def test_it_starts_as_the_base_with_a_head_of_zeros(tiny_llama: Path, tmp_path: Path) -> None:
-    trainee, _ = _separate(tiny_llama, tmp_path / "separate", "reward")
+    trainable, _ = _separate(tiny_llama, tmp_path / "separate", "reward")
     from otter_cli.model.load import load_base
 
     base = dict(load_base(tiny_llama).named_parameters())
     base.pop("lm_head.weight")
-    parameters = dict(trainee.parameters)
+    parameters = dict(trainable.parameters)
     assert torch.equal(parameters.pop(HEAD_WEIGHT), torch.zeros(1, 32))
     assert parameters.keys() == base.keys()
     assert all(torch.equal(parameters[name], base[name]) for name in base)
 
 
 def test_every_weight_gets_a_gradient(tiny_llama: Path, tmp_path: Path) -> None:
-    trainee, _ = _separate(tiny_llama, tmp_path / "separate", "reward")
+    trainable, _ = _separate(tiny_llama, tmp_path / "separate", "reward")
     with torch.no_grad():
-        trainee.parameters[HEAD_WEIGHT].fill_(0.1)
-    trainee.reader("reward")(BATCH, last_tokens(BATCH)).sum().backward()
-    assert all(p.grad is not None and p.grad.any() for p in trainee.parameters.values())
+        trainable.parameters[HEAD_WEIGHT].fill_(0.1)
+    trainable.reader("reward")(BATCH, last_tokens(BATCH)).sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in trainable.parameters.values())
 
 
 def test_the_tokenizer_is_copied_byte_for_byte(tiny_llama: Path, tmp_path: Path) -> None:

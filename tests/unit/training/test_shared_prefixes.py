@@ -24,7 +24,7 @@ from tests.support.training import REWARD, small_graft, small_recipe
 # Beginnings of 6, 5 and 3 tokens; one rejected text is the beginning of its chosen one.
 CHOSEN = [[1, 5, 6, 7, 8, 9, 30, 31, 32], [1, 5, 7, 9, 11, 12], [1, 40, 41, 42, 2]]
 REJECTED = [[1, 5, 6, 7, 8, 9, 20, 2], [1, 5, 7, 9, 11], [1, 40, 41, 50, 51, 52, 53, 54, 2]]
-PAIRS = replace(pad_batch(CHOSEN + REJECTED, 0), shared=torch.tensor([6, 5, 3]))
+PAIRS = replace(pad_batch(CHOSEN + REJECTED, 0), shared_tokens=torch.tensor([6, 5, 3]))
 MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss")
 TRAIN = {"train": {"path": "pairs.jsonl"}}
 
@@ -38,7 +38,7 @@ def _grads(
     with embedding.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0]))):
         loss = objective.loss(_GraftReader(model, name), batch)
     texts = len(batch.last)
-    assert rows == [texts if batch.shared is None else texts // 2]
+    assert rows == [texts if batch.shared_tokens is None else texts // 2]
     loss.backward()
     grads = {n: p.grad.clone() for n, p in model.inserted_parameters() if p.grad is not None}
     return {"loss": loss.detach(), **grads}
@@ -46,7 +46,7 @@ def _grads(
 
 def _assert_same(model: OtterForCausalLM, objective: Objective, name: str) -> None:
     shared = _grads(model, objective, name, PAIRS)
-    apart = _grads(model, objective, name, replace(PAIRS, shared=None))
+    apart = _grads(model, objective, name, replace(PAIRS, shared_tokens=None))
     assert shared.keys() == apart.keys() and len(shared) > 10
     for what, value in apart.items():
         # Relative to the largest of each tensor: a sum that cancels has no digits of its own.
@@ -98,9 +98,9 @@ def test_and_so_of_other_streams_and_objectives(
 def test_every_token_has_its_place(tiny_llama: Path, tmp_path: Path) -> None:
     shared = SharedPrefixes.of(PAIRS, _model(tiny_llama, tmp_path / "g"))
     assert shared is not None
-    rows = shared.arguments(OtterForCausalLM.from_pretrained(tmp_path / "g"))
+    rows = shared.model_inputs(OtterForCausalLM.from_pretrained(tmp_path / "g"))
     at = PAIRS.attention_mask.nonzero(as_tuple=True)
-    there = shared.places(at)
+    there = shared.map_positions(at)
     assert torch.equal(rows["input_ids"][there], PAIRS.input_ids[at])
     assert torch.equal(rows["position_ids"][there], at[1])
     assert shared.tokens == len(set(zip(*(t.tolist() for t in there), strict=True))) == 28
@@ -110,7 +110,7 @@ def test_every_token_has_its_place(tiny_llama: Path, tmp_path: Path) -> None:
 def test_nothing_is_shared_where_it_saves_nothing(tiny_llama: Path, tmp_path: Path) -> None:
     model = _model(tiny_llama, tmp_path / "g")
     for shared in (torch.tensor([0, 0, 0]), None):
-        assert SharedPrefixes.of(replace(PAIRS, shared=shared), model) is None
+        assert SharedPrefixes.of(replace(PAIRS, shared_tokens=shared), model) is None
     model.config._attn_implementation = "flash_attention_2"
     assert SharedPrefixes.of(PAIRS, model) is None
 
@@ -121,8 +121,10 @@ def test_pairs_count_what_they_begin_with(tiny_tokenizer: Any) -> None:
     first, second = (
         PairDataset(pairs, encoder, share=share).batch([1, 0]) for share in (True, False)
     )
-    assert first.shared is not None and first.shared.tolist() == [1, 3], "BOS, BOS a b"
-    assert second.shared is None
+    assert first.shared_tokens is not None and first.shared_tokens.tolist() == [1, 3], (
+        "BOS, BOS a b"
+    )
+    assert second.shared_tokens is None
 
 
 def test_a_run_says_what_it_was_fed(tiny_llama: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     states.save(3, pack_state(parameters, optimiser), NOTES)
     others, other_optimiser = trained(1, steps=0)
     state = states.load()
-    assert state is not None and state.step == 3 and state.notes == NOTES
+    assert state is not None and state.step == 3 and state.metadata == NOTES
     unpack_state(state.tensors, others, other_optimiser)
     for _ in range(3):
         step(parameters, optimiser)
@@ -49,12 +49,12 @@ def test_the_last_two_are_kept(tmp_path: Path) -> None:
         "state-00000004.safetensors",
         "state-00000010.safetensors",
     ]
-    assert states.notes() == {"step": 10}
+    assert states.metadata() == {"step": 10}
 
 
 def test_what_a_killed_writer_leaves_is_no_state(tmp_path: Path) -> None:
     states = StateFolder(tmp_path)
-    assert states.load() is None and states.notes() is None
+    assert states.load() is None and states.metadata() is None
     states.save(1, {"value/a": torch.ones(1)}, {"step": 1})
     (states.path / ".state-00000002.safetensors.otter-staging").write_bytes(b"half")
     found = states.load()

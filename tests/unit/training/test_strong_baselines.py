@@ -48,10 +48,10 @@ def test_the_folder_is_a_stock_classifier_that_scores_alike(
     recipe, to = small_recipe(tmp_path, steps=5), tmp_path / "to"
     train(folder, recipe, baseline=baseline, to=to)
     stock: Any = AutoModelForSequenceClassification.from_pretrained(to)
-    trainee = make_trainable(folder, recipe, "separate", to, "cpu")
+    trainable = make_trainable(folder, recipe, "separate", to, "cpu")
     with torch.no_grad():
         theirs = stock(BATCH.input_ids, attention_mask=BATCH.attention_mask).logits.squeeze(-1)
-        ours = trainee.reader("reward")(BATCH, last_tokens(BATCH))
+        ours = trainable.reader("reward")(BATCH, last_tokens(BATCH))
     assert theirs.abs().max() > 1e-4
     assert torch.allclose(theirs, ours, atol=1e-6)
 
@@ -168,12 +168,12 @@ def test_the_drift_of_a_lora_probe_is_the_kl_of_what_it_says(
     probe = make_trainable(folder, recipe, "lora-probe", tmp_path / "to", "cpu")
     assert isinstance(probe, LoraProbeTrainable)
     with torch.no_grad():
-        assert probe.drift(BATCH).abs().max() < 1e-6, "an update begins as none"
+        assert probe.kl_to_base(BATCH).abs().max() < 1e-6, "an update begins as none"
         for name, parameter in probe.parameters.items():
             if "lora_B" in name:
                 parameter.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
         probe.reader("reward")
-        drift = probe.drift(BATCH)
+        drift = probe.kl_to_base(BATCH)
         base = AutoModelForCausalLM.from_pretrained(tiny_llama)
         for row, last in enumerate(BATCH.last.tolist()):
             ids = BATCH.input_ids[row : row + 1, : last + 1]

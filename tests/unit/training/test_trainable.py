@@ -17,59 +17,59 @@ from tests.support.training import FUTURE, REWARD, TOXICITY, small_graft, small_
 BATCH = pad_batch([[1, 5, 6, 7, 2], [1, 5, 2], [1, 8, 8, 2], [1, 9, 5, 6, 2]], 0)
 
 
-def _backward(trainee: GraftTrainable, recipe: Any, signal: str = "reward") -> None:
-    recipe.signals[signal].loss(trainee.reader(signal), BATCH).backward()
+def _backward(trainable: GraftTrainable, recipe: Any, signal: str = "reward") -> None:
+    recipe.signals[signal].loss(trainable.reader(signal), BATCH).backward()
 
 
 def test_only_the_insertion_and_trained_heads_require_gradients(
     tiny_llama: Path, tmp_path: Path
 ) -> None:
     folder = small_graft(tiny_llama, tmp_path / "graft", "reward", "toxicity")
-    trainee = GraftTrainable(folder, small_recipe(tmp_path))
-    demanding = {name for name, p in trainee.model.named_parameters() if p.requires_grad}
-    assert len(demanding) == len(trainee.parameters)
+    trainable = GraftTrainable(folder, small_recipe(tmp_path))
+    demanding = {name for name, p in trainable.model.named_parameters() if p.requires_grad}
+    assert len(demanding) == len(trainable.parameters)
     assert not any(name.startswith("base.") for name in demanding)
-    assert "otter.main.signals.reward.base" in trainee.parameters
-    assert "otter.main.embedding.weight" in trainee.parameters
-    assert not any("toxicity" in name for name in trainee.parameters), "the recipe has none"
-    assert "otter.main.signals.reward.bias" not in trainee.parameters, "it cancels in a pair"
+    assert "otter.main.signals.reward.base" in trainable.parameters
+    assert "otter.main.embedding.weight" in trainable.parameters
+    assert not any("toxicity" in name for name in trainable.parameters), "the recipe has none"
+    assert "otter.main.signals.reward.bias" not in trainable.parameters, "it cancels in a pair"
 
 
 def test_no_gradient_ever_exists_on_the_base(folder: Path, tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path)
-    trainee = GraftTrainable(folder, recipe)
-    optimiser = make_optimiser(trainee.parameters, recipe)
+    trainable = GraftTrainable(folder, recipe)
+    optimiser = make_optimiser(trainable.parameters, recipe)
     for _ in range(4):
-        _backward(trainee, recipe)
+        _backward(trainable, recipe)
         optimiser.step()
-    assert all(p.grad is None for p in trainee.model.base.parameters())
-    assert all(p.grad is not None for p in trainee.parameters.values())
+    assert all(p.grad is None for p in trainable.model.base.parameters())
+    assert all(p.grad is not None for p in trainable.parameters.values())
 
 
 def test_the_base_runs_without_a_graph(folder: Path, tmp_path: Path) -> None:
-    trainee = GraftTrainable(folder, small_recipe(tmp_path))
+    trainable = GraftTrainable(folder, small_recipe(tmp_path))
     outputs: list[torch.Tensor] = []
-    for module in trainee.model.base.modules():
+    for module in trainable.model.base.modules():
         module.register_forward_hook(
             lambda module, inputs, output: outputs.extend(
                 t for t in (output if isinstance(output, tuple) else (output,))
                 if isinstance(t, torch.Tensor)
             )
         )  # fmt: skip
-    scores = trainee.reader("reward")(BATCH, last_tokens(BATCH))
+    scores = trainable.reader("reward")(BATCH, last_tokens(BATCH))
     assert scores.grad_fn is not None
     assert len(outputs) > 20
     assert all(output.grad_fn is None and not output.requires_grad for output in outputs)
 
 
 def test_read_gives_what_the_model_gives(folder: Path, tmp_path: Path) -> None:
-    trainee = GraftTrainable(folder, small_recipe(tmp_path))
+    trainable = GraftTrainable(folder, small_recipe(tmp_path))
     with torch.no_grad():
-        for parameter in trainee.parameters.values():
+        for parameter in trainable.parameters.values():
             parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
-        whole = trainee.model(BATCH.input_ids, attention_mask=BATCH.attention_mask)
+        whole = trainable.model(BATCH.input_ids, attention_mask=BATCH.attention_mask)
         for at in (last_tokens(BATCH), real_tokens(BATCH)):
-            chosen = trainee.reader("reward")(BATCH, at)
+            chosen = trainable.reader("reward")(BATCH, at)
             assert torch.allclose(chosen, whole.signals["reward"][at], atol=1e-6)
 
 
@@ -87,25 +87,25 @@ def test_the_base_is_read_as_it_is(folder: Path, tiny_llama: Path, tmp_path: Pat
 
 
 def test_padding_does_not_change_a_score(folder: Path, tmp_path: Path) -> None:
-    trainee = GraftTrainable(folder, small_recipe(tmp_path))
+    trainable = GraftTrainable(folder, small_recipe(tmp_path))
     with torch.no_grad():
-        for parameter in trainee.parameters.values():
+        for parameter in trainable.parameters.values():
             parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
-        together = trainee.reader("reward")(BATCH, last_tokens(BATCH))
+        together = trainable.reader("reward")(BATCH, last_tokens(BATCH))
         for row, last in enumerate(BATCH.last.tolist()):
             alone = pad_batch([BATCH.input_ids[row, : last + 1].tolist()], 0)
-            score = trainee.reader("reward")(alone, last_tokens(alone))
+            score = trainable.reader("reward")(alone, last_tokens(alone))
             assert score.item() == pytest.approx(together[row].item(), abs=1e-5)
 
 
 def test_written_and_loaded_again(folder: Path, tmp_path: Path) -> None:
-    trainee = GraftTrainable(folder, small_recipe(tmp_path))
+    trainable = GraftTrainable(folder, small_recipe(tmp_path))
     with torch.no_grad():
-        for parameter in trainee.parameters.values():
+        for parameter in trainable.parameters.values():
             parameter.add_(0.5)
-    trainee.write({})
+    trainable.write({})
     loaded = OtterForCausalLM.from_pretrained(folder)
-    for name, tensor in trainee.model.inserted_state_dict().items():
+    for name, tensor in trainable.model.inserted_state_dict().items():
         assert torch.equal(tensor, loaded.inserted_state_dict()[name])
 
 
@@ -146,13 +146,13 @@ def test_a_gradient_reaches_every_tensor_but_those_named(
 ) -> None:
     folder = small_graft(tiny_llama, tmp_path / "graft", **options)
     recipe = small_recipe(tmp_path)
-    trainee = GraftTrainable(folder, recipe)
-    optimiser = make_optimiser(trainee.parameters, recipe)
+    trainable = GraftTrainable(folder, recipe)
+    optimiser = make_optimiser(trainable.parameters, recipe)
     # Without exceptions, so that the ones named are seen to be needed.
-    guard = TrainingGuard(trainee.parameters)
+    guard = TrainingGuard(trainable.parameters)
     for step in range(GRADIENT_STEPS - 1):
         optimiser.zero_grad()
-        _backward(trainee, recipe)
+        _backward(trainable, recipe)
         guard.check(step, 0.7)
         optimiser.step()
-    assert guard.pending == trainee.gradient_free
+    assert guard.pending == trainable.gradient_free

@@ -56,17 +56,17 @@ def test_a_wider_cell_reads_the_base_alone_and_drafts(tiny_llama: Path, tmp_path
 
 def test_each_head_is_a_residual_block_before_the_unembedding(graft: Path, tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, {"future": FUTURE}, baselines={"wide": {"width": 12}})
-    trainee = make_trainable(graft, recipe, "wide", tmp_path / "wide", "cpu")
-    assert isinstance(trainee, WideHeadsTrainable)
+    trainable = make_trainable(graft, recipe, "wide", tmp_path / "wide", "cpu")
+    assert isinstance(trainable, WideHeadsTrainable)
     with torch.no_grad():
-        trainee.parameters["out"].normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
+        trainable.parameters["out"].normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
         at = real_tokens(BATCH)
-        said = trainee.reader("future")(BATCH, at)
-        model = trainee.model
+        said = trainable.reader("future")(BATCH, at)
+        model = trainable.model
         out = model(BATCH.input_ids, attention_mask=BATCH.attention_mask, output_hidden_states=True)
         y = out.hidden_states[-1][at].double()
         for head in range(2):
-            first, second = (trainee.parameters[part][head].double() for part in ("in", "out"))
+            first, second = (trainable.parameters[part][head].double() for part in ("in", "out"))
             inner = y @ first.T
             state = y + (inner * torch.sigmoid(inner)) @ second.T
             logits = state @ model.lm_head.weight.double().T
