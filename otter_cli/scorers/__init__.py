@@ -1,7 +1,8 @@
-"""Models and rules that give scores, all loaded strictly.
+"""Models and rules that give scores.
 
-A score never comes from a tensor that was initialised at random. A scorer that fails stops the
-run: there is no default score."""
+`load` is the one strict loader. `text_scorer` scores single texts, as teachers and labellers do.
+`scorer` defines scorers of responses; `response_models` and `detoxify` are such scorers. No score
+comes from a randomly initialised tensor, and there is no default score: a failure stops the run."""
 
 from otter_cli.scorers.scorer import Exchange, RuleScorer, Scorer, ScorerRecord, score_all
 

@@ -1,8 +1,8 @@
-"""The `Detoxify` classifier (github unitaryai/detoxify): its strict loading, and its scorer.
+"""The `Detoxify` classifier (github unitaryai/detoxify): strict loading, and a scorer of responses.
 
-A folder holds one `.ckpt` in Detoxify's format, config.json and the tokenizer's files; nothing is
-fetched for it. Code in a checkpoint's pickle runs only with --allow-pickle. Long responses are
-scored in overlapping pieces, by the worst of them."""
+A folder holds one `.ckpt` in Detoxify's format, config.json and the tokenizer's files. Nothing is
+downloaded for it. Code in a checkpoint's pickle runs only with --allow-pickle. A long response is
+scored in overlapping pieces, and gets the largest score of them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from otter_cli.core.library_errors import short_message, translate_library_error
 from otter_cli.core.strict_files import regular_size
 from otter_cli.scorers.scorer import Exchange, ScorerRecord, Scores
 
-# Whether this run's command line said --allow-pickle. It is never read from a file.
+# Whether the command line has --allow-pickle. No file can set it.
 _PICKLE_ALLOWED: ContextVar[bool] = ContextVar("pickle_allowed", default=False)
-# As Detoxify itself renames the classes of its checkpoints.
+# Detoxify renames the classes of its checkpoints in the same way.
 _CLASS_NAMES = {
     "toxic": "toxicity",
     "identity_hate": "identity_attack",
@@ -34,7 +34,7 @@ _FORMAT_HINT = "the folder needs a .ckpt in Detoxify's format, config.json and t
 
 @contextmanager
 def pickle_allowed(allowed: bool) -> Iterator[None]:
-    """Inside, a checkpoint may run the code that its pickle holds, where `allowed`."""
+    """Inside, with `allowed`, loading a checkpoint may run the code in its pickle."""
     token = _PICKLE_ALLOWED.set(allowed)
     try:
         yield
@@ -43,10 +43,10 @@ def pickle_allowed(allowed: bool) -> Iterator[None]:
 
 
 def load_detoxify(folder: Path, device: str) -> Any:
-    """The library's own class over a model that is loaded strictly. Its own loader is not used: it
-    unpickles anything, and takes tensors at random for missing ones.
+    """Detoxify's own class over a strictly loaded model. Its own loader is not used, since it
+    unpickles anything, and draws missing tensors at random.
 
-    Raises OtterError for a folder that is not one of its checkpoints'.
+    Raises OtterError for a folder without a Detoxify checkpoint.
     """
     from detoxify import Detoxify
 
@@ -60,8 +60,8 @@ def load_detoxify(folder: Path, device: str) -> Any:
 
 
 def load_released_detoxify(device: str) -> Any:
-    """Detoxify's `original` model, from torch's download cache or the network. Its file is checked
-    against the digest in its name and read as any other; its configuration is the hub's."""
+    """Detoxify's `original` model, from torch's download cache or the network. The file must have
+    the digest in its name. Its configuration comes from the hub."""
     import torch
     from detoxify import Detoxify
     from detoxify.detoxify import MODEL_URLS, get_model_and_tokenizer
@@ -107,8 +107,8 @@ def files_digest(folder: Path) -> str:
 
 
 def _read_checkpoint(checkpoint: Path) -> Any:
-    """What the file holds: tensors, numbers, texts and their containers, and no other objects
-    unless --allow-pickle was given."""
+    """The content of the file: tensors, numbers, texts and containers; other objects only with
+    --allow-pickle."""
     import pickle
 
     regular_size(checkpoint)
@@ -133,7 +133,7 @@ def _torch_load(checkpoint: Path, *, weights_only: bool) -> Any:
 
 
 def _is_pickle(checkpoint: Path) -> bool:
-    """A file of torch is a zip archive, or a pickle that begins with its protocol's number."""
+    """Whether it begins as a zip archive or as a pickle. Files of torch are one of them."""
     with open(checkpoint, "rb") as file:
         return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -157,7 +157,7 @@ def _no_checkpoint(checkpoint: Path, why: str) -> OtterError:
 def _checkpoint_parts(
     checkpoint: Path, loaded: Any
 ) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
-    """Names of the classes, arguments of the architecture, and the tensors."""
+    """The names of the classes, the arguments of the architecture, and the tensors."""
     import torch
 
     try:
@@ -193,7 +193,7 @@ def _load_model(
 
 
 def _model_class(checkpoint: Path, arguments: dict[str, Any]) -> Any:
-    """The class that the checkpoint names: a sequence classifier of transformers, nothing else."""
+    """The class that the checkpoint names. It must be a sequence classifier of transformers."""
     import transformers
 
     name = str(arguments.get("model_name"))
@@ -220,22 +220,23 @@ def _tokenizer_class(checkpoint: Path, arguments: dict[str, Any]) -> Any:
 
 
 def _checkpoint_in(folder: Path) -> Path:
-    found = sorted(folder.glob("*.ckpt"))
-    if len(found) != 1 or not (folder / "config.json").is_file():
-        what = f"{len(found)} .ckpt files" if found else "no .ckpt file"
-        what = what if len(found) != 1 else "no config.json"
+    checkpoints = sorted(folder.glob("*.ckpt"))
+    if len(checkpoints) != 1 or not (folder / "config.json").is_file():
+        what = f"{len(checkpoints)} .ckpt files" if checkpoints else "no .ckpt file"
+        what = what if len(checkpoints) != 1 else "no config.json"
         raise OtterError(
             f"{folder} is no Detoxify folder: {what} in it",
             hint="it needs one .ckpt in Detoxify's format, config.json and the tokenizer's files",
         )
-    return found[0]
+    return checkpoints[0]
 
 
-OVERLAP = 100  # characters: what stands on a cut is seen whole by one of the two pieces
+# Characters that two pieces share, so that words at the cut are whole in one of them.
+OVERLAP = 100
 
 
 def split_to_fit(text: str, fits: Callable[[str], bool]) -> list[str]:
-    """Halves `text` until each piece fits; nothing of it is left out."""
+    """Halves `text` until each piece fits. Nothing is left out."""
     if len(text) < 8 or fits(text):
         return [text]
     middle, overlap = len(text) // 2, min(OVERLAP, len(text) // 8)
@@ -245,7 +246,7 @@ def split_to_fit(text: str, fits: Callable[[str], bool]) -> list[str]:
 
 
 def _word_end(text: str, at: int) -> int:
-    """The first gap after `at`, where one is near: half a word would be another word."""
+    """The first space after `at`, where one is near, so that no word is cut."""
     gap = text.find(" ", at, at + len(text) // 8)
     return at if gap < 0 else gap
 
@@ -259,7 +260,7 @@ MAX_TOKENS = 512
 
 
 class DetoxifyScorer:
-    """Scores the response alone, by label; a long one by the worst of its pieces."""
+    """Scores the response alone, by label. A long one gets the largest score of its pieces."""
 
     def __init__(self, folder: Path, *, device: str = "cpu") -> None:
         self._detoxify = load_detoxify(folder, device)
@@ -275,21 +276,24 @@ class DetoxifyScorer:
     def score(self, exchanges: Sequence[Exchange]) -> Scores:
         pieces = [split_to_fit(exchange.response, self._fits) for exchange in exchanges]
         flat = [piece for group in pieces for piece in group]
-        predicted = self._detoxify.predict(flat)
-        return {label: _worst_of_pieces(predicted[label], pieces) for label in self.record.labels}
+        rows = iter(predict_rows(self._detoxify, flat))
+        worst = [list(map(max, zip(*(next(rows) for _ in group), strict=True))) for group in pieces]
+        return {label: [row[i] for row in worst] for i, label in enumerate(self.record.labels)}
 
     def _fits(self, text: str) -> bool:
         return len(self._detoxify.tokenizer(text).input_ids) <= self._longest
 
 
-def _worst_of_pieces(values: float | Sequence[float], pieces: list[list[str]]) -> list[float]:
-    """The maximum of each text's pieces; Detoxify gives a bare number for a list of one."""
-    flat = list(values) if isinstance(values, Sequence) else [values]
-    expected = sum(map(len, pieces))
-    if len(flat) != expected:
-        raise OtterError(
-            f"Detoxify gave {len(flat)} scores for {expected} texts",
-            hint="this version of detoxify answers otherwise than 0.5.4 does",
-        )
-    scores = iter(flat)
-    return [max(next(scores) for _ in group) for group in pieces]
+def predict_rows(detoxify: Any, texts: Sequence[str]) -> list[list[float]]:
+    """The score of each class, a row for each text. Raises OtterError for a wrong number."""
+    predicted = detoxify.predict(list(texts))
+    columns = [predicted[name] for name in detoxify.class_names]
+    # For a list of one text Detoxify gives a bare number.
+    columns = [c if isinstance(c, Sequence) or hasattr(c, "tolist") else [c] for c in columns]
+    for column in columns:
+        if len(column) != len(texts):
+            raise OtterError(
+                f"Detoxify gave {len(column)} scores for {len(texts)} texts",
+                hint="this version of detoxify answers otherwise than 0.5.4 does",
+            )
+    return [[float(value) for value in row] for row in zip(*columns, strict=True)]

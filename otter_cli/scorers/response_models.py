@@ -1,6 +1,6 @@
 """Models as scorers of responses: a reward model, a graft's signal, a sentence encoder.
 
-Each text has a pass of its own, so that no padding moves a score."""
+Each text has a forward of its own, since padding could change a score."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -14,20 +14,13 @@ from otter_cli.core.errors import OtterError
 from otter_cli.core.strict_files import read_json_object
 from otter_cli.data.chat_template import close_turn, render_chat, turn_closing
 from otter_cli.data.encoding import Encoder
-from otter_cli.model.load import load_tokenizer
-from otter_cli.scorers.load import (
-    LoadedGraft,
-    ModelRecord,
-    load_encoder,
-    model_record,
-    scorer_folder,
-)
+from otter_cli.scorers.load import LoadedGraft, ModelRecord, load_encoder, scorer_folder
 from otter_cli.scorers.scorer import Exchange, ScorerRecord, Scores
 
 
 class RewardModelScorer:
-    """The score of prompt and response together, EOS appended as in training; of a dialogue as the
-    reward model's own chat template writes it, at the token that ends the answer's turn."""
+    """The score of prompt and response together, with EOS as in training. A dialogue is written by
+    the reward model's own chat template, and read at the token that ends the answer's turn."""
 
     def __init__(self, model: Any, tokenizer: Any, record: ModelRecord) -> None:
         self.record = ScorerRecord(
@@ -40,9 +33,9 @@ class RewardModelScorer:
     @torch.inference_mode()
     def score(self, exchanges: Sequence[Exchange]) -> Scores:
         rewards = []
-        read = self._encode([self._text(exchange) for exchange in exchanges])
-        for ids, end in zip(read.ids, read.lengths, strict=True):
-            tokens = torch.tensor([ids[:end]], device=self._model.device)
+        encoded = self._encode([self._text(exchange) for exchange in exchanges])
+        for ids in encoded.read_ids:
+            tokens = torch.tensor([ids], device=self._model.device)
             mask = torch.ones_like(tokens)
             rewards.append(self._model(input_ids=tokens, attention_mask=mask).logits[0, 0].item())
         return {"reward": rewards}
@@ -58,8 +51,8 @@ class RewardModelScorer:
 
 
 class SignalScorer:
-    """The signal's value at the last token of prompt and response, EOS appended as in training; of
-    a dialogue at the token that ends the answer's turn, which the base's chat template says."""
+    """The signal's value at the last token of prompt and response, with EOS as in training; in a
+    dialogue at the token with which the base's chat template ends the answer's turn."""
 
     def __init__(self, graft: LoadedGraft, signal: str) -> None:
         self.record = ScorerRecord(
@@ -73,16 +66,16 @@ class SignalScorer:
 
     @torch.inference_mode()
     def score(self, exchanges: Sequence[Exchange]) -> Scores:
-        return {"reward": [self._value(self._ended(exchange)) for exchange in exchanges]}
+        return {"reward": [self._value(self._finished_ids(exchange)) for exchange in exchanges]}
 
-    def _ended(self, exchange: Exchange) -> list[int]:
+    def _finished_ids(self, exchange: Exchange) -> list[int]:
         tokens = [*exchange.prompt_tokens, *exchange.response_tokens]
         if exchange.messages:
-            return close_turn(tokens, self._closing, self._eos)
+            return close_turn(tokens, self._turn_closing, self._eos)
         return tokens if self._eos is None or tokens[-1] == self._eos else [*tokens, self._eos]
 
     @cached_property
-    def _closing(self) -> list[int]:
+    def _turn_closing(self) -> list[int]:
         return turn_closing(self._tokenizer)
 
     def _value(self, ids: list[int]) -> float:
@@ -93,18 +86,18 @@ class SignalScorer:
 
 
 class EncoderScorer:
-    """Cosine of the embeddings of prompt and response; an empty response has none: 0.
+    """Coherence: the cosine of the embeddings of prompt and response (docs/method.md, "Metrics and
+    intervals"); 0 for an empty response.
 
-    `folder`: any encoder that transformers loads. States are averaged over tokens, or the first
-    token's are taken where the folder's 1_Pooling/config.json (sentence-transformers) says so.
+    `folder`: any encoder that transformers loads. An embedding is the mean of the tokens' states,
+    or the first token's state where the folder's 1_Pooling/config.json (sentence-transformers)
+    says so.
     """
 
     def __init__(self, folder: Path, *, device: str = "cpu") -> None:
         folder = scorer_folder(folder)
-        self._model = load_encoder(folder, device=device)
-        self._tokenizer = load_tokenizer(folder)
-        self._first = _pools_first_token(folder)
-        record = model_record(folder, "encoder")
+        self._model, self._tokenizer, record = load_encoder(folder, device=device)
+        self._first_token = _pools_first_token(folder)
         self.record = ScorerRecord(
             name=record.name, kind=record.kind, digest=record.weights, labels=["coherence"]
         )
@@ -115,16 +108,16 @@ class EncoderScorer:
     def _cosine(self, prompt: str, response: str) -> float:
         if not response.strip():
             return 0.0
-        one, other = self._embedding(prompt), self._embedding(response)
-        return float(torch.nn.functional.cosine_similarity(one, other, dim=0))
+        embeddings = self._embedding(prompt), self._embedding(response)
+        return float(torch.nn.functional.cosine_similarity(*embeddings, dim=0))
 
     @torch.inference_mode()
     def _embedding(self, text: str) -> Tensor:
-        """[d]; one text a pass, so that no padding moves it."""
+        """[d], by a forward of this text alone."""
         longest = getattr(self._model.config, "max_position_embeddings", None)
         ids = self._tokenizer(text, return_tensors="pt", truncation=True, max_length=longest)
         state = self._model(input_ids=ids.input_ids.to(self._model.device)).last_hidden_state[0]
-        return state[0] if self._first else state.mean(0)
+        return state[0] if self._first_token else state.mean(0)
 
 
 def _pools_first_token(folder: Path) -> bool:

@@ -1,16 +1,15 @@
-"""What a scorer of responses is, and the one place that checks its answers.
+"""What a scorer of responses is, and `score_all`, which checks every score.
 
-Scores are counted, and must be finite, before any of them is used."""
+There must be one finite score for each label and response before any of them is used."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict
-
 from otter_cli.core.console import Advance
 from otter_cli.core.errors import OtterError
+from otter_cli.core.strict_config import StrictRecord
 from otter_cli.data.chat_template import Messages, last_text
 
 Scores = Mapping[str, Sequence[float]]
@@ -18,9 +17,9 @@ Scores = Mapping[str, Sequence[float]]
 
 @dataclass(frozen=True)
 class Exchange:
-    """A prompt and its response, as texts and as the base's tokens; `name` is for messages of
-    errors. `messages`: of a dialogue, what the response answers; `prompt` is then as the base's
-    template writes it."""
+    """A prompt and its response, as texts and as the base's tokens. `name` is for error messages.
+    `messages`: the dialogue that the response answers; `prompt` is then what the base's template
+    makes of it."""
 
     name: str
     prompt: str
@@ -31,14 +30,12 @@ class Exchange:
 
     @property
     def question(self) -> str:
-        """What is answered, without what a template writes around it."""
+        """The prompt without the text that a template adds."""
         return last_text(list(self.messages)) if self.messages else self.prompt
 
 
-class ScorerRecord(BaseModel):
-    """Which scorer gave a number: `digest` is of its weights, or of the rule's name and version."""
-
-    model_config = ConfigDict(extra="forbid")
+class ScorerRecord(StrictRecord):
+    """Which scorer gave a number. `digest`: of its weights, or of the rule's name and version."""
 
     name: str
     kind: str
@@ -47,7 +44,7 @@ class ScorerRecord(BaseModel):
 
 
 class Scorer(Protocol):
-    """`score` gives, for each of `record.labels`, one number an exchange, in their order."""
+    """`score` gives one number for each of `record.labels` and each exchange, in order."""
 
     @property
     def record(self) -> ScorerRecord: ...
@@ -56,7 +53,7 @@ class Scorer(Protocol):
 
 
 class RuleScorer:
-    """A Python rule as a scorer: `rule(prompt, response)`; change `version` when you change it."""
+    """A Python rule as a scorer: `rule(prompt, response)`. Another rule needs another `digest`."""
 
     def __init__(
         self, name: str, rule: Callable[[str, str], float], *, digest: str, label: str = "reward"
@@ -71,16 +68,16 @@ class RuleScorer:
 def score_all(
     scorer: Scorer, exchanges: Sequence[Exchange], advance: Advance, *, batch: int = 32
 ) -> dict[str, list[float]]:
-    """Every score of every exchange. Raises OtterError where the scorer raises, counts wrongly,
-    leaves a label out or gives a number that is not finite."""
-    found: dict[str, list[float]] = {label: [] for label in scorer.record.labels}
+    """Every score of every exchange, by label. Raises OtterError where the scorer fails, leaves a
+    label out, or gives a wrong number of scores or one that is not finite."""
+    all_scores: dict[str, list[float]] = {label: [] for label in scorer.record.labels}
     for start in range(0, len(exchanges), batch):
         part = exchanges[start : start + batch]
         scores = _call_scorer(scorer, part)
-        for label, values in found.items():
+        for label, values in all_scores.items():
             values.extend(_checked_scores(scorer.record.name, label, scores, part))
         advance(len(part))
-    return found
+    return all_scores
 
 
 def _call_scorer(scorer: Scorer, part: Sequence[Exchange]) -> Scores:
@@ -113,6 +110,6 @@ def _checked_scores(name: str, label: str, scores: Scores, part: Sequence[Exchan
         if not math.isfinite(value):
             raise OtterError(
                 f"scorer {name} gave {value} for {label!r} of {exchange.name}",
-                hint="a score that is no number is not a 0: look at that text and the scorer",
+                hint="no score is replaced by 0: look at that text and the scorer",
             )
     return values

@@ -270,8 +270,7 @@ def test_a_graft_is_used_only_through_the_function_that_compares_its_base() -> N
         "serving/vllm/engine_checks.py": "compares what an export has as it was",
         "serving/vllm/export.py": "reads again what it wrote",
         "training/signal_data.py": "reads names, after the graft was opened",
-        "training/baselines/__init__.py": "reads the source, after the graft was opened",
-        "training/baselines/readouts.py": "reads sizes, after the graft was opened",
+        "training/baselines/readouts.py": "reads the source and sizes, after the graft was opened",
         "training/objectives/rollouts.py": "reads digests, after the graft was opened",
     }
     package = REPOSITORY / "otter_cli"

@@ -76,9 +76,9 @@ def load_monitored_texts(options: DetectionOptions) -> MonitoredTexts:
 
 
 def _texts_of_recipe(path: Path, data: Path | None, folder: Path, signal: str) -> MonitoredTexts:
+    from otter_cli.model.load import load_tokenizer
     from otter_cli.signals.config import SignalConfig
     from otter_cli.training.recipe import load_recipe
-    from otter_cli.model.load import load_tokenizer
     from otter_cli.training.signal_data import held_out_rows
 
     recipe = load_recipe(path, data=data).only([signal])

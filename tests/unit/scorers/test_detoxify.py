@@ -14,8 +14,8 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 from otter_cli.core.digests import sha256_file
 from otter_cli.core.errors import OtterError
 from otter_cli.scorers.detoxify import DetoxifyScorer, load_released_detoxify, pickle_allowed
-from otter_cli.scorers.text_scorer import load_labeller
 from otter_cli.scorers.scorer import Exchange, score_all
+from otter_cli.scorers.text_scorer import load_labeller
 
 TEXTS = [
     "you are a stupid idiot",

@@ -16,9 +16,8 @@ from otter_cli.core.errors import OtterError
 from otter_cli.data.datasets import pad_batch
 from otter_cli.model.load import load_base
 from otter_cli.model.wide import load_wide
-from otter_cli.scorers import labeller
+from otter_cli.scorers import text_scorer
 from otter_cli.scorers.detoxify import DetoxifyScorer
-from otter_cli.scorers.text_scorer import load_labeller
 from otter_cli.scorers.load import (
     load_classifier,
     load_graft,
@@ -27,6 +26,7 @@ from otter_cli.scorers.load import (
     scorer_folder,
 )
 from otter_cli.scorers.response_models import EncoderScorer
+from otter_cli.scorers.text_scorer import load_labeller
 from otter_cli.serving.wide.export import write_wide
 from otter_cli.signals.config import parse_signal
 from otter_cli.training.baselines.lora import LoraClassifierTrainable, LoraLanguageModelTrainable
@@ -82,12 +82,12 @@ def _write_encoder(classifier: Path, folder: Path) -> Path:
 
 
 def _teach(folder: Path) -> Any:
-    labeller._load_prefix_values.cache_clear()
-    return labeller.prefix_values(folder, "reward", pad_batch([[1, 5, 6]], 0))
+    text_scorer._load_prefix_values.cache_clear()
+    return text_scorer.prefix_values(folder, "reward", pad_batch([[1, 5, 6]], 0))
 
 
 def _label(folder: Path) -> Any:
-    labeller._load_prefix_values.cache_clear()
+    text_scorer._load_prefix_values.cache_clear()
     return load_labeller(folder, None, eos=True, device="cpu")(["a text"])
 
 
