@@ -94,17 +94,11 @@ def graft(
     from otter_cli.core.errors import OtterError
     from otter_cli.families.shape import base_shape
     from otter_cli.graft.base_check import check_base, warn_about_base
-    from otter_cli.graft.config import (
-        InsertionConfig,
-        check_tensor_parallel,
-        parse_layers,
-        resolve_config,
-    )
-    from otter_cli.graft.plan import Plan
+    from otter_cli.graft.config import check_tensor_parallel
+    from otter_cli.graft.plan import plan_insertion
     from otter_cli.graft.price import price
     from otter_cli.graft.surgery import graft as write
     from otter_cli.graft.surgery import graft_onto
-    from otter_cli.signals.config import parse_signal
 
     if out.exists() and not dry_run:
         raise OtterError(f"{out} exists already", hint="choose another OUT, or remove it")
@@ -116,13 +110,14 @@ def graft(
     # Before a plan is made: a configuration may claim more layers than a plan can hold.
     check_base(checkpoint, shape)
     warn_about_base(checkpoint, shape)
-    config: InsertionConfig = resolve_config(
-        shape,
+    plan = plan_insertion(
+        checkpoint,
+        signal or ["reward"],
         hidden=hidden,
         heads=heads,
         ffn=ffn,
         kv_heads=kv_heads,
-        layers=parse_layers(layers, shape.layers),
+        layers=layers,
         kv=kv,
         kv_start=kv_start,
         norm=norm,
@@ -130,12 +125,10 @@ def graft(
         init=init,
         seed=seed,
         dtype=dtype,
-        signals=tuple(parse_signal(text) for text in signal or ["reward"]),
         name=name or _next_insertion_name(source.path if grafted else None),
     )
     if tensor_parallel != 1:
-        check_tensor_parallel(config, shape, tensor_parallel)
-    plan = Plan(config, shape)
+        check_tensor_parallel(plan.config, shape, tensor_parallel)
     cost = price(plan, checkpoint)
     mode: PlacementMode = "copy" if copy else "link"
     if grafted and not dry_run:
@@ -156,8 +149,8 @@ def graft(
         "base": source.name,
         "revision": source.revision,
         "family": shape.family.model_type,
-        "insertion": config,
-        "tensors": len(plan.slots),
+        "insertion": plan.config,
+        "tensors": len(plan.tensors),
         **cost.record(),
         **files,
     }

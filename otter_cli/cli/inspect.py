@@ -112,9 +112,7 @@ def _record(checkpoint: Checkpoint, shape: BaseShape, manifest: Manifest | None)
         "signals": {},
     }
     if manifest:
-        from otter_cli.graft.plan import Plan
-
-        plans = [Plan(config, shape) for config in manifest.insertions]
+        plans = manifest.plans(shape)
         record["insertion"] = [
             {**plan.config.model_dump(mode="json"), "parameters": plan.parameters} for plan in plans
         ]

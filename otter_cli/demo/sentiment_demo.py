@@ -97,7 +97,7 @@ def _fill_openings(subjects: tuple[str, ...]) -> list[str]:
 LABELLER = "python:otter_cli.demo.sentiment_lexicons:vader"
 VALUE_SIGNAL, ACTION_SIGNAL = "sentiment", "next"
 SIGNALS = (f"{VALUE_SIGNAL}=value", f"{ACTION_SIGNAL}=action-reward")
-SIZES = {"hidden": 16, "heads": 1, "ffn": 40}
+SIZES: dict[str, Any] = {"hidden": 16, "heads": 1, "ffn": 40}
 METHODS = {"plain": "plain", "one-pass": "otter, one pass", "args": "ARGS, a second model"}
 
 
@@ -200,17 +200,12 @@ def _check_base(base: Path, grafted: Path) -> None:
 
 def _graft(base: Path, out: Path) -> Price:
     from otter_cli.checkpoint.folder import Checkpoint
-    from otter_cli.families.shape import base_shape
-    from otter_cli.graft.config import resolve_config
-    from otter_cli.graft.plan import Plan
+    from otter_cli.graft.plan import plan_insertion
     from otter_cli.graft.price import price
     from otter_cli.graft.surgery import graft
-    from otter_cli.signals.config import parse_signal
 
     checkpoint = Checkpoint.open(base)
-    shape = base_shape(checkpoint.config)
-    signals = tuple(parse_signal(text) for text in SIGNALS)
-    plan = Plan(resolve_config(shape, signals=signals, init="normal", **SIZES), shape)  # type: ignore[arg-type]
+    plan = plan_insertion(checkpoint, SIGNALS, init="normal", **SIZES)
     if out.exists():
         _check_base(base, out)
     else:

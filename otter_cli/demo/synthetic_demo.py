@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 SIGNALS = ("reward", "toxicity", "future:3")
-SIZES = {"hidden": 32, "heads": 1, "ffn": 64}
+SIZES: dict[str, Any] = {"hidden": 32, "heads": 1, "ffn": 64}
 DRAFT_PROMPTS, GUIDED_PROMPTS, DETOX_PROMPTS, DETOX_SAMPLES = 30, 30, 40, 8
 
 
@@ -107,17 +107,12 @@ def _make_if_missing(path: Path, make: Callable[[], object]) -> None:
 
 def _graft(out: Path) -> Price:
     from otter_cli.checkpoint.folder import Checkpoint
-    from otter_cli.families.shape import base_shape
-    from otter_cli.graft.config import resolve_config
-    from otter_cli.graft.plan import Plan
+    from otter_cli.graft.plan import plan_insertion
     from otter_cli.graft.price import price
     from otter_cli.graft.surgery import graft
-    from otter_cli.signals.config import parse_signal
 
     base = Checkpoint.open(BASE)
-    shape = base_shape(base.config)
-    signals = tuple(parse_signal(text) for text in SIGNALS)
-    plan = Plan(resolve_config(shape, signals=signals, **SIZES), shape)  # type: ignore[arg-type]
+    plan = plan_insertion(base, SIGNALS, **SIZES)
     _make_if_missing(out, lambda: graft(base, out, plan, source="otter demo base", mode="copy"))
     return price(plan, base)
 

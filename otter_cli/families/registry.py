@@ -38,6 +38,14 @@ def find_family(config: dict[str, Any]) -> Family:
     )
 
 
+WIDE_PREFIX = "otter_wide_"  # of the model_type of a wide export
+
+
+def is_wide_config(config: dict[str, Any]) -> bool:
+    """Whether a config.json describes a wide export of otter."""
+    return str(config.get("model_type")).startswith(WIDE_PREFIX)
+
+
 def wide_layout_refusal(family: Family) -> str:
     """Why the wide layout cannot hold the family (docs/method.md, "Additive and wide layouts").
     Empty where it can."""

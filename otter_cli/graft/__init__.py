@@ -5,10 +5,9 @@ from otter_cli.graft.base_check import check_base
 from otter_cli.graft.config import InsertionConfig, parse_layers, resolve_config
 from otter_cli.graft.grafted_folder import update_tensors
 from otter_cli.graft.manifest import Manifest, TrainedPositions, TrainingRecord
-from otter_cli.graft.plan import Plan
+from otter_cli.graft.plan import InsertedTensor, Plan
 from otter_cli.graft.storage import TENSORS_FILE
 from otter_cli.graft.surgery import graft, strip
-from otter_cli.graft.tensors import InsertedTensor
 
 __all__ = [
     "MANIFEST",

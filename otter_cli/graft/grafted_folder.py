@@ -1,7 +1,8 @@
-"""A grafted folder in use: opened with all checks, or given new tensors after training.
+"""A grafted folder in use: opened with all checks, or updated with new tensors after training.
 
-Everything that runs, trains or exports a graft opens it here, so a changed base is noticed before
-any work is done. `update_tensors` replaces the inserted tensors safely whenever the process dies.
+Everything that runs, trains or exports a graft opens it with `open_graft`, so a changed base is
+noticed before any work is done. `update_tensors` leaves a valid folder at whatever moment the
+process dies.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from otter_cli.core.errors import OtterError, from_os_error
 from otter_cli.core.provenance import base_changes, note_base_change, restore_base_changes
 from otter_cli.core.strict_files import resolve_inside
 from otter_cli.families.shape import base_shape
-from otter_cli.graft.manifest import InsertedRecord, Manifest
+from otter_cli.graft.manifest import Manifest
 from otter_cli.graft.plan import Plan
 from otter_cli.graft.storage import (
+    InsertedRecord,
     inserted_files,
     open_inserted_tensors,
     put_in_place,
@@ -31,18 +33,18 @@ from otter_cli.graft.storage import (
     write_inserted_tensors,
 )
 
-# "ignore" is for a caller that compares the files itself, as verification does.
+# "ignore" is for a caller that compares the files itself, such as verification.
 IfChanged = Literal["refuse", "warn", "ignore"]
 
 _changed_base_is_accepted = False
 
 
 @contextmanager
-def accept_changed_base(accepted: bool = True) -> Iterator[None]:
-    """Inside, a base that changed is warned about and recorded, where it is otherwise refused."""
+def accept_changed_base() -> Iterator[None]:
+    """Inside, a changed base is not refused: it is warned of, and recorded in every provenance."""
     global _changed_base_is_accepted
     before, noted = _changed_base_is_accepted, base_changes()
-    _changed_base_is_accepted = accepted
+    _changed_base_is_accepted = True
     try:
         yield
     finally:
@@ -53,17 +55,17 @@ def accept_changed_base(accepted: bool = True) -> Iterator[None]:
 def open_graft(
     folder: Path, *, base: Path | None = None, if_changed: IfChanged = "refuse"
 ) -> Manifest:
-    """The record of a graft that is about to be used. `base`: of an adapter alone.
+    """The manifest of a graft that is about to be used. `base` is the base of an adapter alone.
 
     Raises OtterError where the inserted tensors or the base are not the recorded ones.
     """
     manifest, root = Manifest.read(folder), base or folder
     _refuse_missing_base(root, folder, manifest)
-    # Headers first: sizes that no tensor has are refused before anything is built or hashed.
+    # Headers come first: impossible sizes are refused before anything is built or hashed.
     shape = base_shape(Checkpoint.open(root).config)
     if if_changed != "ignore":
         check_base_files(folder, manifest, base=base, if_changed=if_changed)
-    open_inserted_tensors(folder, [Plan(config, shape) for config in manifest.insertions])
+    open_inserted_tensors(folder, manifest.plans(shape))
     manifest.check_tensors(folder)
     return manifest
 
@@ -76,11 +78,10 @@ def check_base_files(
     if_changed: IfChanged = "refuse",
     written_anew: Container[str] = (),
 ) -> None:
-    """Compares every file of the base that decides what it says with its digest in otter.json.
-    `written_anew`: names that an export has in another form.
+    """Compares every file that defines the base's model or tokenizer with its digest in otter.json.
 
-    Digests of weights come from the cache, by device, inode, size and time; all other files are
-    read each time.
+    `written_anew` names files that an export rewrites, which are not compared. Digests of weights
+    come from a cache keyed by device, inode, size and time. All other files are read each time.
     """
     root = base or folder
     for name, digest, what in _changed_files(root, manifest):
@@ -96,12 +97,12 @@ def check_base_files(
         if if_changed == "refuse" and not _changed_base_is_accepted:
             raise OtterError(
                 f"{path}: {what}; it is not the base that was grafted",
-                hint="restore the file, or graft the changed base anew; --base-changed-ok uses it "
+                hint="restore the file, or graft the changed base again; --base-changed-ok uses it "
                 "as it is, and results then say so",
             )
         if str(path) not in base_changes():
             warn(
-                f"{path}: {what}; signals were trained on another base, and their numbers may "
+                f"{path}: {what}; signals were trained on another base, so their values may "
                 "mean nothing"
             )
         note_base_change(str(path), digest)
@@ -119,9 +120,9 @@ def _refuse_missing_base(root: Path, folder: Path, manifest: Manifest) -> None:
 
 
 def _changed_files(root: Path, manifest: Manifest) -> Iterator[tuple[str, str, str]]:
-    """Name, digest now, and what is wrong. What needs no reading of gigabytes comes first."""
+    """Yields each changed file: name, digest now, what is wrong. Cheap comparisons come first."""
     recorded = {name: r for name, r in manifest.base.files.items() if is_model_defining(name)}
-    later = []
+    to_hash = []
     for name, record in recorded.items():
         path = root / name
         if not path.is_file():
@@ -129,14 +130,14 @@ def _changed_files(root: Path, manifest: Manifest) -> Iterator[tuple[str, str, s
         elif path.stat().st_size != record.bytes:
             yield name, f"{path.stat().st_size} bytes", "its size differs from the recorded one"
         else:
-            later.append(name)
+            to_hash.append(name)
     for name in list_base_files(root) if recorded else ():
         if name not in manifest.base.files and is_model_defining(name):
-            yield name, "added", "the file was added, and decides on what the base says"
+            yield name, "added", "the file was added, and it defines the base's model or tokenizer"
     cache = DigestCache()
-    later.sort(key=is_weights)
-    with progress(sum(recorded[name].bytes for name in later), "digests of the base") as advance:
-        for name in later:
+    to_hash.sort(key=is_weights)
+    with progress(sum(recorded[name].bytes for name in to_hash), "digests of the base") as advance:
+        for name in to_hash:
             digest = _base_file_digest(root, name, cache, advance)
             if digest != recorded[name].sha256:
                 yield name, digest, "its digest differs from the recorded one"
@@ -160,10 +161,11 @@ def update_tensors(
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Manifest:
-    """Replaces the inserted tensors (float32 arrays, one for each of the plans') and their record.
+    """Replaces the inserted tensors by `tensors` (float32, one for each of the plans') and the
+    record.
 
     Two files cannot be replaced at one instant. So otter.json first accepts both digests, then the
-    tensors are put into place, then only the new ones count: a folder is whole whenever the
+    new tensors are put in place, then only their digest is valid. The folder is valid whenever the
     process dies, and its record never claims more training than the tensors have had.
     """
     new = write_inserted_tensors(
@@ -173,15 +175,14 @@ def update_tensors(
         stem=spare_stem(folder),
         max_shard_bytes=max_shard_bytes,
     )
-    # What lies on disk, not what otter.json says: an earlier run may have died before the rename.
-    entry = inserted_files(folder)[0]
+    # The file on disk, not the one in otter.json: an earlier run may have died before the rename.
+    current = inserted_files(folder)[0]
     both = InsertedRecord(
-        file=entry, sha256=new.sha256, previous_sha256=sha256_file(folder / entry)
+        file=current, sha256=new.sha256, previous_sha256=sha256_file(folder / current)
     )
     Manifest.read(folder).model_copy(update={"inserted": both}).write(folder)
-    entry = put_in_place(folder, new.entry)
-    only = InsertedRecord(file=entry, sha256=new.sha256)
-    manifest = manifest.model_copy(update={"inserted": only})
+    inserted = InsertedRecord(file=put_in_place(folder, new.file), sha256=new.sha256)
+    manifest = manifest.model_copy(update={"inserted": inserted})
     manifest.write(folder)
     remove_unused_files(folder)
     return manifest

@@ -1,6 +1,6 @@
 """otter.json: what was inserted into which base, and how each signal was trained.
 
-A reward that was trained at the last token of whole texts means nothing before a text has ended:
+A reward that was trained at the last token of whole texts means nothing before a text has ended.
 `untrained_position_warnings` says where a signal is read outside its training.
 """
 
@@ -24,23 +24,25 @@ from otter_cli.core.strict_files import (
     read_small_file,
     resolve_inside,
 )
+from otter_cli.families.shape import BaseShape
 from otter_cli.graft.config import InsertionConfig
-from otter_cli.graft.storage import TENSORS_FILE, check_inserted_digests
+from otter_cli.graft.plan import Plan
+from otter_cli.graft.storage import InsertedRecord, check_inserted_digests
 
 MANIFEST_SCHEMA_VERSION = 1
-# Insertions of one folder.
 _MAX_INSERTIONS = 1024
+_DAMAGED_HINT = "graft the base again, or restore the file"
 
 
 class FileRecord(StrictRecord):
-    """Digest and size of one file, as first seen."""
+    """Size and digest of one file when it was grafted."""
 
     bytes: int = Field(ge=0)
     sha256: str
 
 
 class BaseRecord(StrictRecord):
-    """The base that was grafted: where it came from and every file of it."""
+    """The base that was grafted: where it came from, and every file of it."""
 
     source: str
     revision: str | None = None
@@ -50,29 +52,22 @@ class BaseRecord(StrictRecord):
     files: dict[str, FileRecord]
 
     def identity(self) -> dict[str, FileRecord]:
-        """The files that make it this base and no other: weights and configurations."""
-        decides = (".safetensors", "config.json", ".index.json")
-        return {name: record for name, record in self.files.items() if name.endswith(decides)}
+        """The files that distinguish this base from any other: weights and configurations."""
+        suffixes = (".safetensors", "config.json", ".index.json")
+        return {name: record for name, record in self.files.items() if name.endswith(suffixes)}
 
 
-class InsertedRecord(StrictRecord):
-    """The file of inserted tensors, or the index of their shards. While it is being replaced, both
-    digests are valid: see `update_tensors`."""
-
-    file: str = TENSORS_FILE
-    sha256: str
-    previous_sha256: str | None = None
-
-
-# Where a signal was trained: at each text's last token, at every token, or at places drawn from it.
+# Where a signal was trained: at the last token of each text, at every token, or at drawn tokens.
 LAST_TOKEN = "last"
 TrainedPositions = Literal["last", "every", "drawn"]
 
 
 class TrainingRecord(StrictRecord):
-    """How a signal was trained: enough to say whether its numbers mean anything. `positions`: at
-    which tokens; `end`: whether texts had an end token. Records from before these were written say
-    neither."""
+    """How a signal was trained: enough to say whether its values mean anything.
+
+    `positions`: at which tokens. `end`: whether texts had an end token. Both are None in older
+    records.
+    """
 
     steps: int
     seed: int
@@ -96,7 +91,7 @@ class Manifest(StrictRecord):
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Raises OtterError where there is none, or it is not ours, or of a later version."""
+        """Raises OtterError where the folder has none, or it is damaged or of a later version."""
         refuse_gguf(folder)
         path = folder / MANIFEST
         _refuse_missing_manifest(folder)
@@ -110,7 +105,7 @@ class Manifest(StrictRecord):
             raise OtterError(
                 f"{path} is damaged: {where if is_printable(where) else quoted(where)}: "
                 f"{first['msg']}",
-                hint="graft the base again, or restore the file",
+                hint=_DAMAGED_HINT,
             ) from None
         if manifest.schema_version > MANIFEST_SCHEMA_VERSION:
             raise OtterError(
@@ -121,16 +116,19 @@ class Manifest(StrictRecord):
         for name in manifest.base.files:
             if not is_printable(name):
                 raise OtterError(
-                    f"{path} is damaged: {quoted(name)} is no file name",
-                    hint="graft the base again, or restore the file",
+                    f"{path} is damaged: {quoted(name)} is no file name", hint=_DAMAGED_HINT
                 )
         return manifest
 
     def write(self, folder: Path) -> None:
         write_json(folder / MANIFEST, self.model_dump(mode="json"))
 
+    def plans(self, shape: BaseShape) -> list[Plan]:
+        """The plan of each insertion. Raises OtterError where one does not fit the base."""
+        return [Plan(config, shape) for config in self.insertions]
+
     def check_tensors(self, folder: Path) -> None:
-        """Raises OtterError when the inserted tensors are not the ones recorded."""
+        """Raises OtterError unless the inserted tensors in `folder` have the recorded digest."""
         check_inserted_digests(folder, (self.inserted.sha256, self.inserted.previous_sha256))
 
 
@@ -148,7 +146,7 @@ def _refuse_missing_manifest(folder: Path) -> None:
     raise OtterError(f"{folder} holds no {MANIFEST}: it is not a grafted folder", hint=hint)
 
 
-# What reads a signal before a text has ended.
+# What can read a signal before a text has ended. Each completes "but here it ... before that".
 USE_GUIDE = "guides"
 USE_GATE = "opens a gate"
 USE_REJECT = "rejects"
@@ -159,18 +157,17 @@ USE_MONITOR = "is read at every token"
 def untrained_position_warnings(
     training: Mapping[str, TrainingRecord], uses: Mapping[str, Sequence[str]]
 ) -> list[str]:
-    """A sentence for each signal that `uses` read before a text's end, and that was trained at its
-    last token alone. Of records that do not say where, as older ones, nothing is known: none."""
+    """One sentence for each signal that `uses` reads before the end of a text although it was
+    trained at last tokens only. Records without `positions` give no warning."""
     return [
         f"signal {name!r} was trained at the last token of whole texts alone, but here it "
-        f"{_joined_uses(read)} before that: those values are untrained and mean nothing; train "
-        f"it with "
+        f"{_joined(reads)} before that: those values are untrained and mean nothing; train it with "
         "`positions: every`"
-        for name, read in uses.items()
-        if read and name in training and training[name].positions == LAST_TOKEN
+        for name, reads in uses.items()
+        if reads and name in training and training[name].positions == LAST_TOKEN
     ]
 
 
-def _joined_uses(uses: Sequence[str]) -> str:
-    known = list(dict.fromkeys(uses))
-    return " and ".join([", ".join(known[:-1]), known[-1]] if len(known) > 1 else known)
+def _joined(uses: Sequence[str]) -> str:
+    *before, last = dict.fromkeys(uses)
+    return f"{', '.join(before)} and {last}" if before else last

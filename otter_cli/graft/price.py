@@ -15,20 +15,21 @@ DTYPE_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
 @dataclass(frozen=True)
 class Price:
-    """Counts of one insertion beside its base. Caches per token of one sequence."""
+    """What one insertion adds to its base. Caches are in bytes per token of one sequence."""
 
     base_parameters: int
     inserted_parameters: int
     inserted_bytes: int
     by_part: dict[str, int]
-    # None where keys and values are not what the family caches.
+    # None for families that cache something else than keys and values.
     base_cache_bytes_per_token: int | None
     inserted_cache_bytes_per_token: int
-    # Weights of both when loaded in the base's dtype.
+    # Weights of base and insertion, loaded in the base's dtype.
     load_bytes: int
-    # Of each signal of action values: multiply-adds a position, of all tokens and of each alone.
+    # For each signal of action values, multiply-adds at one position: "shared" by all candidate
+    # tokens, for each further "token", and for "all" tokens of the vocabulary.
     vocabulary_work: dict[str, dict[str, int]]
-    # Of each signal of future tokens: multiply-adds of each draft of a chain.
+    # For each signal of future tokens, multiply-adds of one draft in a chain.
     draft_work: dict[str, int]
 
     @property
@@ -44,9 +45,9 @@ def price(plan: Plan, base: Checkpoint) -> Price:
     """Prices a plan beside the base whose files are `base`."""
     count, size = base_parameters(base, plan.shape), DTYPE_BYTES[base.dtype]
     parts: dict[str, int] = {}
-    for slot in plan.slots:
-        part = _part_name(slot.name)
-        parts[part] = parts.get(part, 0) + slot.count
+    for tensor in plan.tensors:
+        part = _part_name(tensor.name)
+        parts[part] = parts.get(part, 0) + tensor.count
     return Price(
         base_parameters=count,
         inserted_parameters=plan.parameters,
@@ -61,13 +62,13 @@ def price(plan: Plan, base: Checkpoint) -> Price:
 
 
 def _vocabulary_work(plan: Plan) -> dict[str, dict[str, int]]:
-    found = {}
+    costs = {}
     for signal in plan.config.signals:
         if isinstance(head := HEADS[signal.kind], VocabularyHead):
             cost = head.cost(signal, plan.shape.hidden, plan.config.hidden)
-            everything = cost.shared + plan.shape.vocab * cost.each
-            found[signal.name] = {"shared": cost.shared, "token": cost.each, "all": everything}
-    return found
+            whole = cost.shared + plan.shape.vocab * cost.each
+            costs[signal.name] = {"shared": cost.shared, "token": cost.each, "all": whole}
+    return costs
 
 
 def _draft_work(plan: Plan) -> dict[str, int]:
@@ -87,7 +88,7 @@ def _base_cache_bytes(shape: BaseShape, size: int) -> int | None:
 
 
 def _part_name(name: str) -> str:
-    """embedding, attention, ffn, norm, or `signal NAME`: a heading for a tensor's cost."""
+    """The heading of a tensor in the price: embedding, attention, ffn, norm or `signal NAME`."""
     parts = name.split(".")[2:]
     if parts[0] == "signals":
         return f"signal {parts[1]}"

@@ -1,13 +1,13 @@
-"""The inserted tensors on disk: one file, or shards and an index.
+"""The inserted tensors on disk: one safetensors file, or shards and an index.
 
-The index holds the digest of every shard, so one digest in otter.json covers either form.
+The index holds the digest of every shard, so the one digest in otter.json covers either form. New
+tensors are written beside the old ones under a spare stem, and one rename makes them count.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from otter_cli.checkpoint.dtypes import Array
@@ -16,121 +16,138 @@ from otter_cli.checkpoint.safetensors_writer import MAX_SHARD_BYTES, TensorSpec,
 from otter_cli.core.atomic import sync_path
 from otter_cli.core.digests import sha256_file
 from otter_cli.core.errors import OtterError
+from otter_cli.core.strict_config import StrictRecord
 from otter_cli.core.strict_files import read_json_object, resolve_inside
 from otter_cli.graft.plan import Plan
 
 FILE_STEM = "otter"
 TENSORS_FILE = f"{FILE_STEM}.safetensors"
 INDEX_FILE = f"{TENSORS_FILE}.index.json"
-# Under any stem, and what a killed writer left of one.
+# Files of inserted tensors under any stem, and what a killed writer leaves of one.
 _TENSOR_FILES = re.compile(
     r"\.?otter(-[ab])?(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?(\.otter-(staging|lock))?"
 )
-_RESTORE_HINT = "graft the base again, or restore the file"
 
 
-@dataclass(frozen=True)
-class StoredTensors:
-    """Tensors that were written: the file of them all or the index of shards, and its digest."""
+class InsertedRecord(StrictRecord):
+    """The file of inserted tensors, or the index of their shards, and its digest.
 
-    entry: str
+    While `update_tensors` replaces the file, the digests of the old and the new one are both valid.
+    """
+
+    file: str = TENSORS_FILE
     sha256: str
+    previous_sha256: str | None = None
 
 
 def write_inserted_tensors(
     folder: Path,
     plans: Sequence[Plan],
-    produce: Callable[[str], Array],
+    read: Callable[[str], Array],
     *,
     stem: str = FILE_STEM,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> StoredTensors:
+) -> InsertedRecord:
+    """Writes the tensors of `plans` one at a time. `read` gives the values of a name."""
     specs = {
-        slot.name: TensorSpec(plan.config.dtype, slot.shape)
+        tensor.name: TensorSpec(plan.config.dtype, tensor.shape)
         for plan in plans
-        for slot in plan.slots
+        for tensor in plan.tensors
     }
     metadata = {"format": "pt", "otter": ",".join(plan.config.name for plan in plans)}
-    records = write_sharded(folder, stem, specs, produce, metadata, max_shard_bytes=max_shard_bytes)
+    records = write_sharded(folder, stem, specs, read, metadata, max_shard_bytes=max_shard_bytes)
     entry = list(records)[-1]
-    return StoredTensors(entry, records[entry]["sha256"])
+    return InsertedRecord(file=entry, sha256=records[entry]["sha256"])
 
 
 def inserted_files(folder: Path) -> list[str]:
-    """What holds the inserted tensors of `folder`, the entry first. Raises OtterError."""
+    """The files that hold the inserted tensors. The first is the single file or the index. Raises
+    OtterError where there are none."""
     if (folder / TENSORS_FILE).is_file():
         return [TENSORS_FILE]
     if (folder / INDEX_FILE).is_file():
         return [INDEX_FILE, *sorted(set(read_shard_index(folder / INDEX_FILE).values()))]
-    raise OtterError(f"{folder / TENSORS_FILE} is missing", hint=_RESTORE_HINT)
+    raise OtterError(
+        f"{folder / TENSORS_FILE} is missing", hint="graft the base again, or restore the file"
+    )
 
 
 def check_inserted_digests(folder: Path, accepted: Container[str | None]) -> None:
-    """Raises OtterError unless the entry has one of the accepted digests, and vouches for what
-    else there is."""
+    """Raises OtterError unless the single file or the index has one of the `accepted` digests, and
+    every shard the digest that the index records."""
     entry, *shards = inserted_files(folder)
     if sha256_file(resolve_inside(folder, entry)) not in accepted:
         raise _digest_error(folder / entry, "otter.json")
     metadata = read_json_object(folder / entry).get("metadata") if shards else None
-    vouched = metadata.get("sha256") if isinstance(metadata, dict) else None
+    recorded = metadata.get("sha256") if isinstance(metadata, dict) else None
     for shard in shards:
-        known = vouched.get(shard) if isinstance(vouched, dict) else None
-        if sha256_file(resolve_inside(folder, shard)) != known:
+        digest = recorded.get(shard) if isinstance(recorded, dict) else None
+        if sha256_file(resolve_inside(folder, shard)) != digest:
             raise _digest_error(folder / shard, entry)
 
 
+def _digest_error(path: Path, record: str) -> OtterError:
+    return OtterError(
+        f"{path} is not the file that {record} records (its digest differs)",
+        hint="it was changed or cut off after it was written",
+    )
+
+
 def open_inserted_tensors(folder: Path, plans: Iterable[Plan]) -> ShardedTensors:
-    """The inserted tensors, by name, shape and dtype those of the plans. Raises OtterError."""
+    """The inserted tensors. Raises OtterError unless their names, shapes and dtypes are those of
+    the plans."""
     entry = folder / inserted_files(folder)[0]
     weights = ShardedTensors.open(folder, FILE_STEM)
-    expected = {slot.name: (plan.config.dtype, slot.shape) for plan in plans for slot in plan.slots}
-    found = {name: (info.dtype, info.shape) for name, info in weights.tensors.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in expected or name not in found:
-            what = "is missing" if name in expected else "is unexpected"
-        elif found[name] != expected[name]:
-            (dtype, form), (right, shape) = found[name], expected[name]
-            what = f"is {dtype} {list(form)}, expected {right} {list(shape)}"
-        else:
-            continue
+    planned = {t.name: (plan.config.dtype, t.shape) for plan in plans for t in plan.tensors}
+    for name, what in plan_differences(weights, planned):
         raise OtterError(
             f"{entry}: tensor {name} {what}", hint="the file does not belong to this otter.json"
         )
     return weights
 
 
+def plan_differences(
+    weights: ShardedTensors, planned: Mapping[str, tuple[str, tuple[int, ...]]]
+) -> Iterator[tuple[str, str]]:
+    """The name of each tensor that is not as `planned` (dtype, shape), and how it differs."""
+    for name in sorted(weights.tensors.keys() | planned.keys()):
+        if name not in weights.tensors:
+            yield name, "is missing"
+        elif name not in planned:
+            yield name, "is unexpected"
+        else:
+            info, (dtype, shape) = weights.tensors[name], planned[name]
+            if (info.dtype, info.shape) != (dtype, shape):
+                yield name, f"is {info.dtype} {list(info.shape)}, planned {dtype} {list(shape)}"
+
+
 def spare_stem(folder: Path) -> str:
-    """A stem under which new tensors can be written beside those that `folder` holds now."""
+    """A file stem that the current tensors of `folder` do not use."""
     used = inserted_files(folder)
     return next(
         stem
         for stem in (f"{FILE_STEM}-a", f"{FILE_STEM}-b")
-        if not any(f.startswith(stem) for f in used)
+        if not any(file.startswith(stem) for file in used)
     )
 
 
 def put_in_place(folder: Path, entry: str) -> str:
-    """Make `entry`, written under a spare stem, the folder's own, by one rename or one removal;
-    returns its name then."""
+    """Makes `entry`, written under a spare stem, the folder's tensors. Returns its new name.
+
+    One rename or one removal decides which tensors count.
+    """
     name = INDEX_FILE if entry.endswith(".index.json") else TENSORS_FILE
     (folder / entry).replace(folder / name)
     if name == INDEX_FILE:
-        # A single file goes before an index: as long as it is there, the old tensors count.
+        # A single file has precedence over an index, so the old tensors count until it is removed.
         (folder / TENSORS_FILE).unlink(missing_ok=True)
     sync_path(folder)
     return name
 
 
 def remove_unused_files(folder: Path) -> None:
-    """Shards and indices that no longer count, or never did."""
+    """Removes shards and indices that do not count."""
     used = inserted_files(folder)
     for path in folder.iterdir():
         if _TENSOR_FILES.fullmatch(path.name) and path.name not in used:
             path.unlink()
-
-
-def _digest_error(path: Path, keeper: str) -> OtterError:
-    return OtterError(
-        f"{path} is not the file that {keeper} records (its digest differs)",
-        hint="it was changed or cut off after it was written",
-    )

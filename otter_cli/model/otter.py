@@ -25,7 +25,6 @@ from otter_cli.families.shape import BaseShape, base_shape
 from otter_cli.families.token_ids import check_learned_positions, check_token_ids
 from otter_cli.graft.grafted_folder import IfChanged, open_graft
 from otter_cli.graft.manifest import Manifest
-from otter_cli.graft.plan import Plan
 from otter_cli.graft.storage import open_inserted_tensors
 from otter_cli.model.activations import SelectedPositions
 from otter_cli.model.capture import BaseCapture
@@ -350,8 +349,7 @@ def assemble_graft(
 def read_inserted_tensors(folder: Path, manifest: Manifest, shape: BaseShape) -> dict[str, Tensor]:
     """All inserted tensors, checked by name, shape and dtype against the plans. Raises
     OtterError."""
-    plans = [Plan(config, shape) for config in manifest.insertions]
     tensors: dict[str, Tensor] = {}
-    for file in open_inserted_tensors(folder, plans).files:
+    for file in open_inserted_tensors(folder, manifest.plans(shape)).files:
         tensors |= load_file(folder / file)
     return tensors

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
 from otter_cli.core.strict_files import read_small_file
-from otter_cli.families.registry import WIDE_CLASS_NAMES
+from otter_cli.families.registry import WIDE_CLASS_NAMES, WIDE_PREFIX, is_wide_config
 
 if TYPE_CHECKING:
     import torch
@@ -27,15 +27,10 @@ AUTO_MAP = {
     "AutoConfig": "modeling_otter_wide.OtterWideConfig",
     "AutoModelForCausalLM": "modeling_otter_wide.OtterWideForCausalLM",
 }
-_PREFIX = "otter_wide_"
-
-
-def is_wide_config(config: dict[str, Any]) -> bool:
-    return str(config.get("model_type")).startswith(_PREFIX)
 
 
 def _family(config: dict[str, Any]) -> str:
-    return str(config.get("model_type")).removeprefix(_PREFIX)
+    return str(config.get("model_type")).removeprefix(WIDE_PREFIX)
 
 
 def modelling_file(family: str) -> bytes:

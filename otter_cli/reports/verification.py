@@ -25,7 +25,7 @@ def verification_report(report: Verification, verdict: Verdict) -> Report:
     cell = _verdict_cell(verdict.name, verdict.passes("grid"))
     table = ReportTable(["verdict", "why"], [[cell, verdict.sentence]], numeric=False)
     sections = [*verification_sections(report), ReportSection("Verdict", tables=[table])]
-    return Report(f"{request.folder} beside {request.against}", lead, sections)
+    return Report(f"{request.folder} beside {request.base_folder}", lead, sections)
 
 
 def verification_sections(report: Verification) -> Iterator[ReportSection]:
@@ -38,8 +38,10 @@ def verification_sections(report: Verification) -> Iterator[ReportSection]:
         by_path = _cases_table(report.results, "path", lambda result: result.case.kind)
         by_setting = _cases_table(report.results, "setting", lambda result: result.case.setting)
         yield ReportSection("Logits beside the base's, bit for bit", tables=[by_path, by_setting])
-    if report.parting:
-        yield ReportSection("Where they first differ", list(_parting_lines(report.parting)))
+    if report.first_difference:
+        yield ReportSection(
+            "Where they first differ", list(_parting_lines(report.first_difference))
+        )
 
 
 def _level_rows(report: Verification) -> Iterator[list[Cell | str]]:
@@ -99,7 +101,7 @@ def _compared_layers(report: Verification) -> str:
 
 
 def _poison_rows(report: Verification) -> Iterator[list[Cell | str]]:
-    for poison in report.each:
+    for poison in report.poison_each:
         together = poison.together
         shared = f", {poison.grouped} of them in {together} groups" if together else ""
         moved = f"; {poison.moved[1]} in {poison.moved[0]} moves logits" if poison.moved else ""

@@ -17,7 +17,6 @@ from otter_cli.core.errors import OtterError
 from otter_cli.families.shape import base_shape
 from otter_cli.graft.grafted_folder import open_graft
 from otter_cli.graft.manifest import Manifest
-from otter_cli.graft.plan import Plan
 from otter_cli.graft.storage import inserted_files, open_inserted_tensors
 from otter_cli.graft.surgery import strip
 
@@ -80,9 +79,7 @@ def export_adapter(folder: Path, to: Path) -> Export:
         place_files(folder, files, staging, mode="copy")
         written = Manifest.read(staging)
         written.check_tensors(staging)
-        tensors = open_inserted_tensors(
-            staging, [Plan(c, shape) for c in written.insertions]
-        ).tensors
+        tensors = open_inserted_tensors(staging, written.plans(shape)).tensors
     base = manifest.base
     origin = base.source + (f" at {base.revision}" if base.revision else "")
     return Export(

@@ -1,4 +1,8 @@
-"""The proof that a graft gives its base's logits, bit for bit. Importing this imports no torch."""
+"""The proof that a graft gives its base's logits, bit for bit. Importing this imports no torch.
+
+The levels, in order: static, structure (with trace), compare (over a grid), poison, and bisect
+where something differs. docs/method.md, "Exactness: what verify proves", says what each shows.
+"""
 
 from otter_cli.verification.agenda import VerificationRequest
 from otter_cli.verification.grid import Grid

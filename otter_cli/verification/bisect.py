@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from typing import Any
 
@@ -22,10 +22,10 @@ _LAYER = re.compile(r"\.(\d+)(\.|$)")
 
 @dataclass(frozen=True)
 class FirstDifference:
-    """The first operation that differs, and what came of it in the end.
+    """The first operation that differs, and how the logits differ in the end.
 
-    `ulp` and `largest` are of that operation's result, None where the operations themselves
-    differ. `position`: [row, token] of the first logit that moved.
+    `ulp` and `largest` are of that operation's result. They are None where the operations
+    themselves differ.
     """
 
     case: Case
@@ -38,110 +38,97 @@ class FirstDifference:
     logits: LogitsDifference
 
     def record(self) -> dict[str, Any]:
-        position = self.logits.first
-        return {
-            **vars(self),
-            "case": self.case.record(),
-            "logits": self.logits.record(),
-            "position": position and list(position),
-        }
+        return {**asdict(self), "position": self.logits.first}
 
 
 @dataclass(frozen=True)
 class _Step:
+    """One operation of a base, with checksums of its results."""
+
     operation: str
     module: str
     checksums: tuple[int, ...]
 
 
 class _Recorder(TorchDispatchMode):
-    """The base's own operations with checksums of what they gave; `keep`: results of that one."""
+    """Records the base's own operations while a case runs. `keep` is the index of one operation
+    whose results are kept in `kept`."""
 
-    def __init__(self, subject: TestedModel, keep: int | None = None) -> None:
+    def __init__(self, subject: TestedModel, case: Case, keep: int | None = None) -> None:
         super().__init__()
         self.steps: list[_Step] = []
         self.kept: list[Tensor] = []
-        self._subject, self._keep, self._modules = subject, keep, ModulePath()
-
-    def run(self, case: Case) -> None:
-        with self._modules.following(self._subject.model, lambda *_: None), self:
-            run_case(case, self._subject)
+        self._keep, self._modules = keep, ModulePath()
+        with self._modules.following(subject.model, lambda *_: None), self:
+            run_case(case, subject)
 
     def __torch_dispatch__(
-        self, function: Any, types: Any, arguments: Any = (), named: Any = None
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        output = function(*arguments, **(named or {}))
+        output = function(*args, **(kwargs or {}))
         if inside_insertion():
             return output
-        made = list(tensors_in(output))
+        results = list(tensors_in(output))
         if self._keep == len(self.steps):
-            self.kept = [tensor.detach().clone() for tensor in made]
-        # A view differs only where its source does: of a changed weight, name the product.
-        plain = self._keep is None and not function.is_view
-        sums = tuple(map(_checksum, made)) if plain else ()
-        self.steps.append(_Step(str(function), self._modules.current, sums))
+            self.kept = [tensor.detach().clone() for tensor in results]
+        # A view differs only where its source does. Without views, a changed weight shows at the
+        # product that uses it.
+        summed = self._keep is None and not function.is_view
+        checksums = tuple(map(_checksum, results)) if summed else ()
+        self.steps.append(_Step(str(function), self._modules.current, checksums))
         return output
 
 
 def bisect(pair: ModelPair, case: Case) -> FirstDifference | None:
-    """None where the case comes out equal when it is run again."""
-    base, other = _Recorder(pair.base), _Recorder(pair.other)
-    base.run(case)
-    other.run(case)
-    index = next(
-        (i for i, (a, b) in enumerate(zip_longest(base.steps, other.steps)) if a != b), None
+    """Runs the case again on both models. Returns None where it is equal this time."""
+    base, other = _Recorder(pair.base, case).steps, _Recorder(pair.candidate, case).steps
+    index, a, b = next(
+        ((i, a, b) for i, (a, b) in enumerate(zip_longest(base, other)) if a != b),
+        (0, None, None),
     )
-    if index is None:
+    step = b or a
+    if step is None:
         return None
-    moved = _logits(pair, case)
-    if index >= min(len(base.steps), len(other.steps)):
-        return _other_operation(case, (other.steps + base.steps[len(other.steps) :])[index], moved)
-    a, b = base.steps[index], other.steps[index]
-    if (a.operation, a.module) != (b.operation, b.module):
-        return _other_operation(
-            case, b, moved, instead=f", where the base runs {a.operation} in {a.module}"
+    ulp = largest = None
+    if b is None:
+        what = "an operation of the base that the candidate does not run"
+    elif a is None:
+        what = "an operation that the base does not run there"
+    elif (a.operation, a.module) != (b.operation, b.module):
+        what = (
+            "an operation that the base does not run there, where the base runs "
+            f"{a.operation} in {a.module}"
         )
-    return _other_result(pair, case, index, b, moved)
-
-
-def _other_operation(
-    case: Case, step: _Step, moved: LogitsDifference, instead: str = ""
-) -> FirstDifference:
-    what = f"an operation that the base does not run there{instead}"
+    else:
+        what, ulp, largest = _result_difference(pair, case, index)
+    logits = difference(run_case(case, pair.base).logits, run_case(case, pair.candidate).logits)
     return FirstDifference(
-        case, step.module, step.operation, what, layer_of(step.module), None, None, moved
+        case, step.module, step.operation, what, layer_of(step.module), ulp, largest, logits
     )
 
 
-def _other_result(
-    pair: ModelPair, case: Case, index: int, step: _Step, moved: LogitsDifference
-) -> FirstDifference:
-    base, other = _Recorder(pair.base, keep=index), _Recorder(pair.other, keep=index)
-    base.run(case)
-    other.run(case)
-    what, ulp, largest = "gives another result", None, None
-    for mine, theirs in zip(base.kept, other.kept, strict=True):
-        if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
-            what = f"gives {_describe_tensor(theirs)}, the base {_describe_tensor(mine)}"
-            break
-        finite = (mine.isfinite() & theirs.isfinite()) & (bit_pattern(mine) != bit_pattern(theirs))
-        if mine.is_floating_point() and finite.any():
-            ulp = int(ulp_distance(mine[finite], theirs[finite]).max())
-            largest = float((mine[finite].double() - theirs[finite].double()).abs().max())
-            break
-    return FirstDifference(
-        case, step.module, step.operation, what, layer_of(step.module), ulp, largest, moved
-    )
+def _result_difference(
+    pair: ModelPair, case: Case, index: int
+) -> tuple[str, int | None, float | None]:
+    """How the results of operation `index` differ: in words, in ulp and absolutely."""
+    base, other = (_Recorder(model, case, keep=index).kept for model in (pair.base, pair.candidate))
+    for first, second in zip(base, other, strict=True):
+        if first.shape != second.shape or first.dtype != second.dtype:
+            what = f"gives {_describe_tensor(second)}, the base {_describe_tensor(first)}"
+            return what, None, None
+        unequal = bit_pattern(first) != bit_pattern(second)
+        unequal &= first.isfinite() & second.isfinite()
+        if first.is_floating_point() and unequal.any():
+            a, b = first[unequal], second[unequal]
+            largest = float((a.double() - b.double()).abs().max())
+            return "gives another result", int(ulp_distance(a, b).max()), largest
+    return "gives another result", None, None
 
 
 def layer_of(module: str) -> int | None:
     """The index of the layer that a module is in, by its name."""
-    found = _LAYER.search(module)
-    return int(found.group(1)) if found else None
-
-
-def _logits(pair: ModelPair, case: Case) -> LogitsDifference:
-    return difference(run_case(case, pair.base).logits, run_case(case, pair.other).logits)
+    match = _LAYER.search(module)
+    return int(match.group(1)) if match else None
 
 
 def _describe_tensor(tensor: Tensor) -> str:

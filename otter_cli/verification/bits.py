@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_ROWS_AT_ONCE = 64  # compared at a time: wide vocabularies take eight bytes an entry here
+_BLOCK_ROWS = 64  # rows compared at a time, because a comparison takes eight bytes per logit
 
 
 def bit_pattern(tensor: Tensor) -> Tensor:
-    """The stored patterns as integers: unlike values, NaN equals itself and -0 is not 0."""
+    """The bits of each element as an integer. Unlike values, NaN equals itself and -0 is not 0."""
     return tensor.detach().contiguous().view(_INTEGERS[tensor.element_size()])
 
 
 def same_bits(first: Tensor, second: Tensor) -> bool:
-    alike = first.shape == second.shape and first.dtype == second.dtype
-    return alike and torch.equal(bit_pattern(first), bit_pattern(second))
+    comparable = first.shape == second.shape and first.dtype == second.dtype
+    return comparable and torch.equal(bit_pattern(first), bit_pattern(second))
 
 
 @dataclass
 class LogitsDifference:
-    """What moved between the logits of a base and of another model.
+    """How the logits of another model differ from the base's.
 
-    `ulp`: steps between neighbouring numbers of the dtype; `histogram` counts changed logits by
-    the power of two at or below it. `kl`: mean of KL(base || other) a row, in nats. Pairs of
-    which either is not finite count in `non_finite_error` and in `changed`, nowhere else.
+    `compared`, `changed`: logits. `rows`, `argmaxes`: positions, and those whose argmax differs.
+    `largest`: the largest absolute difference. `ulp`: the largest number of steps between
+    neighbouring numbers of the dtype; `histogram` counts changed logits by the power of two at or
+    below their ulp. `kl`: mean of KL(base || other) a row, in nats. Pairs of which either is not
+    finite count in `not_finite` and in `changed` only. `first`: [batch row, position] of the first
+    changed logit.
     """
 
     compared: int = 0
@@ -40,15 +41,10 @@ class LogitsDifference:
     ulp: int = 0
     not_finite: int = 0
     kl: float = 0.0
-    histogram: dict[int, int] = field(default_factory=dict)
-    # [batch row, position] of the first logit that moved.
+    histogram: dict[str, int] = field(default_factory=dict)
     first: tuple[int, int] | None = None
-    # Where they have not even one shape, nothing else is counted.
+    # Of the base's logits and the others, where they differ. Nothing else is counted then.
     shapes: tuple[list[int], list[int]] | None = None
-
-    def record(self) -> dict[str, Any]:
-        histogram = {str(step): count for step, count in sorted(self.histogram.items())}
-        return {**vars(self), "histogram": histogram}
 
 
 def difference(base: Tensor, other: Tensor) -> LogitsDifference:
@@ -57,7 +53,10 @@ def difference(base: Tensor, other: Tensor) -> LogitsDifference:
         return LogitsDifference(shapes=([*base.shape], [*other.shape]))
     total = LogitsDifference()
     kl = 0.0
-    for start, a, b in _row_blocks(base, other):
+    blocks = zip(
+        base.flatten(0, 1).split(_BLOCK_ROWS), other.flatten(0, 1).split(_BLOCK_ROWS), strict=True
+    )
+    for index, (a, b) in enumerate(blocks):
         moved = bit_pattern(a) != bit_pattern(b)
         finite = a.isfinite() & b.isfinite()
         total.compared += moved.numel()
@@ -65,13 +64,13 @@ def difference(base: Tensor, other: Tensor) -> LogitsDifference:
         if not moved.any():
             continue
         if total.first is None:
-            row = start + int(moved.any(-1).nonzero()[0])
+            row = index * _BLOCK_ROWS + int(moved.any(-1).nonzero()[0])
             total.first = (row // base.shape[1], row % base.shape[1])
         total.changed += int(moved.sum())
         total.not_finite += int((moved & ~finite).sum())
         total.argmaxes += int((a.argmax(-1) != b.argmax(-1)).sum())
         _add_distances(total, a[moved & finite], b[moved & finite])
-        kl += _divergence(a, b, finite)
+        kl += _kl(a, b, finite)
     total.kl = kl / max(total.rows, 1)
     return total
 
@@ -82,20 +81,11 @@ def ulp_distance(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _ordered(values: Tensor) -> Tensor:
-    """Integers in the order of the numbers: the sign bit of a float is no two's complement."""
+    """The bit patterns as integers in the order of the numbers. Those of negative floats are in
+    reverse order."""
     patterns = bit_pattern(values).long()
     lowest = torch.iinfo(_INTEGERS[values.element_size()]).min
     return torch.where(patterns < 0, lowest - patterns, patterns)
-
-
-def _row_blocks(base: Tensor, other: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    blocks = zip(
-        base.flatten(0, 1).split(_ROWS_AT_ONCE),
-        other.flatten(0, 1).split(_ROWS_AT_ONCE),
-        strict=True,
-    )
-    for index, (a, b) in enumerate(blocks):
-        yield index * _ROWS_AT_ONCE, a, b
 
 
 def _add_distances(total: LogitsDifference, a: Tensor, b: Tensor) -> None:
@@ -106,10 +96,12 @@ def _add_distances(total: LogitsDifference, a: Tensor, b: Tensor) -> None:
     total.ulp = max(total.ulp, int(steps.max()))
     powers, counts = steps.double().log2().floor().long().unique(return_counts=True)
     for power, count in zip(powers.tolist(), counts.tolist(), strict=True):
-        total.histogram[2**power] = total.histogram.get(2**power, 0) + count
+        step = str(2**power)
+        total.histogram[step] = total.histogram.get(step, 0) + count
 
 
-def _divergence(a: Tensor, b: Tensor, finite: Tensor) -> float:
-    whole = finite.all(-1)
-    p, q = a[whole].double().log_softmax(-1), b[whole].double().log_softmax(-1)
+def _kl(a: Tensor, b: Tensor, finite: Tensor) -> float:
+    """The sum of KL(a || b) over the rows that are finite in both."""
+    rows = finite.all(-1)
+    p, q = a[rows].double().log_softmax(-1), b[rows].double().log_softmax(-1)
     return float((p.exp() * (p - q)).sum())

@@ -1,7 +1,8 @@
-"""Running one case on a model, and loading the pair of models to compare.
+"""Loads the pair of models to compare, and runs one case on a model.
 
-The same code runs the base, the graft and the poisoned graft, with inputs and seeds of the case.
-Outputs are compared by digests: logits and tokens, and the base's own cache layers."""
+The same code runs the base, the graft and the poisoned graft, with the inputs and the seed of the
+case. Outputs are compared by digests of logits and tokens, and of the base's own cache layers.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +19,12 @@ from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import Cache
 
 from otter_cli.checkpoint.folder import MANIFEST, Checkpoint
+from otter_cli.families.registry import is_wide_config
 from otter_cli.model.load import check_device, load_base, load_config, load_strictly
 from otter_cli.model.otter import OtterForCausalLM
 from otter_cli.model.wide import load_wide
 from otter_cli.verification.agenda import VerificationRequest
 from otter_cli.verification.bits import bit_pattern
-from otter_cli.verification.foreign_checkpoint import is_wide_export
 from otter_cli.verification.grid import GENERATES, Case
 from otter_cli.verification.trace import tensors_in
 
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TestedModel:
-    """A model to run on tokens below `vocab`; `active` surrounds its calls, as `streaming` does
-    a graft's."""
+    """A model to run on tokens below `vocab`. Its calls run inside `active()`, a graft's inside
+    `streaming()`."""
 
     model: PreTrainedModel
     vocab: int
@@ -43,8 +44,11 @@ class TestedModel:
 
 @dataclass(frozen=True)
 class OutputDigests:
-    """SHA-256 of bit patterns with dtypes and shapes. said: logits and tokens. cache: the base's
-    own layers, which other models may well keep otherwise."""
+    """SHA-256 of bit patterns with dtypes and shapes.
+
+    `said`: logits and tokens. `cache`: the base's own layers, which a foreign model may store
+    otherwise.
+    """
 
     said: str
     cache: str
@@ -52,18 +56,21 @@ class OutputDigests:
 
 @dataclass
 class CaseOutputs:
-    """What a case gives. logits: [batch, positions, vocab], cached steps one after another; of
-    `generate`, rows of all beams. tokens: what was generated. cache: the base's own layers."""
+    """The outputs of a case.
+
+    `logits`: [batch, positions, vocab], cached steps one after another; of `generate`, rows of all
+    beams. `tokens`: the generated ones. `cache`: keys and values of the base's own layers.
+    """
 
     logits: Tensor
     tokens: Tensor | None = None
     cache: list[Tensor] = field(default_factory=list)
 
     def digests(self) -> OutputDigests:
-        """What runs are compared by: two windows of logits over a wide vocabulary would take more
-        memory than the insertion."""
-        said = [self.logits] if self.tokens is None else [self.logits, self.tokens]
-        return OutputDigests(_sha256(said), _sha256(self.cache))
+        """Runs are compared by digests, because two windows of logits over a large vocabulary would
+        take more memory than the insertion."""
+        outputs = [self.logits] if self.tokens is None else [self.logits, self.tokens]
+        return OutputDigests(_sha256(outputs), _sha256(self.cache))
 
 
 def _sha256(tensors: Iterable[Tensor]) -> str:
@@ -76,10 +83,13 @@ def _sha256(tensors: Iterable[Tensor]) -> str:
 
 @dataclass(frozen=True)
 class CaseInputs:
-    """Tokens of a case, and what goes with them where rows are padded."""
+    """Tokens of a case, with a mask and positions where rows are padded.
 
-    tokens: Tensor  # [batch, length + steps]; the last `steps` columns are fed one by one
-    mask: Tensor | None  # [batch, length + steps]
+    All are [batch, length + steps]. The last `steps` columns are fed one by one.
+    """
+
+    tokens: Tensor
+    mask: Tensor | None
     positions: Tensor | None
 
 
@@ -99,17 +109,19 @@ def draw_inputs(case: Case, vocab: int) -> CaseInputs:
 
 
 def run_case(case: Case, subject: TestedModel) -> CaseOutputs:
-    """The outputs of one case. The same case gives the same inputs and seeds, whoever runs it."""
+    """Runs one case. Inputs and seeds depend on the case only."""
     inputs = draw_inputs(case, subject.vocab)
-    path = _generate if case.path in GENERATES else _PATHS[case.path]
+    run = _generate if case.path in GENERATES else _forward
+    if case.path == "checkpointing":
+        run = _forward_checkpointing
     with case_setting(case, subject.model), subject.active():
-        return path(case, subject.model, inputs)
+        return run(case, subject.model, inputs)
 
 
 @contextmanager
 def case_setting(case: Case, model: PreTrainedModel) -> Iterator[None]:
-    """The attention implementation, threads and seed of a case; threads and generators are put
-    back."""
+    """Inside, the attention implementation, threads and seed are those of the case. Threads and
+    random generators are restored."""
     if model.config._attn_implementation != case.attention:
         model.set_attn_implementation(case.attention)
     threads = torch.get_num_threads()
@@ -123,54 +135,36 @@ def case_setting(case: Case, model: PreTrainedModel) -> Iterator[None]:
         yield
 
 
-def _prefill(case: Case, model: PreTrainedModel, inputs: CaseInputs) -> CaseOutputs:
-    return _steps(model, inputs, [case.length], DynamicCache(config=model.config), case.keep)
-
-
-def _decode(case: Case, model: PreTrainedModel, inputs: CaseInputs) -> CaseOutputs:
-    cache = DynamicCache(config=model.config)
-    return _steps(model, inputs, [case.length] + [1] * case.steps, cache)
-
-
-def _chunked(case: Case, model: PreTrainedModel, inputs: CaseInputs) -> CaseOutputs:
-    whole, rest = divmod(case.length, case.chunk)
-    widths = [case.chunk] * whole + ([rest] if rest else [])
-    return _steps(model, inputs, widths, DynamicCache(config=model.config))
-
-
-def _static(case: Case, model: PreTrainedModel, inputs: CaseInputs) -> CaseOutputs:
-    cache = StaticCache(config=model.config, max_cache_len=case.length + case.steps)
-    return _steps(model, inputs, [case.length] + [1] * case.steps, cache)
-
-
-def _steps(
-    model: PreTrainedModel, inputs: CaseInputs, widths: list[int], cache: Cache, keep: int = 0
-) -> CaseOutputs:
-    """Feeds the tokens in pieces of `widths`, over one cache."""
+def _forward(case: Case, model: PreTrainedModel, inputs: CaseInputs) -> CaseOutputs:
+    """Forwards over one cache: the prompt, whole or in chunks, then single tokens."""
+    width = case.chunk or case.length
+    ends = [*range(width, case.length, width), *range(case.length, case.length + case.steps + 1)]
+    cache: Cache = DynamicCache(config=model.config)
+    if case.path == "static":
+        cache = StaticCache(config=model.config, max_cache_len=case.length + case.steps)
     logits, done = [], 0
-    for width in widths:
-        piece = slice(done, done + width)
-        done += width
+    for end in ends:
+        chunk, done = slice(done, end), end
         padded = {}
         if inputs.mask is not None and inputs.positions is not None:
-            padded["attention_mask"] = inputs.mask[:, :done]
-            padded["position_ids"] = inputs.positions[:, piece]
+            padded["attention_mask"] = inputs.mask[:, :end]
+            padded["position_ids"] = inputs.positions[:, chunk]
         out = model(
-            input_ids=inputs.tokens[:, piece],
+            input_ids=inputs.tokens[:, chunk],
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=keep,
+            logits_to_keep=case.keep,
             **padded,
         )
         logits.append(out.logits)
-    # Layers beyond the base's are the insertion's own.
-    own = [vars(layer) for layer in cache.layers[: model.config.num_hidden_layers]]
-    whole = logits[0] if len(logits) == 1 else torch.cat(logits, 1)
-    return CaseOutputs(whole, cache=list(tensors_in(own)))
+    # The cache may have further layers, which belong to the insertion.
+    base_layers = [vars(layer) for layer in cache.layers[: model.config.num_hidden_layers]]
+    joined = logits[0] if len(logits) == 1 else torch.cat(logits, 1)
+    return CaseOutputs(joined, cache=list(tensors_in(base_layers)))
 
 
-def _checkpointing(case: Case, model: PreTrainedModel, inputs: CaseInputs) -> CaseOutputs:
-    """In training mode, where layers are checkpointed, with gradients enabled."""
+def _forward_checkpointing(case: Case, model: PreTrainedModel, inputs: CaseInputs) -> CaseOutputs:
+    """Runs in training mode with checkpointed layers and gradients enabled."""
     model.activation_checkpointing_enable()
     model.train()
     try:
@@ -184,8 +178,8 @@ def _checkpointing(case: Case, model: PreTrainedModel, inputs: CaseInputs) -> Ca
 
 
 def _generate(case: Case, model: PreTrainedModel, inputs: CaseInputs) -> CaseOutputs:
-    """`generate` for exactly `steps` tokens, with the folder's own generation configuration
-    under the method that the case names."""
+    """Runs `generate` for exactly `steps` tokens, by the method of the case and otherwise with the
+    folder's own generation configuration."""
     method: dict[str, Any] = {"do_sample": case.path == "sample", "num_beams": 1}
     if case.path == "beam":
         method["num_beams"] = 3
@@ -206,54 +200,51 @@ def _generate(case: Case, model: PreTrainedModel, inputs: CaseInputs) -> CaseOut
     return CaseOutputs(torch.stack(out.logits, 1), tokens=out.sequences)
 
 
-_PATHS = {
-    "prefill": _prefill,
-    "decode": _decode,
-    "chunked": _chunked,
-    "static": _static,
-    "checkpointing": _checkpointing,
-}
-
-
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 @dataclass(frozen=True)
 class ModelPair:
-    """`otter` is the graft's model, None where `other` is no graft of ours."""
+    """The base and the candidate to compare with it. `otter` is None where the candidate is no
+    graft."""
 
     base: TestedModel
-    other: TestedModel
+    candidate: TestedModel
     otter: OtterForCausalLM | None = None
 
 
 def open_pair(request: VerificationRequest, *, dtype: str, device: str, shared: bool) -> ModelPair:
-    """Loads both in one dtype. `shared`: the files are equal by digest, so that one set of base
-    modules serves both. Raises OtterError for what cannot be loaded whole."""
+    """Loads both models in one dtype.
+
+    `shared`: the files are equal by digest, so one set of base modules serves both. Raises
+    OtterError for what cannot be loaded whole.
+    """
     check_device(device)
-    kind: torch.dtype = getattr(torch, dtype)
-    folder, base = request.folder, request.against
+    torch_dtype: torch.dtype = getattr(torch, dtype)
+    folder, base_folder = request.folder, request.base_folder
     if not (folder / MANIFEST).exists():
-        plain = load_base(base, dtype=kind).to(device)
-        other = load_foreign_model(folder, kind, trust=request.trust).to(device)
-        return ModelPair(_tested_model(plain, plain), _tested_model(other, plain))
-    adapted = None if (folder / "config.json").exists() else base
-    # The static level has hashed every file, and what it saw is part of the report.
+        base = load_base(base_folder, dtype=torch_dtype).to(device)
+        foreign = _load_foreign_model(folder, torch_dtype, trust=request.trust).to(device)
+        vocab = base.config.vocab_size
+        return ModelPair(TestedModel(base, vocab), TestedModel(foreign, vocab))
+    is_adapter = not (folder / "config.json").exists()
     otter = OtterForCausalLM.from_pretrained(
         folder,
-        base=adapted,
-        dtype=kind,
+        base=base_folder if is_adapter else None,
+        dtype=torch_dtype,
         device=device,
-        if_base_changed="ignore" if adapted is None else "refuse",
+        # The static level has hashed every file of a graft, and its findings are in the report.
+        if_base_changed="refuse" if is_adapter else "ignore",
     )
-    plain = otter.base if shared else load_base(base, dtype=kind).to(device).eval()
+    base = otter.base if shared else load_base(base_folder, dtype=torch_dtype).to(device).eval()
+    vocab = base.config.vocab_size
     return ModelPair(
-        _tested_model(plain, plain), _tested_model(otter.base, plain, otter.streaming), otter
+        TestedModel(base, vocab), TestedModel(otter.base, vocab, otter.streaming), otter
     )
 
 
 def max_positions(base: Path) -> int:
-    """How many positions the base was made for, under whatever name its configuration has it."""
+    """How many positions the base was made for."""
     return int(getattr(load_config(base), "max_position_embeddings", 2048))
 
 
@@ -261,29 +252,19 @@ def main_setting(base: Path) -> tuple[str, str]:
     """The dtype that the base is stored in, and the attention that transformers runs it with."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    stored = Checkpoint.open(base).dtype
-    config = load_config(base)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return _DTYPES.get(stored, "float32"), "sdpa"
-    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    attention = "sdpa" if getattr(model, "_supports_sdpa", True) else "eager"
-    return _DTYPES.get(stored, "float32"), attention
+    dtype = _DTYPES.get(Checkpoint.open(base).dtype, "float32")
+    config_class = type(load_config(base))
+    known = config_class in MODEL_FOR_CAUSAL_LM_MAPPING
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[config_class] if known else None
+    return dtype, "sdpa" if getattr(model_class, "_supports_sdpa", True) else "eager"
 
 
-def _tested_model(
-    model: PreTrainedModel,
-    base: PreTrainedModel,
-    active: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> TestedModel:
-    return TestedModel(model, base.config.vocab_size, active)
+def _load_foreign_model(folder: Path, dtype: torch.dtype, *, trust: bool) -> PreTrainedModel:
+    """Loads any folder that transformers can load with no tensor left at random. Raises OtterError.
 
-
-def load_foreign_model(folder: Path, dtype: torch.dtype, *, trust: bool) -> PreTrainedModel:
-    """Any folder that transformers loads with no tensor left at random. Raises OtterError.
-
-    Tensors that it leaves unread, as another tool's insertion has them, do not count here.
+    Tensors that transformers leaves unread, such as another tool's insertion, are accepted.
     """
-    if is_wide_export(Checkpoint.open(folder).config):
+    if is_wide_config(Checkpoint.open(folder).config):
         return load_wide(folder, dtype=dtype)
     model: PreTrainedModel = load_strictly(
         folder,

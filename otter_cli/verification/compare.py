@@ -1,4 +1,4 @@
-"""The grid level: the base against itself, against the other model, and against it poisoned."""
+"""The grid level: each case run on the base, on the candidate, and on the poisoned graft."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ from otter_cli.verification.case_runner import CaseOutputs, ModelPair, OutputDig
 from otter_cli.verification.grid import Case
 from otter_cli.verification.poison import POISON_VALUES, fill_with
 
-# What transformers raises for ways of running that a model does not know.
-_REFUSALS = (ValueError, TypeError, AttributeError, NotImplementedError, RuntimeError, OtterError)
+# What transformers raises for a case that a model does not support, such as a static cache. Errors
+# of other classes are faults, and end the verification.
+_UNSUPPORTED = (ValueError, TypeError, AttributeError, RuntimeError, OtterError)
 
 
 @dataclass(frozen=True)
 class CaseResult:
-    """`control`: the base equals itself. `poison`: by value, whether the logits stood still.
-    `outputs`: digests of what the base gave. `failure`: what the other model raised. `repeated`:
-    the base itself ran twice; else the other model's run, which gave its bits, is the control."""
+    """One compared case.
+
+    `control`: the base equals itself. `poison`: by value, whether the outputs stayed unchanged.
+    `outputs`: digests of the base's outputs. `failure`: the error of the candidate. `repeated`:
+    the base ran twice. Without that, an equal run of the candidate is the control.
+    """
 
     case: Case
     equal: bool
@@ -37,68 +41,63 @@ class CaseResult:
     repeated: bool = True
 
     def record(self) -> dict[str, Any]:
-        return {
-            **vars(self),
-            "case": self.case.record(),
-            "outputs": asdict(self.outputs),
-            "difference": None if self.equal else self.difference.record(),
-        }
+        return asdict(self) | ({"difference": None} if self.equal else {})
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A case that the base itself cannot run: nothing to compare with."""
+    """A case that the base itself cannot run, so there is nothing to compare with."""
 
     case: Case
     reason: str
 
-    def record(self) -> dict[str, Any]:
-        return {"case": self.case.record(), "reason": self.reason}
-
 
 def compare(
-    pair: ModelPair, cases: list[Case], *, repeat: bool = True, pace: TimeBudget | None = None
+    pair: ModelPair, cases: list[Case], *, repeat: bool = True, budget: TimeBudget | None = None
 ) -> Iterator[CaseResult | Skipped]:
-    """`repeat`: the base runs twice in every case. Else it does so only where the other model
-    differs: where that gives the base's bits, a second run has given them already."""
-    pace = pace or TimeBudget()
+    """Runs each case on both models. With `repeat`, the base runs twice in every case. Without it,
+    only where the candidate differs: an equal run of that model shows that the base repeats
+    itself."""
+    budget = budget or TimeBudget()
     warm_up(pair, cases)
     for case in cases:
-        if pace.stopped:
+        if budget.stop_reason:
             return
         yield _compare_case(pair, case, repeat)
-        pace.done(estimated_tokens(case) * (3 if repeat else 2))
+        budget.advance(estimated_tokens(case) * (3 if repeat else 2))
 
 
 def warm_up(pair: ModelPair, cases: list[Case]) -> None:
-    """A process's first pass by several threads may round otherwise than all that follow: stock
-    transformers on a CPU, in four processes of ten (torch 2.13, 0.6 B, two threads)."""
+    """Runs one case for each number of threads, without using its outputs.
+
+    The first pass of a process with several threads may round otherwise than all later ones: stock
+    transformers on a CPU, in four processes of ten (torch 2.13, 0.6 B parameters, two threads).
+    """
     for case in {case.threads: case for case in reversed(cases)}.values():
-        with suppress(*_REFUSALS):
+        with suppress(*_UNSUPPORTED):
             run_case(case, pair.base)
 
 
 def _compare_case(pair: ModelPair, case: Case, repeat: bool) -> CaseResult | Skipped:
     try:
         expected = run_case(case, pair.base).digests()
-    except _REFUSALS as error:
+    except _UNSUPPORTED as error:
         return Skipped(case, _error_line(error))
-    # Before the other model runs, which may leave something behind.
+    # The control runs before the candidate, which may change the state of shared modules.
     control = not repeat or run_case(case, pair.base).digests() == expected
+    failure, moved = "", LogitsDifference()
     try:
-        found = run_case(case, pair.other)
-    except _REFUSALS as error:
-        control = control if repeat else _base_repeats(pair, case)
-        return CaseResult(
-            case, False, control, {}, LogitsDifference(), expected, _error_line(error)
-        )
-    digests = found.digests()
-    if digests == expected or (pair.otter is None and digests.said == expected.said):
-        return CaseResult(case, True, control, {}, LogitsDifference(), expected, repeated=repeat)
-    # Logits of both are in memory for those that differ alone: the base then runs again.
-    moved = difference(*_comparable(case, run_case(case, pair.base), found))
+        outputs = run_case(case, pair.candidate)
+    except _UNSUPPORTED as error:
+        failure = _error_line(error)
+    else:
+        digests = outputs.digests()
+        if digests == expected or (pair.otter is None and digests.said == expected.said):
+            return CaseResult(case, True, control, {}, moved, expected, repeated=repeat)
+        # Only differing logits are kept in memory, so the base runs again.
+        moved = difference(*_comparable(case, run_case(case, pair.base), outputs))
     control = control if repeat else _base_repeats(pair, case)
-    return CaseResult(case, False, control, {}, moved, expected)
+    return CaseResult(case, False, control, {}, moved, expected, failure)
 
 
 def _base_repeats(pair: ModelPair, case: Case) -> bool:
@@ -112,47 +111,48 @@ def poison_cases(
     results: list[CaseResult],
     *,
     every_value: bool,
-    pace: TimeBudget | None = None,
+    budget: TimeBudget | None = None,
 ) -> list[CaseResult]:
-    """The same cases poisoned: by NaN each, by the other values each or, for a quick grid, in turn.
+    """Runs the cases again with all inserted tensors poisoned: each case with NaN, and with every
+    other value or, for a quick grid, with one of them in turn.
 
-    Comes last, for it ruins `otter`: a copy of the inserted tensors to put back would be held all
-    the while.
+    This comes last because it destroys the tensors of `otter`. A copy to restore would take memory
+    during the whole verification.
     """
-    pace, poisoned = pace or TimeBudget(), list(results)
+    budget, poisoned = budget or TimeBudget(), list(results)
     ran = [index for index, result in enumerate(results) if not result.failure]
     for turn, value in enumerate(POISON_VALUES):
         fill_with((tensor for _, tensor in otter.inserted_parameters()), value)
         for index in ran:
             if every_value or turn in (0, 1 + index % (len(POISON_VALUES) - 1)):
-                if pace.stopped:
+                if budget.stop_reason:
                     return poisoned
                 poisoned[index] = _poison_case(pair, poisoned[index], value)
-                pace.done(estimated_tokens(results[index].case))
+                budget.advance(estimated_tokens(results[index].case))
     return poisoned
 
 
 def _poison_case(pair: ModelPair, result: CaseResult, value: str) -> CaseResult:
     try:
-        stood = run_case(result.case, pair.other).digests() == result.outputs
-    except _REFUSALS as error:
+        unchanged = run_case(result.case, pair.candidate).digests() == result.outputs
+    except _UNSUPPORTED as error:
         return replace(result, failure=_error_line(error))
-    if not stood and not result.repeated:
+    if not unchanged and not result.repeated:
         result = replace(result, control=_base_repeats(pair, result.case), repeated=True)
-    return replace(result, poison={**result.poison, value: stood})
+    return replace(result, poison={**result.poison, value: unchanged})
 
 
-def _comparable(case: Case, expected: CaseOutputs, found: CaseOutputs) -> tuple[Tensor, Tensor]:
-    """The logits of both for the same tokens before them: of texts that part, up to the step in
-    which they do, for what follows answers other tokens."""
-    if expected.tokens is None or found.tokens is None:
-        return expected.logits, found.logits
-    parted = (expected.tokens != found.tokens).any(0).nonzero()
-    if not len(parted):
-        return expected.logits, found.logits
-    # Which beam gave a step's logits is not told: all of them share the first step alone.
-    steps = 1 if case.path == "beam" else int(parted[0]) - case.length + 1
-    return expected.logits[:, :steps], found.logits[:, :steps]
+def _comparable(case: Case, expected: CaseOutputs, outputs: CaseOutputs) -> tuple[Tensor, Tensor]:
+    """The logits of both models that follow the same tokens. Where generated texts differ, these
+    are the steps up to the first different token."""
+    if expected.tokens is None or outputs.tokens is None:
+        return expected.logits, outputs.logits
+    different = (expected.tokens != outputs.tokens).any(0).nonzero()
+    if not len(different):
+        return expected.logits, outputs.logits
+    # It is not known which beam gave a step's logits. All beams share only the first step.
+    steps = 1 if case.path == "beam" else int(different[0]) - case.length + 1
+    return expected.logits[:, :steps], outputs.logits[:, :steps]
 
 
 def _error_line(error: Exception) -> str:

@@ -1,15 +1,16 @@
 """The cases that are compared, and the grids that list them. No torch.
 
 A case is one way of running a model: a path, lengths, batch, padding, dtype, attention, device and
-seed. A quick grid runs whole in the base's main setting, and runs its most telling cases in the
-others; a full grid runs whole in all."""
+seed. A quick grid runs all of its cases in the base's main setting, and a few revealing ones in the
+other settings. A full grid runs all cases in all settings.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from otter_cli.core.errors import OtterError
 from otter_cli.core.process import derive_seed
@@ -22,10 +23,11 @@ GENERATES = ("greedy", "beam", "sample", "assisted")
 class Case:
     """One way of running a model on tokens drawn from `seed`.
 
-    `path`: prefill; decode: prefill and `steps` cached ones; chunked: prefill by `chunk` tokens;
-    static: as decode, in a static cache; checkpointing: prefill in training mode; greedy, beam,
-    sample and assisted: `generate` of `steps` tokens. Padded rows have unequal lengths up to
-    `length`. `keep`: logits_to_keep. `threads` 0: as many as the process has.
+    `path` is one of: prefill; decode, a prefill and `steps` cached steps; chunked, a prefill in
+    chunks of `chunk` tokens; static, as decode with a static cache; checkpointing, a prefill in
+    training mode; greedy, beam, sample and assisted, `generate` of `steps` tokens. Padded rows have
+    unequal lengths up to `length`. `keep`: logits_to_keep. `threads`: 0 for as many as the process
+    has.
     """
 
     path: str
@@ -47,13 +49,13 @@ class Case:
 
     @property
     def kind(self) -> str:
-        """The path with what changes its masks and shapes, lengths apart."""
+        """The path with batch and padding: cases of one kind differ in lengths only."""
         batch = ", batch" if self.batch > 1 and self.padding == "none" else ""
         return self.path + batch + (f", {self.padding} padding" if self.padding != "none" else "")
 
     @property
     def label(self) -> str:
-        """The case in words, its setting (dtype, attention, device) apart."""
+        """The case in words, without its setting (dtype, attention, device)."""
         words = [self.path, f"{self.length} tokens"]
         words += [f"batch {self.batch}"] if self.batch > 1 else []
         words += [f"{self.padding} padding"] if self.padding != "none" else []
@@ -71,9 +73,6 @@ class Case:
     def __str__(self) -> str:
         return f"{self.label} ({self.setting})"
 
-    def record(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 GridName = Literal["quick", "full"]
 
@@ -82,12 +81,13 @@ DTYPES: dict[GridName, tuple[str, ...]] = {
     "quick": ("float32", "bfloat16"),
     "full": ("float32", "bfloat16", "float16"),
 }
-# What a window costs grows with its square: longer ones than these are cut.
+# Longer windows are cut, because their cost grows with the square of the length.
 _LONGEST_WINDOW: dict[GridName, int] = {"quick": 512, "full": 2048}
 _LENGTHS = (1, 2, 7, 33, 128)
-# What differs first where another dtype or attention differs at all: lengths that no kernel blocks
-# by, masks of padded rows, steps over a cache, caches of another form. The most telling come first.
-_TELLING_CASES = (
+# The cases that differ first where a dtype or an attention implementation differs at all: lengths
+# that are no multiple of a kernel's block, padded rows, cached steps, other caches. The most
+# revealing first.
+_REVEALING_CASES = (
     Case("decode", 24, batch=4, padding="left", steps=6),
     Case("prefill", 33),
     Case("prefill", 128),
@@ -99,11 +99,12 @@ _TELLING_CASES = (
 
 @dataclass(frozen=True)
 class Grid:
-    """A named grid, and `random` cases on top whose settings are drawn too.
+    """A named grid, and `random` further cases whose settings are drawn too.
 
-    No dtypes: those of the named grid. `seed` decides on tokens and on random cases. `main`: the
-    dtype and the attention that the base is served in. A quick grid runs whole there, and runs its
-    most telling cases in the other settings. Without `main` it runs whole in every setting.
+    `seed` decides on tokens and random cases. Without `dtypes`, those of the named grid are used.
+    `main`: the dtype and attention that the base is served in. A quick grid runs whole there, and
+    its revealing cases in the other settings. Without a main setting it runs whole in every
+    setting.
     """
 
     name: GridName = "quick"
@@ -112,7 +113,7 @@ class Grid:
     dtypes: tuple[str, ...] = ()
     attentions: tuple[str, ...] = ATTENTIONS
     devices: tuple[str, ...] = ("cpu",)
-    # None: not known yet. (): no setting counts more than another.
+    # None: not known yet. (): there is no main setting.
     main: tuple[str, str] | tuple[()] | None = None
 
     def __post_init__(self) -> None:
@@ -124,16 +125,15 @@ class Grid:
                 )
 
     def around(self, dtype: str, attention: str) -> Grid:
-        """The same grid, with the setting of a base that is stored in `dtype`. A full grid, or one
-        whose settings are decided already, stays as it is."""
+        """The same grid with the main setting of a base that is stored in `dtype`. A full grid, or
+        one whose main setting is decided already, stays as it is."""
         if self.name == "full" or self.main is not None:
             return self
         known = dtype if dtype in DTYPES["full"] else "float32"
         return replace(self, main=(known, attention))
 
     def cases(self, positions: int) -> list[Case]:
-        """All cases for a base of so many positions; those that one loaded model serves are
-        neighbours."""
+        """All cases for a base of so many positions. Those of one device and dtype are adjacent."""
         window = min(positions, _LONGEST_WINDOW[self.name])
         dtypes = self._dtypes()
         named = [
@@ -148,11 +148,11 @@ class Grid:
         return sorted([*seeded, *drawn], key=lambda case: (case.device, dtypes.index(case.dtype)))
 
     def departures(self, dtype: str, attention: str) -> int:
-        """How far a setting is from the main one: 0, 1 (the dtype or the attention), 2 (both)."""
+        """In how many of dtype and attention a setting differs from the main one: 0, 1 or 2."""
         if not self.main:
             return 0
         main = self.main[1] if self.main[1] in self.attentions else self.attentions[0]
-        # Dtypes that the user names are all wanted alike.
+        # Dtypes that the user names are equally important.
         return int(not self.dtypes and dtype != self.main[0]) + int(attention != main)
 
     def _dtypes(self) -> tuple[str, ...]:
@@ -163,8 +163,8 @@ class Grid:
 
     def _paths(self, dtype: str, attention: str, window: int) -> list[Case]:
         if departures := self.departures(dtype, attention):
-            return list(_TELLING_CASES if departures == 1 else _TELLING_CASES[:2])
-        # Eager attention holds every pair of positions, several times.
+            return list(_REVEALING_CASES if departures == 1 else _REVEALING_CASES[:2])
+        # Eager attention stores a value for every pair of positions, several times.
         longest = max(window // 2, 1) if attention == "eager" else window
         return [*_quick(longest), *(_full(window) if self.name == "full" else ())]
 
@@ -174,7 +174,7 @@ class Grid:
         path = draw.choice((*FORWARDS, *GENERATES))
         steps = draw.randint(1, 8) if path in ("decode", "static", *GENERATES) else 0
         length = max(1, min(int(2 ** draw.uniform(0, 7)), window - steps))
-        # Drafts are verified for one row at a time in transformers.
+        # transformers verifies drafts for one row only.
         batch = 1 if path == "assisted" else draw.choice((1, 1, 2, 3, 4, 5))
         sides = ("none", "left", "right") if path == "prefill" else ("none", "left")
         padded = batch > 1 and path in ("prefill", "decode", "greedy", "beam", "sample")
@@ -194,10 +194,12 @@ class Grid:
 
 
 def _quick(window: int) -> Iterator[Case]:
-    """Every path that a served model takes, at lengths on both sides of what kernels block by."""
+    """Every path of a served model, at lengths that are multiples of a kernel's block and
+    others."""
     for length in _LENGTHS:
         yield Case("prefill", length)
-    # All keys and values are compared; all logits over a wide vocabulary would fill the memory.
+    # All keys and values are compared, but not all logits: over a large vocabulary they would not
+    # fit.
     yield Case("prefill", window, keep=max(window // 4, 1))
     yield Case("prefill", 33, keep=1)
     yield Case("prefill", 40, batch=4, padding="right")
@@ -211,7 +213,8 @@ def _quick(window: int) -> Iterator[Case]:
 
 
 def _full(window: int) -> Iterator[Case]:
-    """What quick leaves out: other batches and caches, other decoding, training mode, threads."""
+    """What the quick grid leaves out: other batches, caches and decoding, training mode,
+    threads."""
     yield Case("prefill", window)
     for batch in (2, 3, 8):
         yield Case("prefill", 33, batch=batch)
@@ -234,6 +237,7 @@ def _full(window: int) -> Iterator[Case]:
 
 
 def _fit_window(cases: list[Case], window: int) -> list[Case]:
-    """Shortened until prompt and steps fit the window, each once; left out where they never do."""
+    """Shortens prompts until they fit the window with their steps. Duplicates are removed, and
+    cases that never fit."""
     cut = [replace(case, length=min(case.length, window - case.steps)) for case in cases]
     return list(dict.fromkeys(case for case in cut if case.length > 0))

@@ -1,6 +1,7 @@
 """The health of a folder on disk: a base, a graft or an adapter.
 
-Imports no torch, unless the files alone do not settle whether the base can run."""
+Imports no torch, unless the files alone do not settle whether the base can run.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +18,25 @@ from otter_cli.core.console import progress
 from otter_cli.core.errors import OtterError
 from otter_cli.families.config_checks import quantisation_error
 from otter_cli.families.registry import FAMILIES
-from otter_cli.families.shape import BaseShape, base_shape, expected_tensors
-from otter_cli.graft.base_check import base_warnings, find_problems, rehearsal_problems
+from otter_cli.families.shape import base_shape
+from otter_cli.graft.base_check import inspect_base
 from otter_cli.graft.manifest import Manifest
 from otter_cli.graft.storage import FILE_STEM
 from otter_cli.verification.static import Finding, check_graft
 
 FolderKind = Literal["base", "graft", "adapter"]
 _DTYPE_CODES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
-# What each holds of the others without rounding or overflow.
+# For each dtype, the dtypes whose values it holds without rounding or overflow.
 _REPRESENTS = {"F64": {"F32", "F16", "BF16"}, "F32": {"F16", "BF16"}}
 
 
 @dataclass
 class Health:
-    """`problems` make the folder unfit; `notes` are worth knowing. `digests` of files that were
-    compared with otter.json's, `dtypes` elements by type, `values` elements looked into."""
+    """`problems` make the folder unfit for use, `notes` do not.
+
+    Counts: `digests` of files compared with otter.json's, `tensors`, `shapes` compared with
+    config.json, `values` examined, and `dtypes`, values by dtype.
+    """
 
     path: Path
     kind: FolderKind
@@ -51,7 +55,7 @@ class Health:
 
 
 def check_health(folder: Path) -> Health:
-    """Looks at every byte of `folder`. Raises OtterError where there is nothing to look at."""
+    """Examines every byte of `folder`. Raises OtterError for what is no checkpoint at all."""
     refuse_gguf(folder)
     if not folder.is_dir():
         raise OtterError(f"{folder} is not a folder", hint="give the folder of a checkpoint")
@@ -63,60 +67,56 @@ def check_health(folder: Path) -> Health:
         )
     kind: FolderKind = "base" if not has_manifest else "graft" if has_base else "adapter"
     health = Health(folder, kind)
-    parts = [_base] * has_base + [_recorded, _inserted] * has_manifest
-    for part in parts:
+    checks = [_check_base] * has_base + [_check_digests, _check_inserted] * has_manifest
+    for check in checks:
         try:
-            part(folder, health)
+            check(folder, health)
         except OtterError as error:
-            # What stops one part of the examination is what it finds; the others go on.
+            # An error ends one check and is its finding. The other checks go on.
             health.problems.append(Finding(error.what, str(folder)))
     return health
 
 
-def _base(folder: Path, health: Health) -> None:
+def _check_base(folder: Path, health: Health) -> None:
     base = Checkpoint.open(folder)
     health.tensors += len(base.tensors)
-    _dtype(base, health)
+    _check_dtype(base, health)
     family = base.config.get("model_type")
     if isinstance(family, str) and family in FAMILIES:
-        _shapes(base, base_shape(base.config), health)
+        shape = base_shape(base.config)
+        health.tied = shape.tied
+        inspection = inspect_base(base, shape)
+        health.shapes = inspection.shapes
+        for tensor, what, _ in inspection.problems:
+            file = base.file_of.get(tensor, "")
+            health.problems.append(Finding(what, str(base.path / file), tensor or None))
+        health.notes += inspection.warnings
     elif isinstance(family, str):
-        if fault := quantisation_error(base.config):
-            health.problems.append(Finding(fault[0], str(folder)))
+        if quantised := quantisation_error(base.config):
+            health.problems.append(Finding(quantised[0], str(folder)))
         health.notes.append(
             f"shapes were not compared: family {family!r} is not described, and graft refuses it"
         )
     else:
         health.problems.append(Finding("names no model_type", str(base.path / "config.json")))
-    health.problems += _values(base.weights, folder, health)
+    health.problems += _check_values(base.weights, folder, health)
 
 
-def _dtype(base: Checkpoint, health: Health) -> None:
-    said, is_ = base.config.get("dtype", base.config.get("torch_dtype")), base.dtype
-    wanted = _DTYPE_CODES.get(str(said), is_)
-    if wanted == is_ or is_ not in FLOAT_DTYPES:
+def _check_dtype(base: Checkpoint, health: Health) -> None:
+    """Compares the dtype that config.json names with that of most tensors."""
+    named, stored = base.config.get("dtype", base.config.get("torch_dtype")), base.dtype
+    loaded = _DTYPE_CODES.get(str(named), stored)
+    if loaded == stored or stored not in FLOAT_DTYPES:
         return
-    what = f"says {said}, most of the tensors are {is_}"
-    if is_ in _REPRESENTS.get(wanted, set()):
+    what = f"says {named}, most of the tensors are {stored}"
+    if stored in _REPRESENTS.get(loaded, set()):
         health.notes.append(f"config.json {what}: transformers would take more memory")
     else:
         file = str(base.path / "config.json")
         health.problems.append(Finding(f"{what}: transformers would round them", file))
 
 
-def _shapes(base: Checkpoint, shape: BaseShape, health: Health) -> None:
-    health.tied = shape.tied
-    faults = list(find_problems(base, shape))
-    if not faults:  # what the files alone do not settle, transformers says
-        health.shapes = sum(1 for _ in expected_tensors(shape))
-        faults = list(rehearsal_problems(base, shape))
-    for tensor, what, _ in faults:
-        file = base.file_of.get(tensor, "")
-        health.problems.append(Finding(what, str(base.path / file), tensor or None))
-    health.notes += base_warnings(base, shape)
-
-
-def _values(weights: ShardedTensors, folder: Path, health: Health) -> Iterator[Finding]:
+def _check_values(weights: ShardedTensors, folder: Path, health: Health) -> Iterator[Finding]:
     total = sum(info.nbytes for info in weights.tensors.values())
     with progress(total, "looking for NaN") as advance:
         for name, info in weights.tensors.items():
@@ -129,8 +129,8 @@ def _values(weights: ShardedTensors, folder: Path, health: Health) -> Iterator[F
             advance(info.nbytes)
 
 
-def _recorded(folder: Path, health: Health) -> None:
-    """The digests in otter.json."""
+def _check_digests(folder: Path, health: Health) -> None:
+    """Compares files with the digests in otter.json. An adapter has inserted tensors only."""
     if health.kind == "graft":
         static = check_graft(folder, None)
         health.digests = static.files + 1
@@ -141,7 +141,7 @@ def _recorded(folder: Path, health: Health) -> None:
         health.digests = 1
 
 
-def _inserted(folder: Path, health: Health) -> None:
+def _check_inserted(folder: Path, health: Health) -> None:
     weights = ShardedTensors.open(folder, FILE_STEM)
     health.tensors += len(weights.tensors)
-    health.problems += _values(weights, folder, health)
+    health.problems += _check_values(weights, folder, health)

@@ -1,18 +1,17 @@
 """The levels that run models.
 
 For each device and dtype in turn, a pair of models is loaded and the agenda's work is done on it:
-compare, trace, poison, locality, and a bisection where something differs. glibc is told to return
-freed activations to the system, so that they do not pile up in the heap."""
+compare, trace, poison each tensor, locality, bisect where something differs, poison every case.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import monotonic
 
-from otter_cli.verification import case_runner as pairs
 from otter_cli.verification.agenda import (
     BUDGET_SPENT,
     Agenda,
@@ -23,25 +22,62 @@ from otter_cli.verification.agenda import (
     fit_budget,
 )
 from otter_cli.verification.bisect import bisect
-from otter_cli.verification.case_runner import ModelPair, main_setting, max_positions, run_case
+from otter_cli.verification.case_runner import (
+    ModelPair,
+    main_setting,
+    max_positions,
+    open_pair,
+    run_case,
+)
 from otter_cli.verification.compare import CaseResult, Skipped, compare, poison_cases, warm_up
 from otter_cli.verification.grid import Case
-from otter_cli.verification.locality import check_locality
-from otter_cli.verification.poison import POISON_VALUES, poison_each
+from otter_cli.verification.poison import POISON_VALUES, check_locality, poison_each
 from otter_cli.verification.report import LeftOut, VerificationReport
 from otter_cli.verification.structure import compared_layers, trace_path, traced_cases
 
-# From glibc's malloc.h: mallopt's parameters.
+# Parameters of mallopt in glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_TRIM_THRESHOLD = 1 << 17  # bytes, the threshold that glibc starts with
+_TRIM_THRESHOLD = 1 << 17  # bytes: the threshold that glibc starts with
+
+# Forwards that poisoning each tensor in turn takes, about: a few layers' tensors and groups.
+_POISON_RUNS = 64
 
 
-def return_freed_blocks() -> None:
-    """Has activations go back to the system when they are freed.
+def run_models(report: VerificationReport, budget: TimeBudget) -> None:
+    """Adds to the report what the models show, and what was left out."""
+    _return_freed_memory()
+    if report.request.grid.main is None:
+        grid = report.request.grid.around(*main_setting(report.request.base_folder))
+        report.request = replace(report.request, grid=grid)
+    request = report.request
+    whole = _whole_agenda(report)
+    agenda = whole.only(request.only) if request.only else whole
+    must_fit = bool(request.budget) and request.only is None
+    shared = report.static.holds and not request.independent
+    with budget.show_progress(_planned_tokens(report, agenda)):
+        for device, dtype in whole.pairs:
+            if budget.stop_reason or not agenda.for_pair(device, dtype).cases:
+                continue
+            # Modules refer to one another, so the last pair's are freed by a collection only.
+            # Without it they would lie in memory beside this pair's.
+            gc.collect()
+            started = monotonic()
+            pair = open_pair(request, dtype=dtype, device=device, shared=shared)
+            if must_fit:
+                load, must_fit = monotonic() - started, False
+                agenda = _fitting_agenda(report, pair, whole, budget, load)
+            _PairLevels(report, pair, agenda.for_pair(device, dtype), budget).run()
+            del pair
+    why = "as in the proof" if request.only else budget.stop_reason or BUDGET_SPENT
+    report.left_out = _left_out(report, whole, why)
+
+
+def _return_freed_memory() -> None:
+    """Has glibc return freed activations to the system. Elsewhere nothing happens.
 
     glibc raises its threshold to 32 MB at the first large block that is freed. From then on
-    activations lie in one heap with what outlives them, which so grows to a multiple of them:
-    100 MB of 470 in a trace of a 109 M base. Elsewhere than on glibc nothing happens.
+    activations lie in one heap with longer-lived blocks, and the heap grows to a multiple of them:
+    100 MB of 470 in a trace of a base with 109 M parameters.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -51,205 +87,163 @@ def return_freed_blocks() -> None:
         library.mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
 
 
-# Forwards that poisoning each tensor in turn takes, about: a few layers' tensors and groups.
-_POISON_RUNS = 64
-_LOCALITY_LENGTH = 24
-
-
-def run_levels(
-    report: VerificationReport, pair: ModelPair, agenda: Agenda, pace: TimeBudget
-) -> None:
-    """Compares, traces and poisons what the agenda has for this pair, until `pace` says stop."""
-    full = report.request.grid.name == "full"
-    cost = report.cost
-    with cost.counting([pair.base.model, pair.other.model]):
-        with cost.of("logits"):
-            compared = list(compare(pair, list(agenda.cases), repeat=full, pace=pace))
-        results = [result for result in compared if isinstance(result, CaseResult)]
-        report.skipped += [result for result in compared if isinstance(result, Skipped)]
-        ran = [result.case for result in results if not result.failure]
-        if pair.otter is not None and ran:
-            with cost.of("trace"):
-                _trace_level(report, pair, agenda, ran, pace)
-            with cost.of("poison"):
-                _poison_each_level(report, pair, agenda, ran[0], pace)
-            with cost.of("locality"):
-                _locality_level(report, pair, agenda, ran[0], pace)
-        with cost.of("bisect"):
-            _bisect_level(report, pair, results)
-        if pair.otter is not None:
-            with cost.of("poison"):
-                results = _poison_level(pair, agenda, results, pace, every_value=full)
-    report.results += results
-
-
-def planned_work(report: VerificationReport, agenda: Agenda) -> int:
-    """The work of all levels, estimated in tokens before anything has run."""
-    graft = not report.untraced
-    runs = 3 if report.request.grid.name == "full" else 2
-    poisons = len(POISON_VALUES) if report.request.grid.name == "full" else 2
-    total = sum(runs * estimated_tokens(case) for case in agenda.cases)
-    if not graft:
-        return total
-    total += sum(poisons * estimated_tokens(case) for case in agenda.cases if agenda.poisons(case))
-    total += sum(map(estimated_trace_tokens, agenda.traces))
-    if agenda.each and agenda.cases:
-        total += _POISON_RUNS * estimated_tokens(_poison_case(agenda.cases[0]))
-    return total
-
-
-def _trace_level(
-    report: VerificationReport, pair: ModelPair, agenda: Agenda, ran: list[Case], pace: TimeBudget
-) -> None:
-    otter = pair.otter
-    assert otter is not None
-    layers = () if report.request.grid.name == "full" else compared_layers(otter)
-    settings = {(case.dtype, case.attention, case.device) for case in ran}
-    for case in agenda.traces:
-        if (case.dtype, case.attention, case.device) not in settings:
-            continue
-        if pace.stopped:
-            return
-        report.paths.append(trace_path(pair, otter, case, layers=layers))
-        pace.done(estimated_trace_tokens(case))
-
-
-def _poison_case(case: Case) -> Case:
-    # Under eager attention if there is any: fused kernels may take NaN queries for zeros.
-    return replace(
-        case, path="prefill", length=6, batch=2, padding="left", steps=0, chunk=0, keep=0
-    )
-
-
-def _poison_each_level(
-    report: VerificationReport, pair: ModelPair, agenda: Agenda, first: Case, pace: TimeBudget
-) -> None:
-    full = report.request.grid.name == "full"
-    if pace.stopped or not agenda.each or (report.each and not full):
-        return
-    assert pair.otter is not None
-    values, layers = (
-        (POISON_VALUES, None) if full else (POISON_VALUES[:1], compared_layers(pair.otter))
-    )
-    probe = _poison_case(first)
-    report.each.append(poison_each(pair, pair.otter, probe, values, layers=layers, pace=pace))
-
-
-def _locality_level(
-    report: VerificationReport, pair: ModelPair, agenda: Agenda, first: Case, pace: TimeBudget
-) -> None:
-    if pace.stopped or not agenda.locality:
-        return
-    assert pair.otter is not None
-    report.locality += check_locality(pair.otter, replace(_poison_case(first), length=12, batch=1))
-
-
-def _bisect_level(report: VerificationReport, pair: ModelPair, results: list[CaseResult]) -> None:
-    moved = [r.case for r in results if r.control and not r.equal and not r.failure]
-    if moved and report.parting is None:
-        report.parting = bisect(pair, min(moved, key=lambda case: case.tokens))
-
-
-def _poison_level(
-    pair: ModelPair,
-    agenda: Agenda,
-    results: list[CaseResult],
-    pace: TimeBudget,
-    *,
-    every_value: bool,
-) -> list[CaseResult]:
-    assert pair.otter is not None
-    wanted = [result for result in results if agenda.poisons(result.case)]
-    poisoned = poison_cases(pair, pair.otter, wanted, every_value=every_value, pace=pace)
-    by_case = {result.case: result for result in poisoned}
-    return [by_case.get(result.case, result) for result in results]
-
-
-def run_models(report: VerificationReport, pace: TimeBudget) -> None:
-    """Adds to the report what the models show, and what was left out."""
-    return_freed_blocks()
-    if report.request.grid.main is None:
-        grid = report.request.grid.around(*main_setting(report.request.against))
-        report.request = replace(report.request, grid=grid)
-    request = report.request
-    whole = _whole_agenda(report)
-    agenda = _agenda_of_proof(report, whole)
-    weighed = not request.budget or request.only is not None
-    shared = report.static.holds and not request.independent
-    with pace.showing(planned_work(report, agenda)):
-        for device, dtype in whole.groups:
-            part = agenda.of(device, dtype)
-            if pace.stopped or not part.cases:
-                continue
-            # Modules refer to one another, and the last dtype's would lie beside this one's:
-            # neither kept in a name nor left to a collector that counts objects and not bytes.
-            gc.collect()
-            started = monotonic()
-            pair = pairs.open_pair(request, dtype=dtype, device=device, shared=shared)
-            if not weighed:
-                weighed, agenda = (
-                    True,
-                    _agenda_within_budget(report, pair, whole, pace, monotonic() - started),
-                )
-                part = agenda.of(device, dtype)
-            run_levels(report, pair, part, pace)
-            del pair
-    why = "as in the proof" if request.only else pace.stopped or BUDGET_SPENT
-    report.left_out = _left_out(report, whole, why)
-
-
 def _whole_agenda(report: VerificationReport) -> Agenda:
     request = report.request
-    window = max_positions(request.against)
+    window = max_positions(request.base_folder)
     cases = request.grid.cases(window)
     report.cost.longest = max(case.length for case in cases)
     traces = [] if report.untraced else traced_cases(cases, window, request.grid)
     return Agenda(tuple(cases), tuple(traces))
 
 
-def _agenda_of_proof(report: VerificationReport, whole: Agenda) -> Agenda:
-    """Of a proof that left something out, what it did."""
-    only = report.request.only
-    return whole.only(only) if only else whole
+def _planned_tokens(report: VerificationReport, agenda: Agenda) -> int:
+    """The estimated work of all levels, in tokens."""
+    full = report.request.grid.name == "full"
+    total = (3 if full else 2) * sum(map(estimated_tokens, agenda.cases))
+    if report.untraced:
+        return total
+    poisons = len(POISON_VALUES) if full else 2
+    total += poisons * sum(map(estimated_tokens, filter(agenda.poisons, agenda.cases)))
+    total += sum(map(estimated_trace_tokens, agenda.traces))
+    if agenda.poison_each and agenda.cases:
+        total += _POISON_RUNS * estimated_tokens(_poison_case(agenda.cases[0]))
+    return total
 
 
-def _agenda_within_budget(
-    report: VerificationReport, pair: ModelPair, whole: Agenda, pace: TimeBudget, load: float
+def _fitting_agenda(
+    report: VerificationReport, pair: ModelPair, whole: Agenda, budget: TimeBudget, load: float
 ) -> Agenda:
     """The part of the agenda that fits the budget, at the rate of a first forward."""
-    first = min(whole.of(*whole.groups[0]).cases, key=estimated_tokens)
+    first = min(whole.for_pair(*whole.pairs[0]).cases, key=estimated_tokens)
     warm_up(pair, [first])
     started = monotonic()
     run_case(first, pair.base)
     rate = (monotonic() - started) / estimated_tokens(first)
     grid = report.request.grid
     return fit_budget(
-        whole, pace.left, rate, load, lambda case: grid.departures(case.dtype, case.attention)
+        whole,
+        budget.seconds_left,
+        rate,
+        load,
+        lambda case: grid.departures(case.dtype, case.attention),
     )
 
 
+def _poison_case(case: Case) -> Case:
+    """A short, padded prefill in the setting of `case`."""
+    return replace(
+        case, path="prefill", length=6, batch=2, padding="left", steps=0, chunk=0, keep=0
+    )
+
+
+@dataclass(frozen=True)
+class _PairLevels:
+    """All levels for one pair of models, until the budget says stop."""
+
+    report: VerificationReport
+    pair: ModelPair
+    agenda: Agenda
+    budget: TimeBudget
+
+    @property
+    def full(self) -> bool:
+        return self.report.request.grid.name == "full"
+
+    def run(self) -> None:
+        report, pair, otter, budget = self.report, self.pair, self.pair.otter, self.budget
+        cost = report.cost
+        with cost.counting([pair.base.model, pair.candidate.model]):
+            with cost.of("logits"):
+                compared = list(
+                    compare(pair, list(self.agenda.cases), repeat=self.full, budget=budget)
+                )
+            results = [result for result in compared if isinstance(result, CaseResult)]
+            report.skipped += [result for result in compared if isinstance(result, Skipped)]
+            ran = [result.case for result in results if not result.failure]
+            if otter is not None and ran:
+                layers = () if self.full else compared_layers(otter)
+                with cost.of("trace"):
+                    self._trace(ran, layers)
+                # Under eager attention if the grid has it: fused kernels may take NaN for zero.
+                probe = _poison_case(ran[0])
+                with cost.of("poison"):
+                    if self.agenda.poison_each and (self.full or not report.poison_each):
+                        self._poison_each(probe, layers)
+                with cost.of("locality"):
+                    if self.agenda.locality and not budget.stop_reason:
+                        case = replace(probe, length=12, batch=1)
+                        report.locality += check_locality(otter, case)
+            with cost.of("bisect"):
+                moved = [r.case for r in results if r.control and not r.equal and not r.failure]
+                if moved and report.first_difference is None:
+                    shortest = min(moved, key=lambda case: case.tokens)
+                    report.first_difference = bisect(pair, shortest)
+            if otter is not None:
+                with cost.of("poison"):
+                    results = self._poison_cases(results)
+        report.results += results
+
+    def _trace(self, ran: list[Case], layers: tuple[int, ...]) -> None:
+        otter, settings = self.pair.otter, {case.setting for case in ran}
+        assert otter is not None
+        for case in self.agenda.traces:
+            if case.setting not in settings:
+                continue
+            if self.budget.stop_reason:
+                return
+            self.report.paths.append(trace_path(self.pair, otter, case, layers=layers))
+            self.budget.advance(estimated_trace_tokens(case))
+
+    def _poison_each(self, probe: Case, layers: tuple[int, ...]) -> None:
+        if self.budget.stop_reason:
+            return
+        assert self.pair.otter is not None
+        values = POISON_VALUES if self.full else POISON_VALUES[:1]
+        self.report.poison_each.append(
+            poison_each(
+                self.pair,
+                self.pair.otter,
+                probe,
+                values,
+                layers=None if self.full else layers,
+                budget=self.budget,
+            )
+        )
+
+    def _poison_cases(self, results: list[CaseResult]) -> list[CaseResult]:
+        assert self.pair.otter is not None
+        poisoned = poison_cases(
+            self.pair,
+            self.pair.otter,
+            [result for result in results if self.agenda.poisons(result.case)],
+            every_value=self.full,
+            budget=self.budget,
+        )
+        by_case = {result.case: result for result in poisoned}
+        return [by_case.get(result.case, result) for result in results]
+
+
 def _left_out(report: VerificationReport, whole: Agenda, why: str) -> LeftOut | None:
-    """What of the whole grid was not done; None where all of it was."""
+    """The work of the whole grid that was not done. None where all of it was done."""
     compared = set(map(case_name, report.compared))
-    # Of a setting that the base does not know, nothing can be traced.
-    unknown = {each.case.setting for each in report.skipped} - {
-        each.case.setting for each in report.results if not each.failure
-    }
+    # Nothing can be traced in a setting in which the base does not run.
+    runs = {result.case.setting for result in report.results if not result.failure}
+    unsupported = {skipped.case.setting for skipped in report.skipped} - runs
     traced = {case_name(path.case) for path in report.paths}
-    graft = not report.untraced and bool(report.results)
+    is_graft = not report.untraced and bool(report.results)
     left = LeftOut(
         why,
-        cases=tuple(case_name(case) for case in whole.cases if case_name(case) not in compared),
+        cases=tuple(name for name in map(case_name, whole.cases) if name not in compared),
         traces=tuple(
             case_name(case)
             for case in whole.traces
-            if case_name(case) not in traced and case.setting not in unknown
+            if case_name(case) not in traced and case.setting not in unsupported
         ),
         poison=tuple(
             case_name(result.case)
             for result in report.results
-            if graft and not result.poison and not result.failure
+            if is_graft and not result.poison and not result.failure
         ),
-        levels=("poison of each tensor",) if graft and not report.each else (),
+        levels=("poison of each tensor",) if is_graft and not report.poison_each else (),
     )
     return left if left.cases or left.traces or left.poison or left.levels else None

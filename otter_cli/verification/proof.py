@@ -1,6 +1,7 @@
 """proof.json: what was compared, with what outcome, and how to run it again elsewhere.
 
-The last entry is the digest of all others, so that a proof says whether it is whole."""
+The last entry is the digest of all others, so a changed proof is noticed.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +21,15 @@ from otter_cli.verification.agenda import VerificationRequest, WorkSelection, ca
 from otter_cli.verification.report import Verdict, VerificationReport
 
 SCHEMA_VERSION = 2
-# Cases that a stranger's proof may ask this machine to run.
-_MOST_CASES = 100_000
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUBLAS_WORKSPACE_CONFIG", "ATEN_CPU_CAPABILITY")
+# The most random cases that a proof from elsewhere may have this machine run.
+_MOST_RANDOM_CASES = 100_000
+_ANEW_HINT = "ask for the original, or verify again"
+_ENVIRONMENT = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "ATEN_CPU_CAPABILITY",
+)
 
 
 class _Result(BaseModel):
@@ -35,7 +42,7 @@ class _Digests(BaseModel):
 
 
 class _Proof(BaseModel):
-    """What a second run is compared with."""
+    """The entries that a second run is compared with."""
 
     verdict: str
     request: VerificationRequest
@@ -62,21 +69,21 @@ def proof_record(report: VerificationReport, verdict: Verdict) -> dict[str, Any]
 
 
 def _request(report: VerificationReport) -> VerificationRequest:
-    """The request, with what was done where that is not the whole grid."""
+    """The request, with the work that was done if that is not the whole grid."""
     if report.left_out is None:
         return report.request
     done = WorkSelection(
         cases=tuple(map(case_name, report.compared)),
         traces=tuple(case_name(path.case) for path in report.paths),
         poisoned=tuple(case_name(result.case) for result in report.results if result.poison),
-        each=bool(report.each),
+        each=bool(report.poison_each),
         locality=bool(report.locality),
     )
     return replace(report.request, only=done)
 
 
 def backend() -> dict[str, Any]:
-    """Threads, flags and libraries that decide on which kernels run."""
+    """Threads, flags and libraries that decide which kernels run."""
     import torch
 
     return {
@@ -94,61 +101,57 @@ def backend() -> dict[str, Any]:
             "memory_efficient": torch.backends.cuda.mem_efficient_sdp_enabled(),
             "math": torch.backends.cuda.math_sdp_enabled(),
         },
-        "environment": {key: os.environ[key] for key in _THREADS if key in os.environ},
+        "environment": {key: os.environ[key] for key in _ENVIRONMENT if key in os.environ},
     }
 
 
 def read_proof(path: Path) -> dict[str, Any]:
-    """A proof that is whole. Raises OtterError for what is none, CheckFailed for one that was
-    changed after it was written."""
+    """Reads a proof. Raises OtterError for a file that is no proof, CheckFailed for a proof that
+    was changed after it was written."""
     record = read_json_object(path)
     version = record.get("schema_version")
     if "verdict" not in record or not isinstance(version, int):
         raise OtterError(f"{path} is no proof", hint="`otter verify OUT --base BASE` writes one")
     if version != SCHEMA_VERSION:
-        hint = "update otter" if version > SCHEMA_VERSION else "verify anew"
+        hint = "update otter" if version > SCHEMA_VERSION else "verify again"
         raise OtterError(f"{path} has schema version {version}, not {SCHEMA_VERSION}", hint=hint)
-    told = {key: value for key, value in record.items() if key != "sha256"}
-    if sha256_json(told) != record.get("sha256"):
+    content = {key: value for key, value in record.items() if key != "sha256"}
+    if sha256_json(content) != record.get("sha256"):
         raise CheckFailed(
-            f"{path} was changed after it was written: its digest differs",
-            hint="ask for the original, or verify anew",
+            f"{path} was changed after it was written: its digest differs", hint=_ANEW_HINT
         )
     try:
         _Proof.model_validate(record)
-    except (ValidationError, OtterError) as error:
-        raise _no_request(str(path), error) from error
+    # A digest is no signature: anybody can write a proof whose digest fits.
+    except OtterError as error:
+        what = f"{path} asks for what cannot be run: {error.what}"
+        raise OtterError(what, hint=error.hint) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise OtterError(
+            f"{path} is no proof that otter wrote: {quoted(place)}: {first['msg']}",
+            hint=_ANEW_HINT,
+        ) from error
     return record
 
 
-def _no_request(where: str, error: ValidationError | OtterError) -> OtterError:
-    """A digest is no signature: whoever writes a proof can make it fit."""
-    if isinstance(error, OtterError):
-        return OtterError(f"{where} asks for what cannot be run: {error.what}", hint=error.hint)
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return OtterError(
-        f"{where} is no proof that otter wrote: {quoted(place)}: {first['msg']}",
-        hint="ask for the original, or verify anew",
-    )
-
-
 def request_of(record: dict[str, Any]) -> VerificationRequest:
-    """What the proof was made of, and how."""
+    """The request that the proof was made from. Raises OtterError for too many random cases."""
     request = TypeAdapter(VerificationRequest).validate_python(record["request"])
     if "main" not in record["request"]["grid"]:
-        # Made when a quick grid ran whole in every setting.
+        # An older proof, of a time when a quick grid ran whole in every setting.
         request = replace(request, grid=replace(request.grid, main=()))
-    if not 0 <= request.grid.random <= _MOST_CASES:
+    if not 0 <= request.grid.random <= _MOST_RANDOM_CASES:
         raise OtterError(
             f"the proof asks for {request.grid.random:,} random cases",
-            hint=f"at most {_MOST_CASES:,} are run for a proof",
+            hint=f"at most {_MOST_RANDOM_CASES:,} are run for a proof",
         )
     return request
 
 
 def disagreements(proof: dict[str, Any], again: dict[str, Any]) -> Iterator[str]:
-    """What a second run found otherwise, in words: files, verdict, cases."""
+    """What differs in a second run, in words: files, verdict, counts of cases."""
     for side, files in proof["static"]["digests"].items():
         for file, digest in files.items():
             if again["static"]["digests"].get(side, {}).get(file) != digest:
@@ -161,8 +164,8 @@ def disagreements(proof: dict[str, Any], again: dict[str, Any]) -> Iterator[str]
 
 
 def same_outputs(proof: dict[str, Any], again: dict[str, Any]) -> int:
-    """Cases whose logits come out with the very bits that they had where the proof was made."""
-    # By case: where a machine cannot run one of them, the others still have their partners.
+    """The number of cases with the same bits as where the proof was made."""
+    # By case, because this machine may be unable to run some of them.
     then = {sha256_json(result["case"]): result["outputs"] for result in proof["results"]}
     now = {sha256_json(result["case"]): result["outputs"] for result in again["results"]}
     return sum(then[case] == now[case] for case in then.keys() & now.keys())

@@ -1,4 +1,4 @@
-"""Everything that one verification found. No torch: results that need torch arrive as records."""
+"""The results of all levels, and the verdict that follows from them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from otter_cli.verification.static import StaticResult
 if TYPE_CHECKING:
     from otter_cli.verification.bisect import FirstDifference
     from otter_cli.verification.compare import CaseResult, Skipped
-    from otter_cli.verification.locality import LocalityResult
-    from otter_cli.verification.poison import PoisonResult
+    from otter_cli.verification.poison import LocalityResult, PoisonResult
     from otter_cli.verification.structure import PathTrace
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Work that the grid has and this run has not done: names of cases and of traced paths, names
-    of cases that were compared and not poisoned, and whole levels. `why` it was left out."""
+    """Work of the grid that was not done, and why.
+
+    `cases` and `traces` are names. `poison` names cases that were compared and not poisoned.
+    `levels` were not done at all.
+    """
 
     why: str
     cases: tuple[str, ...] = ()
@@ -41,8 +43,11 @@ class LeftOut:
 
 @dataclass
 class VerificationReport:
-    """The levels in order. `untraced`, `unrun`: why there are no `paths`, or no `results`.
-    `left_out`: None where the whole grid was run."""
+    """The results of the levels, in order.
+
+    `untraced` and `unrun` say why there are no `paths`, or no `results`. `left_out` is None where
+    the whole grid was run.
+    """
 
     request: VerificationRequest
     static: StaticResult
@@ -51,9 +56,9 @@ class VerificationReport:
     results: list[CaseResult] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     paths: list[PathTrace] = field(default_factory=list)
-    each: list[PoisonResult] = field(default_factory=list)
+    poison_each: list[PoisonResult] = field(default_factory=list)
     locality: list[LocalityResult] = field(default_factory=list)
-    parting: FirstDifference | None = None
+    first_difference: FirstDifference | None = None
     left_out: LeftOut | None = None
     cost: Cost = field(default_factory=Cost)
     seconds: float = 0.0
@@ -68,12 +73,12 @@ class VerificationReport:
 
     @property
     def poison(self) -> int:
-        """Cases in which no poison moved a bit; of models that can't be poisoned, none."""
+        """Cases in which no poison changed a bit. 0 for models that cannot be poisoned."""
         return sum(bool(result.poison) and all(result.poison.values()) for result in self.results)
 
     @property
     def compared(self) -> list[Case]:
-        """All cases that were tried, those that the base cannot run too."""
+        """All cases that were tried, including those that the base cannot run."""
         return [
             *(result.case for result in self.results),
             *(skipped.case for skipped in self.skipped),
@@ -81,7 +86,7 @@ class VerificationReport:
 
     @property
     def repeated(self) -> int:
-        """Cases in which the base itself ran twice."""
+        """Cases in which the base ran twice."""
         return sum(result.repeated for result in self.results)
 
     @property
@@ -89,19 +94,19 @@ class VerificationReport:
         return [path for path in self.paths if path.leak]
 
     def record(self) -> dict[str, Any]:
-        """The counts by themselves, then every level in full."""
+        """The counts, then every level in full."""
         return {
             "cases": len(self.results),
             "equal": self.equal,
             "control": self.control,
             "poison": self.poison,
             "static": self.static.record(),
-            "structure": [path.record() for path in self.paths],
+            "structure": list(map(asdict, self.paths)),
             "results": [result.record() for result in self.results],
-            "skipped": [skipped.record() for skipped in self.skipped],
-            "poison_each": [result.record() for result in self.each],
-            "locality": [result.record() for result in self.locality],
-            "bisect": self.parting and self.parting.record(),
+            "skipped": list(map(asdict, self.skipped)),
+            "poison_each": [result.record() for result in self.poison_each],
+            "locality": list(map(asdict, self.locality)),
+            "bisect": self.first_difference and self.first_difference.record(),
             "untraced": self.untraced,
             "unrun": self.unrun,
             "partial": self.left_out is not None,
@@ -116,7 +121,7 @@ ON_GRID = "exact on grid"
 CLOSE = "close"
 DIFFERENT = "different"
 INCONCLUSIVE = "inconclusive"
-ON_DISK = "identical on disk"  # the static level alone was asked for
+ON_DISK = "identical on disk"  # the static level alone was requested
 
 Strictness = Literal["construction", "grid", "close"]
 _PASSING: dict[Strictness, tuple[str, ...]] = {
@@ -125,13 +130,13 @@ _PASSING: dict[Strictness, tuple[str, ...]] = {
     "close": (BY_CONSTRUCTION, ON_GRID, CLOSE),
 }
 
-# Rounding alone stays far below this mean KL a row, in nats, even in bfloat16; retraining above.
+# Mean KL a row, in nats. Rounding stays far below it, even in bfloat16, and retraining above.
 _CLOSE_KL = 1e-3
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`name` is one of the six above; `sentence` says it to a person."""
+    """`name` is one of the six above, `sentence` explains it."""
 
     name: str
     sentence: str
@@ -141,11 +146,14 @@ class Verdict:
 
 
 def decide(report: VerificationReport) -> Verdict:
-    """What refutes comes first: an unequal bit on disk outweighs any number of equal logits."""
-    against = list(_refutations(report))
-    if against:
-        more = f" (and {len(against) - 1} more)" if len(against) > 1 else ""
-        return Verdict(DIFFERENT, f"{against[0]}{more}.")
+    """The verdict (docs/method.md, "Exactness: what verify proves").
+
+    Refutations come first: one unequal bit on disk outweighs any number of equal logits.
+    """
+    refutations = list(_refutations(report))
+    if refutations:
+        more = f" (and {len(refutations) - 1} more)" if len(refutations) > 1 else ""
+        return Verdict(DIFFERENT, f"{refutations[0]}{more}.")
     files = _files(report)
     if report.request.static_only:
         return Verdict(ON_DISK, f"{files}; no model was run.")
@@ -158,18 +166,20 @@ def decide(report: VerificationReport) -> Verdict:
         return Verdict(
             INCONCLUSIVE,
             f"on this machine the base differs from itself in {cases - report.control} of {cases} "
-            "cases, so nothing can be said of what is beside it.",
+            "cases, so nothing can be said of the graft.",
         )
     if report.equal < cases:
         return _close(report)
-    logits = f"its logits are the base's bit for bit in {_cases(report)}"
+    done, left = cases, len(report.left_out.cases) if report.left_out else 0
+    counted = f"{done} of {done + left} cases" if left else f"all {done} cases"
+    logits = f"its logits are the base's bit for bit in {counted}"
     if report.untraced:
         return Verdict(
             ON_GRID,
             f"{logits}; for other inputs that is likely, not proven{_left_out_note(report)}.",
         )
     if report.left_out and (report.left_out.traces or not report.paths or not report.poison):
-        # What holds for every value of the inserted tensors needs every path of the trace.
+        # Only a trace of every path holds for all values of the inserted tensors.
         return Verdict(ON_GRID, f"{logits}; the trace is not complete{_left_out_note(report)}.")
     return Verdict(
         BY_CONSTRUCTION,
@@ -178,27 +188,21 @@ def decide(report: VerificationReport) -> Verdict:
     )
 
 
-def _cases(report: VerificationReport) -> str:
-    done = len(report.results)
-    left = len(report.left_out.cases) if report.left_out else 0
-    return f"{done} of {done + left} cases" if left else f"all {done} cases"
-
-
 def _left_out_note(report: VerificationReport) -> str:
     return f" ({report.left_out.why}; left out: {report.left_out})" if report.left_out else ""
 
 
 def _paths(report: VerificationReport) -> str:
-    """What the trace claims; of layers that were not compared, on what their claim rests."""
+    """What the trace shows, and on what this rests for layers that were not compared."""
     paths = f"no operation of the base reads an inserted value on any of {len(report.paths)} paths"
-    partly = next((path for path in report.paths if path.layers), None)
-    if partly is None:
+    partial = next((path for path in report.paths if path.layers), None)
+    if partial is None:
         return paths
-    *before, last = map(str, partly.layers)
+    *before, last = map(str, partial.layers)
     layers = f"{', '.join(before)} and {last}" if before else last
     return (
         f"{paths} in any layer; that no other operation runs was compared in layers {layers} of "
-        f"{partly.depth}, and the others are of the same kinds"
+        f"{partial.depth}, and the others are of the same kinds"
     )
 
 
@@ -209,15 +213,16 @@ def _refutations(report: VerificationReport) -> Iterator[str]:
     for result in report.results:
         if result.failure:
             yield f"{result.case} raises {result.failure}, the base does not"
-        for value, stood in result.poison.items():
-            if not stood and result.control:
-                yield f"{result.case}: {value} in the inserted tensors moves logits"
-    for each in report.each:
-        if each.moved:
-            yield f"{each.moved[1]} in {each.moved[0]} alone moves logits"
-    for place in report.locality:
-        if place.failure:
-            yield f"insertion {place.insertion} is not local: {place.failure}"
+        for value, unchanged in result.poison.items():
+            if not unchanged and result.control:
+                yield f"{result.case}: {value} in the inserted tensors changes logits"
+    for poisoned in report.poison_each:
+        if poisoned.moved:
+            tensor, value = poisoned.moved
+            yield f"{value} in {tensor} alone changes logits"
+    for locality in report.locality:
+        if locality.failure:
+            yield f"insertion {locality.insertion} is not local: {locality.failure}"
     if report.unrun:
         yield f"it could not be run: {report.unrun}"
 
@@ -231,7 +236,7 @@ def _files(report: VerificationReport) -> str:
 
 
 def _close(report: VerificationReport) -> Verdict:
-    """Rounding or more: by how far the worst case's distributions are apart."""
+    """Close or different, by the KL of the worst case."""
     moved = [result.difference for result in report.results if not result.equal]
     changed, compared = sum(d.changed for d in moved), sum(d.compared for d in moved)
     argmaxes, rows = sum(d.argmaxes for d in moved), sum(d.rows for d in moved)

@@ -1,50 +1,51 @@
-"""`verify`: all levels, from cheap to strong, for one folder and its base.
+"""`verify`: all levels for one folder and its base, from cheap to strong.
 
-Static, structural, the grid with its control, poison and locality; and a bisection where something
-differs."""
+The static level comes first and needs no torch. The others, in levels.py, run models.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from time import monotonic
 
 from otter_cli.checkpoint.folder import MANIFEST, Checkpoint
 from otter_cli.checkpoint.gguf.header import refuse_gguf
+from otter_cli.core import process
 from otter_cli.core.errors import OtterError
+from otter_cli.families.registry import is_wide_config
 from otter_cli.verification.agenda import TimeBudget, VerificationRequest
-from otter_cli.verification.foreign_checkpoint import check_foreign_checkpoint, is_wide_export
 from otter_cli.verification.report import VerificationReport
-from otter_cli.verification.static import StaticResult, check_graft
+from otter_cli.verification.static import StaticResult, check_foreign_checkpoint, check_graft
 
 
 def verify(request: VerificationRequest, *, interruptible: bool = False) -> VerificationReport:
-    """Everything that can be said of a folder beside its base. `interruptible`: Ctrl-C ends the
-    models' runs early, and the report says what was left out.
+    """Verifies a folder against its base.
 
-    Raises OtterError for what is no checkpoint, or cannot be loaded though its files are right.
+    `interruptible`: Ctrl-C ends the models' runs early, and the report says what was left out.
+    Raises OtterError for a folder that is no checkpoint, or cannot be loaded although its files are
+    right.
     """
     started = monotonic()
-    folder = request.folder
-    _refuse_absent(request)
-    report = VerificationReport(request, _static_level(folder, request.base))
+    _refuse_unusable_folders(request)
+    report = VerificationReport(request, _static_level(request.folder, request.base))
     if request.static_only:
         return report
-    if why := _another_model(request):
-        # No grid can find them equal, and running two models takes minutes.
+    if why := _why_another_model(request):
+        # Two models of different shapes cannot be equal, and running them takes minutes.
         report.unrun = why
         return report
-    if not (folder / MANIFEST).exists():
-        report.untraced = "no graft with tensors of its own, so nothing tells inserted values apart"
+    if not (request.folder / MANIFEST).exists():
+        report.untraced = "this is no graft, so inserted values cannot be told from the base's"
     try:
         from otter_cli.verification.levels import run_models
 
-        with _interruption(interruptible) as interrupted:
+        never = nullcontext(lambda: False)
+        with process.interruptible() if interruptible else never as interrupted:
             budget = 0.0 if request.only else request.budget
             run_models(report, TimeBudget(interrupted, budget, started))
     except OtterError as error:
-        # A folder that is refuted on disk already may well be beyond loading.
+        # A folder that is damaged on disk cannot always be loaded. Its findings say why.
         if report.static.holds:
             raise
         report.unrun = error.what
@@ -52,15 +53,7 @@ def verify(request: VerificationRequest, *, interruptible: bool = False) -> Veri
     return report
 
 
-def _interruption(wanted: bool) -> AbstractContextManager[Callable[[], bool]]:
-    if not wanted:
-        return nullcontext(lambda: False)
-    from otter_cli.core.process import interruptible
-
-    return interruptible()
-
-
-def _refuse_absent(request: VerificationRequest) -> None:
+def _refuse_unusable_folders(request: VerificationRequest) -> None:
     for what, path in (("folder", request.folder), ("base", request.base)):
         if path is None:
             continue
@@ -76,23 +69,24 @@ def _refuse_absent(request: VerificationRequest) -> None:
         )
 
 
-def _another_model(request: VerificationRequest) -> str:
-    """Why the base given is of another shape than the folder's own, known from headers alone; empty
-    where it is not."""
+def _why_another_model(request: VerificationRequest) -> str:
+    """Says that the given base has other tensors than the folder, by the headers alone. Empty where
+    it has the same."""
     if request.base is None or not (request.folder / "config.json").exists():
         return ""
     try:
-        ours, theirs = Checkpoint.open(request.folder), Checkpoint.open(request.base)
+        folder, base = Checkpoint.open(request.folder), Checkpoint.open(request.base)
     except OtterError:
-        return ""  # the static level has said what is wrong
-    if is_wide_export(ours.config):
+        return ""  # the static level has reported what is wrong
+    if is_wide_config(folder.config):
         return ""
-    shapes = {n: info.shape for n, info in ours.tensors.items()}
-    other = {n: info.shape for n, info in theirs.tensors.items()}
-    names = shapes.keys() & other.keys()
+    shapes = {name: info.shape for name, info in folder.tensors.items()}
+    base_shapes = {name: info.shape for name, info in base.tensors.items()}
     if (request.folder / MANIFEST).exists():
-        names = shapes.keys() | other.keys()
-    differing = sorted(n for n in names if shapes.get(n) != other.get(n))
+        names = shapes.keys() | base_shapes.keys()
+    else:
+        names = shapes.keys() & base_shapes.keys()
+    differing = sorted(name for name in names if shapes.get(name) != base_shapes.get(name))
     if not differing:
         return ""
     return (
@@ -102,12 +96,11 @@ def _another_model(request: VerificationRequest) -> str:
 
 
 def _static_level(folder: Path, base: Path | None) -> StaticResult:
-    refuse_gguf(folder)
     if (folder / MANIFEST).exists():
         return check_graft(folder, base)
     if base is None:
         raise OtterError(
             f"{folder} has no {MANIFEST}, so its base is not known",
-            hint="say what to compare it with: --base BASE",
+            hint="give the folder to compare it with: --base BASE",
         )
     return check_foreign_checkpoint(folder, base)

@@ -1,11 +1,15 @@
-"""The static level: a graft's files and tensors as they lie on disk. No torch.
+"""The static level: a folder's files and tensors on disk, compared with its base. No torch.
 
-Every file of the base is hashed against otter.json, and every tensor is compared with the base's,
-byte for byte; inserted tensors must be those of the plan."""
+`check_graft` hashes every file of the base against otter.json, compares every tensor with the
+base's byte for byte, and compares inserted tensors with the plan. `check_foreign_checkpoint`
+compares any other folder with its base. Of a wide export `[[W, W^h], [0, W^z]]` (docs/method.md,
+"Additive and wide layouts"), the first block must be the base's and the zero block must be zero,
+bit for bit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,19 +17,33 @@ from typing import Any
 import numpy as np
 
 from otter_cli.checkpoint.folder import MANIFEST, Checkpoint, is_model_defining, list_base_files
-from otter_cli.checkpoint.safetensors_reader import ShardedTensors, TensorInfo
-from otter_cli.core.console import Advance, progress
+from otter_cli.checkpoint.safetensors_reader import ShardedTensors
+from otter_cli.core.console import progress
 from otter_cli.core.digests import sha256_file
 from otter_cli.core.errors import OtterError
+from otter_cli.core.strict_files import read_json_object, read_small_file
+from otter_cli.families.registry import is_wide_config
 from otter_cli.families.shape import base_shape
 from otter_cli.graft.manifest import Manifest
-from otter_cli.graft.plan import Plan
-from otter_cli.graft.storage import FILE_STEM, inserted_files
+from otter_cli.graft.storage import FILE_STEM, inserted_files, plan_differences
+
+# Keys of config.json that change when a model is saved again, without any effect.
+_IGNORED_KEYS = {"transformers_version", "_name_or_path"}
+_GENERATION_FILES = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+)
+_BLOCK = 16 * 2**20
+
+# Name of a tensor, its file in the folder, and how it differs there.
+TensorDifference = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something on disk that is not as it should be; of a tensor, in which file it is."""
+    """Something on disk that is not as it should be, with its file and, if any, its tensor."""
 
     what: str
     file: str
@@ -38,10 +56,10 @@ class Finding:
 
 @dataclass
 class StaticResult:
-    """How many files and tensors of the base's, and how many inserted ones, were compared.
+    """Counts of compared files and tensors of the base, and of inserted tensors.
 
-    `findings` refute; `notes` only tell. `digests`: of every file of "folder"
-    and "base".
+    `findings` refute the graft, `notes` do not. `digests` holds those of every file by side,
+    "folder" and "base".
     """
 
     files: int = 0
@@ -59,162 +77,232 @@ class StaticResult:
         return {"holds": self.holds, **asdict(self)}
 
 
-class FileHasher:
-    """Digests taken afresh, once for all names of one file: hard links are hashed once."""
-
-    def __init__(self, advance: Advance) -> None:
-        self._advance = advance
-        self._known: dict[tuple[int, int], str] = {}
-
-    def sha256(self, path: Path) -> str:
-        status = path.stat()
-        key = status.st_dev, status.st_ino
-        if key in self._known:
-            self._advance(status.st_size)
-        else:
-            self._known[key] = sha256_file(path, self._advance)
-        return self._known[key]
-
-
-_BLOCK = 16 * 2**20
-
-# Tensor, its file in the folder, what is wrong with it there.
-TensorDifference = tuple[str, str, str]
-
-
-def compare_tensors(folder: Checkpoint, base: Checkpoint) -> Iterator[TensorDifference]:
-    """Every tensor of `base` that `folder` lacks or holds with other dtype, shape or bytes."""
-    same_files = {name for name in base.weight_files if _same_file(folder, base, name)}
-    total = sum(info.nbytes for info in base.tensors.values())
-    with progress(total, "comparing tensors") as advance:
-        for name, info in base.tensors.items():
-            advance(info.nbytes)
-            file = base.file_of[name]
-            if file in same_files and folder.file_of.get(name) == file:
-                continue
-            if name not in folder.tensors:
-                yield name, file, "is missing"
-                continue
-            mine = folder.tensors[name]
-            if (mine.dtype, mine.shape) != (info.dtype, info.shape):
-                is_, was = f"{mine.dtype} {[*mine.shape]}", f"{info.dtype} {[*info.shape]}"
-                yield name, folder.file_of[name], f"is {is_}, the base's {was}"
-            elif (first := first_difference(folder.read_raw(name), base.read_raw(name))) >= 0:
-                element = first * info.count // max(info.nbytes, 1)
-                yield name, folder.file_of[name], f"differs from the base's at element {element}"
-
-
-def first_difference(mine: memoryview, theirs: memoryview) -> int:
-    """The first byte in which two equally long buffers differ, or -1."""
-    for start in range(0, len(mine), _BLOCK):
-        a, b = mine[start : start + _BLOCK], theirs[start : start + _BLOCK]
-        if a != b:
-            unequal = np.frombuffer(a, np.uint8) != np.frombuffer(b, np.uint8)
-            return start + int(unequal.argmax())
-    return -1
-
-
-def _same_file(folder: Checkpoint, base: Checkpoint, name: str) -> bool:
-    """Whether both hold the very same file, as hard links do."""
-    mine = folder.path / name
-    return mine.is_file() and mine.samefile(base.path / name)
-
-
 def check_graft(folder: Path, base: Path | None) -> StaticResult:
-    """A graft, or an adapter alone, against the digests in its otter.json and against `base`.
+    """Compares a graft, or an adapter alone, with the digests in its otter.json and with `base`.
 
-    Raises OtterError where that is nothing: no manifest, or an adapter without a base.
+    Raises OtterError without a manifest, and for an adapter without a base.
     """
     manifest = Manifest.read(folder)
-    found = StaticResult(files=len(manifest.base.files))
-    whole = (folder / "config.json").exists()
-    roots = {"folder": folder} if whole else {}
-    roots |= {"base": base} if base is not None else {}
+    result = StaticResult(files=len(manifest.base.files))
+    is_adapter = not (folder / "config.json").exists()
+    roots = {} if is_adapter else {"folder": folder}
+    roots |= {} if base is None else {"base": base}
     if not roots:
         raise OtterError(f"{folder} is an adapter alone", hint="give its base: --base BASE")
-    total = len(roots) * sum(record.bytes for record in manifest.base.files.values())
-    with progress(total, "hashing the base's files") as advance:
-        digests = FileHasher(advance)
-        for name, root in roots.items():
-            found.digests[name] = _check_files(root, manifest, digests, found.findings)
-    if whole:
-        found.findings += _added_files(folder, manifest)
-    _check_tensors([*roots.values()], found)
-    _check_inserted(folder, base or folder, manifest, found)
-    return found
+    recorded = manifest.base.files
+    present = {
+        side: [name for name in recorded if (root / name).is_file()] for side, root in roots.items()
+    }
+    result.digests = _hash_files(roots, present, "hashing the base's files")
+    for side, root in roots.items():
+        for name, record in recorded.items():
+            digest = result.digests[side].get(name)
+            if digest is None:
+                result.findings.append(Finding("is missing", str(root / name)))
+            elif digest != record.sha256:
+                what = f"is not the file that {MANIFEST} records"
+                result.findings.append(Finding(what, str(root / name)))
+    for name in () if is_adapter else list_base_files(folder):
+        if name not in recorded and is_model_defining(name):
+            result.findings.append(Finding("was added to the base's files", str(folder / name)))
+    _check_tensors([*roots.values()], result)
+    _check_inserted(folder, base or folder, manifest, result)
+    return result
 
 
-def _check_files(
-    root: Path, manifest: Manifest, digests: FileHasher, findings: list[Finding]
-) -> dict[str, str]:
-    """Digests of the base's files in `root`; adds what the manifest does not agree with."""
-    taken = {}
-    for name, record in manifest.base.files.items():
-        path = root / name
-        if not path.is_file():
-            findings.append(Finding("is missing", str(path)))
-            continue
-        taken[name] = digests.sha256(path)
-        if taken[name] != record.sha256:
-            findings.append(Finding(f"is not the file that {MANIFEST} records", str(path)))
-    return taken
+def check_foreign_checkpoint(folder: Path, base: Path) -> StaticResult:
+    """Compares any checkpoint with `base`: tensors, in whatever files, tokenizer and generation
+    settings.
+
+    A changed config.json is only noted: the grid measures its effect. Raises OtterError for a
+    folder that is not a safetensors checkpoint.
+    """
+    checkpoint, base_checkpoint = Checkpoint.open(folder), Checkpoint.open(base)
+    result = StaticResult(tensors=len(base_checkpoint.tensors))
+    wide = is_wide_config(checkpoint.config)
+    compare = _compare_wide if wide else _compare_tensors
+    for tensor, file, what in compare(checkpoint, base_checkpoint):
+        result.findings.append(Finding(what, str(folder / file), tensor))
+    if wide:
+        result.notes.append(
+            "a wide export: blocks are compared, zero blocks must be zero bit for bit"
+        )
+    else:
+        added = sorted(checkpoint.tensors.keys() - base_checkpoint.tensors.keys())
+        if added:
+            result.notes.append(f"{len(added)} tensors are new, the first is {added[0]}")
+        for key in _changed_keys(folder / "config.json", base / "config.json"):
+            result.notes.append(f"config.json: {key} is not the base's")
+    for file in _GENERATION_FILES:
+        if (base / file).exists():
+            result.files += 1
+            result.findings += _file_differences(folder / file, base / file)
+    roots = {"folder": folder, "base": base}
+    files = {side: list_base_files(root) for side, root in roots.items()}
+    result.digests = _hash_files(roots, files, "hashing files")
+    return result
 
 
-def _added_files(folder: Path, manifest: Manifest) -> Iterator[Finding]:
-    for name in list_base_files(folder):
-        if name not in manifest.base.files and is_model_defining(name):
-            yield Finding("was added to the base's files", str(folder / name))
+def _hash_files(
+    roots: Mapping[str, Path], files: Mapping[str, Sequence[str]], label: str
+) -> dict[str, dict[str, str]]:
+    """SHA-256 of `files` in each root, taken afresh. A file with several hard links is hashed
+    once."""
+    known: dict[tuple[int, int], str] = {}
+    digests: dict[str, dict[str, str]] = {}
+    sizes = ((roots[side] / name).stat().st_size for side in roots for name in files[side])
+    with progress(sum(sizes), label) as advance:
+        for side, root in roots.items():
+            digests[side] = {}
+            for name in files[side]:
+                status = (root / name).stat()
+                inode = status.st_dev, status.st_ino
+                if inode in known:
+                    advance(status.st_size)
+                else:
+                    known[inode] = sha256_file(root / name, advance)
+                digests[side][name] = known[inode]
+    return digests
 
 
-def _check_tensors(roots: list[Path], found: StaticResult) -> None:
+def _check_tensors(roots: list[Path], result: StaticResult) -> None:
     try:
         checkpoints = [Checkpoint.open(root) for root in roots]
     except OtterError as error:
-        if found.holds:
+        if result.holds:
             raise
-        # The damaged file is found by its digest already; this says why no tensor can be named.
-        found.notes.append(error.what)
+        # The digest has found the damaged file already. This says why no tensor can be named.
+        result.notes.append(error.what)
         return
-    ours, theirs = checkpoints[0], checkpoints[-1]
-    found.tensors = len(theirs.tensors)
-    for tensor, file, what in compare_tensors(ours, theirs):
-        found.findings.append(Finding(what, str(ours.path / file), tensor))
+    folder, base = checkpoints[0], checkpoints[-1]
+    result.tensors = len(base.tensors)
+    for tensor, file, what in _compare_tensors(folder, base):
+        result.findings.append(Finding(what, str(folder.path / file), tensor))
 
 
-def _check_inserted(folder: Path, base: Path, manifest: Manifest, found: StaticResult) -> None:
+def _check_inserted(folder: Path, base: Path, manifest: Manifest, result: StaticResult) -> None:
     entry = str(folder / manifest.inserted.file)
     try:
         manifest.check_tensors(folder)
     except OtterError as error:
-        found.findings.append(Finding(error.what.removeprefix(f"{entry} "), entry))
+        result.findings.append(Finding(error.what.removeprefix(f"{entry} "), entry))
     try:
         files = inserted_files(folder)
         weights = ShardedTensors.open(folder, FILE_STEM)
-        shape = base_shape(Checkpoint.open(base).config)
-        slots = [(c, slot) for c in manifest.insertions for slot in Plan(c, shape).slots]
+        plans = manifest.plans(base_shape(Checkpoint.open(base).config))
+        planned = {t.name: (plan.config.dtype, t.shape) for plan in plans for t in plan.tensors}
     except OtterError as error:
-        if found.holds:
+        if result.holds:
             raise
-        found.notes.append(error.what)
+        result.notes.append(error.what)
         return
-    ours = {name: sha256_file(folder / name) for name in (*files, MANIFEST)}
-    found.digests["folder"] = {**found.digests.get("folder", {}), **ours}
-    expected = {slot.name: (config.dtype, slot.shape) for config, slot in slots}
-    found.inserted = len(expected)
-    for name, what in _plan_differences(weights.tensors, expected):
-        found.findings.append(Finding(what, entry, name))
+    inserted = {name: sha256_file(folder / name) for name in (*files, MANIFEST)}
+    result.digests["folder"] = {**result.digests.get("folder", {}), **inserted}
+    result.inserted = len(planned)
+    for name, what in plan_differences(weights, planned):
+        result.findings.append(Finding(what, entry, name))
 
 
-def _plan_differences(
-    tensors: Mapping[str, TensorInfo], expected: Mapping[str, tuple[str, tuple[int, ...]]]
-) -> Iterator[tuple[str, str]]:
-    """Tensors that are not as the plan has them: every one of its, and no other."""
-    for name in sorted(tensors.keys() | expected.keys()):
-        if name not in tensors:
-            yield name, "is missing"
-        elif name not in expected:
-            yield name, "is none that the plan has"
-        elif (tensors[name].dtype, tensors[name].shape) != expected[name]:
-            dtype, form = expected[name]
-            info = tensors[name]
-            yield name, f"is {info.dtype} {[*info.shape]}, planned {dtype} {[*form]}"
+def _compare_tensors(folder: Checkpoint, base: Checkpoint) -> Iterator[TensorDifference]:
+    """Every tensor of `base` that `folder` lacks, or holds with another dtype, shape or bytes."""
+    # One file under two names, as by a hard link, needs no comparison.
+    shared = {
+        name
+        for name in base.weight_files
+        if (folder.path / name).is_file() and (folder.path / name).samefile(base.path / name)
+    }
+    with progress(sum(t.nbytes for t in base.tensors.values()), "comparing tensors") as advance:
+        for name, expected in base.tensors.items():
+            advance(expected.nbytes)
+            file = base.file_of[name]
+            if file in shared and folder.file_of.get(name) == file:
+                continue
+            if name not in folder.tensors:
+                yield name, file, "is missing"
+                continue
+            info, file = folder.tensors[name], folder.file_of[name]
+            if (info.dtype, info.shape) != (expected.dtype, expected.shape):
+                was = f"{expected.dtype} {[*expected.shape]}"
+                yield name, file, f"is {info.dtype} {[*info.shape]}, the base's {was}"
+                continue
+            byte = _first_unequal_byte(folder.read_raw(name), base.read_raw(name))
+            if byte is not None:
+                element = byte * info.count // max(info.nbytes, 1)
+                yield name, file, f"differs from the base's at element {element}"
+
+
+def _first_unequal_byte(first: memoryview, second: memoryview) -> int | None:
+    """The index of the first byte in which two equally long buffers differ, or None."""
+    for start in range(0, len(first), _BLOCK):
+        a, b = first[start : start + _BLOCK], second[start : start + _BLOCK]
+        if a != b:
+            unequal = np.frombuffer(a, np.uint8) != np.frombuffer(b, np.uint8)
+            return start + int(unequal.argmax())
+    return None
+
+
+def _compare_wide(folder: Checkpoint, base: Checkpoint) -> Iterator[TensorDifference]:
+    """Every tensor of `base` that is not the first block of the wide one, bit for bit, and every
+    zero block that is not zero. -0.0 counts as not zero: times infinity it is NaN as well."""
+    family = base_shape(base.config).family
+    embedding, head = f"{family.embedding}.weight", f"{family.head}.weight"
+    sources = {name: name for name in base.tensors}
+    # Tied embeddings come apart: [E E_z] and [W_U 0].
+    sources.setdefault(head, embedding)
+    with progress(len(sources), "comparing blocks") as advance:
+        for name, source in sources.items():
+            advance(1)
+            if name not in folder.tensors:
+                yield name, base.file_of[source], "is missing"
+                continue
+            has_zero_block = name != embedding
+            for what in _block_differences(folder, base, name, source, has_zero_block):
+                yield name, folder.file_of[name], what
+
+
+def _block_differences(
+    folder: Checkpoint, base: Checkpoint, name: str, source: str, has_zero_block: bool
+) -> Iterator[str]:
+    info, expected = folder.tensors[name], base.tensors[source]
+    smaller = any(size < least for size, least in zip(info.shape, expected.shape, strict=False))
+    if len(info.shape) != len(expected.shape) or smaller:
+        yield f"is {[*info.shape]}, which cannot hold the base's {[*expected.shape]}"
+        return
+    wide, block = _byte_rows(folder, name), _byte_rows(base, source)
+    rows = len(block)
+    width = expected.shape[-1] * (info.nbytes // info.count)
+    if info.dtype != expected.dtype:
+        yield f"is {info.dtype}, the base's {expected.dtype}"
+    elif (unequal := wide[:rows, :width] != block).any():
+        element = int(unequal.reshape(-1).argmax()) * expected.count // block.size
+        yield f"differs from the base's at element {element}"
+    if has_zero_block and len(expected.shape) == 2 and (wide[:rows, width:] != 0).any():
+        row = int((wide[:rows, width:] != 0).any(-1).argmax())
+        yield f"lets the insertion into the base: its zero block is not zero in row {row}"
+
+
+def _byte_rows(checkpoint: Checkpoint, name: str) -> np.ndarray:
+    """The bytes of a tensor, [rows, bytes of a row]. A vector is one row."""
+    shape = checkpoint.tensors[name].shape
+    rows = shape[0] if len(shape) == 2 else 1
+    return np.frombuffer(checkpoint.read_raw(name), np.uint8).reshape(rows, -1)
+
+
+def _file_differences(path: Path, base: Path) -> Iterator[Finding]:
+    """How a file of tokens or generation settings differs from the base's."""
+    if not path.exists():
+        yield Finding("is missing", str(path))
+    elif read_small_file(path) == read_small_file(base):
+        return
+    elif path.suffix != ".json":
+        yield Finding("differs from the base's", str(path))
+    else:
+        for key in _changed_keys(path, base):
+            yield Finding(f"has another {key} than the base's", str(path))
+
+
+def _changed_keys(path: Path, base: Path) -> list[str]:
+    """Top-level keys of two JSON files whose values differ."""
+    values, expected = read_json_object(path), read_json_object(base)
+    keys = sorted((values.keys() | expected.keys()) - _IGNORED_KEYS)
+    return [key for key in keys if values.get(key) != expected.get(key)]

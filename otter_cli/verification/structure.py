@@ -1,8 +1,9 @@
 """The structural level: on each path the base runs the same graph with and without the insertion.
 
-No operation of the base reads what the insertion made; that holds for all values, not only for
-those of a grid. A quick grid compares the graph in representative layers: the first, the middle,
-the last, and one of each kind. What is read is followed through all layers."""
+No operation of the base reads a tensor that the insertion made. That holds for all values, not only
+for those of a grid. A quick grid compares the graph in representative layers only: the first, the
+middle, the last, and one of each kind. What operations read is followed through all layers.
+"""
 
 from __future__ import annotations
 
@@ -20,39 +21,38 @@ from otter_cli.model.forward_context import inside_insertion
 from otter_cli.model.otter import OtterForCausalLM
 from otter_cli.verification.case_runner import ModelPair, run_case
 from otter_cli.verification.grid import Case, Grid
-from otter_cli.verification.trace import Leak, Operation, Trace, Tracer
+from otter_cli.verification.trace import Leak, Trace, Tracer
 
 # An attribute that only says which layer a module belongs to.
 _INDEX = re.compile(r"(^|_)(idx|index|layer_id)$")
 _HOOK_ATTRIBUTES = ("_forward_hooks", "_forward_pre_hooks")
+_ATTENTION = "attention"
 
 
 def representative_layers(
     layers: Sequence[nn.Module], marks: Sequence[Collection[str]] = ()
 ) -> tuple[int, ...]:
-    """The first, middle and last index, and the first of every kind of layer. Two layers are of a
-    kind if all of their modules have the same classes, settings, shapes and hooks. `marks`: what
-    else tells the layers apart, such as the insertions that each of them has."""
+    """The first, middle and last index, and the first of every kind of layer.
+
+    Two layers are of one kind if all of their modules have the same classes, settings, shapes and
+    hooks, and if their `marks` are equal, such as the insertions that each of them has.
+    """
     count = len(layers)
     kinds: dict[Hashable, int] = {}
     for index, layer in enumerate(layers):
+        modules = tuple((name, *_module_form(module)) for name, module in layer.named_modules())
         mark = tuple(sorted(marks[index])) if marks else ()
-        kinds.setdefault((_kind(layer), mark), index)
+        kinds.setdefault((modules, mark), index)
     ends = {0, count // 2, count - 1} if count else set()
     return tuple(sorted(ends | set(kinds.values())))
 
 
-def _kind(layer: nn.Module) -> Hashable:
-    return tuple((name, *_module_form(module)) for name, module in layer.named_modules())
-
-
 def _module_form(module: nn.Module) -> tuple[Hashable, ...]:
     settings = tuple(
-        (name, _setting_value(value))
+        (name, setting)
         for name, value in sorted(vars(module).items())
-        if not name.startswith("_")
-        and not _INDEX.search(name)
-        and _setting_value(value) is not None
+        if not name.startswith("_") and not _INDEX.search(name)
+        if (setting := _setting_value(value)) is not None
     )
     tensors = tuple(
         (name, tuple(tensor.shape), str(tensor.dtype))
@@ -68,7 +68,8 @@ def _module_form(module: nn.Module) -> tuple[Hashable, ...]:
 
 
 def _setting_value(value: Any) -> Hashable:
-    """Values that choose what a layer computes; a `forward` that was set on one module is code."""
+    """A form of an attribute that decides what a layer computes, or None for other attributes. A
+    function, such as a replaced `forward`, counts by its code."""
     if isinstance(value, bool | int | float | str):
         return repr(value)
     if isinstance(value, list | tuple) and all(isinstance(v, int | float | str) for v in value):
@@ -77,20 +78,22 @@ def _setting_value(value: Any) -> Hashable:
 
 
 def _code_name(function: Any) -> str:
-    """The code behind a function, a method or a callable object: not which layer it is bound to."""
+    """The name of the code of a function, method or callable object, whatever layer it is bound
+    to."""
     inner = getattr(function, "func", function)
-    kind = inner if hasattr(inner, "__qualname__") else type(inner)
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
-_ATTENTION = "attention"
+    code = inner if hasattr(inner, "__qualname__") else type(inner)
+    return f"{code.__module__}.{code.__qualname__}"
 
 
 @dataclass(frozen=True)
 class PathTrace:
-    """One traced path. `graph`: digest of the base's operations and what each of them reads, in the
-    `layers` that were compared, of `depth` in all; no layers: in every one. `passed`: operations of
-    the base in other layers, of which only what they read was looked at."""
+    """One traced path.
+
+    `operations`, `inserted`: operations of the base and of the insertion. `graph`: digest of the
+    base's operations and of what each reads, in the compared `layers` of `depth` in all (empty: in
+    every layer). `passed`: the base's operations in the other layers, where only what they read is
+    followed.
+    """
 
     case: Case
     operations: int
@@ -102,20 +105,13 @@ class PathTrace:
     depth: int = 0
     passed: int = 0
 
-    def record(self) -> dict[str, Any]:
-        return {
-            **vars(self),
-            "case": self.case.record(),
-            "kernels": list(self.kernels),
-            "layers": list(self.layers),
-            "leak": self.leak and self.leak.record(),
-        }
-
 
 def traced_cases(cases: list[Case], window: int, grid: Grid | None = None) -> list[Case]:
-    """A trace for each kind of forward path in the settings of the cases: long enough to pass every
-    length at which a kernel or a mask changes its mind, short where steps repeat themselves. Beside
-    the main setting of `grid`, the first two paths."""
+    """One trace for each kind of forward path, in each setting of the cases.
+
+    Prompts are longer than every length at which a kernel or a mask changes, except where steps
+    repeat themselves. Settings other than the main one of `grid` have the first two paths only.
+    """
     settings = dict.fromkeys((case.dtype, case.attention, case.device) for case in cases)
     paths: tuple[Case, ...] = (
         Case("prefill", min(136, window)),
@@ -136,61 +132,58 @@ def traced_cases(cases: list[Case], window: int, grid: Grid | None = None) -> li
 
 def compared_layers(otter: OtterForCausalLM) -> tuple[int, ...]:
     """The layers whose operations a quick trace compares."""
-    configs = otter.manifest.insertions
+    layers, configs = list(otter.taps.layers), otter.manifest.insertions
     marks = [
         [config.name for config in configs if index in config.layers]
-        for index in range(len(otter.taps.layers))
+        for index in range(len(layers))
     ]
-    return representative_layers(list(otter.taps.layers), marks)
+    return representative_layers(layers, marks)
 
 
 def trace_path(
     pair: ModelPair, otter: OtterForCausalLM, case: Case, *, layers: tuple[int, ...] = ()
 ) -> PathTrace:
-    """`layers`: those whose operations are compared; by default all of them."""
+    """Traces a case on both models. `layers`: those whose operations are compared, by default
+    all."""
     depth = len(otter.taps.layers)
     layers = () if len(layers) == depth else layers
-    inner = partial(_is_compared, otter.shape.family.layers, frozenset(layers or range(depth)))
-    with Tracer(pair.base.model, compared=inner) as plain:
+    compared = partial(_is_compared, otter.shape.family.layers, frozenset(layers or range(depth)))
+    with Tracer(pair.base.model, compared=compared) as plain:
         run_case(case, pair.base)
     inserted = [parameter for _, parameter in otter.inserted_parameters()]
-    with Tracer(pair.other.model, inserted, inside_insertion, inner) as grafted:
-        run_case(case, pair.other)
-    leak = grafted.trace.leak or _graph_difference(plain.trace, grafted.trace)
-    operations = grafted.trace.operations
-    kernels = {op.name for op in operations if _ATTENTION in op.name}
+    with Tracer(pair.candidate.model, inserted, inside_insertion, compared) as grafted:
+        run_case(case, pair.candidate)
+    trace = grafted.trace
+    graph = hashlib.sha256()
+    for operation in trace.operations:
+        graph.update(f"{operation}\n".encode())
     return PathTrace(
         case=case,
-        operations=len(operations),
-        inserted=grafted.trace.inserted,
-        graph=_graph_digest(operations),
-        kernels=tuple(sorted(kernels)),
-        leak=leak,
+        operations=len(trace.operations),
+        inserted=trace.inserted,
+        graph=graph.hexdigest(),
+        kernels=tuple(sorted({op.name for op in trace.operations if _ATTENTION in op.name})),
+        leak=trace.leak or _graph_difference(plain.trace, trace),
         layers=layers,
         depth=depth,
-        passed=grafted.trace.passed,
+        passed=trace.passed,
     )
 
 
 def _is_compared(prefix: str, layers: frozenset[int], module: str) -> bool:
-    """Whether the operations of a module count: those outside of all layers do."""
-    inside, _, rest = module.partition(f"{prefix}.")
+    """Whether the operations of a module are compared: those of `layers`, and those outside of all
+    layers."""
+    outside, _, rest = module.partition(f"{prefix}.")
     index = rest.partition(".")[0]
-    return bool(inside) or not index.isdecimal() or int(index) in layers
+    return bool(outside) or not index.isdecimal() or int(index) in layers
 
 
 def _graph_difference(plain: Trace, grafted: Trace) -> Leak | None:
-    """The first of the base's operations that is not the one that runs without an insertion."""
-    for mine, theirs in zip_longest(grafted.operations, plain.operations):
-        if mine != theirs:
-            found = mine or theirs
-            what = f"is not the base's own, which is {theirs}" if mine else "did not run"
-            return Leak(found.name, found.module, what)
+    """The first operation of the base that differs from the one that runs without an insertion."""
+    for operation, expected in zip_longest(grafted.operations, plain.operations):
+        if operation is None:
+            return Leak(expected.name, expected.module, "did not run")
+        if operation != expected:
+            what = f"is not the base's own, which is {expected}"
+            return Leak(operation.name, operation.module, what)
     return None
-
-
-def _graph_digest(operations: list[Operation]) -> str:
-    digest = hashlib.sha256()
-    for operation in operations:
-        digest.update(f"{operation}\n".encode())
-    return digest.hexdigest()

@@ -1,17 +1,19 @@
-"""A trace of every operation that a forward dispatches, and of what inserted values reach.
+"""A trace of every operation that a forward dispatches, and of where inserted values go.
 
-Storages are followed, not tensors, so that views and in-place writes count alike. What an
-operation of the insertion makes is *foreign*; what depends on an inserted parameter is *tainted*
-as well. The base is untouched if its own operations read neither, nothing of the insertion writes
-to its storages or draws from its generator, and no tainted value leaves as a Python number.
+The tracer follows storages, not tensors, so views and in-place writes count as well. A storage that
+an operation of the insertion made is *foreign*. One that depends on an inserted parameter is
+*tainted*. The base is untouched if its own operations read neither, if the insertion writes to no
+storage of the base and draws nothing from its random generator, and if no tainted value becomes a
+Python number.
 
-In layers outside of `compared`, the base's operations are followed but not written down."""
+In layers that are not `compared`, the base's operations are followed but not recorded.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from typing import Any, Self
@@ -22,12 +24,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# What is told of a module's inputs and of its outputs: (its name, "input" or "output", tensors).
+# Called with the tensors that enter and leave a module: (its name, "input" or "output", tensors).
 ModuleWatcher = Callable[[str, str, list[Tensor]], None]
 
 
 class ModulePath:
-    """`current` is the innermost base module whose call is under way, "" outside all of them."""
+    """`current` is the name of the innermost module that is running, "" outside of all modules."""
 
     def __init__(self) -> None:
         self._stack: list[str] = []
@@ -38,11 +40,13 @@ class ModulePath:
 
     @contextmanager
     def following(self, model: nn.Module, watch: ModuleWatcher) -> Iterator[None]:
-        """Keeps `current` while `model` runs, and shows `watch` what passes between modules."""
+        """Inside, `current` follows the calls of `model`, and `watch` sees what modules
+        exchange."""
         with ExitStack() as stack:
             for name, module in model.named_modules():
                 enter, leave = partial(self._enter, name, watch), partial(self._leave, name, watch)
-                # Around all other hooks: what they do counts as this module's.
+                # These hooks run around all others, so operations of the others count as this
+                # module's.
                 for handle in (
                     module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True),
                     module.register_forward_hook(leave, with_kwargs=True, always_call=True),
@@ -51,38 +55,42 @@ class ModulePath:
             yield
 
     def _enter(
-        self, name: str, watch: ModuleWatcher, module: nn.Module, inputs: Any, named: dict[str, Any]
+        self, name: str, watch: ModuleWatcher, module: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> None:
         self._stack.append(name)
-        watch(name, "input", list(tensors_in((inputs, named))))
+        watch(name, "input", list(tensors_in((args, kwargs))))
 
     def _leave(
         self,
         name: str,
         watch: ModuleWatcher,
         module: nn.Module,
-        inputs: Any,
-        named: Any,
+        args: Any,
+        kwargs: Any,
         output: Any,
     ) -> None:
         watch(name, "output", list(tensors_in(output)))
         self._stack.pop()
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Tensors in nested tuples, lists and dicts. Caches are none of these: they may hold both
-    the base's layers and the insertion's."""
-    if isinstance(value, Tensor):
+def _leaves(value: Any) -> Iterator[Any]:
+    """The values in nested tuples, lists and dicts."""
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
         yield value
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from tensors_in(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from tensors_in(part)
+        return
+    for part in value:
+        yield from _leaves(part)
 
 
-# Ways out of a tensor that dispatch no operation.
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Tensors in nested tuples, lists and dicts. Caches are not searched, because they may hold
+    layers of both the base and the insertion."""
+    return (leaf for leaf in _leaves(value) if isinstance(leaf, Tensor))
+
+
+# Ways to read a tensor that dispatch no operation.
 _UNDISPATCHED = {
     torch.Tensor.numpy,
     torch.Tensor.tolist,
@@ -90,23 +98,20 @@ _UNDISPATCHED = {
     torch.Tensor.__dlpack__,
     torch.Tensor.data_ptr,
 }
-# Those that share its memory: what is written there is no operation either.
+# Those that share its memory, where a write is no operation either.
 _SHARES_MEMORY = {torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__}
-_FORGET_AFTER = 16  # storages, at least
+_FEWEST_STORAGES = 16  # that are remembered before dead ones are removed
 _SEEDED = torch.Tag.nondeterministic_seeded
 _VALUE_DEPENDENT = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
 
 @dataclass(frozen=True)
 class Leak:
-    """Where an inserted value gets at the base: the operation, in which module, and how."""
+    """Where an inserted value reaches the base: the operation, its module, and how."""
 
     operation: str
     module: str
     what: str
-
-    def record(self) -> dict[str, str]:
-        return asdict(self)
 
     def __str__(self) -> str:
         return f"{self.operation} in {self.module or 'no module of the base'} {self.what}"
@@ -114,7 +119,7 @@ class Leak:
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation of the base's: `inputs` says which storages it read, and how."""
+    """One operation of the base. `inputs` describes the storages that it read, and their layout."""
 
     name: str
     module: str
@@ -126,8 +131,8 @@ class Operation:
 
 @dataclass
 class Trace:
-    """What was seen: the base's own operations in order, how many of the insertion, how many of the
-    base that were not written down, and the first leak."""
+    """The recorded operations of the base in order, the number of `inserted` operations and of
+    those of the base that were not recorded (`passed`), and the first leak."""
 
     operations: list[Operation] = field(default_factory=list)
     inserted: int = 0
@@ -136,7 +141,11 @@ class Trace:
 
 
 class Tracer(TorchDispatchMode):
-    """Traces `model` while it is active; `inside` tells whether the insertion runs now."""
+    """Traces `model` while active.
+
+    `inserted`: the inserted tensors, None for a model without an insertion. `inside` says whether
+    the insertion runs now. `compared` says whether the operations of a module are recorded.
+    """
 
     def __init__(
         self,
@@ -147,18 +156,20 @@ class Tracer(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self.trace = Trace()
-        self._compared, self._compares = compared, dict[str, bool]()
+        self._compared, self._compared_modules = compared, dict[str, bool]()
         self._model, self._inside, self._modules = model, inside, ModulePath()
-        # Numbers by address, which a weak reference keeps from being used again.
+        # A number for each storage, by address. The weak reference keeps the address from being
+        # reused.
         self.seen: dict[int, tuple[StorageWeakRef, int]] = {}
         self._numbers = count()
-        self._forget_at = _FORGET_AFTER
+        self._most_storages = _FEWEST_STORAGES
+        # Storages by number: names of the base's, those of unrecorded operations, and the
+        # insertion's.
         self._names: dict[int, str] = {}
+        self._unnamed: set[int] = set()
         self._foreign: set[int] = set()
         self._tainted: set[int] = set()
-        # Storages of the base that no operation that is written down has shown.
-        self._passed: set[int] = set()
-        # A model without an insertion has nothing to follow where nothing is written down.
+        # Without an insertion there is nothing to follow in layers that are not compared.
         self._follows = inserted is not None
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             self._names.setdefault(self.identity(tensor), name)
@@ -177,81 +188,79 @@ class Tracer(TorchDispatchMode):
         super().__exit__(*error)
         self._stack.close()
 
-    def escape(self, what: str, tensors: Iterable[Tensor], how: str) -> None:
-        """A value that leaves by other ways than an operation's tensors."""
+    def left_tensor(self, operation: str, tensors: Iterable[Tensor], how: str) -> None:
+        """Called where values leave `tensors` in another way than as tensors."""
         if not self._tainted.isdisjoint(map(self.identity, tensors)):
-            self._leak(what, f"turns an inserted value into {how}")
+            self._leak(operation, f"turns an inserted value into {how}")
 
-    def open(self, what: str, tensors: Iterable[Tensor]) -> None:
-        """Memory that the insertion gets its hands on past all operations."""
-        if self._inside() and any(map(self._shown, map(self.identity, tensors))):
-            self._leak(what, "opens the memory of a tensor of the base's")
+    def opened_memory(self, operation: str, tensors: Iterable[Tensor]) -> None:
+        """Called where the memory of `tensors` becomes writable without an operation."""
+        if self._inside() and any(map(self._is_known, map(self.identity, tensors))):
+            self._leak(operation, "opens the memory of a tensor of the base's")
 
     def __torch_dispatch__(
-        self, function: Any, types: Any, arguments: Any = (), named: Any = None
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        named = named or {}
-        if not self._follows and not self._writes_down():
-            return function(*arguments, **named)
-        read = list(tensors_in((arguments, named)))
-        written = [self.identity(tensor) for tensor in _written_tensors(function, arguments, named)]
+        kwargs = kwargs or {}
+        if not self._follows and not self._is_recorded():
+            return function(*args, **kwargs)
+        inputs = list(tensors_in((args, kwargs)))
+        written = [self.identity(tensor) for tensor in _written_tensors(function, args, kwargs)]
         name = str(function)
         generators = _generator_states() if self._inside() and _SEEDED in function.tags else []
-        output = function(*arguments, **named)
-        made = list(tensors_in(output))
+        output = function(*args, **kwargs)
         if generators and not all(map(torch.equal, generators, _generator_states())):
-            # The next numbers that the base draws are others then.
+            # The base's next random numbers are different then.
             self._leak(name, "draws random numbers from the base's generator")
         if any(tag in function.tags for tag in _VALUE_DEPENDENT):
-            self.escape(name, read, "a number or a shape")
-        sources, targets = [*map(self.identity, read)], [*map(self.identity, made)]
+            self.left_tensor(name, inputs, "a number or a shape")
+        read = list(map(self.identity, inputs))
+        made = list(map(self.identity, tensors_in(output)))
         if self._inside():
-            self._inserted_operation(name, sources, written, targets)
-        elif self._writes_down():
-            self._base_operation(name, (arguments, named), sources, targets)
+            self._inserted_operation(name, read, written, made)
         else:
-            self._passed_operation(name, sources, targets)
+            self._base_operation(name, (args, sorted(kwargs.items())), read, made)
         return output
 
-    def _writes_down(self) -> bool:
+    def _is_recorded(self) -> bool:
         module = self._modules.current
-        if module not in self._compares:
-            self._compares[module] = self._compared(module)
-        return self._compares[module]
+        if module not in self._compared_modules:
+            self._compared_modules[module] = self._compared(module)
+        return self._compared_modules[module]
 
     def _inserted_operation(
         self, name: str, read: list[int], written: list[int], made: list[int]
     ) -> None:
         self.trace.inserted += 1
-        if any(map(self._shown, written)):
+        if any(map(self._is_known, written)):
             self._leak(name, "writes to a tensor of the base's")
-        # Whatever the base has not shown before is the insertion's own.
-        own = {storage for storage in (*read, *made) if not self._shown(storage)}
+        # A storage that no operation of the base has used belongs to the insertion.
+        own = {storage for storage in (*read, *made) if not self._is_known(storage)}
         if not self._tainted.isdisjoint(read):
             self._tainted |= own.intersection((*written, *made))
         self._foreign |= own
 
     def _base_operation(self, name: str, arguments: Any, read: list[int], made: list[int]) -> None:
-        index = len(self.trace.operations)
-        inputs = ", ".join(map(self._describe, _flatten(arguments)))
-        self.trace.operations.append(Operation(name, self._modules.current, inputs))
+        recorded, index = self._is_recorded(), len(self.trace.operations)
+        if recorded:
+            inputs = ", ".join(map(self._describe, _leaves(arguments)))
+            self.trace.operations.append(Operation(name, self._modules.current, inputs))
+        else:
+            self.trace.passed += 1
         if not all(map(self._is_base, read)):
             self._leak(name, "reads what the insertion made")
             self._foreign.update(made)
-        for position, storage in enumerate(made):
-            if self._is_base(storage):
-                self._names.setdefault(storage, f"{index}.{position}")
+        if recorded:
+            for position, storage in enumerate(made):
+                if self._is_base(storage):
+                    self._names.setdefault(storage, f"{index}.{position}")
+        else:
+            self._unnamed.update(filter(self._is_base, (*read, *made)))
 
-    def _passed_operation(self, name: str, read: list[int], made: list[int]) -> None:
-        self.trace.passed += 1
-        if not all(map(self._is_base, read)):
-            self._leak(name, "reads what the insertion made")
-            self._foreign.update(made)
-        self._passed.update(filter(self._is_base, (*read, *made)))
-
-    def _shown(self, storage: int) -> bool:
-        """Whether the base has shown the storage: it is the base's then."""
-        return storage in self._names or storage in self._passed
+    def _is_known(self, storage: int) -> bool:
+        """Whether the storage is a parameter of the base, or an operation of the base has used
+        it."""
+        return storage in self._names or storage in self._unnamed
 
     def _is_base(self, storage: int) -> bool:
         return storage not in self._foreign and storage not in self._tainted
@@ -265,51 +274,53 @@ class Tracer(TorchDispatchMode):
             self.trace.leak = Leak(operation, self._modules.current, what)
 
     def identity(self, tensor: Tensor) -> int:
-        """A number for the tensor's storage that no other one has, before or after."""
+        """A number for the tensor's storage that no other storage gets, before or after."""
         reference = StorageWeakRef(tensor.untyped_storage())
         if reference.cdata not in self.seen:
-            number = next(self._numbers)
-            if len(self.seen) >= self._forget_at:
-                # What dead references leave between blocks that are free splits the heap. A share
-                # of those that live may be dead: looking at all of them each time takes long.
-                alive = [item for item in self.seen.items() if not item[1][0].expired()]
-                self.seen = dict(alive)
-                self._forget_at = len(alive) + max(_FORGET_AFTER, len(alive) // 8)
-            self.seen[reference.cdata] = reference, number
+            if len(self.seen) >= self._most_storages:
+                # Dead references fragment the heap, so they are removed. Looking at all references
+                # takes long, so this happens only after an eighth more have come.
+                self.seen = {k: v for k, v in self.seen.items() if not v[0].expired()}
+                alive = len(self.seen)
+                self._most_storages = alive + max(_FEWEST_STORAGES, alive // 8)
+            self.seen[reference.cdata] = reference, next(self._numbers)
         return self.seen[reference.cdata][1]
 
     def _describe(self, value: Any) -> str:
         if not isinstance(value, Tensor):
-            # Generators and the like say where they lie in memory.
+            # The text of a generator and similar objects would contain a memory address.
             return repr(value) if type(value).__module__ != "torch._C" else type(value).__name__
         storage = self.identity(value)
         if self._is_base(storage):
             name = self._names.setdefault(storage, f"input {len(self._names)}")
         else:
             name = "inserted"
-        place = f"+{value.storage_offset()}" if value.storage_offset() else ""
-        return f"{name}{place}{[*value.shape]}/{[*value.stride()]}:{value.dtype}"
+        offset = f"+{value.storage_offset()}" if value.storage_offset() else ""
+        return f"{name}{offset}{[*value.shape]}/{[*value.stride()]}:{value.dtype}"
 
 
 class _UndispatchedCalls(TorchFunctionMode):
+    """Shows the tracer the calls that dispatch no operation."""
+
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()
         self._tracer = tracer
 
     def __torch_function__(
-        self, function: Any, types: Any, arguments: Any = (), named: Any = None
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         if function in _UNDISPATCHED:
-            self._tracer.escape(f"Tensor.{function.__name__}", tensors_in(arguments), "raw memory")
-        if function in _SHARES_MEMORY:
-            self._tracer.open(f"Tensor.{function.__name__}", tensors_in(arguments))
-        return function(*arguments, **(named or {}))
+            name = f"Tensor.{function.__name__}"
+            self._tracer.left_tensor(name, tensors_in(args), "raw memory")
+            if function in _SHARES_MEMORY:
+                self._tracer.opened_memory(name, tensors_in(args))
+        return function(*args, **(kwargs or {}))
 
 
-def _written_tensors(function: Any, arguments: Any, named: dict[str, Any]) -> list[Tensor]:
+def _written_tensors(function: Any, args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors that an operation writes to, by its schema: in-place ones, and out=."""
-    values = {a.name: value for a, value in zip(function._schema.arguments, arguments)}  # noqa: B905
-    values |= named
+    values = {a.name: value for a, value in zip(function._schema.arguments, args)}  # noqa: B905
+    values |= kwargs
     return [
         tensor
         for argument in function._schema.arguments
@@ -319,21 +330,6 @@ def _written_tensors(function: Any, arguments: Any, named: dict[str, Any]) -> li
 
 
 def _generator_states() -> list[Tensor]:
-    """The states of the default generators, of every device that is in use."""
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if _cuda_in_use() else ())]
-
-
-def _cuda_in_use() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_initialized()
-
-
-def _flatten(value: Any) -> Iterator[Any]:
-    if isinstance(value, list | tuple):
-        for part in value:
-            yield from _flatten(part)
-    elif isinstance(value, dict):
-        for name, part in sorted(value.items()):
-            yield name
-            yield from _flatten(part)
-    else:
-        yield value
+    """The states of the default generators of every device that is in use."""
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if cuda else ())]

@@ -98,13 +98,13 @@ def test_a_base_of_another_shape_is_told_before_any_model_runs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import otter_cli.verification.case_runner as case_runner
+    from otter_cli.verification import levels
 
     def ran(*arguments: Any, **named: Any) -> None:
         raise AssertionError("a model was loaded")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(case_runner, "open_pair", ran)
+    monkeypatch.setattr(levels, "open_pair", ran)
     for other in (
         tiny_checkpoint("llama", num_hidden_layers=1),
         tiny_checkpoint("llama", intermediate_size=24),

@@ -64,7 +64,7 @@ def test_every_family_is_exact_by_construction(
     found = verify(VerificationRequest(folder, base, grid, independent=True))
     verdict = decide(found)
     assert verdict.name == "exact by construction", verdict.sentence
-    assert found.paths and found.each and len(found.results) > 12
+    assert found.paths and found.poison_each and len(found.results) > 12
 
 
 @pytest.mark.slow

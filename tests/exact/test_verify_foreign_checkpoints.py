@@ -47,9 +47,10 @@ def test_a_lora_merge_parts_where_the_adapter_sits(tiny_llama: Path, tmp_path: P
     )
     assert verdict.name == "different"
     assert [f.tensor for f in found.static.findings] == ["model.layers.1.self_attn.v_proj.weight"]
-    assert found.parting is not None
-    assert (found.parting.module, found.parting.layer) == ("model.layers.1.self_attn.v_proj", 1)
-    assert found.parting.ulp and found.parting.logits.changed
+    assert found.first_difference is not None
+    first = found.first_difference
+    assert (first.module, first.layer) == ("model.layers.1.self_attn.v_proj", 1)
+    assert found.first_difference.ulp and found.first_difference.logits.changed
     assert found.equal == 0 and found.control == len(found.results)
 
 
@@ -63,7 +64,7 @@ def test_one_step_of_fine_tuning_parts_at_once(tiny_llama: Path, tmp_path: Path)
     assert verdict.name == "different" and len(found.static.findings) > 10
     # The row of a token that was never seen is still the base's.
     first = ("model.embed_tokens", "model.layers.0.input_layernorm")
-    assert found.parting is not None and found.parting.module in first
+    assert found.first_difference is not None and found.first_difference.module in first
 
 
 def test_weights_rounded_to_eight_bits_part_at_the_first_of_them(
@@ -79,8 +80,8 @@ def test_weights_rounded_to_eight_bits_part_at_the_first_of_them(
     save_file(tensors, tmp_path / "rounded" / "model.safetensors", {"format": "pt"})
     found, verdict = judged(tmp_path / "rounded", tiny_llama)
     assert verdict.name == "different"
-    assert found.parting is not None
-    assert found.parting.module == "model.layers.0.self_attn.q_proj"
+    assert found.first_difference is not None
+    assert found.first_difference.module == "model.layers.0.self_attn.q_proj"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -97,4 +98,4 @@ def test_saved_again_by_transformers_it_is_the_same(tiny_llama: Path, tmp_path: 
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
     found, verdict = judged(saved(model, tiny_llama, tmp_path / "again"), tiny_llama)
     assert verdict.name == "exact on grid", verdict.sentence
-    assert found.untraced and found.parting is None
+    assert found.untraced and found.first_difference is None

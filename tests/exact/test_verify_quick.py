@@ -147,6 +147,6 @@ def test_of_a_group_that_moves_logits_the_tensor_is_named(
 
     plant(monkeypatch, fault)
     report = verify(VerificationRequest(graft, grid=GRID))
-    (each,) = report.each
+    (each,) = report.poison_each
     assert each.moved is not None and each.moved[0].endswith("layers.6.ffn.norm.weight")
     assert each.together and each.grouped > each.together

@@ -220,7 +220,7 @@ def described(graft: Path) -> dict[str, Any]:
     """An insertion, and how large it is beside its base."""
     (config,) = Manifest.read(graft).insertions
     shape = base_shape(Checkpoint.open(graft).config)
-    inserted = sum(slot.count for slot in Plan(config, shape).slots)
+    inserted = sum(slot.count for slot in Plan(config, shape).tensors)
     base = sum(info.count for info in Checkpoint.open(graft).tensors.values())
     return {**config.model_dump(mode="json"), "parameters_over_base": round(inserted / base, 4)}
 

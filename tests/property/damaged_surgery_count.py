@@ -21,7 +21,8 @@ from otter_cli.core.provenance import provenance
 from otter_cli.families.shape import base_shape
 from otter_cli.graft.base_check import check_base_headers
 from otter_cli.graft.config import resolve_config
-from otter_cli.graft.plan import Plan, initial_value
+from otter_cli.graft.initial_values import initial_value
+from otter_cli.graft.plan import Plan
 from tests.property.damaged_bases import damaged_bases
 from tests.property.mutations import mutate
 from tests.property.valid_folders import check_against_the_library, read_everything, write_folders
@@ -90,7 +91,7 @@ def _plan_a_graft(folder: Path) -> None:
     shape = base_shape(base.config)
     check_base_headers(base, shape)
     plan = Plan(resolve_config(shape, hidden=8, heads=2, ffn=8), shape)
-    for slot in plan.slots:
+    for slot in plan.tensors:
         assert initial_value(slot, plan, base).shape == slot.shape
 
 

@@ -50,7 +50,7 @@ def random_graft(
     random = np.random.default_rng(seed)
     values = {
         slot.name: (random.normal(0, scale, slot.shape) + (slot.role == "norm")).astype(np.float32)
-        for slot in plan.slots
+        for slot in plan.tensors
     }
     update_tensors(out, [plan], Manifest.read(out), values)
     return out

@@ -25,9 +25,9 @@ from otter_cli.core.process import derive_seed
 from otter_cli.families.shape import BaseShape, base_shape
 from otter_cli.graft.config import resolve_config
 from otter_cli.graft.grafted_folder import open_graft
-from otter_cli.graft.manifest import BaseRecord, InsertedRecord, Manifest
+from otter_cli.graft.manifest import BaseRecord, Manifest
 from otter_cli.graft.plan import Plan
-from otter_cli.graft.storage import inserted_files
+from otter_cli.graft.storage import InsertedRecord, inserted_files
 
 if TYPE_CHECKING:
     import torch
@@ -157,7 +157,7 @@ def graft_in_memory(name: str, stock: PreTrainedModel, plan: Plan) -> BaseWithGr
     inserted = InsertedRecord(sha256="")
     manifest = Manifest(base=record, insertions=[plan.config], inserted=inserted)
     tensors = {}
-    for slot in plan.slots:
+    for slot in plan.tensors:
         generator = torch.Generator(stock.device)
         generator.manual_seed(derive_seed("overhead", slot.name))
         noise = torch.randn(slot.shape, generator=generator, device=stock.device)
@@ -175,7 +175,7 @@ def from_folder(folder: Path, *, dtype: torch.dtype | None, device: str) -> Base
     manifest = open_graft(folder)
     stock = load_base(folder, dtype=dtype).to(device).eval()
     shape = base_shape(stock.config.to_dict())
-    plans = [Plan(config, shape) for config in manifest.insertions]
+    plans = manifest.plans(shape)
     tensors = read_inserted_tensors(folder, manifest, shape)
     graft = assemble_graft(
         OtterForCausalLM, copy_sharing_weights(stock), shape, manifest, tensors, dtype=stock.dtype

@@ -170,8 +170,8 @@ def base_work(shape: BaseShape, layer_weights: int, step: PassShape) -> CountedW
 def inserted_work(plan: Plan, step: PassShape) -> CountedWork:
     """The work that the insertion adds to that pass. Signals are read at the last positions."""
     config, shape = plan.config, plan.shape
-    matrices = sum(slot.count for slot in plan.slots if slot.role in ("matrix", "output"))
-    heads = sum(slot.count for slot in plan.slots if slot.role == "signal" and len(slot.shape) > 1)
+    matrices = sum(slot.count for slot in plan.tensors if slot.role in ("matrix", "output"))
+    heads = sum(t.count for t in plan.tensors if t.role == "signal" and len(t.shape) > 1)
     futures = [signal for signal in config.signals if signal.kind == "future"]
     future_work = sum(future_token_work(signal, config, shape) for signal in futures)
     # The base's own attention reads the base's keys and values in any case.

@@ -33,7 +33,7 @@ from otter_cli.core.process import keep_freed_memory
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from otter_cli.graft.tensors import InsertedTensor
+    from otter_cli.graft.plan import InsertedTensor
 
 
 BASE_FORWARD, LORA, FULL_FINE_TUNING = "base's forward", "LoRA r 8 on q, v", "full fine-tuning"
@@ -207,7 +207,7 @@ def _step_floor(
     base = CountedWork(base.flops - 2 * head * step.batch, base.bytes - step.itemsize * head)
     forward = models.inserted_work(step)
     # The gradient of every weight, and the gradient of the input through W^z alone.
-    through = 2 * _stream_input_weights(models.plans[0].slots) * step.rows
+    through = 2 * _stream_input_weights(models.plans[0].tensors) * step.rows
     backward = CountedWork(forward.flops + through, forward.bytes)
     skipped = CountedWork(0 if whole else -skipped_operations(models, step), 0)
     return run.rates.seconds(base + forward + backward + skipped) / run.rates.seconds(base)
@@ -222,7 +222,7 @@ def skipped_operations(models: BaseWithGraft, step: PassShape) -> int:
     last = f".layers.{models.shape.layers - 1}."
     inserted = [
         tensor
-        for tensor in models.plans[0].slots
+        for tensor in models.plans[0].tensors
         if tensor.role in ("matrix", "output")
         and (last + "attention.out" in tensor.name or last + "ffn" in tensor.name)
     ]

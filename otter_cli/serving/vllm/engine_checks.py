@@ -130,7 +130,7 @@ def check_export_folder(model: str) -> None:
 
 def check_inserted_tensors(stored: Mapping[str, Tensor], plans: Sequence[Plan]) -> None:
     """Raises OtterError for a tensor that is missing, unexpected or of another shape."""
-    expected = {slot.name: slot.shape for plan in plans for slot in plan.slots}
+    expected = {slot.name: slot.shape for plan in plans for slot in plan.tensors}
     for name in sorted(expected.keys() | stored.keys()):
         if name not in stored:
             what = "is missing"

@@ -38,7 +38,7 @@ def export_vllm(
     manifest, base = open_graft(folder), Checkpoint.open(folder)
     shape = base_shape(base.config)
     _check_family(shape)
-    plans = [Plan(config, shape) for config in manifest.insertions]
+    plans = manifest.plans(shape)
     inserted = open_inserted_tensors(folder, plans)
     drafter = None if draft is None else MedusaDrafter.of(base, inserted, plans, draft)
     kept = [name for name in base.files if name not in (CONFIG, INDEX)]
@@ -57,7 +57,7 @@ def export_vllm(
                 f"{DRAFTER_FOLDER} drafts {len(drafter.heads)} tokens a step, in Medusa's format"
             )
         _read_again(staging, base, plans)
-    count = sum(len(plan.slots) for plan in plans)
+    count = sum(len(plan.tensors) for plan in plans)
     return Export(
         sorted([*files, *drafts, CONFIG, INDEX]),
         "exact",

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.errors import OtterError
 from otter_cli.families.shape import base_parameters, base_shape
-from otter_cli.graft.plan import initial_value
+from otter_cli.graft.initial_values import initial_value
 from otter_cli.model.otter import OtterForCausalLM
 from tests.support.families import CASES
 from tests.support.grafts import graft_for, plan_for, random_graft
@@ -46,7 +46,7 @@ def test_gpt2_without_the_first_part_of_its_names(tiny_checkpoint: Any, tmp_path
         expected = AutoModelForCausalLM.from_pretrained(base)(TOKENS).logits
         assert torch.equal(OtterForCausalLM.from_pretrained(folder)(TOKENS).logits, expected)
     one, other = (plan_for(path, hidden=8, heads=2, ffn=16) for path in (usual, base))
-    for a, b in zip(one.slots, other.slots, strict=True):
+    for a, b in zip(one.tensors, other.tensors, strict=True):
         first = initial_value(a, one, Checkpoint.open(usual))
         assert np.array_equal(first, initial_value(b, other, Checkpoint.open(base)))
 
@@ -96,7 +96,7 @@ def test_inserted_units_begin_as_those_of_one_expert_or_the_dense_layer(
 ) -> None:
     base = BY_NAME[family].write(tiny_checkpoint)
     plan = plan_for(base, hidden=8, ffn=16)
-    slot = next(s for s in plan.slots if s.name.endswith("layers.0.ffn.gate.h.weight"))
+    slot = next(s for s in plan.tensors if s.name.endswith("layers.0.ffn.gate.h.weight"))
     first = initial_value(slot, plan, Checkpoint.open(base))
     stored = load_file(base / "model.safetensors")[f"model.layers.0.{gate}.weight"]
     assert np.array_equal(first, stored.numpy()[plan.ffn_units])
@@ -105,7 +105,7 @@ def test_inserted_units_begin_as_those_of_one_expert_or_the_dense_layer(
 def test_gpt_oss_s_packed_experts_leave_the_units_random(tiny_checkpoint: Any) -> None:
     base = BY_NAME["gpt_oss"].write(tiny_checkpoint)
     plan = plan_for(base, hidden=8, heads=2, ffn=16)
-    values = {s.name: initial_value(s, plan, Checkpoint.open(base)) for s in plan.slots}
+    values = {s.name: initial_value(s, plan, Checkpoint.open(base)) for s in plan.tensors}
     gates = [v for name, v in values.items() if name.endswith("ffn.gate.h.weight")]
     assert all(0.01 < gate.std() < 0.03 for gate in gates)
     assert not np.array_equal(gates[0], gates[1])

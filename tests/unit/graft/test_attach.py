@@ -82,4 +82,4 @@ def test_an_adapter_of_other_sizes(tiny_llama: Path, adapter: Path, tmp_path: Pa
     manifest = json.loads((adapter / MANIFEST).read_text())
     manifest["insertions"][0]["hidden"] = 16
     (adapter / MANIFEST).write_text(json.dumps(manifest))
-    _refused(adapter, tiny_llama, tmp_path / "out", "expected")
+    _refused(adapter, tiny_llama, tmp_path / "out", "planned")

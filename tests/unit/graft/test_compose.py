@@ -53,7 +53,7 @@ def test_a_second_insertion_leaves_the_first_as_it_was(tiny_llama: Path, tmp_pat
     assert [config.name for config in manifest.insertions] == ["main", "second"]
     before, after = load_file(one / TENSORS_FILE), load_file(tmp_path / "more" / TENSORS_FILE)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-    assert {name for name in after if name not in before} == {slot.name for slot in plan.slots}
+    assert {name for name in after if name not in before} == {slot.name for slot in plan.tensors}
 
 
 def test_training_one_insertion_moves_nothing_of_the_other(

@@ -113,7 +113,7 @@ def test_updated_tensors_are_whole_whenever_the_writer_dies(
 ) -> None:
     """Dies before, or between, or after the two writes of otter.json."""
     plan = plan_for(tiny_llama)
-    values = {slot.name: np.full(slot.shape, 0.5, np.float32) for slot in plan.slots}
+    values = {slot.name: np.full(slot.shape, 0.5, np.float32) for slot in plan.tensors}
     out = graft_for(tiny_llama, tmp_path / "out")
     writes, write = 0, Manifest.write
 

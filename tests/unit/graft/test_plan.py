@@ -7,16 +7,17 @@ import pytest
 from safetensors.numpy import load_file
 
 from otter_cli.checkpoint.folder import Checkpoint
-from otter_cli.graft.plan import evenly_spaced
+from otter_cli.graft.config import resolve_config
+from otter_cli.graft.plan import Plan, evenly_spaced, head_rows, plan_insertion
 from otter_cli.graft.price import price
 from otter_cli.graft.storage import TENSORS_FILE
-from otter_cli.graft.tensors import head_rows
+from otter_cli.signals.config import parse_signal
 from tests.support.grafts import graft_for, plan_for
 
 
 def test_shapes_are_those_of_the_method(tiny_llama: Path) -> None:
     plan = plan_for(tiny_llama, hidden=8, heads=2, ffn=16, signals=("reward",))
-    shape, got = plan.shape, {slot.name: slot.shape for slot in plan.slots}
+    shape, got = plan.shape, {slot.name: slot.shape for slot in plan.tensors}
     d, c, wide = shape.hidden, shape.head_dim, shape.heads * shape.head_dim
     at = "otter.main.layers.1"
     expected = {
@@ -41,8 +42,8 @@ def test_shapes_are_those_of_the_method(tiny_llama: Path) -> None:
 def test_the_base_s_keys_and_values_need_neither_tensors_nor_cache(tiny_llama: Path) -> None:
     own = plan_for(tiny_llama, hidden=8, heads=2, ffn=8)
     base = plan_for(tiny_llama, hidden=8, heads=2, ffn=8, kv="base")
-    assert any(".key." in slot.name for slot in own.slots)
-    assert not any(".key." in slot.name or ".value." in slot.name for slot in base.slots)
+    assert any(".key." in slot.name for slot in own.tensors)
+    assert not any(".key." in slot.name or ".value." in slot.name for slot in base.tensors)
     assert base.cache_bytes_per_token() == 0
     assert own.cache_bytes_per_token() == 2 * 2 * own.shape.head_dim * own.shape.layers * 4
 
@@ -65,7 +66,21 @@ def test_the_price_is_what_the_file_holds(tiny_llama: Path, tmp_path: Path, dtyp
         assert sum(t.size for t in tensors.values()) == cost.inserted_parameters
         assert sum(t.nbytes for t in tensors.values()) == cost.inserted_bytes
     header = (out / TENSORS_FILE).stat().st_size - cost.inserted_bytes
-    assert 0 < header < 200 * len(plan.slots)
+    assert 0 < header < 200 * len(plan.tensors)
+
+
+def test_a_plan_is_made_from_a_folder_and_the_words_of_the_command_line(tiny_llama: Path) -> None:
+    base, sizes = Checkpoint.open(tiny_llama), {"hidden": 8, "heads": 2, "ffn": 16}
+    plan = plan_insertion(base, ["reward", "draft=future:2"], layers="last:1", **sizes)
+    last = plan.shape.layers - 1
+    config = resolve_config(
+        plan.shape,
+        layers=(last,),
+        signals=(parse_signal("reward"), parse_signal("draft=future:2")),
+        **sizes,
+    )
+    assert plan == Plan(config, plan.shape)
+    assert plan_insertion(base).config == resolve_config(plan.shape)
 
 
 def test_spread_is_even_and_distinct() -> None:

@@ -35,7 +35,7 @@ def sharded(tiny_llama: Path, tmp_path: Path, plan: Plan) -> Path:
 
 
 def _update(folder: Path, plan: Plan, value: float, limit: int = SHARD_BYTES) -> None:
-    values = {slot.name: np.full(slot.shape, value, np.float32) for slot in plan.slots}
+    values = {slot.name: np.full(slot.shape, value, np.float32) for slot in plan.tensors}
     update_tensors(folder, [plan], Manifest.read(folder), values, max_shard_bytes=limit)
 
 
@@ -62,7 +62,9 @@ def test_large_insertions_are_sharded(sharded: Path, tiny_llama: Path, plan: Pla
     manifest = Manifest.read(sharded)
     assert manifest.inserted.file == INDEX_FILE
     manifest.check_tensors(sharded)
-    assert set(open_inserted_tensors(sharded, [plan]).tensors) == {slot.name for slot in plan.slots}
+    assert set(open_inserted_tensors(sharded, [plan]).tensors) == {
+        slot.name for slot in plan.tensors
+    }
 
 
 def test_shards_hold_what_one_file_would(
@@ -73,7 +75,7 @@ def test_shards_hold_what_one_file_would(
         open_inserted_tensors(tmp_path / "whole", [plan]),
         open_inserted_tensors(sharded, [plan]),
     )
-    assert all(one.read_raw(slot.name) == many.read_raw(slot.name) for slot in plan.slots)
+    assert all(one.read_raw(slot.name) == many.read_raw(slot.name) for slot in plan.tensors)
 
 
 def test_the_base_does_not_see_them(sharded: Path, tiny_llama: Path, tmp_path: Path) -> None:
@@ -119,7 +121,9 @@ def test_an_index_that_vouches_for_nothing_is_not_believed(sharded: Path) -> Non
     del index["metadata"]["sha256"]
     (sharded / INDEX_FILE).write_text(json.dumps(index))
     manifest = Manifest.read(sharded)
-    manifest.inserted.sha256 = sha256_file(sharded / INDEX_FILE)
+    digest = sha256_file(sharded / INDEX_FILE)
+    inserted = manifest.inserted.model_copy(update={"sha256": digest})
+    manifest = manifest.model_copy(update={"inserted": inserted})
     with pytest.raises(OtterError, match="digest differs"):
         manifest.check_tensors(sharded)
 

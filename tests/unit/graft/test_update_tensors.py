@@ -26,7 +26,7 @@ def folder(tiny_llama: Path, tmp_path: Path) -> Path:
 
 def _update(base: Path, folder: Path, value: float) -> None:
     plan = plan_for(base, hidden=8, heads=1, ffn=8)
-    values = {s.name: np.full(s.shape, value, np.float32) for s in plan.slots}
+    values = {s.name: np.full(s.shape, value, np.float32) for s in plan.tensors}
     manifest = Manifest.read(folder).model_copy(update={"training": {"reward": RECORD}})
     update_tensors(folder, [plan], manifest, values)
 

@@ -12,8 +12,8 @@ from transformers import StaticCache
 from otter_cli.checkpoint.folder import MANIFEST
 from otter_cli.core.digests import sha256_file
 from otter_cli.core.errors import OtterError
-from otter_cli.graft.manifest import InsertedRecord, Manifest
-from otter_cli.graft.storage import TENSORS_FILE
+from otter_cli.graft.manifest import Manifest
+from otter_cli.graft.storage import TENSORS_FILE, InsertedRecord
 from otter_cli.model.load import load_base
 from otter_cli.model.otter import OtterForCausalLM
 from tests.support.grafts import graft_for, random_graft

@@ -21,7 +21,7 @@ def _opened(graft: Path, base: Path, *, shared: bool) -> ModelPair:
     assert pair.otter is not None
     # Streams pack their weights when they first run.
     cases = VerificationRequest(graft, base).grid.cases(64)
-    run_case(next(case for case in cases if case.dtype == "float32"), pair.other)
+    run_case(next(case for case in cases if case.dtype == "float32"), pair.candidate)
     return pair
 
 
@@ -40,10 +40,10 @@ def test_shared_modules_take_the_base_and_the_insertion(grafted: Path, tiny_llam
     assert pair.otter is not None
     inserted = sum(p.nbytes for _, p in pair.otter.inserted_parameters())
     allowed = 1.2 * (_held(pair.base.model) + inserted)
-    assert _held(pair.base.model, pair.other.model, pair.otter) <= allowed
+    assert _held(pair.base.model, pair.candidate.model, pair.otter) <= allowed
 
 
 def test_an_independent_base_is_another_one(grafted: Path, tiny_llama: Path) -> None:
     pair = _opened(grafted, tiny_llama, shared=False)
-    both = _held(pair.base.model, pair.other.model)
+    both = _held(pair.base.model, pair.candidate.model)
     assert both == 2 * _held(pair.base.model)

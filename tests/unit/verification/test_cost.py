@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from otter_cli.verification.agenda import Cost, VerificationRequest, _case_size
+from otter_cli.verification.agenda import Cost, VerificationRequest, case_size
 from otter_cli.verification.case_runner import ModelPair, open_pair, run_case
 from otter_cli.verification.grid import Case, Grid
 from otter_cli.verification.report import VerificationReport
@@ -38,8 +38,8 @@ def test_a_quick_grid_in_one_setting_costs_what_it_did(report: VerificationRepor
 
 
 def test_the_base_runs_once_in_every_case_that_is_equal(report: VerificationReport) -> None:
-    once = sum(_case_size(result.case)[0] for result in report.results)
-    warm_up = _case_size(report.results[0].case)[0]
+    once = sum(case_size(result.case)[0] for result in report.results)
+    warm_up = case_size(report.results[0].case)[0]
     assert report.cost.levels["logits"] == 2 * once + warm_up
     assert report.repeated == 0 and report.control == len(report.results)
 
@@ -70,7 +70,7 @@ def test_the_estimate_of_a_case_is_what_is_counted(pair: ModelPair, case: Case) 
     cost = Cost()
     with cost.counting([pair.base.model]):
         run_case(case, pair.base)
-    assert (cost.tokens, cost.forwards) == _case_size(case)
+    assert (cost.tokens, cost.forwards) == case_size(case)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from otter_cli.verification.foreign_checkpoint import check_foreign_checkpoint
+from otter_cli.verification.static import check_foreign_checkpoint
 
 EMBEDDING = "model.embed_tokens.weight"
 

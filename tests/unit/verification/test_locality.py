@@ -10,7 +10,7 @@ from torch import Tensor
 
 from otter_cli.model.otter import OtterForCausalLM
 from otter_cli.verification.grid import Case
-from otter_cli.verification.locality import check_locality
+from otter_cli.verification.poison import check_locality
 from tests.support.grafts import random_graft
 
 CASE = Case("prefill", 10)

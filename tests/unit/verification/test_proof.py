@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def test_what_is_no_proof_is_refused(tmp_path: Path, content: str) -> None:
     assert refused.value.exit_code == 2
 
 
-@pytest.mark.parametrize(("version", "hint"), [(SCHEMA_VERSION + 1, "update"), (1, "verify anew")])
+@pytest.mark.parametrize(("version", "hint"), [(SCHEMA_VERSION + 1, "update"), (1, "verify again")])
 def test_another_schema_is_refused(tmp_path: Path, version: int, hint: str) -> None:
     later = {**record(), "schema_version": version}
     later["sha256"] = sha256_json({k: v for k, v in later.items() if k != "sha256"})
@@ -103,7 +104,7 @@ def test_other_bits_of_the_base_are_another_machine_not_a_disagreement() -> None
 
 def test_a_case_that_one_machine_skips_leaves_the_others_their_partners() -> None:
     both, rest = record(), record()
-    skipped = {"case": Case("prefill", 9).record(), "outputs": {"said": "x", "cache": "y"}}
+    skipped = {"case": asdict(Case("prefill", 9)), "outputs": {"said": "x", "cache": "y"}}
     both["results"] = [skipped, *both["results"]]
     assert same_outputs(both, rest) == same_outputs(rest, both) == 1
 

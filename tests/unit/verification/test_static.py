@@ -156,7 +156,7 @@ def test_inserted_tensors_of_other_shape_dtype_or_name(graft: Path, tiny_llama: 
     assert found == {
         "otter.main.norm.weight": "is F32 [9], planned F32 [8]",
         "otter.main.signals.reward.bias": "is BF16 [1], planned F32 [1]",
-        "otter.main.surplus": "is none that the plan has",
+        "otter.main.surplus": "is unexpected",
     }
 
 

@@ -12,8 +12,7 @@ from otter_cli.verification.bits import LogitsDifference
 from otter_cli.verification.case_runner import OutputDigests
 from otter_cli.verification.compare import CaseResult, Skipped
 from otter_cli.verification.grid import Case
-from otter_cli.verification.locality import LocalityResult
-from otter_cli.verification.poison import PoisonResult
+from otter_cli.verification.poison import LocalityResult, PoisonResult
 from otter_cli.verification.report import VerificationReport, decide
 from otter_cli.verification.static import Finding, StaticResult
 from otter_cli.verification.structure import PathTrace
@@ -62,7 +61,7 @@ REFUTED = {
     "poison": {
         "results": [CaseResult(CASE, True, True, {"nan": False}, LogitsDifference(), DIGESTS)]
     },
-    "one tensor": {"each": [PoisonResult(CASE, 3, ("nan",), 2, ("otter.main.norm", "nan"))]},
+    "one tensor": {"poison_each": [PoisonResult(CASE, 3, ("nan",), 2, ("otter.main.norm", "nan"))]},
     "locality": {"locality": [LocalityResult("main", CASE, 3, "the stream moved")]},
     "an error": {
         "results": [CaseResult(CASE, False, True, {}, LogitsDifference(), DIGESTS, "ValueError")]

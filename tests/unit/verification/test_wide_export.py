@@ -15,10 +15,10 @@ from torch import Tensor
 from otter_cli.core.errors import OtterError
 from otter_cli.serving.wide.export import write_wide
 from otter_cli.verification.agenda import VerificationRequest
-from otter_cli.verification.foreign_checkpoint import check_foreign_checkpoint
 from otter_cli.verification.grid import Grid
 from otter_cli.verification.report import decide
 from otter_cli.verification.run_verification import verify
+from otter_cli.verification.static import check_foreign_checkpoint
 from tests.support.grafts import random_graft
 
 HEAD, OUT, NORM = "lm_head.weight", "model.layers.1.self_attn.o_proj.weight", "model.norm.weight"
@@ -139,7 +139,7 @@ def test_the_verdict_is_close_with_what_moved(export: Path, tiny_llama: Path) ->
     assert verdict.passes("close") and not verdict.passes("grid")
     moved = [result.difference for result in found.results if not result.equal]
     assert moved and all(sum(d.histogram.values()) == d.changed > 0 for d in moved)
-    assert found.parting is not None and found.control == len(found.results)
+    assert found.first_difference is not None and found.control == len(found.results)
 
 
 def test_foreign_code_is_not_run(export: Path, tiny_llama: Path, tmp_path: Path) -> None:
