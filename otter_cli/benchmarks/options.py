@@ -8,10 +8,10 @@ Importing this module imports no torch."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import typer
-from pydantic import NonNegativeInt, PositiveInt, field_validator
+from pydantic import NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from otter_cli.core.errors import OtterError
 from otter_cli.core.strict_config import StrictConfig
@@ -252,7 +252,103 @@ class LmEvalOptions(LmEvalTasks):
 
     @field_validator("dtype")
     @classmethod
-    def _is_known(cls, dtype: str | None) -> str | None:
-        if dtype not in (None, "float32", "bfloat16", "float16"):
-            raise OtterError(f"--dtype {dtype!r}", hint="float32 | bfloat16 | float16")
-        return dtype
+    def _known_dtype(cls, dtype: str | None) -> str | None:
+        return _check_dtype(dtype)
+
+
+SHAPE_NAMES = ("llama-134m", "qwen3-0.6b", "llama-1b", "llama-7b", "tiny")
+
+
+class OverheadOptions(StrictConfig):
+    """Either a grafted `folder` is measured, or a base of `shape` with random weights, and an
+    insertion of these sizes."""
+
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[OUT]", help="a grafted folder; or give --shape")
+    ] = None
+    shape: Annotated[
+        str | None,
+        _option(f"random weights: {' | '.join(SHAPE_NAMES)}", "What"),
+    ] = None
+    hidden: Annotated[int | None, _option("inserted hidden units", "What")] = None
+    heads: Annotated[int | None, _option("inserted query heads per layer", "What")] = None
+    ffn: Annotated[int | None, _option("inserted FFN units per layer", "What")] = None
+    kv: Annotated[str | None, _option("own | base", "What")] = None
+    signal: Annotated[tuple[str, ...], _option("as in otter graft (default: reward)", "What")] = ()
+    dtype: Annotated[
+        str | None, _option("float32 | bfloat16 | float16 (default: the folder's)", "How")
+    ] = None
+    threads: Annotated[int | None, _option("threads of torch, on a CPU", "How")] = None
+    batch: Annotated[PositiveInt, _option("rows of a pass", "How")] = 1
+    context: Annotated[
+        PositiveInt, _option("tokens of the prefill, and before the decoded ones", "How")
+    ] = 128
+    repeats: Annotated[PositiveInt, _option("decoding steps of each, in turns", "How")] = 100
+    device: Annotated[str, _option("cpu, cuda or cuda:1", "How")] = "cpu"
+    peers: Annotated[bool, _option("LoRA and separate reward models, Medusa-1 heads", "Beside")] = (
+        False
+    )
+    decoding: Annotated[
+        bool, _option("guided decoding, ARGS, best of n, at batch 1 and 8", "Beside")
+    ] = False
+    speculative: Annotated[bool, _option("passes with drafts", "Beside")] = False
+    training: Annotated[bool, _option("steps: insertion, LoRA, full fine-tuning", "Beside")] = False
+    surgery: Annotated[bool, _option("graft, verify, strip: cp, sha256sum; start-up", "Beside")] = (
+        False
+    )
+    profile: Annotated[bool, _option("the extra time by operation", "Beside")] = False
+    sweep: Annotated[
+        bool, _option("insertions from 0.1 % to 20 %, FFN and attention", "Beside")
+    ] = False
+    everything: Annotated[
+        bool, typer.Option("--all", help="all of these", rich_help_panel="Beside")
+    ] = False
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The sizes that are given, as `resolve_config` takes them."""
+        sizes = {"hidden": self.hidden, "heads": self.heads, "ffn": self.ffn, "kv": self.kv}
+        return {name: size for name, size in sizes.items() if size is not None}
+
+    @property
+    def label(self) -> str:
+        """The name of the first row."""
+        if self.folder is not None:
+            return self.folder.resolve().name
+        return "as asked" if self.sizes else "default"
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The names of what is measured beside prefill and decoding, in order."""
+        chosen = {
+            "peers": self.peers,
+            "decoding": self.decoding,
+            "speculative": self.speculative,
+            "training": self.training,
+            "surgery": self.surgery,
+            "start-up": self.surgery,
+            "profile": self.profile,
+            "sweep": self.sweep,
+        }
+        return tuple(name for name, on in chosen.items() if on or self.everything)
+
+    @model_validator(mode="after")
+    def _can_be_measured(self) -> Self:
+        if (self.folder is None) == (self.shape is None):
+            raise OtterError(
+                "what is to be measured: a grafted folder or a shape",
+                hint=f"name one of them: OUT, or --shape {'|'.join(SHAPE_NAMES)}",
+            )
+        if self.folder is not None and self.sizes:
+            raise OtterError(
+                "sizes belong to --shape: a grafted folder has its own",
+                hint="leave --hidden, --heads, --ffn and --kv out",
+            )
+        _check_dtype(self.dtype)
+        return self
+
+
+def _check_dtype(dtype: str | None) -> str | None:
+    if dtype not in (None, "float32", "bfloat16", "float16"):
+        raise OtterError(f"--dtype {dtype!r}", hint="float32 | bfloat16 | float16")
+    return dtype

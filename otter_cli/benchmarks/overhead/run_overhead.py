@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from otter_cli.benchmarks.options import OverheadOptions
 from otter_cli.benchmarks.overhead.commands import start_up_groups, surgery_groups
 from otter_cli.benchmarks.overhead.guided_decoding import guided_decoding_groups
 from otter_cli.benchmarks.overhead.measured_models import (
-    SHAPES,
     SWEEP,
     BaseWithGraft,
     OverheadRun,
@@ -44,6 +42,7 @@ from otter_cli.benchmarks.overhead.training_steps import training_groups
 from otter_cli.core.console import say
 from otter_cli.core.errors import OtterError
 from otter_cli.core.provenance import provenance
+from otter_cli.signals.config import parse_signal
 
 if TYPE_CHECKING:
     import torch
@@ -59,53 +58,10 @@ GROUPS: dict[str, Callable[[OverheadRun], list[MeasuredGroup]]] = {
     "start-up": start_up_groups,
     "profile": profile_groups,
 }
-DTYPES = ("float32", "bfloat16", "float16")
-
-
-@dataclass(frozen=True)
-class OverheadOptions:
-    """The options of the command line. `sizes`, for a shape, are those of `resolve_config`."""
-
-    folder: Path | None
-    shape: str | None
-    sizes: dict[str, Any]
-    dtype: str | None
-    device: str
-    threads: int | None
-    batch: int
-    context: int
-    repeats: int
-    groups: tuple[str, ...] = ()
-
-    @property
-    def label(self) -> str:
-        """The name of the first row."""
-        if self.folder is not None:
-            return self.folder.resolve().name
-        return "as asked" if self.sizes.keys() - {"signals"} else "default"
-
-    def check(self) -> None:
-        """Raises OtterError for options that cannot be measured."""
-        if (self.folder is None) == (self.shape is None):
-            raise OtterError(
-                "what is to be measured: a grafted folder or a shape",
-                hint=f"name one of them: OUT, or --shape {'|'.join(SHAPES)}",
-            )
-        if self.folder is not None and self.sizes.keys() - {"signals"}:
-            raise OtterError(
-                "sizes belong to --shape: a grafted folder has its own",
-                hint="leave --hidden, --heads, --ffn and --kv out",
-            )
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise OtterError(f"--dtype {self.dtype!r}", hint=" | ".join(DTYPES))
-        for name in ("batch", "context", "repeats"):
-            if getattr(self, name) < 1:
-                raise OtterError(f"--{name} {getattr(self, name)}", hint="1 or more")
 
 
 def run_overhead(options: OverheadOptions) -> OverheadResult:
-    """Measures, and says on stderr what it measures. Raises OtterError for the options."""
-    options.check()
+    """Measures, and says on stderr what it measures. Raises OtterError."""
     with _torch_threads(options.threads) as threads:
         subject = load_subject(options)
         settings = overhead_settings(options, subject, threads)
@@ -165,9 +121,9 @@ def load_subject(options: OverheadOptions) -> BaseWithGraft:
         return from_folder(options.folder, dtype=dtype, device=options.device)
     assert options.shape is not None
     say(f"a random base of shape {options.shape}")
-    return from_shape(
-        options.shape, options.sizes, dtype=dtype or torch.float32, device=options.device
-    )
+    signals = tuple(parse_signal(text) for text in options.signal or ("reward",))
+    sizes = {**options.sizes, "signals": signals}
+    return from_shape(options.shape, sizes, dtype=dtype or torch.float32, device=options.device)
 
 
 def overhead_settings(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from otter_cli.benchmarks.options import SHAPE_NAMES
 from otter_cli.benchmarks.overhead.commands import hollow_checkpoint
 from otter_cli.benchmarks.overhead.measured_models import (
     SHAPES,
@@ -45,3 +46,7 @@ def test_a_hollow_checkpoint_has_the_tensors_of_its_shape(tmp_path: Path, name: 
     # Holes: nothing of the gigabytes is on the disk.
     blocks = sum(512 * path.stat().st_blocks for path in (tmp_path / name).iterdir())
     assert blocks < 2**20
+
+
+def test_the_command_line_names_every_shape() -> None:
+    assert set(SHAPE_NAMES) == set(SHAPES)
