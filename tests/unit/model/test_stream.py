@@ -1,4 +1,4 @@
-"""The inserted stream against METHOD, 1, written out plainly: no hooks, no caches."""
+"""The inserted stream against docs/method.md, "The stream", written out plainly."""
 
 import math
 from pathlib import Path
@@ -145,7 +145,7 @@ def test_the_stream_is_the_method_s(
 def test_copy_begins_as_a_mirror_of_the_base(
     tiny_checkpoint: Any, tmp_path: Path, family: str, form: dict[str, Any]
 ) -> None:
-    """METHOD, 1: z = h[S] after every block, to rounding."""
+    """docs/method.md, "The stream": z = h[S] after every block, to rounding."""
     out = graft_for(tiny_checkpoint(family), tmp_path / "out", hidden=8, ffn=16, **form)
     model = OtterForCausalLM.from_pretrained(out, dtype=torch.float64)
     units = torch.arange(8) * model.shape.hidden // 8
