@@ -129,7 +129,7 @@ def _differences_table(differences: list[WideDifference]) -> RenderableType:
     for found in differences:
         table.add_row(
             found.dtype,
-            f"{percent_text(found.changed / found.logits)} of {found.logits:,}",
+            f"{percent_text(found.moved / found.logits)} of {found.logits:,}",
             f"{found.largest:.1e}" + (f", {found.lost:,} lost" if found.lost else ""),
             f"{found.flipped} of {found.tokens}",
             *(f"{s.largest:.1e} of {s.scale:.1f}" for s in found.signals.values()),

@@ -40,13 +40,13 @@ class SignalDifference:
 @dataclass(frozen=True)
 class WideDifference:
     """How far a wide export is from its graft, over one batch of random tokens in one dtype.
-    `changed` of all `logits` differ, by `largest` at most; `flipped` of all `tokens` have another
+    `moved` of all `logits` differ, by `largest` at most; `flipped` of all `tokens` have another
     argmax; `lost` logits are finite in the graft alone, as where the inserted part overflows."""
 
     dtype: str
     tokens: int
     logits: int
-    changed: int
+    moved: int
     largest: float
     flipped: int
     lost: int

@@ -53,7 +53,7 @@ def export_wide(folder: Path, to: Path) -> Export:
     statement = "mathematically non-disruptive, not bit for bit: wider sums are rounded otherwise"
     if plan.zero_heads:
         statement += f"; zero heads ({plan.zero_heads} a layer) keep the family's ratio of heads"
-    if differences and not any(difference.changed for difference in differences):
+    if differences and not any(difference.moved for difference in differences):
         statement += "; no logit moved on this batch, which promises nothing for another"
     if not differences:
         return Export(files, "not measured", statement, differences, unmeasured)
@@ -195,7 +195,7 @@ def compare_outputs(
         dtype=_dtype_name(logits.dtype),
         tokens=logits[..., 0].numel(),
         logits=logits.numel(),
-        changed=int((logits != wide_logits).sum()),
+        moved=int((logits != wide_logits).sum()),
         largest=_largest_gap(logits, wide_logits),
         flipped=int((logits.argmax(-1) != wide_logits.argmax(-1)).sum()),
         lost=_count_lost(logits, wide_logits),

@@ -22,7 +22,7 @@ def test_counts() -> None:
     others[0, 0, 1] = 3.0  # moves one logit, and with it the argmax
     others[0, 1, 2] = 1.5
     found = compare_outputs(logits, others, {}, {}, 0.1)
-    assert (found.tokens, found.logits, found.changed, found.flipped) == (2, 6, 2, 1)
+    assert (found.tokens, found.logits, found.moved, found.flipped) == (2, 6, 2, 1)
     assert found.largest == 2.0 and found.dtype == "float32"
     assert found.within_tolerance and found.lost == 0
 
@@ -32,7 +32,7 @@ def test_numbers_that_are_lost_are_counted_apart() -> None:
     others = logits.clone()
     others[0, 0, 0], others[0, 1, 1] = float("nan"), float("inf")
     found = compare_outputs(logits, others, {}, {}, 0.1)
-    assert (found.lost, found.changed, found.largest) == (2, 2, 0.0)
+    assert (found.lost, found.moved, found.largest) == (2, 2, 0.0)
     assert not found.within_tolerance
 
 
