@@ -6,7 +6,12 @@ from typing import Annotated
 import typer
 
 from otter_cli.cli.command import Outcome, verb, verb_app
-from otter_cli.cli.recipe_files import placed_files_record, placed_files_text
+from otter_cli.cli.placed_files import (
+    Copy,
+    placed_files_record,
+    placed_files_text,
+    placement_mode,
+)
 
 app = verb_app()
 
@@ -16,31 +21,29 @@ def attach(
     adapter: Annotated[Path, typer.Argument(help="the adapter: otter.json and its tensors")],
     base: Annotated[str, typer.Argument(help="the base it was made for: a folder, or a hub id")],
     out: Annotated[Path, typer.Argument(help="the grafted folder to write")],
-    copy: Annotated[
-        bool, typer.Option("--copy", help="copy weights, rather than hard-link them")
-    ] = False,
+    copy: Copy = False,
 ) -> Outcome:
-    """Put an adapter beside its base again: weights and configuration must be the very ones."""
+    """Put an adapter beside its base again. The base must be the one that it was made for."""
     from otter_cli.checkpoint.base_source import find_base
     from otter_cli.checkpoint.folder import Checkpoint
-    from otter_cli.graft.surgery import attach as write
+    from otter_cli.graft.surgery import attach as attach_adapter
 
     source = find_base(base)
-    manifest = write(
+    manifest = attach_adapter(
         adapter,
         Checkpoint.open(source.path, allow_otter=False),
         out,
         source=source.name,
         revision=source.revision,
-        mode="copy" if copy else "link",
+        mode=placement_mode(copy),
     )
     checked = len(manifest.base.identity())
-    files = placed_files_record(source.path, manifest.base.files, out)
+    placed = placed_files_record(source.path, manifest.base.files, out)
     data = {"out": out, "base": source.name, "revision": source.revision, "checked": checked}
     return Outcome(
-        {**data, **files},
+        {**data, **placed},
         lambda: (
             f"{out}: a grafted folder; {checked} files of the base are the recorded ones\n"
-            + placed_files_text(files, source.path)
+            + placed_files_text(placed, source.path)
         ),
     )

@@ -1,4 +1,4 @@
-"""`otter compose`: two insertions on one base, in one folder."""
+"""`otter compose`: joins the insertions of two grafts of one base in one folder."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,31 +6,34 @@ from typing import Annotated
 import typer
 
 from otter_cli.cli.command import Outcome, verb, verb_app
-from otter_cli.cli.recipe_files import placed_files_record, placed_files_text
+from otter_cli.cli.placed_files import (
+    Copy,
+    placed_files_record,
+    placed_files_text,
+    placement_mode,
+)
 
 app = verb_app()
 
 
 @verb(app, example="otter compose with-reward with-toxicity both")
 def compose(
-    one: Annotated[Path, typer.Argument(metavar="A", help="a grafted folder")],
-    other: Annotated[Path, typer.Argument(metavar="B", help="another graft of the same base")],
+    first: Annotated[Path, typer.Argument(metavar="A", help="a grafted folder")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="another graft of the same base")],
     to: Annotated[Path, typer.Argument(help="the grafted folder to write")],
-    copy: Annotated[
-        bool, typer.Option("--copy", help="copy weights, rather than hard-link them")
-    ] = False,
+    copy: Copy = False,
 ) -> Outcome:
-    """Join two grafts of one base: the signals of both out of one pass, each as it was trained.
+    """Join two grafts of one base. One pass then gives the signals of both, as they were trained.
 
-    Of two insertions of one name the second is called after its folder.
+    If both insertions have the same name, the second one is renamed after its folder.
     """
-    from otter_cli.graft.surgery import compose as join
+    from otter_cli.graft.surgery import compose as compose_grafts
 
-    manifest = join(one, other, to, mode="copy" if copy else "link")
-    found = {c.name: [signal.name for signal in c.signals] for c in manifest.insertions}
-    told = "; ".join(f"{name} ({', '.join(signals)})" for name, signals in found.items())
-    placed = placed_files_record(one, manifest.base.files, to)
+    manifest = compose_grafts(first, second, to, mode=placement_mode(copy))
+    signals = {c.name: [signal.name for signal in c.signals] for c in manifest.insertions}
+    listed = "; ".join(f"{insertion} ({', '.join(names)})" for insertion, names in signals.items())
+    placed = placed_files_record(first, manifest.base.files, to)
     return Outcome(
-        {"out": to, "insertions": found, **placed},
-        lambda: f"{to}: {told}\n" + placed_files_text(placed, one),
+        {"out": to, "insertions": signals, **placed},
+        lambda: f"{to}: {listed}\n" + placed_files_text(placed, first),
     )

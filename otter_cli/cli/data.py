@@ -9,6 +9,7 @@ import typer
 
 from otter_cli.cli import data_options as d
 from otter_cli.cli.command import Outcome, verb, verb_app
+from otter_cli.cli.tables import facts_table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -71,15 +72,9 @@ def check(
 
 def _view(summary: DataSummary) -> RenderableType:
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for name, value in _summary_rows(summary):
-        table.add_row(Text(name), Text(value))
-    return Group(Text(str(summary.path), style="bold cyan"), table)
+    return Group(Text(str(summary.path), style="bold"), facts_table(_summary_rows(summary)))
 
 
 def _summary_rows(summary: DataSummary) -> list[tuple[str, str]]:

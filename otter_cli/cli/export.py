@@ -1,4 +1,4 @@
-"""`otter export`: write a grafted folder in another layout, and say what holds for it."""
+"""`otter export`: writes a grafted folder in another layout, and judges it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from otter_cli.cli.command import Outcome, verb, verb_app
-from otter_cli.cli.recipe_files import placed_files_record, placed_files_text
+from otter_cli.cli.placed_files import placed_files_record, placed_files_text
+from otter_cli.cli.tables import plain_table
 from otter_cli.core.errors import OtterError
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ def export(
         ExportLayout,
         typer.Option(
             "--to",
-            help="adapter: the inserted tensors alone; wide: one checkpoint for stock "
-            "transformers; base: the base again; vllm: a folder that vLLM serves with the plugin",
+            help="adapter: the inserted tensors only; wide: one checkpoint for stock transformers; "
+            "base: the base alone; vllm: a folder that vLLM serves with the plugin",
         ),
     ],
     draft: Annotated[
@@ -49,50 +50,55 @@ def export(
         typer.Option(
             "--draft",
             metavar="<signal>",
-            help="with --to vllm: this future signal becomes DIR/drafter, in Medusa's format",
+            help="with --to vllm: write this future signal to OUT/drafter, in Medusa's format",
         ),
     ] = None,
 ) -> Outcome:
-    """Write another layout of a graft, read it again, and say what holds for it.
+    """Write another layout of a graft, read it back, and report what holds for it.
 
-    An adapter loads on its base and on no other; a base is the base byte for byte. Wide is not
-    exact: its difference is measured, and the exit code is 1 where signals are too far off.
+    An adapter loads only with its own base. The exported base equals the original byte for byte.
+    The wide layout is not exact: its difference is measured, and the exit code is 1 if signals
+    differ too much.
     """
-    done = _export(folder, out, to, draft)
+    exported = _export(folder, out, to, draft)
     warnings = _position_warnings(folder) if to in (ExportLayout.wide, ExportLayout.vllm) else []
-    placed = placed_files_record(folder, done.files, out)
+    placed = placed_files_record(folder, exported.files, out)
     data = {
         "out": out,
         **placed,
         "layout": to.value,
-        "files": done.files,
-        "verdict": done.verdict,
-        "statement": done.statement,
-        "differences": done.differences,
-        "unmeasured": done.unmeasured,
+        "files": exported.files,
+        "verdict": exported.verdict,
+        "statement": exported.statement,
+        "differences": exported.differences,
+        "unmeasured": exported.unmeasured,
         "warnings": warnings,
     }
-    line = placed_files_text(placed, folder)
-    return Outcome(data, lambda: _view(out, done, line), exit_code=int(done.verdict == "different"))
+    return Outcome(
+        data,
+        lambda: _view(out, exported, placed_files_text(placed, folder)),
+        exit_code=int(exported.verdict == "different"),
+    )
 
 
 def _position_warnings(folder: Path) -> list[str]:
-    """Warns of signals that are served at every token, and were trained at the last alone."""
+    """Warnings, also printed, about signals that are trained at the last token only: the wide and
+    vllm layouts serve them at every token."""
     from otter_cli.core.console import warn
     from otter_cli.graft.manifest import USE_MONITOR, Manifest, untrained_position_warnings
 
     training = Manifest.read(folder).training
-    found = untrained_position_warnings(training, dict.fromkeys(training, (USE_MONITOR,)))
-    for text in found:
+    warnings = untrained_position_warnings(training, dict.fromkeys(training, (USE_MONITOR,)))
+    for text in warnings:
         warn(text)
-    return found
+    return warnings
 
 
 def _export(folder: Path, out: Path, to: ExportLayout, draft: str | None) -> Export:
     if draft is not None and to is not ExportLayout.vllm:
         raise OtterError(
             f"--draft goes with --to vllm, not with --to {to.value}",
-            hint="otter generate --draft SIGNAL drafts with the graft itself",
+            hint="`otter generate FOLDER --draft SIGNAL` drafts with the graft itself",
         )
     if to is ExportLayout.wide:
         from otter_cli.serving.wide.export import export_wide
@@ -107,31 +113,28 @@ def _export(folder: Path, out: Path, to: ExportLayout, draft: str | None) -> Exp
     return export_adapter(folder, out) if to is ExportLayout.adapter else export_base(folder, out)
 
 
-def _view(out: Path, done: Export, placed: str) -> RenderableType:
+def _view(out: Path, exported: Export, placed: str) -> RenderableType:
     from rich.console import Group
 
-    parts: list[RenderableType] = [f"{out}: {len(done.files)} files"]
-    if done.differences:
-        parts += ["", _differences_table(done.differences), ""]
-    parts += [f"{dtype} not measured: {why}" for dtype, why in done.unmeasured.items()]
-    return Group(*parts, placed, f"{done.verdict}: {done.statement}")
+    parts: list[RenderableType] = [f"{out}: {len(exported.files)} files"]
+    if exported.differences:
+        parts += ["", _differences_table(exported.differences), ""]
+    parts += [f"{dtype} not measured: {why}" for dtype, why in exported.unmeasured.items()]
+    return Group(*parts, placed, f"{exported.verdict}: {exported.statement}")
 
 
 def _differences_table(differences: list[WideDifference]) -> RenderableType:
-    """One row a dtype; a signal's cell is its largest difference and its largest value."""
-    from rich.table import Table
-
+    """One row per dtype. The cell of a signal holds its largest difference and largest value."""
     from otter_cli.core.formatting import percent_text
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("", "logits moved", "largest", "argmaxes", *differences[0].signals):
-        table.add_column(title, justify="right" if title else "left")
-    for found in differences:
+    titles = ("", "logits moved", "largest", "argmaxes", *differences[0].signals)
+    table = plain_table(*titles, numeric=True)
+    for row in differences:
         table.add_row(
-            found.dtype,
-            f"{percent_text(found.moved / found.logits)} of {found.logits:,}",
-            f"{found.largest:.1e}" + (f", {found.lost:,} lost" if found.lost else ""),
-            f"{found.flipped} of {found.tokens}",
-            *(f"{s.largest:.1e} of {s.scale:.1f}" for s in found.signals.values()),
+            row.dtype,
+            f"{percent_text(row.moved / row.logits)} of {row.logits:,}",
+            f"{row.largest:.1e}" + (f", {row.lost:,} lost" if row.lost else ""),
+            f"{row.flipped} of {row.tokens}",
+            *(f"{s.largest:.1e} of {s.scale:.1f}" for s in row.signals.values()),
         )
     return table

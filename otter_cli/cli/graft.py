@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from otter_cli.cli.command import Outcome, verb, verb_app
-from otter_cli.cli.recipe_files import placed_files_record, placed_files_text
+from otter_cli.cli.placed_files import placed_files_record, placed_files_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -11,8 +11,6 @@ import typer
 from otter_cli.cli.command import Outcome, verb, verb_app
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from otter_cli.checkpoint.gguf.convert import ImportedModel
 
 
@@ -36,40 +34,40 @@ def import_(
     source: Annotated[
         Path,
         typer.Argument(
-            help="a .gguf file; of a split model any part, with the others beside it: "
+            help="a .gguf file; for a split model any part, with the others in the same folder: "
             "NAME-00001-of-00003.gguf or NAME.gguf.part00"
         ),
     ],
     out: Annotated[Path, typer.Argument(help="the checkpoint folder to write")],
     dtype: Annotated[
-        ImportDtype, typer.Option("--dtype", help="of the stored tensors")
+        ImportDtype, typer.Option("--dtype", help="dtype of the stored tensors")
     ] = ImportDtype.bfloat16,
 ) -> Outcome:
     """Import a GGUF file as a checkpoint folder: safetensors, config.json, tokenizer.
 
-    The base is then the dequantised model, as transformers reads it, and not the model before
-    quantisation. otter.import.json in the folder records the source's digest and its types.
+    The base is the dequantised model, as transformers reads it, not the model before quantisation.
+    otter.import.json in the folder records the digest and the quantisation types of the source.
     """
     from otter_cli.checkpoint.gguf.convert import import_gguf
 
-    done = import_gguf(source, out, dtype=dtype.value)
-    refused = _graft_refusal(done.config)
+    imported = import_gguf(source, out, dtype=dtype.value)
+    refusal = _graft_refusal(imported.config)
     data = {
         "out": out,
-        "family": done.config.get("model_type"),
-        "graft": refused is None,
-        "graft_refuses": refused,
-        "tensors": done.tensors,
-        "parameters": done.parameters,
-        "bytes": done.stored_bytes,
-        "tokenizer": done.has_tokenizer,
-        **done.record,
+        "family": imported.config.get("model_type"),
+        "graft": refusal is None,
+        "graft_refuses": refusal,
+        "tensors": imported.tensors,
+        "parameters": imported.parameters,
+        "bytes": imported.stored_bytes,
+        "tokenizer": imported.has_tokenizer,
+        **imported.record,
     }
-    return Outcome(data, view=lambda: _view(done, refused))
+    return Outcome(data, view=lambda: _view(imported, refusal))
 
 
 def _graft_refusal(config: dict[str, Any]) -> str | None:
-    """What `otter graft` would say, or None where it takes the model."""
+    """Why `otter graft` refuses a model of this configuration, or None if it accepts it."""
     from otter_cli.core.errors import OtterError
     from otter_cli.families.shape import base_shape
 
@@ -80,19 +78,20 @@ def _graft_refusal(config: dict[str, Any]) -> str | None:
     return None
 
 
-def _view(done: ImportedModel, refused: str | None) -> RenderableType:
+def _view(imported: ImportedModel, refusal: str | None) -> str:
     from otter_cli.core.formatting import bytes_text, count_text
 
     kinds = ", ".join(
         f"{count_text(stored['parameters'])} in {kind}"
-        for kind, stored in done.record["source"]["quantisation"].items()
+        for kind, stored in imported.record["source"]["quantisation"].items()
     )
-    size = f"{count_text(done.parameters)} parameters, {bytes_text(done.stored_bytes)}"
+    family, dtype = imported.config.get("model_type"), imported.record["dtype"]
+    size = f"{count_text(imported.parameters)} parameters, {bytes_text(imported.stored_bytes)}"
     lines = [
-        f"{done.out}: {done.config.get('model_type')}, {size} in {done.record['dtype']}",
-        f"dequantised from {kinds}: the base is these numbers, not the model before quantisation",
-        f"next: otter graft {done.out} OUT"
-        if refused is None
-        else f"otter graft will refuse it: {refused}",
+        f"{imported.out}: {family}, {size} in {dtype}",
+        f"dequantised from {kinds}: the base has these values, not those before quantisation",
+        f"next: otter graft {imported.out} OUT"
+        if refusal is None
+        else f"otter graft will refuse it: {refusal}",
     ]
     return "\n".join(lines)

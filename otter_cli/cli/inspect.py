@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from otter_cli.cli.command import Outcome, verb, verb_app
+from otter_cli.cli.tables import facts_table
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from otter_cli.checkpoint.folder import Checkpoint
     from otter_cli.families.shape import BaseShape
     from otter_cli.graft.manifest import Manifest
@@ -26,10 +26,10 @@ def inspect(
         Path | None, typer.Argument(help="a base checkpoint, or a grafted folder")
     ] = None,
     families: Annotated[
-        bool, typer.Option("--families", help="list the families that are supported")
+        bool, typer.Option("--families", help="list the supported model families")
     ] = False,
 ) -> Outcome:
-    """Show family, sizes and files of a checkpoint; of a graft its insertion and signals too."""
+    """Show family, sizes and files of a checkpoint, and the insertions and signals of a graft."""
     from otter_cli.checkpoint.folder import Checkpoint
     from otter_cli.core.errors import OtterError
     from otter_cli.families.shape import base_shape
@@ -38,11 +38,11 @@ def inspect(
         return _families()
     if path is None:
         raise OtterError(
-            "inspect what?", hint="`otter inspect PATH`, or `otter inspect --families`"
+            "nothing to inspect", hint="`otter inspect PATH`, or `otter inspect --families`"
         )
     checkpoint = Checkpoint.open(path)
     data = _record(checkpoint, base_shape(checkpoint.config), _manifest(path))
-    return Outcome(data, view=lambda: _view(data))
+    return Outcome(data, view=lambda: facts_table(_facts(data)))
 
 
 def _families() -> Outcome:
@@ -65,20 +65,17 @@ def _families() -> Outcome:
         },
     }
 
-    def view() -> RenderableType:
-        table = _facts_table()
-        table.add_row("full insertion", ", ".join(data["full"]))
-        for name in data["ffn_only"]:
-            table.add_row(f"FFN only: {name}", reasons[name])
-        table.add_row("export --to wide", ", ".join(data["wide"]))
-        for why in dict.fromkeys(data["not_wide"].values()):
-            names = [name for name, reason in data["not_wide"].items() if reason == why]
-            table.add_row("", f"not {', '.join(names)}: {why}")
-        for name, refusal in data["refused"].items():
-            table.add_row(f"refused: {name}", f"{refusal['reason']}; try {refusal['instead']}")
-        return table
-
-    return Outcome(data, view)
+    rows = [("full insertion", ", ".join(data["full"]))]
+    rows += [(f"FFN only: {name}", reasons[name]) for name in data["ffn_only"]]
+    rows.append(("export --to wide", ", ".join(data["wide"])))
+    for why in dict.fromkeys(data["not_wide"].values()):
+        names = [name for name, reason in data["not_wide"].items() if reason == why]
+        rows.append(("", f"not {', '.join(names)}: {why}"))
+    rows += [
+        (f"refused: {name}", f"{refusal['reason']}; try {refusal['instead']}")
+        for name, refusal in data["refused"].items()
+    ]
+    return Outcome(data, lambda: facts_table(rows))
 
 
 def _manifest(path: Path) -> Manifest | None:
@@ -129,49 +126,37 @@ def _record(checkpoint: Checkpoint, shape: BaseShape, manifest: Manifest | None)
     return record
 
 
-def _facts_table() -> Any:
-    from rich.table import Table
-
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column(overflow="fold")
-    return table
-
-
-def _view(record: dict[str, Any]) -> RenderableType:
+def _facts(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     from otter_cli.core.formatting import count_text, percent_text
 
-    table = _facts_table()
-    table.add_row("folder", str(record["path"]))
+    yield "folder", str(record["path"])
     only = f"FFN insertion only: {record['ffn_only']}" if record["ffn_only"] else "full insertion"
-    table.add_row("family", f"{record['family']} ({only})")
-    table.add_row(
-        "base",
+    yield "family", f"{record['family']} ({only})"
+    base = (
         f"{count_text(record['parameters'])} parameters, {record['dtype']}, "
         f"{record['tensors']} tensors in {len(record['weight_files'])} file(s)"
-        + (", tied embeddings" if record["tied"] else ""),
     )
-    table.add_row(
-        "shape",
+    yield "base", base + (", tied embeddings" if record["tied"] else "")
+    shape = (
         f"{record['layers']} layers, width {record['hidden']}, {record['heads']} heads of "
         f"{record['head_dim']} over {record['kv_heads']}, FFN {record['ffn']}, "
-        f"vocabulary {record['vocab']}, context {record['max_positions']}",
+        f"vocabulary {record['vocab']}, context {record['max_positions']}"
     )
+    yield "shape", shape
     if not record["grafted"]:
-        table.add_row("insertion", "none; `otter graft` adds one")
+        yield "insertion", "none; `otter graft` adds one"
     for insertion in record["insertion"] or []:
         share = percent_text(insertion["parameters"] / record["parameters"])
-        table.add_row(
-            f"insertion {insertion['name']}",
+        sizes = (
             f"{count_text(insertion['parameters'])} parameters ({share}): hidden "
             f"{insertion['hidden']}, heads {insertion['heads']} on {insertion['kv']} keys and "
             f"values, FFN {insertion['ffn']}, {len(insertion['layers'])} layers, "
-            f"{insertion['norm']} norm, {insertion['init']} init, {insertion['dtype']}",
+            f"{insertion['norm']} norm, {insertion['init']} init, {insertion['dtype']}"
         )
+        yield f"insertion {insertion['name']}", sizes
     for name, signal in record["signals"].items():
         training = signal["training"]
         state = (
             f"trained {training.steps} steps ({training.objective})" if training else "untrained"
         )
-        table.add_row(f"signal {name}", f"{signal['kind']}, size {signal['size']}: {state}")
-    return table
+        yield f"signal {name}", f"{signal['kind']}, size {signal['size']}: {state}"

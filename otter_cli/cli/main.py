@@ -22,17 +22,17 @@ _INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `otter` with these arguments (default: the process's own); returns the exit code."""
+    """Runs `otter` with these arguments (default: those of the process); returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     _escape_library_output()
     if not debug:
         _quiet_libraries()
     try:
-        code = _run(arguments or ["--help"])
+        code = _run_command(arguments or ["--help"])
     except KeyboardInterrupt:
         code = _INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - the last resort: told in full, never swallowed
+    except Exception as error:  # noqa: BLE001 - the last resort: reported, never swallowed
         if debug:
             typer.echo(terminal_text(traceback.format_exc()), err=True, nl=False)
         return _print_error(_to_otter_error(error))
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _run(arguments: list[str]) -> int:
+def _run_command(arguments: list[str]) -> int:
     from typer.main import get_command
 
     from otter_cli.cli.verbs import app
@@ -50,9 +50,9 @@ def _run(arguments: list[str]) -> int:
 
 
 def _escape_library_output() -> None:
-    """Warnings and log records quote file names and values: they reach the terminal escaped too.
+    """Escapes warnings and log records, since they quote file names and values.
 
-    A character that the terminal's encoding lacks becomes an escape, not an error.
+    A character that the terminal's encoding lacks becomes an escape instead of an error.
     """
     logging.setLogRecordFactory(_EscapedRecord)
     if warnings.formatwarning is not _escaped_warning:
@@ -77,11 +77,11 @@ _format_warning = warnings.formatwarning
 
 
 def _quiet_libraries() -> None:
-    """Their bars and advice would drown ours; what matters of it is checked by our own code."""
+    """Switches off progress bars and advice of libraries. Our own code checks what matters."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # transformers imports torchao where it is installed, and both think aloud while they load.
+    # transformers imports torchao where it is installed, and both log while they load.
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -98,7 +98,7 @@ def _print_error(error: OtterError) -> int:
 
 
 def _to_otter_error(error: Exception) -> OtterError:
-    """Any exception as one that says what is wrong and what to do."""
+    """Turns any exception into one that says what is wrong and what to do."""
     if isinstance(error, OtterError):
         return error
     if isinstance(error, typer.TyperException):
@@ -109,13 +109,13 @@ def _to_otter_error(error: Exception) -> OtterError:
     first_line = str(error).strip().partition("\n")[0]
     return OtterError(
         f"unexpected {type(error).__name__}: {first_line}",
-        hint="a fault of otter's own: run it again with --debug for the traceback, and report it",
+        hint="this is a bug in otter: run it again with --debug for the traceback, and report it",
     )
 
 
 def _usage_error(error: typer.TyperException) -> OtterError:
-    """Typer's complaint in our form; what it suggests becomes the hint."""
-    # Typer's usage errors are private classes: what they may carry is asked for by name.
+    """Typer's usage error in our form. Its suggestion becomes the hint."""
+    # Typer's usage errors are private classes, so their attributes are looked up by name.
     near = getattr(error, "possibilities", None)
     context = getattr(error, "ctx", None)
     if near:

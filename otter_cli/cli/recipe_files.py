@@ -1,9 +1,7 @@
-"""The recipes that ship with otter: found, named, and described from their own header comments."""
+"""The recipes that ship with otter: their names, paths, and the descriptions in their headers."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from otter_cli.core.errors import OtterError, closest
 from otter_cli.core.strict_files import read_small_text_file
@@ -11,7 +9,8 @@ from otter_cli.core.strict_files import read_small_text_file
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """`name` is the path below recipes/ without its ending; header: line 1 says what, 2 how."""
+    """`name` is the path below recipes/ without its suffix. The first line of the file's header is
+    the `summary`, the second the command that launches it."""
 
     name: str
     path: Path
@@ -33,18 +32,18 @@ def recipe_files() -> list[RecipeFile]:
 
 
 def find_recipe(name: str) -> RecipeFile:
-    """By name, `demo/reward` or `demo/reward.yaml`; raises OtterError naming the closest."""
-    found = {recipe.name: recipe for recipe in recipe_files()}
-    wanted = name.removesuffix(".yaml")
-    if wanted not in found:
-        near = closest(wanted, found)
+    """The recipe `demo/reward` or `demo/reward.yaml`. Raises OtterError with the closest name."""
+    recipes = {recipe.name: recipe for recipe in recipe_files()}
+    stem = name.removesuffix(".yaml")
+    if stem not in recipes:
+        near = closest(stem, recipes)
         hint = f"did you mean {near}?" if near else "`otter recipes ls` lists them"
         raise OtterError(f"no recipe named {name!r} ships with otter", hint=hint)
-    return found[wanted]
+    return recipes[stem]
 
 
 def recipe_path(name: str) -> Path:
-    """A file of that path, or the recipe that ships by that name. Raises OtterError."""
+    """The file at this path, or the shipped recipe of this name. Raises OtterError."""
     path = Path(name)
     if path.is_file():
         return path
@@ -67,23 +66,3 @@ def _read_header(path: Path, root: Path) -> RecipeFile:
             header.append(line.lstrip("# ").rstrip())
     summary, launch = [*header, "", ""][:2]
     return RecipeFile(path.relative_to(root).with_suffix("").as_posix(), path, summary, launch)
-
-
-def placed_files_record(source: Path, files: Iterable[str], out: Path) -> dict[str, Any]:
-    """`linked` files are hard links: a change in one of them changes the source too."""
-    from otter_cli.checkpoint.link_or_copy import hard_linked
-
-    present = [file for file in files if (out / file).is_file()]
-    linked = hard_linked(source, present, out)
-    return {"linked": linked, "copied": [file for file in present if file not in linked]}
-
-
-def placed_files_text(record: dict[str, Any], source: Path | str) -> str:
-    """The same for people."""
-    linked, copied = record["linked"], record["copied"]
-    if not linked:
-        return f"{len(copied)} files of {source} are copies"
-    names = ", ".join(linked[:3]) + (f" and {len(linked) - 3} more" if len(linked) > 3 else "")
-    be, them = ("is a hard link", "it") if len(linked) == 1 else ("are hard links", "them")
-    rest = f"; {len(copied)} files are copies" if copied else ""
-    return f"{names} {be}: a change in {them} changes {source} too{rest}"

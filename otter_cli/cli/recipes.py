@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 
 from otter_cli.cli.command import Outcome, verb, verb_app
 from otter_cli.cli.recipe_files import RecipeFile, find_recipe, recipe_files
+from otter_cli.cli.tables import plain_table
 from otter_cli.core.atomic import write_text
 from otter_cli.core.errors import OtterError
 from otter_cli.core.strict_files import read_small_text_file
@@ -25,7 +26,7 @@ class _ListsByDefault(TyperGroup):
 
 
 app = verb_app(
-    help="The recipes that ship: YAML to copy and edit. Without a subcommand: `ls`.",
+    help="The recipes that ship: YAML files to copy and edit. Without a subcommand: `ls`.",
     example="otter recipes cp demo/reward my-reward.yaml",
     cls=_ListsByDefault,
 )
@@ -36,11 +37,9 @@ RecipeName = Annotated[str, typer.Argument(help="as `otter recipes ls` shows it,
 @verb(app, example="otter recipes ls")
 def ls() -> Outcome:
     """List the recipes that ship."""
-    found = recipe_files()
-    return Outcome(
-        {"recipes": [{"name": r.name, "summary": r.summary, "launch": r.launch} for r in found]},
-        view=lambda: _table(found),
-    )
+    recipes = recipe_files()
+    data = [{"name": r.name, "summary": r.summary, "launch": r.launch} for r in recipes]
+    return Outcome({"recipes": data}, view=lambda: _table(recipes))
 
 
 @verb(app, example="otter recipes show demo/reward")
@@ -56,7 +55,7 @@ def cp(
     name: RecipeName,
     to: Annotated[Path, typer.Argument(help="a new file, or a folder that exists")],
 ) -> Outcome:
-    """Copy a recipe, to edit it."""
+    """Copy a recipe so that you can edit it."""
     recipe = find_recipe(name)
     target = to / recipe.path.name if to.is_dir() else to
     if target.exists():
@@ -65,10 +64,8 @@ def cp(
     return Outcome({"name": recipe.name, "path": target}, view=lambda: str(target))
 
 
-def _table(found: list[RecipeFile]) -> "RenderableType":
-    from rich.table import Table
-
-    table = Table("recipe", "what it does", box=None, header_style="bold", pad_edge=False)
-    for recipe in found:
+def _table(recipes: list[RecipeFile]) -> "RenderableType":
+    table = plain_table("recipe", "what it does")
+    for recipe in recipes:
         table.add_row(recipe.name, recipe.summary)
     return table

@@ -24,7 +24,7 @@ _WIDTH_WITHOUT_TERMINAL = 100
 
 
 def console() -> "Console":
-    """A rich console on stdout; in a pipe or a file lines are 100 columns wide, or $COLUMNS."""
+    """A rich console on stdout. Lines in a pipe or a file are $COLUMNS wide, by default 100."""
     from otter_cli.core.safe_console import SafeConsole
 
     wide = sys.stdout.isatty() or "COLUMNS" in os.environ
@@ -32,39 +32,36 @@ def console() -> "Console":
 
 
 def show(view: "RenderableType") -> None:
-    """Text goes out unwrapped; anything else rich lays out. Control characters become escapes, on a
-    terminal and in a file: --json is the exact data."""
-    if isinstance(view, str):
-        console().print(view, soft_wrap=True)
-    else:
-        console().print(view)
+    """Prints text without wrapping, and lays out any other renderable. Control characters become
+    escapes, on a terminal and in a file; only --json gives the exact data."""
+    console().print(view, soft_wrap=isinstance(view, str))
 
 
 @contextmanager
 def stdout_reserved() -> Iterator[None]:
-    """Whatever is printed inside goes to stderr: by Python, by C code, by child processes."""
+    """Sends to stderr what Python, C code and child processes print to stdout inside."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    saved_stdout = os.dup(1)
     os.dup2(2, 1)
     try:
         with redirect_stdout(sys.stderr):
             yield
     finally:
-        # Text that a library's own handle on stdout still buffers must leave before the door shuts.
+        # A library's own handle may still buffer text, which must go to stderr too.
         sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(saved_stdout, 1)
+        os.close(saved_stdout)
 
 
 def print_json(data: Mapping[str, Any]) -> None:
-    """One object; raises ValueError for NaN and infinity, which JSON does not have."""
+    """Prints one object. Raises ValueError for NaN and infinity, which JSON does not have."""
     _write_json(data, indent=2 if sys.stdout.isatty() else None)
 
 
 def print_json_lines(data: Iterable[Mapping[str, Any]]) -> None:
-    """One object a line; raises ValueError as `print_json`."""
-    for one in data:
-        _write_json(one, indent=None)
+    """Prints one object per line. Raises ValueError as `print_json` does."""
+    for record in data:
+        _write_json(record, indent=None)
 
 
 def _write_json(data: Mapping[str, Any], indent: int | None) -> None:
@@ -82,13 +79,14 @@ def _json_value(value: Any) -> Any:
         return value.model_dump(mode="json")
     if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays
         return value.tolist()
-    raise TypeError(f"{type(value).__name__} has no place in JSON output")
+    raise TypeError(f"JSON cannot hold a {type(value).__name__}")
 
 
 def stdin_lines() -> Iterator[str]:
-    """Without their ends. Raises OtterError for bytes that are not UTF-8.
+    """Lines of stdin without their line ends. Raises OtterError for bytes that are not UTF-8.
 
-    Decoded by hand: a locale decodes stdin strictly, or leaves halves of characters in it.
+    The bytes are decoded here, because Python decodes stdin by the locale: strictly, or with
+    surrogate characters for bytes that are not valid.
     """
     for number, line in enumerate(getattr(sys.stdin, "buffer", sys.stdin), 1):
         if isinstance(line, str):

@@ -1,4 +1,4 @@
-"""`otter strip`: gives the base back."""
+"""`otter strip`: writes the base of a graft as a folder of its own, byte for byte."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,12 @@ from typing import Annotated
 import typer
 
 from otter_cli.cli.command import Outcome, verb, verb_app
-from otter_cli.cli.recipe_files import placed_files_record, placed_files_text
+from otter_cli.cli.placed_files import (
+    Copy,
+    placed_files_record,
+    placed_files_text,
+    placement_mode,
+)
 
 app = verb_app()
 
@@ -15,14 +20,12 @@ app = verb_app()
 def strip(
     folder: Annotated[Path, typer.Argument(help="the grafted folder")],
     to: Annotated[Path, typer.Argument(help="where the base goes")],
-    copy: Annotated[
-        bool, typer.Option("--copy", help="copy weights, rather than hard-link them")
-    ] = False,
+    copy: Copy = False,
 ) -> Outcome:
-    """Give the base back, byte for byte: every file is checked against its digest first."""
-    from otter_cli.graft.surgery import strip as give_back
+    """Write the base back, byte for byte. The digest of every file is checked first."""
+    from otter_cli.graft.surgery import strip as strip_folder
 
-    files = give_back(folder, to, mode="copy" if copy else "link")
+    files = strip_folder(folder, to, mode=placement_mode(copy))
     placed = placed_files_record(folder, files, to)
     return Outcome(
         {"out": to, "files": list(files), **placed},

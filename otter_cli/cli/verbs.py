@@ -19,24 +19,22 @@ class Verb(NamedTuple):
     summary: str
 
 
-# In the order in which a user meets them: panels too appear as they first come.
+# In the order in which a user meets them. The overview shows panels in the same order.
 VERBS = {
-    "import": Verb("otter_cli.cli.import_", "Checkpoints", "a GGUF file as a checkpoint folder"),
-    "inspect": Verb("otter_cli.cli.inspect", "Checkpoints", "what a folder is, what was grafted"),
-    "graft": Verb("otter_cli.cli.graft", "Checkpoints", "insert tensors beside a base's own"),
+    "import": Verb("otter_cli.cli.import_", "Checkpoints", "turn a GGUF file into a checkpoint"),
+    "inspect": Verb("otter_cli.cli.inspect", "Checkpoints", "show what a folder holds"),
+    "graft": Verb("otter_cli.cli.graft", "Checkpoints", "add inserted tensors to a base"),
     "attach": Verb("otter_cli.cli.attach", "Checkpoints", "put an adapter beside its base again"),
-    "strip": Verb("otter_cli.cli.strip", "Checkpoints", "give the base back, byte for byte"),
-    "compose": Verb("otter_cli.cli.compose", "Checkpoints", "join two insertions on one base"),
-    "verify": Verb("otter_cli.cli.verify", "Checkpoints", "prove that the base is not disturbed"),
-    "export": Verb("otter_cli.cli.export", "Checkpoints", "adapter, wide or base, with a verdict"),
-    "data": Verb("otter_cli.cli.data", "Training", "what a data file holds, before training on it"),
+    "strip": Verb("otter_cli.cli.strip", "Checkpoints", "write the base back, byte for byte"),
+    "compose": Verb("otter_cli.cli.compose", "Checkpoints", "join two grafts of one base"),
+    "verify": Verb("otter_cli.cli.verify", "Checkpoints", "prove that the base's logits are equal"),
+    "export": Verb("otter_cli.cli.export", "Checkpoints", "write an adapter, or another layout"),
+    "data": Verb("otter_cli.cli.data", "Training", "check a data file before you train on it"),
     "train": Verb("otter_cli.cli.train", "Training", "train inserted tensors, or a baseline"),
-    "generate": Verb("otter_cli.cli.generate", "Use", "text with its signals, guided or drafted"),
+    "generate": Verb("otter_cli.cli.generate", "Use", "write text, with signals for every token"),
     "chat": Verb("otter_cli.cli.chat", "Use", "talk with a graft, tokens coloured by a signal"),
     "bench": Verb("otter_cli.cli.bench", "Use", "compare with plain decoding and baselines"),
-    "demo": Verb(
-        "otter_cli.cli.demo", "Help", "the whole job on a tiny base that ships, in minutes"
-    ),
+    "demo": Verb("otter_cli.cli.demo", "Help", "graft, train and compare on a small model"),
     "models": Verb("otter_cli.cli.models", "Help", "fetch small real models to try otter on"),
     "recipes": Verb("otter_cli.cli.recipes", "Help", "list, show and copy the recipes that ship"),
     "doctor": Verb("otter_cli.cli.doctor", "Help", "versions, hardware, memory, what is missing"),
@@ -44,8 +42,8 @@ VERBS = {
 
 
 def overview() -> str:
-    """The page of `otter --help`: the verbs by panel, and what holds for all of them."""
-    # Laid out by hand because rich's help takes longer to import than all the rest takes to run.
+    """The page of `otter --help`: the verbs by panel, and what all of them have in common."""
+    # This layout does without rich, whose import takes longer than everything else together.
     from typer import style
 
     width = max(map(len, VERBS)) + 3
@@ -61,16 +59,16 @@ def overview() -> str:
 
 
 _OVERVIEW_TITLE = """\
-Rewards, toxicity scores and future tokens beside a frozen language model's own logits: one pass,
-and the logits stay what they were, bit for bit."""
+Rewards, toxicity scores and future tokens from the same forward pass as a frozen language model's
+logits. The logits stay equal to the base's, bit for bit."""
 
 _OVERVIEW_END = """\
-Every verb takes --json (one object on stdout, nothing else), --quiet and --debug, and explains
-itself with --help. Exit codes: 0 fine, 1 a check failed, 2 bad usage or input, 130 interrupted."""
+Every verb takes --json (one object on stdout, nothing else), --quiet, --debug and --help.
+Exit codes: 0 success, 1 a check failed, 2 bad usage or input, 130 interrupted."""
 
 
 class VerbGroup(TyperGroup):
-    """Typer's group over the table: its context type is private, hence Any in the signatures."""
+    """The group of all verbs. Typer's context type is private, hence Any in the signatures."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(VERBS)
@@ -78,7 +76,7 @@ class VerbGroup(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name in VERBS:
             command = get_command(import_module(VERBS[cmd_name].module).app)
-            # Shell completion shows this line; the verb's own page stays as its file says.
+            # Shell completion shows this line. The verb's own page is unchanged.
             command.short_help = VERBS[cmd_name].summary
             return command
         if ctx.resilient_parsing or cmd_name.startswith("-"):
@@ -93,8 +91,8 @@ class VerbGroup(TyperGroup):
         formatter.write(overview())
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         from otter_cli import __version__
 
         typer.echo(f"otter {__version__}")

@@ -125,7 +125,7 @@ def test_the_exit_code_of_a_failed_check(
         (OtterError("no base at x", hint="name a folder"), 2, "error: no base at x\nhint: name a"),
         (CheckFailed("not equal"), 1, "error: not equal\n"),
         (PermissionError(13, "Permission denied", "/x/y"), 2, "error: Permission denied: /x/y\n"),
-        (ValueError("a\nb"), 2, "error: unexpected ValueError: a\nhint: a fault of otter's own"),
+        (ValueError("a\nb"), 2, "error: unexpected ValueError: a\nhint: this is a bug in otter"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )
