@@ -1,7 +1,7 @@
-"""The whole job in one command: on a real small model, or on the tiny base that ships.
+"""The whole job in one command, on a real small model or on the tiny base that ships.
 
-The tiny base was trained on a small synthetic world, whose texts, gold rule and toxicity
-classifier are here too.
+The tiny base was trained on text of a small synthetic world. This package also holds the writer of
+that text, the gold rule that scores it, and a toxicity classifier for it.
 """
 
 from pathlib import Path

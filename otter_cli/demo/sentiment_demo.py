@@ -1,34 +1,29 @@
-"""The demo on a real small model: the steps from its own texts to the comparison, each resumable.
+"""The demo on a real small model. Every step can be resumed.
 
-The base continues prompts, VADER labels the texts, an insertion learns to score them; then the same
-test prompts are written plain, guided in one pass, and guided by a second model.
+The base continues prompts, VADER labels the texts, and an insertion learns to score them. Then the
+base continues test prompts in three ways: plain, guided in one pass, and guided by a second model.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from otter_cli.core.atomic import write_json, write_text
-from otter_cli.core.console import say
 from otter_cli.core.errors import OtterError
-from otter_cli.core.formatting import seconds_text
 from otter_cli.core.process import derive_seed
 from otter_cli.core.strict_files import read_own_json_object
 from otter_cli.demo import sentiment_lexicons
+from otter_cli.demo.steps import StepTimer, graft_base, verify_graft
 
 if TYPE_CHECKING:
     from otter_cli.benchmarks.results import BenchmarkResult
     from otter_cli.graft.price import Price
     from otter_cli.training.run import TrainResult
-    from otter_cli.verification.report import Verdict
-    from otter_cli.verification.report import VerificationReport as Verification
+    from otter_cli.verification.report import Verdict, VerificationReport
 
 
 TRAINING_SUBJECTS = (
@@ -63,7 +58,7 @@ TRAINING_SUBJECTS = (
     "the family dinner",
     "the software update",
 )
-# The test prompts speak of subjects that no training prompt names.
+# The test prompts name subjects that no training prompt names.
 TEST_SUBJECTS = (
     "the coffee at the station",
     "my running shoes",
@@ -103,7 +98,7 @@ METHODS = {"plain": "plain", "one-pass": "otter, one pass", "args": "ARGS, a sec
 
 @dataclass(frozen=True)
 class DemoScale:
-    """How much of everything: the whole demo, or the quick one."""
+    """Counts and strengths of a run, at the size of the whole demo."""
 
     prompts: int = 120
     samples: int = 8
@@ -121,63 +116,66 @@ QUICK_SCALE = DemoScale(prompts=40, samples=6, steps=50, batch=16, test_prompts=
 STEPS = ("graft", "write", "train", "train ARGS's model", "verify", "compare")
 
 
-@dataclass
+@dataclass(frozen=True)
 class SentimentDemo:
-    """What each step gave; `seconds` by step."""
+    """The result of each step, and its duration in seconds."""
 
     folder: Path
     base: Path
-    scale: DemoScale
-    price: Price | None = None
-    trained: dict[str, TrainResult] = field(default_factory=dict)
-    verification: Verification | None = None
-    verdict: Verdict | None = None
-    result: BenchmarkResult | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
+    price: Price
+    trained: dict[str, TrainResult]
+    verification: VerificationReport
+    verdict: Verdict
+    result: BenchmarkResult
+    seconds: dict[str, float]
 
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Says which step begins and how long it took."""
-        say(f"step {STEPS.index(name) + 1} of {len(STEPS)}: {name}")
-        started = perf_counter()
-        yield
-        self.seconds[name] = perf_counter() - started
-        say(f"  {seconds_text(self.seconds[name])}")
+    def record(self) -> dict[str, Any]:
+        """The results as JSON has them."""
+        return {
+            "graft": self.price.record(),
+            "train": {name: vars(run) for name, run in self.trained.items()},
+            "verify": {"verdict": self.verdict.name},
+            "bench": self.result.model_dump(mode="json"),
+            "seconds": self.seconds,
+        }
 
 
 def run_sentiment_demo(
     folder: Path, base: Path, *, scale: DemoScale = FULL_SCALE, seed: int = 0
 ) -> SentimentDemo:
-    """Runs the demo in `folder`, or goes on with it: finished steps are not done again. Raises
-    OtterError, also for a folder with a run of another base, seed or scale."""
+    """Runs the demo in `folder`, or resumes it: finished steps are kept.
+
+    Raises OtterError, also for a folder that holds a run with another base, seed or scale.
+    """
     sentiment_lexicons.require_lexicons()
     folder.mkdir(parents=True, exist_ok=True)
     _check_settings(folder / "demo.json", {"seed": seed, **asdict(scale)})
-    demo = SentimentDemo(folder, base, scale)
-    grafted, data = folder / "grafted", folder / "data"
+    timer = StepTimer(STEPS)
+    grafted, data, trained = folder / "grafted", folder / "data", {}
     data.mkdir(exist_ok=True)
-    with demo.step("graft"):
-        demo.price = _graft(base, grafted)
-    with demo.step("write"):
+    with timer.step("graft"):
+        price = _graft(base, grafted)
+    with timer.step("write"):
         texts = _write_training_texts(grafted, data, scale, seed)
-    with demo.step("train"):
-        demo.trained["insertion"] = _train(grafted, texts, scale, seed)
-    with demo.step("train ARGS's model"):
-        demo.trained["lora"] = _train(grafted, texts, scale, seed, to=folder / "lora")
-    with demo.step("verify"):
-        demo.verification, demo.verdict = _verify(grafted, folder / "proof.json")
-    with demo.step("compare"):
-        demo.result = _compare(folder, scale, seed)
-    return demo
+    with timer.step("train"):
+        trained["insertion"] = _train(grafted, texts, scale, seed)
+    with timer.step("train ARGS's model"):
+        trained["lora"] = _train(grafted, texts, scale, seed, to=folder / "lora")
+    with timer.step("verify"):
+        report, verdict = _verify(grafted, folder / "proof.json")
+    with timer.step("compare"):
+        result = _compare(folder, scale, seed)
+    return SentimentDemo(folder, base, price, trained, report, verdict, result, timer.seconds)
 
 
 def _check_settings(record: Path, settings: dict[str, Any]) -> None:
-    """Writes down what the folder's run is, or compares: steps of two runs must not be mixed."""
+    """Records the settings of the folder's run, or compares them: runs must not be mixed. Raises
+    OtterError."""
     if not record.exists():
         write_json(record, settings)
         return
-    before = read_own_json_object(record)
-    differing = [name for name, value in settings.items() if before.get(name) != value]
+    recorded = read_own_json_object(record)
+    differing = [name for name, value in settings.items() if recorded.get(name) != value]
     if differing:
         raise OtterError(
             f"{record.parent} holds a run with other settings: {', '.join(differing)}",
@@ -199,22 +197,14 @@ def _check_base(base: Path, grafted: Path) -> None:
 
 
 def _graft(base: Path, out: Path) -> Price:
-    from otter_cli.checkpoint.folder import Checkpoint
-    from otter_cli.graft.plan import plan_insertion
-    from otter_cli.graft.price import price
-    from otter_cli.graft.surgery import graft
-
-    checkpoint = Checkpoint.open(base)
-    plan = plan_insertion(checkpoint, SIGNALS, init="normal", **SIZES)
     if out.exists():
         _check_base(base, out)
-    else:
-        graft(checkpoint, out, plan, source=base.name)
-    return price(plan, checkpoint)
+    return graft_base(base, out, source=base.name, signals=SIGNALS, init="normal", **SIZES)
 
 
 def _write_training_texts(grafted: Path, folder: Path, scale: DemoScale, seed: int) -> Path:
-    """The base continues the training prompts; VADER labels each continuation. The rows' file."""
+    """The base continues the training prompts, and VADER labels each continuation. Returns the file
+    of labelled texts."""
     from otter_cli.model.load import load_tokenizer
     from otter_cli.model.otter import OtterForCausalLM
     from otter_cli.teaching.continuations import ContinuationSettings
@@ -223,25 +213,25 @@ def _write_training_texts(grafted: Path, folder: Path, scale: DemoScale, seed: i
     texts = _draw_prompts(training_prompts(), scale.prompts, seed)
     file = folder / "training-prompts.txt"
     write_text(file, "".join(f"{text}\n" for text in texts))
-    drawing = ContinuationSettings(scale.samples, scale.tokens, seed=seed)
-    teaching = TeachingSettings(LABELLER, file, chat=False, drawing=drawing)
+    continuations = ContinuationSettings(scale.samples, scale.tokens, seed=seed)
+    teaching = TeachingSettings(LABELLER, file, chat=False, drawing=continuations)
     model = OtterForCausalLM.from_pretrained(grafted)
     return teach(grafted, model, load_tokenizer(grafted), teaching, ["score"]).path
 
 
 def _draw_prompts(texts: list[str], count: int, seed: int) -> list[str]:
-    """`count` of the texts, by seed, in their order."""
-    chosen = random.Random(derive_seed("demo", seed)).sample(
+    """A random choice of `count` texts, or all if there are fewer, in their order."""
+    drawn = random.Random(derive_seed("demo", seed)).sample(
         range(len(texts)), min(count, len(texts))
     )
-    return [texts[i] for i in sorted(chosen)]
+    return [texts[i] for i in sorted(drawn)]
 
 
 def _train(
     grafted: Path, texts: Path, scale: DemoScale, seed: int, to: Path | None = None
 ) -> TrainResult:
-    """The insertion, or with `to` the separate reward model that ARGS needs (LoRA): on the same
-    texts, for as many steps."""
+    """Trains the insertion. With `to`, trains the separate LoRA reward model that ARGS needs, on
+    the same texts and for as many steps."""
     from otter_cli.training.recipe import Recipe
     from otter_cli.training.run import train
 
@@ -254,7 +244,7 @@ def _train(
         {
             "steps": scale.steps,
             "batch_size": scale.batch,
-            # A LoRA step keeps activations of the whole model: in four passes it fits 3 GB.
+            # A LoRA step keeps activations of the whole model. Four smaller passes fit 3 GB.
             "accumulate": 4 if to else 1,
             "max_length": 64,
             "learning_rate": 1e-3,
@@ -265,28 +255,19 @@ def _train(
     return train(grafted, recipe, resume=True, baseline="lora" if to else None, to=to)
 
 
-def _verify(grafted: Path, proof: Path) -> tuple[Verification, Verdict]:
-    """In the dtype that the base is stored in, or float32 where that is none of the grid's;
-    `otter verify` does the others."""
+def _verify(grafted: Path, proof: Path) -> tuple[VerificationReport, Verdict]:
+    """Verifies in the dtype of the base's files, or in float32 if the grid lacks that dtype. The
+    verb `otter verify` covers the other dtypes."""
     from otter_cli.checkpoint.folder import Checkpoint
-    from otter_cli.verification.agenda import VerificationRequest
     from otter_cli.verification.grid import Grid
-    from otter_cli.verification.proof import proof_record
-    from otter_cli.verification.report import decide
-    from otter_cli.verification.run_verification import verify
 
     names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-    grid = Grid(
-        dtypes=(names.get(Checkpoint.open(grafted).dtype, "float32"),), attentions=("sdpa",)
-    )
-    report = verify(VerificationRequest(grafted, None, grid))
-    verdict = decide(report)
-    write_json(proof, proof_record(report, verdict))
-    return report, verdict
+    dtype = names.get(Checkpoint.open(grafted).dtype, "float32")
+    return verify_graft(grafted, proof, grid=Grid(dtypes=(dtype,), attentions=("sdpa",)))
 
 
 def _compare(folder: Path, scale: DemoScale, seed: int) -> BenchmarkResult:
-    """The test prompts, each method in turns on each of them; AFINN judges."""
+    """Each method in turn on each test prompt. AFINN judges the texts."""
     from otter_cli.benchmarks.benchmark import BenchmarkSetting
     from otter_cli.benchmarks.methods.specs import MethodSpec, build_methods
     from otter_cli.benchmarks.model_pool import ModelPool

@@ -1,6 +1,6 @@
 """Two sentiment lexicons by different authors: VADER labels training texts, AFINN judges.
 
-A judge of its own makes sure that guidance is not scored by what it was trained on.
+The judge differs from the labeller so that guidance is not judged by what it was trained on.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ _REQUIRED_PACKAGES = {"vaderSentiment": "vaderSentiment", "afinn": "afinn"}
 
 
 def vader(text: str) -> float:
-    """How positive a text is, from 0 to 1, by VADER's compound score (Hutto and Gilbert 2014)."""
+    """The compound score of VADER, scaled to 0 (negative) to 1 (Hutto and Gilbert 2014)."""
     return (float(_vader().polarity_scores(text)["compound"]) + 1) / 2
 
 
 def afinn_positive(prompt: str, response: str) -> float:
-    """1 where the words of the response sum to a positive AFINN score (Nielsen 2011), else 0."""
+    """1 if the AFINN scores of the response's words sum to more than 0 (Nielsen 2011), else 0."""
     return float(_afinn().score(response) > 0)
 
 
 def afinn_digest() -> str:
-    """What identifies the judge: the package and its version."""
+    """The identity of the judge: a digest of the package's version and the rule."""
     return sha256_json({"afinn": version("afinn"), "rule": "score > 0"})
 
 
 def require_lexicons() -> None:
-    """Raises OtterError, with the line to type, where a lexicon is not installed."""
+    """Raises OtterError, with the command to run, if a lexicon is not installed."""
     for module, package in _REQUIRED_PACKAGES.items():
         try:
             version(package)

@@ -1,15 +1,14 @@
-"""The report of the sentiment demo: the answer, the texts side by side, how they came about."""
+"""The report of the sentiment demo: the comparison in one sentence, texts side by side, details."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otter_cli.core.formatting import count_text, percent_text, seconds_text
+from otter_cli.core.formatting import count_text
 from otter_cli.core.jsonlines import read_jsonlines
-from otter_cli.core.provenance import hardware, versions
 from otter_cli.demo.sentiment_demo import METHODS, VALUE_SIGNAL, SentimentDemo
+from otter_cli.demo.steps import price_table, run_facts
 from otter_cli.reports.benchmark import benchmark_sections
 from otter_cli.reports.model_card import training_section
 from otter_cli.reports.page import (
@@ -20,7 +19,6 @@ from otter_cli.reports.page import (
     ReportTable,
     scale_of,
 )
-from otter_cli.reports.report_files import write_report
 from otter_cli.reports.verification import verification_sections
 
 if TYPE_CHECKING:
@@ -33,20 +31,19 @@ _COLOURS_TEXT = (
     "how positive the text is expected to end, from red (low) to green (high)."
 )
 _JUDGE_TEXT = (
-    "VADER labelled the training texts. AFINN, a word list by another author, judges: a text "
-    "counts as positive where its words sum to more than 0. Time is per token, one prompt at a "
-    "time, the methods in turns on each prompt."
+    "VADER labelled the training texts. AFINN, a word list by another author, is the judge: a text "
+    "counts as positive if the scores of its words sum to more than 0. Time is per token, for one "
+    "prompt at a time, with each method in turn on each prompt."
 )
 
 
 def sentiment_report(demo: SentimentDemo) -> Report:
-    """Everything that the demo measured, as one report."""
-    assert demo.result is not None and demo.verification is not None and demo.verdict is not None
+    """All results of the demo as one report."""
     sections = [
         ReportSection("Side by side", [_COLOURS_TEXT], texts=list(_coloured_texts(demo))),
         ReportSection("What it costs and what it gives", [_JUDGE_TEXT], [_comparison_table(demo)]),
         ReportSection(f"Verified: {demo.verdict.name}", [demo.verdict.sentence]),
-        _price_section(demo),
+        ReportSection("What was inserted", [_price_text(demo)], [price_table(demo.price)]),
         training_section(
             {"insertion": demo.trained["insertion"], "LoRA reward model": demo.trained["lora"]},
             "The same texts and the same number of steps. The LoRA model is ARGS's.",
@@ -54,56 +51,47 @@ def sentiment_report(demo: SentimentDemo) -> Report:
         *verification_sections(demo.verification),
         *benchmark_sections(demo.result),
     ]
-    return Report(
-        "otter demo: steering a real model's sentiment",
-        headline(demo),
-        sections,
-        _report_facts(demo),
-    )
-
-
-def write_sentiment_report(demo: SentimentDemo) -> Path:
-    """Writes report.html and report.md into the demo's folder; the HTML's path."""
-    return write_report(sentiment_report(demo), demo.folder)
+    facts = [("base", demo.base.name), *run_facts(demo.seconds)]
+    return Report("otter demo: steering a real model's sentiment", headline(demo), sections, facts)
 
 
 def headline(demo: SentimentDemo) -> str:
-    """The comparison in one sentence, with its figures, whichever way it went."""
-    assert demo.result is not None
+    """The comparison in two sentences, with its figures, whatever the outcome."""
     methods = demo.result.methods
     share = {name: methods[name].metrics["gold_reward"] for name in METHODS}
     time = {name: methods[name].metrics["time_ratio"] for name in ("one-pass", "args")}
     return (
         f"With otter in one pass, {_share_text(share['one-pass'])} of the texts are positive, "
         f"{_share_text(share['plain'])} without a guide and {_share_text(share['args'])} with a "
-        f"second model "
-        f"(ARGS). A token takes {_times_text(time['one-pass'])} plain decoding's time with otter "
-        f"and "
-        f"{_times_text(time['args'])} with the second model."
+        f"second model (ARGS). A token takes {_times_text(time['one-pass'])} as long as in plain "
+        f"decoding with otter, and {_times_text(time['args'])} with the second model."
     )
 
 
 def _share_text(estimate: Estimate) -> str:
-    return f"{estimate.mean:.0%} [{estimate.low:.0%}, {estimate.high:.0%}]"
+    return " ".join(_figures(estimate, ".0%"))
 
 
 def _times_text(estimate: Estimate) -> str:
-    return f"{estimate.mean:.2f} [{estimate.low:.2f}, {estimate.high:.2f}] times"
+    return " ".join(_figures(estimate, ".2f")) + " times"
+
+
+def _figures(estimate: Estimate, spec: str) -> tuple[str, str]:
+    """The mean and the interval, each number in the format `spec`."""
+    return f"{estimate.mean:{spec}}", f"[{estimate.low:{spec}}, {estimate.high:{spec}}]"
 
 
 def _comparison_table(demo: SentimentDemo) -> ReportTable:
-    assert demo.result is not None
     rows: list[list[Cell | str]] = []
     for name, label in METHODS.items():
         metrics = demo.result.methods[name].metrics
         time = metrics.get("time_ratio")
-        positive, perplexity = metrics["gold_reward"], metrics["perplexity"]
         rows.append(
             [
                 label,
-                Cell(f"{positive.mean:.0%}", f"[{positive.low:.0%}, {positive.high:.0%}]"),
-                Cell(f"{time.mean:.2f}", f"[{time.low:.2f}, {time.high:.2f}]") if time else "1",
-                Cell(f"{perplexity.mean:.1f}", f"[{perplexity.low:.1f}, {perplexity.high:.1f}]"),
+                Cell(*_figures(metrics["gold_reward"], ".0%")),
+                Cell(*_figures(time, ".2f")) if time else "1",
+                Cell(*_figures(metrics["perplexity"], ".1f")),
             ]
         )
     count = demo.result.settings.prompts.count
@@ -117,16 +105,18 @@ def _comparison_table(demo: SentimentDemo) -> ReportTable:
 
 
 def _coloured_texts(demo: SentimentDemo) -> Iterator[ColouredText]:
-    """The same prompts by every method, coloured on one scale."""
-    read = _read_values(demo)
-    low, high = scale_of([value for *_, values in read for value in values])
-    for label, prompt, tokens, values in read:
+    """The texts of every method on the same prompts, coloured on one scale."""
+    scored_texts = _score_texts(demo)
+    low, high = scale_of([value for *_, values in scored_texts for value in values])
+    for label, prompt, tokens, values in scored_texts:
         yield ColouredText(label, prompt, tokens, values, low, high, f"ends at {values[-1]:.2f}")
 
 
-def _read_values(demo: SentimentDemo) -> list[tuple[str, str, list[str], list[float]]]:
-    """The first prompts' texts, read by the insertion's value after the fact: no guide is needed
-    for that, so that plain's and ARGS's texts have colours too."""
+def _score_texts(demo: SentimentDemo) -> list[tuple[str, str, list[str], list[float]]]:
+    """Label, prompt, tokens and values [tokens] of each method's text on the first prompts.
+
+    The insertion scores the finished texts, so that those of plain decoding and ARGS have colours
+    too."""
     import torch
 
     from otter_cli.api.model import load
@@ -138,7 +128,7 @@ def _read_values(demo: SentimentDemo) -> list[tuple[str, str, list[str], list[fl
     }
     prompts = list(read_jsonlines(demo.folder / "compare" / "prompts.jsonl"))[:_PROMPTS_SHOWN]
     model = load(demo.folder / "grafted")
-    read = []
+    scored = []
     for prompt in prompts:
         for name, label in METHODS.items():
             before: list[int] = list(prompt["tokens"])
@@ -146,32 +136,10 @@ def _read_values(demo: SentimentDemo) -> list[tuple[str, str, list[str], list[fl
             with torch.no_grad():
                 out = model(torch.tensor([before + tokens]), signals=(VALUE_SIGNAL,), logits=False)
             values: Any = out.signals[VALUE_SIGNAL][0, len(before) :].float().tolist()
-            read.append(
-                (label, prompt["text"], token_texts(model.tokenizer, before, tokens), values)
-            )
-    return read
+            texts = token_texts(model.tokenizer, before, tokens)
+            scored.append((label, prompt["text"], texts, values))
+    return scored
 
 
-def _price_section(demo: SentimentDemo) -> ReportSection:
-    price = demo.price
-    assert price is not None
-    rows = [
-        [part, count_text(count), percent_text(count / price.base_parameters)]
-        for part, count in price.by_part.items()
-    ]
-    rows.append(["all", count_text(price.inserted_parameters), percent_text(price.ratio)])
-    text = f"The base has {count_text(price.base_parameters)} parameters and stays as it is."
-    return ReportSection(
-        "What was inserted", [text], [ReportTable(["inserted", "parameters", "of the base"], rows)]
-    )
-
-
-def _report_facts(demo: SentimentDemo) -> list[tuple[str, str]]:
-    machine = hardware()
-    packages = [f"{name} {version}" for name, version in versions().items()]
-    return [
-        ("base", demo.base.name),
-        *((f"time of {name}", seconds_text(spent)) for name, spent in demo.seconds.items()),
-        ("machine", f"{machine['cpu']}, {machine['cores']} cores"),
-        ("versions", ", ".join(packages)),
-    ]
+def _price_text(demo: SentimentDemo) -> str:
+    return f"The base has {count_text(demo.price.base_parameters)} parameters and does not change."

@@ -1,28 +1,23 @@
 """`otter demo --tiny`: graft, train, verify and three benchmarks on the tiny base, and the report.
 
-Every step keeps what is in the folder already, so the same call resumes an interrupted run.
+Every step keeps what is already in the folder, so the same call resumes an interrupted run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from otter_cli.core.atomic import write_json
-from otter_cli.core.console import say
 from otter_cli.core.digests import sha256_file
-from otter_cli.core.formatting import bytes_text, count_text, percent_text, seconds_text
-from otter_cli.core.provenance import hardware, versions
+from otter_cli.core.formatting import bytes_text, count_text, percent_text
 from otter_cli.core.strict_files import read_own_json_object
 from otter_cli.demo import BASE
+from otter_cli.demo.steps import StepTimer, graft_base, price_table, run_facts, verify_graft
 from otter_cli.demo.world import write_world
 from otter_cli.reports.benchmark import benchmark_sections
 from otter_cli.reports.model_card import training_section
-from otter_cli.reports.page import Report, ReportSection, ReportTable
-from otter_cli.reports.report_files import write_report
+from otter_cli.reports.page import Report, ReportSection
 from otter_cli.reports.verification import verification_sections
 
 if TYPE_CHECKING:
@@ -31,90 +26,83 @@ if TYPE_CHECKING:
     from otter_cli.decoding.sampling import Sampling
     from otter_cli.graft.price import Price
     from otter_cli.training.run import TrainResult
-    from otter_cli.verification.report import Verdict
-    from otter_cli.verification.report import VerificationReport as Verification
+    from otter_cli.verification.report import Verdict, VerificationReport
 
 
 SIGNALS = ("reward", "toxicity", "future:3")
 SIZES: dict[str, Any] = {"hidden": 32, "heads": 1, "ffn": 64}
 DRAFT_PROMPTS, GUIDED_PROMPTS, DETOX_PROMPTS, DETOX_SAMPLES = 30, 30, 40, 8
+# Each trained model, with the baseline that it is; the insertion itself is none.
+BASELINES = {"insertion": None, "head": "head", "separate": "separate"}
+BENCHMARKS = ("preference", "detox", "speedup")
+STEPS = (
+    "data",
+    "graft",
+    *(f"train {name}" for name in BASELINES),
+    "train the toxicity classifier",
+    "verify",
+    *(f"bench {name}" for name in BENCHMARKS),
+)
 
 
 @dataclass(frozen=True)
 class SyntheticDemo:
-    """What each step of the demo gave; `seconds` by step."""
+    """The result of each step, and its duration in seconds. `auc` is the toxicity classifier's on
+    held-out texts, by label."""
 
     folder: Path
     price: Price
     trained: dict[str, TrainResult]
-    verification: Verification
+    verification: VerificationReport
     verdict: Verdict
     results: dict[str, BenchmarkResult]
     auc: dict[str, float]
     seconds: dict[str, float]
 
+    def record(self) -> dict[str, Any]:
+        """The results as JSON has them."""
+        counts = {
+            "cases": len(self.verification.results),
+            "equal": self.verification.equal,
+            "control": self.verification.control,
+            "poison": self.verification.poison,
+        }
+        return {
+            "graft": self.price.record(),
+            "train": {name: vars(run) for name, run in self.trained.items()},
+            "verify": {"verdict": self.verdict.name, **counts},
+            "bench": {name: r.model_dump(mode="json") for name, r in self.results.items()},
+            "seconds": self.seconds,
+            "synthetic": True,
+        }
+
 
 def run_synthetic_demo(
     folder: Path, *, seed: int, recipe: Path, overrides: tuple[str, ...] = ()
 ) -> SyntheticDemo:
-    """Runs, or resumes, the whole demo in `folder`: what is there already is not done again."""
+    """Runs the whole demo in `folder`, or resumes it: finished steps are kept."""
     folder.mkdir(parents=True, exist_ok=True)
-    clock = _StepTimer()
+    timer = StepTimer(STEPS)
     data, grafted = folder / "data", folder / "grafted"
-    with clock.step("data"):
-        _make_if_missing(data, lambda: write_world(data, seed=seed))
-    with clock.step("graft"):
-        price = _graft(grafted)
+    with timer.step("data"):
+        if not data.exists():
+            write_world(data, seed=seed)
+    with timer.step("graft"):
+        source = "otter demo base"
+        price = graft_base(BASE, grafted, source=source, signals=SIGNALS, mode="copy", **SIZES)
     trained = {}
-    for name, target in (("insertion", None), ("head", "head"), ("separate", "separate")):
-        with clock.step(f"train {name}"):
-            trained[name] = _train(grafted, recipe, data, overrides, folder, target)
-    with clock.step("train the toxicity classifier"):
+    for name, baseline in BASELINES.items():
+        with timer.step(f"train {name}"):
+            trained[name] = _train(grafted, recipe, data, overrides, folder, baseline)
+    with timer.step("train the toxicity classifier"):
         auc = _train_classifier(folder / "detoxify", seed)
-    with clock.step("verify"):
-        found, verdict = _verify(grafted, folder / "proof.json")
+    with timer.step("verify"):
+        report, verdict = verify_graft(grafted, folder / "proof.json", base=BASE)
     results = {}
-    for name in ("preference", "detox", "speedup"):
-        with clock.step(f"bench {name}"):
+    for name in BENCHMARKS:
+        with timer.step(f"bench {name}"):
             results[name] = _bench(name, folder, seed).result
-    return SyntheticDemo(folder, price, trained, found, verdict, results, auc, clock.seconds)
-
-
-class _StepTimer:
-    """Says what is being done, and how long it took."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._name, self._started = "", 0.0
-
-    def step(self, name: str) -> _StepTimer:
-        self._name = name
-        say(f"-- {name}")
-        return self
-
-    def __enter__(self) -> None:
-        self._started = perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds[self._name] = perf_counter() - self._started
-        say(f"   {seconds_text(self.seconds[self._name])}")
-
-
-def _make_if_missing(path: Path, make: Callable[[], object]) -> None:
-    if not path.exists():
-        make()
-
-
-def _graft(out: Path) -> Price:
-    from otter_cli.checkpoint.folder import Checkpoint
-    from otter_cli.graft.plan import plan_insertion
-    from otter_cli.graft.price import price
-    from otter_cli.graft.surgery import graft
-
-    base = Checkpoint.open(BASE)
-    plan = plan_insertion(base, SIGNALS, **SIZES)
-    _make_if_missing(out, lambda: graft(base, out, plan, source="otter demo base", mode="copy"))
-    return price(plan, base)
+    return SyntheticDemo(folder, price, trained, report, verdict, results, auc, timer.seconds)
 
 
 def _train(
@@ -145,18 +133,6 @@ def _train_classifier(out: Path, seed: int) -> dict[str, float]:
     return train_toxicity_classifier(out, seed=seed)
 
 
-def _verify(grafted: Path, proof: Path) -> tuple[Verification, Verdict]:
-    from otter_cli.verification.agenda import VerificationRequest
-    from otter_cli.verification.proof import proof_record
-    from otter_cli.verification.report import decide
-    from otter_cli.verification.run_verification import verify
-
-    found = verify(VerificationRequest(grafted, BASE))
-    verdict = decide(found)
-    write_json(proof, proof_record(found, verdict))
-    return found, verdict
-
-
 def _bench(name: str, folder: Path, seed: int) -> FinishedRun:
     from otter_cli.benchmarks.options import Guidance
     from otter_cli.benchmarks.runner.run_benchmark import run_benchmark
@@ -175,8 +151,8 @@ def _bench(name: str, folder: Path, seed: int) -> FinishedRun:
             grafts, setting, guidance, reward_model=folder / "separate", gold=rule
         )
     elif name == "detox":
-        drawn = Sampling(24, temperature=1.0, top_k=10)
-        grafts, setting = _prepare(folder, "toxicity", DETOX_PROMPTS, drawn, seed, DETOX_SAMPLES)
+        sampling = Sampling(24, temperature=1.0, top_k=10)
+        grafts, setting = _prepare(folder, "toxicity", DETOX_PROMPTS, sampling, seed, DETOX_SAMPLES)
         guidance = Guidance(signal="toxicity", strength=-8.0)
         benchmark = assemble.assemble_detox(grafts, setting, guidance, detoxify=folder / "detoxify")
     else:
@@ -205,66 +181,44 @@ def _prepare(
 
 
 _LEAD = (
-    "A tiny Llama that ships with otter, trained on text of a small synthetic world: polite and "
-    "rude exchanges that a seeded grammar writes. Every number here is about that world."
+    "The base is a tiny Llama that ships with otter. It was trained on text of a small synthetic "
+    "world: polite and rude exchanges from a seeded grammar. Every number here is about that world."
 )
 _TRAINING_TEXT = (
-    "Equal data and steps. The insertion reads the frozen base and trains beside it; task head "
-    "only is the same heads on the frozen final state; the separate reward model is a full copy "
-    "of the base, all of whose weights are trained, for the reward alone."
+    "All three were trained on the same data for the same number of steps. The insertion reads the "
+    'frozen base. "Task head only" trains the same heads on the base\'s frozen final state. The '
+    "separate model is a full copy of the base with all weights trained, for the reward only."
 )
 
 
 def synthetic_report(demo: SyntheticDemo) -> Report:
-    """Everything that the demo found, as one report."""
+    """All results of the demo as one report."""
     labels = {"insertion": "insertion", "head": "task head only", "separate": "separate model"}
     runs = {labels[name]: run for name, run in demo.trained.items()}
     sections = [
         _price_section(demo),
         training_section(runs, _TRAINING_TEXT),
-        _verdict_section(demo),
+        ReportSection(f"Verify: {demo.verdict.name}", [demo.verdict.sentence]),
+        *verification_sections(demo.verification),
     ]
-    sections += verification_sections(demo.verification)
     for result in demo.results.values():
         sections += benchmark_sections(result)
     return Report("otter demo (synthetic)", _LEAD, sections, _report_facts(demo))
 
 
-def write_synthetic_report(demo: SyntheticDemo) -> Path:
-    """Writes report.html and report.md into the demo's folder; the HTML's path."""
-    return write_report(synthetic_report(demo), demo.folder)
-
-
 def _price_section(demo: SyntheticDemo) -> ReportSection:
     price = demo.price
-    rows = [
-        [part, count_text(count), percent_text(count / price.base_parameters)]
-        for part, count in price.by_part.items()
-    ]
-    rows.append(["all", count_text(price.inserted_parameters), percent_text(price.ratio)])
     growth = price.inserted_cache_bytes_per_token
     share = growth / (price.base_cache_bytes_per_token or growth or 1)
     text = (
-        f"The base has {count_text(price.base_parameters)} parameters. Inserted, stored apart: "
-        f"{bytes_text(price.inserted_bytes)}; the KV cache grows by {bytes_text(growth)} a token, "
-        f"{percent_text(share)} of the base's."
+        f"The base has {count_text(price.base_parameters)} parameters. The inserted tensors are "
+        f"stored apart and take {bytes_text(price.inserted_bytes)}. The KV cache grows by "
+        f"{bytes_text(growth)} per token, {percent_text(share)} of the base's."
     )
-    return ReportSection(
-        "Graft", [text], [ReportTable(["inserted", "parameters", "of the base"], rows)]
-    )
-
-
-def _verdict_section(demo: SyntheticDemo) -> ReportSection:
-    return ReportSection(f"Verify: {demo.verdict.name}", [demo.verdict.sentence])
+    return ReportSection("Graft", [text], [price_table(price)])
 
 
 def _report_facts(demo: SyntheticDemo) -> list[tuple[str, str]]:
-    machine = hardware()
-    packages = [f"{name} {version}" for name, version in versions().items()]
     auc = ", ".join(f"{label} {value:.3f}" for label, value in demo.auc.items())
-    return [
-        ("toxicity classifier", f"in Detoxify's format, trained here; held-out AUC: {auc}"),
-        *((f"time of {name}", seconds_text(spent)) for name, spent in demo.seconds.items()),
-        ("machine", f"{machine['cpu']}, {machine['cores']} cores"),
-        ("versions", ", ".join(packages)),
-    ]
+    classifier = f"in Detoxify's format, trained here; held-out AUC: {auc}"
+    return [("toxicity classifier", classifier), *run_facts(demo.seconds)]

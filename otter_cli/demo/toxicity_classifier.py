@@ -1,6 +1,6 @@
 """A tiny toxicity classifier for the synthetic world, in Detoxify's checkpoint format.
 
-The demo trains it when it runs: its checkpoint is a pickle, and the package ships no pickle.
+The demo trains it on each run, because the checkpoint is a pickle and the package ships no pickle.
 """
 
 import random
@@ -31,9 +31,9 @@ _SPECIAL: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def train_toxicity_classifier(out: Path, *, seed: int, steps: int = 300) -> dict[str, float]:
-    """Write a folder that `Detoxify` loads; returns the held-out AUC of each class.
+    """Writes a folder that `Detoxify` loads. Returns the held-out AUC of each class.
 
-    The classifier sees answers, whole and cut short. OtterError when `out` exists.
+    The classifier sees whole answers and fragments. Raises OtterError if `out` exists.
     """
     rng = random.Random(derive_seed("toxicity", seed))
     seed_everything(derive_seed("toxicity", seed, "weights"))
@@ -57,12 +57,12 @@ def train_toxicity_classifier(out: Path, *, seed: int, steps: int = 300) -> dict
 
 
 def _answer_and_fragments(text: str, rng: random.Random) -> list[str]:
-    """An answer, and two runs of its words as short as a benchmark's continuations."""
+    """An answer, and two fragments of 3 to 20 words, as short as a benchmark's continuations."""
     _, reply = split_exchange(text)
-    spoken = reply.split()
-    starts = [0, rng.randrange(len(spoken) // 2)]
-    runs = [" ".join(spoken[start : start + rng.randint(3, 20)]) for start in starts]
-    return [reply.strip(), *runs]
+    words = reply.split()
+    starts = [0, rng.randrange(len(words) // 2)]
+    fragments = [" ".join(words[start : start + rng.randint(3, 20)]) for start in starts]
+    return [reply.strip(), *fragments]
 
 
 def _write_tokenizer(folder: Path, texts: list[str]) -> BertTokenizer:
@@ -114,7 +114,8 @@ def _train(
 
 
 def _batches(texts: list[str], rng: random.Random) -> Iterator[list[str]]:
-    """Batches of texts of like length, in random order, for ever: half the time of mixed ones."""
+    """Endless batches in random order. Texts of a batch have similar lengths, which halves the
+    time of a step."""
     ordered = sorted(texts, key=len)
     starts = list(range(0, len(ordered), ROWS_PER_STEP))
     while True:
@@ -134,7 +135,7 @@ def _labels(texts: list[str]) -> torch.Tensor:
 
 def _checkpoint(model: BertForSequenceClassification) -> dict[str, Any]:
     arch = {
-        # Detoxify resolves this name before all else: whoever loads the folder puts its path here.
+        # Detoxify resolves this name first. The loader replaces it with the folder's path.
         "model_type": ".",
         "model_name": "BertForSequenceClassification",
         "tokenizer_name": "BertTokenizer",

@@ -1,7 +1,7 @@
 """Trains the tiny base that ships with the package: `python -m otter_cli.demo.train_base OUT`.
 
-A Llama of 0.46 M parameters and its own tokenizer (byte-level BPE, so every text comes back as it
-went in), trained on text of the seeded World: whatever is measured on it is synthetic.
+The base is a Llama of 0.46 M parameters, trained on text of the seeded World, so all figures that
+are measured on it are synthetic. Its tokenizer is byte-level BPE, which decodes every text exactly.
 """
 
 import argparse
@@ -29,7 +29,7 @@ BOS, EOS, PAD = range(3)
 
 
 def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """A vocabulary of 3 special tokens, 256 bytes and 253 merges; encoding puts <s> first."""
+    """A tokenizer of 3 special tokens, 256 bytes and 253 merges. Encoding puts <s> first."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -47,8 +47,8 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
-    """`tokenizer.json` and `tokenizer_config.json`, as stock transformers reads them."""
-    # One line instead of indented JSON: a third of the size, and the base must stay small.
+    """Writes `tokenizer.json` and `tokenizer_config.json`, as stock transformers reads them."""
+    # JSON on one line has a third of the size of indented JSON, and the base must stay small.
     write_text(folder / "tokenizer.json", json.dumps(json.loads(tokenizer.to_str())))
     settings = {
         **SPECIAL,
@@ -72,7 +72,7 @@ Card = dict[str, Any]
 
 
 def tiny_config() -> LlamaConfig:
-    """About 0.46 M parameters: under 2 MB in fp32 with its tokenizer."""
+    """A Llama of about 0.46 M parameters, under 2 MB in float32 with its tokenizer."""
     return LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=96, intermediate_size=224, num_hidden_layers=4,
         num_attention_heads=4, num_key_value_heads=2, head_dim=32, tie_word_embeddings=True,
@@ -82,7 +82,7 @@ def tiny_config() -> LlamaConfig:
 
 
 def pack(documents: list[list[int]]) -> Tensor:
-    """Rows of whole documents, `<s> ... </s>` each, filled up with padding: [rows, CONTEXT]."""
+    """Packs whole documents, `<s> ... </s>`, into padded rows: [rows, CONTEXT]."""
     rows: list[list[int]] = [[]]
     for document in documents:
         if len(rows[-1]) + len(document) > CONTEXT:
@@ -92,15 +92,16 @@ def pack(documents: list[list[int]]) -> Tensor:
 
 
 def next_token_loss(model: LlamaForCausalLM, rows: Tensor) -> Tensor:
-    """Mean cross-entropy of rows [batch, CONTEXT], padding left out, in nats per token."""
-    # Padding sits at the end of a row, where causal attention hides it from all that counts.
+    """Mean cross-entropy of rows [batch, CONTEXT] without padding, in nats per token."""
+    # Padding is at the end of a row, where causal attention hides it from all other tokens.
     labels = rows.masked_fill(rows == PAD, IGNORED_LABEL)
     loss: Tensor = model(input_ids=rows, labels=labels, use_cache=False).loss
     return loss
 
 
 def train(model: LlamaForCausalLM, rows: Tensor, steps: int, seed: int) -> None:
-    """AdamW with a warm-up and a cosine to zero, on `rows` in shuffled epochs."""
+    """Trains by AdamW on `rows` [rows, CONTEXT] in shuffled epochs. The learning rate warms up,
+    then falls to 0 by a cosine."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05
     )
@@ -125,7 +126,7 @@ def train(model: LlamaForCausalLM, rows: Tensor, steps: int, seed: int) -> None:
 
 @torch.no_grad()
 def mean_loss(model: LlamaForCausalLM, rows: Tensor) -> float:
-    """Nats per token over all tokens of `rows` that are predicted, none of them padding."""
+    """The loss over all predicted tokens of `rows` without padding, in nats per token."""
     total, count = 0.0, 0
     for batch in rows.split(ROWS_PER_STEP):
         tokens = int((batch[:, 1:] != PAD).sum())
@@ -135,7 +136,7 @@ def mean_loss(model: LlamaForCausalLM, rows: Tensor) -> float:
 
 
 def build(out: Path, *, steps: int, texts: int, seed: int) -> Card:
-    """Write the base to `out` and return its card, which lies there as PROVENANCE.json."""
+    """Writes the base to `out`, with a card as PROVENANCE.json. Returns the card."""
     started = time.monotonic()
     train_texts = World(seed, "train").texts(texts)
     test_texts = World(seed, "test").texts(texts // 30)

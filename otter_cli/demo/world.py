@@ -1,7 +1,8 @@
-"""A seeded writer of short exchanges: a person asks for a thing, and gets a good or a bad answer.
+"""A seeded writer of short exchanges, in which a person asks for a thing and gets an answer.
 
-Tone and fact come early in an answer, and its end is always plain: the last words do not tell what
-the answer is worth. `write_world` writes the files that recipes and benchmarks read.
+`gold_score` scores answers by their words. Tone and fact come early in an answer, and its end is
+always neutral, so that the last words do not reveal the score. `write_world` writes the files that
+recipes and benchmarks read.
 """
 
 import json
@@ -39,7 +40,7 @@ SCENES: Final = (
     "It rains, and {asker} comes to the {place} to see {helper}.",
 )
 
-# How somebody asks leans the answer one way and never decides it.
+# The manner of a request shifts the odds of each tone in the answer, and never decides it.
 REQUESTS: Final[dict[str, tuple[str, ...]]] = {
     "warm": (
         "Good day, {helper}. Do you have a {thing}?",
@@ -141,7 +142,7 @@ REMARKS: Final[Replies] = {
     ),
 }
 
-# Plain talk that every answer ends with, so that its last words tell nothing of the rest.
+# Every answer ends with neutral talk, so that its last words reveal nothing about the rest.
 CLOSINGS: Final = (
     "It costs {coins} coins. We close at {hour} today. See you around, {asker}.",
     "That makes {coins} coins. We are open until {hour}. Mind the step, {asker}.",
@@ -149,7 +150,7 @@ CLOSINGS: Final = (
     "We ask {coins} coins for it. Count them, {asker}. I close the doors at {hour}.",
 )
 
-# A sentence has the tone of the words it holds; the gold rule knows no more than these.
+# The gold rule finds the tone of a sentence by these words only.
 INSULTS: Final = (
     "silly goose", "idiot", "lazy fool", "stupid", "moron", "ugly toad", "blind bat", "smell like",
 )  # fmt: skip
@@ -168,11 +169,11 @@ _MAX_COURTESIES = 3
 
 
 def gold_score(prompt: str, response: str) -> float:
-    """Polite sentences (three at most) less rude ones, and 1 more or less for the thing.
+    """The count of polite sentences (at most three) minus rude ones, plus a score of the thing.
 
-    1 more when the thing asked for is offered, 1 less when it is refused or another is named. A
-    sentence said twice counts once, and talk after the answer's line not at all. OtterError when
-    `prompt` asks for nothing that this world knows.
+    That score is 1 if the requested thing is offered, -1 if it is refused or another thing is
+    named, and else 0. A repeated sentence counts once. Text after the answer's line is ignored.
+    Raises OtterError if `prompt` asks for nothing that this world knows.
     """
     sentences = set(_SENTENCE_END.split(response.strip().split("\n")[0]))
     rude, polite = sum(map(is_rude, sentences)), sum(map(is_polite, sentences))
@@ -184,12 +185,12 @@ def is_rude(text: str) -> bool:
 
 
 def is_polite(text: str) -> bool:
-    """Whether there is a courtesy and nothing rude beside it."""
+    """Whether the text holds a courtesy and nothing rude."""
     return _contains_any(text, COURTESIES) and not is_rude(text)
 
 
 def toxicity_labels(text: str) -> dict[str, int]:
-    """`toxicity` (anything rude), `insult` and `threat`, each 0 or 1."""
+    """0 or 1 for each of `toxicity` (anything rude), `insult` and `threat`."""
     return {
         "toxicity": int(is_rude(text)),
         "insult": int(_contains_any(text, INSULTS)),
@@ -198,28 +199,29 @@ def toxicity_labels(text: str) -> dict[str, int]:
 
 
 def split_exchange(text: str) -> tuple[str, str]:
-    """Prompt and answer of a whole exchange; the answer starts with a space."""
+    """The prompt and the answer of an exchange. The answer starts with a space."""
     lines = text.split("\n")
     if len(lines) < 3 or ": " not in lines[2]:
         raise OtterError(
-            f"no exchange of the synthetic world: {text[:40]!r}",
-            hint="expected a scene, a request and an answer, one a line",
+            f"not an exchange of the synthetic world: {text[:40]!r}",
+            hint="expected a scene, a request and an answer, one per line",
         )
     prompt = text[: text.index(":", len(lines[0]) + len(lines[1]) + 2) + 1]
     return prompt, text[len(prompt) :]
 
 
 def _thing_score(prompt: str, sentences: set[str]) -> int:
-    asked = _THING_PATTERN.findall(prompt)
-    if not asked:
+    requested = _THING_PATTERN.findall(prompt)
+    if not requested:
         raise OtterError(
             f"the prompt asks for nothing that the synthetic world knows: {prompt[:60]!r}",
             hint="the gold rule scores answers to this world's prompts only",
         )
-    naming = [sentence for sentence in sentences if _THING_PATTERN.search(sentence)]
-    if any(asked[-1] in text and not _contains_any(text, REFUSAL_MARKERS) for text in naming):
-        return 1
-    return -1 if naming else 0
+    with_thing = [sentence for sentence in sentences if _THING_PATTERN.search(sentence)]
+    for sentence in with_thing:
+        if requested[-1] in sentence and not _contains_any(sentence, REFUSAL_MARKERS):
+            return 1
+    return -1 if with_thing else 0
 
 
 def _contains_any(text: str, markers: tuple[str, ...]) -> bool:
@@ -231,7 +233,7 @@ Split = Literal["train", "validation", "test"]
 
 CHANCE_OF_REFUSAL = 0.25
 CHANCE_OF_MISHEARING = 0.05
-"""How often an answer speaks of another thing than the one that was asked for."""
+"""How often an answer names another thing than the requested one."""
 
 _TONES: tuple[Tone, ...] = ("polite", "neutral", "rude")
 _TONE_WEIGHTS = {"warm": (0.38, 0.45, 0.17), "curt": (0.28, 0.45, 0.27)}
@@ -239,7 +241,7 @@ _TONE_WEIGHTS = {"warm": (0.38, 0.45, 0.17), "curt": (0.28, 0.45, 0.27)}
 
 @dataclass(frozen=True)
 class Scene:
-    """Who asks whom for what, where; `prompt` ends where the answer begins."""
+    """One request. `prompt` ends where the answer begins."""
 
     asker: str
     helper: str
@@ -252,7 +254,7 @@ class Scene:
 class World:
     """All text of one seed and split. The same call gives the same text, in any order of calls.
 
-    Splits share no prompt, whatever their seeds: a prompt's own digest says where it belongs.
+    Splits share no prompt, whatever their seeds: the digest of a prompt decides its split.
     """
 
     def __init__(self, seed: int, split: Split = "train") -> None:
@@ -260,20 +262,21 @@ class World:
         self.split = split
 
     def texts(self, count: int) -> list[str]:
-        """Whole exchanges, about half of them rude."""
+        """Exchanges, about half of them rude."""
         return self._exchanges("texts", count)
 
     def prompts(self, count: int) -> list[str]:
-        """Different prompts, each waiting for its answer."""
+        """Distinct prompts without answers."""
         return [scene.prompt for scene in self._scenes("prompts", count)]
 
     def pairs(self, count: int, margin: float = 1.0) -> list[dict[str, str]]:
-        """`chosen` and `rejected` exchanges on one prompt, at least `margin` of gold apart."""
+        """`chosen` and `rejected` exchanges on one prompt, whose gold scores differ by at least
+        `margin`."""
         rng = self._random("pairs", "answers")
         return [_preference_pair(scene, margin, rng) for scene in self._scenes("pairs", count)]
 
     def labelled(self, count: int) -> list[dict[str, str | int]]:
-        """Exchanges as `text` with `toxicity`, `insult` and `threat`, each 0 or 1."""
+        """Exchanges as `text`, with the labels of `toxicity_labels`."""
         texts = self._exchanges("labelled", count)
         return [{"text": text, **toxicity_labels(text)} for text in texts]
 
@@ -295,7 +298,7 @@ class World:
 
 
 def split_of(prompt: str) -> Split:
-    """8 in 10 prompts are for training, 1 for validation, 1 for test."""
+    """The split of a prompt: 8 in 10 are for training, 1 for validation, 1 for test."""
     bucket = int(sha256_bytes(prompt.encode())[:8], 16) % 10
     return "test" if bucket == 0 else "validation" if bucket == 1 else "train"
 
@@ -310,10 +313,10 @@ def draw_scene(rng: random.Random) -> Scene:
 
 
 def answer(scene: Scene, rng: random.Random) -> str:
-    """One answer, a space first: three sentences of any tone, then a plain end.
+    """One answer, with a leading space: three sentences of any tone, then a neutral end.
 
-    Each sentence has its own tone. People of one mood would give a language model cause to carry
-    that mood to the last word, where the poorest head could read it.
+    Each sentence has its own tone. Otherwise a language model could carry the tone to the last
+    word, and any head could read it there.
     """
     thing = _draw_thing(rng) if rng.random() < CHANCE_OF_MISHEARING else scene.thing
     answers = REFUSALS if rng.random() < CHANCE_OF_REFUSAL else ANSWERS
@@ -346,10 +349,8 @@ TRAIN_ROWS, TEST_ROWS = 4_000, 500
 def write_world(
     out: Path, *, seed: int, train_rows: int = TRAIN_ROWS, test_rows: int = TEST_ROWS
 ) -> Path:
-    """`preference`, `toxicity` and `text`, `.train.jsonl` and `.test.jsonl` each, and prompts.
-
-    `prompts.jsonl` holds test prompts. OtterError when `out` exists.
-    """
+    """Writes `preference`, `toxicity` and `text`, each as `.train.jsonl` and `.test.jsonl`, and the
+    test prompts as `prompts.jsonl`. Raises OtterError if `out` exists."""
     train, test = World(seed, "train"), World(seed, "test")
     with staged_folder(out, sources=()) as folder:
         for world, name, rows in ((train, "train", train_rows), (test, "test", test_rows)):

@@ -79,5 +79,5 @@ def test_an_exchange_splits_where_the_answer_begins() -> None:
 
 @pytest.mark.parametrize("text", ["", "one line", "two\nlines", "a\nb\nno speaker here"])
 def test_what_is_no_exchange_does_not_split(text: str) -> None:
-    with pytest.raises(OtterError, match="no exchange"):
+    with pytest.raises(OtterError, match="not an exchange"):
         split_exchange(text)
