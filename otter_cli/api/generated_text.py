@@ -1,6 +1,7 @@
-"""What `Otter.generate` and `Otter.score` return: token strings with signals as arrays.
+"""The results of `Otter.generate` and `Otter.score`: text, token strings, and signals as arrays.
 
-In a notebook, each token is shown on a background colour for the value of its signal.
+`otter generate` and `otter chat` make their records from them. A notebook shows each token on a
+background colour for the value of its signal.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import numpy as np
 from otter_cli.decoding.results import token_texts
 from otter_cli.reports.html import html_text
 from otter_cli.reports.page import colour_of, scale_of
+from otter_cli.signals.finite import finite_or_none
 
 if TYPE_CHECKING:
     from otter_cli.decoding.results import Generation, GenerationCounters
 
 
 def to_html(text: ScoredText) -> str:
-    """One <div>; hovering over a token shows its value. Without signals, the text alone."""
+    """The text as one <div>, coloured by its first signal. A tooltip shows each token's value."""
     series = text.series()
     if not series:
         return f'<div style="white-space: pre-wrap">{html_text(text.text)}</div>'
@@ -74,8 +76,12 @@ class ScoredText:
     def __len__(self) -> int:
         return len(self.token_ids)
 
+    def signal_record(self) -> dict[str, Any]:
+        """The signals as JSON has them: lists, with None for each value that is not finite."""
+        return {name: finite_or_none(values.tolist()) for name, values in self.signals.items()}
+
     def series(self) -> dict[str, FloatArray]:
-        """One array [tokens] for each score: labels of one signal apart, as SIGNAL.LABEL."""
+        """One array [tokens] per score. A signal with labels gives one per label, SIGNAL.LABEL."""
         series: dict[str, FloatArray] = {}
         for name, values in self.signals.items():
             if values.ndim == 1:
@@ -87,16 +93,16 @@ class ScoredText:
 
     def _repr_html_(self) -> str:
         """The text in a notebook, coloured by its first signal."""
-
         return to_html(self)
 
 
 @dataclass(frozen=True)
 class GeneratedText(ScoredText):
-    """New text. `token_ids` and `tokens` hold the end token, `text` leaves special tokens out.
+    """Generated text. `token_ids` and `tokens` include the end token; `text` omits special tokens.
 
-    `logprobs`: log-probability of each token under the base, in nats, [tokens]. `finish`: "eos",
-    "length", "stop" or "rejected"; `message` says which stop string or signal ended the text.
+    `logprobs` [tokens] holds the log-probability of each token under the base, in nats. `finish` is
+    "eos", "length", "stop" or "rejected"; a chat has "interrupted" too. `message` says which stop
+    string or signal ended the text.
     """
 
     logprobs: FloatArray = field(default_factory=lambda: np.zeros(0))
@@ -108,12 +114,10 @@ class GeneratedText(ScoredText):
 def to_generated_text(
     tokenizer: Any, prompt: Sequence[int], row: Generation, labels: dict[str, list[str]]
 ) -> GeneratedText:
-    """One row of `otter_cli.decoding.generate`, as text and arrays."""
+    """The result of one prompt, given its token ids and its row from `decoding.generate`."""
     texts = token_texts(tokenizer, prompt, row.tokens)
-    special = set(tokenizer.all_special_ids)
-    parts = zip(row.tokens, texts, strict=True)
     return GeneratedText(
-        text="".join(text for token, text in parts if token not in special),
+        text=visible_text(tokenizer, row.tokens, texts),
         tokens=texts,
         token_ids=list(row.tokens),
         signals={name: nan_if_not_finite(np.array(values)) for name, values in row.signals.items()},
@@ -125,7 +129,13 @@ def to_generated_text(
     )
 
 
+def visible_text(tokenizer: Any, token_ids: Sequence[int], texts: Sequence[str]) -> str:
+    """The tokens' texts joined, without special tokens."""
+    special = set(tokenizer.all_special_ids)
+    return "".join(t for id, t in zip(token_ids, texts, strict=True) if id not in special)
+
+
 def nan_if_not_finite(values: Any) -> FloatArray:
-    """The values as an array, NaN for each that is not finite."""
+    """The values as an array of float64, with NaN for each value that is not finite."""
     array = np.asarray(values, np.float64)
     return np.where(np.isfinite(array), array, np.nan)

@@ -1,4 +1,4 @@
-"""Where a conversation of `otter chat` is typed and shown: a terminal with history, or a pipe."""
+"""The input and output of `otter chat`: a terminal with history, or a pipe."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ PROMPT = "> "
 
 
 class ChatTerminal:
-    """Lines come from the keyboard by prompt_toolkit (history, editing), else from stdin."""
+    """Reads lines from the keyboard by prompt_toolkit (history, editing), or else from stdin."""
 
     def __init__(self) -> None:
-        self.typed = sys.stdin.isatty() and sys.stdout.isatty()
+        self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
         self.console = console()
-        self._lines = stdin_lines()
+        self._stdin_lines = stdin_lines()
         self._column = 0
-        if self.typed:
+        if self.interactive:
             from prompt_toolkit import PromptSession
             from prompt_toolkit.history import InMemoryHistory
 
-            # In memory alone: what people say to a model is not left on the disk unasked.
+            # The history is kept in memory: conversations are not written to disk.
             self._prompt: Any = PromptSession(history=InMemoryHistory())
 
     def read(self) -> str | None:
         """The next line, or None at the end of the input."""
-        if not self.typed:
-            return next(self._lines, None)
+        if not self.interactive:
+            return next(self._stdin_lines, None)
         try:
             line = self._prompt.prompt(PROMPT)
         except KeyboardInterrupt:
@@ -42,11 +42,11 @@ class ChatTerminal:
             return None
         return str(line)
 
-    def say(self, text: str) -> None:
-        """Talk that is no part of the conversation, on stderr."""
+    def print_message(self, text: str) -> None:
+        """Prints text that is not part of the conversation, on stderr."""
         say(text)
 
-    def say_error(self, error: OtterError) -> None:
+    def print_error(self, error: OtterError) -> None:
         say(f"error: {error}" + (f"\nhint: {error.hint}" if error.hint else ""))
 
     def show_token(self, text: str, value: float | None, low: float, high: float) -> None:
@@ -58,13 +58,13 @@ class ChatTerminal:
         sys.stdout.flush()
 
     def _wrapped(self, text: str) -> str:
-        """On a terminal a word that has no room left begins a new line, as a page would wrap it."""
-        if not self.typed:
+        """`text`, on a terminal with a line break before a word that has no room left."""
+        if not self.interactive:
             return text
         if text.startswith(" ") and self._column + len(text) > self.console.width:
             text = "\n" + text[1:]
-        *before, last = text.split("\n")
-        self._column = len(last) if before else self._column + len(last)
+        *earlier_lines, last = text.split("\n")
+        self._column = len(last) if earlier_lines else self._column + len(last)
         return text
 
     def end_answer(self, finish: str, *, kept: bool) -> None:
@@ -72,9 +72,9 @@ class ChatTerminal:
         self.console.print()
         if finish == "interrupted":
             say(
-                "stopped; what was written stays in the conversation"
+                "stopped; the text so far stays in the conversation"
                 if kept
-                else "stopped before a word was written; the message is dropped"
+                else "stopped before the first token; the message is dropped"
             )
         elif finish == "length":
             say("cut at --max-new-tokens, or at the end of the base's window")

@@ -1,4 +1,4 @@
-"""What `otter generate` returns: a record of each text, the page that people see, streamed text."""
+"""The output of `otter generate`: a record of each text, a page for people, and streamed text."""
 
 from __future__ import annotations
 
@@ -14,25 +14,16 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from otter_cli.decoding.results import Generation, NearTie
-    from otter_cli.model.otter import OtterForCausalLM
-
-
-def signal_labels(model: OtterForCausalLM, shown: list[str]) -> dict[str, list[str]]:
-    """What the several scores of a signal are called."""
-    configs = [model.signal_configs[name] for name in shown]
-    return {config.name: list(config.labels) for config in configs if config.size > 1}
 
 
 class StreamPrinter:
-    """Prints the text of one prompt as its tokens come."""
+    """Prints the text of one prompt token by token."""
 
     def __init__(self, tokenizer: Any, prompt: str, ids: Sequence[int]) -> None:
         from otter_cli.decoding.results import IncrementalDetokenizer
 
-        self.stream, self.special = (
-            IncrementalDetokenizer(tokenizer, ids),
-            set(tokenizer.all_special_ids),
-        )
+        self.stream = IncrementalDetokenizer(tokenizer, ids)
+        self.special = set(tokenizer.all_special_ids)
         self._print(prompt, style="dim")
 
     def __call__(self, row: int, token: int) -> None:
@@ -51,23 +42,19 @@ class StreamPrinter:
 def text_record(
     prompt: str, ids: Sequence[int], row: Generation, tokenizer: Any, labels: dict[str, list[str]]
 ) -> dict[str, Any]:
-    from otter_cli.decoding.results import token_texts
-    from otter_cli.signals.finite import finite_or_none
+    """A generated text as --json prints it. `ids` are the tokens of the prompt."""
+    from otter_cli.api.generated_text import to_generated_text
 
-    texts = token_texts(tokenizer, ids, row.tokens)
-    special = set(tokenizer.all_special_ids)
-    parts = zip(row.tokens, texts, strict=True)
+    text = to_generated_text(tokenizer, ids, row, labels)
+    tokens = zip(text.token_ids, text.tokens, row.logprobs, strict=True)
     return {
         "prompt": prompt,
-        "text": "".join(text for token, text in parts if token not in special),
-        "tokens": [
-            {"id": token, "text": text, "logprob": logprob}
-            for token, text, logprob in zip(row.tokens, texts, row.logprobs, strict=True)
-        ],
-        "signals": {name: finite_or_none(values) for name, values in row.signals.items()},
+        "text": text.text,
+        "tokens": [{"id": id, "text": part, "logprob": logprob} for id, part, logprob in tokens],
+        "signals": text.signal_record(),
         "labels": labels,
-        "finish": row.finish,
-        "message": row.message,
+        "finish": text.finish,
+        "message": text.message,
         "near_ties": [_near_tie_record(tie, tokenizer) for tie in row.near_ties],
         "lossy": row.lossy,
         "counters": asdict(row.counters),
@@ -75,21 +62,22 @@ def text_record(
 
 
 def _near_tie_record(tie: NearTie, tokenizer: Any) -> dict[str, Any]:
-    """Where two steps may part: what that of many tokens and that of one choose there."""
+    """A position where a pass of many tokens and a pass of one may choose different tokens."""
 
-    def named(token: int | None) -> dict[str, Any] | None:
+    def token_record(token: int | None) -> dict[str, Any] | None:
         return None if token is None else {"id": token, "text": tokenizer.decode([token])}
 
     return {
         "position": tie.position,
         "gap": tie.gap,
-        "many_tokens": named(tie.best),
-        "one_token": named(tie.one_token),
-        "second": named(tie.second),
+        "many_tokens": token_record(tie.best),
+        "one_token": token_record(tie.one_token),
+        "second": token_record(tie.second),
     }
 
 
 def texts_view(records: list[dict[str, Any]]) -> RenderableType:
+    """The texts with their signals as sparklines. One text also gets a table of its tokens."""
     from rich.console import Group
     from rich.text import Text
 
@@ -100,25 +88,28 @@ def texts_view(records: list[dict[str, Any]]) -> RenderableType:
         parts += [*text_lines(record), "", *sparklines(record)]
         if len(records) == 1:
             parts += ["", token_table(record), ""]
-        # As it is: a token may hold what rich takes for markup.
         parts += map(Text, _cost_lines(record))
         parts += [""] if len(records) > 1 else []
     return Group(*parts)
 
 
 def _cost_lines(record: dict[str, Any]) -> list[str]:
-    """Passes and pace, of the whole batch; how the drafts fared, where there were any."""
+    """Passes and speed of the whole batch, near-ties, and the share of drafts that was kept."""
     counters, count = record["counters"], len(record["tokens"])
     rate = count / max(counters["seconds"], 1e-9)
-    lines = [f"{count} tokens in {counters['base_passes']} passes of the base, {rate:.1f} a second"]
+    lines = [
+        f"{count} tokens in {counters['base_passes']} passes of the base, {rate:.1f} per second"
+    ]
     if record["lossy"]:
-        lines.append("typical acceptance is lossy: not a draw from the base's own distribution")
+        lines.append(
+            "typical acceptance is lossy: the text does not follow the base's distribution"
+        )
     for tie in record["near_ties"]:
         many, one = tie["many_tokens"]["text"], tie["one_token"]["text"]
         lines.append(
-            f"near-tie at token {tie['position'] + 1}, {tie['gap']:.1e} apart: a step of many "
-            f"tokens says {many!r}, one of a single token {one!r}"
+            f"near-tie at token {tie['position'] + 1}, gap {tie['gap']:.1e}: a pass of many tokens "
+            f"chooses {many!r}, a pass of one token {one!r}"
         )
     drafted = zip(counters["accepted"], counters["drafted"], strict=True)
-    shares = [percent_text(kept / tried) for kept, tried in drafted if tried]
+    shares = [percent_text(kept / proposed) for kept, proposed in drafted if proposed]
     return [*lines, f"drafts kept, by position: {', '.join(shares)}"] if shares else lines

@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from otter_cli.cli.command import Outcome, verb, verb_app
-from otter_cli.cli.placed_files import placed_files_record, placed_files_text
+from otter_cli.cli.placed_files import (
+    Copy,
+    placed_files_record,
+    placed_files_text,
+    placement_mode,
+)
+from otter_cli.cli.tables import plain_table
+from otter_cli.core.strict_config import StrictConfig
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from otter_cli.checkpoint.link_or_copy import PlacementMode
     from otter_cli.graft.plan import Plan
     from otter_cli.graft.price import Price
 
@@ -21,12 +27,29 @@ if TYPE_CHECKING:
 app = verb_app()
 
 
-def _size_option(name: str, text: str) -> Any:
-    return typer.Option(name, help=text, rich_help_panel="Size")
+def _option(panel: str, help: str) -> Any:
+    return typer.Option(help=help, rich_help_panel=panel)
 
 
-def _form_option(name: str, text: str) -> Any:
-    return typer.Option(name, help=text, rich_help_panel="Form")
+class InsertionOptions(StrictConfig):
+    """The sizes and the form of an insertion, as `plan_insertion` takes them. None: the default."""
+
+    hidden: Annotated[int | None, _option("Size", "hidden units; 0: heads only")] = None
+    heads: Annotated[int | None, _option("Size", "query heads per layer")] = None
+    ffn: Annotated[int | None, _option("Size", "FFN units per layer")] = None
+    kv_heads: Annotated[
+        int | None, _option("Size", "key/value heads: own ones, or how many of the base's")
+    ] = None
+    layers: Annotated[str, _option("Size", "8:24, first:4, last:8, 3,5,7 or all")] = "all"
+    kv: Annotated[str, _option("Form", "own keys and values, or the base's: own | base")] = "own"
+    kv_start: Annotated[int, _option("Form", "the first of the base's heads to read")] = 0
+    norm: Annotated[
+        str, _option("Form", "the rms of the stream itself, or of the base: own | base")
+    ] = "own"
+    embedding: Annotated[str, _option("Form", "table | zeros")] = "table"
+    init: Annotated[str, _option("Form", "copy | normal | random | zero-output")] = "copy"
+    seed: Annotated[int, _option("Form", "seed of all random initial values")] = 0
+    dtype: Annotated[str, _option("Form", "dtype of the stored tensors: F32 | BF16 | F16")] = "F32"
 
 
 @verb(
@@ -41,53 +64,35 @@ def graft(
         str, typer.Argument(help="folder of the base, or a hub id: org/name, org/name@revision")
     ],
     out: Annotated[Path, typer.Argument(help="the grafted folder to write")],
+    options: InsertionOptions,
     signal: Annotated[
         list[str] | None,
         typer.Option(
             "--signal",
-            help="[NAME=]KIND[:ARG], again for more: reward, action-reward, toxicity, classes:a,b, "
-            "future:3 (future:3,512: of that width; future:3,plain: Medusa's). Default: reward",
+            help="[NAME=]KIND[:ARG], repeatable: reward, action-reward, toxicity, classes:a,b, "
+            "future:3 (future:3,512: of that width; future:3,plain: as in Medusa). Default: reward",
         ),
     ] = None,
-    hidden: Annotated[
-        int | None, _size_option("--hidden", "inserted hidden units; 0: heads only")
-    ] = None,
-    heads: Annotated[int | None, _size_option("--heads", "inserted query heads a layer")] = None,
-    ffn: Annotated[int | None, _size_option("--ffn", "inserted FFN units a layer")] = None,
-    kv_heads: Annotated[
-        int | None,
-        _size_option("--kv-heads", "key/value heads: own ones, or how many of the base's"),
-    ] = None,
-    layers: Annotated[str, _size_option("--layers", "8:24, first:4, last:8, 3,5,7 or all")] = "all",
-    kv: Annotated[
-        str, _form_option("--kv", "own keys and values, or the base's: own | base")
-    ] = "own",
-    kv_start: Annotated[int, _form_option("--kv-start", "first of the base's heads to read")] = 0,
-    norm: Annotated[
-        str, _form_option("--norm", "rms of the stream itself, or of the base's: own | base")
-    ] = "own",
-    embedding: Annotated[str, _form_option("--embedding", "table | zeros")] = "table",
-    init: Annotated[str, _form_option("--init", "copy | normal | random | zero-output")] = "copy",
-    seed: Annotated[int, _form_option("--seed", "of every random first value")] = 0,
     tensor_parallel: Annotated[
         int,
-        _size_option("--tensor-parallel", "refuse sizes that so many ranks of vLLM do not share"),
+        typer.Option(
+            "--tensor-parallel",
+            help="refuse sizes that cannot be split over this many ranks of vLLM",
+            rich_help_panel="Size",
+        ),
     ] = 1,
-    dtype: Annotated[
-        str, _form_option("--dtype", "of the stored tensors: F32 | BF16 | F16")
-    ] = "F32",
     name: Annotated[
-        str | None, typer.Option("--name", help="of the insertion. Default: main, then main-2")
+        str | None, typer.Option("--name", help="name of the insertion. Default: main, then main-2")
     ] = None,
-    copy: Annotated[
-        bool, typer.Option("--copy", help="copy the base's weights, rather than hard-link them")
+    copy: Copy = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="show the price only; write nothing")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="price only; write nothing")] = False,
 ) -> Outcome:
-    """Graft an insertion onto a base: its files stay byte for byte, otter.* comes beside them.
+    """Graft an insertion onto a base. The base's files stay unchanged; otter.* files are added.
 
-    Left out, every size is a sixteenth of the base's. BASE may be a grafted folder: OUT then holds
-    its insertions too, as they are.
+    Default sizes are 1/16 of the base's. BASE may be a grafted folder: OUT then also holds its
+    insertions, unchanged.
     """
     from otter_cli.checkpoint.base_source import find_base
     from otter_cli.checkpoint.folder import MANIFEST, Checkpoint
@@ -97,53 +102,37 @@ def graft(
     from otter_cli.graft.config import check_tensor_parallel
     from otter_cli.graft.plan import plan_insertion
     from otter_cli.graft.price import price
-    from otter_cli.graft.surgery import graft as write
+    from otter_cli.graft.surgery import graft as graft_base
     from otter_cli.graft.surgery import graft_onto
 
     if out.exists() and not dry_run:
         raise OtterError(f"{out} exists already", hint="choose another OUT, or remove it")
     source = find_base(base)
     # An adapter has a manifest too, but no base beside it.
-    grafted = all((source.path / name).is_file() for name in (MANIFEST, "config.json"))
+    grafted = all((source.path / file).is_file() for file in (MANIFEST, "config.json"))
     checkpoint = Checkpoint.open(source.path, allow_otter=grafted)
     shape = base_shape(checkpoint.config)
-    # Before a plan is made: a configuration may claim more layers than a plan can hold.
+    # The check comes before the plan: a configuration may claim more layers than a plan can hold.
     check_base(checkpoint, shape)
     warn_about_base(checkpoint, shape)
-    plan = plan_insertion(
-        checkpoint,
-        signal or ["reward"],
-        hidden=hidden,
-        heads=heads,
-        ffn=ffn,
-        kv_heads=kv_heads,
-        layers=layers,
-        kv=kv,
-        kv_start=kv_start,
-        norm=norm,
-        embedding=embedding,
-        init=init,
-        seed=seed,
-        dtype=dtype,
-        name=name or _next_insertion_name(source.path if grafted else None),
-    )
+    name = name or _next_insertion_name(source.path if grafted else None)
+    plan = plan_insertion(checkpoint, signal or ["reward"], name=name, **options.model_dump())
     if tensor_parallel != 1:
         check_tensor_parallel(plan.config, shape, tensor_parallel)
     cost = price(plan, checkpoint)
-    mode: PlacementMode = "copy" if copy else "link"
     if grafted and not dry_run:
-        graft_onto(source.path, out, plan, mode=mode, checked=True)
+        graft_onto(source.path, out, plan, mode=placement_mode(copy), checked=True)
     elif not dry_run:
-        write(
+        graft_base(
             checkpoint,
             out,
             plan,
             source=source.name,
             revision=source.revision,
-            mode=mode,
+            mode=placement_mode(copy),
             checked=True,
         )
-    files = {} if dry_run else placed_files_record(source.path, checkpoint.files, out)
+    placed = {} if dry_run else placed_files_record(source.path, checkpoint.files, out)
     data = {
         "out": None if dry_run else out,
         "base": source.name,
@@ -152,57 +141,54 @@ def graft(
         "insertion": plan.config,
         "tensors": len(plan.tensors),
         **cost.record(),
-        **files,
+        **placed,
     }
-    line = placed_files_text(files, source.path) if files else ""
-    return Outcome(data, view=lambda: _view(plan, cost, None if dry_run else out, line))
+    written = ["dry run: nothing written"]
+    if not dry_run:
+        written = [
+            f"written to {out}: the unchanged files of the base, otter.safetensors, otter.json",
+            placed_files_text(placed, source.path),
+        ]
+    return Outcome(data, view=lambda: _view(plan, cost, written))
 
 
 def _next_insertion_name(grafted: Path | None) -> str:
-    """What an insertion is called that nobody named: by how many there are."""
+    """The default name of an insertion: `main`, or `main-N` in a folder that is grafted already."""
     from otter_cli.graft.manifest import Manifest
 
-    others = len(Manifest.read(grafted).insertions) if grafted else 0
-    return f"main-{others + 1}" if others else "main"
+    count = len(Manifest.read(grafted).insertions) if grafted else 0
+    return f"main-{count + 1}" if count else "main"
 
 
-def _view(plan: Plan, cost: Price, out: Path | None, placed: str) -> RenderableType:
+def _view(plan: Plan, cost: Price, written: list[str]) -> RenderableType:
     from rich.console import Group
-    from rich.table import Table
 
     from otter_cli.core.formatting import bytes_text, count_text, percent_text
 
-    table = Table(
-        "part", "parameters", "of the base", box=None, header_style="bold", pad_edge=False
-    )
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = plain_table("part", "parameters", "of the base", numeric=True)
     for part, count in cost.by_part.items():
         table.add_row(part, count_text(count), percent_text(count / cost.base_parameters))
     table.add_row(
         "all", count_text(cost.inserted_parameters), percent_text(cost.ratio), style="bold"
     )
-    growth, before = cost.inserted_cache_bytes_per_token, cost.base_cache_bytes_per_token
-    more = f" ({percent_text(growth / before)} more)" if before else ""
-    cache = f"{bytes_text(growth)} a token{more}"
+    growth, base_cache = cost.inserted_cache_bytes_per_token, cost.base_cache_bytes_per_token
+    share = f" ({percent_text(growth / base_cache)} more)" if base_cache else ""
+    cache = f"{bytes_text(growth)} per token{share}" if growth else "no growth"
     vocabulary = [
         f"signal {name}: {count_text(work['all'])} multiply-adds to score every token, "
         f"{count_text(work['shared'])} + {count_text(work['token'])} for each candidate"
         for name, work in cost.vocabulary_work.items()
     ]
     drafts = [
-        f"signal {name}: {count_text(work)} multiply-adds a draft"
+        f"signal {name}: {count_text(work)} multiply-adds per draft"
         for name, work in cost.draft_work.items()
     ]
     lines = [
         *vocabulary,
         *drafts,
         f"stored in {plan.config.dtype}: {bytes_text(cost.inserted_bytes)}",
-        f"KV cache: {cache if growth else 'no growth'}",
+        f"KV cache: {cache}",
         f"loaded with the base: {bytes_text(cost.load_bytes)}",
-        f"written to {out}: the base's files untouched, otter.safetensors, otter.json"
-        if out
-        else "dry run: nothing written",
-        *([placed] if placed else []),
+        *written,
     ]
     return Group(table, *lines)

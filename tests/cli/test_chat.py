@@ -53,7 +53,7 @@ def test_a_guide_is_switched_on_and_off(chat: Any) -> None:
     run = chat("hello\n/guide reward:50\n/new\nhello\n/plain\n/new\nhello\n", "--json")
     plain, guided, again = (turn["assistant"] for turn in json.loads(run.stdout)["turns"])
     assert plain == again != guided
-    assert "guided by reward:50" in run.stderr and "no guide is on" in run.stderr
+    assert "guided by reward:50" in run.stderr and "no guide is active" in run.stderr
 
 
 def test_bad_commands_are_told_and_the_chat_goes_on(chat: Any) -> None:
@@ -151,7 +151,7 @@ def test_a_conversation_ends_where_the_window_does(chat: Any) -> None:
     run = chat(f"{'a' * 100}\n{'b' * 20}\n/new\nhello\n", "--json", "--max-new-tokens", "99")
     first, second = json.loads(run.stdout)["turns"]
     assert 0 < len(first["tokens"]) < 30 and second["user"] == "hello"
-    assert "fills the base's window" in run.stderr and "/new starts anew" in run.stderr
+    assert "fills the base's window" in run.stderr and "/new starts a new" in run.stderr
 
 
 def test_a_guide_without_meaning_is_refused_when_it_is_set(chat: Any) -> None:
@@ -179,7 +179,7 @@ def test_a_word_without_room_begins_a_line(monkeypatch: pytest.MonkeyPatch) -> N
     from otter_cli.cli.chat_terminal import ChatTerminal
 
     terminal = ChatTerminal()
-    monkeypatch.setattr(terminal, "typed", True)
+    monkeypatch.setattr(terminal, "interactive", True)
     monkeypatch.setattr(type(terminal.console), "width", 10)
     shown = [terminal._wrapped(text) for text in ("Hello", " the", "re", " world", "\n", " a")]
     assert "".join(shown) == "Hello there\nworld\n a"
