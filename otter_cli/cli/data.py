@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from otter_cli.cli import data_options as d
 from otter_cli.cli.command import Outcome, verb, verb_app
+from otter_cli.cli.data_options import ChosenColumn, PromptColumn, RejectedColumn, TextColumn
 from otter_cli.cli.tables import facts_table
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ app = verb_app(
 
 @app.callback()
 def _group() -> None:
-    """Keeps `check` a subcommand."""
+    """An app of one command has no subcommand; this callback makes `check` one."""
 
 
 @verb(
@@ -38,21 +38,21 @@ def check(
     file: Annotated[Path, typer.Argument(help="jsonl, csv, tsv, parquet, txt, or one with .gz")],
     base: Annotated[
         Path | None,
-        typer.Option("--base", help="a checkpoint or graft: its tokenizer counts tokens"),
+        typer.Option("--base", help="a checkpoint or graft whose tokenizer counts tokens"),
     ] = None,
     max_length: Annotated[
         int | None,
-        typer.Option("--max-length", min=3, help="count what would be cut at so many tokens"),
+        typer.Option("--max-length", min=3, help="count the texts longer than this many tokens"),
     ] = None,
-    text: d.TextColumn = None,
+    text: TextColumn = None,
     label: Annotated[
         str | None, typer.Option("--label", help="column of labels", rich_help_panel="Data")
     ] = None,
-    prompt: d.PromptColumn = None,
-    chosen: d.ChosenColumn = None,
-    rejected: d.RejectedColumn = None,
+    prompt: PromptColumn = None,
+    chosen: ChosenColumn = None,
+    rejected: RejectedColumn = None,
 ) -> Outcome:
-    """Say what `otter train` would understand of a file: columns, lengths, classes, duplicates."""
+    """Show what `otter train` reads from a file: columns, lengths, classes, duplicates."""
     from dataclasses import asdict
 
     from otter_cli.data.summary import summarise
@@ -62,10 +62,10 @@ def check(
         from otter_cli.model.load import load_tokenizer
 
         tokenizer = load_tokenizer(base)
-    uses = {
+    columns = {
         "text": text, "label": label, "prompt": prompt, "chosen": chosen, "rejected": rejected
     }  # fmt: skip
-    named = {use: column for use, column in uses.items() if column is not None}
+    named = {use: column for use, column in columns.items() if column is not None}
     summary = summarise(file, tokenizer, named=named, max_length=max_length)
     return Outcome(asdict(summary), view=lambda: _view(summary))
 
@@ -78,7 +78,7 @@ def _view(summary: DataSummary) -> RenderableType:
 
 
 def _summary_rows(summary: DataSummary) -> list[tuple[str, str]]:
-    trains = {
+    commands = {
         "pairs": "otter train OUT --pairs FILE",
         "labels": "otter train OUT --labels FILE",
         "texts": "otter train OUT --texts FILE",
@@ -86,8 +86,8 @@ def _summary_rows(summary: DataSummary) -> list[tuple[str, str]]:
     }
     texts = 2 * summary.rows if summary.kind == "pairs" else summary.rows
     lengths = ", ".join(f"{name} {value:,}" for name, value in summary.lengths.items())
-    lines = [
-        ("read as", f"{summary.kind}: {trains[summary.kind]}"),
+    rows = [
+        ("read as", f"{summary.kind}: {commands[summary.kind]}"),
         ("rows", f"{summary.rows:,}"),
         ("columns", ", ".join(f"{use}: {column}" for use, column in summary.columns.items())),
         ("ignored", ", ".join(summary.ignored) or "none"),
@@ -95,11 +95,11 @@ def _summary_rows(summary: DataSummary) -> list[tuple[str, str]]:
         (summary.unit, lengths),
     ]
     if summary.max_length is not None:
-        lines.append(("cut", f"{summary.cut:,} of {texts:,} texts at {summary.max_length}"))
-    lines.append(("duplicates", f"{summary.duplicates:,} rows"))
+        rows.append(("cut", f"{summary.cut:,} of {texts:,} texts at {summary.max_length}"))
+    rows.append(("duplicates", f"{summary.duplicates:,} rows"))
     if summary.kind == "pairs":
-        lines.append(("identical", f"{summary.identical:,} pairs: these are left out"))
+        rows.append(("identical", f"{summary.identical:,} pairs: these are left out"))
     if summary.classes:
         shown = ", ".join(f"{name}: {count:,}" for name, count in summary.classes.items())
-        lines.append(("labels", shown))
-    return lines
+        rows.append(("labels", shown))
+    return rows

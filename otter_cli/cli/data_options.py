@@ -1,88 +1,92 @@
-"""The options that name data: of `otter train`, and its columns of `otter data check` too.
+"""The options that name training data: those of `otter train`, and columns of `otter data check`.
 
-`DataOptions` holds those of one call, and refuses combinations that do not go together.
+`DataOptions` refuses options that do not go together.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import model_validator
 
 from otter_cli.core.errors import OtterError
+from otter_cli.core.strict_config import StrictConfig
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from otter_cli.training.recipe_from_data import DataKind
 
 
 DEFAULT_SAMPLES, DEFAULT_NEW_TOKENS = 4, 48
 
 
-def _option(name: str, text: str) -> Any:
-    return typer.Option(name, help=text, rich_help_panel="Data")
+def _option(help: str) -> Any:
+    return typer.Option(help=help, rich_help_panel="Data")
 
 
-Pairs = Annotated[Path | None, _option("--pairs", "a file of prompt, chosen, rejected")]
-Labels = Annotated[Path | None, _option("--labels", "a file of texts with labels")]
-Texts = Annotated[Path | None, _option("--texts", "a file of texts, for future tokens")]
-Teacher = Annotated[
-    str | None,
-    _option(
-        "--teacher",
-        "what labels the base's own texts: the folder of a classifier or reward model, "
-        "org/name@revision, detoxify, python:module:function",
-    ),
-]
-PromptFile = Annotated[Path | None, _option("--prompts", "with --teacher: what the base continues")]
-TestFile = Annotated[
-    Path | None, _option("--test", "a file like it to test on (default: a tenth is held out)")
-]
-TextColumn = Annotated[str | None, _option("--text", "column of texts (default: the usual names)")]
-LabelColumns = Annotated[
-    list[str] | None,
-    _option("--label", "column of labels; with --teacher which of its scores; again for more"),
-]
-PromptColumn = Annotated[str | None, _option("--prompt", "column of prompts")]
-ChosenColumn = Annotated[str | None, _option("--chosen", "column of the better answers")]
-RejectedColumn = Annotated[str | None, _option("--rejected", "column of the worse answers")]
-Raw = Annotated[bool, _option("--raw", "plain text, without the base's chat template")]
-Samples = Annotated[int, _option("--samples", "with --teacher: texts for each prompt")]
-NewTokens = Annotated[int, _option("--new-tokens", "with --teacher: tokens of a text")]
-SaveRecipe = Annotated[
-    Path | None, _option("--save-recipe", "write what was chosen as a recipe to edit")
-]
+TextColumn = Annotated[str | None, _option("column of texts (default: a usual name)")]
+PromptColumn = Annotated[str | None, _option("column of prompts")]
+ChosenColumn = Annotated[str | None, _option("column of the better answers")]
+RejectedColumn = Annotated[str | None, _option("column of the worse answers")]
 
 
-@dataclass(frozen=True)
-class DataOptions:
-    """The data options of one call."""
+class DataOptions(StrictConfig):
+    """The data of one training run: a recipe, a data file, or a teacher with prompts."""
 
-    pairs: Path | None
-    labels: Path | None
-    texts: Path | None
-    teacher: str | None
-    prompts: Path | None
-    test: Path | None
-    text: str | None
-    label: list[str] | None
-    prompt: str | None
-    chosen: str | None
-    rejected: str | None
-    raw: bool
-    samples: int
-    new_tokens: int
+    recipe: Annotated[str | None, typer.Option(help="a file, or the name of a shipped recipe")] = (
+        None
+    )
+    data: Annotated[
+        Path | None, typer.Option(help="folder of the recipe's data files; default: the recipe's")
+    ] = None
+    pairs: Annotated[Path | None, _option("a file of prompt, chosen, rejected")] = None
+    labels: Annotated[Path | None, _option("a file of texts with labels")] = None
+    texts: Annotated[Path | None, _option("a file of texts, for future tokens")] = None
+    teacher: Annotated[
+        str | None,
+        _option(
+            "labels texts of the base: the folder of a classifier or reward model, "
+            "org/name@revision, detoxify, python:module:function"
+        ),
+    ] = None
+    prompts: Annotated[
+        Path | None, _option("with --teacher: a file of prompts that the base continues")
+    ] = None
+    test: Annotated[
+        Path | None, _option("a file of test data (default: a tenth of the data is held out)")
+    ] = None
+    text: TextColumn = None
+    label: Annotated[
+        tuple[str, ...],
+        _option("column of labels, or with --teacher one of its scores; repeatable"),
+    ] = ()
+    prompt: PromptColumn = None
+    chosen: ChosenColumn = None
+    rejected: RejectedColumn = None
+    raw: Annotated[bool, _option("plain text, without the base's chat template")] = False
+    samples: Annotated[int, _option("with --teacher: texts per prompt")] = DEFAULT_SAMPLES
+    new_tokens: Annotated[int, _option("with --teacher: tokens per text")] = DEFAULT_NEW_TOKENS
+    save_recipe: Annotated[
+        Path | None, _option("write the recipe that is made from the data to this file")
+    ] = None
 
     @property
     def kind(self) -> DataKind:
-        """What the data are. A teacher's texts have labels."""
+        """The kind of the data. A teacher's texts have labels."""
         return "pairs" if self.pairs else "texts" if self.texts else "labels"
 
-    def check(self, recipe: str | None) -> None:
-        """Raises OtterError unless one source of data is given, with options that go with it."""
+    @property
+    def file(self) -> Path | None:
+        """The data file, or None with a recipe or a teacher."""
+        return self.pairs or self.labels or self.texts
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Self:
         sources = {
-            "--recipe": recipe,
+            "--recipe": self.recipe,
             "--pairs": self.pairs,
             "--labels": self.labels,
             "--texts": self.texts,
@@ -97,25 +101,39 @@ class DataOptions:
         if (self.teacher is None) != (self.prompts is None):
             raise OtterError(
                 "--teacher and --prompts go together",
-                hint="the base continues the prompts, and the teacher labels what it wrote",
+                hint="the base continues the prompts, and the teacher labels the texts",
             )
-        fitting = {
+        if self.recipe is not None and self.save_recipe is not None:
+            raise OtterError(
+                "--save-recipe goes with a data file, not with --recipe",
+                hint="otter recipes show NAME prints a recipe that ships",
+            )
+        if self.recipe is None and self.data is not None:
+            raise OtterError(
+                "--data goes with --recipe", hint="give the path of the data file itself"
+            )
+        self._check_source_options(given[0], tuple(sources)[1:])
+        for path in (self.pairs, self.labels, self.texts, self.prompts, self.test):
+            if path is not None and not path.is_file():
+                raise OtterError(f"{path} is not a file", hint="check the path")
+        return self
+
+    def _check_source_options(self, source: str, data_sources: tuple[str, ...]) -> None:
+        """Raises OtterError for an option that does not go with the source of the data."""
+        allowed_sources = {
             "--test": (self.test, ("--pairs", "--labels", "--texts")),
             "--text": (self.text, ("--labels", "--texts")),
             "--label": (self.label, ("--labels", "--teacher")),
             "--prompt": (self.prompt, ("--pairs", "--labels")),
             "--chosen": (self.chosen, ("--pairs",)),
             "--rejected": (self.rejected, ("--pairs",)),
-            "--raw": (self.raw, tuple(sources)[1:]),
+            "--raw": (self.raw, data_sources),
             "--samples": (self.samples != DEFAULT_SAMPLES, ("--teacher",)),
             "--new-tokens": (self.new_tokens != DEFAULT_NEW_TOKENS, ("--teacher",)),
         }
-        for name, (value, with_) in fitting.items():
-            if value and given[0] not in with_:
+        for name, (value, allowed) in allowed_sources.items():
+            if value and source not in allowed:
                 raise OtterError(
-                    f"{name} goes with {' or '.join(with_)}, not with {given[0]}",
+                    f"{name} goes with {' or '.join(allowed)}, not with {source}",
                     hint="a recipe names its columns itself: --set signals.NAME.train.text=COLUMN",
                 )
-        for path in (self.pairs, self.labels, self.texts, self.prompts, self.test):
-            if path is not None and not path.is_file():
-                raise OtterError(f"{path} is not a file", hint="check the path")

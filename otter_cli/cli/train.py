@@ -1,4 +1,4 @@
-"""`otter train`: trains the inserted tensors, or a baseline for them, by a recipe.
+"""`otter train`: trains the inserted tensors, or a baseline, by a recipe or on a data file.
 
 A run ends with a verdict on the base, a model card and a table of held-out figures.
 """
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from otter_cli.cli import data_options as d
 from otter_cli.cli.command import Outcome, verb, verb_app
+from otter_cli.cli.data_options import DataOptions
+from otter_cli.cli.tables import plain_table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -41,55 +42,39 @@ def _baseline_option(name: str, text: str) -> Any:
 )
 def train(
     folder: Annotated[Path, typer.Argument(help="the grafted folder")],
-    recipe: Annotated[
-        str | None, typer.Option("--recipe", help="a file, or a recipe that ships")
-    ] = None,
-    pairs: d.Pairs = None,
-    labels: d.Labels = None,
-    texts: d.Texts = None,
-    teacher: d.Teacher = None,
-    prompts: d.PromptFile = None,
-    test: d.TestFile = None,
-    text: d.TextColumn = None,
-    label: d.LabelColumns = None,
-    prompt: d.PromptColumn = None,
-    chosen: d.ChosenColumn = None,
-    rejected: d.RejectedColumn = None,
-    raw: d.Raw = False,
-    samples: d.Samples = d.DEFAULT_SAMPLES,
-    new_tokens: d.NewTokens = d.DEFAULT_NEW_TOKENS,
-    save_recipe: d.SaveRecipe = None,
+    options: DataOptions,
     resume: Annotated[
-        bool, typer.Option("--resume", help="go on from the last saved state, bit for bit")
+        bool, typer.Option("--resume", help="continue from the last saved state, bit for bit")
     ] = False,
     restart: Annotated[
         bool,
-        typer.Option("--restart", help="drop an unfinished run; train the tensors as they are"),
+        typer.Option(
+            "--restart", help="drop an unfinished run, and train from the current tensors"
+        ),
     ] = False,
     set: Annotated[
         list[str] | None,
-        typer.Option("--set", help="KEY=VALUE over the recipe's, again for more: steps=50"),
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", help="folder of its data files; default: the recipe's")
+        typer.Option("--set", help="KEY=VALUE replaces a recipe's value, repeatable: steps=50"),
     ] = None,
     device: Annotated[
-        str, typer.Option("--device", help="cpu, cuda (of each process its own), cuda:1")
+        str, typer.Option("--device", help="cpu, cuda (one for each process), cuda:1")
     ] = "cpu",
     find_lr: Annotated[
         bool,
-        typer.Option("--find-lr", help="try rates from 1e-6 to 1 and suggest one; writes none"),
+        typer.Option("--find-lr", help="try rates from 1e-6 to 1 and suggest one; writes nothing"),
     ] = False,
     verify: Annotated[
         bool,
-        typer.Option("--verify", help="afterwards prove, over a grid, that the base is itself"),
+        typer.Option(
+            "--verify", help="afterwards prove over a grid that the base's logits are equal"
+        ),
     ] = False,
     shard: Annotated[
         bool,
-        typer.Option("--shard", help="each process of torchrun holds a part of base and insertion"),
+        typer.Option("--shard", help="split base and insertion over the processes of torchrun"),
     ] = False,
     log: Annotated[
-        str | None, typer.Option("--log", help="curves too: tensorboard, trackio or wandb")
+        str | None, typer.Option("--log", help="write curves to tensorboard, trackio or wandb too")
     ] = None,
     baseline: Annotated[
         str | None,
@@ -100,28 +85,29 @@ def train(
     ] = None,
     to: Annotated[Path | None, _baseline_option("--to", "folder of the baseline")] = None,
     signal: Annotated[
-        list[str] | None, _baseline_option("--signal", "only these of the recipe's signals")
+        list[str] | None, _baseline_option("--signal", "train only this signal, repeatable")
     ] = None,
     allow_pickle: Annotated[
         bool,
         typer.Option(
-            "--allow-pickle", help="a Detoxify labeller whose file holds code may run that code"
+            "--allow-pickle", help="allow a Detoxify labeller to run the code in its file"
         ),
     ] = False,
 ) -> Outcome:
-    """Train the signals of a graft: the base stays frozen, the folder is usable at any time.
+    """Train the signals of a graft. The base stays frozen, and the folder stays usable meanwhile.
 
-    Give a data file, or a teacher with prompts, or a recipe. Columns are found by their usual names
-    (`otter data check FILE` shows which); sizes and rates follow from the data, and are printed.
-    Metrics go to FOLDER/training/metrics.jsonl; Ctrl-C saves, and --resume goes on. Several
-    processes share each batch: torchrun --nproc-per-node 2 -m otter_cli train ...
+    Give a data file, a teacher with prompts, or a recipe. Columns are found by their usual names
+    (see `otter data check FILE`). Sizes and rates follow from the data and are printed. Metrics go
+    to FOLDER/training/metrics.jsonl. Ctrl-C saves, and --resume continues. Several processes can
+    share each batch: torchrun --nproc-per-node 2 -m otter_cli train ...
     """
     from otter_cli.cli.recipe_files import recipe_path
     from otter_cli.core.console import set_quiet
     from otter_cli.core.errors import OtterError
     from otter_cli.scorers.detoxify import pickle_allowed
     from otter_cli.training.distributed import is_first_process
-    from otter_cli.training.recipe import BASELINE_NAMES
+    from otter_cli.training.recipe import BASELINE_NAMES, load_recipe
+    from otter_cli.training.run import train as train_graft
 
     if not is_first_process():
         set_quiet(True)
@@ -129,35 +115,21 @@ def train(
         raise OtterError(
             f"there is no baseline {baseline!r}", hint=f"one of {', '.join(BASELINE_NAMES)}"
         )
-    given = d.DataOptions(
-        pairs, labels, texts, teacher, prompts, test, text, label, prompt, chosen, rejected, raw,
-        samples, new_tokens,
-    )  # fmt: skip
-    given.check(recipe)
-    if recipe is not None and save_recipe is not None:
-        raise OtterError(
-            "--save-recipe goes with a data file, not with --recipe",
-            hint="otter recipes show NAME prints a recipe that ships",
-        )
-    if recipe is None and data is not None:
-        raise OtterError("--data goes with --recipe", hint="give the path of the data file itself")
-    from otter_cli.training.recipe import load_recipe
-    from otter_cli.training.run import train as run
-
+    overrides = set or ()
     with pickle_allowed(allow_pickle):
-        if recipe is not None:
-            path: Path | None = recipe_path(recipe)
-            loaded = load_recipe(str(path), set or (), data=data).only(signal or None)
+        if options.recipe is not None:
+            path: Path | None = recipe_path(options.recipe)
+            recipe = load_recipe(str(path), overrides, data=options.data).only(signal or None)
         else:
             from otter_cli.cli.train_recipe import recipe_from_options
 
-            path = save_recipe
-            loaded = recipe_from_options(folder, given, set or (), signal, device, save_recipe)
+            path = options.save_recipe
+            recipe = recipe_from_options(folder, options, overrides, signal, device)
         if find_lr:
-            return _find_rate(folder, loaded, baseline, device)
-        result = run(
+            return _find_rate(folder, recipe, baseline, device)
+        result = train_graft(
             folder,
-            loaded,
+            recipe,
             resume=resume,
             restart=restart,
             baseline=baseline,  # type: ignore[arg-type]
@@ -167,14 +139,14 @@ def train(
             shard=shard,
         )
     if not is_first_process():
-        # The first process speaks for all.
+        # Only the first process prints.
         raise typer.Exit
 
     verdict = _base_verdict(result.folder, static=not verify)
-    card = _write_card(result, loaded, verdict)
-    told = {"verdict": verdict.name, "sentence": verdict.sentence} if verdict else None
+    card = _write_card(result, recipe, verdict)
+    checked = {"verdict": verdict.name, "sentence": verdict.sentence} if verdict else None
     return Outcome(
-        {**vars(result), "baseline": baseline, "recipe": path, "card": card, "verify": told},
+        {**vars(result), "baseline": baseline, "recipe": path, "card": card, "verify": checked},
         view=lambda: _train_view(result, card, verdict),
         exit_code=0 if verdict is None or verdict.passes("grid") else 1,
     )
@@ -185,21 +157,17 @@ def _find_rate(folder: Path, recipe: Recipe, baseline: str | None, device: str) 
     from otter_cli.training.run import find_rate
 
     if baseline:
-        raise OtterError("--find-lr is of the graft's own rate", hint="leave --baseline out")
-    found = find_rate(folder, recipe, device=device)
-
-    def view() -> RenderableType:
-
-        return _rates_view(found)
-
-    return Outcome(vars(found), view)
+        raise OtterError("--find-lr tries rates of the graft itself", hint="leave --baseline out")
+    search = find_rate(folder, recipe, device=device)
+    return Outcome(vars(search), lambda: _rates_view(search))
 
 
 CARD = Path("training", "card.md")
 
 
 def _base_verdict(folder: Path, *, static: bool) -> Verdict | None:
-    """Of the base within the folder: its files, or what it says too. None where there is none."""
+    """The verdict on the base inside a graft, or None if the folder is no graft. With `static` it
+    compares files only, and runs no model."""
     from otter_cli.checkpoint.folder import MANIFEST
     from otter_cli.verification.agenda import VerificationRequest
     from otter_cli.verification.report import decide
@@ -222,18 +190,14 @@ def _write_card(result: TrainResult, recipe: Recipe, verdict: Verdict | None) ->
 
 def _train_view(result: TrainResult, card: Path, verdict: Verdict | None) -> RenderableType:
     from rich.console import Group
-    from rich.table import Table
 
     from otter_cli.core.formatting import count_text, seconds_text
 
-    table = Table(
-        "signal", "held out", "mean", "95 % interval", "n", box=None, header_style="bold",
-        pad_edge=False,
-    )  # fmt: skip
+    table = plain_table("signal", "held out", "mean", "95 % interval", "n")
     for name, figures in result.signals.items():
-        for what, value in figures.items():
-            low_high = f"{value.low:.4f} to {value.high:.4f}"
-            table.add_row(name, what, f"{value.mean:.4f}", low_high, f"{value.n:,}")
+        for figure, value in figures.items():
+            interval = f"{value.low:.4f} to {value.high:.4f}"
+            table.add_row(name, figure, f"{value.mean:.4f}", interval, f"{value.n:,}")
     trained = count_text(result.trained_parameters)
     return Group(
         f"{result.folder}: {result.steps} steps, {seconds_text(result.seconds)}, "
@@ -244,13 +208,12 @@ def _train_view(result: TrainResult, card: Path, verdict: Verdict | None) -> Ren
     )
 
 
-def _rates_view(found: RateSearch) -> RenderableType:
+def _rates_view(search: RateSearch) -> RenderableType:
     from rich.console import Group
-    from rich.table import Table
 
-    table = Table("rate", "loss", "", box=None, header_style="bold", pad_edge=False)
-    # Every third of them shows the curve as well, on one screen.
-    for number, (rate, loss) in enumerate(zip(found.rates, found.losses, strict=True)):
-        if number % 3 == 0 or rate == found.suggestion:
-            table.add_row(f"{rate:.2e}", f"{loss:.4f}", "<" if rate == found.suggestion else "")
-    return Group(table, f"the loss falls steepest at learning_rate: {found.suggestion:.1e}")
+    table = plain_table("rate", "loss", "")
+    # Every third rate is enough to show the curve on one screen.
+    for number, (rate, loss) in enumerate(zip(search.rates, search.losses, strict=True)):
+        if number % 3 == 0 or rate == search.suggestion:
+            table.add_row(f"{rate:.2e}", f"{loss:.4f}", "<" if rate == search.suggestion else "")
+    return Group(table, f"the loss falls steepest at learning_rate: {search.suggestion:.1e}")

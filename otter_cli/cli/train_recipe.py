@@ -1,11 +1,12 @@
 """The recipe that `otter train` makes from data options.
 
-It reads the data, or lets the base write texts and the teacher label them, chooses what the user
-left open, and prints the whole as YAML, so that it can be saved and edited.
+It reads the data, or lets the base write texts and the teacher label them. Then it chooses the
+settings that the user left open, and prints the recipe as YAML, to be saved and edited.
 """
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,14 +26,13 @@ if TYPE_CHECKING:
 
 def recipe_from_options(
     folder: Path,
-    given: DataOptions,
+    options: DataOptions,
     overrides: Sequence[str],
     names: Sequence[str] | None,
     device: str,
-    save: Path | None,
 ) -> Recipe:
-    """Reads or writes the data, chooses what the user left open, and prints the whole as YAML.
-    Raises OtterError."""
+    """The recipe that trains the signals `names` (None: all) of a graft on the data. It is printed,
+    and saved if the options say so. Raises OtterError."""
     from otter_cli.checkpoint.folder import Checkpoint
     from otter_cli.families.shape import base_shape
     from otter_cli.graft.grafted_folder import open_graft
@@ -44,19 +44,19 @@ def recipe_from_options(
     shape = base_shape(Checkpoint.open(folder).config)
     signals = [s for config in manifest.insertions for s in config.signals]
     signals = _selected_signals(signals, names)
-    trainable_signals(given.kind, signals)
+    trainable_signals(options.kind, signals)
     tokenizer = load_tokenizer(folder)
-    data = _data_file(folder, given, tokenizer, signals, device)
+    data = _data_file(folder, options, tokenizer, signals, device)
     values = recipe_from_data(
         data, signals, tokenizer, positions=shape.max_positions, width=shape.hidden
     )
     recipe = recipe_from_values(values, overrides, "the recipe made from the data")
     text = yaml.safe_dump(values, sort_keys=False, default_flow_style=False)
-    say(f"training by this recipe:\n{_indented(text)}")
-    if save is not None:
+    say(f"training by this recipe:\n{textwrap.indent(text.rstrip(), '  ')}")
+    if (path := options.save_recipe) is not None:
         header = "# Made by otter train from a data file; copy and edit.\n"
-        write_text(save, f"{header}# otter train OUT --recipe {save}\n\n{text}")
-        say(f"saved to {save}")
+        write_text(path, f"{header}# otter train OUT --recipe {path}\n\n{text}")
+        say(f"saved to {path}")
     return recipe
 
 
@@ -74,32 +74,35 @@ def _selected_signals(
 
 
 def _data_file(
-    folder: Path, given: DataOptions, tokenizer: Any, signals: Sequence[SignalConfig], device: str
+    folder: Path,
+    options: DataOptions,
+    tokenizer: Any,
+    signals: Sequence[SignalConfig],
+    device: str,
 ) -> DataFile:
     from otter_cli.training.recipe_from_data import DataFile
 
-    chat = False if given.raw else None
-    if given.teacher is not None:
-        return _teacher_data_file(folder, given, tokenizer, signals, device)
+    if options.file is None:
+        return _teacher_data_file(folder, options, tokenizer, signals, device)
     columns: dict[str, Any] = {}
     for key in ("text", "prompt", "chosen", "rejected"):
-        if getattr(given, key) is not None:
-            columns[key] = getattr(given, key)
-    if given.label:
-        columns["labels"] = list(given.label)
-    test = given.test and given.test.resolve()
-    if given.pairs is not None:
-        return DataFile("pairs", given.pairs.resolve(), columns, chat, test=test)
-    if given.labels is not None:
-        return DataFile("labels", given.labels.resolve(), columns, chat, test=test)
-    assert given.texts is not None
-    return DataFile("texts", given.texts.resolve(), columns, chat, test=test)
+        if getattr(options, key) is not None:
+            columns[key] = getattr(options, key)
+    if options.label:
+        columns["labels"] = list(options.label)
+    chat = False if options.raw else None
+    test = options.test and options.test.resolve()
+    return DataFile(options.kind, options.file.resolve(), columns, chat, test=test)
 
 
 def _teacher_data_file(
-    folder: Path, given: DataOptions, tokenizer: Any, signals: Sequence[SignalConfig], device: str
+    folder: Path,
+    options: DataOptions,
+    tokenizer: Any,
+    signals: Sequence[SignalConfig],
+    device: str,
 ) -> DataFile:
-    """The base writes, the teacher labels."""
+    """The base continues the prompts, and the teacher labels the texts."""
     from otter_cli.model.otter import OtterForCausalLM
     from otter_cli.teaching.continuations import ContinuationSettings
     from otter_cli.teaching.rows import TeachingSettings, teach
@@ -111,24 +114,23 @@ def _teacher_data_file(
             "--teacher writes and labels texts in one process, not under torchrun",
             hint="run it without torchrun, then --labels FOLDER/training/taught/rows-...jsonl",
         )
-    assert given.teacher is not None and given.prompts is not None
-    chat = bool(tokenizer.chat_template) and not given.raw
-    teaching = TeachingSettings(
-        given.teacher, given.prompts, chat, ContinuationSettings(given.samples, given.new_tokens)
-    )
-    several = next((s.labels for s in signals if s.kind == "classes" and s.size > 1), ())
-    labels = given.label or list(several) or None
+    assert options.teacher is not None and options.prompts is not None
+    chat = bool(tokenizer.chat_template) and not options.raw
+    continuations = ContinuationSettings(options.samples, options.new_tokens)
+    teaching = TeachingSettings(options.teacher, options.prompts, chat, continuations)
+    class_labels = next((s.labels for s in signals if s.kind == "classes" and s.size > 1), ())
+    labels = list(options.label or class_labels) or None
     _check_signal_sizes(signals, labels or [""])
     model = OtterForCausalLM.from_pretrained(folder, device=device)
     taught = teach(folder, model, tokenizer, teaching, labels, device)
     text = "messages" if chat else "text"
     columns = {"text": text, "labels": list(taught.labels)}
-    # Most of these texts were cut at their length: an end after them was never written.
+    # Most of these texts are cut at --new-tokens, so no end token may be trained after them.
     return DataFile("labels", taught.path.resolve(), columns, chat, eos=False)
 
 
 def _check_signal_sizes(signals: Sequence[SignalConfig], labels: Sequence[str]) -> None:
-    """Raises OtterError, before anything is written, for a signal of another number of scores."""
+    """Raises OtterError if a signal takes another number of scores than the teacher gives."""
     for signal in signals:
         size = {"value": signal.size, "classes": signal.size, "vocabulary": 1}.get(signal.kind)
         if size is not None and size != len(labels):
@@ -137,7 +139,3 @@ def _check_signal_sizes(signals: Sequence[SignalConfig], labels: Sequence[str]) 
                 f"{'is' if len(labels) == 1 else 'are'} chosen",
                 hint="--label SCORE, once for each; --signal NAME trains signals one by one",
             )
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.rstrip().splitlines())
