@@ -1,4 +1,4 @@
-"""The Python interface: `load("OUT")`, then `generate`, `score`, or a call like transformers'.
+"""The Python interface: `load` a graft, then `generate`, `score`, or call it as in transformers.
 
 from otter_cli import load
 

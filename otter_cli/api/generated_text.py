@@ -45,7 +45,7 @@ def _format_value(value: float) -> str:
 
 
 def _legend(values: Iterable[float], low: float, high: float) -> str:
-    """What the colours mean. Equal values are all grey, and so are tokens without a value."""
+    """The meaning of the colours. Tokens are grey if all values are equal, or if they have none."""
     if not any(map(math.isfinite, values)):
         return "no token has a value"
     if low == high:
@@ -60,8 +60,8 @@ FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 class ScoredText:
     """A text with its signals.
 
-    `signals` maps a name to an array of shape [tokens], or [tokens, labels] where the signal has
-    several scores, named in `labels`. Classes are probabilities. A value that is not finite is NaN.
+    `signals` maps a name to an array [tokens], or [tokens, labels] for a signal with several
+    scores, named in `labels`. Classes are probabilities. A value that is not finite is NaN.
     """
 
     text: str

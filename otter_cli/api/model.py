@@ -29,7 +29,7 @@ def load(
 ) -> Otter:
     """Loads a grafted folder, or an adapter with its `base`. Every tensor is accounted for.
 
-    `dtype` is the base's, by default the file's; `options` are those of
+    `dtype` is the dtype of the base, by default that of its files. `options` are those of
     `OtterForCausalLM.from_pretrained`. Raises OtterError.
     """
     from otter_cli.model.load import load_tokenizer
@@ -38,25 +38,26 @@ def load(
     model = OtterForCausalLM.from_pretrained(
         folder, base=base, dtype=dtype, device=device, **options
     )
-    return Otter(model, load_tokenizer(Path(base or folder)))
+    return Otter(model, load_tokenizer(base or folder))
 
 
 class Otter:
-    """`model` is the OtterForCausalLM, `tokenizer` the base's."""
+    """A graft and its tokenizer. `model` is the OtterForCausalLM."""
 
     def __init__(self, model: OtterForCausalLM, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
 
     @property
     def signals(self) -> list[str]:
-        """Names of the signals that score text."""
+        """The names of the signals that score text: those with a value or class probabilities."""
         kinds = self.model.signal_configs.items()
         return [name for name, config in kinds if config.kind in ("value", "classes")]
 
     def __call__(self, input_ids: Tensor, **arguments: Any) -> OtterOutput:
-        """One forward pass: logits [batch, tokens, vocab] as the base gives them, and `signals`.
+        """One forward pass over token ids [batch, tokens]. The output holds the base's logits
+        [batch, tokens, vocab] and `signals`.
 
-        Takes the base's own keyword arguments, such as `attention_mask`.
+        Takes the keyword arguments of the base, such as `attention_mask`.
         """
         output: OtterOutput = self.model(input_ids, **arguments)
         return output
@@ -81,12 +82,13 @@ class Otter:
         attention_mask: Tensor | None = None,
         streamer: Any = None,
     ) -> Any:
-        """Continues text, messages (through the chat template), token ids, or a batch of these.
+        """Continues text, messages (by the chat template), token ids, or a batch of these.
 
-        `guide` maps signals to weights, {"reward": 2.0}; "toxicity/insult" names a label. Without a
-        guide the text is the base's own. Names that `transformers.generate` has mean what they mean
-        there; the default is greedy. `signals`: which to read (default: all that score text).
-        Returns a GeneratedText, or a list of them for a batch. Raises OtterError.
+        `guide` maps signals to weights, such as {"reward": 2.0}; "toxicity/insult" names a label.
+        Without a guide, the text is the base's own. Arguments that `transformers.generate` also has
+        have the same meaning; the default is greedy decoding. `signals` names those to read
+        (default: all that score text). Returns a GeneratedText, or a list of them for a batch.
+        Raises OtterError.
         """
         from otter_cli.decoding.bounds import parse_gate
         from otter_cli.decoding.generate import generate
@@ -121,8 +123,8 @@ class Otter:
         return texts if batch else texts[0]
 
     def score(self, text: Any, *, signals: str | Sequence[str] | None = None) -> ScoredText:
-        """The signals at every token of a text, or of a dialogue of messages up to the token that
-        ends its last turn: there stands the score of the whole. Raises OtterError."""
+        """The signals at every token of a text, or of messages up to the token that ends the last
+        turn. The last token has the score of the whole text. Raises OtterError."""
         import numpy as np
         import torch
 
@@ -144,31 +146,27 @@ class Otter:
         warn_once(self.model, request_warnings(self.model, signals=names))
         tensor = torch.tensor([ids], device=self.model.device)
         with torch.no_grad():
-            read = self.model(tensor, signals=tuple(names), logits=False).signals
-        configs = self.model.signal_configs
-        values = {
-            name: nan_if_not_finite(
-                (class_probabilities(read[name]) if configs[name].kind == "classes" else read[name])
-                .float()
-                .cpu()
-                .numpy()[0]
-            )
-            for name in names
-        }
+            outputs = self.model(tensor, signals=tuple(names), logits=False).signals
+        values = {}
+        for name in names:
+            output = outputs[name]
+            if self.model.signal_configs[name].kind == "classes":
+                output = class_probabilities(output)
+            values[name] = nan_if_not_finite(output.float().cpu().numpy()[0])
         warn_non_finite(name for name in names if np.isnan(values[name]).any())
         tokens = token_texts(self.tokenizer, [], ids)
         return ScoredText("".join(tokens), tokens, ids, values, self.labels(names))
 
     def labels(self, names: Sequence[str]) -> dict[str, list[str]]:
-        """What the several scores of a signal are called, for those that have several."""
+        """The names of the scores of each signal that has several."""
         configs = {name: self.model.signal_configs[name] for name in names}
         return {name: list(c.labels) for name, c in configs.items() if c.size > 1}
 
 
 @contextmanager
 def _streamer_callback(streamer: Any, ids: Sequence[Sequence[int]]) -> Iterator[Any]:
-    """What hands tokens to a transformers streamer: the prompt first, then each token. The stream
-    ends whatever happens, since another thread may be waiting for it. Raises OtterError."""
+    """A callback that passes each token to a transformers streamer, after the prompt. The stream
+    always ends, since another thread may be waiting for it. Raises OtterError."""
     if streamer is None:
         yield None
         return
@@ -194,29 +192,28 @@ def to_sampling(
     top_p: float,
     seed: int,
 ) -> Sampling:
-    """Greedy unless a temperature or `do_sample=True` asks for sampling. Raises OtterError."""
+    """Greedy decoding, unless a temperature or `do_sample=True` asks for sampling. Raises
+    OtterError."""
     from otter_cli.decoding.sampling import Sampling
 
     if do_sample and temperature == 0:
         raise OtterError("do_sample=True with temperature 0", hint="give a temperature above 0")
     if do_sample is False:
-        heat = 0.0
+        temperature = 0.0
     elif temperature is None:
-        heat = 1.0 if do_sample else 0.0
-    else:
-        heat = temperature
-    return Sampling(max_new_tokens, heat, top_k, top_p, seed)
+        temperature = 1.0 if do_sample else 0.0
+    return Sampling(max_new_tokens, temperature, top_k, top_p, seed)
 
 
 def as_list(names: str | Sequence[str] | None) -> list[str]:
-    """One name, or several, as a list. A lone string is not taken for its letters."""
+    """One name, or several, as a list. A single string is one name."""
     return [names] if isinstance(names, str) else list(names or ())
 
 
 def to_stops(
     strings: str | Sequence[str] | None, reject: str | Sequence[str], tokenizer: Any
 ) -> Stops:
-    """Stop strings, and bounds such as "toxicity>0.9" that end a text. Raises OtterError."""
+    """Stop strings, and bounds such as "toxicity>0.9", that end a text. Raises OtterError."""
     from otter_cli.decoding.bounds import Stops, parse_signal_bound
 
     bounds = tuple(map(parse_signal_bound, as_list(reject)))
@@ -226,10 +223,10 @@ def to_stops(
 def encode_prompts(
     tokenizer: Any, prompts: Any, attention_mask: Tensor | None = None
 ) -> tuple[list[list[int]], bool]:
-    """Token ids of each prompt, and whether a batch was given. Raises OtterError.
+    """The token ids of each prompt, and whether the prompts are a batch. Raises OtterError.
 
-    A list of messages goes through the chat template, with the generation prompt; text is read as
-    it is. Of tensors [batch, tokens] the positions where `attention_mask` is 1 count.
+    The chat template writes a list of messages, with the generation prompt; text is encoded as it
+    is. A tensor [batch, tokens] is read where `attention_mask` is 1.
     """
     if hasattr(prompts, "ndim"):
         return _split_tensor(prompts, attention_mask)
@@ -238,18 +235,20 @@ def encode_prompts(
             "attention_mask goes with a tensor of token ids", hint="leave it out for text"
         )
     if isinstance(prompts, str):
-        return [_encode_text(tokenizer, prompts)], False
+        return [list(tokenizer(prompts)["input_ids"])], False
     if not isinstance(prompts, Sequence) or not prompts:
         raise OtterError(f"a prompt of type {type(prompts).__name__}", hint=_PROMPT_FORMS)
     if isinstance(prompts[0], Mapping):
-        return [_encode_messages(tokenizer, prompts)], False
+        from otter_cli.data.chat_template import render_chat
+
+        return [list(render_chat(tokenizer, prompts, generate=True).ids)], False
     if isinstance(prompts[0], int):
         return [list(prompts)], False
     return [_encode_one(tokenizer, prompt) for prompt in prompts], True
 
 
 def _encode_one(tokenizer: Any, prompt: Any) -> list[int]:
-    """One prompt of a batch. Raises OtterError for a batch, whose other prompts would get lost."""
+    """The token ids of one prompt of a batch. Raises OtterError for a batch within it."""
     ids, batch = encode_prompts(tokenizer, prompt)
     if batch:
         raise OtterError("a batch within a batch of prompts", hint=_PROMPT_FORMS)
@@ -257,10 +256,10 @@ def _encode_one(tokenizer: Any, prompt: Any) -> list[int]:
 
 
 def encode_scored_text(tokenizer: Any, text: Any) -> list[int]:
-    """Token ids of the one text that is to be scored. Raises OtterError.
+    """The token ids of the text to score. Raises OtterError.
 
-    Messages are a dialogue up to the token that ends its last turn, where training reads it: no
-    generation prompt comes after it.
+    Messages are encoded up to the token that ends the last turn, where training reads the score.
+    No generation prompt follows.
     """
     if isinstance(text, Sequence) and text and isinstance(text[0], Mapping):
         from otter_cli.data.chat_template import render_chat, turn_length
@@ -278,16 +277,6 @@ def encode_scored_text(tokenizer: Any, text: Any) -> list[int]:
 _PROMPT_FORMS = "give text, a list of messages, token ids, or a list of these"
 
 
-def _encode_text(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text)["input_ids"])
-
-
-def _encode_messages(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    from otter_cli.data.chat_template import render_chat
-
-    return list(render_chat(tokenizer, messages, generate=True).ids)
-
-
 def _split_tensor(ids: Tensor, mask: Tensor | None) -> tuple[list[list[int]], bool]:
     if ids.ndim != 2 or (mask is not None and mask.shape != ids.shape):
         shape = list(ids.shape) if mask is None else [list(ids.shape), list(mask.shape)]
@@ -296,5 +285,5 @@ def _split_tensor(ids: Tensor, mask: Tensor | None) -> tuple[list[list[int]], bo
         )
     if mask is None:
         return [row.tolist() for row in ids], True
-    # `== 1` holds for tensors and for numpy's arrays.
+    # `== 1` works for tensors and for numpy arrays.
     return [row[kept].tolist() for row, kept in zip(ids, mask == 1, strict=True)], True

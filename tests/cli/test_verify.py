@@ -173,7 +173,7 @@ def test_somebody_else_s_folder_gets_an_honest_answer(
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        ((), "verify what?"),
+        ((), "nothing to verify"),
         (("absent",), "absent"),
         (("base",), "its base is not known"),
         (("base", "--base", "absent"), "absent does not exist"),
