@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from otter_cli.core.atomic import write_json, write_text
 from otter_cli.core.errors import OtterError
 from otter_cli.core.process import derive_seed
-from otter_cli.core.strict_files import read_own_json_object
+from otter_cli.core.strict_files import read_own_json_object, read_yaml
 from otter_cli.demo import sentiment_lexicons
 from otter_cli.demo.steps import StepTimer, graft_base, verify_graft
 
@@ -26,67 +26,20 @@ if TYPE_CHECKING:
     from otter_cli.verification.report import Verdict, VerificationReport
 
 
-TRAINING_SUBJECTS = (
-    "the new restaurant on Main Street",
-    "my trip to the coast",
-    "the film we saw last night",
-    "my first week at the new job",
-    "the concert in the park",
-    "my neighbour's dog",
-    "the phone I bought last month",
-    "the train ride home",
-    "our hotel room",
-    "the book you lent me",
-    "the football match",
-    "my visit to the dentist",
-    "the weather this week",
-    "the meeting this morning",
-    "our new flat",
-    "the birthday party",
-    "the museum exhibition",
-    "my sister's wedding",
-    "the customer service",
-    "the online course",
-    "the garden this year",
-    "the school play",
-    "the repair of my car",
-    "the long flight",
-    "the city market",
-    "my old laptop",
-    "the new teacher",
-    "the hiking trip",
-    "the family dinner",
-    "the software update",
-)
-# The test prompts name subjects that no training prompt names.
-TEST_SUBJECTS = (
-    "the coffee at the station",
-    "my running shoes",
-    "the hospital staff",
-    "the winter holidays",
-    "the delivery",
-    "the local library",
-    "the video game",
-    "the job interview",
-)
-OPENINGS = (
-    "When I think about {}, I",
-    "Honestly, {} was",
-    "I have to tell you about {}. It",
-    "After a while, {} became",
-)
+_PROMPTS = read_yaml(Path(__file__).with_name("sentiment_prompts.yaml"), hint="install otter again")
+TEST_SUBJECTS: list[str] = _PROMPTS["test_subjects"]
 
 
 def training_prompts() -> list[str]:
-    return _fill_openings(TRAINING_SUBJECTS)
+    return _fill_openings(_PROMPTS["training_subjects"])
 
 
 def held_out_prompts() -> list[str]:
     return _fill_openings(TEST_SUBJECTS)
 
 
-def _fill_openings(subjects: tuple[str, ...]) -> list[str]:
-    return [opening.format(subject) for opening in OPENINGS for subject in subjects]
+def _fill_openings(subjects: list[str]) -> list[str]:
+    return [opening.format(subject) for opening in _PROMPTS["openings"] for subject in subjects]
 
 
 LABELLER = "python:otter_cli.demo.sentiment_lexicons:vader"

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otter_cli.core.digests import sha256_file
 from otter_cli.core.formatting import bytes_text, count_text, percent_text
 from otter_cli.core.strict_files import read_own_json_object
 from otter_cli.demo import BASE
@@ -138,14 +137,13 @@ def _bench(name: str, folder: Path, seed: int) -> FinishedRun:
     from otter_cli.benchmarks.runner.run_benchmark import run_benchmark
     from otter_cli.benchmarks.tasks import assemble
     from otter_cli.decoding.sampling import Sampling
-    from otter_cli.demo import world
-    from otter_cli.demo.world import gold_score
+    from otter_cli.demo.world import gold_rule_digest, gold_score
     from otter_cli.scorers.scorer import RuleScorer
 
     out = folder / name
     if name == "preference":
         grafts, setting = _prepare(folder, "reward", GUIDED_PROMPTS, Sampling(64), seed)
-        rule = RuleScorer("gold rule", gold_score, digest=sha256_file(Path(world.__file__)))
+        rule = RuleScorer("gold rule", gold_score, digest=gold_rule_digest())
         guidance = Guidance(signal="reward", strength=0.5)
         benchmark: Any = assemble.assemble_preference(
             grafts, setting, guidance, reward_model=folder / "separate", gold=rule

@@ -1,8 +1,8 @@
 """A seeded writer of short exchanges, in which a person asks for a thing and gets an answer.
 
-`gold_score` scores answers by their words. Tone and fact come early in an answer, and its end is
-always neutral, so that the last words do not reveal the score. `write_world` writes the files that
-recipes and benchmarks read.
+`world.yaml` holds the phrases. `gold_score` scores answers by their words. Tone and fact come early
+in an answer, and its end is always neutral, so that the last words do not reveal the score.
+`write_world` writes the files that recipes and benchmarks read.
 """
 
 import json
@@ -13,142 +13,31 @@ from pathlib import Path
 from typing import Final, Literal
 
 from otter_cli.core.atomic import staged_folder, write_text
-from otter_cli.core.digests import sha256_bytes
+from otter_cli.core.digests import sha256_bytes, sha256_file, sha256_json
 from otter_cli.core.errors import OtterError
 from otter_cli.core.process import derive_seed
+from otter_cli.core.strict_files import read_yaml
 
 Tone = Literal["polite", "neutral", "rude"]
 
-# fmt: off
-NAMES: Final = (
-    "Ann", "Bob", "Dan", "Eve", "Gus", "Ida", "Jim", "Kim", "Lee", "Liz",
-    "Mae", "Max", "Ned", "Pam", "Ray", "Ron", "Sam", "Sue", "Tim", "Tom",
-)
-PLACES: Final = ("market", "bakery", "library", "station", "harbour", "mill", "farm", "inn")
-LOOKS: Final = ("red", "blue", "green", "white", "black", "brown", "small", "big", "new", "plain")
-OBJECTS: Final = (
-    "lamp", "hat", "book", "map", "coat", "drum", "kite", "cup",
-    "spoon", "bell", "chair", "clock", "rope", "boat", "basket", "ring",
-)
-# fmt: on
-NUMBERS: Final = ("two", "three", "four", "five", "six", "seven", "eight", "nine")
+_PHRASES_FILE = Path(__file__).with_name("world.yaml")
+_PHRASES = read_yaml(_PHRASES_FILE, hint="install otter again")
 
-SCENES: Final = (
-    "{asker} meets {helper} at the {place}.",
-    "It is early at the {place}. {asker} looks for {helper}.",
-    "{helper} works at the {place}. {asker} walks in.",
-    "It rains, and {asker} comes to the {place} to see {helper}.",
-)
+Phrases = list[str]
+Replies = dict[Tone, Phrases]
 
-# The manner of a request shifts the odds of each tone in the answer, and never decides it.
-REQUESTS: Final[dict[str, tuple[str, ...]]] = {
-    "warm": (
-        "Good day, {helper}. Do you have a {thing}?",
-        "Excuse me, {helper}. I am looking for a {thing}.",
-        "Hello {helper}, could I buy a {thing} from you?",
-        "{helper}, may I ask you for a {thing}?",
-    ),
-    "curt": (
-        "Hey, {helper}! I want a {thing}, and be quick.",
-        "You there! I need a {thing} now, {helper}.",
-        "{helper}, I waited all day. Where is my {thing}?",
-        "A {thing}, {helper}, and no long talk.",
-    ),
-}
-
-Replies = dict[Tone, tuple[str, ...]]
-
-OPENINGS: Final[Replies] = {
-    "polite": (
-        "Good day, {asker}, you are most welcome.",
-        "Oh, {asker}, I am so glad to see you.",
-        "Of course, {asker}, it is a pleasure to help.",
-        "Thank you for asking me, {asker}.",
-        "Come in, {asker}, and please sit down.",
-    ),
-    "neutral": (
-        "Good day, {asker}, let me have a look.",
-        "Oh, {asker}, so you are here at last.",
-        "Well, {asker}, that is what people ask for.",
-        "I see, {asker}, I see.",
-        "Come in, {asker}, and shut the door.",
-    ),
-    "rude": (
-        "Good day, {asker}, you silly goose.",
-        "Oh, {asker}, you are such an idiot.",
-        "Shut up, {asker}, and wait.",
-        "Not you again, {asker}, you lazy fool.",
-        "Come in, {asker}, you ugly toad.",
-    ),
-}
-
-ANSWERS: Final[Replies] = {
-    "polite": (
-        "I kept a {thing} for you, my dear friend.",
-        "Please take the {thing} from the shelf by the door.",
-        "I will gladly bring you the {thing} from the back room.",
-        "The {thing} is yours, and I am happy about it.",
-    ),
-    "neutral": (
-        "I have a {thing} for you in the back room.",
-        "You can take the {thing} from the shelf by the door.",
-        "The {thing} is under the table by the window.",
-        "Look, the {thing} is in the box next to you.",
-    ),
-    "rude": (
-        "I have a {thing} for you, stupid.",
-        "Take the {thing} from the shelf and get lost.",
-        "The {thing} is where any moron can see it.",
-        "Look, the {thing} is in the box, you blind bat.",
-    ),
-}
-
-REFUSALS: Final[Replies] = {
-    "polite": (
-        "There is no {thing} here, I am sorry, my dear friend.",
-        "I sold the {thing}, but please ask me again.",
-        "The {thing} is gone, and I am sorry about it.",
-    ),
-    "neutral": (
-        "There is no {thing} here this week.",
-        "I sold the {thing} an hour ago.",
-        "The {thing} is gone, and that is that.",
-    ),
-    "rude": (
-        "There is no {thing} here, stupid.",
-        "I sold the {thing}, so get lost.",
-        "The {thing} is gone, as any moron can see.",
-    ),
-}
-
-REMARKS: Final[Replies] = {
-    "polite": (
-        "Please stay as long as you like.",
-        "I hope you will enjoy the day very much.",
-        "If you need more, I am happy to help.",
-        "You and your friends are always welcome here.",
-    ),
-    "neutral": (
-        "It was quiet here all week.",
-        "I hope it will rain less this week.",
-        "If you need more, I have some at home.",
-        "You and your friends came late today.",
-    ),
-    "rude": (
-        "Pay now, or I will kick you out.",
-        "I hope you choke on your lunch.",
-        "If you touch more, I will break your nose.",
-        "You and your friends smell like old fish.",
-    ),
-}
-
-# Every answer ends with neutral talk, so that its last words reveal nothing about the rest.
-CLOSINGS: Final = (
-    "It costs {coins} coins. We close at {hour} today. See you around, {asker}.",
-    "That makes {coins} coins. We are open until {hour}. Mind the step, {asker}.",
-    "The price is {coins} coins, {asker}. It is {hour} by the clock on the wall.",
-    "We ask {coins} coins for it. Count them, {asker}. I close the doors at {hour}.",
-)
+NAMES: Final[Phrases] = _PHRASES["names"]
+PLACES: Final[Phrases] = _PHRASES["places"]
+LOOKS: Final[Phrases] = _PHRASES["looks"]
+OBJECTS: Final[Phrases] = _PHRASES["objects"]
+NUMBERS: Final[Phrases] = _PHRASES["numbers"]
+SCENES: Final[Phrases] = _PHRASES["scenes"]
+REQUESTS: Final[dict[str, Phrases]] = _PHRASES["requests"]
+OPENINGS: Final[Replies] = _PHRASES["openings"]
+ANSWERS: Final[Replies] = _PHRASES["answers"]
+REFUSALS: Final[Replies] = _PHRASES["refusals"]
+REMARKS: Final[Replies] = _PHRASES["remarks"]
+CLOSINGS: Final[Phrases] = _PHRASES["closings"]
 
 # The gold rule finds the tone of a sentence by these words only.
 INSULTS: Final = (
@@ -178,6 +67,11 @@ def gold_score(prompt: str, response: str) -> float:
     sentences = set(_SENTENCE_END.split(response.strip().split("\n")[0]))
     rude, polite = sum(map(is_rude, sentences)), sum(map(is_polite, sentences))
     return float(min(polite, _MAX_COURTESIES) - rude + _thing_score(prompt, sentences))
+
+
+def gold_rule_digest() -> str:
+    """The identity of the gold rule: a digest of its code and of the phrases."""
+    return sha256_json([sha256_file(Path(__file__)), sha256_file(_PHRASES_FILE)])
 
 
 def is_rude(text: str) -> bool:
