@@ -193,4 +193,4 @@ class GenerateRun:
         drafting = [self.options.draft] if self.options.draft else []
         for name in dict.fromkeys([*self.shown, *guiding, *drafting]):
             if name in self.model.signal_configs and name not in self.model.manifest.training:
-                warn(f"signal {name!r} is untrained: its values mean nothing yet")
+                warn(f"signal {name!r} is untrained: its numbers mean nothing yet")
