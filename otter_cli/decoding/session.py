@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from otter_cli.core.errors import OtterError, closest, label_index
+from otter_cli.core.errors import OtterError, did_you_mean, label_index
 from otter_cli.decoding.kv_session import HiddenStates, KVSession
 from otter_cli.decoding.kv_slots import full_cache
 from otter_cli.model.lazy import LazyStream, supports_lazy_stream
@@ -163,11 +163,9 @@ def check_signal(model: OtterForCausalLM, name: str) -> SignalConfig:
     """The configuration of a signal. Raises OtterError where the graft has none of that name."""
     known = model.signal_configs
     if name not in known:
-        near = closest(name, known)
         raise OtterError(
             f"there is no signal {name!r} in this graft",
-            hint=(f"did you mean {near!r}? " if near else "")
-            + f"its signals: {', '.join(known) or 'none'}",
+            hint=did_you_mean(name, known) + f"its signals: {', '.join(known) or 'none'}",
         )
     return known[name]
 

@@ -80,8 +80,10 @@ class SpeculativeDecoder:
         draft = self.drafter.draft(state, self.batch.texts(pending)).truncated(self._room())
         fed = torch.cat([pending[:, None], draft.tokens], 1)
         parents = [-1, *(parent + 1 for parent in draft.parents)]
-        extend = self.session.extend
-        states = extend(fed) if draft.is_chain else self.session.extend_tree(fed, parents)
+        if draft.is_chain:
+            states = self.session.extend(fed)
+        else:
+            states = self.session.extend_tree(fed, parents)
         logits = self.session.logits(states)
         target = self._target_logits(states, logits)
         path, accepted, following = accept_drafts(target, draft, self.sampler, self.acceptance)

@@ -166,17 +166,19 @@ class GraftedModel(nn.Module):
         states = [stream.embed(input_ids, hidden) for stream in self.streams]
         deferred = {n: s.deferred for n, s in enumerate(self.streams) if s.deferred is not None}
         cos_sin = {n: layers.cos_sin(self.layers, positions) for n, layers in deferred.items()}
-        held: dict[int, list[Tensor]] = {n: [] for n in deferred}
+        taps_by_stream: dict[int, list[Tensor]] = {n: [] for n in deferred}
         for index, layer in enumerate(self.layers):
             hidden, residual, states, taps = run_layer(
                 layer, index, self.streams, positions, hidden, residual, states
             )
             for n, layers in deferred.items():
                 if index in layers.order:
-                    held[n] += taps
+                    taps_by_stream[n] += taps
                 if index in layers.groups:
-                    states[n] = layers.run_group(index, states[n], held[n], positions, cos_sin[n])
-                    held[n] = []
+                    states[n] = layers.run_group(
+                        index, states[n], taps_by_stream[n], positions, cos_sin[n]
+                    )
+                    taps_by_stream[n] = []
         hidden, h = self.norm(hidden, residual)
         inserted = [
             stream.final_norm(z, h)
@@ -195,10 +197,7 @@ class GraftedModel(nn.Module):
         OtterError for a missing, an unexpected or a misshapen tensor."""
         check_inserted_tensors(stored, [Plan(stream.config, self.shape) for stream in self.streams])
         for stream in self.streams:
-            prefix = f"otter.{stream.config.name}."
-            stream.load(
-                {n.removeprefix(prefix): t for n, t in stored.items() if n.startswith(prefix)}
-            )
+            stream.load(stored)
         return {name for name, _ in self.named_parameters() if name.startswith("streams.")}
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from otter_cli.core.errors import OtterError, closest
+from otter_cli.core.errors import OtterError, did_you_mean
 from otter_cli.graft.config import InsertionConfig
 from otter_cli.signals.config import SignalConfig
 
@@ -25,17 +25,12 @@ def parse_insertions(described: Mapping[str, Any]) -> list[InsertionConfig]:
     return [InsertionConfig.model_validate(config) for config in described["insertions"]]
 
 
-def unknown_name(what: str, name: str, known: Iterable[str], all_of_them: str) -> OtterError:
-    """The error `what`, whose hint gives the nearest of the `known` names, and all of them."""
-    names = list(known)
-    near = closest(name, names)
-    suggestion = f"did you mean {near!r}? " if near else ""
-    return OtterError(what, hint=f"{suggestion}{all_of_them}{', '.join(names) or 'none'}")
-
-
 def unknown_signal(name: str, known: Iterable[str]) -> OtterError:
-    what = f"there is no signal {name!r} in this graft"
-    return unknown_name(what, name, known, "its signals: ")
+    names = list(known)
+    return OtterError(
+        f"there is no signal {name!r} in this graft",
+        hint=did_you_mean(name, names) + f"its signals: {', '.join(names) or 'none'}",
+    )
 
 
 @dataclass(frozen=True)
@@ -139,8 +134,10 @@ def read_request(
     }
     for key in own:
         if key not in ARGUMENTS:
-            what = f"there is no argument {key!r}"
-            raise unknown_name(what, key, ARGUMENTS, "there are ")
+            raise OtterError(
+                f"there is no argument {key!r}",
+                hint=did_you_mean(key, ARGUMENTS) + f"there are {', '.join(ARGUMENTS)}",
+            )
     places, guide = outputs.places_of(_names(own.get("otter_signals"))), _read_guide(own, outputs)
     logprobs = _boolean(own, "otter_logprobs", True)
     return SignalRequest(places, guide, logprobs) if places or guide else None

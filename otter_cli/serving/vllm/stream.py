@@ -309,7 +309,8 @@ class EngineStream(nn.Module):
         return z.to(h.dtype) if self.norm is None else self.norm(z, h)
 
     def load(self, stored: StoredTensors) -> None:
-        """Loads every tensor of the insertion, by its name within it."""
+        """Loads this insertion's tensors, from those of all insertions by their full names."""
+        stored = _below(stored, f"otter.{self.config.name}.")
         if self.embedding is not None:
             self.embedding.copy_(stored["embedding.weight"])
         for index in self.attention:
@@ -328,4 +329,5 @@ class EngineStream(nn.Module):
 
 
 def _below(stored: StoredTensors, prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with `prefix`, without it."""
     return {n.removeprefix(prefix): t for n, t in stored.items() if n.startswith(prefix)}

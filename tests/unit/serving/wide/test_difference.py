@@ -1,5 +1,6 @@
 """What is counted as a difference, on numbers made up for it and on a real export."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ def test_counts() -> None:
     assert (found.tokens, found.logits, found.moved, found.flipped) == (2, 6, 2, 1)
     assert found.largest == 2.0 and found.dtype == "float32"
     assert found.within_tolerance and found.lost == 0
+    # The keys of `export --json`.
+    assert " ".join(asdict(found)) == "dtype tokens logits moved largest flipped lost signals"
 
 
 def test_numbers_that_are_lost_are_counted_apart() -> None:
