@@ -59,7 +59,7 @@ class _Recorder(TorchDispatchMode):
         self.steps: list[_Step] = []
         self.kept: list[Tensor] = []
         self._keep, self._modules = keep, ModulePath()
-        with self._modules.following(subject.model, lambda *_: None), self:
+        with self._modules.following(subject.model), self:
             run_case(case, subject)
 
     def __torch_dispatch__(

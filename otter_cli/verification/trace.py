@@ -24,8 +24,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Called with the tensors that enter and leave a module: (its name, "input" or "output", tensors).
-ModuleWatcher = Callable[[str, str, list[Tensor]], None]
+# Called with the tensors that enter and leave a module: ("input" or "output", tensors).
+ModuleWatcher = Callable[[str, list[Tensor]], None]
 
 
 class ModulePath:
@@ -39,38 +39,32 @@ class ModulePath:
         return self._stack[-1] if self._stack else ""
 
     @contextmanager
-    def following(self, model: nn.Module, watch: ModuleWatcher) -> Iterator[None]:
+    def following(self, model: nn.Module, watch: ModuleWatcher | None = None) -> Iterator[None]:
         """Inside, `current` follows the calls of `model`, and `watch` sees what modules
         exchange."""
+
+        def enter(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+            self._stack.append(name)
+            if watch:
+                watch("input", list(tensors_in((args, kwargs))))
+
+        def leave(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if watch:
+                watch("output", list(tensors_in(output)))
+            self._stack.pop()
+
         with ExitStack() as stack:
             for name, module in model.named_modules():
-                enter, leave = partial(self._enter, name, watch), partial(self._leave, name, watch)
-                # These hooks run around all others, so operations of the others count as this
-                # module's.
-                for handle in (
-                    module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True),
-                    module.register_forward_hook(leave, with_kwargs=True, always_call=True),
-                ):
-                    stack.callback(handle.remove)
+                # These hooks run around all others, whose operations count as this module's.
+                before = module.register_forward_pre_hook(
+                    partial(enter, name), prepend=True, with_kwargs=True
+                )
+                after = module.register_forward_hook(
+                    partial(leave, name), with_kwargs=True, always_call=True
+                )
+                stack.callback(before.remove)
+                stack.callback(after.remove)
             yield
-
-    def _enter(
-        self, name: str, watch: ModuleWatcher, module: nn.Module, args: Any, kwargs: dict[str, Any]
-    ) -> None:
-        self._stack.append(name)
-        watch(name, "input", list(tensors_in((args, kwargs))))
-
-    def _leave(
-        self,
-        name: str,
-        watch: ModuleWatcher,
-        module: nn.Module,
-        args: Any,
-        kwargs: Any,
-        output: Any,
-    ) -> None:
-        watch(name, "output", list(tensors_in(output)))
-        self._stack.pop()
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -265,7 +259,7 @@ class Tracer(TorchDispatchMode):
     def _is_base(self, storage: int) -> bool:
         return storage not in self._foreign and storage not in self._tainted
 
-    def _watch(self, module: str, side: str, tensors: list[Tensor]) -> None:
+    def _watch(self, side: str, tensors: list[Tensor]) -> None:
         if not self._inside() and not all(self._is_base(self.identity(t)) for t in tensors):
             self._leak(f"the {side}", "is what the insertion made")
 
