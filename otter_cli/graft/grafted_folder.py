@@ -88,13 +88,14 @@ def check_base_files(
         if name in written_anew:
             continue
         path = root / name
-        if base is not None and if_changed == "refuse" and not _changed_base_is_accepted:
+        refuse = if_changed == "refuse" and not _changed_base_is_accepted
+        if refuse and base is not None:
             raise OtterError(
                 f"{path} is not the base of this insertion: {what}",
                 hint=f"the insertion was made for {manifest.base.source}; "
                 "--base-changed-ok uses this one all the same",
             )
-        if if_changed == "refuse" and not _changed_base_is_accepted:
+        if refuse:
             raise OtterError(
                 f"{path}: {what}; it is not the base that was grafted",
                 hint="restore the file, or graft the changed base again; --base-changed-ok uses it "

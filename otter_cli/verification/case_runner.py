@@ -46,8 +46,8 @@ class TestedModel:
 class OutputDigests:
     """SHA-256 of bit patterns with dtypes and shapes.
 
-    `said`: logits and tokens. `cache`: the base's own layers, which a foreign model may store
-    otherwise.
+    `said`: logits and tokens. `cache`: the base's own layers, which a foreign model may store in
+    another form.
     """
 
     said: str

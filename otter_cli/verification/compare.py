@@ -85,7 +85,7 @@ def _compare_case(pair: ModelPair, case: Case, repeat: bool) -> CaseResult | Ski
         return Skipped(case, _error_line(error))
     # The control runs before the candidate, which may change the state of shared modules.
     control = not repeat or run_case(case, pair.base).digests() == expected
-    failure, moved = "", LogitsDifference()
+    failure, logits = "", LogitsDifference()
     try:
         outputs = run_case(case, pair.candidate)
     except _UNSUPPORTED as error:
@@ -93,11 +93,11 @@ def _compare_case(pair: ModelPair, case: Case, repeat: bool) -> CaseResult | Ski
     else:
         digests = outputs.digests()
         if digests == expected or (pair.otter is None and digests.said == expected.said):
-            return CaseResult(case, True, control, {}, moved, expected, repeated=repeat)
+            return CaseResult(case, True, control, {}, logits, expected, repeated=repeat)
         # Only differing logits are kept in memory, so the base runs again.
-        moved = difference(*_comparable(case, run_case(case, pair.base), outputs))
+        logits = difference(*_comparable(case, run_case(case, pair.base), outputs))
     control = control if repeat else _base_repeats(pair, case)
-    return CaseResult(case, False, control, {}, moved, expected, failure)
+    return CaseResult(case, False, control, {}, logits, expected, failure)
 
 
 def _base_repeats(pair: ModelPair, case: Case) -> bool:

@@ -170,8 +170,8 @@ def decide(report: VerificationReport) -> Verdict:
         )
     if report.equal < cases:
         return _close(report)
-    done, left = cases, len(report.left_out.cases) if report.left_out else 0
-    counted = f"{done} of {done + left} cases" if left else f"all {done} cases"
+    left = len(report.left_out.cases) if report.left_out else 0
+    counted = f"{cases} of {cases + left} cases" if left else f"all {cases} cases"
     logits = f"its logits are the base's bit for bit in {counted}"
     if report.untraced:
         return Verdict(
