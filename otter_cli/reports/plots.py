@@ -39,6 +39,8 @@ _STYLE: dict[str, Any] = {
     "ytick.labelcolor": _STAND_INS["soft"],
     "xtick.major.size": 0,
     "ytick.major.size": 0,
+    "xtick.major.pad": 6,
+    "ytick.major.pad": 6,
     "axes.facecolor": "none",
     "axes.spines.left": False,
     "axes.spines.right": False,

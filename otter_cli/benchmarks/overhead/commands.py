@@ -33,7 +33,7 @@ def surgery_groups(run: OverheadRun) -> list[MeasuredGroup]:
     with tempfile.TemporaryDirectory() as folder:
         root, numbers = Path(folder), count()
         base, grafted = root / "base", root / "grafted"
-        run.subject.stock.save_pretrained(base)
+        run.models.stock.save_pretrained(base)
         files = sorted(str(path) for path in base.iterdir())
         _execute(*OTTER, "graft", str(base), str(grafted), "--quiet")
 

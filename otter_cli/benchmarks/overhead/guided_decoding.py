@@ -65,12 +65,12 @@ class BareStep:
         """The median of a few of these steps in a row, after the run's context."""
         rows = self.copies * batch
         contestant = (
-            base_contestant(run.subject.stock)
+            base_contestant(run.models.stock)
             if self.model is None
             else reward_model_contestant(self.model)
         )
-        prompt = random_tokens(run.subject, rows, run.settings.context, "prompt")
-        tokens = random_tokens(run.subject, rows, self.width, "step")
+        prompt = random_tokens(run.models, rows, run.settings.context, "prompt")
+        tokens = random_tokens(run.models, rows, self.width, "step")
         step = repeated_step(contestant, prompt, tokens)
 
         def timed() -> TimedGeneration:
@@ -105,13 +105,13 @@ class DecodingFloors:
 
         The insertion runs once for `tokens`, with `products` more over the vocabulary.
         """
-        subject, rates = self.run.subject, self.run.rates
-        size, context = subject.stock.dtype.itemsize, self.run.settings.context
+        models, rates = self.run.models, self.run.rates
+        size, context = models.stock.dtype.itemsize, self.run.settings.context
         step = PassShape(self.batch, 1, context, size)
-        base = subject.base_work(step)
+        base = models.base_work(step)
         for_all = inserted_work(plan, PassShape(self.batch, tokens, context, size))
         inserted = CountedWork(for_all.flops / tokens, for_all.bytes / tokens)
-        head = products * subject.shape.vocab * subject.shape.hidden
+        head = products * models.shape.vocab * models.shape.hidden
         whole = base + inserted + CountedWork(2 * head * self.batch, head * size)
         return rates.seconds(whole) / rates.seconds(base)
 
@@ -134,7 +134,7 @@ class TimedMethods:
 
     def __init__(self, run: OverheadRun) -> None:
         graft = run.with_signals("reward", "action-reward")
-        stock = run.subject.stock
+        stock = run.models.stock
         self.model, self.plan = graft.graft, graft.plans[0]
         self.reward_model = random_reward_model(stock)
         self.expert, self.anti_expert = random_language_model(stock), random_language_model(stock)
@@ -252,7 +252,7 @@ def guided_decoding_groups(run: OverheadRun) -> list[MeasuredGroup]:
 
 def _decoding_group(run: OverheadRun, batch: int, all_methods: TimedMethods) -> MeasuredGroup:
     context = run.settings.context
-    methods = all_methods.of(random_tokens(run.subject, batch, context, "decoding").tolist())
+    methods = all_methods.of(random_tokens(run.models, batch, context, "decoding").tolist())
     calls = {name: method.call for name, method in methods.items()}
     times, steps, generations = time_in_rounds(run, calls, all_methods.steps, batch)
     floors = DecodingFloors(run, batch, times[PLAIN_DECODING], steps)

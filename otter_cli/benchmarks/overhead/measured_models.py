@@ -144,8 +144,6 @@ def graft_in_memory(name: str, stock: PreTrainedModel, plan: Plan) -> BaseWithGr
     """A graft on the weights of `stock`, with random inserted values."""
     import torch
 
-    from otter_cli.model.otter import OtterForCausalLM, assemble_graft
-
     record = BaseRecord(
         source=name,
         family=plan.shape.family.model_type,
@@ -162,27 +160,36 @@ def graft_in_memory(name: str, stock: PreTrainedModel, plan: Plan) -> BaseWithGr
         generator.manual_seed(derive_seed("overhead", slot.name))
         noise = torch.randn(slot.shape, generator=generator, device=stock.device)
         tensors[slot.name] = 0.02 * noise + float(slot.role == "norm")
-    base = copy_sharing_weights(stock)
-    graft = assemble_graft(OtterForCausalLM, base, plan.shape, manifest, tensors, dtype=stock.dtype)
-    return BaseWithGraft(name, stock, plan.shape, graft.to(stock.device).eval(), [plan])
+    return _assemble(name, stock, plan.shape, manifest, tensors)
 
 
 def from_folder(folder: Path, *, dtype: torch.dtype | None, device: str) -> BaseWithGraft:
     """A grafted folder. Raises OtterError if it is not one, or if it is damaged."""
     from otter_cli.model.load import load_base
-    from otter_cli.model.otter import OtterForCausalLM, assemble_graft, read_inserted_tensors
+    from otter_cli.model.otter import read_inserted_tensors
 
     manifest = open_graft(folder)
     stock = load_base(folder, dtype=dtype).to(device).eval()
     shape = base_shape(stock.config.to_dict())
-    plans = manifest.plans(shape)
     tensors = read_inserted_tensors(folder, manifest, shape)
-    graft = assemble_graft(
-        OtterForCausalLM, copy_sharing_weights(stock), shape, manifest, tensors, dtype=stock.dtype
-    )
     stored = sum((folder / file).stat().st_size for file in inserted_files(folder))
-    name = folder.resolve().name
-    return BaseWithGraft(name, stock, shape, graft.to(device).eval(), plans, stored)
+    return _assemble(folder.resolve().name, stock, shape, manifest, tensors, stored)
+
+
+def _assemble(
+    name: str,
+    stock: PreTrainedModel,
+    shape: BaseShape,
+    manifest: Manifest,
+    tensors: dict[str, torch.Tensor],
+    file_bytes: int | None = None,
+) -> BaseWithGraft:
+    from otter_cli.model.otter import OtterForCausalLM, assemble_graft
+
+    base = copy_sharing_weights(stock)
+    graft = assemble_graft(OtterForCausalLM, base, shape, manifest, tensors, dtype=stock.dtype)
+    graft = graft.to(stock.device).eval()
+    return BaseWithGraft(name, stock, shape, graft, manifest.plans(shape), file_bytes)
 
 
 def copy_sharing_weights(model: PreTrainedModel) -> PreTrainedModel:
@@ -250,7 +257,7 @@ def _one_label_config(stock: PreTrainedModel) -> Any:
 class OverheadRun:
     """The models of a run with its settings and the rates of the machine."""
 
-    subject: BaseWithGraft
+    models: BaseWithGraft
     settings: OverheadSettings
     rates: MachineRates
 
@@ -265,9 +272,9 @@ class OverheadRun:
 
     def with_signals(self, *texts: str) -> BaseWithGraft:
         """The first insertion again, on the same weights, with other signals."""
-        plan = self.subject.plans[0]
+        plan = self.models.plans[0]
         config = plan.config.model_copy(update={"signals": parse_signals(texts)})
-        return graft_in_memory(self.subject.name, self.subject.stock, Plan(config, plan.shape))
+        return graft_in_memory(self.models.name, self.models.stock, Plan(config, plan.shape))
 
 
 def parse_signals(texts: Sequence[str]) -> tuple[SignalConfig, ...]:

@@ -45,10 +45,10 @@ def peer_groups(run: OverheadRun) -> list[MeasuredGroup]:
     """Each decodes token by token. A second model has a pass and a cache of its own."""
     import torch
 
-    subject, settings = run.subject, run.settings
-    prompt = random_tokens(subject, settings.batch, settings.context, "prompt")
-    tokens = random_tokens(subject, settings.batch, WARM_UP + settings.repeats, "following")
-    config = subject.plans[0].config
+    models, settings = run.models, run.settings
+    prompt = random_tokens(models, settings.batch, settings.context, "prompt")
+    tokens = random_tokens(models, settings.batch, WARM_UP + settings.repeats, "following")
+    config = models.plans[0].config
     own_sizes = {"hidden": config.hidden, "heads": config.heads, "ffn": config.ffn}
     grafts = {
         "insertion, reward": run.with_signals("reward"),
@@ -60,15 +60,15 @@ def peer_groups(run: OverheadRun) -> list[MeasuredGroup]:
         ),
     }
     reward_models: dict[str, Any] = {
-        _LORA: lora_reward_model(subject.stock, 8, ["q_proj", "v_proj"]),
-        _SEPARATE: random_reward_model(subject.stock),
+        _LORA: lora_reward_model(models.stock, 8, ["q_proj", "v_proj"]),
+        _SEPARATE: random_reward_model(models.stock),
     }
 
     def step(contestant: Contestant) -> Callable[[], Tensor]:
         return decode_step(contestant, prompt, tokens)
 
     def both_steps(model: Any) -> Callable[[], Tensor]:
-        base, reward = step(base_contestant(subject.stock)), step(reward_model_contestant(model))
+        base, reward = step(base_contestant(models.stock)), step(reward_model_contestant(model))
 
         def step_of_both() -> Tensor:
             base()
@@ -77,11 +77,11 @@ def peer_groups(run: OverheadRun) -> list[MeasuredGroup]:
         return step_of_both
 
     with torch.no_grad():
-        steps = {BASE_ALONE: step(base_contestant(subject.stock))}
-        steps |= {name: step(graft_contestant(models.graft)) for name, models in grafts.items()}
+        steps = {BASE_ALONE: step(base_contestant(models.stock))}
+        steps |= {name: step(graft_contestant(each.graft)) for name, each in grafts.items()}
         steps |= {name: both_steps(model) for name, model in reward_models.items()}
         times = interleaved(steps, settings.repeats, synchronise=run.synchronise)
-    added = {name: models.inserted for name, models in grafts.items()}
+    added = {name: each.inserted for name, each in grafts.items()}
     for name, model in reward_models.items():
         # LoRA's base is the generator itself: only its adapters and its score are added.
         added[name] = sum(
@@ -101,7 +101,7 @@ def peer_groups(run: OverheadRun) -> list[MeasuredGroup]:
             per="token",
             notes=notes,
             floors={
-                name: 1 + count / subject.parameters
+                name: 1 + count / models.parameters
                 for name, count in added.items()
                 if name != _LORA
             },
@@ -111,9 +111,9 @@ def peer_groups(run: OverheadRun) -> list[MeasuredGroup]:
 
 
 def _graft(run: OverheadRun, signal: str, **sizes: Any) -> BaseWithGraft:
-    subject = run.subject
-    config = resolve_config(subject.shape, signals=parse_signals([signal]), **sizes)
-    return graft_in_memory(subject.name, subject.stock, Plan(config, subject.shape))
+    models = run.models
+    config = resolve_config(models.shape, signals=parse_signals([signal]), **sizes)
+    return graft_in_memory(models.name, models.stock, Plan(config, models.shape))
 
 
 PLAIN_DRAFTING = "plain"
@@ -128,7 +128,7 @@ def speculative_groups(run: OverheadRun) -> list[MeasuredGroup]:
     from otter_cli.decoding.speculative.drafters import FutureDrafter, PromptLookup
 
     batch = run.settings.batch
-    prompts = random_tokens(run.subject, batch, run.settings.context, "drafting").tolist()
+    prompts = random_tokens(run.models, batch, run.settings.context, "drafting").tolist()
     future = run.with_signals(f"future:{_DRAFT_LENGTH}").graft
     medusa = _graft(run, f"future:{_DRAFT_LENGTH},plain", hidden=0).graft
     sampling = Sampling(_NEW_TOKENS, ignore_eos=True)

@@ -176,7 +176,7 @@ class PrefillDecodeTimes:
 
 
 def measure_prefill_decode(
-    subject: BaseWithGraft, settings: OverheadSettings, separate: PreTrainedModel | None = None
+    models: BaseWithGraft, settings: OverheadSettings, separate: PreTrainedModel | None = None
 ) -> PrefillDecodeTimes:
     """Prefill and decoding of base and graft in turns, and of a separate reward model if given."""
     import torch
@@ -184,13 +184,13 @@ def measure_prefill_decode(
     from otter_cli.model.lazy import supports_lazy_stream
 
     contestants = {
-        BASE: base_contestant(subject.stock),
-        GRAFT: graft_contestant(subject.graft),
+        BASE: base_contestant(models.stock),
+        GRAFT: graft_contestant(models.graft),
     }
     if separate is not None:
         contestants[SEPARATE] = reward_model_contestant(separate)
-    prompt = random_tokens(subject, settings.batch, settings.context, "prompt")
-    following = random_tokens(subject, settings.batch, WARM_UP + settings.repeats, "following")
+    prompt = random_tokens(models, settings.batch, settings.context, "prompt")
+    following = random_tokens(models, settings.batch, WARM_UP + settings.repeats, "following")
     logits = LogitsComparison()
     options: dict[str, Any] = {
         "synchronise": synchroniser(settings.device),
@@ -204,9 +204,9 @@ def measure_prefill_decode(
         # A prefill takes many times as long as a decoding step, so it is repeated less often.
         repeats = max(5, settings.repeats // 10)
         times: dict[PassKind, StepTimes] = {"prefill": interleaved(prefills, repeats, **options)}
-        if supports_lazy_stream(subject.graft):
+        if supports_lazy_stream(models.graft):
             contestants[GRAFT_DEFERRED] = deferred_graft_contestant(
-                subject.graft, _deferred_tokens(settings)
+                models.graft, _deferred_tokens(settings)
             )
         steps = {name: decode_step(each, prompt, following) for name, each in contestants.items()}
         times["decode"] = interleaved(steps, settings.repeats, **options)
@@ -216,7 +216,7 @@ def measure_prefill_decode(
 
 def overhead_row(name: str, run: OverheadRun, measured: PrefillDecodeTimes) -> OverheadRow:
     """The figures of one insertion, with bounds at the run's rates (docs/method.md, Costs)."""
-    models = run.subject
+    models = run.models
     plan, shape, size = models.plans[0], models.shape, models.stock.dtype.itemsize
     base_cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * size
     own_cache = sum(plan.cache_bytes_per_token(size) for plan in models.plans)
@@ -254,17 +254,17 @@ def overhead_row(name: str, run: OverheadRun, measured: PrefillDecodeTimes) -> O
     )
 
 
-def random_tokens(subject: BaseWithGraft, rows: int, columns: int, what: str) -> Tensor:
+def random_tokens(models: BaseWithGraft, rows: int, columns: int, what: str) -> Tensor:
     import torch
 
     generator = torch.Generator().manual_seed(derive_seed("overhead", what))
-    tokens = torch.randint(subject.shape.vocab, (rows, columns), generator=generator)
-    return tokens.to(subject.stock.device)
+    tokens = torch.randint(models.shape.vocab, (rows, columns), generator=generator)
+    return tokens.to(models.stock.device)
 
 
 def _bound(run: OverheadRun, step: PassShape, times: StepTimes) -> RooflineBound:
-    base = run.subject.base_work(step)
-    graft = base + run.subject.inserted_work(step)
+    base = run.models.base_work(step)
+    graft = base + run.models.inserted_work(step)
     base_least, graft_least = run.rates.seconds(base), run.rates.seconds(graft)
     return RooflineBound(
         ratio=graft_least / base_least,
@@ -283,7 +283,7 @@ def _decode_shape(run: OverheadRun, tokens: int = 1) -> PassShape:
     """A decoding step at the cache's middle length, which represents the whole growth."""
     settings = run.settings
     middle = settings.context + WARM_UP + settings.repeats // 2
-    return PassShape(settings.batch, tokens, middle, run.subject.stock.dtype.itemsize)
+    return PassShape(settings.batch, tokens, middle, run.models.stock.dtype.itemsize)
 
 
 def _deferred_tokens(settings: OverheadSettings) -> int:
@@ -302,9 +302,9 @@ def _deferred_reading(run: OverheadRun, times: StepTimes) -> DeferredReading | N
         times[name][: blocks * every].reshape(blocks, every).sum(1)
         for name in (GRAFT_DEFERRED, BASE)
     )
-    step = run.subject.base_work(_decode_shape(run))
+    step = run.models.base_work(_decode_shape(run))
     base = CountedWork(every * step.flops, every * step.bytes)
-    graft = base + run.subject.inserted_work(_decode_shape(run, every))
+    graft = base + run.models.inserted_work(_decode_shape(run, every))
     return DeferredReading(
         every=every,
         ratio=median_ratio(graft_seconds, base_seconds, "decode ratio, read later"),

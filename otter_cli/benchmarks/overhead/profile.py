@@ -29,11 +29,11 @@ def profile_groups(run: OverheadRun) -> list[MeasuredGroup]:
     import torch
 
     settings = run.settings
-    prompt = random_tokens(run.subject, settings.batch, settings.context, "prompt")
-    tokens = random_tokens(run.subject, settings.batch, WARM_UP + _PROFILED_STEPS, "following")
+    prompt = random_tokens(run.models, settings.batch, settings.context, "prompt")
+    tokens = random_tokens(run.models, settings.batch, WARM_UP + _PROFILED_STEPS, "following")
     contestants = {
-        BASE: base_contestant(run.subject.stock),
-        GRAFT: graft_contestant(run.subject.graft),
+        BASE: base_contestant(run.models.stock),
+        GRAFT: graft_contestant(run.models.graft),
     }
     decoding, prefill = {}, {}
     with torch.no_grad():

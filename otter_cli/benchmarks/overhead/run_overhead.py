@@ -63,26 +63,26 @@ GROUPS: dict[str, Callable[[OverheadRun], list[MeasuredGroup]]] = {
 def run_overhead(options: OverheadOptions) -> OverheadResult:
     """Measures, and says on stderr what it measures. Raises OtterError."""
     with _torch_threads(options.threads) as threads:
-        subject = load_subject(options)
-        settings = overhead_settings(options, subject, threads)
-        rates = _measure_rates(subject)
-        say(f"{subject.name}: base and graft in turns, {settings.repeats} rounds")
-        separate = random_reward_model(subject.stock)
-        first = measure_prefill_decode(subject, settings, separate)
-        measured = {options.label: (subject, first)}
+        models = load_models(options)
+        settings = overhead_settings(options, models, threads)
+        rates = _measure_rates(models)
+        say(f"{models.name}: base and graft in turns, {settings.repeats} rounds")
+        separate = random_reward_model(models.stock)
+        first = measure_prefill_decode(models, settings, separate)
+        measured = {options.label: (models, first)}
         if "sweep" in options.groups:
-            measured |= _measure_sweep(subject, settings)
+            measured |= _measure_sweep(models, settings)
         # Measured before and after, because other load on the machine changes.
-        rates = rates.best(_measure_rates(subject))
+        rates = rates.best(_measure_rates(models))
         rows = [
-            overhead_row(name, OverheadRun(models, settings, rates), times)
-            for name, (models, times) in measured.items()
+            overhead_row(name, OverheadRun(each, settings, rates), times)
+            for name, (each, times) in measured.items()
         ]
-        run = OverheadRun(subject, settings, rates)
+        run = OverheadRun(models, settings, rates)
         groups: list[MeasuredGroup] = []
         for name in options.groups:
             if name != "sweep":
-                say(f"{subject.name}: {name}")
+                say(f"{models.name}: {name}")
                 groups += GROUPS[name](run)
         return OverheadResult(
             settings=settings,
@@ -95,24 +95,24 @@ def run_overhead(options: OverheadOptions) -> OverheadResult:
 
 
 def _measure_sweep(
-    subject: BaseWithGraft, settings: OverheadSettings
+    models: BaseWithGraft, settings: OverheadSettings
 ) -> dict[str, tuple[BaseWithGraft, PrefillDecodeTimes]]:
     """Insertions of growing size on the same base: FFN units alone, heads alone."""
     measured = {}
     part: SizedPart
     for part in ("FFN", "attention"):
         for share in SWEEP:
-            plan = plan_of_share(subject.shape, subject.parameters, share, part)
+            plan = plan_of_share(models.shape, models.parameters, share, part)
             # The share that it has, which is not always the one of the sweep: heads are whole.
-            name = f"{part}, {100 * plan.parameters / subject.parameters:.2g} %"
+            name = f"{part}, {100 * plan.parameters / models.parameters:.2g} %"
             if name not in measured:
-                say(f"{subject.name}: {name}")
-                models = graft_in_memory(subject.name, subject.stock, plan)
-                measured[name] = (models, measure_prefill_decode(models, settings))
+                say(f"{models.name}: {name}")
+                grown = graft_in_memory(models.name, models.stock, plan)
+                measured[name] = (grown, measure_prefill_decode(grown, settings))
     return measured
 
 
-def load_subject(options: OverheadOptions) -> BaseWithGraft:
+def load_models(options: OverheadOptions) -> BaseWithGraft:
     """The grafted folder, or a random base of the shape with an insertion."""
     import torch
 
@@ -127,19 +127,19 @@ def load_subject(options: OverheadOptions) -> BaseWithGraft:
 
 
 def overhead_settings(
-    options: OverheadOptions, subject: BaseWithGraft, threads: int
+    options: OverheadOptions, models: BaseWithGraft, threads: int
 ) -> OverheadSettings:
     """Raises OtterError where context and repeats exceed the base's window."""
     needed = options.context + WARM_UP + options.repeats
-    if needed > subject.shape.max_positions:
+    if needed > models.shape.max_positions:
         raise OtterError(
             f"{options.context} tokens of context, {WARM_UP} steps to warm up and "
-            f"{options.repeats} repeats exceed the base's window of {subject.shape.max_positions}",
+            f"{options.repeats} repeats exceed the base's window of {models.shape.max_positions}",
             hint="lower --context or --repeats",
         )
     return OverheadSettings(
-        subject=subject.name,
-        dtype=str(subject.stock.dtype).removeprefix("torch."),
+        subject=models.name,
+        dtype=str(models.stock.dtype).removeprefix("torch."),
         device=options.device,
         threads=threads,
         batch=options.batch,
@@ -155,10 +155,10 @@ def _stream_backend(device: str) -> str:
     return native_status() if device == "cpu" else "torch's operations"
 
 
-def _measure_rates(subject: BaseWithGraft) -> MachineRates:
+def _measure_rates(models: BaseWithGraft) -> MachineRates:
     # A base that fits the processor's caches is for a smoke run, which needs no exact rates.
-    scale = 1.0 if subject.parameters > 2**24 else 1 / 16
-    return measure_rates(subject.stock.dtype, subject.stock.device.type, scale=scale)
+    scale = 1.0 if models.parameters > 2**24 else 1 / 16
+    return measure_rates(models.stock.dtype, models.stock.device.type, scale=scale)
 
 
 @contextmanager

@@ -83,28 +83,28 @@ class TrainingTimes:
 
 def training_groups(run: OverheadRun) -> list[MeasuredGroup]:
     """Step time, tokens a second and activations of insertion, LoRA and full fine-tuning."""
-    subject, settings = run.subject, run.settings
+    models, settings = run.models, run.settings
     texts = max(_LEAST_TEXTS, settings.batch + settings.batch % 2)
-    tokens = random_tokens(subject, texts, settings.context, "training")
-    small_plan = plan_of_share(subject.shape, subject.parameters, _SMALL_SHARE, "both")
-    small = graft_in_memory(subject.name, subject.stock, small_plan)
+    tokens = random_tokens(models, texts, settings.context, "training")
+    small_plan = plan_of_share(models.shape, models.parameters, _SMALL_SHARE, "both")
+    small = graft_in_memory(models.name, models.stock, small_plan)
     insertions = {
-        f"insertion, {100 * models.inserted / subject.parameters:.1f} %": models
-        for models in (small, run.with_signals("reward"))
+        f"insertion, {100 * each.inserted / models.parameters:.1f} %": each
+        for each in (small, run.with_signals("reward"))
     }
     reward_models: dict[str, Callable[[], Any]] = {
-        LORA: partial(lora_reward_model, subject.stock, 8, ["q_proj", "v_proj"]),
-        "LoRA r 16 on all linear": partial(lora_reward_model, subject.stock, 16, "all-linear"),
-        FULL_FINE_TUNING: partial(random_reward_model, subject.stock),
+        LORA: partial(lora_reward_model, models.stock, 8, ["q_proj", "v_proj"]),
+        "LoRA r 16 on all linear": partial(lora_reward_model, models.stock, 16, "all-linear"),
+        FULL_FINE_TUNING: partial(random_reward_model, models.stock),
     }
     contestants: dict[str, Callable[[], TrainingContestant]] = {
         **{n: partial(_insertion_contestant, m, tokens) for n, m in insertions.items()},
         **{n: partial(_reward_model_contestant, m, tokens) for n, m in reward_models.items()},
     }
     measured = {name: _measure_alone(run, make, tokens) for name, make in contestants.items()}
-    step = PassShape(texts, settings.context, 0, subject.stock.dtype.itemsize)
-    floors = {name: _step_floor(run, models, step) for name, models in insertions.items()}
-    whole = [f"{_step_floor(run, models, step, whole=True):.3f}" for models in insertions.values()]
+    step = PassShape(texts, settings.context, 0, models.stock.dtype.itemsize)
+    floors = {name: _step_floor(run, each, step) for name, each in insertions.items()}
+    whole = [f"{_step_floor(run, each, step, whole=True):.3f}" for each in insertions.values()]
     notes = [
         f"{texts} texts of {settings.context} tokens, Bradley-Terry on their last token, AdamW.",
         "Each trains alone, as `otter train` does, in turns with the base's forward.",
@@ -123,8 +123,8 @@ def _measure_alone(
     """Measured while no other contestant has memory allocated."""
     import torch
 
-    subject, device = run.subject, run.settings.device
-    decoder: Any = subject.stock.get_submodule(subject.shape.family.decoder)
+    models, device = run.models, run.settings.device
+    decoder: Any = models.stock.get_submodule(models.shape.family.decoder)
 
     def forward() -> None:
         with torch.no_grad():
@@ -172,10 +172,10 @@ def _training_group(
     return group.model_copy(update={"lines": lines})
 
 
-def _insertion_contestant(subject: BaseWithGraft, tokens: Tensor) -> TrainingContestant:
+def _insertion_contestant(models: BaseWithGraft, tokens: Tensor) -> TrainingContestant:
     import torch
 
-    graft, (texts, columns) = subject.graft, tokens.shape
+    graft, (texts, columns) = models.graft, tokens.shape
     last = torch.arange(texts, device=tokens.device), tokens.new_full((texts,), columns - 1)
 
     def score() -> Tensor:
