@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of a graft, from a process that has everything imported already.
+"""SIGKILL at random moments of a graft, in processes forked from one that has everything imported.
 
 python -m tests.property.graft_kills BASE COUNT SEED
 """
@@ -6,44 +6,41 @@ python -m tests.property.graft_kills BASE COUNT SEED
 import json
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from random import Random
 
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.checkpoint.link_or_copy import PlacementMode
 from otter_cli.core.console import set_quiet
-from otter_cli.families.shape import base_shape
-from otter_cli.graft.config import resolve_config
 from otter_cli.graft.manifest import Manifest
-from otter_cli.graft.plan import Plan
+from otter_cli.graft.plan import plan_insertion
 from otter_cli.graft.storage import open_inserted_tensors
 from otter_cli.graft.surgery import graft
-from otter_cli.signals.config import parse_signal
+from tests.support.kills import forked, killed_after
 
 
 class Killer:
-    """Grafts `base` into `work` again and again, and kills every one somewhere on its way."""
+    """Grafts `base` into `work` again and again, and kills each graft at a random moment."""
 
     def __init__(self, base: Path, work: Path, seed: int) -> None:
         self.base, self.out, self.random = Checkpoint.open(base), work / "out", Random(seed)
-        set_quiet(True)  # every child would import what draws the progress bar
-        shape = base_shape(self.base.config)
-        signals = (parse_signal("reward"),)
-        self.plan = Plan(resolve_config(shape, hidden=8, heads=2, ffn=16, signals=signals), shape)
+        set_quiet(True)  # without it, every child imports what draws the progress bar
+        self.plan = plan_insertion(self.base, ["reward"], hidden=8, heads=2, ffn=16)
         self.seconds = min(self._undisturbed() for _ in range(3))
 
     def kill(self, count: int) -> Counter[str]:
-        """Of `count` grafts that a SIGKILL ended, how many had left nothing, and how many all;
-        AssertionError for anything between, and for a next run that does not succeed."""
+        """Of `count` killed grafts, how many left nothing, and how many the whole folder. Raises
+        AssertionError for anything between, and if the next graft does not succeed."""
         found: Counter[str] = Counter()
         while found.total() < count:
             mode: PlacementMode = self.random.choice(["link", "copy"])
-            if self._killed(mode, self.random.uniform(0, 1.5 * self.seconds)):
+            moment = self.random.uniform(0, 1.5 * self.seconds)
+            if os.WIFSIGNALED(killed_after(moment, partial(self._graft, mode))):
                 found["whole" if self.out.exists() else "nothing"] += 1
             if not self.out.exists():
                 self._graft(mode)
@@ -53,27 +50,11 @@ class Killer:
 
     def _undisturbed(self) -> float:
         start = time.perf_counter()
-        os.waitpid(self._begin("copy"), 0)
+        os.waitpid(forked(partial(self._graft, "copy")), 0)
         seconds = time.perf_counter() - start
         self._check_whole()
         shutil.rmtree(self.out)
         return seconds
-
-    def _killed(self, mode: PlacementMode, seconds: float) -> bool:
-        """Whether the signal came before the end."""
-        child = self._begin(mode)
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-        return os.WIFSIGNALED(os.waitpid(child, 0)[1])
-
-    def _begin(self, mode: PlacementMode) -> int:
-        child = os.fork()
-        if not child:
-            try:
-                self._graft(mode)
-            finally:
-                os._exit(0)
-        return child
 
     def _graft(self, mode: PlacementMode) -> None:
         graft(self.base, self.out, self.plan, mode=mode)
@@ -89,7 +70,7 @@ class Killer:
 
 
 def main(base: str, count: str, seed: str) -> None:
-    # In memory where that is to be had: every graft waits for its disk some dozen times.
+    # In memory if possible, because every graft waits for its disk some dozen times.
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
         root = Path(name)

@@ -1,16 +1,15 @@
-"""SIGKILL at random moments of training runs, each resumed, the end held against an uninterrupted
-run's bits. Fifty of them: `make test-kill`, which writes results/training/kills.json.
+"""SIGKILL at random moments of training runs. Each run is resumed, and its end is compared with
+that of an uninterrupted run, bit for bit.
+
+`make test-kill` kills fifty times and writes results/training/kills.json.
 """
 
-import json
-import os
 import random
 import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,16 @@ import torch
 from safetensors.torch import load_file
 
 from otter_cli.core.jsonlines import read_jsonlines
-from otter_cli.core.provenance import provenance
 from otter_cli.graft.manifest import Manifest
 from otter_cli.graft.storage import TENSORS_FILE
 from otter_cli.training.run import train
 from otter_cli.training.state import StateFolder
 from tests.support.checkpoints import write_checkpoint
+from tests.support.kills import killed_after, write_counts
 from tests.support.training import FUTURE, REWARD, TOXICITY, small_graft, small_recipe
 
 SIGNALS = {"reward": REWARD, "toxicity": TOXICITY, "future": FUTURE}
-# A run takes so many of them: the next one finds it nearer to its end.
+# Kills per run. Each finds the run nearer to its end than the one before.
 KILLS_PER_RUN = 5
 
 
@@ -36,8 +35,8 @@ def joint_graft(base: Path, out: Path) -> Path:
     return small_graft(base, out, "reward", "toxicity", "future:2")
 
 
-def same_tensors(one: Path, other: Path) -> None:
-    first, second = load_file(one), load_file(other)
+def same_tensors(first_file: Path, second_file: Path) -> None:
+    first, second = load_file(first_file), load_file(second_file)
     assert first.keys() == second.keys()
     for name in first:
         assert torch.equal(first[name], second[name]), name
@@ -48,29 +47,13 @@ def losses(folder: Path) -> list[Any]:
     return [(record["step"], record["loss"]) for record in records if "loss" in record]
 
 
-def killed_after(seconds: float, work: Callable[[], object]) -> int:
-    """The exit status of a process at `work`, forked from this warm one, that is killed if it is
-    still there by then."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    time.sleep(seconds)
-    os.kill(child, signal.SIGKILL)
-    return os.waitpid(child, 0)[1]
-
-
 def kill_runs(base: Path, folder: Path, kills: int, draw: random.Random) -> dict[str, Any]:
-    """At least `kills` kills that met a living run. Raises AssertionError where a run does not end
-    in the bits of one that nothing stopped."""
+    """Kills running processes at least `kills` times. Raises AssertionError if a run does not end
+    with the same bits as an uninterrupted one."""
     recipe = small_recipe(folder, SIGNALS, steps=30, save_every=3, evaluate_every=5)
     whole = joint_graft(base, folder / "whole")
     train(whole, recipe)
-    # The first run warms this process up, and takes much longer than the forked ones to come.
+    # The first run warms this process up, and takes much longer than the forked ones.
     began = time.monotonic()
     train(joint_graft(base, folder / "warm"), recipe)
     duration = time.monotonic() - began
@@ -83,7 +66,7 @@ def kill_runs(base: Path, folder: Path, kills: int, draw: random.Random) -> dict
             status = killed_after(draw.uniform(0.1, 0.7) * duration, work)
             assert status in (0, signal.SIGKILL), status
             counts["killed" if status else "finished before it was"] += 1
-            # Usable at any time: what otter.json records is what lies there.
+            # The folder is usable at any time: its tensors are those that otter.json records.
             Manifest.read(killed).check_tensors(killed)
             notes = StateFolder(killed).metadata()
             saved[notes["step"] if notes else 0] += 1
@@ -99,11 +82,8 @@ def kill_runs(base: Path, folder: Path, kills: int, draw: random.Random) -> dict
 def main(kills: int, to: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         write_checkpoint(Path(name) / "base", "llama")
-        found = kill_runs(Path(name) / "base", Path(name), kills, random.Random())
-    to.parent.mkdir(parents=True, exist_ok=True)
-    record = {**found, "provenance": provenance(["make", "test-kill"])}
-    to.write_text(json.dumps(record, indent=2) + "\n")
-    sys.stdout.write(json.dumps(found) + "\n")
+        counts = kill_runs(Path(name) / "base", Path(name), kills, random.Random())
+    write_counts(counts, to, "test-kill")
 
 
 if __name__ == "__main__":
