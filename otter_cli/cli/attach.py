@@ -6,12 +6,7 @@ from typing import Annotated
 import typer
 
 from otter_cli.cli.command import Outcome, verb, verb_app
-from otter_cli.cli.placed_files import (
-    Copy,
-    placed_files_record,
-    placed_files_text,
-    placement_mode,
-)
+from otter_cli.cli.placed_files import Copy, PlacedFiles, placement_mode
 
 app = verb_app()
 
@@ -38,12 +33,7 @@ def attach(
         mode=placement_mode(copy),
     )
     checked = len(manifest.base.identity())
-    placed = placed_files_record(source.path, manifest.base.files, out)
+    placed = PlacedFiles.find(source.path, manifest.base.files, out)
     data = {"out": out, "base": source.name, "revision": source.revision, "checked": checked}
-    return Outcome(
-        {**data, **placed},
-        lambda: (
-            f"{out}: a grafted folder; {checked} files of the base are the recorded ones\n"
-            + placed_files_text(placed, source.path)
-        ),
-    )
+    text = f"{out}: a grafted folder; {checked} files of the base are the recorded ones\n{placed}"
+    return Outcome({**data, **placed.record()}, lambda: text)

@@ -6,12 +6,7 @@ from typing import Annotated
 import typer
 
 from otter_cli.cli.command import Outcome, verb, verb_app
-from otter_cli.cli.placed_files import (
-    Copy,
-    placed_files_record,
-    placed_files_text,
-    placement_mode,
-)
+from otter_cli.cli.placed_files import Copy, PlacedFiles, placement_mode
 
 app = verb_app()
 
@@ -32,8 +27,7 @@ def compose(
     manifest = compose_grafts(first, second, to, mode=placement_mode(copy))
     signals = {c.name: [signal.name for signal in c.signals] for c in manifest.insertions}
     listed = "; ".join(f"{insertion} ({', '.join(names)})" for insertion, names in signals.items())
-    placed = placed_files_record(first, manifest.base.files, to)
+    placed = PlacedFiles.find(first, manifest.base.files, to)
     return Outcome(
-        {"out": to, "insertions": signals, **placed},
-        lambda: f"{to}: {listed}\n" + placed_files_text(placed, first),
+        {"out": to, "insertions": signals, **placed.record()}, lambda: f"{to}: {listed}\n{placed}"
     )

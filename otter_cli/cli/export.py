@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from otter_cli.cli.command import Outcome, verb, verb_app
-from otter_cli.cli.placed_files import placed_files_record, placed_files_text
+from otter_cli.cli.placed_files import PlacedFiles
 from otter_cli.cli.tables import plain_table
 from otter_cli.core.errors import OtterError
 
@@ -22,11 +21,7 @@ if TYPE_CHECKING:
 app = verb_app()
 
 
-class ExportLayout(StrEnum):
-    adapter = "adapter"
-    wide = "wide"
-    base = "base"
-    vllm = "vllm"
+ExportLayout = Literal["adapter", "wide", "base", "vllm"]
 
 
 @verb(
@@ -61,12 +56,12 @@ def export(
     differ too much.
     """
     exported = _export(folder, out, to, draft)
-    warnings = _position_warnings(folder) if to in (ExportLayout.wide, ExportLayout.vllm) else []
-    placed = placed_files_record(folder, exported.files, out)
+    warnings = _position_warnings(folder) if to in ("wide", "vllm") else []
+    placed = PlacedFiles.find(folder, exported.files, out)
     data = {
         "out": out,
-        **placed,
-        "layout": to.value,
+        **placed.record(),
+        "layout": to,
         "files": exported.files,
         "verdict": exported.verdict,
         "statement": exported.statement,
@@ -76,7 +71,7 @@ def export(
     }
     return Outcome(
         data,
-        lambda: _view(out, exported, placed_files_text(placed, folder)),
+        lambda: _view(out, exported, str(placed)),
         exit_code=int(exported.verdict == "different"),
     )
 
@@ -95,22 +90,22 @@ def _position_warnings(folder: Path) -> list[str]:
 
 
 def _export(folder: Path, out: Path, to: ExportLayout, draft: str | None) -> Export:
-    if draft is not None and to is not ExportLayout.vllm:
+    if draft is not None and to != "vllm":
         raise OtterError(
-            f"--draft goes with --to vllm, not with --to {to.value}",
+            f"--draft goes with --to vllm, not with --to {to}",
             hint="`otter generate FOLDER --draft SIGNAL` drafts with the graft itself",
         )
-    if to is ExportLayout.wide:
+    if to == "wide":
         from otter_cli.serving.wide.export import export_wide
 
         return export_wide(folder, out)
-    if to is ExportLayout.vllm:
+    if to == "vllm":
         from otter_cli.serving.vllm.export import export_vllm
 
         return export_vllm(folder, out, draft=draft)
     from otter_cli.serving.layouts import export_adapter, export_base
 
-    return export_adapter(folder, out) if to is ExportLayout.adapter else export_base(folder, out)
+    return export_adapter(folder, out) if to == "adapter" else export_base(folder, out)
 
 
 def _view(out: Path, exported: Export, placed: str) -> RenderableType:

@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from otter_cli.cli.command import Outcome, verb, verb_app
-from otter_cli.cli.placed_files import (
-    Copy,
-    placed_files_record,
-    placed_files_text,
-    placement_mode,
-)
+from otter_cli.cli.placed_files import Copy, PlacedFiles, placement_mode
 from otter_cli.cli.tables import plain_table
 from otter_cli.core.strict_config import StrictConfig
 
@@ -132,7 +127,6 @@ def graft(
             mode=placement_mode(copy),
             checked=True,
         )
-    placed = {} if dry_run else placed_files_record(source.path, checkpoint.files, out)
     data = {
         "out": None if dry_run else out,
         "base": source.name,
@@ -141,14 +135,13 @@ def graft(
         "insertion": plan.config,
         "tensors": len(plan.tensors),
         **cost.record(),
-        **placed,
     }
     written = ["dry run: nothing written"]
     if not dry_run:
-        written = [
-            f"written to {out}: the unchanged files of the base, otter.safetensors, otter.json",
-            placed_files_text(placed, source.path),
-        ]
+        placed = PlacedFiles.find(source.path, checkpoint.files, out)
+        data |= placed.record()
+        files = "the unchanged files of the base, otter.safetensors, otter.json"
+        written = [f"written to {out}: {files}", str(placed)]
     return Outcome(data, view=lambda: _view(plan, cost, written))
 
 

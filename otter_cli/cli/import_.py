@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,12 +14,6 @@ if TYPE_CHECKING:
 
 
 app = verb_app()
-
-
-class ImportDtype(StrEnum):
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    float32 = "float32"
 
 
 @verb(
@@ -40,8 +33,9 @@ def import_(
     ],
     out: Annotated[Path, typer.Argument(help="the checkpoint folder to write")],
     dtype: Annotated[
-        ImportDtype, typer.Option("--dtype", help="dtype of the stored tensors")
-    ] = ImportDtype.bfloat16,
+        Literal["bfloat16", "float16", "float32"],
+        typer.Option("--dtype", help="dtype of the stored tensors"),
+    ] = "bfloat16",
 ) -> Outcome:
     """Import a GGUF file as a checkpoint folder: safetensors, config.json, tokenizer.
 
@@ -50,7 +44,7 @@ def import_(
     """
     from otter_cli.checkpoint.gguf.convert import import_gguf
 
-    imported = import_gguf(source, out, dtype=dtype.value)
+    imported = import_gguf(source, out, dtype=dtype)
     refusal = _graft_refusal(imported.config)
     data = {
         "out": out,

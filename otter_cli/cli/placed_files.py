@@ -7,8 +7,9 @@ which files are links.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,21 +27,31 @@ def placement_mode(copy: bool) -> PlacementMode:
     return "copy" if copy else "link"
 
 
-def placed_files_record(source: Path, files: Iterable[str], out: Path) -> dict[str, Any]:
-    """Those of `files` that are in `out`, as hard links to `source` (`linked`) or as `copied`."""
-    from otter_cli.checkpoint.link_or_copy import hard_linked
+@dataclass(frozen=True)
+class PlacedFiles:
+    """Names of the files of `source` in another folder: hard links, and copies."""
 
-    present = [file for file in files if (out / file).is_file()]
-    linked = hard_linked(source, present, out)
-    return {"linked": linked, "copied": [file for file in present if file not in linked]}
+    source: Path
+    linked: list[str]
+    copied: list[str]
 
+    @classmethod
+    def find(cls, source: Path, files: Iterable[str], out: Path) -> PlacedFiles:
+        """Looks at those of `files` that are in `out`."""
+        from otter_cli.checkpoint.link_or_copy import hard_linked
 
-def placed_files_text(record: dict[str, Any], source: Path | str) -> str:
-    """The record of `placed_files_record` as one line for people."""
-    linked, copied = record["linked"], record["copied"]
-    if not linked:
-        return f"{len(copied)} files of {source} are copies"
-    names = ", ".join(linked[:3]) + (f" and {len(linked) - 3} more" if len(linked) > 3 else "")
-    be, them = ("is a hard link", "it") if len(linked) == 1 else ("are hard links", "them")
-    rest = f"; {len(copied)} files are copies" if copied else ""
-    return f"{names} {be}: a change in {them} changes {source} too{rest}"
+        present = [file for file in files if (out / file).is_file()]
+        linked = hard_linked(source, present, out)
+        return cls(source, linked, [file for file in present if file not in linked])
+
+    def record(self) -> dict[str, list[str]]:
+        return {"linked": self.linked, "copied": self.copied}
+
+    def __str__(self) -> str:
+        if not self.linked:
+            return f"{len(self.copied)} files of {self.source} are copies"
+        more = len(self.linked) - 3
+        names = ", ".join(self.linked[:3]) + (f" and {more} more" if more > 0 else "")
+        be, them = ("are hard links", "them") if self.linked[1:] else ("is a hard link", "it")
+        rest = f"; {len(self.copied)} files are copies" if self.copied else ""
+        return f"{names} {be}: a change in {them} changes {self.source} too{rest}"

@@ -6,12 +6,7 @@ from typing import Annotated
 import typer
 
 from otter_cli.cli.command import Outcome, verb, verb_app
-from otter_cli.cli.placed_files import (
-    Copy,
-    placed_files_record,
-    placed_files_text,
-    placement_mode,
-)
+from otter_cli.cli.placed_files import Copy, PlacedFiles, placement_mode
 
 app = verb_app()
 
@@ -26,11 +21,6 @@ def strip(
     from otter_cli.graft.surgery import strip as strip_folder
 
     files = strip_folder(folder, to, mode=placement_mode(copy))
-    placed = placed_files_record(folder, files, to)
-    return Outcome(
-        {"out": to, "files": list(files), **placed},
-        view=lambda: (
-            f"{to}: {len(files)} files, byte for byte as they were grafted\n"
-            + placed_files_text(placed, folder)
-        ),
-    )
+    placed = PlacedFiles.find(folder, files, to)
+    text = f"{to}: {len(files)} files, byte for byte as they were grafted\n{placed}"
+    return Outcome({"out": to, "files": list(files), **placed.record()}, lambda: text)
