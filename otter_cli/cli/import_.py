@@ -83,7 +83,7 @@ def _view(imported: ImportedModel, refusal: str | None) -> str:
     size = f"{count_text(imported.parameters)} parameters, {bytes_text(imported.stored_bytes)}"
     lines = [
         f"{imported.out}: {family}, {size} in {dtype}",
-        f"dequantised from {kinds}: the base has these values, not those before quantisation",
+        f"dequantised from {kinds}: the base is this model, not the model before quantisation",
         f"next: otter graft {imported.out} OUT"
         if refusal is None
         else f"otter graft will refuse it: {refusal}",

@@ -1,4 +1,4 @@
-"""What a benchmark compares, tiny and random: a graft, its control, reward models, a classifier."""
+"""Tiny random models for benchmarks: a graft, its task head, reward models and a classifier."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ PROMPTS = ("Once upon a time", "The cat sat on", "abcabcabcabcabc", "Who is ther
 
 @dataclass(frozen=True)
 class BenchmarkModels:
-    """Folders, and a file of prompts."""
+    """The folders of the models, and a file of prompts."""
 
     graft: Path
     head: Path
@@ -49,7 +49,7 @@ def write_reward_model(base: Path, folder: Path, *, seed: int, **options: Any) -
 
 
 def write_classifier(folder: Path) -> Path:
-    """An untrained BERT of one layer in Detoxify's checkpoint format; it reads 64 tokens."""
+    """An untrained BERT of one layer and 64 positions in Detoxify's checkpoint format."""
     from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Verbs on a graft or base with one damaged value: what must hold of every run."""
+"""Runs of verbs on a graft or base with one damaged value, and what each run must satisfy."""
 
 import json
 import re
@@ -52,7 +52,7 @@ def write_recipe(beside: Path) -> None:
 def try_damage(
     otter: Runner, verb: str, damaged: Damage, folders: dict[str, Path], beside: Path
 ) -> str:
-    """What became of the run. Raises AssertionError where it broke a promise."""
+    """The outcome of the run. Raises AssertionError if it broke a promise."""
     folder, (name, path, value) = beside / "run", damaged
     for old in (folder, beside / "out"):
         shutil.rmtree(old, ignore_errors=True)
@@ -69,12 +69,12 @@ def try_damage(
 
 def _check_place(said: str, damaged: Damage, what: str) -> str:
     name, path, value = damaged
-    # An unknown family is said without the file.
+    # The message about an unknown family does not name the file.
     named = (name, *map(str, path), "chat template", "family")
     assert any(part in said for part in named), f"{what}\n{said}"
     blamed = re.search(r"error: \S*?([a-z_]+\.json): (\w+) is ", said)
     if blamed and ": transformers cannot load" in said:
-        # A key that contradicts the damaged one may be blamed as well: two sizes that disagree.
+        # If two sizes disagree, the message may name the key that contradicts the damaged one.
         assert blamed[2] in path or type(value) is int, f"{what}\n{said}"
         return "named the key" if blamed[2] in path else "named another"
     return "named the file"
@@ -87,7 +87,7 @@ def count_damages(
     folders: dict[str, Path],
     beside: Path,
 ) -> tuple[Counter[str], list[str]]:
-    """How the runs ended, and every broken promise."""
+    """Counts of the outcomes, and every broken promise."""
     ended, broken = Counter[str](), list[str]()
     for damaged in damages:
         try:

@@ -1,4 +1,4 @@
-"""Checkpoints with one tensor missing, added or misshapen."""
+"""Checkpoints with one tensor missing, added, or of another shape."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,8 +26,8 @@ def _longer(tensors: Tensors, name: str) -> str:
     return name
 
 
-# Each changes the tensors, given the name of the head's or of a layer's, and says which tensor an
-# error must name.
+# Each function changes the tensors, given the name of one, and returns the name that an error must
+# contain.
 DAMAGE: dict[str, tuple[str, Callable[[Tensors, str], str]]] = {
     "missing head": ("head", _without),
     "missing layer tensor": ("layer", _without),

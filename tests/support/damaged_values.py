@@ -1,4 +1,4 @@
-"""Configuration files of a checkpoint with one value of another type, and what verbs make of it."""
+"""Configuration files of a checkpoint with one value replaced by a value of another type."""
 
 import copy
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 WRONG = (7, "x", ["x"], None, {"x": 1}, 10**30)
-# What transformers itself writes, and what older folders hold beside it.
+# The files that transformers writes, and those of older folders.
 MORE: dict[str, dict[str, Any]] = {
     "config.json": {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
     "tokenizer_config.json": {
@@ -25,7 +25,7 @@ Damage = tuple[str, tuple[Any, ...], Any]
 
 
 def damages(folder: Path) -> Iterator[Damage]:
-    """File, path of the key, and the value that takes its place."""
+    """The file, the path of the key, and the new value."""
     for name in FILES:
         for path in _paths(sound(folder, name)):
             for value in WRONG:
@@ -38,7 +38,7 @@ def sound(folder: Path, name: str) -> Any:
 
 
 def damage(folder: Path, name: str, path: tuple[Any, ...], value: Any) -> None:
-    """Written anew, since the files of a graft may be links to those of its base."""
+    """Replaces the file, since the files of a graft may be links to those of its base."""
     content = copy.deepcopy(sound(folder, name))
     node = content
     for key in path[:-1]:
@@ -49,7 +49,7 @@ def damage(folder: Path, name: str, path: tuple[Any, ...], value: Any) -> None:
 
 
 def _paths(value: Any, before: tuple[Any, ...] = (), depth: int = 0) -> Iterator[tuple[Any, ...]]:
-    """All keys three levels deep; of a long list or vocabulary the first few."""
+    """All keys up to three levels deep, but only the first few of a long list or vocabulary."""
     if isinstance(value, dict) and depth < 3:
         for key in list(value)[: None if depth < 1 else 6]:
             yield (*before, key)

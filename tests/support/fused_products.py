@@ -1,4 +1,4 @@
-"""What a joint product of the stream is given, and what it gives: its parts are not called."""
+"""Inputs and outputs of fused products of the stream, whose parts are not called one by one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from otter_cli.model.fused_linear import DualInputLinear, FusedLinear, flatten_t
 
 @dataclass
 class Product:
-    """[n, ...]: rows of all positions. `out`: with `add`, what it was added to included."""
+    """Rows of all positions, [n, ...]. `out` includes the tensor to which the product was added."""
 
     x: Tensor
     u: Tensor | None
@@ -21,7 +21,7 @@ class Product:
 
 @contextmanager
 def products(*parts: DualInputLinear) -> Iterator[list[Product]]:
-    """Every product in which one of `parts` has a share, in order."""
+    """Every product that includes one of `parts`, in order."""
     seen: list[Product] = []
     call, add = FusedLinear.__call__, FusedLinear.add
 

@@ -1,4 +1,4 @@
-"""Whether drafted greedy text is plain greedy text, over a file of prompts: `make identity`."""
+"""Compares drafted with plain greedy text over a file of prompts: `make identity`."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ NEW, BATCH = 64, 16
 
 
 def parted(model: Any, prompt: list[int], plain: list[int], drafted: list[int]) -> dict[str, Any]:
-    """Where two texts part, what each says there, and how far apart the two best logits are."""
+    """Where two texts diverge, the token of each there, and the gap between the two best logits."""
     pairs = enumerate(zip(plain, drafted, strict=False))
     at = next((i for i, (one, other) in pairs if one != other), min(len(plain), len(drafted)))
     with torch.no_grad():

@@ -1,8 +1,8 @@
-"""Strings that a terminal, a page or rich would act on, and what must be left of each."""
+"""Strings that a terminal, a page or rich would interpret, and what must be shown for each."""
 
 import re
 
-# Every one is shown with its letters; only control characters become escapes.
+# Each is shown with its letters. Only control characters become escapes.
 HOSTILE = {
     "closing markup": "[/INST]",
     "style markup": "[bold]x[/bold]",
@@ -20,12 +20,12 @@ HOSTILE = {
     "link": "[click](javascript:alert(1))",
 }
 
-# Without tab and newline: what no terminal and no page may get from a string.
+# The characters that no terminal and no page may receive; tab and newline may pass.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def shown_as(text: str) -> str:
-    """What is shown for a string, written apart from the code under test."""
+    """The text to be shown for a string, computed independently of the code under test."""
     parts = []
     for character in text:
         code = ord(character)

@@ -1,4 +1,4 @@
-"""Planted faults: how an inserted stream gets at its base, or differs from what it says."""
+"""Planted faults: insertions that change their base, or that differ from what they declare."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from otter_cli.model.forward_context import ACTIVE_CONTEXT, INSIDE_INSERTION
 from otter_cli.model.otter import OtterForCausalLM
 
-# Of a layer: its output h, its named inputs, the stream z; what it is turned into.
+# A changed base state h [batch, tokens, hidden], given h and the stream z; None: no change.
 Change = Callable[[Tensor, Tensor], Tensor | None]
 When = Callable[[OtterForCausalLM, Tensor, dict[str, Any]], bool]
 
@@ -41,7 +41,7 @@ def under_sdpa(model: OtterForCausalLM, h: Tensor, named: dict[str, Any]) -> boo
 
 
 def leak(change: Change, when: When = always) -> Callable[[OtterForCausalLM], None]:
-    """A fault: `change` is what layer 1 hands on, whenever the stream is on and `when` says so."""
+    """A fault: layer 1 returns the result of `change` when the stream is on and `when` is true."""
 
     def plant(model: OtterForCausalLM) -> None:
         def hook(module: nn.Module, inputs: Any, named: dict[str, Any], h: Tensor) -> Any:
@@ -65,7 +65,7 @@ def add_in_place(h: Tensor, z: Tensor) -> None:
 
 
 def add_in_place_inside(h: Tensor, z: Tensor) -> None:
-    """As an insertion's own code would do it by mistake."""
+    """A mistake in the code of an insertion."""
     token = INSIDE_INSERTION.set(True)
     try:
         h.add_(1e-3 * z.mean(-1, keepdim=True))
@@ -74,7 +74,7 @@ def add_in_place_inside(h: Tensor, z: Tensor) -> None:
 
 
 def scale_by_number(h: Tensor, z: Tensor) -> Tensor:
-    """By way of a Python number, which no tensor operation sees."""
+    """A change by a Python number, which no trace of tensor operations sees."""
     return h * (1 + 1e-9 * float(z.mean()))
 
 
@@ -83,13 +83,13 @@ def scale_by_numpy(h: Tensor, z: Tensor) -> Tensor:
 
 
 def norm_over_both(h: Tensor, z: Tensor) -> Tensor:
-    """The norm of one wide state [h ; z] instead of h's own."""
+    """The norm of the wide state [h ; z] instead of the norm of h."""
     wide = torch.cat([h, z], -1)
     return h * wide.pow(2).mean(-1, keepdim=True).add(1e-6).rsqrt()
 
 
 def draw_numbers(h: Tensor, z: Tensor) -> None:
-    """Noise of the insertion's own, from the generator that sampling draws from."""
+    """Noise from the generator that sampling uses."""
     token = INSIDE_INSERTION.set(True)
     try:
         torch.rand(3)
@@ -98,12 +98,12 @@ def draw_numbers(h: Tensor, z: Tensor) -> None:
 
 
 def unchanged_but_rerun(h: Tensor, z: Tensor) -> Tensor:
-    """Reads nothing of the stream, and is an operation that the base does not run."""
+    """An operation that the base does not run, although it reads nothing of the stream."""
     return h + 0.0
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, fault: Callable[[OtterForCausalLM], None]) -> None:
-    """Every graft that is loaded from now on has the fault."""
+    """Gives the fault to every graft that is loaded from now on."""
     load = OtterForCausalLM.from_pretrained.__func__  # type: ignore[attr-defined]
 
     def from_pretrained(cls: Any, *arguments: Any, **named: Any) -> OtterForCausalLM:
@@ -115,7 +115,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, fault: Callable[[OtterForCausalLM], N
 
 
 def flip_bit(path: Path, tensor: str) -> None:
-    """One bit of one element of a base's tensor; links to the base are cut first."""
+    """Flips one bit of one element of a base's tensor. A linked file becomes a copy first."""
     from otter_cli.checkpoint.safetensors_reader import read_header
 
     header = read_header(path)

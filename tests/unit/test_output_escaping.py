@@ -1,4 +1,4 @@
-"""Strings leave otter by few doors, and each of them escapes: a scan for others."""
+"""Only a few functions write strings out of otter, and each escapes them; a scan finds others."""
 
 import ast
 from collections.abc import Iterator
