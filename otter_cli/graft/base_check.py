@@ -121,10 +121,13 @@ def find_problems(base: Checkpoint, shape: BaseShape) -> Iterator[BaseProblem]:
         what = f"config.json says {shape.layers} layers, and there are {len(base.tensors)} tensors"
         yield BaseProblem("", what, _OTHER_CHECKPOINT)
         return
+    missing_hint = f"config.json says {shape.layers} layers; are all shards there?"
+    if base.config.get("quantization_config") is not None:
+        missing_hint = "the base is quantised in the file: graft onto the unquantised checkpoint"
     for name, form in expected_tensors(shape):
         stored = _stored_name(base, shape, name)
         if stored is None:
-            yield BaseProblem(name, "is missing", _missing_hint(base, shape))
+            yield BaseProblem(name, "is missing", missing_hint)
         else:
             yield from _shape_problems(base, stored, form)
     yield from _output_head_problems(base, shape)
@@ -161,12 +164,6 @@ def _has_only_expected_tensors(base: Checkpoint, shape: BaseShape) -> bool:
         info.dtype in FLOAT_DTYPES if name in expected else name.endswith(buffers)
         for name, info in base.tensors.items()
     )
-
-
-def _missing_hint(base: Checkpoint, shape: BaseShape) -> str:
-    if base.config.get("quantization_config") is not None:
-        return "the base is quantised in the file: graft onto the unquantised checkpoint"
-    return f"config.json says {shape.layers} layers; are all shards there?"
 
 
 def _shape_problems(base: Checkpoint, name: str, form: tuple[int, ...]) -> Iterator[BaseProblem]:

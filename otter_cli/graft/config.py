@@ -120,8 +120,12 @@ def resolve_config(
         ffn = _round_to_eight(shape.ffn // 16)
     if not heads:
         kv_heads = 0
+    elif kv_heads is None and options.get("kv") == "base":
+        # The most of the base's key/value heads that divide the inserted query heads.
+        most = min(heads, shape.kv_heads)
+        kv_heads = max((n for n in range(1, most + 1) if heads % n == 0), default=0)
     elif kv_heads is None:
-        kv_heads = _most_base_kv_heads(heads, shape) if options.get("kv") == "base" else heads
+        kv_heads = heads
     layers = tuple(range(shape.layers)) if layers is None else layers
     sizes = {"hidden": hidden, "heads": heads, "ffn": ffn, "kv_heads": kv_heads}
     try:
@@ -158,11 +162,6 @@ def parse_layers(text: str, count: int) -> tuple[int, ...]:
 def _round_to_eight(width: int) -> int:
     """A multiple of 8, at least 8, as vectorised kernels prefer."""
     return max(8, width // 8 * 8)
-
-
-def _most_base_kv_heads(heads: int, shape: BaseShape) -> int:
-    """The most of the base's key/value heads that divide the inserted query heads."""
-    return max((n for n in range(1, min(heads, shape.kv_heads) + 1) if heads % n == 0), default=0)
 
 
 def check_tensor_parallel(config: InsertionConfig, shape: BaseShape, ranks: int) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from otter_cli.checkpoint.folder import Checkpoint
-from otter_cli.families.shape import BaseShape, base_parameters
+from otter_cli.families.shape import base_parameters
 from otter_cli.graft.plan import Plan
 from otter_cli.signals.heads import HEADS, FutureHead, VocabularyHead
 
@@ -43,7 +43,9 @@ class Price:
 
 def price(plan: Plan, base: Checkpoint) -> Price:
     """Prices a plan beside the base whose files are `base`."""
-    count, size = base_parameters(base, plan.shape), DTYPE_BYTES[base.dtype]
+    shape, size = plan.shape, DTYPE_BYTES[base.dtype]
+    count = base_parameters(base, shape)
+    base_cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * size
     parts: dict[str, int] = {}
     for tensor in plan.tensors:
         part = _part_name(tensor.name)
@@ -53,7 +55,7 @@ def price(plan: Plan, base: Checkpoint) -> Price:
         inserted_parameters=plan.parameters,
         inserted_bytes=plan.stored_bytes,
         by_part=parts,
-        base_cache_bytes_per_token=_base_cache_bytes(plan.shape, size),
+        base_cache_bytes_per_token=None if shape.family.ffn_only else base_cache,
         inserted_cache_bytes_per_token=plan.cache_bytes_per_token(size),
         load_bytes=(count + plan.parameters) * size,
         vocabulary_work=_vocabulary_work(plan),
@@ -79,12 +81,6 @@ def _draft_work(plan: Plan) -> dict[str, int]:
         for signal in plan.config.signals
         if isinstance(head := HEADS[signal.kind], FutureHead)
     }
-
-
-def _base_cache_bytes(shape: BaseShape, size: int) -> int | None:
-    if shape.family.ffn_only:
-        return None
-    return 2 * shape.layers * shape.kv_heads * shape.head_dim * size
 
 
 def _part_name(name: str) -> str:

@@ -50,7 +50,11 @@ def run_models(report: VerificationReport, budget: TimeBudget) -> None:
         grid = report.request.grid.around(*main_setting(report.request.base_folder))
         report.request = replace(report.request, grid=grid)
     request = report.request
-    whole = _whole_agenda(report)
+    window = max_positions(request.base_folder)
+    cases = request.grid.cases(window)
+    report.cost.longest = max(case.length for case in cases)
+    traces = [] if report.untraced else traced_cases(cases, window, request.grid)
+    whole = Agenda(tuple(cases), tuple(traces))
     agenda = whole.only(request.only) if request.only else whole
     must_fit = bool(request.budget) and request.only is None
     shared = report.static.holds and not request.independent
@@ -85,15 +89,6 @@ def _return_freed_memory() -> None:
     if hasattr(library, "gnu_get_libc_version"):
         library.mallopt(_M_MMAP_THRESHOLD, _TRIM_THRESHOLD)
         library.mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
-
-
-def _whole_agenda(report: VerificationReport) -> Agenda:
-    request = report.request
-    window = max_positions(request.base_folder)
-    cases = request.grid.cases(window)
-    report.cost.longest = max(case.length for case in cases)
-    traces = [] if report.untraced else traced_cases(cases, window, request.grid)
-    return Agenda(tuple(cases), tuple(traces))
 
 
 def _planned_tokens(report: VerificationReport, agenda: Agenda) -> int:
