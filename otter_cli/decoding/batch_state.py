@@ -10,10 +10,9 @@ from torch import Tensor
 
 from otter_cli.decoding.bounds import Stops
 from otter_cli.decoding.kv_session import HiddenStates, concatenate
-from otter_cli.decoding.results import Generation, GenerationCounters
-from otter_cli.decoding.sampling import Sampling, TokenSelector
+from otter_cli.decoding.results import ExternalModels, Generation, GenerationCounters
+from otter_cli.decoding.sampling import Sampling
 from otter_cli.decoding.session import DecodingSession, end_tokens, signal_scores
-from otter_cli.decoding.speculative.drafts import BatchDrafter
 
 OnToken = Callable[[int, int], None]
 OnRead = Callable[[int, int, Mapping[str, float | list[float]]], None]
@@ -205,17 +204,16 @@ class BatchState:
                 kept = min(kept, self.tokens_taken[row] - 1)
                 _count_positions(counters.accepted, kept, width=drafted)
 
-    def finish(self, *external: TokenSelector | BatchDrafter | None) -> list[Generation]:
-        """The rows with their counters; `external` count the passes and bytes of other models."""
-        others = [counter for counter in external if counter is not None]
+    def finish(self, *external: ExternalModels) -> list[Generation]:
+        """The rows with their counters, those of external models included."""
         for row in self.generations:
             counters, session = row.counters, self.session
             counters.base_passes, counters.tokens_fed = session.passes, session.fed_tokens
-            counters.external_passes = sum(counter.external_passes for counter in others)
+            counters.external_passes = sum(models.external_passes for models in external)
             counters.rescoring_passes = self.rescoring_passes
             counters.tokens_kept, row.lossy = len(row.tokens), self.lossy
             counters.seconds, counters.prefill_seconds = self.seconds, self.prefill_seconds
-            external_bytes = sum(counter.external_bytes for counter in others)
+            external_bytes = sum(models.external_bytes for models in external)
             counters.cache_bytes = session.cache_bytes() + external_bytes
         return self.generations
 

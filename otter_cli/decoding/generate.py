@@ -147,11 +147,10 @@ def _decode(
     decoder: SpeculativeDecoder | None = None,
 ) -> list[Generation]:
     """Feeds the prompts and decodes until every row has ended, with times and counters."""
-    drafter = None if decoder is None else decoder.drafter
+    external = [selector] if decoder is None else [selector, decoder.drafter]
     started = time.perf_counter()
-    for external in (selector, drafter):
-        if external is not None:
-            external.prefill(batch.prompts)
+    for models in external:
+        models.prefill(batch.prompts)
     state = batch.session.prefill(batch.prompts)
     batch.prefill_seconds = time.perf_counter() - started
     if decoder is None:
@@ -159,7 +158,7 @@ def _decode(
     else:
         decoder.run(state)
     batch.seconds = time.perf_counter() - started - batch.prefill_seconds
-    return batch.finish(selector, drafter)
+    return batch.finish(*external)
 
 
 def decode_loop(

@@ -29,6 +29,17 @@ class GenerationCounters:
     cache_bytes: int = 0
 
 
+class ExternalModels:
+    """The models that a selector, a scorer or a drafter runs beside the base, and their cost."""
+
+    external_passes: int = 0
+    external_bytes: int = 0  # of their caches
+
+    def prefill(self, prompts: list[list[int]]) -> None:
+        """Feeds the prompts to the models, where there are any."""
+        return
+
+
 @dataclass(frozen=True)
 class NearTie:
     """A greedy choice in a step of many tokens that a step of one token might round differently.

@@ -19,6 +19,7 @@ from torch import Tensor
 from otter_cli.core.errors import OtterError
 from otter_cli.core.process import derive_seed
 from otter_cli.decoding.kv_session import HiddenStates
+from otter_cli.decoding.results import ExternalModels
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,6 @@ class Sampler:
         """A number in [0, 1) for each row, [rows]; None for greedy decoding, which draws none."""
         return None if self.greedy else self.uniform_per_row()
 
-    def draw(self, probabilities: Tensor) -> Tensor:
-        """One index a row from probabilities [rows, n]."""
-        return invert_cdf(probabilities, self.uniform_per_row())
-
     def uniform_per_row(self, rows: Tensor | None = None) -> Tensor:
         """The next number in [0, 1) of each row's generator, [rows]. With `rows` [rows] of
         booleans, only true rows draw, and the others get 0: how much a row draws must not depend on
@@ -132,15 +129,8 @@ def outside_nucleus(logits: Tensor, top_p: float) -> Tensor:
     return dropped.scatter(-1, order, dropped)
 
 
-class TokenSelector(ABC):
-    """Chooses the next tokens of one batch. The counters are those of models beside the base."""
-
-    external_passes: int = 0
-    external_bytes: int = 0
-
-    def prefill(self, prompts: list[list[int]]) -> None:
-        """Feeds the prompts to external models, where there are any."""
-        return
+class TokenSelector(ExternalModels, ABC):
+    """Chooses the next tokens of one batch."""
 
     @abstractmethod
     def choose(

@@ -6,7 +6,6 @@ numbers to show and to guide by: classes become probabilities.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -82,13 +81,6 @@ class DecodingSession(KVSession):
         [rows, n, k], where they are given."""
         with torch.no_grad():
             return self.model.read_signal(signal, state.base, state.inserted, tokens)
-
-    def follow(
-        self, signal: str, states: Tensor, inserted: Mapping[str, Tensor], tokens: Tensor
-    ) -> Tensor:
-        """States [rows, n, d] of a future signal's cell after one more token each, [rows, n]."""
-        with torch.no_grad():
-            return self.model.follow_signal(signal, states, inserted, tokens)
 
 
 class _ExternalSession(KVSession):

@@ -147,43 +147,39 @@ class GenArmGuide(Guide):
         return _LogProbabilityScorer(self.reward_model)
 
 
-class _CachedExpert:
+class _FollowingExpert(ExpertSession):
     """A language model that follows the text. Chosen tokens are fed when its logits are read."""
 
-    def __init__(self, model: Any) -> None:
-        self.session = ExpertSession(model)
-        self.pending_tokens: list[Tensor] = []
+    def start(self, prompts: list[list[int]]) -> None:
+        self.last, self.pending_tokens = self.prefill(prompts), list[Tensor]()
 
-    def logits(self) -> Tensor:
+    def next_logits(self) -> Tensor:
         """Of the next token, [rows, vocab]."""
         if self.pending_tokens:
-            self.last = self.session.append(torch.stack(self.pending_tokens, 1)).last()
+            self.last = self.append(torch.stack(self.pending_tokens, 1)).last()
             self.pending_tokens = []
         return self.last.base[:, 0]
 
-    def prefill(self, prompts: list[list[int]]) -> None:
-        self.last = self.session.prefill(prompts)
-
 
 class _ExpertScorer(CandidateScorer):
-    experts: list[_CachedExpert]
+    experts: list[_FollowingExpert]
 
     def prefill(self, prompts: list[list[int]]) -> None:
         for expert in self.experts:
-            expert.prefill(prompts)
+            expert.start(prompts)
 
     def observe(self, tokens: Tensor, index: Tensor | None) -> None:
         for expert in self.experts:
             expert.pending_tokens.append(tokens)
-        self.external_passes = sum(expert.session.passes for expert in self.experts)
-        self.external_bytes = sum(expert.session.cache_bytes() for expert in self.experts)
+        self.external_passes = sum(expert.passes for expert in self.experts)
+        self.external_bytes = sum(expert.cache_bytes() for expert in self.experts)
 
 
 class _ContrastScorer(_ExpertScorer):
     def __init__(self, session: DecodingSession, expert: Any, anti_expert: Any) -> None:
         self.base = session
         self.expert, self.anti_expert = (
-            None if model is None else _CachedExpert(model) for model in (expert, anti_expert)
+            None if model is None else _FollowingExpert(model) for model in (expert, anti_expert)
         )
         self.experts = [e for e in (self.expert, self.anti_expert) if e is not None]
 
@@ -191,7 +187,7 @@ class _ContrastScorer(_ExpertScorer):
         self, state: HiddenStates, candidate_states: HiddenStates | None, tokens: Tensor | None
     ) -> Tensor:
         expert, anti_expert = (
-            self.base.logits(state)[:, 0] if model is None else model.logits()
+            self.base.logits(state)[:, 0] if model is None else model.next_logits()
             for model in (self.expert, self.anti_expert)
         )
         return _scores_of_tokens(expert - anti_expert, tokens)
@@ -199,12 +195,12 @@ class _ContrastScorer(_ExpertScorer):
 
 class _LogProbabilityScorer(_ExpertScorer):
     def __init__(self, model: Any) -> None:
-        self.experts = [_CachedExpert(model)]
+        self.experts = [_FollowingExpert(model)]
 
     def scores(
         self, state: HiddenStates, candidate_states: HiddenStates | None, tokens: Tensor | None
     ) -> Tensor:
-        return _scores_of_tokens(self.experts[0].logits().log_softmax(-1), tokens)
+        return _scores_of_tokens(self.experts[0].next_logits().log_softmax(-1), tokens)
 
 
 def _scores_of_tokens(scores: Tensor, tokens: Tensor | None) -> Tensor:

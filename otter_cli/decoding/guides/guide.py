@@ -21,6 +21,7 @@ from torch import Tensor
 from otter_cli.core.errors import OtterError
 from otter_cli.decoding.bounds import Gate
 from otter_cli.decoding.kv_session import HiddenStates
+from otter_cli.decoding.results import ExternalModels
 from otter_cli.decoding.sampling import Sampler, TokenSelector
 from otter_cli.decoding.session import DecodingSession
 from otter_cli.signals.finite import require_finite
@@ -29,17 +30,11 @@ from otter_cli.signals.finite import require_finite
 Strength = float | tuple[float, ...]
 
 
-class CandidateScorer(ABC):
-    """Scores candidates [rows, k] of one batch. The counters are those of external models."""
+class CandidateScorer(ExternalModels, ABC):
+    """Scores candidates [rows, k] of one batch."""
 
     needs_candidate_states: ClassVar[bool] = False  # the base feeds the candidates first
     supports_trees: ClassVar[bool] = False  # it can score after each token of a draft tree
-    external_passes: int = 0
-    external_bytes: int = 0
-
-    def prefill(self, prompts: list[list[int]]) -> None:
-        """Feeds the prompts to an external model, where there is one."""
-        return
 
     @abstractmethod
     def scores(

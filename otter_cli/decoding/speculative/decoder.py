@@ -23,7 +23,7 @@ from otter_cli.decoding.batch_state import BatchState
 from otter_cli.decoding.guides.guide import GuidedSelector
 from otter_cli.decoding.kv_session import HiddenStates
 from otter_cli.decoding.results import Generation, NearTie
-from otter_cli.decoding.sampling import Sampler
+from otter_cli.decoding.sampling import Sampler, invert_cdf
 from otter_cli.decoding.session import DecodingSession
 from otter_cli.decoding.speculative.drafts import BatchDrafter, Draft
 from otter_cli.model.otter import OtterForCausalLM
@@ -164,7 +164,9 @@ def accept_drafts(
         length, running = length + moved, moved
         next_distribution = _distribution(logits[rows, node], sampler)
         remaining = torch.where(moved[:, None], next_distribution, remaining)
-    following = remaining.argmax(-1) if sampler.greedy else sampler.draw(remaining)
+    following = (
+        remaining.argmax(-1) if sampler.greedy else invert_cdf(remaining, sampler.uniform_per_row())
+    )
     return path, length, following
 
 

@@ -86,7 +86,9 @@ class _CellDrafter(_HeadDrafter):
         states, levels = state.base, []
         for level in self.tree.levels:
             states, tokens = states[:, level.inner], tokens[:, level.inner]
-            states = self.session.follow(self.signal, states, state.inserted, tokens)
+            with torch.no_grad():
+                follow = self.session.model.follow_signal
+                states = follow(self.signal, states, state.inserted, tokens)
             best = self.session.logits(HiddenStates(states, {})).topk(self.tree.width, -1).indices
             tokens, states = best[:, level.parents, level.ranks], states[:, level.parents]
             levels.append(tokens)

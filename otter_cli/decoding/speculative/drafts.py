@@ -19,6 +19,7 @@ from torch import Tensor
 
 from otter_cli.core.errors import OtterError
 from otter_cli.decoding.kv_session import HiddenStates
+from otter_cli.decoding.results import ExternalModels
 from otter_cli.decoding.session import DecodingSession
 
 # The whole tree is one forward pass with a square mask; published trees have 64 nodes.
@@ -165,15 +166,8 @@ class Draft:
         return torch.tensor(padded, dtype=torch.long, device=self.tokens.device)
 
 
-class BatchDrafter(ABC):
-    """Drafts for one batch. The counters are those of models beside the base."""
-
-    external_passes: int = 0
-    external_bytes: int = 0
-
-    def prefill(self, prompts: list[list[int]]) -> None:
-        """Feeds the prompts to an external model, where there is one."""
-        return
+class BatchDrafter(ExternalModels, ABC):
+    """Drafts for one batch."""
 
     @abstractmethod
     def draft(self, state: HiddenStates, texts: Sequence[Sequence[int]]) -> Draft:

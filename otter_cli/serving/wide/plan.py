@@ -58,10 +58,11 @@ class WideValues:
         table = self.base.read(name if name in self.base.tensors else f"{family.embedding}.weight")
         return np.concatenate([table, self._zeros(len(table))], 1)
 
-    def norm(self, source: str, inserted: str) -> Array:
-        own = self._inserted(inserted)
-        ones = np.ones(self.plan.config.hidden, np.float32)
-        return np.concatenate([self.base.read(source), ones if own is None else own])
+    def vector(self, source: str, inserted: str, default: float, scale: float = 1.0) -> Array:
+        """A norm's weights, or a bias of the residual stream: the base's, then the insertion's."""
+        own = self._inserted(inserted, scale)
+        defaults = np.full(self.plan.config.hidden, default, np.float32)
+        return np.concatenate([self.base.read(source), defaults if own is None else own])
 
     def head_norm(self, source: str, inserted: str, heads: int, live: Array) -> Array:
         """The base's weights for each of its `heads`, then the insertion's for each `live` head."""
@@ -115,11 +116,6 @@ class WideValues:
             live = np.flatnonzero(columns >= 0)
             out[rows:, width + live] = of_stream[:, columns[live]]
         return out
-
-    def output_bias(self, source: str, inserted: str) -> Array:
-        own = self._inserted(f"{inserted}.bias", 1.0 / self.plan.shape.residual_scale)
-        zeros = np.zeros(self.plan.config.hidden, np.float32)
-        return np.concatenate([self.base.read(f"{source}.bias"), zeros if own is None else own])
 
     def reads_base(self, inserted: str) -> bool:
         """Whether a projection repeats the base's keys or values, which an insertion with
@@ -247,7 +243,7 @@ class WidePlan:
         yield from self._output(name_of(block.down), f"{prefix}.down", units, self.ffn, bias)
 
     def _norm(self, source: str, inserted: str) -> WideTensor:
-        return WideTensor(source, (self.width,), partial(self.values.norm, source, inserted))
+        return WideTensor(source, (self.width,), partial(self.values.vector, source, inserted, 1.0))
 
     def _inputs(
         self, modules: tuple[str, ...], layer: int, parts: list[FusedPart], bias: bool
@@ -273,8 +269,9 @@ class WidePlan:
         make = partial(self.values.output_weight, source, inserted, columns)
         yield WideTensor(f"{source}.weight", (self.width, width), make)
         if bias:
-            make = partial(self.values.output_bias, source, inserted)
-            yield WideTensor(f"{source}.bias", (self.width,), make)
+            name, undo = f"{source}.bias", 1.0 / self.plan.shape.residual_scale
+            make = partial(self.values.vector, name, f"{inserted}.bias", 0.0, undo)
+            yield WideTensor(name, (self.width,), make)
 
     def _head_rows(self, heads: list[int]) -> Array:
         """Rows of a projection that belong to `heads`; -1 for those of a zero head."""
