@@ -254,7 +254,7 @@ def test_candidates_drafts_and_what_is_taken_back_cross_the_boundary(phi3: Any) 
     close(session.step(torch.tensor([80])), [*text, 71, 72, 80])
     session.crop(torch.tensor([3]))
     close(session.step(torch.tensor([81])), [*text, 81])
-    with pytest.raises(OtterError, match="texts of 10 and of 30 tokens"):
+    with pytest.raises(OtterError, match="texts have 10 and 30 tokens"):
         DecodingSession(phi3).prefill([SHORT, LONG + SHORT])
 
 
