@@ -1,7 +1,8 @@
-"""Compile, store and load the native library, and call it.
+"""Compiling, storing, loading and calling the native library.
 
-The library is built by the compiler of this machine, stored in a folder private to the user, and
-checked before it is loaded: its owner, its content address and the version of its C structs."""
+This machine's compiler builds it for this processor. It is stored in a folder private to the user
+(0700), atomically, under a name made of the digests of its source, compiler, flags and processor,
+and of its bytes. Owner, bytes and the sizes of the C structures are checked before it is used."""
 
 from __future__ import annotations
 
@@ -37,48 +38,48 @@ from otter_cli.core.private_files import (
 _STAGING = ".stream-"
 _POLL_SECONDS = 0.05
 
-# Compiles to the path that it is given.
+# Compiles the library to a path.
 CompileTo = Callable[[Path], None]
 
 
 def load_compiled(
     folder: Path, key: str, compile_to: CompileTo, *, patience: float = 150.0
 ) -> ctypes.CDLL:
-    """The code of `key`, compiled unless it is kept. Processes that want it at once wait for the
-    first, for `patience` seconds. Raises OSError where the folder is not private or the code cannot
-    be kept, and what `compile_to` raises."""
-    with private_folder(folder) as kept:
-        library = _load_entry(folder, kept, key)
+    """The library of `key`, compiled unless the folder has it. Processes that need it at the same
+    time wait for the first, for `patience` seconds. Raises OSError where the folder is not private
+    or the library cannot be stored, and what `compile_to` raises."""
+    with private_folder(folder) as descriptor:
+        library = _load_entry(folder, descriptor, key)
         if library is not None:
             return library
-        with _locked(kept, patience):
+        with _locked(descriptor, patience):
             # Another process may have compiled it while this one waited.
-            library = _load_entry(folder, kept, key)
+            library = _load_entry(folder, descriptor, key)
             if library is None:
-                _sweep(kept, key)
-                _compile(folder, kept, key, compile_to)
-                library = _load_entry(folder, kept, key)
+                _sweep(descriptor, key)
+                _compile(folder, descriptor, key, compile_to)
+                library = _load_entry(folder, descriptor, key)
     if library is None:
-        raise OSError(f"{folder}: compiled code reads otherwise than it was written")
+        raise OSError(f"{folder}: compiled code is not what was written")
     return library
 
 
-def _load_entry(folder: Path, kept: int, key: str) -> ctypes.CDLL | None:
-    for name in sorted(os.listdir(kept)):
+def _load_entry(folder: Path, descriptor: int, key: str) -> ctypes.CDLL | None:
+    for name in sorted(os.listdir(descriptor)):
         if name.startswith(f"stream-{key}-") and name.endswith(".so"):
-            library = _load_file(folder, kept, name)
+            library = _load_file(folder, descriptor, name)
             if library is not None:
                 return library
     return None
 
 
-def _load_file(folder: Path, kept: int, name: str) -> ctypes.CDLL | None:
-    """None where the file is not private, or its bytes are not those that were compiled."""
+def _load_file(folder: Path, descriptor: int, name: str) -> ctypes.CDLL | None:
+    """None where the file is not private, or its bytes do not have the digest of its name."""
     try:
-        with private_file(kept, name) as file:
+        with private_file(descriptor, name) as file:
             if name.rpartition("-")[2] != f"{_digest(file)}.so":
                 return None
-            return ctypes.CDLL(str(path_of_descriptor(kept, folder) / name))
+            return ctypes.CDLL(str(path_of_descriptor(descriptor, folder) / name))
     except OSError:
         return None
 
@@ -89,12 +90,12 @@ def _digest(file: int) -> str:
 
 
 @contextmanager
-def _locked(kept: int, patience: float) -> Iterator[None]:
+def _locked(descriptor: int, patience: float) -> Iterator[None]:
     """One compilation at a time; the operating system frees the lock of a process that dies."""
     until = time.monotonic() + patience
     while True:
         try:
-            fcntl.flock(kept, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > until:
                 raise TimeoutError(f"another process compiles for {patience:.0f} s") from None
@@ -104,33 +105,35 @@ def _locked(kept: int, patience: float) -> Iterator[None]:
     try:
         yield
     finally:
-        fcntl.flock(kept, fcntl.LOCK_UN)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
-def _sweep(kept: int, key: str) -> None:
-    """Removes what killed compilations left, and entries of this key, which did not load."""
-    for name in os.listdir(kept):
+def _sweep(descriptor: int, key: str) -> None:
+    """Removes files of killed compilations, and entries of this key, which did not load."""
+    for name in os.listdir(descriptor):
         if name.startswith((_STAGING, f"stream-{key}-")):
-            if stat.S_ISDIR(os.lstat(name, dir_fd=kept).st_mode):
-                os.rmdir(name, dir_fd=kept)
+            if stat.S_ISDIR(os.lstat(name, dir_fd=descriptor).st_mode):
+                os.rmdir(name, dir_fd=descriptor)
             else:
-                os.unlink(name, dir_fd=kept)
+                os.unlink(name, dir_fd=descriptor)
 
 
-def _compile(folder: Path, kept: int, key: str, compile_to: CompileTo) -> None:
-    # A name of its own: the compiler of a killed process may still write to another.
+def _compile(folder: Path, descriptor: int, key: str, compile_to: CompileTo) -> None:
+    # A fresh name: the compiler of a killed process may still write to an earlier one.
     staging = f"{_STAGING}{os.getpid()}-{secrets.token_hex(4)}"
     try:
         compile_to(folder / staging)
-        os.chmod(staging, 0o700, dir_fd=kept)  # whatever the user's umask is
-        with private_file(kept, staging) as file:
+        os.chmod(staging, 0o700, dir_fd=descriptor)  # whatever the user's umask is
+        with private_file(descriptor, staging) as file:
             os.fsync(file)
             digest = _digest(file)
-        os.rename(staging, f"stream-{key}-{digest}.so", src_dir_fd=kept, dst_dir_fd=kept)
-        os.fsync(kept)
+        os.rename(
+            staging, f"stream-{key}-{digest}.so", src_dir_fd=descriptor, dst_dir_fd=descriptor
+        )
+        os.fsync(descriptor)
     finally:
-        if staging in os.listdir(kept):
-            os.unlink(staging, dir_fd=kept)
+        if staging in os.listdir(descriptor):
+            os.unlink(staging, dir_fd=descriptor)
 
 
 ENVIRONMENT_SWITCH = "OTTER_NATIVE"
@@ -140,29 +143,30 @@ _SECONDS = 120
 
 
 def load_native() -> Any | None:
-    """Its functions, or None: where `OTTER_NATIVE=0`, no compiler makes them, or the user's cache
-    folder is not private. What is compiled lies there, under a name of its source, compiler, flags
-    and processor."""
+    """The library's functions. None with `OTTER_NATIVE=0`, without a working compiler, where the
+    user's cache folder is not private, and where the C structures are not those of this file."""
     return _load_once()[0]
 
 
 def native_status() -> str:
-    """By what this process runs streams of few tokens on the processor."""
+    """What runs streams of few tokens on a CPU in this process, and why."""
     why_not = _load_once()[1]
     return f"torch's operations ({why_not})" if why_not else "native code where it can"
 
 
 @cache
 def _load_once() -> tuple[Any | None, str]:
-    """The functions; or why there are none."""
+    """The functions, or the reason why there are none."""
     if os.environ.get(ENVIRONMENT_SWITCH) == "0":
         return None, f"{ENVIRONMENT_SWITCH}=0"
-    wanted = os.environ.get("CXX", "c++")
-    compiler = shutil.which(wanted)
+    name = os.environ.get("CXX", "c++")
+    compiler = shutil.which(name)
     if compiler is None:
-        return None, f"no C++ compiler {wanted!r}"
+        return None, f"no C++ compiler {name!r}"
     try:
-        return _load_or_compile(compiler), ""
+        library = _load_or_compile(compiler)
+        difference = _abi_difference(library)
+        return (None, difference) if difference else (library, "")
     except NotPrivate as error:
         warn(f"native code is not used: {error}")
         return None, str(error)
@@ -173,7 +177,7 @@ def _load_once() -> tuple[Any | None, str]:
 
 
 def _load_or_compile(compiler: str) -> ctypes.CDLL:
-    # torch runs its own threads by OpenMP too: one runtime, and one set of threads.
+    # torch uses OpenMP too, so both share one runtime and one set of threads.
     try:
         return _load_with_flags(compiler, ("-fopenmp",))
     except subprocess.CalledProcessError:
@@ -199,18 +203,18 @@ def _key(compiler: str, more: tuple[str, ...]) -> str:
         [compiler, "--version"], check=True, capture_output=True, text=True, timeout=_SECONDS
     ).stdout
     flags = (*_FLAGS, *more)
-    known = (compiler, version, *flags, platform.machine(), _processor(), _SOURCE.read_text())
-    return hashlib.sha256("\0".join(known).encode()).hexdigest()[:32]
+    parts = (compiler, version, *flags, platform.machine(), _processor(), _SOURCE.read_text())
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
 def _processor() -> str:
-    """What `-march=native` goes by: a home folder may be shared by unlike machines."""
+    """What `-march=native` depends on: different machines may share a home folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    told = ("model name", "flags", "Features", "CPU part")
-    return "".join(sorted({line for line in lines if line.startswith(told)}))
+    fields = ("model name", "flags", "Features", "CPU part")
+    return "".join(sorted({line for line in lines if line.startswith(fields)}))
 
 
 def _first_line(error: Exception) -> str:
@@ -221,12 +225,14 @@ def _first_line(error: Exception) -> str:
 _INTEGER_FIELDS = """batch tokens layers hidden in_heads in_out in_units in_down heads kv_heads
 head_dim units own_kv slots first_slot mask mask_of_batch mask_of_token turn_of_batch half"""
 MASK_NONE, MASK_CAUSAL, MASK_ADDITIVE, MASK_BOOLEAN = range(4)
-WEIGHTS_PER_LAYER = 18  # numbers of a layer in Weights
-POINTERS_OF_HEADS = 11  # of those in Taps that heads alone need
+WEIGHTS_PER_LAYER = 18  # pointers in LayerWeights
+INPUTS_PER_LAYER = 4  # the first pointers in LayerInputs: the base's activations
+POINTERS_OF_HEADS = 11  # the other numbers in LayerInputs, which only heads need
+_ABI_VERSION = 1
 
 
 class StreamCall(ctypes.Structure):
-    """Sizes; all that is not given is zero."""
+    """StreamCall of stream.cpp, field by field. Fields that are not given are zero."""
 
     _fields_ = [
         *[(name, ctypes.c_int64) for name in _INTEGER_FIELDS.split()],
@@ -237,7 +243,7 @@ class StreamCall(ctypes.Structure):
 
 
 class PagedCache(ctypes.Structure):
-    """A paged cache. It does not keep alive what it points at."""
+    """PagedCache of stream.cpp. It does not keep alive what it points at."""
 
     _fields_ = [
         *[
@@ -248,14 +254,47 @@ class PagedCache(ctypes.Structure):
     ]
 
 
+def _abi_difference(library: Any) -> str:
+    """How the C structures differ from those of this file; "" if they are the same."""
+    numbers = (ctypes.c_int64 * 5)()
+    library.otter_abi(numbers)
+    pointer = ctypes.sizeof(ctypes.c_void_p)
+    expected = [
+        _ABI_VERSION,
+        ctypes.sizeof(StreamCall),
+        WEIGHTS_PER_LAYER * pointer,
+        (INPUTS_PER_LAYER + POINTERS_OF_HEADS) * pointer,
+        ctypes.sizeof(PagedCache),
+    ]
+    if [*numbers] == expected:
+        return ""
+    return f"the native code has version and sizes {[*numbers]}, not {expected}"
+
+
+def run_native(
+    call: StreamCall, weights: int, inputs: array[int], z: Tensor, v: Tensor | None
+) -> None:
+    """Runs the layers of `call`: z [batch, tokens, D] in place, and v after the last of all.
+    `weights`: the address of their LayerWeights. `inputs`: their LayerInputs."""
+    native = load_native()
+    assert native is not None
+    native.otter_stream(
+        ctypes.byref(call),
+        ctypes.c_void_p(weights),
+        array_address(inputs),
+        ctypes.c_void_p(z.data_ptr()),
+        None if v is None else ctypes.c_void_p(v.data_ptr()),
+    )
+
+
 def array_address(numbers: array[int], first: int = 0) -> ctypes.c_void_p:
-    """Where native code finds them, as long as the array lives and is not added to."""
+    """The address of an item. It holds as long as the array lives and does not grow."""
     return ctypes.c_void_p(numbers.buffer_info()[0] + first * numbers.itemsize)
 
 
 class TensorAddresses:
-    """Addresses of numbers one after the other, in single precision unless told otherwise: of a
-    tensor, or of what it was converted to, which lives as long as this."""
+    """Addresses of contiguous tensors, in single precision by default. Tensors that had to be
+    converted live as long as this object."""
 
     def __init__(self) -> None:
         self.held: list[Tensor] = []
@@ -268,7 +307,7 @@ class TensorAddresses:
         return tensor.data_ptr()
 
     def kept(self, tensor: Tensor | None, dtype: torch.dtype = torch.float32) -> int:
-        """The address of a copy that lives as long as this; 0 of None."""
+        """The address of a copy that lives as long as this object; 0 of None."""
         if tensor is None:
             return 0
         self.held.append(tensor.detach().to(dtype, copy=True).contiguous())

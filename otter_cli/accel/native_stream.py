@@ -1,23 +1,23 @@
-"""NativeStream: the layers of one insertion by one call of native code.
+"""NativeBackend: the layers of one insertion by one call of native code, `otter::stream_layers`.
 
-It implements `model.backend.StreamBackend`. The addresses of the weights are kept as long as no
-parameter is replaced; those of activations, keys and masks are collected for each call."""
+The call is a torch operator with a schema that names what it reads and writes, so that a trace or
+a profile sees the path that users run. Unobserved calls go to its kernel directly: dispatching some
+hundred tensors would take longer than a small stream. Addresses of the weights are kept as long as
+no parameter moves; those of activations, keys and masks are collected for each call."""
 
 from __future__ import annotations
 
-import ctypes
 from array import array
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._autograd import _profiler_enabled as _profiled
-from torch.profiler import record_function
-from transformers.cache_utils import Cache
+from torch._C._autograd import _profiler_enabled as is_profiling
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from otter_cli.accel.native_library import (
+    INPUTS_PER_LAYER,
     MASK_ADDITIVE,
     MASK_BOOLEAN,
     MASK_CAUSAL,
@@ -28,225 +28,282 @@ from otter_cli.accel.native_library import (
     TensorAddresses,
     array_address,
     load_native,
+    run_native,
 )
 from otter_cli.accel.native_support import NativeSupport
-from otter_cli.families.shape import BaseShape
-from otter_cli.model.activations import AttentionCall, BranchActivations
-from otter_cli.model.cache import cache_addresses, reserve_inserted_slots
-from otter_cli.model.forward_context import PendingLayer
-from otter_cli.model.fused_linear import FusedLinear, watch_parameters
+from otter_cli.accel.packed import (
+    FusedLinear,
+    PackedBackend,
+    ParameterAddresses,
+    below_trace,
+)
+from otter_cli.model.activations import LayerInput
+from otter_cli.model.cache import GrowingCacheLayer, ensure_inserted_layer
+from otter_cli.model.forward_context import ForwardContext
 
-if TYPE_CHECKING:
-    from otter_cli.model.insertion import Insertion
-    from otter_cli.model.stream import InsertedLayer
+_OPERATOR = torch.library.Library("otter", "DEF")
+# `inputs`: x, a, x of the FFN and m of each layer. `base_kv` or `own_kv`: keys and values of each
+# layer, [batch, heads, slots, head_dim]; own ones get those of the new tokens. `weights`: what lies
+# behind `weight_table`. `sizes`: StreamCall.hidden to StreamCall.own_kv. Returns z, and after the
+# `last` layer of all v.
+_OPERATOR.define(
+    "stream_layers(Tensor z, Tensor[] inputs, Tensor[] base_kv, Tensor(a!)[] own_kv, Tensor? mask, "
+    "Tensor? cos, Tensor? sin, bool[] rotated, Tensor[] weights, int weight_table, int[] sizes, "
+    "int slots, float eps, float scale, bool last) -> Tensor[]"
+)
+
+
+def _stream_layers(
+    z: Tensor,
+    inputs: Sequence[Tensor],
+    base_kv: Sequence[Tensor],
+    own_kv: Sequence[Tensor],
+    mask: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    rotated: Sequence[bool],
+    weights: Sequence[Tensor],
+    weight_table: int,
+    sizes: Sequence[int],
+    slots: int,
+    eps: float,
+    scale: float,
+    last: bool,
+) -> list[Tensor]:
+    with below_trace():
+        memory, pointers = TensorAddresses(), array("q")
+        batch, tokens, _ = z.shape
+        kv, layers = base_kv or own_kv, len(inputs) // INPUTS_PER_LAYER
+        call = StreamCall(
+            batch, tokens, layers, *sizes, slots, slots - tokens, eps=eps, scale=scale
+        )
+        mask_address = _set_mask(call, mask, memory)
+        cos_sin = 0, 0
+        if cos is not None and sin is not None:
+            call.turn_of_batch = 0 if len(cos) == 1 else tokens * cos.shape[-1]
+            cos_sin = memory.at(cos), memory.at(sin)
+        for layer in range(layers):
+            start = INPUTS_PER_LAYER * layer
+            pointers.extend(map(memory.at, inputs[start : start + INPUTS_PER_LAYER]))
+            if not kv:
+                pointers.extend([0] * POINTERS_OF_HEADS)
+                continue
+            key, value = kv[2 * layer], kv[2 * layer + 1]
+            turn = cos_sin if rotated[layer] else (0, 0)
+            strides = *key.stride()[:3], *value.stride()[:3]
+            pointers.extend((key.data_ptr(), value.data_ptr(), *strides, *turn, mask_address))
+        z = z.clone()
+        results = [z, torch.empty_like(z)] if last else [z]
+        run_native(call, weight_table, pointers, z, results[1] if last else None)
+        return results
+
+
+def _stream_layers_meta(z: Tensor, *arguments: Any) -> list[Tensor]:
+    return [torch.empty_like(z) for _ in range(1 + arguments[-1])]
+
+
+_OPERATOR.impl("stream_layers", _stream_layers, "CPU")
+_OPERATOR.impl("stream_layers", _stream_layers_meta, "Meta")
+
+
+def _set_mask(call: StreamCall, mask: Tensor | None, memory: TensorAddresses) -> int:
+    """Describes the mask [batch or 1, 1, tokens or 1, slots] in `call`. Returns its address."""
+    if mask is None:
+        call.mask = MASK_NONE if call.tokens == 1 else MASK_CAUSAL
+        return 0
+    boolean = mask.dtype == torch.bool
+    call.mask = MASK_BOOLEAN if boolean else MASK_ADDITIVE
+    mask = mask if boolean or mask.dtype == torch.float32 else mask.float()
+    mask = mask if mask.stride(-1) == 1 else mask.contiguous()
+    call.mask_of_batch = 0 if len(mask) == 1 else mask.stride(0)
+    call.mask_of_token = 0 if mask.shape[2] == 1 else mask.stride(2)
+    memory.held.append(mask)
+    return mask.data_ptr()
 
 
 class WeightAddresses:
-    """Addresses by layer, in the order of stream.cpp, and those of the last norm."""
+    """The addresses of all weights, layer by layer in the order of stream.cpp, then those of the
+    final norm."""
 
-    def __init__(self, insertion: Insertion) -> None:
-        self.layered, self.norm = insertion.layered, insertion.norm
+    def __init__(self, packed: PackedBackend) -> None:
+        self._packed = packed
+        self.tensors: list[Tensor] = []
         self._table: array[int] | None = None
+        modules = [m for layer in packed.inserted.values() for m in layer.modules()]
+        self._parameters = ParameterAddresses([*modules, packed.insertion.norm])
 
-    def there(self) -> bool:
-        """Whether they are rows of numbers in single precision, whose addresses are known now."""
-        if self._table is None:
-            with torch.inference_mode(False), torch.no_grad():
-                addresses = self._addresses()
-                self._table = None if addresses is None else array("q", addresses)
+    def available(self) -> bool:
+        """Whether all weights are contiguous and of single precision. Their addresses are known
+        then."""
+        if not self._parameters.unchanged():
+            with torch.inference_mode(False), torch.no_grad(), below_trace():
+                self._table = self._collect()
+            self._parameters.remember()
         return self._table is not None
 
-    def at(self, layer: int) -> ctypes.c_void_p:
-        """Where the addresses of a layer lie; those of further ones, and of the norm, follow."""
+    def at(self, layer: int) -> int:
+        """The address of the table's entries from a layer on."""
         assert self._table is not None
-        return array_address(self._table, layer * WEIGHTS_PER_LAYER)
+        start = array_address(self._table, layer * WEIGHTS_PER_LAYER).value
+        assert start is not None
+        return start
 
-    def _forget(self) -> None:
-        self._table = None
-
-    def _addresses(self) -> list[int] | None:
-        # Packed for all layers at once, as torch's operations have them: one storage for both.
-        for product in self.layered.products:
-            if product.joints:
-                product.pack()
-        layers = self.layered.layers
-        for part in (*layers, self.norm):
-            watch_parameters(part, self._forget)
-        for joint in (joint for layer in layers for joint in layer.joints if joint is not None):
-            joint.forgotten = self._forget
-        tensors = [tensor for layer in layers for tensor in _layer_tensors(layer)]
-        tensors += self.norm.weight, self.norm.bias
-        given = [tensor for tensor in tensors if tensor is not None]
-        if not all(one.dtype == torch.float32 and one.is_contiguous() for one in given):
+    def _collect(self) -> array[int] | None:
+        # Packed for all layers at once, as PackedBackend needs them too: one storage for both.
+        for batched in self._packed.batched:
+            if batched is not None:
+                batched.pack()
+        norm = self._packed.insertion.norm
+        tensors = [t for index in self._packed.inserted for t in self._layer_tensors(index)]
+        tensors += norm.weight.detach(), None if norm.bias is None else norm.bias.detach()
+        self.tensors = [tensor for tensor in tensors if tensor is not None]
+        if not all(t.dtype == torch.float32 and t.is_contiguous() for t in self.tensors):
             return None
-        # Whoever gives a parameter other data takes its storage from under the addresses.
-        self._alive = [tensor.detach() for tensor in given]
-        return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+        return array("q", [0 if tensor is None else tensor.data_ptr() for tensor in tensors])
+
+    def _layer_tensors(self, index: int) -> list[Tensor | None]:
+        layer, products = self._packed.inserted[index], self._packed.layer_products[index]
+
+        def norm(module: Any, name: str, parts: Sequence[str]) -> list[Tensor | None]:
+            owner = getattr(module, name, None)
+            tensors = [getattr(owner, part, None) for part in parts]
+            return [None if tensor is None else tensor.detach() for tensor in tensors]
+
+        def product(fused: Any) -> list[Tensor | None]:
+            """W^h and W^z [outputs, inputs], and b."""
+            if fused is None:
+                return [None, None, None]
+            assert isinstance(fused, FusedLinear)
+            h, z, bias = fused.weights()
+            return [h.t(), None if z is None else z.t(), bias]
+
+        return [
+            *norm(layer.attention, "norm", ("weight", "bias")),
+            *product(products.heads),
+            *norm(layer.attention, "query_norm", ("weight",)),
+            *norm(layer.attention, "key_norm", ("weight",)),
+            *product(products.out),
+            *norm(layer.ffn, "norm", ("weight", "bias")),
+            *product(products.units),
+            *product(products.down),
+        ]
 
 
-def _layer_tensors(layer: InsertedLayer) -> Iterator[Tensor | None]:
-    attention, ffn = layer.attention, layer.ffn
-    yield from _norm_tensors(attention)
-    yield from _product_tensors(attention._inputs)
-    for norm in ("query_norm", "key_norm"):
-        found = getattr(attention, norm, None)
-        yield None if found is None else found.weight
-    yield from _product_tensors(attention._out)
-    yield from _norm_tensors(ffn)
-    yield from _product_tensors(ffn._inputs)
-    yield from _product_tensors(ffn._down)
+class NativeBackend:
+    """The stream of a few tokens on a CPU. Declines what native code does not support."""
 
-
-def _norm_tensors(branch: Any) -> tuple[Tensor | None, Tensor | None]:
-    return (branch.norm.weight, branch.norm.bias) if branch.thin else (None, None)
-
-
-def _product_tensors(joint: FusedLinear | None) -> tuple[Tensor | None, ...]:
-    """W^h and W^z [outputs, inputs], and b."""
-    if joint is None:
-        return None, None, None
-    of_x, of_u, bias = joint.weights()
-    return of_x.t(), None if of_u is None else of_u.t(), bias
-
-
-class NativeStream:
-    """Runs the layers of an insertion, where it can; torch's operations are the reference."""
-
-    def __init__(self, insertion: Insertion, shape: BaseShape, depth: int, number: int) -> None:
-        self._made_of = insertion, shape, depth, number
-        self.config, self.shape, self.depth, self.number = insertion.config, shape, depth, number
-        self.fits, self.weights = NativeSupport(insertion, shape), WeightAddresses(insertion)
-        self._fixed = _fixed_sizes(insertion, shape)
-        self._order = {index: place for place, index in enumerate(sorted(self.config.layers))}
+    def __init__(self, packed: PackedBackend) -> None:
+        self._packed = packed
+        self.insertion, self.shape, self.depth, self.number = packed.made_of
+        self.config = self.insertion.config
+        self.support, self.weights = NativeSupport(packed), WeightAddresses(packed)
+        self._sizes = _fixed_sizes(packed)
+        self._order = {index: place for place, index in enumerate(packed.inserted)}
         self._new: Tensor | None = None
 
     def __reduce__(self) -> Any:
-        # A copy's weights lie elsewhere.
-        return NativeStream, self._made_of
+        return type(self), (self._packed,)
 
-    def __call__(
-        self, z: Tensor, pending: Sequence[PendingLayer]
+    def run(
+        self, z: Tensor, layers: Sequence[LayerInput], context: ForwardContext
     ) -> tuple[Tensor, Tensor | None] | None:
-        """z [batch, tokens, D] after some of the layers, one after the other, and v, its norm after
-        the last of all. None: nothing was done."""
-        if not self.fits(z, pending):
+        if not context.use_native or not self.support(z, layers):
             return None
-        native = load_native()
-        if native is None or not self.weights.there():
+        if load_native() is None or not self.weights.available():
             return None
-        form, numbers, held = self._given(z, pending)
-        first, form.layers = self._order[pending[0][0].index], len(pending)
-        last = first + len(pending) == len(self._order)
-        z = z.clone()
-        v = torch.empty_like(z) if last else None
-        to = ctypes.c_void_p(z.data_ptr()), ctypes.c_void_p(0 if v is None else v.data_ptr())
-        with record_function("otter::stream") if _profiled() else nullcontext():
-            native.otter_stream(
-                ctypes.byref(form), self.weights.at(first), array_address(numbers), *to
-            )
-        del held  # what was converted lives until here
-        return z, v
+        first, config = self._order[layers[0].site.index], self.config
+        base_kv: list[Tensor] = []
+        own_kv: list[Tensor] = []
+        mask, slots, scale = None, 0, 0.0
+        if config.heads and (call := layers[0].attention.call) is not None:
+            mask, slots = call.mask, call.key.shape[2]
+            scale = call.arguments.get("scaling") or self.shape.head_dim**-0.5
+            if config.kv == "base":
+                base_kv = self._base_keys_and_values(layers)
+            else:
+                own_kv, slots = self._own_keys_and_values(z, layers)
+        rotated = [layer.site.apply_rotary is not None for layer in layers]
+        cos, sin = self._embeddings(layers) or (None, None)
+        observed = _get_current_dispatch_mode() is not None or is_profiling()
+        run: Any = torch.ops.otter.stream_layers.default if observed else _stream_layers
+        z, *v = run(
+            z,
+            [t for layer in layers for t in _captured_inputs(layer)],
+            base_kv,
+            own_kv,
+            mask,
+            cos,
+            sin,
+            rotated,
+            self.weights.tensors,
+            self.weights.at(first),
+            self._sizes,
+            slots,
+            self.shape.norm_eps,
+            scale,
+            first + len(layers) == len(self._order),
+        )
+        return z, v[0] if v else None
 
-    def _given(
-        self, z: Tensor, pending: Sequence[PendingLayer]
-    ) -> tuple[StreamCall, array[int], list[Tensor]]:
-        """The form of the call, and by layer the addresses of what it reads and writes."""
-        form, memory = StreamCall.from_buffer_copy(self._fixed), TensorAddresses()
-        form.batch, form.tokens = z.shape[:2]
-        numbers = array("q")
-        if not self.config.heads:
-            for _, attention, ffn in pending:
-                numbers.extend(map(memory.at, _captured_inputs(attention, ffn)))
-                numbers.extend([0] * POINTERS_OF_HEADS)
-            return form, numbers, memory.held
-        cache, new = pending[0][1].cache, self._new_heads(z)
-        mask = self._mask(form, pending[0][1].call, memory)
-        cos_sin = self._cos_sin(form, pending, memory)
-        for hooks, attention, ffn in pending:
-            held, form.slots = self._keys(hooks.index, attention.call, cache, new, memory)
-            turn = cos_sin if hooks.apply_rotary is not None else (0, 0)
-            numbers.extend((*map(memory.at, _captured_inputs(attention, ffn)), *held, *turn, mask))
-        form.first_slot = form.slots - form.tokens
-        return form, numbers, memory.held
+    @staticmethod
+    def _embeddings(layers: Sequence[LayerInput]) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines, which are the same in all layers that rotate."""
+        for layer in layers:
+            if layer.site.apply_rotary is not None:
+                return layer.attention.embeddings
+        return None
+
+    def _base_keys_and_values(self, layers: Sequence[LayerInput]) -> list[Tensor]:
+        read = slice(self.config.kv_start, self.config.kv_start + self.config.kv_heads)
+        calls = [layer.attention.call for layer in layers]
+        return [t[:, read] for call in calls if call is not None for t in (call.key, call.value)]
+
+    def _own_keys_and_values(
+        self, z: Tensor, layers: Sequence[LayerInput]
+    ) -> tuple[list[Tensor], int]:
+        """Buffers with reserved slots for the new tokens, and the number of slots with these."""
+        new, cache = self._new_heads(z), layers[0].attention.cache
+        if cache is None:
+            return [torch.empty_like(new) for _ in range(2 * len(layers))], new.shape[2]
+        buffers: list[Tensor] = []
+        slots = 0
+        for layer in layers:
+            at = self.number * self.depth + layer.site.index
+            own = ensure_inserted_layer(cache, at, depth=self.depth, new_tokens=new.shape[2])
+            assert isinstance(own, GrowingCacheLayer)
+            slots = own.reserve(new)
+            buffers += own.key_buffer, own.value_buffer
+        return buffers, slots
 
     def _new_heads(self, z: Tensor) -> Tensor:
-        """Shaped as one layer's new keys, or values; its numbers are nobody's."""
+        """Has the shape, dtype and device of one layer's new keys. Its values are unused."""
+        batch, tokens, _ = z.shape
         new = self._new
-        if new is None or new.shape[0] != z.shape[0] or new.shape[2] != z.shape[1]:
-            form = z.shape[0], self.config.kv_heads, z.shape[1], self.shape.head_dim
-            new = self._new = z.new_empty(form)
+        if new is None or new.shape[0] != batch or new.shape[2] != tokens:
+            new = z.new_empty(batch, self.config.kv_heads, tokens, self.shape.head_dim)
+            self._new = new
         return new
 
-    def _keys(
-        self,
-        index: int,
-        call: AttentionCall | None,
-        cache: Cache | None,
-        new: Tensor,
-        memory: TensorAddresses,
-    ) -> tuple[tuple[int, ...], int]:
-        """Where keys and values lie, and the slots of them; of one's own, with those of the new
-        tokens, not yet written."""
-        assert call is not None
-        if self.config.kv == "base":
-            read = slice(self.config.kv_start, self.config.kv_start + self.config.kv_heads)
-            return cache_addresses(call.key[:, read], call.value[:, read]), call.key.shape[2]
-        if cache is None:
-            own = torch.empty_like(new), torch.empty_like(new)
-            memory.held += own
-            return cache_addresses(*own), new.shape[2]
-        layer, slots = reserve_inserted_slots(
-            cache, self.number * self.depth + index, depth=self.depth, new=new
-        )
-        return layer.places, slots
 
-    def _cos_sin(
-        self, form: StreamCall, pending: Sequence[PendingLayer], memory: TensorAddresses
-    ) -> tuple[int, int]:
-        """Addresses of cosines and sines [batch or 1, tokens, head_dim]."""
-        for hooks, attention, _ in pending:
-            if hooks.apply_rotary is not None and attention.embeddings is not None:
-                cos, sin = attention.embeddings
-                form.turn_of_batch = 0 if len(cos) == 1 else form.tokens * form.head_dim
-                return memory.at(cos), memory.at(sin)
-        return 0, 0
-
-    def _mask(self, form: StreamCall, call: AttentionCall | None, memory: TensorAddresses) -> int:
-        assert call is not None
-        form.scale = call.arguments.get("scaling") or form.head_dim**-0.5
-        mask = call.mask
-        if mask is None:
-            form.mask = MASK_NONE if form.tokens == 1 else MASK_CAUSAL
-            return 0
-        allowed = mask.dtype == torch.bool
-        form.mask = MASK_BOOLEAN if allowed else MASK_ADDITIVE
-        mask = mask if allowed or mask.dtype == torch.float32 else mask.float()
-        mask = mask if mask.stride(-1) == 1 else mask.contiguous()
-        form.mask_of_batch = 0 if len(mask) == 1 else mask.stride(0)
-        form.mask_of_token = 0 if mask.shape[2] == 1 else mask.stride(2)
-        memory.held.append(mask)
-        return mask.data_ptr()
+def _captured_inputs(layer: LayerInput) -> tuple[Tensor | None, ...]:
+    attention, ffn = layer.attention, layer.ffn
+    return attention.normed, attention.base_out, ffn.normed, ffn.base_out
 
 
-def _fixed_sizes(insertion: Insertion, shape: BaseShape) -> StreamCall:
-    config, first = insertion.config, insertion.layered.layers[0]
-    attention, ffn = first.attention, first.ffn
-    return StreamCall(
-        hidden=config.hidden,
-        in_heads=attention.query.h.in_features if config.heads else 0,
-        in_out=attention.out.h.in_features,
-        in_units=ffn.up.h.in_features if config.ffn else 0,
-        in_down=ffn.down.h.in_features,
-        heads=config.heads,
-        kv_heads=config.kv_heads,
-        head_dim=shape.head_dim,
-        units=config.ffn,
-        own_kv=int(config.kv == "own"),
-        eps=shape.norm_eps,
-    )
-
-
-def _captured_inputs(
-    attention: BranchActivations, ffn: BranchActivations
-) -> tuple[Tensor | None, ...]:
-    return attention.normed, attention.part, ffn.normed, ffn.part
+def _fixed_sizes(packed: PackedBackend) -> list[int]:
+    """StreamCall.hidden to StreamCall.own_kv."""
+    config = packed.insertion.config
+    layer = next(iter(packed.inserted.values()))
+    attention, ffn = layer.attention, layer.ffn
+    return [
+        config.hidden,
+        attention.query.h.in_features if config.heads else 0,
+        attention.out.h.in_features,
+        ffn.up.h.in_features if config.ffn else 0,
+        ffn.down.h.in_features,
+        config.heads,
+        config.kv_heads,
+        packed.made_of[1].head_dim,
+        config.ffn,
+        int(config.kv == "own"),
+    ]

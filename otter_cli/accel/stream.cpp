@@ -1,7 +1,8 @@
-// The inserted stream of some layers, one after the other, METHOD, 1: rows z [batch * tokens, D] in
-// place, and v, their norm after the last.
-// Single precision; norm by z's own rms; a gated FFN with SiLU. Weights are [outputs, inputs]. What
-// is read of the base, and the weights that it meets, are bfloat16 where a form says so.
+// The inserted stream of consecutive layers (docs/method.md, "The stream"): rows z
+// [batch * tokens, D] in place, and v, their norm after the last layer.
+// Single precision, norm: own, a gated FFN with SiLU. Weights are [outputs, inputs]. The base's
+// activations, and the weights that read them, are bfloat16 where StreamCall.half says so.
+// native_library.py repeats the structures; otter_abi lets it compare their sizes.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -19,40 +20,40 @@ typedef uint32_t Pairs __attribute__((vector_size(LANES * sizeof(uint32_t))));
 typedef float Eight __attribute__((vector_size(8 * sizeof(float))));
 typedef float Four __attribute__((vector_size(4 * sizeof(float))));
 
-enum Mask : int64_t { EVERYTHING, CAUSAL, ADDED, ALLOWED };
+enum Mask : int64_t { MASK_NONE, MASK_CAUSAL, MASK_ADDITIVE, MASK_BOOLEAN };
 
-// Keys and values of the base in a paged cache, where every row is of a sequence: of each block and
-// head keys [head_dim, size], and values [size, head_dim] behind them. Half: as bfloat16 in pairs,
+// Keys and values of the base in a paged cache; each row belongs to a sequence. A block holds, for
+// each head, keys [head_dim, size] and then values [size, head_dim]. Half: as bfloat16 in pairs,
 // keys [size / LANES, head_dim / 2, LANES, 2] and values [head_dim / LANES, size / 2, LANES, 2].
-struct Pages {
+struct PagedCache {
   int64_t size, half;  // slots of a block, a multiple of LANES
   int64_t of_block, of_head, of_sequence;  // strides in the caches, and in the table
   const int32_t *table;                    // [sequences, ...] blocks
-  const int64_t *sequence, *seen;          // of a row; how many slots it sees
+  const int64_t *sequence, *seen;          // of each row: its sequence, and how many slots it sees
 };
 
-// What one insertion is, and one call of it.
-struct Form {
+// The sizes of one insertion, and of one call.
+struct StreamCall {
   int64_t batch, tokens, layers, hidden;
-  int64_t in_heads, in_out, in_units, in_down;  // widths of what is read of the base
+  int64_t in_heads, in_out, in_units, in_down;  // widths of the base's activations
   int64_t heads, kv_heads, head_dim, units;
-  int64_t own_kv, slots, first_slot;  // the tokens' keys and values go to first_slot and on
+  int64_t own_kv, slots, first_slot;  // new keys and values are written from first_slot on
   int64_t mask, mask_of_batch, mask_of_token, turn_of_batch;
-  int64_t half;  // of Weights: heads_h, out_h, units_h, down_h; of Taps: what the base hands
+  int64_t half;  // dtype of heads_h, out_h, units_h, down_h, and of the base's activations
   double eps, scale;
-  const Pages *pages;  // null: `Taps` say where all keys and values lie
+  const PagedCache *pages;  // null: LayerInputs have the addresses of keys and values
 };
 
 // Pointers of a layer; null where there is no such tensor.
-struct Weights {
+struct LayerWeights {
   const float *norm, *norm_bias, *heads_h, *heads_z, *heads_bias, *query_norm, *key_norm;
   const float *out_h, *out_z, *out_bias;
   const float *units_norm, *units_norm_bias, *units_h, *units_z, *units_bias;
   const float *down_h, *down_z, *down_bias;
 };
 
-// What the base hands a layer; keys and values are the insertion's own, or the base's.
-struct Taps {
+// The base's activations of a layer; keys and values are the insertion's own, or the base's.
+struct LayerInputs {
   const void *normed, *attended, *ffn_normed, *activated;
   float *key, *value;
   int64_t key_of[3], value_of[3];  // strides of batch, head and slot
@@ -60,8 +61,8 @@ struct Taps {
   const void *mask;
 };
 
-// What a layer's four products take from the base.
-struct Made {
+// The part `x W^h` of a layer's four products.
+struct BaseParts {
   float *heads, *out, *units, *down;
 };
 
@@ -72,11 +73,11 @@ inline Many load(const void *at) {
   return lanes;
 }
 
-// The numbers that stand first in pairs of bfloat16, and those that stand second.
+// The first numbers of pairs of bfloat16, and the second ones.
 inline Lanes firsts(const Pairs &pairs) { return (Lanes)(pairs << 16); }
 inline Lanes seconds(const Pairs &pairs) { return (Lanes)(pairs & 0xffff0000u); }
 
-// What a register holds of numbers that lie one after the other.
+// A vector register of consecutive numbers.
 template <typename Number>
 using Wide = std::conditional_t<std::is_same_v<Number, Half>, Pairs, Lanes>;
 
@@ -95,8 +96,8 @@ inline float whole(Half one) {
   return same;
 }
 
-// Half as wide, until one is left. Where it can be said, without a detour over memory, on which all
-// sums of a tile would go with it.
+// The sum of a vector's two halves. Shuffles keep it in registers; a detour over memory would take
+// all sums of a tile with it.
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
 #define SHUFFLES
@@ -127,8 +128,8 @@ inline float total(Lanes lanes) {
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-// out[x][w] (+)= x . w, of X rows and W weights, while F of the next weights are fetched: a row is
-// too short for the processor to see by itself where reading goes on.
+// out[x][w] (+)= x . w, of X rows and W weights, and prefetches F of the next weights: a row is too
+// short for the processor's own prefetcher.
 template <int W, int X, int F, typename Number>
 void tile(const Number *x, const Number *w, const Number *next, int64_t width, float *out,
           int64_t stride, bool add) {
@@ -157,7 +158,7 @@ void tile(const Number *x, const Number *w, const Number *next, int64_t width, f
       out[r * stride + o] = add ? out[r * stride + o] + found[r][o] : found[r][o];
 }
 
-// `tile` of so many rows, X at most.
+// `tile` of `rows` rows, at most X.
 template <int W, int X, int F, typename... Given>
 void tile_of(int64_t rows, Given... given) {
   if (rows == X)
@@ -166,8 +167,8 @@ void tile_of(int64_t rows, Given... given) {
     tile_of<W, X - 1, F>(rows, given...);
 }
 
-// All rows, up to five at a time and about as many each time. Many share what is to be fetched; few
-// fetch all of it, unless there is too little to do meanwhile.
+// All rows, in groups of up to five and of about the same size. Of many rows, each group prefetches
+// a share; of few, each prefetches everything, unless there is too little work meanwhile.
 template <int W, typename Number>
 void weights(const Number *x, int64_t rows, const Number *w, int64_t width, float *out,
              int64_t stride, bool add) {
@@ -227,57 +228,59 @@ float *room(std::vector<float> &kept, int64_t size) {
 }
 
 struct Stream {
-  const Form &form;
+  const StreamCall &call;
   float *z;
 
-  int64_t rows() const { return form.batch * form.tokens; }
-  int64_t kept_heads() const { return form.own_kv ? form.kv_heads : 0; }
-  int64_t head_outputs() const { return (form.heads + 2 * kept_heads()) * form.head_dim; }
+  int64_t rows() const { return call.batch * call.tokens; }
+  int64_t kept_heads() const { return call.own_kv ? call.kv_heads : 0; }
+  int64_t head_outputs() const { return (call.heads + 2 * kept_heads()) * call.head_dim; }
 
-  // u of the row, then the layer's queries, keys and values: turned, keys and values in the cache.
-  void look(const Weights &w, const Taps &taps, const Made &made, int64_t row) const {
-    const int64_t c = form.head_dim, b = row / form.tokens, t = row % form.tokens;
-    float *inputs = made.heads + row * head_outputs();
-    enter(z + row * form.hidden, w.norm, w.norm_bias, w.heads_z, w.heads_bias, head_outputs(),
-          inputs);
-    const int64_t at = b * form.turn_of_batch + t * c;
-    for (int64_t head = 0; head < form.heads + kept_heads(); ++head) {
-      float *one = inputs + head * c;
-      if (const float *g = head < form.heads ? w.query_norm : w.key_norm)
-        normed(one, c, form.eps, g, nullptr, one);
-      if (taps.cos) turn(one, taps.cos + at, taps.sin + at, c);
+  // The row's queries, keys and values: normed, rotated, keys and values written to the cache.
+  void project_heads(const LayerWeights &w, const LayerInputs &inputs, const BaseParts &made,
+                     int64_t row) const {
+    const int64_t c = call.head_dim, b = row / call.tokens, t = row % call.tokens;
+    float *qkv = made.heads + row * head_outputs();
+    enter(z + row * call.hidden, w.norm, w.norm_bias, w.heads_z, w.heads_bias, head_outputs(),
+          qkv);
+    const int64_t at = b * call.turn_of_batch + t * c;
+    for (int64_t head = 0; head < call.heads + kept_heads(); ++head) {
+      float *one = qkv + head * c;
+      if (const float *g = head < call.heads ? w.query_norm : w.key_norm)
+        normed(one, c, call.eps, g, nullptr, one);
+      if (inputs.cos) turn(one, inputs.cos + at, inputs.sin + at, c);
     }
-    const float *keys = inputs + form.heads * c, *values = keys + kept_heads() * c;
+    const float *keys = qkv + call.heads * c, *values = keys + kept_heads() * c;
     for (int64_t head = 0; head < kept_heads(); ++head) {
-      std::memcpy(slot(taps.key, taps.key_of, b, head, form.first_slot + t), keys + head * c,
+      std::memcpy(slot(inputs.key, inputs.key_of, b, head, call.first_slot + t), keys + head * c,
                   c * sizeof(float));
-      std::memcpy(slot(taps.value, taps.value_of, b, head, form.first_slot + t), values + head * c,
-                  c * sizeof(float));
+      std::memcpy(slot(inputs.value, inputs.value_of, b, head, call.first_slot + t),
+                  values + head * c, c * sizeof(float));
     }
   }
 
-  // The rest of the layer: attention, out, FFN.
-  void land(const Weights &w, const Taps &taps, const Made &made, int64_t row) const {
+  // The rest of the layer: attention, output product, FFN.
+  void finish_layer(const LayerWeights &w, const LayerInputs &inputs, const BaseParts &made,
+                    int64_t row) const {
     static thread_local std::vector<float> kept;
-    const int64_t attended = form.heads * form.head_dim;
-    float *mine = room(kept, std::max(attended, form.units) + form.slots + LANES);
-    float *here = z + row * form.hidden;
-    for (int64_t head = 0; head < form.heads; ++head)
-      attend(taps, made.heads + row * head_outputs() + head * form.head_dim, row, head,
-             mine + head * form.head_dim, mine + std::max(attended, form.units));
-    plus(here, made.out + row * form.hidden, form.hidden);
-    if (form.heads) product(mine, 1, w.out_z, attended, 0, form.hidden, here, form.hidden, true);
-    plus(here, w.out_bias, form.hidden);
-    if (form.units) {
-      float *inputs = made.units + row * 2 * form.units;
-      enter(here, w.units_norm, w.units_norm_bias, w.units_z, w.units_bias, 2 * form.units, inputs);
-      const float *up = inputs + form.units;
-      for (int64_t i = 0; i < form.units; ++i)
-        mine[i] = inputs[i] / (1 + std::exp(-inputs[i])) * up[i];
+    const int64_t attended = call.heads * call.head_dim;
+    float *own = room(kept, std::max(attended, call.units) + call.slots + LANES);
+    float *here = z + row * call.hidden;
+    for (int64_t head = 0; head < call.heads; ++head)
+      attend(inputs, made.heads + row * head_outputs() + head * call.head_dim, row, head,
+             own + head * call.head_dim, own + std::max(attended, call.units));
+    plus(here, made.out + row * call.hidden, call.hidden);
+    if (call.heads) product(own, 1, w.out_z, attended, 0, call.hidden, here, call.hidden, true);
+    plus(here, w.out_bias, call.hidden);
+    if (call.units) {
+      float *gate = made.units + row * 2 * call.units;
+      enter(here, w.units_norm, w.units_norm_bias, w.units_z, w.units_bias, 2 * call.units, gate);
+      const float *up = gate + call.units;
+      for (int64_t i = 0; i < call.units; ++i)
+        own[i] = gate[i] / (1 + std::exp(-gate[i])) * up[i];
     }
-    plus(here, made.down + row * form.hidden, form.hidden);
-    if (form.units) product(mine, 1, w.down_z, form.units, 0, form.hidden, here, form.hidden, true);
-    plus(here, w.down_bias, form.hidden);
+    plus(here, made.down + row * call.hidden, call.hidden);
+    if (call.units) product(own, 1, w.down_z, call.units, 0, call.hidden, here, call.hidden, true);
+    plus(here, w.down_bias, call.hidden);
   }
 
  private:
@@ -289,35 +292,35 @@ struct Stream {
   void enter(const float *x, const float *g, const float *g_bias, const float *w, const float *bias,
              int64_t outputs, float *out) const {
     static thread_local std::vector<float> kept;
-    float *u = room(kept, form.hidden);
-    normed(x, form.hidden, form.eps, g, g_bias, u);
-    product(u, 1, w, form.hidden, 0, outputs, out, outputs, true);
+    float *u = room(kept, call.hidden);
+    normed(x, call.hidden, call.eps, g, g_bias, u);
+    product(u, 1, w, call.hidden, 0, outputs, out, outputs, true);
     plus(out, bias, outputs);
   }
 
-  // What a token does not see takes no part, whatever its values are.
-  bool sees(const Taps &taps, int64_t b, int64_t t, int64_t at, float &score) const {
-    const int64_t place = b * form.mask_of_batch + t * form.mask_of_token + at;
-    switch (form.mask) {
-      case CAUSAL: return at <= form.first_slot + t;
-      case ADDED: score += static_cast<const float *>(taps.mask)[place]; return true;
-      case ALLOWED: return static_cast<const uint8_t *>(taps.mask)[place];
+  // Masked slots are left out whatever they hold, NaN included.
+  bool sees(const LayerInputs &inputs, int64_t b, int64_t t, int64_t at, float &score) const {
+    const int64_t place = b * call.mask_of_batch + t * call.mask_of_token + at;
+    switch (call.mask) {
+      case MASK_CAUSAL: return at <= call.first_slot + t;
+      case MASK_ADDITIVE: score += static_cast<const float *>(inputs.mask)[place]; return true;
+      case MASK_BOOLEAN: return static_cast<const uint8_t *>(inputs.mask)[place];
       default: return true;
     }
   }
 
-  // A row's block that begins with slot `at`: a head's keys, and its values behind them.
-  const char *page(const Taps &taps, int64_t row, int64_t kv, int64_t at) const {
-    const Pages &pages = *form.pages;
+  // The row's block that begins with slot `at`: the keys of a head, then its values.
+  const char *page(const LayerInputs &inputs, int64_t row, int64_t kv, int64_t at) const {
+    const PagedCache &pages = *call.pages;
     const int64_t block = pages.table[pages.sequence[row] * pages.of_sequence + at / pages.size];
-    return reinterpret_cast<const char *>(taps.key) +
+    return reinterpret_cast<const char *>(inputs.key) +
            (block * pages.of_block + kv * pages.of_head) * (pages.half ? 2 : 4);
   }
 
-  // scores[at...] = query . key, of N lanes of slots side by side: keys lie by their numbers.
+  // scores[at...] = query . key, of N vectors of slots: keys are stored number by number.
   template <typename Number, int N>
   void score(const char *keys, const float *query, int64_t at, float *scores) const {
-    const int64_t size = form.pages->size, c = form.head_dim;
+    const int64_t size = call.pages->size, c = call.head_dim;
     Lanes sums[N] = {};
     for (int64_t i = 0; i < c; i += 2)
       for (int n = 0; n < N; ++n)
@@ -332,10 +335,10 @@ struct Stream {
     std::memcpy(scores + at, sums, sizeof sums);
   }
 
-  // out[i...] += weight * value, of N lanes of a value's numbers and the first slots of a block.
+  // out[i...] += weight * value, of N vectors of a value's numbers, over a block's first slots.
   template <typename Number, int N>
   void mix(const char *values, const float *weights, int64_t slots, int64_t i, float *out) const {
-    const int64_t size = form.pages->size, c = form.head_dim;
+    const int64_t size = call.pages->size, c = call.head_dim;
     Lanes sums[N];
     std::memcpy(sums, out + i, sizeof sums);
     for (int64_t at = 0; at < slots; ++at)
@@ -351,13 +354,13 @@ struct Stream {
     std::memcpy(out + i, sums, sizeof sums);
   }
 
-  // Whole lanes of slots at a time: what lies behind the last that is seen is nobody's.
+  // Whole vectors of slots at a time. Scores behind the last slot that is seen are unused.
   template <typename Number>
-  void score_pages(const Taps &taps, const float *query, int64_t row, int64_t kv, int64_t slots,
-                   float *scores) const {
-    const int64_t size = form.pages->size;
+  void score_pages(const LayerInputs &inputs, const float *query, int64_t row, int64_t kv,
+                   int64_t slots, float *scores) const {
+    const int64_t size = call.pages->size;
     for (int64_t first = 0; first < slots; first += size, scores += size) {
-      const char *keys = page(taps, row, kv, first);
+      const char *keys = page(inputs, row, kv, first);
       const int64_t seen = std::min(slots - first, size);
       int64_t at = 0;
       for (; at + 3 * LANES < seen; at += 4 * LANES) score<Number, 4>(keys, query, at, scores);
@@ -371,11 +374,11 @@ struct Stream {
   }
 
   template <typename Number>
-  void mix_pages(const Taps &taps, const float *weights, int64_t row, int64_t kv, int64_t slots,
-                 float *out) const {
-    const int64_t size = form.pages->size, c = form.head_dim;
+  void mix_pages(const LayerInputs &inputs, const float *weights, int64_t row, int64_t kv,
+                 int64_t slots, float *out) const {
+    const int64_t size = call.pages->size, c = call.head_dim;
     for (int64_t first = 0; first < slots; first += size, weights += size) {
-      const char *values = page(taps, row, kv, first) + size * c * sizeof(Number);
+      const char *values = page(inputs, row, kv, first) + size * c * sizeof(Number);
       const int64_t seen = std::min(slots - first, size);
       int64_t i = 0;
       for (; i + 8 * LANES <= c; i += 8 * LANES) mix<Number, 8>(values, weights, seen, i, out);
@@ -384,40 +387,43 @@ struct Stream {
     }
   }
 
-  void score_slots(const Taps &taps, const float *query, int64_t b, int64_t kv,
+  void score_slots(const LayerInputs &inputs, const float *query, int64_t b, int64_t kv,
                    float *scores) const {
-    const int64_t c = form.head_dim;
-    if (taps.key_of[2] == c)
-      product(query, 1, slot(taps.key, taps.key_of, b, kv, 0), c, 0, form.slots, scores, 1, false);
+    const int64_t c = call.head_dim;
+    if (inputs.key_of[2] == c)
+      product(query, 1, slot(inputs.key, inputs.key_of, b, kv, 0), c, 0, call.slots, scores, 1,
+              false);
     else
-      for (int64_t at = 0; at < form.slots; ++at)
-        product(query, 1, slot(taps.key, taps.key_of, b, kv, at), c, 0, 1, scores + at, 1, false);
+      for (int64_t at = 0; at < call.slots; ++at)
+        product(query, 1, slot(inputs.key, inputs.key_of, b, kv, at), c, 0, 1, scores + at, 1,
+                false);
   }
 
-  void mix_slots(const Taps &taps, const float *weights, int64_t b, int64_t kv, float *out) const {
-    for (int64_t at = 0; at < form.slots; ++at) {
+  void mix_slots(const LayerInputs &inputs, const float *weights, int64_t b, int64_t kv,
+                 float *out) const {
+    for (int64_t at = 0; at < call.slots; ++at) {
       if (weights[at] == 0) continue;
-      const float *value = slot(taps.value, taps.value_of, b, kv, at);
-      for (int64_t i = 0; i < form.head_dim; ++i) out[i] += weights[at] * value[i];
+      const float *value = slot(inputs.value, inputs.value_of, b, kv, at);
+      for (int64_t i = 0; i < call.head_dim; ++i) out[i] += weights[at] * value[i];
     }
   }
 
-  void attend(const Taps &taps, const float *query, int64_t row, int64_t head, float *out,
+  void attend(const LayerInputs &inputs, const float *query, int64_t row, int64_t head, float *out,
               float *weights) const {
-    const int64_t c = form.head_dim, b = row / form.tokens, t = row % form.tokens;
-    const int64_t kv = head / (form.heads / form.kv_heads);
-    const int64_t slots = form.pages ? form.pages->seen[row] : form.slots;
-    const bool half = form.pages && form.pages->half;
+    const int64_t c = call.head_dim, b = row / call.tokens, t = row % call.tokens;
+    const int64_t kv = head / (call.heads / call.kv_heads);
+    const int64_t slots = call.pages ? call.pages->seen[row] : call.slots;
+    const bool half = call.pages && call.pages->half;
     if (half)
-      score_pages<Half>(taps, query, row, kv, slots, weights);
-    else if (form.pages)
-      score_pages<float>(taps, query, row, kv, slots, weights);
+      score_pages<Half>(inputs, query, row, kv, slots, weights);
+    else if (call.pages)
+      score_pages<float>(inputs, query, row, kv, slots, weights);
     else
-      score_slots(taps, query, b, kv, weights);
+      score_slots(inputs, query, b, kv, weights);
     float largest = -INFINITY;
     for (int64_t at = 0; at < slots; ++at) {
-      float score = weights[at] * float(form.scale);
-      weights[at] = sees(taps, b, t, at, score) ? score : -INFINITY;
+      float score = weights[at] * float(call.scale);
+      weights[at] = sees(inputs, b, t, at, score) ? score : -INFINITY;
       largest = std::max(largest, weights[at]);
     }
     std::fill(out, out + c, 0.0f);
@@ -427,17 +433,17 @@ struct Stream {
       sum += weights[at] = seen ? std::exp(weights[at] - largest) : 0;
     }
     if (half)
-      mix_pages<Half>(taps, weights, row, kv, slots, out);
-    else if (form.pages)
-      mix_pages<float>(taps, weights, row, kv, slots, out);
+      mix_pages<Half>(inputs, weights, row, kv, slots, out);
+    else if (call.pages)
+      mix_pages<float>(inputs, weights, row, kv, slots, out);
     else
-      mix_slots(taps, weights, b, kv, out);
+      mix_slots(inputs, weights, b, kv, out);
     if (sum != 0)
       for (int64_t i = 0; i < c; ++i) out[i] /= sum;
   }
 };
 
-// Some outputs of a product with the base: as much as a thread takes at a time.
+// Some outputs of a product with the base: the work that a thread takes at a time.
 struct Piece {
   int64_t layer;
   const void *x, *w;
@@ -462,7 +468,7 @@ struct Piece {
   }
 };
 
-// As many rows of the base as stay near the processor from one output to the next.
+// ROWS: as many rows of the base as stay in cache from one output to the next.
 constexpr int64_t PIECE = 32, ROWS = 64;
 
 void cut(std::vector<Piece> &pieces, int64_t layer, const void *x, int64_t rows, const void *w,
@@ -473,9 +479,9 @@ void cut(std::vector<Piece> &pieces, int64_t layer, const void *x, int64_t rows,
                         std::min(outputs, from + PIECE), out, outputs, half});
 }
 
-// Rows go side by side: all pieces, then layer by layer.
-void many_rows(const Stream &stream, const Weights *weights, const Taps *taps,
-               const std::vector<Made> &layers, const std::vector<Piece> &pieces) {
+// All pieces first, then layer by layer with the rows in parallel.
+void many_rows(const Stream &stream, const LayerWeights *weights, const LayerInputs *inputs,
+               const std::vector<BaseParts> &layers, const std::vector<Piece> &pieces) {
   const int64_t rows = stream.rows(), count = pieces.size();
   const Piece *all = pieces.data();
 #pragma omp parallel
@@ -483,20 +489,22 @@ void many_rows(const Stream &stream, const Weights *weights, const Taps *taps,
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < count; ++i) all[i].run();
     for (size_t l = 0; l < layers.size(); ++l) {
-      if (stream.form.heads) {
+      if (stream.call.heads) {
 #pragma omp for schedule(static)
-        for (int64_t row = 0; row < rows; ++row) stream.look(weights[l], taps[l], layers[l], row);
+        for (int64_t row = 0; row < rows; ++row)
+          stream.project_heads(weights[l], inputs[l], layers[l], row);
       }
 #pragma omp for schedule(static)
-      for (int64_t row = 0; row < rows; ++row) stream.land(weights[l], taps[l], layers[l], row);
+      for (int64_t row = 0; row < rows; ++row)
+        stream.finish_layer(weights[l], inputs[l], layers[l], row);
     }
   }
 }
 
-// A row goes through its layers one by one: by one thread, as soon as the pieces of a layer are
-// done, while the others are at those of later ones.
-void one_row(const Stream &stream, const Weights *weights, const Taps *taps,
-             const std::vector<Made> &layers, const std::vector<Piece> &pieces) {
+// One thread takes the row through its layers, each as soon as its pieces are done. The other
+// threads run the pieces of later layers meanwhile.
+void one_row(const Stream &stream, const LayerWeights *weights, const LayerInputs *inputs,
+             const std::vector<BaseParts> &layers, const std::vector<Piece> &pieces) {
   const int64_t count = pieces.size();
   std::vector<std::atomic<int64_t>> left(layers.size());
   for (const Piece &piece : pieces) ++left[piece.layer];
@@ -513,8 +521,8 @@ void one_row(const Stream &stream, const Weights *weights, const Taps *taps,
 #pragma omp master
     for (size_t l = 0; l < layers.size(); ++l) {
       while (left[l].load(std::memory_order_acquire)) one_more();
-      if (stream.form.heads) stream.look(weights[l], taps[l], layers[l], 0);
-      stream.land(weights[l], taps[l], layers[l], 0);
+      if (stream.call.heads) stream.project_heads(weights[l], inputs[l], layers[l], 0);
+      stream.finish_layer(weights[l], inputs[l], layers[l], 0);
     }
     while (one_more()) {}
   }
@@ -522,38 +530,47 @@ void one_row(const Stream &stream, const Weights *weights, const Taps *taps,
 
 }  // namespace
 
-// After the last layer of all, `weights` has one entry more, of the last norm; before, v is null.
-extern "C" void otter_stream(const Form *form, const Weights *weights, const Taps *taps, float *z,
-                             float *v) {
+// Fills [version, sizes of the structures in bytes]; raise the version when their meaning changes.
+extern "C" void otter_abi(int64_t *numbers) {
+  numbers[0] = 1;
+  numbers[1] = sizeof(StreamCall);
+  numbers[2] = sizeof(LayerWeights);
+  numbers[3] = sizeof(LayerInputs);
+  numbers[4] = sizeof(PagedCache);
+}
+
+// After the last layer of all, `weights` has one more entry: the final norm. Otherwise v is null.
+extern "C" void otter_stream(const StreamCall *call, const LayerWeights *weights,
+                             const LayerInputs *inputs, float *z, float *v) {
   static thread_local std::vector<float> kept;
   static thread_local std::vector<Piece> pieces;
-  const Stream stream{*form, z};
-  const int64_t rows = stream.rows(), hidden = form->hidden, units = 2 * form->units;
-  const int64_t heads = form->heads ? stream.head_outputs() : 0;
+  const Stream stream{*call, z};
+  const int64_t rows = stream.rows(), hidden = call->hidden, units = 2 * call->units;
+  const int64_t heads = call->heads ? stream.head_outputs() : 0;
   const int64_t of_layer = rows * (heads + units + 2 * hidden);
-  float *made = room(kept, form->layers * of_layer);
-  std::vector<Made> layers(form->layers);
+  float *made = room(kept, call->layers * of_layer);
+  std::vector<BaseParts> layers(call->layers);
   pieces.clear();
-  for (int64_t l = 0; l < form->layers; ++l) {
+  for (int64_t l = 0; l < call->layers; ++l) {
     float *first = made + l * of_layer;
     layers[l] = {first, first + rows * heads, first + rows * (heads + hidden),
                  first + rows * (heads + hidden + units)};
-    const Weights &w = weights[l];
-    const Made &to = layers[l];
+    const LayerWeights &w = weights[l];
+    const BaseParts &to = layers[l];
     const auto add = [&](const void *x, const void *w, int64_t width, int64_t outs, float *out) {
-      cut(pieces, l, x, rows, w, width, outs, out, form->half);
+      cut(pieces, l, x, rows, w, width, outs, out, call->half);
     };
-    add(taps[l].normed, w.heads_h, form->in_heads, heads, to.heads);
-    add(taps[l].attended, w.out_h, form->in_out, hidden, to.out);
-    add(taps[l].ffn_normed, w.units_h, form->in_units, units, to.units);
-    add(taps[l].activated, w.down_h, form->in_down, hidden, to.down);
+    add(inputs[l].normed, w.heads_h, call->in_heads, heads, to.heads);
+    add(inputs[l].attended, w.out_h, call->in_out, hidden, to.out);
+    add(inputs[l].ffn_normed, w.units_h, call->in_units, units, to.units);
+    add(inputs[l].activated, w.down_h, call->in_down, hidden, to.down);
   }
   if (rows == 1)
-    one_row(stream, weights, taps, layers, pieces);
+    one_row(stream, weights, inputs, layers, pieces);
   else
-    many_rows(stream, weights, taps, layers, pieces);
+    many_rows(stream, weights, inputs, layers, pieces);
   if (!v) return;
-  const Weights &last = weights[form->layers];
+  const LayerWeights &last = weights[call->layers];
   for (int64_t row = 0; row < rows; ++row)
-    normed(z + row * hidden, hidden, form->eps, last.norm, last.norm_bias, v + row * hidden);
+    normed(z + row * hidden, hidden, call->eps, last.norm, last.norm_bias, v + row * hidden);
 }

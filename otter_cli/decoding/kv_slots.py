@@ -90,7 +90,7 @@ class KVSlots:
     def _keys_and_values(self) -> list[Tensor]:
         """Of every layer, with the preallocated room behind them."""
         pairs = [
-            (layer.key_room, layer.value_room)
+            (layer.key_buffer, layer.value_buffer)
             if isinstance(layer, GrowingCacheLayer)
             else (layer.keys, layer.values)
             for layer in self._layers()

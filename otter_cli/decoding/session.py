@@ -69,7 +69,7 @@ class DecodingSession(KVSession):
 
     def catch_up(self) -> None:
         if self.deferred is not None:
-            self.deferred.catch_up()
+            self.deferred.run_pending()
 
     def logits(self, state: HiddenStates) -> Tensor:
         """The base's logits, [rows, n, vocab]."""

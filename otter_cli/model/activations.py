@@ -1,9 +1,9 @@
-"""What the hooks of one decoder layer capture from the base.
+"""What one decoder layer of the base hands to the streams.
 
 The stream of a layer reads four tensors of the base: the inputs of attention and FFN (x), the
-attention heads' output (a) and the FFN's activation (m). For inserted heads the base's own
-attention call is kept too, with its keys, values and mask. SelectedPositions narrows all of them
-to the positions that a training step reads."""
+output of the attention heads (a) and the activation of the FFN (m). For inserted heads the base's
+own attention call is kept too, with its keys, values and mask. SelectedPositions narrows all of
+them to the positions that a training step reads. See docs/method.md, "Reading the base"."""
 
 from __future__ import annotations
 
@@ -15,41 +15,45 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from otter_cli.model.fused_linear import flatten_tokens
-
-# Of most of a batch there is little to leave out; where it stops paying was not measured.
+# Above this share of a batch, selecting positions saves little. The bound was not measured.
 _LARGEST_SHARE = 0.5
 
 
+def flatten_tokens(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """[batch * tokens, ...], in `dtype` if given. Some modelling files flatten before the hook."""
+    flat = tensor if tensor.ndim == 2 else tensor.reshape(-1, tensor.shape[-1])
+    return flat if dtype is None or flat.dtype == dtype else flat.to(dtype)
+
+
 class SelectedPositions:
-    """N positions, by their (texts, columns), of a batch of `texts` by `tokens`. Raises IndexError,
+    """N positions, given as (rows, columns), of a batch of `rows` by `tokens`. Raises IndexError
     as indexing a tensor does."""
 
-    def __init__(self, at: tuple[Tensor, Tensor], texts: int, tokens: int) -> None:
-        self.all = texts * tokens
-        self.places = torch.arange(self.all, device=at[0].device).view(texts, tokens)[at]
+    def __init__(self, at: tuple[Tensor, Tensor], rows: int, tokens: int) -> None:
+        self.total = rows * tokens
+        self.flat_indices = torch.arange(self.total, device=at[0].device).view(rows, tokens)[at]
 
     @property
-    def few(self) -> bool:
-        return len(self.places) <= _LARGEST_SHARE * self.all
+    def worth_selecting(self) -> bool:
+        return len(self.flat_indices) <= _LARGEST_SHARE * self.total
 
-    def of(self, tensor: Tensor) -> Tensor:
-        """[N, ...], of [texts, tokens, ...] or rows of it; rows of the chosen alone stay."""
+    def select(self, tensor: Tensor) -> Tensor:
+        """[N, ...] of [rows, tokens, ...], flattened or not. A tensor of N rows stays as it is."""
         flat = flatten_tokens(tensor)
-        return flat[self.places] if len(flat) == self.all else flat
+        return flat[self.flat_indices] if len(flat) == self.total else flat
 
-    def spread(self, found: Tensor, like: Tensor) -> Tensor:
-        """What was found at the chosen positions, zeros at all others, [texts, tokens, ...]."""
-        flat = flatten_tokens(found)
-        whole = flat.new_zeros(self.all, flat.shape[-1])
-        whole[self.places] = flat
+    def scatter(self, values: Tensor, like: Tensor) -> Tensor:
+        """`values` of the selected positions and zeros at all others, [*like.shape[:-1], width]."""
+        flat = flatten_tokens(values)
+        whole = flat.new_zeros(self.total, flat.shape[-1])
+        whole[self.flat_indices] = flat
         return whole.view(*like.shape[:-1], -1)
 
 
 @dataclass(slots=True)
 class AttentionCall:
-    """What the base's own attention call was given, so that inserted heads repeat it and no mask is
-    rebuilt."""
+    """The arguments of the base's own attention call. Inserted heads repeat the call with other
+    heads, so that no mask is rebuilt."""
 
     function: Callable[..., tuple[Tensor, Any]]
     module: nn.Module
@@ -61,32 +65,52 @@ class AttentionCall:
 
 @dataclass(slots=True)
 class BranchActivations:
-    """What the hooks of one branch hand over: [batch, tokens, ...], or flattened to rows, or those
-    of the chosen positions alone."""
+    """The activations of one branch: [batch, tokens, ...], or flattened to [batch * tokens, ...],
+    or of N selected positions [N, ...]."""
 
     normed: Tensor  # x
     residual: Tensor | None  # h before the norm, where a norm of the stream reads it
-    part: Tensor | None = None  # a or m, or the whole branch's output
-    branch: Tensor | None = None  # what the norm after the branch is given
+    base_out: Tensor | None = None  # a or m, or the output of the whole branch
+    branch_out: Tensor | None = None  # the input of the norm after the branch
 
-    def at(self, chosen: SelectedPositions) -> BranchActivations:
-        """At the chosen positions alone, [N, ...]."""
-        each = self.residual, self.part, self.branch
+    def select(self, selected: SelectedPositions) -> BranchActivations:
+        """The activations at the selected positions, [N, ...]."""
+        others = self.residual, self.base_out, self.branch_out
         return BranchActivations(
-            chosen.of(self.normed), *(None if one is None else chosen.of(one) for one in each)
+            selected.select(self.normed),
+            *(None if t is None else selected.select(t) for t in others),
         )
 
 
 @dataclass(slots=True)
 class AttentionActivations(BranchActivations):
-    named: dict[str, Any] = field(default_factory=dict)  # what the attention module was called with
+    kwargs: dict[str, Any] = field(default_factory=dict)  # of the attention module's call
     call: AttentionCall | None = None
 
     @property
     def embeddings(self) -> tuple[Tensor, Tensor] | None:
         """Cosines and sines of the positions."""
-        return self.named.get("position_embeddings")
+        return self.kwargs.get("position_embeddings")
 
     @property
     def cache(self) -> Cache | None:
-        return next((value for value in self.named.values() if isinstance(value, Cache)), None)
+        return next((value for value in self.kwargs.values() if isinstance(value, Cache)), None)
+
+
+@dataclass(frozen=True)
+class LayerSite:
+    """A decoder layer that carries inserted tensors."""
+
+    index: int
+    is_last: bool  # of the base
+    apply_rotary: Callable[..., Any] | None  # the base's function; None: no rotation
+    rotary_width: int  # how many numbers of a head are rotated
+
+
+@dataclass(slots=True)
+class LayerInput:
+    """One layer of one forward: all that its stream reads of the base."""
+
+    site: LayerSite
+    attention: AttentionActivations
+    ffn: BranchActivations

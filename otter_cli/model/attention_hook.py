@@ -1,14 +1,18 @@
-"""The second way in which the base is read: its attention call.
+"""The second of two ways in which the base is read: the arguments of its attention call.
 
-Modelling files look their attention function up in transformers' AttentionInterface. The look-up
-is wrapped once, when this package is imported. While a context is active, it returns a function
-that captures the call's arguments, so that inserted heads repeat the call with the base's own
-mask, scale and window."""
+Modelling files look their attention function up by name in transformers' AttentionInterface, and
+call it with queries, keys, values, the mask and further arguments. No module sees these, so no
+wrapped forward (capture.py) can capture them. Therefore the look-up is wrapped, once in a process,
+when the first graft is made. Without an active context it returns what it returned before. Within
+one, it returns a function that captures the arguments and then makes the same call.
+
+Registering an attention function of another name would also work, but it would change
+`config._attn_implementation`, and with it the masks that transformers makes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,25 +22,25 @@ from otter_cli.model.activations import AttentionCall
 from otter_cli.model.forward_context import ACTIVE_CONTEXT, ForwardContext
 
 
+@cache
 def install_attention_hook() -> None:
-    """Wraps the look-up. Without a record it is as before."""
+    """Wraps the look-up. Further calls do nothing."""
     look_up = AttentionInterface.get_interface
 
     def get_interface(
         self: AttentionInterface, name: str, default: Callable[..., Any]
     ) -> Callable[..., Any]:
         function = look_up(self, name, default)
-        record = ACTIVE_CONTEXT.get()
-        if record is None:
+        context = ACTIVE_CONTEXT.get()
+        if context is None:
             return function
-
-        return partial(_captured_attention, record, function)
+        return partial(_captured_attention, context, function)
 
     AttentionInterface.get_interface = get_interface
 
 
 def _captured_attention(
-    record: ForwardContext,
+    context: ForwardContext,
     function: Callable[..., tuple[Tensor, Any]],
     module: nn.Module,
     query: Tensor,
@@ -45,11 +49,12 @@ def _captured_attention(
     mask: Tensor | None,
     **arguments: Any,
 ) -> tuple[Tensor, Any]:
-    if module in record.taps.attention:
-        record.seen.append((_capture_call, (function, module, key, value, mask, arguments), None))
+    if module in context.capture.captured_attentions:
+        call = function, module, key, value, mask, arguments
+        context.captured.append((_keep_call, call, None))
     return function(module, query, key, value, mask, **arguments)
 
 
-def _capture_call(record: ForwardContext, given: tuple[Any, ...], named: None) -> None:
-    assert record.attention is not None
-    record.attention.call = AttentionCall(*given)
+def _keep_call(context: ForwardContext, call: tuple[Any, ...], kwargs: None) -> None:
+    assert context.attention is not None
+    context.attention.call = AttentionCall(*call)

@@ -16,32 +16,31 @@ _LEAST_SPARE_SLOTS, _SPARE_SHARE = 16, 8
 
 
 class GrowingCacheLayer(DynamicLayer):
-    """As DynamicLayer, but `keys` and `values` [rows, heads, slots, head_dim] are the first slots
-    of `key_room` and `value_room`. Whoever assigns others (selects rows, say) may."""
+    """A DynamicLayer whose `keys` and `values` [rows, heads, slots, head_dim] are the first slots
+    of `key_buffer` and `value_buffer`. Others may be assigned, such as a selection of rows."""
 
-    key_room: Any
-    value_room: Any
-    _slots = (0, 0)
-    _placed: tuple[Any, Any, tuple[int, ...]] = (None, None, ())
+    key_buffer: Any
+    value_buffer: Any
+    _lengths = (0, 0)
 
     @property
     def keys(self) -> Tensor | None:
-        return None if self.key_room is None else self.key_room[:, :, : self._slots[0]]
+        return None if self.key_buffer is None else self.key_buffer[:, :, : self._lengths[0]]
 
     @keys.setter
     def keys(self, entries: Tensor | None) -> None:
-        self.key_room, count = entries, 0 if entries is None else entries.shape[-2]
-        # One after the other is assigned: what is read of the other meanwhile is as before.
-        self._slots = (count, self._slots[1])
+        self.key_buffer, count = entries, 0 if entries is None else entries.shape[-2]
+        # Keys and values are assigned one after the other: their lengths differ in between.
+        self._lengths = (count, self._lengths[1])
 
     @property
     def values(self) -> Tensor | None:
-        return None if self.value_room is None else self.value_room[:, :, : self._slots[1]]
+        return None if self.value_buffer is None else self.value_buffer[:, :, : self._lengths[1]]
 
     @values.setter
     def values(self, entries: Tensor | None) -> None:
-        self.value_room, count = entries, 0 if entries is None else entries.shape[-2]
-        self._slots = (self._slots[0], count)
+        self.value_buffer, count = entries, 0 if entries is None else entries.shape[-2]
+        self._lengths = (self._lengths[0], count)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -53,90 +52,73 @@ class GrowingCacheLayer(DynamicLayer):
     ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        start, stop = self._slots[0], self.reserve(key_states)
-        keys, values = self.key_room[:, :, :stop], self.value_room[:, :, :stop]
+        start, stop = self._lengths[0], self.reserve(key_states)
+        keys, values = self.key_buffer[:, :, :stop], self.value_buffer[:, :, :stop]
         keys[:, :, start:], values[:, :, start:] = key_states, value_states
         return keys, values
 
     def reserve(self, new: Tensor) -> int:
-        """How many slots there are with those of `new`, which are still to be written."""
+        """Makes room for tokens shaped as `new`, which the caller writes. Returns the number of
+        slots, the new ones included."""
         if not self.is_initialized:
             self.lazy_initialization(new, new)
-        start = self._slots[0]
+        start = self._lengths[0]
         stop: int = start + new.shape[2]
-        if stop > self.key_room.shape[2]:
-            self.key_room = _enlarged(self.key_room, start, stop)
-        if stop > self.value_room.shape[2]:
-            self.value_room = _enlarged(self.value_room, start, stop)
-        self._slots = (stop, stop)
+        if stop > self.key_buffer.shape[2]:
+            self.key_buffer = _enlarged(self.key_buffer, start, stop)
+        if stop > self.value_buffer.shape[2]:
+            self.value_buffer = _enlarged(self.value_buffer, start, stop)
+        self._lengths = (stop, stop)
         return stop
 
-    @property
-    def places(self) -> tuple[int, ...]:
-        """`places` of `key_room` and `value_room`."""
-        key, value, found = self._placed
-        if key is not self.key_room or value is not self.value_room:
-            found = cache_addresses(self.key_room, self.value_room)
-            self._placed = self.key_room, self.value_room, found
-        return found
-
     def truncate(self, slots: int) -> None:
-        self._slots = (slots, slots)
+        self._lengths = (slots, slots)
 
     def get_seq_length(self) -> int:
-        return self._slots[0]
+        return self._lengths[0]
 
 
-def cache_addresses(key: Tensor, value: Tensor) -> tuple[int, ...]:
-    """Addresses of keys and values, then the strides of each by batch, head and slot."""
-    return (key.data_ptr(), value.data_ptr(), *key.stride()[:3], *value.stride()[:3])
-
-
-def _enlarged(room: Tensor, start: int, stop: int) -> Tensor:
-    """Room for `stop` slots and more; its first `start` are those of `room`."""
-    rows, heads, _, width = room.shape
-    larger = room.new_empty(
-        rows, heads, stop + max(_LEAST_SPARE_SLOTS, stop // _SPARE_SHARE), width
-    )
-    larger[:, :, :start] = room[:, :, :start]
+def _enlarged(buffer: Tensor, start: int, stop: int) -> Tensor:
+    """A buffer of `stop` slots and more, which begins with the first `start` slots of `buffer`."""
+    rows, heads, _, width = buffer.shape
+    slots = stop + max(_LEAST_SPARE_SLOTS, stop // _SPARE_SHARE)
+    larger = buffer.new_empty(rows, heads, slots, width)
+    larger[:, :, :start] = buffer[:, :, :start]
     return larger
 
 
-def ensure_inserted_layer(cache: Cache, at: int, *, depth: int, new_tokens: int) -> None:
-    """Makes sure that `cache.layers[at]` exists, of the same type as the base's layer `at` modulo
-    its `depth`, and as long.
-
-    Raises OtterError where the base cached tokens that the insertion never saw.
-    """
-    like = at % depth
+def ensure_inserted_layer(cache: Cache, at: int, *, depth: int, new_tokens: int) -> CacheLayerMixin:
+    """The cache's layer `at`, appended where it is missing, of the same type as the base's layer
+    `at` modulo its `depth`. Raises OtterError unless it is as long with `new_tokens` as the base's:
+    the base cached tokens that the insertion never saw."""
     while len(cache.layers) <= at:
-        # Layers between are another insertion's, whose windows are those of their own layers.
+        # Layers before it are another insertion's, each like the base's layer of the same index.
         between = len(cache.layers) % depth
         cache.layers.append(_empty_like(cache.layers[min(between, len(cache.layers) - 1)]))
-    base, own = cache.layers[like].get_seq_length(), cache.layers[at].get_seq_length() + new_tokens
-    if int(base) != int(own):
+    layer = cache.layers[at]
+    base = int(cache.layers[at % depth].get_seq_length())
+    own = int(layer.get_seq_length()) + new_tokens
+    if base != own:
         raise OtterError(
-            f"the KV cache holds {int(base)} tokens of the base and {int(own)} of the insertion",
+            f"the KV cache holds {base} tokens of the base and {own} of the insertion",
             hint="prefill with the insertion on, or graft with --kv base, which needs no own cache",
         )
+    return layer
 
 
-def reserve_inserted_slots(
-    cache: Cache, at: int, *, depth: int, new: Tensor
-) -> tuple[GrowingCacheLayer, int]:
-    """`ensure_inserted_layer`, then reserve slots for tokens shaped as `new`, which the caller
-    writes. Returns the cache layer and its number of slots, the new ones included."""
-    ensure_inserted_layer(cache, at, depth=depth, new_tokens=new.shape[-2])
-    layer = cache.layers[at]
-    assert isinstance(layer, GrowingCacheLayer)
-    return layer, layer.reserve(new)
+def update_inserted_layer(
+    cache: Cache, key: Tensor, value: Tensor, *, at: int, depth: int
+) -> tuple[Tensor, Tensor]:
+    """Stores keys and values [batch, heads, tokens, head_dim] in layer `at`, and returns all."""
+    ensure_inserted_layer(cache, at, depth=depth, new_tokens=key.shape[-2])
+    return cache.update(key, value, at)
 
 
 def _empty_like(layer: CacheLayerMixin) -> CacheLayerMixin:
-    if type(layer) in (DynamicLayer, GrowingCacheLayer):  # theirs, without a copy at every step
+    if type(layer) in (DynamicLayer, GrowingCacheLayer):  # DynamicLayer copies at every step
         return GrowingCacheLayer()
     if isinstance(layer, StaticSlidingWindowLayer):
-        # It remembers the smaller of window and length alone.
+        # It stores only the smaller of window and length.
         return StaticSlidingWindowLayer(layer.max_cache_len, layer.max_cache_len)
     arguments = {
         name: getattr(layer, name)
@@ -145,6 +127,6 @@ def _empty_like(layer: CacheLayerMixin) -> CacheLayerMixin:
     }
     own = type(layer)(**arguments) if arguments else DynamicLayer()
     if getattr(layer, "record_past", False):
-        # Assisted decoding takes tokens back, which a window must know beforehand.
+        # Assisted decoding removes tokens again. A window must know that beforehand.
         own.activate_past_recording()
     return own

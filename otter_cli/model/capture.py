@@ -1,158 +1,181 @@
-"""The first way in which the base is read: hooks on its modules.
+"""The first of two ways in which the base is read: wrapped forwards of its modules.
 
-BaseCapture installs them: on the embedding (the stream starts), in each tapped layer, and on the
-final norm (the stream ends). LayerCapture is one layer's share: it captures x, a and m, and runs
-the layer of each stream when the base's layer is complete. Hooks change no tensor of the base."""
+A wrapper takes the place of one module's `forward`, calls it with the same arguments and returns
+its result. There are three uses:
+
+- CapturingForward keeps what goes into a module or comes out of it, for the streams. Handlers run
+  later, so that nothing but one list append happens among the operations of the base's layers.
+- SelectiveForward runs a module of the last layer at the selected positions only (training).
+- `lm_head.StockKernelForward` makes a frozen head use the kernel of a stock model.
+
+All do nothing unless their own base runs inside `BaseCapture.recording`, but for the last, which
+changes no value. They are no torch hooks: a module with a hook leaves torch's fast path. The second
+way is attention_hook.py. Neither changes a tensor of the base.
+
+BaseCapture installs everything for one base; LayerCapture is its share in one decoder layer."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
 from otter_cli.core.errors import OtterError
 from otter_cli.families.family import Attention, FeedForward
 from otter_cli.families.shape import BaseShape
-from otter_cli.model.activations import AttentionActivations, BranchActivations, SelectedPositions
+from otter_cli.model.activations import (
+    AttentionActivations,
+    BranchActivations,
+    LayerInput,
+    LayerSite,
+    SelectedPositions,
+)
 from otter_cli.model.attention_hook import install_attention_hook
-from otter_cli.model.backend import stream_backend
-from otter_cli.model.cache import ensure_inserted_layer
+from otter_cli.model.backend import StreamBackend, fast_backends
 from otter_cli.model.forward_context import (
     ACTIVE_CONTEXT,
-    CapturingForward,
     ForwardContext,
-    PendingLayer,
-    ProjectionsByLayer,
-    RecordingHook,
-    SelectiveForward,
+    StreamRunner,
     run_inserted,
 )
-from otter_cli.model.fused_linear import BaseProjections
-from otter_cli.model.insertion import Insertion
 from otter_cli.model.rotary import Rotations, rotary_function
+from otter_cli.model.stream import Insertion
+
+# Gets the context, the inputs or the output, and the keyword arguments.
+Handler = Callable[[ForwardContext, Any, Any], None]
+
+
+class CapturingForward:
+    """Keeps a module's inputs, or with `after` its output, until `handler` gets them: at once with
+    `now`, else when the context processes what was captured. `completes_layer`: the streams need
+    nothing more of the layer, and run now unless they run after the base."""
+
+    __slots__ = ("after", "capture", "completes_layer", "forward", "handler", "now")
+
+    def __init__(
+        self,
+        capture: StreamRunner,
+        module: nn.Module,
+        handler: Handler,
+        *,
+        after: bool = False,
+        now: bool = False,
+        completes_layer: bool = False,
+    ) -> None:
+        self.capture, self.forward, self.handler = capture, module.forward, handler
+        self.after, self.now, self.completes_layer = after, now, completes_layer
+        # setattr would look for a parameter or module of that name first.
+        module.__dict__["forward"] = self
+
+    def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
+        context = ACTIVE_CONTEXT.get()
+        if context is None or context.capture is not self.capture:
+            return self.forward(*inputs, **kwargs)
+        value = self.forward(*inputs, **kwargs) if self.after else inputs
+        if self.now:
+            self.handler(context, value, kwargs)
+        else:
+            context.captured.append((self.handler, value, kwargs))
+            if self.completes_layer and not context.run_after_base:
+                context.process_captured()
+        return value if self.after else self.forward(*inputs, **kwargs)
+
+
+class SelectiveForward:
+    """Runs a module that treats each position by itself at the selected positions. Its output has
+    zeros at the others, which nothing reads."""
+
+    def __init__(self, capture: StreamRunner, module: nn.Module) -> None:
+        self.capture, self.forward = capture, module.forward
+        module.__dict__["forward"] = self
+
+    def __call__(self, hidden: Tensor, *inputs: Any, **kwargs: Any) -> Any:
+        context = ACTIVE_CONTEXT.get()
+        if context is None or context.capture is not self.capture or context.selected is None:
+            return self.forward(hidden, *inputs, **kwargs)
+        selected = context.selected
+        output = self.forward(selected.select(hidden)[None], *inputs, **kwargs)
+        if isinstance(output, tuple):  # experts return their router's scores too
+            return selected.scatter(output[0], hidden), *output[1:]
+        return selected.scatter(output, hidden)
 
 
 class LayerCapture:
-    """Installs itself on layer `index` of the base."""
+    """Captures x, a and m of decoder layer `index`, and hands the layer to the context when all are
+    there."""
 
-    def __init__(self, taps: BaseCapture, index: int) -> None:
-        self.taps, self.index = taps, index
-        self.layer = taps.layers[index]
-        family, configs = taps.family, [one.config for one in taps.insertions.values()]
-        # Else h is let go as early as the base does.
-        self.reads_residual = any(config.norm == "base" for config in configs)
+    def __init__(self, capture: BaseCapture, index: int) -> None:
+        self.capture, self.layer = capture, capture.layers[index]
+        family = capture.family
         self.attention = _block_module(self.layer, family.attention)
-        self.apply_rotary = rotary_function(self.attention, family.attention)
-        self.rotary_width = getattr(self.attention, "rotary_ndims", taps.head_dim)
+        self.site = LayerSite(
+            index,
+            is_last=index == capture.depth - 1,
+            apply_rotary=rotary_function(self.attention, family.attention),
+            rotary_width=getattr(self.attention, "rotary_ndims", capture.head_dim),
+        )
         self._install(family.attention, self.attention, self._enter_attention, "attention")
         self._install(family.ffn, _block_module(self.layer, family.ffn), self._enter_ffn, "ffn")
-        self.ends = index == taps.depth - 1
-        # An insertion's cache layers follow the base's, and those of the insertions before it.
-        self.parts = [
-            (name, insertion.layers[str(index)], partial(self._remember, number * taps.depth))
-            for number, (name, insertion) in enumerate(taps.insertions.items(), 1)
-            if index in insertion.config.layers
-        ]
 
     def _install(
-        self, block: Attention | FeedForward, module: nn.Module, enter: Any, kind: str
+        self, block: Attention | FeedForward, module: nn.Module, enter: Handler, kind: str
     ) -> None:
-        part, tap = self.layer.get_submodule, partial(CapturingForward, self.taps)
-        if block.norm and self.reads_residual:
-            tap(part(block.norm), _capture_residual)
-        tap(module, enter)
-        last = kind == "ffn"
-        ends = last and not block.post_norm
-        read = partial(self._read, kind, ends)
+        part, wrap = self.layer.get_submodule, partial(CapturingForward, self.capture)
+        if block.norm and self.capture.reads_residual:
+            wrap(part(block.norm), _capture_residual)
+        wrap(module, enter)
+        is_ffn = kind == "ffn"
+        completes = is_ffn and not block.post_norm
+        handler = partial(self._capture_base_out, kind, completes)
         if block.read_at == "input":
-            tap(part(block.last_linear), read, last=ends)
+            wrap(part(block.last_linear), handler, completes_layer=completes)
         else:
-            tap(module, read, last=ends, after=True)
+            wrap(module, handler, after=True, completes_layer=completes)
         if block.post_norm:
-            tap(part(block.post_norm), partial(self._read_branch, kind, last), last=last)
+            handler = partial(self._capture_branch_out, kind, is_ffn)
+            wrap(part(block.post_norm), handler, completes_layer=is_ffn)
 
-    def _enter_attention(self, record: ForwardContext, inputs: tuple[Any, ...], named: Any) -> None:
-        if self.index == self.taps.first:
-            self.taps.require_streams(record)
-        normed = named["hidden_states"] if "hidden_states" in named else inputs[0]
-        record.attention = AttentionActivations(
-            normed,
-            self._residual(record, self.taps.family.attention, normed),
-            named=named,
-        )
-
-    def _enter_ffn(self, record: ForwardContext, inputs: tuple[Any, ...], named: Any) -> None:
-        record.ffn = BranchActivations(
-            inputs[0], self._residual(record, self.taps.family.ffn, inputs[0])
-        )
-
-    def _residual(
-        self, record: ForwardContext, block: Attention | FeedForward, normed: Tensor
-    ) -> Tensor | None:
-        """h where the branch begins; what it reads, where the base has no norm before it."""
-        return record.residual if block.norm else normed
-
-    def _read(self, kind: str, ends: bool, record: ForwardContext, given: Any, named: Any) -> None:
-        """What goes into the branch's last product, or comes out of it all."""
-        getattr(record, kind).part = given[0] if isinstance(given, tuple) else given
-        if ends:
-            self._leave(record)
-
-    def _read_branch(
-        self, kind: str, ends: bool, record: ForwardContext, inputs: tuple[Tensor, ...], named: Any
+    def _enter_attention(
+        self, context: ForwardContext, inputs: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        getattr(record, kind).branch = inputs[0]
-        if ends:
-            self._leave(record)
+        if self.site.index == self.capture.first:
+            self.capture.require_streams(context)
+        x = kwargs["hidden_states"] if "hidden_states" in kwargs else inputs[0]
+        residual = context.residual if self.capture.family.attention.norm else x
+        context.attention = AttentionActivations(x, residual, kwargs=kwargs)
 
-    def _leave(self, record: ForwardContext) -> None:
-        attention, ffn = record.attention, record.ffn
+    def _enter_ffn(self, context: ForwardContext, inputs: tuple[Any, ...], kwargs: Any) -> None:
+        # A branch without a norm before it reads h itself.
+        residual = context.residual if self.capture.family.ffn.norm else inputs[0]
+        context.ffn = BranchActivations(inputs[0], residual)
+
+    def _capture_base_out(
+        self, kind: str, completes: bool, context: ForwardContext, value: Any, kwargs: Any
+    ) -> None:
+        """`value`: the inputs of the branch's last product, or the output of the whole branch."""
+        getattr(context, kind).base_out = value[0] if isinstance(value, tuple) else value
+        if completes:
+            self._complete_layer(context)
+
+    def _capture_branch_out(
+        self, kind: str, completes: bool, context: ForwardContext, inputs: Any, kwargs: Any
+    ) -> None:
+        getattr(context, kind).branch_out = inputs[0]
+        if completes:
+            self._complete_layer(context)
+
+    def _complete_layer(self, context: ForwardContext) -> None:
+        attention, ffn = context.attention, context.ffn
         assert attention is not None and ffn is not None
-        record.attention = record.ffn = None
-        record.take(self, attention, ffn)
-
-    def step(
-        self,
-        record: ForwardContext,
-        attention: AttentionActivations,
-        ffn: BranchActivations,
-        names: Collection[str],
-        made: ProjectionsByLayer,
-    ) -> None:
-        """The layer of the streams of these names."""
-        rotate = partial(
-            record.rotations.rotate,
-            apply=self.apply_rotary,
-            width=self.rotary_width,
-            embeddings=attention.embeddings,
-        )
-        for name, layer, remember in self.parts:
-            if name not in names:
-                continue
-            record.computed[name] = layer(
-                record.computed[name],
-                attention,
-                ffn,
-                rotate,
-                remember,
-                made.get((name, self.index), BaseProjections()),
-                record.chosen if self.ends else None,
-            )
-
-    def _remember(
-        self, start: int, cache: Cache, key: Tensor, value: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        at = start + self.index
-        ensure_inserted_layer(cache, at, depth=self.taps.depth, new_tokens=key.shape[-2])
-        return cache.update(key, value, at)
+        context.attention = context.ffn = None
+        context.add_layer(LayerInput(self.site, attention, ffn))
 
 
-def _capture_residual(record: ForwardContext, inputs: tuple[Tensor, ...], named: Any) -> None:
-    record.residual = inputs[0]
+def _capture_residual(context: ForwardContext, inputs: tuple[Tensor, ...], kwargs: Any) -> None:
+    context.residual = inputs[0]
 
 
 def _block_module(layer: nn.Module, block: Attention | FeedForward) -> nn.Module:
@@ -162,11 +185,15 @@ def _block_module(layer: nn.Module, block: Attention | FeedForward) -> nn.Module
     return layer.get_submodule(block.module)
 
 
+# On a CPU, forwards of at most this many tokens run the streams after the base, in one pass: the
+# weights are warm in the caches then, and each small operation takes a fraction of its time. What
+# is captured until then grows with the tokens. So more tokens go layer by layer, by native code
+# as long as it is faster than torch's products.
 _MOST_LAZY_TOKENS, _MOST_NATIVE_TOKENS = 64, 192
 
 
 class BaseCapture:
-    """The hooks of one base. They do nothing until `recording`."""
+    """All wrappers of one base. Outside `recording` they do nothing."""
 
     def __init__(self, base: nn.Module, shape: BaseShape, insertions: nn.ModuleDict) -> None:
         self.insertions = {
@@ -174,53 +201,61 @@ class BaseCapture:
         }
         family = self.family = shape.family
         self.head_dim = shape.head_dim
-        # Where a stream reads h itself, not what a norm made of it, a base that adds to h in place
-        # would have changed it by the time that the stream gets there.
-        self.may_wait = bool(family.attention.norm and family.ffn.norm) and all(
-            one.config.norm == "own" for one in self.insertions.values()
-        )
+        norms = {insertion.config.norm for insertion in self.insertions.values()}
+        # Otherwise h is freed as early as in the base alone.
+        self.reads_residual = "base" in norms
+        # A stream that reads h itself, not what a norm made of it, cannot run late: a base that
+        # adds to h in place has changed it by then.
+        self.can_run_late = bool(family.attention.norm and family.ffn.norm) and norms <= {"own"}
         self.layers = cast(nn.ModuleList, base.get_submodule(family.layers))
         self.depth = len(self.layers)
-        self.native = {
-            name: stream_backend(one, shape, self.depth, number)
-            for number, (name, one) in enumerate(self.insertions.items(), 1)
-            if one.config.hidden
+        self.backends: dict[str, list[StreamBackend]] = {
+            name: fast_backends(insertion, shape, self.depth, number)
+            for number, (name, insertion) in enumerate(self.insertions.items(), 1)
+            if insertion.config.hidden
         }
-        self.attention: set[nn.Module] = set()
+        self.captured_attentions: set[nn.Module] = set()
+        install_attention_hook()
         self._install(base)
 
     @contextmanager
     def recording(
-        self, grad: bool, *, deferred: bool = False, chosen: SelectedPositions | None = None
+        self,
+        grad: bool,
+        *,
+        run_on_request: bool = False,
+        selected: SelectedPositions | None = None,
     ) -> Iterator[ForwardContext]:
-        """Base calls inside carry the streams; the record then holds the last one's states. Of a
-        `deferred` call it holds what the streams are to read; of `chosen` positions, states at
-        these alone."""
-        record = ForwardContext(self, grad, deferred=deferred, chosen=chosen)
-        token = ACTIVE_CONTEXT.set(record)
+        """Calls of the base inside carry the streams. The context then holds the last call's
+        states, with `selected` at these positions only. With `run_on_request` it holds what the
+        streams will read."""
+        context = ForwardContext(self, grad, run_on_request=run_on_request, selected=selected)
+        token = ACTIVE_CONTEXT.set(context)
         try:
-            yield record
+            yield context
         finally:
             ACTIVE_CONTEXT.reset(token)
 
     def _install(self, base: nn.Module) -> None:
-        at, on, family = base.get_submodule, partial(RecordingHook, self), self.family
-        at(family.decoder).register_forward_pre_hook(on(self._begin))
-        at(family.embedding).register_forward_hook(on(partial(run_inserted, self._start)))
+        module, wrap, family = base.get_submodule, partial(CapturingForward, self), self.family
+        wrap(module(family.decoder), self._reset, now=True)
+        wrap(module(family.embedding), self._start_streams, now=True)
         if family.positions:
-            place = on(partial(run_inserted, partial(self._place, family.positions.offset)))
-            at(family.positions.module).register_forward_pre_hook(place, with_kwargs=True)
-        at(family.final_norm).register_forward_hook(on(self._finish))
-        chosen = {index for one in self.insertions.values() for index in one.config.layers}
-        self.first = min(chosen, default=0)
-        for index in sorted(chosen):
-            self.attention.add(LayerCapture(self, index).attention)
-        self.ending = self._ending(self.layers[-1])
-        for module in self.ending:  # outside of the taps, which see the chosen rows alone
-            SelectiveForward(self, module)
+            handler = partial(self._add_positions, family.positions.offset)
+            wrap(module(family.positions.module), handler, now=True)
+        carrying = {index for i in self.insertions.values() for index in i.config.layers}
+        self.first = min(carrying, default=0)
+        for index in sorted(carrying):
+            self.captured_attentions.add(LayerCapture(self, index).attention)
+        norm = module(family.final_norm)
+        wrap(norm, _capture_residual)
+        wrap(norm, self._end_streams, after=True, now=True)
+        self.selective_modules = self._position_wise(self.layers[-1])
+        for selective in self.selective_modules:  # outside of wrappers that capture
+            SelectiveForward(self, selective)
 
-    def _ending(self, last: nn.Module) -> list[nn.Module]:
-        """What the last layer runs at the chosen positions alone."""
+    def _position_wise(self, last: nn.Module) -> list[nn.Module]:
+        """The modules of the last layer that may run at the selected positions only."""
         attention, ffn = self.family.attention, self.family.ffn
         modules = [_block_module(last, ffn)]
         if ffn.read_at == "input" and not ffn.last_linear.startswith(ffn.module + "."):
@@ -229,107 +264,80 @@ class BaseCapture:
             modules.append(last.get_submodule(attention.last_linear))
         return modules
 
-    def require_streams(self, record: ForwardContext) -> None:
+    def require_streams(self, context: ForwardContext) -> None:
         """Raises OtterError where the base was called without token ids."""
-        missing = [
-            n for n, i in self.insertions.items() if i.config.hidden and n not in record.computed
-        ]
-        if missing:
-            raise OtterError(
-                f"insertion {missing[0]!r} got no token ids, only inputs_embeds",
-                hint="the inserted stream starts from token ids; pass input_ids",
-            )
+        for name, insertion in self.insertions.items():
+            if insertion.config.hidden and name not in context.z:
+                raise OtterError(
+                    f"insertion {name!r} got no token ids, only inputs_embeds",
+                    hint="the inserted stream starts from token ids; pass input_ids",
+                )
 
-    def not_native(self, record: ForwardContext, pending: Sequence[PendingLayer]) -> list[str]:
-        """Takes the streams that native code can through the pending layers: names of the rest."""
-        left = []
-        for name, z in record.computed.items():
-            if not (mine := self._of(name, pending)):
+    def run_layers(self, context: ForwardContext, layers: Sequence[LayerInput]) -> None:
+        """Runs the layers of every stream, each by the first backend that supports the call."""
+        for name, z in context.z.items():
+            indices = self.insertions[name].config.layers
+            own = [layer for layer in layers if layer.site.index in indices]
+            if not own:
                 continue
-            done = self.native[name](z, mine)
-            if done is None:
-                left.append(name)
-                continue
-            record.computed[name], v = done
+            results = (backend.run(z, own, context) for backend in self.backends[name])
+            context.z[name], v = next(result for result in results if result is not None)
             if v is not None:
-                record.inserted_state[name] = v
-        return left
+                context.inserted_state[name] = v
 
-    def made_at_once(
-        self, pending: Sequence[PendingLayer], names: Collection[str]
-    ) -> ProjectionsByLayer:
-        """What the pending layers of these streams take from the base."""
-        made: dict[tuple[str, int], BaseProjections] = {}
-        for name, one in self.insertions.items():
-            if name in names:
-                mine = self._of(name, pending)
-                products = one.layered([(attention, ffn) for _, attention, ffn in mine])
-                made |= {(name, e[0].index): p for e, p in zip(mine, products, strict=True)}
-        return made
+    def _reset(self, context: ForwardContext, inputs: Any, kwargs: Any) -> None:
+        context.captured.clear()
+        context.pending.clear()
+        context.z.clear()
+        context.inserted_state.clear()
+        context.residual = None
+        context.rotations = Rotations()
 
-    def _of(self, name: str, pending: Sequence[PendingLayer]) -> list[PendingLayer]:
-        layers = self.insertions[name].config.layers
-        return [each for each in pending if each[0].index in layers]
+    def _start_streams(self, context: ForwardContext, inputs: Any, kwargs: Any) -> None:
+        tokens: Tensor = inputs[0]
+        few = _on_cpu_within(tokens, _MOST_LAZY_TOKENS)
+        context.run_after_base = (
+            self.can_run_late and not context.grad and (context.run_on_request or few)
+        )
+        context.use_native = not context.grad and _on_cpu_within(tokens, _MOST_NATIVE_TOKENS)
+        run_inserted(self._start, context, tokens)
 
-    def _begin(self, record: ForwardContext, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        record.seen.clear()
-        record.pending.clear()
-        record.computed.clear()
-        record.inserted_state.clear()
-        record.rotations = Rotations()
-
-    def _start(
-        self, record: ForwardContext, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
-    ) -> None:
-        tokens = inputs[0]
-        waits = record.deferred or _on_cpu_within(tokens, _MOST_LAZY_TOKENS)
-        record.lazy = self.may_wait and not record.grad and waits
-        record.native = not record.grad and _on_cpu_within(tokens, _MOST_NATIVE_TOKENS)
+    def _start(self, context: ForwardContext, tokens: Tensor) -> None:
         for name, insertion in self.insertions.items():
             if insertion.config.hidden:
-                record.computed[name] = insertion.start(tokens)
+                context.z[name] = insertion.start(tokens)
 
-    def _place(
-        self,
-        offset: int,
-        record: ForwardContext,
-        module: nn.Module,
-        inputs: tuple[Tensor, ...],
-        named: dict[str, Any],
+    def _add_positions(
+        self, offset: int, context: ForwardContext, inputs: Any, kwargs: dict[str, Any]
     ) -> None:
-        positions = named["position_ids"] if "position_ids" in named else inputs[0]
-        for name, z in record.computed.items():
+        positions = kwargs["position_ids"] if "position_ids" in kwargs else inputs[0]
+        run_inserted(self._add_learned, context, positions, offset)
+
+    def _add_learned(self, context: ForwardContext, positions: Tensor, offset: int) -> None:
+        for name, z in context.z.items():
             if (table := self.insertions[name].positions) is not None:
-                record.computed[name] = z + table(positions + offset)
+                context.z[name] = z + table(positions + offset)
 
-    def _finish(
-        self, record: ForwardContext, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
-    ) -> None:
-        record.settle()
-        record.residual, record.base_state = inputs[0], output
-        if (chosen := record.chosen) is not None:
-            record.residual, record.base_state = chosen.of(inputs[0]), chosen.of(output)
-        if not record.deferred:
-            self.end(record)
+    def _end_streams(self, context: ForwardContext, y: Tensor, kwargs: Any) -> None:
+        context.process_captured()
+        h, selected = context.residual, context.selected
+        if selected is not None and h is not None:
+            h, y = selected.select(h), selected.select(y)
+        context.residual, context.base_state = h, y
+        if not context.run_on_request:
+            self.finish_streams(context)
 
-    def end(self, record: ForwardContext) -> None:
-        """v of every stream, whose layers run now if they have not."""
-        run_inserted(self._end, record)
+    def finish_streams(self, context: ForwardContext) -> None:
+        """v of every stream. Layers that have not run yet run now."""
+        run_inserted(self._final_norms, context)
 
-    def _end(self, record: ForwardContext) -> None:
-        for name, z in record.streams.items():
-            if name in record.inserted_state:  # by native code, with its layers
+    def _final_norms(self, context: ForwardContext) -> None:
+        for name, z in context.streams.items():
+            if name in context.inserted_state:  # computed with the last layer
                 continue
-            z = z if record.chosen is None else record.chosen.of(z)
-            record.inserted_state[name] = self.insertions[name].norm(z, record.residual)
+            z = z if context.selected is None else context.selected.select(z)
+            context.inserted_state[name] = self.insertions[name].norm(z, context.residual)
 
 
 def _on_cpu_within(tokens: Tensor, most: int) -> bool:
-    """Few rows wait, and the streams run in one go after the base: on a CPU its weights have passed
-    through the caches by then, so that each of their small operations runs several times as fast.
-    What the taps hold meanwhile grows with the rows, so more of them go layer by layer, by native
-    code as long as torch's products are no faster."""
     return tokens.device.type == "cpu" and tokens.numel() <= most
-
-
-install_attention_hook()

@@ -1,8 +1,8 @@
 """OtterForCausalLM: a stock transformers model, unchanged, with inserted streams and signals.
 
-Called by itself, `model.base` is the plain base. Called through OtterForCausalLM, one forward gives
-the base's logits, every requested signal, and the states they are read from. Loading a graft is
-strict: the inserted tensors are exactly those of its plan."""
+Called by itself, `model.base` is the plain base. Through OtterForCausalLM, one forward returns the
+base's logits, every requested signal, and the states that they are read from. Loading a graft is
+strict: its inserted tensors are exactly those of its plan."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from safetensors.torch import load_file
@@ -29,19 +29,23 @@ from otter_cli.graft.storage import open_inserted_tensors
 from otter_cli.model.activations import SelectedPositions
 from otter_cli.model.capture import BaseCapture
 from otter_cli.model.forward_context import ForwardContext
-from otter_cli.model.generation import GenerationMethods
-from otter_cli.model.insertion import Insertion
 from otter_cli.model.lm_head import FrozenHead, keep_stock_kernel
 from otter_cli.model.load import check_device, load_base
+from otter_cli.model.signal_reader import SignalReader
+from otter_cli.model.stream import Insertion
 from otter_cli.signals.config import SignalConfig
+
+if TYPE_CHECKING:
+    from otter_cli.decoding.results import Generation
+    from otter_cli.decoding.sampling import Sampling
 
 SignalNames = Literal["all"] | tuple[str, ...]
 
 
 @dataclass
 class OtterOutput:
-    """One forward. Shapes: logits [batch, tokens, vocab], base_state [batch, tokens, d],
-    inserted_state [.., D]; of N chosen positions [N, d] and [N, D]."""
+    """One forward: logits [batch, tokens, vocab], base_state y [batch, tokens, d], inserted_state v
+    [batch, tokens, D]. With `at`, states and signals are of its N positions, [N, ...]."""
 
     logits: Tensor | None
     signals: dict[str, Tensor]
@@ -50,21 +54,21 @@ class OtterOutput:
     past_key_values: Cache | None = field(default=None, repr=False)
 
 
-class OtterForCausalLM(GenerationMethods, nn.Module):
-    """`base(...)` called by itself is the plain base; called through this module, or inside
-    `streaming()`, it
-    carries the inserted streams. The base stays in eval mode and never gets a gradient."""
+class OtterForCausalLM(nn.Module):
+    """A base with its insertions. Called by itself, `base(...)` is the plain base. Called through
+    this module, or inside `streaming()`, it carries the inserted streams. The base stays in eval
+    mode and never gets a gradient."""
 
     def __init__(self, base: PreTrainedModel, shape: BaseShape, manifest: Manifest) -> None:
         super().__init__()
         self.base = base.eval().requires_grad_(False)
         keep_stock_kernel(base.get_submodule(shape.family.head))
         self.shape, self.manifest = shape, manifest
-        # What the user has been warned of: each text once.
+        # Texts of warnings that the user has seen.
         self.warned: set[str] = set()
         self.unembedding = FrozenHead(base, shape)
         self.insertions = nn.ModuleDict({c.name: Insertion(c, shape) for c in manifest.insertions})
-        self.taps = BaseCapture(base, shape, self.insertions)
+        self.capture = BaseCapture(base, shape, self.insertions)
         self.signal_configs: dict[str, SignalConfig] = {}
         self._owner: dict[str, str] = {}
         for config in manifest.insertions:
@@ -84,34 +88,50 @@ class OtterForCausalLM(GenerationMethods, nn.Module):
         device: str | torch.device = "cpu",
         if_base_changed: IfChanged = "refuse",
     ) -> OtterForCausalLM:
-        """Loads a grafted folder, or an adapter with its `base`, strictly: every tensor accounted
-        for, or OtterError.
+        """Loads a grafted folder, or an adapter with its `base`. Raises OtterError unless every
+        tensor is accounted for.
 
-        `dtype`: the base's, by default the file's; `insertion_dtype`: the inserted tensors', by
+        `dtype`: of the base, by default its file's; `insertion_dtype`: of the inserted tensors, by
         default the base's. `quantization_config`: one of transformers', for the base as it loads.
-        `if_base_changed`: files of the base that are not those that were grafted are refused,
-        warned about and recorded, or not looked at.
+        `if_base_changed`: files of the base that differ from those that were grafted are refused,
+        or warned about and recorded, or not checked.
         """
-
-        return load_graft(
-            cls,
-            Path(folder),
-            base=None if base is None else Path(base),
+        check_device(str(device))
+        folder, base_folder = Path(folder), Path(base or folder)
+        manifest = open_graft(
+            folder, base=None if base is None else base_folder, if_changed=if_base_changed
+        )
+        stock = load_base(
+            base_folder,
             dtype=dtype,
-            insertion_dtype=insertion_dtype,
             attn_implementation=attn_implementation,
             quantization_config=quantization_config,
-            if_changed=if_base_changed,
-            device=torch.device(device),
         )
+        shape = base_shape(Checkpoint.open(base_folder).config)
+        tensors = read_inserted_tensors(folder, manifest, shape)
+        dtype = insertion_dtype or stock.dtype
+        model = assemble_graft(cls, stock, shape, manifest, tensors, dtype=dtype)
+        return model.to(torch.device(device)).eval()
 
     def beside(
         self, folder: str | Path, *, insertion_dtype: torch.dtype | None = None
     ) -> OtterForCausalLM:
-        """Another graft of the same base, loaded onto this one's: its weights are held once. Raises
-        OtterError where that graft was made for other files."""
-
-        return load_second_graft(self, Path(folder), insertion_dtype=insertion_dtype)
+        """Another graft of the same base, on this one's modules: the base's weights are held once,
+        and each graft's streams run only when it is the one that is called. Raises OtterError where
+        that graft was made for other files."""
+        folder = Path(folder)
+        manifest = Manifest.read(folder)
+        manifest.check_tensors(folder)
+        if manifest.base.identity() != self.manifest.base.identity():
+            raise OtterError(
+                f"{folder} was made for {manifest.base.source}, another base than the one in "
+                "memory",
+                hint="load it by itself: OtterForCausalLM.from_pretrained",
+            )
+        tensors = read_inserted_tensors(folder, manifest, self.shape)
+        dtype = insertion_dtype or self.base.dtype
+        second = assemble_graft(type(self), self.base, self.shape, manifest, tensors, dtype=dtype)
+        return second.to(self.device).eval()
 
     @property
     def config(self) -> Any:
@@ -126,21 +146,21 @@ class OtterForCausalLM(GenerationMethods, nn.Module):
         return self.base.device
 
     def train(self, mode: bool = True) -> Self:
-        """Dropout of the base would change what it says, so the base stays in eval mode."""
+        """The base stays in eval mode: its dropout would change the logits."""
         super().train(mode)
         self.base.eval()
         return self
 
     def new_cache(self) -> DynamicCache:
-        """An empty KV cache; the insertion's own layers are appended on first use."""
+        """An empty KV cache. The insertion's own layers are appended when they are first used."""
         return DynamicCache(config=self.base.config)
 
     @contextmanager
     def streaming(self, grad: bool = False) -> Iterator[ForwardContext]:
-        """Calls of `self.base` inside, `base.generate` too, carry the streams; the record holds the
-        last states."""
-        with self.taps.recording(grad) as record:
-            yield record
+        """Calls of `self.base` inside, also by `base.generate`, carry the streams. The context
+        holds the last call's states."""
+        with self.capture.recording(grad) as context:
+            yield context
 
     def forward(
         self,
@@ -152,36 +172,35 @@ class OtterForCausalLM(GenerationMethods, nn.Module):
         at: tuple[Tensor, Tensor] | None = None,
         **arguments: Any,
     ) -> OtterOutput:
-        """One pass of the base. `logits=False` skips the vocabulary product. `at`: the texts and
-        columns of N positions; signals and states are these alone. Unknown signals raise
-        OtterError.
+        """One pass of the base. `logits=False` skips the product over the vocabulary. `at`: the
+        rows and columns of N positions, whose signals and states are returned. Raises OtterError
+        for unknown signals.
 
-        The base runs without gradients; the streams build a graph when gradients are enabled. Then,
-        without logits, the base's last layer ends at the N positions, where they are few: y is what
-        it is otherwise but for rounding, and hooks on that layer see zeros elsewhere.
+        The base runs without gradients. The streams build a graph if gradients are enabled. Then,
+        without logits and with few positions, the base's last layer runs at these only: y is equal
+        up to rounding, and hooks on that layer see zeros at other positions.
         """
-        names = tuple(self.signal_configs) if signals == "all" else self._known(signals)
+        names = tuple(self.signal_configs) if signals == "all" else self._check_signals(signals)
         if self.shape.length_rule is not None:
             self._require_one_side(self.shape.length_rule, input_ids, arguments)
-        grad, chosen = torch.is_grad_enabled(), None
+        grad, selected = torch.is_grad_enabled(), None
         if at is not None and grad and not logits:
-            chosen = SelectedPositions(at, *input_ids.shape)
-            chosen = chosen if chosen.few else None
+            selected = SelectedPositions(at, *input_ids.shape)
+            selected = selected if selected.worth_selecting else None
         check_learned_positions(input_ids.shape[-1], self.shape, "a text")
         with (
-            self.taps.recording(grad, chosen=chosen) as record,
+            self.capture.recording(grad, selected=selected) as context,
             torch.no_grad(),
-            self._rows_named(input_ids),
+            self._explain_index_error(input_ids),
         ):
             if logits:
                 out = self.base(input_ids=input_ids, logits_to_keep=logits_to_keep, **arguments)
             else:
-                out = self.base.get_submodule(self.shape.family.decoder)(
-                    input_ids=input_ids, **arguments
-                )
-        y, inserted = record.base_state, record.inserted_state
+                decoder = self.base.get_submodule(self.shape.family.decoder)
+                out = decoder(input_ids=input_ids, **arguments)
+        y, inserted = context.base_state, context.inserted_state
         assert y is not None
-        if at is not None and chosen is None:
+        if at is not None and selected is None:
             y, inserted = y[at], {name: v[at] for name, v in inserted.items()}
         return OtterOutput(
             logits=out.logits if logits else None,
@@ -198,29 +217,51 @@ class OtterForCausalLM(GenerationMethods, nn.Module):
         inserted_state: Mapping[str, Tensor],
         tokens: Tensor | None = None,
     ) -> Tensor:
-        """The signal at the positions of the given states, which may be a selection of a
-        forward's.
+        """The signal at the positions of the given states, which may be a selection of a forward's.
 
         `tokens` [..., k], for states [..., d]: action values of these alone, [..., k], without a
         product over the vocabulary; or future tokens [..., n, vocab] where these k follow."""
-        insertion, owner = self._of_signal(name)
-        return insertion.read(name, base_state, inserted_state.get(owner), self.unembedding, tokens)
+        reader, v = self._signal_reader(name, inserted_state)
+        return reader.read(name, base_state, v, self.unembedding, tokens)
 
     def follow_signal(
         self, name: str, state: Tensor, inserted_state: Mapping[str, Tensor], tokens: Tensor
     ) -> Tensor:
-        """The state [..., d] of a future signal's cell after one more of the `tokens` [...]: at
-        first the base's own; `lm_head` says what it guesses next."""
-        insertion, owner = self._of_signal(name)
-        v = inserted_state.get(owner)
-        return insertion.follow(name, state, v, self.unembedding, tokens)
+        """The state [..., d] of a future signal's cell after one more of the `tokens` [...]. The
+        first state is the base's own; `lm_head` gives the logits of a state."""
+        reader, v = self._signal_reader(name, inserted_state)
+        return reader.follow(name, state, v, self.unembedding, tokens)
 
     def lm_head(self, base_state: Tensor) -> Tensor:
-        """The base's own output product on chosen states, [..., d] -> [..., vocab]."""
+        """The base's own output product on given states, [..., d] -> [..., vocab]."""
         return self.unembedding.logits(base_state)
 
+    def generate(self, *arguments: Any, **options: Any) -> Any:
+        """transformers' `generate` of the base, which carries no stream."""
+        generator: Any = self.base
+        return generator.generate(*arguments, **options)
+
+    def generate_guided(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        sampling: Sampling | None = None,
+        **options: Any,
+    ) -> list[Generation]:
+        """`otter_cli.decoding.generate` of prompts [batch, n], without the tokens at which
+        `attention_mask` is 0. `options`: its `guide`, `gate`, `drafter` and others. Raises the
+        same OtterErrors."""
+        # The only import against the order of packages: people look for this method here.
+        from otter_cli.decoding.generate import generate
+        from otter_cli.decoding.sampling import Sampling
+
+        mask = input_ids.new_ones(input_ids.shape) if attention_mask is None else attention_mask
+        prompts = [ids[real].tolist() for ids, real in zip(input_ids, mask.bool(), strict=True)]
+        return generate(self, prompts, sampling or Sampling(), **options)
+
     def inserted_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The only parameters that may be trained, by their names on disk."""
+        """The only trainable parameters, by their names on disk."""
         for insertion, module in self.insertions.items():
             for name, parameter in module.named_parameters():
                 yield f"otter.{insertion}.{name}", parameter
@@ -234,7 +275,7 @@ class OtterForCausalLM(GenerationMethods, nn.Module):
     ) -> None:
         """Raises OtterError for texts of a batch that can't share the base's rotary angles."""
         mask = arguments.get("attention_mask")
-        # With a cache or masks of one's own, whoever made them knows the lengths.
+        # A cache or a mask of the caller's own hides the lengths; the caller checks them.
         if arguments.get("past_key_values") is not None or (
             mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2)
         ):
@@ -245,9 +286,9 @@ class OtterForCausalLM(GenerationMethods, nn.Module):
         rule.check_one_side(shortest, longest, "one batch")
 
     @contextmanager
-    def _rows_named(self, input_ids: Tensor) -> Iterator[None]:
-        """A row that an embedding lacks, named. Looked for after the fact: a look at every pass
-        would cost, and make a GPU wait."""
+    def _explain_index_error(self, input_ids: Tensor) -> Iterator[None]:
+        """Names the token or position that an embedding lacks. A check before every pass would
+        take time, and make a GPU wait."""
         try:
             yield
         except IndexError as error:
@@ -259,13 +300,15 @@ class OtterForCausalLM(GenerationMethods, nn.Module):
                 hint="shorten the text",
             ) from error
 
-    def _of_signal(self, name: str) -> tuple[Insertion, str]:
-        if name not in self._owner:
-            self._known((name,))
+    def _signal_reader(
+        self, name: str, inserted_state: Mapping[str, Tensor]
+    ) -> tuple[SignalReader, Tensor | None]:
+        """The reader of the insertion that has the signal, and its v."""
+        self._check_signals((name,))
         owner = self._owner[name]
-        return self.taps.insertions[owner], owner
+        return self.capture.insertions[owner].signals, inserted_state.get(owner)
 
-    def _known(self, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_signals(self, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
             if name not in self.signal_configs:
                 near = closest(name, self.signal_configs)
@@ -277,52 +320,6 @@ class OtterForCausalLM(GenerationMethods, nn.Module):
         return names
 
 
-def load_graft(
-    cls: type[OtterForCausalLM],
-    folder: Path,
-    *,
-    base: Path | None,
-    if_changed: IfChanged = "refuse",
-    dtype: torch.dtype | None,
-    insertion_dtype: torch.dtype | None,
-    attn_implementation: str | None,
-    quantization_config: Any,
-    device: torch.device,
-) -> OtterForCausalLM:
-    check_device(str(device))
-    manifest = open_graft(folder, base=base, if_changed=if_changed)
-    model = load_base(
-        base or folder,
-        dtype=dtype,
-        attn_implementation=attn_implementation,
-        quantization_config=quantization_config,
-    )
-    shape = base_shape(Checkpoint.open(base or folder).config)
-    tensors = read_inserted_tensors(folder, manifest, shape)
-    otter = assemble_graft(
-        cls, model, shape, manifest, tensors, dtype=insertion_dtype or model.dtype
-    )
-    return otter.to(device).eval()
-
-
-def load_second_graft(
-    other: OtterForCausalLM, folder: Path, *, insertion_dtype: torch.dtype | None
-) -> OtterForCausalLM:
-    """A second graft on the very modules that `other` holds: the taps of each are still unless it
-    is the one that runs."""
-    manifest = Manifest.read(folder)
-    manifest.check_tensors(folder)
-    if manifest.base.identity() != other.manifest.base.identity():
-        raise OtterError(
-            f"{folder} was made for {manifest.base.source}, another base than the one in memory",
-            hint="load it by itself: OtterForCausalLM.from_pretrained",
-        )
-    tensors = read_inserted_tensors(folder, manifest, other.shape)
-    dtype = insertion_dtype or other.base.dtype
-    second = assemble_graft(type(other), other.base, other.shape, manifest, tensors, dtype=dtype)
-    return second.to(other.device).eval()
-
-
 def assemble_graft(
     cls: type[OtterForCausalLM],
     base: PreTrainedModel,
@@ -332,7 +329,7 @@ def assemble_graft(
     *,
     dtype: torch.dtype,
 ) -> OtterForCausalLM:
-    """A loaded base with its inserted tensors, by their names on disk: all of them, no others."""
+    """A loaded base with its inserted tensors, which must be all of them by their names on disk."""
     with torch.device("meta"):
         otter = cls(base, shape, manifest)
     for name, insertion in otter.insertions.items():

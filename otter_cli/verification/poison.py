@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otter_cli.model.insertion import Insertion
 from otter_cli.model.otter import OtterForCausalLM
+from otter_cli.model.stream import Insertion
 from otter_cli.verification.agenda import TimeBudget, estimated_tokens
 from otter_cli.verification.bits import same_bits
 from otter_cli.verification.case_runner import (

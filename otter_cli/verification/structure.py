@@ -132,7 +132,7 @@ def traced_cases(cases: list[Case], window: int, grid: Grid | None = None) -> li
 
 def compared_layers(otter: OtterForCausalLM) -> tuple[int, ...]:
     """The layers whose operations a quick trace compares."""
-    layers, configs = list(otter.taps.layers), otter.manifest.insertions
+    layers, configs = list(otter.capture.layers), otter.manifest.insertions
     marks = [
         [config.name for config in configs if index in config.layers]
         for index in range(len(layers))
@@ -145,7 +145,7 @@ def trace_path(
 ) -> PathTrace:
     """Traces a case on both models. `layers`: those whose operations are compared, by default
     all."""
-    depth = len(otter.taps.layers)
+    depth = len(otter.capture.layers)
     layers = () if len(layers) == depth else layers
     compared = partial(_is_compared, otter.shape.family.layers, frozenset(layers or range(depth)))
     with Tracer(pair.base.model, compared=compared) as plain:

@@ -63,7 +63,7 @@ def test_every_group_has_its_lines_and_the_page_fits(otter_here: Otter, tmp_path
     for group in groups.values():
         if group["title"].startswith("Profile"):
             names = {line["name"] for line in group["lines"]}
-            assert "otter::stream" in names or {"aten::bmm", "aten::addmm_"} <= names
+            assert "otter::stream_layers" in names or {"aten::bmm", "aten::addmm_"} <= names
             continue
         reference = next(line for line in group["lines"] if line["name"] == group["reference"])
         assert reference["ratio"]["mean"] == 1 and len(group["lines"]) > 2

@@ -36,7 +36,7 @@ def in_every_layer(change: faults.Change, when: faults.When) -> Callable[[OtterF
     """The same hook on all layers, which strikes in one: no layer is of a kind of its own."""
 
     def fault(model: OtterForCausalLM) -> None:
-        layers = model.taps.layers
+        layers = model.capture.layers
 
         def hook(module: nn.Module, inputs: Any, named: dict[str, Any], h: Any) -> Any:
             record = ACTIVE_CONTEXT.get()
@@ -101,7 +101,7 @@ def test_a_constant_that_code_sets_in_a_layer_that_is_not_compared_shows_in_the_
     """Nothing inserted is read, and no operation is another one: only the grid can find it."""
 
     def fault(model: OtterForCausalLM) -> None:
-        layers = model.taps.layers
+        layers = model.capture.layers
 
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             if ACTIVE_CONTEXT.get() is not None and module is layers[HIDDEN_IN - 1]:
@@ -143,7 +143,7 @@ def test_of_a_group_that_moves_logits_the_tensor_is_named(
                 output + 1 if ACTIVE_CONTEXT.get() is not None and culprit.isnan().any() else None
             )
 
-        model.taps.layers[4].register_forward_hook(hook)
+        model.capture.layers[4].register_forward_hook(hook)
 
     plant(monkeypatch, fault)
     report = verify(VerificationRequest(graft, grid=GRID))

@@ -1,18 +1,21 @@
-"""Inputs and outputs of fused products of the stream, whose parts are not called one by one."""
+"""What a product of the stream is given, and what it gives: its linears are not called."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 from unittest.mock import patch
 
 from torch import Tensor
 
-from otter_cli.model.fused_linear import DualInputLinear, FusedLinear, flatten_tokens
+from otter_cli.accel.packed import FusedLinear, PreparedProduct
+from otter_cli.model.activations import flatten_tokens
+from otter_cli.model.stream import DualInputLinear
 
 
 @dataclass
 class Product:
-    """Rows of all positions, [n, ...]. `out` includes the tensor to which the product was added."""
+    """[n, ...]: all positions. `out`: with `add_to`, what it was added to included."""
 
     x: Tensor
     u: Tensor | None
@@ -20,28 +23,22 @@ class Product:
 
 
 @contextmanager
-def products(*parts: DualInputLinear) -> Iterator[list[Product]]:
-    """Every product that includes one of `parts`, in order."""
+def products(*linears: DualInputLinear) -> Iterator[list[Product]]:
+    """Every product in which one of `linears` has a share, in order."""
     seen: list[Product] = []
-    call, add = FusedLinear.__call__, FusedLinear.add
 
-    def watch(joint: FusedLinear, x: Tensor, u: Tensor | None, out: Tensor) -> Tensor:
-        if any(part is own for part in parts for own in joint.parts):
-            seen.append(Product(flatten_tokens(x), u, out))
-        return out
+    def watched(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(product: Any, *inputs: Tensor) -> Tensor:
+            out = call(product, *inputs)
+            if any(linear is own for linear in linears for own in product.linears):
+                *_, x, u = inputs
+                seen.append(Product(flatten_tokens(x), u, out))
+            return out
 
-    def watched_call(
-        joint: FusedLinear, x: Tensor, u: Tensor | None, *made: Tensor | None
-    ) -> Tensor:
-        return watch(joint, x, u, call(joint, x, u, *made))
+        return run
 
-    def watched_add(
-        joint: FusedLinear, z: Tensor, x: Tensor, u: Tensor | None, *made: Tensor | None
-    ) -> Tensor:
-        return watch(joint, x, u, add(joint, z, x, u, *made))
-
-    with (
-        patch.object(FusedLinear, "__call__", watched_call),
-        patch.object(FusedLinear, "add", watched_add),
-    ):
+    with ExitStack() as stack:
+        for kind in (FusedLinear, PreparedProduct):
+            for name in ("__call__", "add_to"):
+                stack.enter_context(patch.object(kind, name, watched(getattr(kind, name))))
         yield seen

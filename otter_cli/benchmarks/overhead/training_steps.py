@@ -217,7 +217,10 @@ def skipped_operations(models: BaseWithGraft, step: PassShape) -> int:
     """Operations at positions that are not scored, of the modules that run at scored ones only:
     the end of the base's last layer, and the insertion beside it."""
     base = sum(
-        p.numel() for part in models.graft.taps.ending for p in part.parameters() if p.ndim > 1
+        p.numel()
+        for part in models.graft.capture.selective_modules
+        for p in part.parameters()
+        if p.ndim > 1
     )
     last = f".layers.{models.shape.layers - 1}."
     inserted = [

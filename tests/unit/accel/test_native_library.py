@@ -19,7 +19,6 @@ import pytest
 from otter_cli.accel.native_library import load_compiled
 from otter_cli.core.private_files import NotPrivate
 
-# The package gives the function of that name.
 native: Any = importlib.import_module("otter_cli.accel.native_library")
 KEY = "0123abcd"
 FORK = multiprocessing.get_context("fork")
@@ -276,3 +275,17 @@ def test_without_a_private_folder_torch_runs_the_streams_and_it_is_said(
 
 def test_the_library_is_a_real_one(folder: Path, compiler: Compiler) -> None:
     assert isinstance(load_compiled(folder, KEY, compiler), ctypes.CDLL)
+
+
+@pytest.mark.skipif(native.load_native() is None, reason="no compiler here")
+@pytest.mark.parametrize("changed", ["_ABI_VERSION", "WEIGHTS_PER_LAYER", "POINTERS_OF_HEADS"])
+def test_a_library_with_other_structures_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    native._load_once.cache_clear()
+    monkeypatch.setattr(native, changed, getattr(native, changed) + 1)
+    try:
+        assert native.load_native() is None
+        assert "version and sizes" in native.native_status()
+    finally:
+        native._load_once.cache_clear()

@@ -28,9 +28,11 @@ from otter_cli.accel.native_library import (
     array_address,
     load_native,
 )
-from otter_cli.accel.native_stream import NativeStream
+from otter_cli.accel.native_stream import NativeBackend
 from otter_cli.decoding.session import DecodingSession
+from otter_cli.model.forward_context import inside_insertion
 from otter_cli.model.otter import OtterForCausalLM
+from otter_cli.verification.trace import Trace, Tracer
 from tests.support.families import FULL, Case
 from tests.support.grafts import random_graft
 
@@ -47,14 +49,14 @@ Watched = list[bool]
 def native(monkeypatch: pytest.MonkeyPatch) -> Watched:
     """Whether native code did it, for every time that it was asked to."""
     seen: Watched = []
-    call = NativeStream.__call__
+    call = NativeBackend.run
 
-    def watched(self: NativeStream, *given: Any) -> Any:
+    def watched(self: NativeBackend, *given: Any) -> Any:
         done = call(self, *given)
         seen.append(done is not None)
         return done
 
-    monkeypatch.setattr(NativeStream, "__call__", watched)
+    monkeypatch.setattr(NativeBackend, "run", watched)
     return seen
 
 
@@ -138,25 +140,26 @@ def test_the_base_is_as_without_it_and_what_it_reads_stays(
     tiny_llama: Path, tmp_path: Path, native: Watched, without: Any, monkeypatch: Any
 ) -> None:
     model = _loaded(random_graft(tiny_llama, tmp_path / "g", **SIZES))
-    call = NativeStream.__call__
+    call = NativeBackend.run
 
-    def untouched(self: NativeStream, z: Tensor, pending: Any) -> Any:
-        calls = [attention.call for _, attention, _ in pending]
-        read = [getattr(tap, name) for _, *taps in pending for tap in taps for name in _READ]
+    def untouched(self: NativeBackend, z: Tensor, layers: Any, context: Any) -> Any:
+        branches = [branch for layer in layers for branch in (layer.attention, layer.ffn)]
+        read = [getattr(branch, name) for branch in branches for name in _READ]
+        calls = [layer.attention.call for layer in layers]
         read += [getattr(one, name) for one in calls for name in ("key", "value")]
         before = [one.clone() for one in read]
-        done = call(self, z, pending)
+        done = call(self, z, layers, context)
         assert all(map(torch.equal, before, read))
         return done
 
-    monkeypatch.setattr(NativeStream, "__call__", untouched)
+    monkeypatch.setattr(NativeBackend, "run", untouched)
     base, _ = _decoded(model)
     assert native and all(native)
     without()
     assert torch.equal(_decoded(model)[0], base)
 
 
-_READ = ("normed", "part")
+_READ = ("normed", "base_out")
 
 
 def test_a_forward_without_a_cache_or_a_mask(
@@ -302,9 +305,14 @@ def test_a_copy_has_weights_and_taps_of_its_own(
 
 
 class _Watcher(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        self.seen.append(str(function))
         return function(*args, **(kwargs or {}))
 
 
@@ -313,8 +321,11 @@ def test_who_follows_the_operations_sees_them(
     tiny_llama: Path, tmp_path: Path, native: Watched
 ) -> None:
     model = _loaded(random_graft(tiny_llama, tmp_path / "g", **SIZES))
-    with _Watcher():
-        model(torch.tensor(PROMPTS[:1]))
+    unwatched = model(torch.tensor(PROMPTS[:1])).signals["reward"]
+    with _Watcher() as watcher:
+        watched = model(torch.tensor(PROMPTS[:1])).signals["reward"]
+    assert watcher.seen.count("otter.stream_layers.default") == 1
+    assert torch.equal(watched, unwatched)
     layer = model.insertions["main"].layers["1"]
     hooked: list[Any] = [layer, layer.ffn.norm, model.insertions["main"].norm]
     for hook in [module.register_forward_hook for module in hooked] + [
@@ -324,7 +335,46 @@ def test_who_follows_the_operations_sees_them(
         model(torch.tensor(PROMPTS[:1]))
         handle.remove()
     model(torch.tensor(PROMPTS[:1]))
-    assert native == [False, False, False, False, False, True]
+    assert native == [True, True, False, False, False, False, True]
+
+
+def _traced(model: OtterForCausalLM) -> Trace:
+    """Of one step of one token after a prompt."""
+    inserted = [parameter for _, parameter in model.inserted_parameters()]
+    cache = model.new_cache()
+    with torch.no_grad(), model.streaming():
+        model.base(torch.tensor(PROMPTS[:1]), past_key_values=cache)
+        with Tracer(model.base, inserted, inside_insertion) as tracer:
+            model.base(torch.tensor([[4]]), past_key_values=cache)
+    return tracer.trace
+
+
+def test_a_trace_sees_native_code_and_finds_no_leak(
+    tiny_llama: Path, tmp_path: Path, native: Watched
+) -> None:
+    model = _loaded(random_graft(tiny_llama, tmp_path / "g", **SIZES))
+    trace = _traced(model)
+    assert all(native) and trace.leak is None
+    assert 0 < trace.inserted < 20  # the embedding, and one operator in place of all layers
+
+
+def test_a_trace_finds_native_code_that_writes_to_the_base_s_keys(
+    tiny_llama: Path, tmp_path: Path, native: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys and values go to the base's cache layers instead of the insertion's own."""
+    sizes = {**SIZES, "kv_heads": 2}
+    model = _loaded(random_graft(tiny_llama, tmp_path / "g", **sizes))
+
+    def of_base(self: NativeBackend, z: Tensor, layers: Any) -> tuple[list[Tensor], int]:
+        calls = [layer.attention.call for layer in layers]
+        read = [one[:, :2] for call in calls for one in (call.key, call.value)]
+        return read, read[0].shape[2]
+
+    monkeypatch.setattr(NativeBackend, "_own_keys_and_values", of_base)
+    leak = _traced(model).leak
+    assert all(native) and leak is not None
+    assert leak.operation == "otter.stream_layers.default"
+    assert leak.what == "writes to a tensor of the base's"
 
 
 @torch.no_grad()

@@ -127,13 +127,13 @@ def test_streams_that_sleep_while_a_gate_is_closed_guide_as_those_that_do_not(
     gate = Gate(top_probability=float(torch.tensor(plain[0].logprobs).exp().median()))
     asked: dict[str, Any] = {"guide": guide, "gate": gate, "signals": ["reward"]}
     runs: list[Any] = []
-    end = model.taps.end
+    end = model.capture.finish_streams
 
     def counted(record: Any) -> None:
         runs.append(record)
         end(record)
 
-    monkeypatch.setattr(model.taps, "end", counted)
+    monkeypatch.setattr(model.capture, "finish_streams", counted)
     lazy, asleep = generate(model, PROMPTS[:1], sampling, **asked), len(runs)
     monkeypatch.setattr("otter_cli.decoding.session.supports_lazy_stream", lambda _: False)
     each, awake = generate(model, PROMPTS[:1], sampling, **asked), len(runs) - asleep

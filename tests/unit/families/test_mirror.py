@@ -36,7 +36,7 @@ def test_copy_begins_as_a_mirror_of_the_base(
     model, seen = _model(case, tiny_checkpoint, tmp_path / "g"), []
     units = _plan(model).units
     with torch.no_grad(), model.streaming() as record:
-        for layer in model.taps.layers:
+        for layer in model.capture.layers:
             layer.register_forward_hook(
                 lambda _, __, h: seen.append((h[..., units], record.streams["main"]))
             )

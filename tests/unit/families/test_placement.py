@@ -53,7 +53,7 @@ def test_a_norm_after_the_branch_is_applied_to_all_that_it_adds(
 ) -> None:
     model = _model(tiny_checkpoint, tmp_path / "g", family)
     layers: Any = model.insertions["main"].layers
-    of_base = model.taps.layers[1].get_submodule(model.shape.family.ffn.post_norm)
+    of_base = model.capture.layers[1].get_submodule(model.shape.family.ffn.post_norm)
     seen: dict[str, Tensor] = {}
     for name, module in (
         ("before", layers["1"].ffn.norm),

@@ -198,13 +198,13 @@ def test_a_stream_that_waits_for_the_base_is_the_stream_beside_it(
     )
     states = {}
     for waits in (True, False):
-        model.taps.may_wait = waits
+        model.capture.can_run_late = waits
         cache = StaticCache(model.config, max_cache_len=12) if static else model.new_cache()
         with torch.no_grad(), model.streaming() as record:
             steps = []
             for tokens in (_tokens(1, 6), _tokens(1, 1), _tokens(1, 3)):
                 model.base(tokens, past_key_values=cache, use_cache=True)
-                assert record.lazy is waits
+                assert record.run_after_base is waits
                 steps.append(record.inserted_state["main"])
         states[waits] = steps
     torch.testing.assert_close(states[True], states[False], rtol=1e-5, atol=1e-5)
@@ -214,10 +214,10 @@ def test_streams_are_up_to_date_whenever_they_are_read(folder: Path) -> None:
     model = OtterForCausalLM.from_pretrained(folder)
     seen: dict[bool, list[torch.Tensor]] = {True: [], False: []}
     with model.streaming() as record, torch.no_grad():
-        model.taps.layers[0].register_forward_hook(
-            lambda *_: seen[record.lazy].append(record.streams["main"])
+        model.capture.layers[0].register_forward_hook(
+            lambda *_: seen[record.run_after_base].append(record.streams["main"])
         )
-        for model.taps.may_wait in (True, False):
+        for model.capture.can_run_late in (True, False):
             model.base(_tokens(1, 5))
     torch.testing.assert_close(*seen[True], *seen[False], rtol=1e-5, atol=1e-5)
 
@@ -226,4 +226,4 @@ def test_many_rows_do_not_wait(folder: Path) -> None:
     model = OtterForCausalLM.from_pretrained(folder)
     with model.streaming() as record, torch.no_grad():
         model.base(_tokens(2, 40))
-    assert not record.lazy
+    assert not record.run_after_base

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from otter_cli.model.activations import SelectedPositions
-from otter_cli.model.forward_context import SelectiveForward
+from otter_cli.model.capture import SelectiveForward
 from otter_cli.model.otter import OtterForCausalLM
 from tests.support.families import CASES, Case
 from tests.support.grafts import random_graft
@@ -81,7 +81,7 @@ def test_what_is_after_the_last_layer_s_heads_runs_at_the_chosen_positions_alone
     """Also where nothing is inserted into that layer."""
     model = _llama(tiny_checkpoint, tmp_path, **form)
     whole = model(_tokens(), logits=False).signals["reward"][AT]
-    first, *_, last = model.taps.layers
+    first, *_, last = model.capture.layers
     outs = [layer.self_attn.o_proj for layer in (first, last)]
     seen = _rows(*outs, *(layer.mlp.down_proj for layer in (first, last)))
     found = model(_tokens(), logits=False, at=AT).signals["reward"]
@@ -98,7 +98,7 @@ def test_so_it_is_where_the_ffn_is_built_otherwise(
     model = _model(case, tiny_checkpoint, tmp_path / "g")
     ffn = model.shape.family.ffn
     end = ffn.last_linear if ffn.read_at == "input" else ffn.module
-    (rows,) = _rows(model.taps.layers[-1].get_submodule(end))
+    (rows,) = _rows(model.capture.layers[-1].get_submodule(end))
     model(_tokens(), logits=False, at=AT)
     assert rows == [len(AT[0])]
 
@@ -111,7 +111,7 @@ def test_elsewhere_the_base_runs_as_ever(tiny_checkpoint: Any, tmp_path: Path, w
         at = tuple(torch.ones(TEXTS, TOKENS).nonzero().T[:, 10:])
     with torch.set_grad_enabled(way != "no graph"):
         whole = model(_tokens(), logits=way == "logits")
-        last = model.taps.layers[-1]
+        last = model.capture.layers[-1]
         seen = _rows(last.self_attn.o_proj, last.mlp.up_proj)
         out = model(_tokens(), logits=way == "logits", at=at)
     assert seen == [[TEXTS * TOKENS]] * 2
@@ -150,9 +150,9 @@ def test_two_grafts_of_one_base_choose_for_themselves(tiny_checkpoint: Any, tmp_
 
 def test_rows_of_the_chosen_alone_are_left_as_they_are() -> None:
     chosen, whole = SelectedPositions(AT, TEXTS, TOKENS), torch.randn(TEXTS, TOKENS, 3)
-    rows = chosen.of(whole)
-    assert torch.equal(rows, whole[AT]) and chosen.of(rows) is rows
-    spread = chosen.spread(rows[None], whole)
+    rows = chosen.select(whole)
+    assert torch.equal(rows, whole[AT]) and chosen.select(rows) is rows
+    spread = chosen.scatter(rows[None], whole)
     assert torch.equal(spread[AT], rows)
     assert spread.count_nonzero() == rows.numel()
 

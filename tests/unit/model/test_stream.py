@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from otter_cli.model.insertion import Insertion
 from otter_cli.model.otter import OtterForCausalLM
+from otter_cli.model.stream import Insertion
 from tests.support.grafts import graft_for, random_graft
 
 FORMS: list[dict[str, Any]] = [

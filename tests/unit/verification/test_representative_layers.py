@@ -86,7 +86,7 @@ def reads_in(index: int) -> Any:
     """A fault in the code of every layer alike, which strikes in layer `index` alone."""
 
     def fault(model: OtterForCausalLM) -> None:
-        layers = model.taps.layers
+        layers = model.capture.layers
 
         def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
             record = ACTIVE_CONTEXT.get()
@@ -104,7 +104,7 @@ def writes_in(index: int) -> Any:
     def fault(model: OtterForCausalLM) -> None:
         from otter_cli.model.forward_context import INSIDE_INSERTION
 
-        layers = model.taps.layers
+        layers = model.capture.layers
 
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             record = ACTIVE_CONTEXT.get()

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from otter_cli.accel.packed import FusedLinear, PackedBackend
 from otter_cli.families.shape import base_shape
 from otter_cli.graft.config import resolve_config
-from otter_cli.model.fused_linear import DualInputLinear, FusedLinear
-from otter_cli.model.stream import InsertedFeedForward
+from otter_cli.model.stream import DualInputLinear, InsertedFeedForward, Insertion, PlainProduct
 
 SIZES = {"num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 97}
 LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, **SIZES}
@@ -45,7 +45,7 @@ def test_one_product_is_all_of_them(bias: bool, grad: bool) -> None:
     with torch.set_grad_enabled(grad):
         torch.testing.assert_close(FusedLinear(*parts)(X, U), _expected(parts))
         torch.testing.assert_close(
-            FusedLinear(parts[0]).add(X[:, :6], X, U), X[:, :6] + _expected(parts[:1])
+            FusedLinear(parts[0]).add_to(X[:, :6], X, U), X[:, :6] + _expected(parts[:1])
         )
 
 
@@ -106,17 +106,23 @@ def test_gradients_reach_every_named_tensor_after_packing() -> None:
 @pytest.mark.parametrize("way", ["deepcopy", "pickle"])
 def test_a_copy_follows_its_own_tensors(way: str) -> None:
     shape = base_shape(LLAMA)
-    module = InsertedFeedForward(resolve_config(shape, hidden=8, heads=1, ffn=8), shape)
+    insertion = Insertion(resolve_config(shape, hidden=8, heads=1, ffn=8), shape)
+    pair = insertion, PackedBackend(insertion, shape, 1, 1)
     with torch.no_grad():
-        for parameter in module.parameters():
+        for parameter in insertion.parameters():
             parameter.normal_(generator=torch.Generator().manual_seed(0))
-        (joint,) = [one for one in module.joints if len(one.parts) > 1]
-        before = joint(X, U)
-        other = copy.deepcopy(module) if way == "deepcopy" else pickle.loads(pickle.dumps(module))
-        other.up.h.weight.fill_(3.0)
-        (copied,) = [one for one in other.joints if len(one.parts) > 1]
-        assert torch.equal(joint(X, U), before)
-        torch.testing.assert_close(copied(X, U), _expected((other.gate, other.up)))
+        units = pair[1].layer_products[0].units
+        assert units is not None
+        before = units(X, U)
+        other, backend = (
+            copy.deepcopy(pair) if way == "deepcopy" else pickle.loads(pickle.dumps(pair))
+        )
+        ffn = other.layers["0"].ffn
+        ffn.up.h.weight.fill_(3.0)
+        assert torch.equal(units(X, U), before)
+        torch.testing.assert_close(
+            backend.layer_products[0].units(X, U), _expected((ffn.gate, ffn.up))
+        )
 
 
 def test_another_dtype_is_followed() -> None:
@@ -125,9 +131,19 @@ def test_another_dtype_is_followed() -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(generator=torch.Generator().manual_seed(0))
-        (joint,) = [one for one in module.joints if len(one.parts) > 1]
-        before = joint(X, U)
+        fused = FusedLinear(*module.inputs)
+        before = fused(X, U)
         module.double()
-        after = joint(X, U.double())
+        after = fused(X, U.double())
     assert after.dtype == torch.float64
     torch.testing.assert_close(after, before.double(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_it_is_the_plain_product(bias: bool) -> None:
+    parts, z = _filled(bias), X[:, :16]
+    with torch.no_grad():
+        fused, plain = FusedLinear(*parts), PlainProduct(*parts)
+        torch.testing.assert_close(fused(X, U), plain(X, U))
+        torch.testing.assert_close(fused.add_to(z, X, U), plain.add_to(z, X, U))
+        torch.testing.assert_close(fused(X, None), plain(X, None))
