@@ -1,7 +1,7 @@
 """Which rows make up a batch, and which positions of a batch a loss reads.
 
-The rows of a step are a function of the seed and the step alone. A resumed run therefore asks for
-step n and gets what the interrupted run would have had, without a replay."""
+The rows of a step depend on the seed and the step alone, so a resumed run gets the batches that the
+interrupted run would have had."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from otter_cli.data.datasets import Batch
 
 
-# Rows are sorted by length within pools of so many batches: enough for little padding, while
-# what shares a batch still differs from epoch to epoch.
+# Rows are sorted by length within pools of this many batches. That leaves little padding, and the
+# rows of a batch still differ from epoch to epoch.
 _BATCHES_PER_POOL = 32
 
 
 class LengthBuckets:
-    """Shuffled batches of rows of like length; each epoch holds every row once.
+    """Shuffled batches of rows of similar length. Each epoch has every row once.
 
-    `lengths` are the rows' token counts. The last batch of an epoch may be smaller.
+    `lengths`: the number of tokens of each row. One batch of an epoch may be smaller.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -40,7 +40,7 @@ class LengthBuckets:
         self.lengths = np.asarray(lengths)
         self.batch_size = batch_size
         self.seed = seed
-        # Neighbouring steps ask for the same epoch: its order is kept, and remade at will.
+        # Neighbouring steps share an epoch, so its order is cached.
         self._epoch = lru_cache(maxsize=2)(self._ordered)
 
     @property
@@ -65,7 +65,7 @@ class LengthBuckets:
 
 
 def longest_first_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Every row once, longest first: for evaluation, where a lack of memory shows at once."""
+    """Every row once, longest first, so that an evaluation that lacks memory fails at once."""
     longest_first = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     return split_into_batches(longest_first, batch_size)
 
@@ -75,7 +75,7 @@ def split_into_batches(rows: list[int], size: int) -> list[list[int]]:
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
-# Rows and columns of N positions in a batch.
+# Row and column indices of N positions in a batch, [N] each.
 Positions = tuple["Tensor", "Tensor"]
 
 
@@ -87,25 +87,25 @@ def last_tokens(batch: Batch) -> Positions:
 
 
 def real_tokens(batch: Batch) -> Positions:
-    """Every position that is no padding, row by row."""
+    """Every position without padding, row by row."""
     rows, columns = batch.attention_mask.nonzero(as_tuple=True)
     return rows, columns
 
 
 def next_tokens(batch: Batch) -> tuple[Positions, Tensor]:
-    """Every position that another real token follows, and that token's id, [N, 1]."""
+    """Every position with a next real token, and the ids of these tokens, [N, 1]."""
     rows, columns = batch.attention_mask[:, 1:].nonzero(as_tuple=True)
     return (rows, columns), batch.input_ids[rows, columns + 1, None]
 
 
 def weighted_mean_over_texts(each: Tensor, at: Positions, last: Tensor) -> Tensor:
-    """The mean over texts of terms at positions up to each text's `last`: later ones weigh more,
-    long texts as much as short ones."""
+    """The mean over texts of the weighted sums of `each` [N] at positions `at`, up to each text's
+    `last`. Weights grow with position, with sum one per text."""
     rows, columns = at
     return (each * prefix_weights(columns, last[rows])).sum() / len(last)
 
 
 def prefix_weights(columns: Tensor, last: Tensor) -> Tensor:
-    """Weights of a text's prefixes, linear in their length and one in sum (RAD, arXiv
+    """Weights 2 t / (n (n + 1)) of a text's prefixes: linear in length, with sum one (RAD, arXiv
     2310.09520)."""
     return 2 * (columns + 1) / ((last + 1) * (last + 2))

@@ -2,12 +2,12 @@
 
 Training, generation, benchmarks and scorers all get their ids here, from transformers' own
 `apply_chat_template(tokenize=True)`. Nothing is added or removed, so a model is trained on the
-tokens that it later reads: the template, not the tokenizer, writes BOS and the end of a turn.
+tokens that it later reads. The template, not the tokenizer, writes BOS and the end of a turn.
 
-Where a finished dialogue is read: many templates write white space after the end of a turn
-(ChatML: `<|im_end|>` and a newline). A model that generates stops at the end of its turn and never
-reads that white space. A signal of a whole dialogue is therefore read at the token that ends the
-last turn, in training and in generation: see `turn_length`. The ids after it stay in the data."""
+Many templates write white space after the end of a turn (ChatML: `<|im_end|>` and a newline). A
+model that generates stops at the end of its turn, and never reads that white space. A signal of a
+whole dialogue is therefore read at the token that ends the last turn, in training and in
+generation: see `turn_length`. The ids after it stay in the data."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ from otter_cli.data.tables import Record, TableLike, read_records
 
 Messages = Sequence[Mapping[str, Any]]
 
-# Real templates have some 10,000 characters, and take milliseconds.
-_LONGEST = 1_000_000
-_LARGEST = 1e9
-_SECONDS, _CHARACTERS_A_SECOND = 10.0, 20_000
-_MEMORY = 1 << 30
-# What a template may write: a system prompt of its own, and each character of a message so often.
-_WRITTEN, _TIMES = 1_000_000, 100
+# Limits of a template's text, and of the numbers in it. Real ones have some 10,000 characters.
+_MAX_TEMPLATE_CHARACTERS = 1_000_000
+_MAX_NUMBER = 1e9
+# Limits of a template's run. Real ones take milliseconds.
+_SECONDS, _CHARACTERS_PER_SECOND = 10.0, 20_000
+_MEMORY_BYTES = 1 << 30
+# Limits of its output: characters of its own, and repetitions of each character of the messages.
+_OWN_CHARACTERS, _MAX_REPETITIONS = 1_000_000, 100
 _DAMAGED = "tokenizer_config.json or chat_template.jinja is damaged: fetch it again"
-# What fails whatever the messages are.
-_NO_PROGRAM = ("TemplateSyntaxError", "TemplateAssertionError", "RecursionError")
+# Errors of the template itself, whatever the messages are.
+_TEMPLATE_ERRORS = ("TemplateSyntaxError", "TemplateAssertionError", "RecursionError")
 _LOOPS = "look for a loop or a repetition in the base's chat_template, or leave chat out"
 
 
 class ChatText(str):
     """A dialogue as the template writes it, with its token ids.
 
-    `prompt`: the beginning that it has in common with the other texts of its row, as the template
-    writes it before an answer; "" if there is none.
+    `prompt`: the beginning that it shares with the other texts of its row, as the template writes
+    it before an answer; "" if there is none.
     """
 
     ids: tuple[int, ...]
@@ -49,14 +50,14 @@ class ChatText(str):
     def __new__(
         cls, text: str, ids: Sequence[int] = (), messages: Messages = (), prompt: str = ""
     ) -> Self:
-        made = super().__new__(cls, text)
-        made.ids, made.messages, made.prompt = tuple(ids), tuple(messages), prompt
-        return made
+        chat = super().__new__(cls, text)
+        chat.ids, chat.messages, chat.prompt = tuple(ids), tuple(messages), prompt
+        return chat
 
     @property
     def answer(self) -> tuple[int, int] | None:
-        """Where the text of the last message begins and ends, in characters; None where that
-        message is no plain text, or the template changes it."""
+        """First and last character (exclusive) of the last message's text; None if that message is
+        not a plain text, or the template changes it."""
         content = self.messages[-1].get("content") if self.messages else None
         start = self.rfind(content) if isinstance(content, str) else -1
         return None if start < 0 else (start, start + len(str(content)))
@@ -65,7 +66,7 @@ class ChatText(str):
 def render_chat(
     tokenizer: Any, messages: Messages, *, generate: bool = False, prompt: str = ""
 ) -> ChatText:
-    """Text and token ids of a dialogue; with `generate` up to where the model's answer begins.
+    """Text and token ids of a dialogue; with `generate` up to the beginning of the model's answer.
 
     Raises OtterError for a tokenizer without a template, and for a template that fails.
     """
@@ -75,7 +76,7 @@ def render_chat(
 
 
 def messages_of(text: str) -> Messages:
-    """The messages of a dialogue; none of a plain text."""
+    """The messages of a dialogue; empty for a plain text."""
     return text.messages if isinstance(text, ChatText) else ()
 
 
@@ -85,8 +86,8 @@ def user_turn(text: str) -> Messages:
 
 
 def turn_length(tokenizer: Any, ids: Sequence[int]) -> tuple[int, bool]:
-    """How many of a dialogue's ids there are up to the token that ends its last turn, and whether
-    there is such a token: a special one that only white space follows. Else all ids count."""
+    """The number of a dialogue's ids up to the token that ends its last turn, and True; or the
+    number of all ids, and False. That token is special, and only white space follows it."""
     special = _special_ids(tokenizer)
     for index in range(len(ids) - 1, -1, -1):
         if ids[index] in special:
@@ -97,20 +98,19 @@ def turn_length(tokenizer: Any, ids: Sequence[int]) -> tuple[int, bool]:
 
 
 def turn_closing(tokenizer: Any) -> list[int]:
-    """What the template writes after an answer, up to where a finished dialogue is read: the token
-    that ends the turn, where it has one. Two answers have it in common."""
+    """The ids that the template writes after an answer, up to the token that ends the turn where
+    there is one: the common end of dialogues with two different answers."""
     closing: list[int] = []
-    for one, other in zip(
-        *(_reversed_answer_ids(tokenizer, answer) for answer in "bc"), strict=False
-    ):
-        if one != other:
+    ends = (_reversed_answer_ids(tokenizer, answer) for answer in "bc")
+    for first, second in zip(*ends, strict=False):
+        if first != second:
             break
-        closing.insert(0, one)
+        closing.insert(0, first)
     return closing
 
 
 def close_turn(tokens: Sequence[int], closing: Sequence[int], eos: int | None) -> list[int]:
-    """A prompt with its generated answer, as a finished dialogue is read in training."""
+    """The ids of a prompt with its generated answer, ended as a finished dialogue in training."""
     ids, end = list(tokens), list(closing)
     if end and ids[-len(end) :] == end:
         return ids
@@ -143,12 +143,14 @@ def _special_ids(tokenizer: Any) -> frozenset[int]:
 def _apply_template(tokenizer: Any, messages: Messages, generate: bool, *, tokenize: bool) -> Any:
     require_template(tokenizer)
     _check_size(tokenizer.chat_template)
-    given = len(repr(messages))
-    # The tokenizer's work is no fault of the template, and longer texts may take longer.
-    seconds = _SECONDS + (given / _CHARACTERS_A_SECOND if tokenize else 0)
+    size = len(repr(messages))
+    # The tokenizer needs time too, in proportion to the messages.
+    seconds = _SECONDS + (size / _CHARACTERS_PER_SECOND if tokenize else 0)
     try:
-        with resource_limit("the chat template", seconds=seconds, memory=_MEMORY, hint=_LOOPS):
-            written = tokenizer.apply_chat_template(
+        with resource_limit(
+            "the chat template", seconds=seconds, memory=_MEMORY_BYTES, hint=_LOOPS
+        ):
+            output = tokenizer.apply_chat_template(
                 list(messages),
                 add_generation_prompt=generate,
                 tokenize=tokenize,
@@ -157,33 +159,31 @@ def _apply_template(tokenizer: Any, messages: Messages, generate: bool, *, token
     except OtterError:
         raise
     except Exception as error:
-        # A template is a program: it can fail in any way, and so can a tokenizer at its text.
-        if type(error).__name__ in _NO_PROGRAM:
+        # A template is a program that can raise anything, and so can a tokenizer.
+        if type(error).__name__ in _TEMPLATE_ERRORS:
             raise OtterError(
-                f"the chat template is no sound program: {error}", hint=_DAMAGED
+                f"the chat template is not a valid program: {error}", hint=_DAMAGED
             ) from error
         raise OtterError(
             f"the chat template refuses these messages: {type(error).__name__}: {error}",
             hint="check the order of roles, and whether the template takes such messages "
             "(contents as lists of parts, tool calls)",
         ) from error
-    if not tokenize and len(written) > _WRITTEN + given * _TIMES:
+    if not tokenize and len(output) > _OWN_CHARACTERS + size * _MAX_REPETITIONS:
         raise OtterError(
-            f"the chat template writes {len(written):,} characters for messages of {given:,}",
+            f"the chat template writes {len(output):,} characters for messages of {size:,}",
             hint=_LOOPS,
         )
-    return written
+    return output
 
 
 def _check_size(template: Any) -> None:
-    """A template is a program from a stranger's folder: what no limit on time could stop, since it
-    is one operation, is refused as it is written."""
+    """A template is a program from a stranger. Raises OtterError where a single operation could
+    take so long that no time limit stops it."""
     for text in template.values() if isinstance(template, dict) else [template]:
         if not isinstance(text, str):
-            raise OtterError(
-                f"the chat template is no text but {type(text).__name__}", hint=_DAMAGED
-            )
-        if len(text) > _LONGEST:
+            raise OtterError(f"the chat template is {type(text).__name__}, not text", hint=_DAMAGED)
+        if len(text) > _MAX_TEMPLATE_CHARACTERS:
             raise OtterError(f"the chat template is {len(text):,} characters long", hint=_DAMAGED)
         _check_numbers(text)
 
@@ -195,9 +195,9 @@ def _check_numbers(template: str) -> None:
     try:
         tokens = list(Environment(autoescape=True).lex(template))
     except TemplateError:
-        return  # which says more when it is applied
+        return  # the error message is better when it is applied
     for _, kind, value in tokens:
-        if value == "**" or (kind in ("integer", "float") and float(value) > _LARGEST):
+        if value == "**" or (kind in ("integer", "float") and float(value) > _MAX_NUMBER):
             raise OtterError(
                 f"the chat template uses {value}, and such numbers can take hours to compute",
                 hint=_LOOPS,
@@ -206,15 +206,15 @@ def _check_numbers(template: str) -> None:
 
 Message = Mapping[str, Any]
 
-# Keys that say whose message it is. A message of these alone says nothing.
+# Keys that name the author. A message needs more than these.
 _AUTHOR_KEYS = {"role", "name", "tool_call_id"}
 _EXAMPLE = 'messages are a list like [{"role": "user", "content": "Hello"}]'
 
 
 def read_messages(record: Record, column: str, role: str | None = None) -> list[Message]:
-    """The messages of a column; of a plain text, one message of `role` where that is given.
+    """The messages of a column. With `role` a plain text is one message of that role.
 
-    Raises OtterError, with row, column and key, for what is no message.
+    Raises OtterError, with row, column and key, for anything else.
     """
     value = record.value(column)
     if isinstance(value, str) and role is not None:
@@ -228,7 +228,7 @@ def read_messages(record: Record, column: str, role: str | None = None) -> list[
 
 
 def read_prompt(record: Record, column: str) -> list[Message]:
-    """Messages of a column that a model is to answer."""
+    """The messages of a column, for a model to answer."""
     messages = read_messages(record, column, "user")
     if messages[-1]["role"] == "assistant":
         raise record.error(
@@ -239,17 +239,17 @@ def read_prompt(record: Record, column: str) -> list[Message]:
 
 
 def shared_question(dialogues: list[list[Message]]) -> list[Message]:
-    """What all dialogues begin with, where it is something to be answered."""
+    """The shared beginning of all dialogues, if it ends with a message to answer."""
     shared: list[Message] = []
-    for first, *others in zip(*dialogues, strict=False):
-        if any(other != first for other in others):
+    for first, *rest in zip(*dialogues, strict=False):
+        if any(message != first for message in rest):
             break
         shared.append(first)
     return shared if shared and shared[-1]["role"] in ("user", "tool") else []
 
 
 def last_text(messages: list[Message]) -> str:
-    """What the last message says, for people and for comparison: its text, or its text parts."""
+    """The text of the last message, or its text parts, for people and for comparison."""
     content = messages[-1].get("content")
     if isinstance(content, str):
         return content
@@ -290,26 +290,24 @@ class ChatTable:
     """A table whose `columns` hold messages, [{"role": ..., "content": ...}, ...].
 
     Each becomes a `ChatText`: the whole dialogue, with the token ids that transformers gives it.
-    The messages of the column `context`, where given, come before each of them; a plain text is a
-    user's message there, and the assistant's in `columns`.
+    The messages of the column `context`, if any, come before each of them. A plain text is a user's
+    message in `context`, and the assistant's in `columns`.
     """
 
-    place: TableLike
+    table: TableLike
     tokenizer: Any
     columns: Sequence[str]
     context: str | None = None
 
     def __str__(self) -> str:
-        return str(self.place)
+        return str(self.table)
 
     def records(self) -> Iterator[Record]:
         try:
             require_template(self.tokenizer)
         except OtterError as error:
-            raise OtterError(
-                f"{self}: chat is asked for, and {error.what}", hint=error.hint
-            ) from error
-        for record in read_records(self.place):
+            raise OtterError(f"{self}: chat is on, and {error.what}", hint=error.hint) from error
+        for record in read_records(self.table):
             yield self._rendered(record)
 
     def _rendered(self, record: Record) -> Record:
@@ -322,7 +320,7 @@ class ChatTable:
             text = self._render(record, messages, prompt=start)
             if before and not text.startswith(start):
                 raise record.error(
-                    f"the chat template writes {self.context!r} otherwise before {column!r}",
+                    f"the chat template writes {self.context!r} differently before {column!r}",
                     "put the whole dialogue into the columns, and leave prompt out",
                 )
             values[column] = text
@@ -332,7 +330,7 @@ class ChatTable:
 
     def _dialogue(self, record: Record, column: str, before: list[Message]) -> list[Message]:
         messages = read_messages(record, column, "assistant" if before else None)
-        # Some data sets repeat the prompt in its answers.
+        # Some data sets repeat the prompt in the answers.
         repeated = len(messages) > len(before) and messages[: len(before)] == before
         return messages if repeated else [*before, *messages]
 

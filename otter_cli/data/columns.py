@@ -6,7 +6,7 @@
     text                 text or messages; else an answer: completion, response, answer or output
     label                label, labels or class, where no column has the name of the signal
 
-A name that a recipe gives wins. Two usual names for one purpose are an error that names both."""
+A name in the recipe goes first. Two usual names for one purpose raise an error with both."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ TEXT_COLUMNS = ("text", "messages")
 ANSWER_COLUMNS = ("completion", "response", "answer", "output")
 LABEL_COLUMNS = ("label", "labels", "class")
 
-# So many rows say which columns a table has.
+# The number of rows that show which columns a table has.
 _SAMPLE = 100
 
 SampledRows = Sequence[Mapping[str, Any]]
 
 
-def sample_rows(place: TableLike) -> SampledRows:
+def sample_rows(table: TableLike) -> SampledRows:
     """The values of a table's first rows."""
-    return [record.values for record in islice(read_records(place), _SAMPLE)]
+    return [record.values for record in islice(read_records(table), _SAMPLE)]
 
 
 def column_names(rows: SampledRows) -> list[str]:
-    """Every column of the sampled rows, in their order."""
+    """All columns of the sampled rows, in order."""
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def usual_column(
     key: str, names: Iterable[str], rows: SampledRows, *, text: bool = True
 ) -> str | None:
-    """The one column of `names` that the rows have; None without one. With `text` a column counts
-    where it holds texts or messages. OtterError names both of two."""
+    """The column of `names` that the rows have, or None. With `text` a column counts only if it
+    holds texts or messages. Raises OtterError, with both names, for two of them."""
     columns = set(column_names(rows))
     present = [n for n in names if n in columns and (not text or _holds_texts(n, rows))]
     if len(present) > 1:
@@ -67,7 +67,7 @@ def holds_messages(column: str, rows: SampledRows) -> bool:
 
 
 def pair_prompt(chosen: str, rejected: str, rows: SampledRows) -> str | None:
-    """The column that both texts of a pair go on from. None also where the texts hold the prompt
+    """The column with the prompt of both texts of a pair. None if the texts hold the prompt
     already: they begin with it, or are dialogues that begin with a user's turn."""
     column = usual_column(
         "prompt", (n for n in PROMPT_COLUMNS if n not in (chosen, rejected)), rows
@@ -78,7 +78,8 @@ def pair_prompt(chosen: str, rejected: str, rows: SampledRows) -> str | None:
 
 
 def usual_text(key: str, named: Container[str], rows: SampledRows) -> dict[str, Any]:
-    """The column of texts, and the prompt before an answer, of what a source has not `named`."""
+    """The column of texts, and of the prompt before an answer, for the keys that are not
+    `named`."""
     if key in named:
         return {}
     column = usual_column(key, TEXT_COLUMNS, rows)
@@ -95,8 +96,7 @@ def usual_text(key: str, named: Container[str], rows: SampledRows) -> dict[str, 
 
 def ignored_columns(rows: SampledRows, used: Iterable[str]) -> list[str]:
     """Columns that nothing reads. `a.b` uses column `a`."""
-    known = set(used)
-    known |= {name.partition(".")[0] for name in known}
+    known = {part for name in used for part in (name, name.partition(".")[0])}
     return [name for name in column_names(rows) if name not in known]
 
 

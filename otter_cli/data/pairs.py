@@ -1,7 +1,7 @@
-"""Preference pairs: to train a reward on, and to judge one by.
+"""Preference pairs: for training a reward, and for judging one.
 
-A training pair has two whole texts, chosen and rejected. A judged pair (RewardBench, HH) also has
-its prompt and its section."""
+A training pair has two whole texts, chosen and rejected. A judged pair (RewardBench, HH) has its
+prompt and its section too."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ _ASSISTANT_TURN = "\n\nAssistant:"
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """`chosen` and `rejected` are whole texts; `prompt` is the beginning they share, if marked.
-    `margin`: how much better, where the file says so."""
+    """`chosen` and `rejected` are whole texts. `prompt`: the beginning that they share, where it is
+    marked. `margin`: how much better the chosen text is, where the file has it."""
 
     chosen: str
     rejected: str
@@ -29,7 +29,6 @@ class PreferencePair:
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """What must not occur in both training and test data."""
         return (self.prompt,) if self.prompt else (self.chosen, self.rejected)
 
 
@@ -42,10 +41,10 @@ def read_pairs(
     margin: str | None = None,
     keep_equal: bool = False,
 ) -> list[PreferencePair]:
-    """Pairs of a table; with `prompt`, that column is put before both texts.
+    """The pairs of a table. The column `prompt` is put before both texts.
 
-    OtterError, with file and line, for missing or empty columns, and for two equal texts unless
-    `keep_equal`: for a caller that leaves these pairs out and counts them.
+    Raises OtterError, with file and line, for missing or empty columns; and for two equal texts,
+    unless the caller leaves such pairs out itself (`keep_equal`).
     """
 
     def parse(record: Record) -> PreferencePair:
@@ -55,49 +54,49 @@ def read_pairs(
             raise record.error(
                 f"{chosen!r} and {rejected!r} are equal", "remove the row: it prefers nothing"
             )
-        apart = record.number(margin, low=0.0) if margin else None
-        return PreferencePair(better, worse, start or shared_dialogue(better, worse), apart)
+        distance = record.number(margin, low=0.0) if margin else None
+        return PreferencePair(better, worse, start or shared_dialogue(better, worse), distance)
 
     return read_rows(path, parse)
 
 
-# Where more of the pairs are identical, what is left of the file says little.
-_MOST_IDENTICAL = 0.5
+# With a larger share of identical pairs a file is refused.
+_MAX_IDENTICAL = 0.5
 
 
 def check_identical(identical: int, pairs: int, where: str, what: str = "pairs") -> None:
-    """Tells how many pairs have the same tokens twice, and are left out. Raises OtterError where
-    these are all, or more than half."""
+    """Warns of pairs that have the same tokens twice, and are left out. Raises OtterError if they
+    are all pairs, or more than half."""
     if not identical:
         return
-    told = f"{where}: {identical} of {pairs} {what} are identical in the tokens that are read"
-    if identical == pairs or identical > _MOST_IDENTICAL * pairs:
+    message = f"{where}: {identical} of {pairs} {what} are identical in the tokens that are read"
+    if identical == pairs or identical > _MAX_IDENTICAL * pairs:
         raise OtterError(
-            told,
+            message,
             hint="their texts differ only in what is cut away, or in what the tokenizer makes the "
             "same: raise max_length, or shorten the texts",
         )
-    warn(f"{told}, and are left out: they prefer nothing")
+    warn(f"{message}, and are left out: they prefer nothing")
 
 
 def _with_prompt(start: str, text: str) -> str:
-    """A dialogue has its prompt already: its ids are those of the whole."""
+    """A dialogue holds its prompt already, and has the ids of the whole."""
     return text if isinstance(text, ChatText) else start + text
 
 
-def shared_dialogue(one: str, other: str) -> str:
-    """The turns two dialogues share, up to and with the last `Assistant:`; "" if there is none."""
-    if isinstance(one, ChatText):
-        return one.prompt
-    common = one[: shared_length(one, other)]
+def shared_dialogue(first: str, second: str) -> str:
+    """The turns that two dialogues share, up to and with the last `Assistant:`; else ""."""
+    if isinstance(first, ChatText):
+        return first.prompt
+    common = first[: shared_length(first, second)]
     end = common.rfind(_ASSISTANT_TURN)
     return common[: end + len(_ASSISTANT_TURN)] if end >= 0 else ""
 
 
-def shared_length(one: Sequence[object], other: Sequence[object]) -> int:
-    """How many characters, or tokens, two texts begin with alike."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+def shared_length(first: Sequence[object], second: Sequence[object]) -> int:
+    """How many characters, or tokens, two texts share at their beginning."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 # Subsets of RewardBench by its own sections (arXiv 2403.13787, table 1).
@@ -114,7 +113,7 @@ _SECTION_OF = {subset: name for name, subsets in _SECTIONS.items() for subset in
 
 @dataclass(frozen=True)
 class JudgedPair:
-    """`name` is its line; both texts go on from `prompt`. A `ChatText` has its prompt in it."""
+    """`name` is its line. Both texts continue `prompt`; a `ChatText` holds the prompt."""
 
     name: str
     prompt: str
@@ -125,7 +124,7 @@ class JudgedPair:
 
 @dataclass(frozen=True)
 class JudgedPairs:
-    """The pairs of a table, its columns that are not read, and whether they are dialogues."""
+    """The pairs of a table, its columns that nothing reads, and whether the pairs are dialogues."""
 
     pairs: list[JudgedPair]
     ignored: list[str]
@@ -135,20 +134,20 @@ class JudgedPairs:
 def read_judged_pairs(
     path: str | TableLike, *, template: str = "{text}", tokenizer: Any = None, chat: bool = False
 ) -> JudgedPairs:
-    """RewardBench (`prompt`, `chosen`, `rejected`, `subset`) and HH (`chosen`, `rejected`, whole
-    dialogues), from jsonl or csv. The prompt may have any of its usual names. `template` holds
-    {text} for a prompt that has a column.
+    """Reads RewardBench (`prompt`, `chosen`, `rejected`, `subset`) and HH (`chosen`, `rejected`:
+    whole dialogues). The prompt may have any of its usual names. `template` holds {text}, for a
+    prompt in a column.
 
-    Messages are written by the tokenizer's chat template; with `chat` so are texts, as a user's
-    and the assistant's.
+    The tokenizer's chat template writes messages, and with `chat` also texts, as a user's and the
+    assistant's. Raises OtterError.
     """
-    place = Path(path) if isinstance(path, str) else path
-    sample = sample_rows(place)
+    table = Path(path) if isinstance(path, str) else path
+    sample = sample_rows(table)
     column = pair_prompt("chosen", "rejected", sample)
     sides = ("chosen", "rejected")
     chat = chat or any(holds_messages(side, sample) for side in sides)
     if chat:
-        place = ChatTable(place, tokenizer, sides, column)
+        table = ChatTable(table, tokenizer, sides, column)
 
     def parse(record: Record) -> JudgedPair:
         better, worse = record.text("chosen"), record.text("rejected")
@@ -166,5 +165,5 @@ def read_judged_pairs(
     used = ["chosen", "rejected", "subset", "section", *([column] if column else [])]
     ignored = ignored_columns(sample, used)
     if ignored:
-        say(f"{place}: columns that are not read: {', '.join(map(repr, ignored))}")
-    return JudgedPairs(read_rows(place, parse, at_least=1), ignored, chat)
+        say(f"{table}: columns that are not read: {', '.join(map(repr, ignored))}")
+    return JudgedPairs(read_rows(table, parse, at_least=1), ignored, chat)

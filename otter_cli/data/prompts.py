@@ -1,6 +1,6 @@
-"""Prompts, in the forms in which benchmarks publish them.
+"""Prompts, in the forms of published benchmarks.
 
-The form of a row is recognised from its columns: text, messages, turns or a preference pair."""
+The columns of a row show its form: text, messages, turns or a preference pair."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ _TEXT_SLOT = "{text}"
 
 @dataclass(frozen=True)
 class Prompt:
-    """`text` is ready for the tokenizer; `line` (from 1) names the prompt within its file.
-    `messages`: the dialogue to be answered, where the file holds messages; `text` is then what the
-    last of them says."""
+    """`text` is ready for the tokenizer. `line` (from 1) names the prompt within its file.
+    `messages`: the dialogue to answer, where the file holds messages; `text` is then the text of
+    the last one."""
 
     text: str
     line: int
@@ -38,12 +38,11 @@ class Prompt:
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """What must not occur in both training and test data."""
         return (self.text,)
 
     def written(self, tokenizer: Any, chat: bool, file: object = None) -> str:
-        """What an encoder reads: the text, or with `chat` a `ChatText` up to where the answer
-        begins; a text is then a user's message. Raises OtterError, with file and line."""
+        """The text for an encoder; with `chat` a `ChatText` up to the beginning of the answer, in
+        which a plain text is a user's message. Raises OtterError, with file and line."""
         where = "the prompt" if file is None else f"{file}, line {self.line}"
         if not chat:
             if self.messages:
@@ -74,11 +73,10 @@ def read_prompts(
 ) -> list[Prompt]:
     """Prompts from rows or, in a txt file, from lines.
 
-    Without `column` a row's form is recognised: preference pairs (the dialogue that both share),
-    RealToxicityPrompts, Spec-Bench (its first turn), `prompt`, `text`, `messages`, or another usual
-    name of a prompt (`question`, `instruction`, `query`, `input`). `template` holds
-    {text}, e.g. "\\n\\nHuman: {text}\\n\\nAssistant:"; a pair's dialogue has its own form and skips
-    it, and so do messages.
+    Without `column` the form of a row is recognised: preference pairs (their shared dialogue),
+    RealToxicityPrompts, Spec-Bench (the first turn), `prompt`, `text`, `messages`, or another usual
+    name of a prompt (`question`, `instruction`, `query`, `input`). `template` holds {text}, e.g.
+    "\\n\\nHuman: {text}\\n\\nAssistant:". Dialogues of pairs and messages do not use it.
     """
     return draw_prompts(path, column=column, template=template).rows
 
@@ -91,14 +89,14 @@ def draw_prompts(
     limit: int | None = None,
     seed: int = 0,
 ) -> DrawnPrompts:
-    """As `read_prompts`; of more than `limit` prompts a draw by `seed`, across categories."""
+    """As `read_prompts`; at most `limit` prompts, drawn by `seed` across categories."""
     if _TEXT_SLOT not in template:
         raise OtterError(
             f"prompt template {template!r} has no {_TEXT_SLOT}", hint=f"put {_TEXT_SLOT} in it"
         )
-    place: TableLike = Path(path)
+    table: TableLike = Path(path)
     if format_of(Path(path)) == "txt":
-        place, column = _LineTable(Path(path)), "text"
+        table, column = _LineTable(Path(path)), "text"
 
     def parse(record: Record) -> Prompt:
         if messages := _prompt_messages(record, column):
@@ -111,14 +109,14 @@ def draw_prompts(
         return Prompt(template.replace(_TEXT_SLOT, text), record.line, str(category))
 
     if limit is None:
-        return DrawnPrompts(read_rows(place, parse, at_least=1))
-    table = LimitedTable(place, limit, seed)
-    return DrawnPrompts(read_rows(table, parse, at_least=1), table.drawn)
+        return DrawnPrompts(read_rows(table, parse, at_least=1))
+    limited = LimitedTable(table, limit, seed)
+    return DrawnPrompts(read_rows(limited, parse, at_least=1), limited.drawn)
 
 
 @dataclass(frozen=True)
 class _LineTable:
-    """A txt file, a prompt a line."""
+    """A txt file with one prompt per line."""
 
     path: Path
 
@@ -132,7 +130,7 @@ class _LineTable:
 
 
 def _prompt_messages(record: Record, column: str | None) -> list[Message]:
-    """The dialogue of a row that holds messages; of a pair of dialogues, what both begin with."""
+    """The dialogue of a row that holds messages; of a pair of dialogues, their shared beginning."""
     values = record.values
     if column is not None:
         return read_prompt(record, column) if is_messages(record.value(column)) else []
@@ -147,7 +145,7 @@ def _prompt_messages(record: Record, column: str | None) -> list[Message]:
     shared = shared_question([read_messages(record, name) for name in sides])
     if not shared:
         raise record.error(
-            "'chosen' and 'rejected' share no message to be answered",
+            "'chosen' and 'rejected' share no message to answer",
             "name the column that holds the prompt",
         )
     return shared
@@ -162,14 +160,14 @@ def _recognised_text(record: Record) -> str:
     for column in ("prompt", "text"):
         if column in values:
             return record.text(column)
-    others = [name for name in PROMPT_COLUMNS if name in values]
-    if len(others) > 1:
+    usual = [name for name in PROMPT_COLUMNS if name in values]
+    if len(usual) > 1:
         raise record.error(
-            f"columns {' and '.join(map(repr, others))} could both be the prompt",
-            f"name the one that is meant: --column {others[0]}",
+            f"columns {' and '.join(map(repr, usual))} could both be the prompt",
+            f"name the one that is meant: --column {usual[0]}",
         )
-    if others:
-        return record.text(others[0])
+    if usual:
+        return record.text(usual[0])
     if {"chosen", "rejected"} <= values.keys():
         raise record.error(
             "'chosen' and 'rejected' share no dialogue up to an 'Assistant:' turn",
@@ -184,7 +182,7 @@ def _recognised_text(record: Record) -> str:
 
 
 def _shared_dialogue_of_pair(record: Record) -> str:
-    """What a pair of dialogues begins with; "" for rows that are no such pair."""
+    """The shared beginning of a pair of dialogues; "" for other rows."""
     if not {"chosen", "rejected"} <= record.values.keys():
         return ""
     return shared_dialogue(record.text("chosen"), record.text("rejected"))

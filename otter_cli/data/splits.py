@@ -19,12 +19,13 @@ from otter_cli.data.tables import Record, TableLike, read_records
 
 class HasIdentity(Protocol):
     @property
-    def identity(self) -> tuple[str, ...]: ...
+    def identity(self) -> tuple[str, ...]:
+        """The texts that must not occur in both training and test data."""
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """How many of `test` rows have a text that training has too, and the first such rows."""
+    """How many of `test` rows share a text with training rows, and the first of them."""
 
     shared: int
     test: int
@@ -36,7 +37,7 @@ class Overlap:
 
 
 def find_overlap(train: Sequence[HasIdentity], test: Sequence[HasIdentity]) -> Overlap:
-    """Texts count as the same when they differ in case and white space only."""
+    """Texts that differ in case and white space alone count as the same."""
     seen = {normal_text(text) for row in train for text in row.identity}
     rows = [
         i for i, row in enumerate(test) if any(normal_text(text) in seen for text in row.identity)
@@ -45,17 +46,17 @@ def find_overlap(train: Sequence[HasIdentity], test: Sequence[HasIdentity]) -> O
 
 
 def normal_text(text: str) -> str:
-    """A text for comparison: without case and amounts of white space."""
+    """A text for comparison, without case and repeated white space."""
     return " ".join(text.casefold().split())
 
 
-# Longer lists of lines are recorded by their digest alone.
+# A longer list of lines is recorded by its digest alone.
 _MAX_LISTED_LINES = 1_000
 
 
 def draw_rows(categories: Sequence[str], limit: int | None, seed: int = 0) -> list[int]:
-    """Indices of `limit` rows, ascending. Each category has its share of them, by largest
-    remainder; within a category every row is equally likely. No limit keeps all."""
+    """Indices of `limit` rows, ascending; without a limit all. Each category gets its share, by
+    largest remainder. Within a category every row is equally likely."""
     if limit is not None and limit < 1:
         raise OtterError(f"a limit of {limit} rows", hint="at least 1, or no limit")
     if limit is None or limit >= len(categories):
@@ -72,10 +73,10 @@ def draw_rows(categories: Sequence[str], limit: int | None, seed: int = 0) -> li
 
 
 def _shares(sizes: Mapping[str, int], limit: int, seed: int) -> dict[str, int]:
-    """How many rows of each category, `limit` in all."""
+    """The number of rows of each category, `limit` in all."""
     total = sum(sizes.values())
     shares = {category: limit * size // total for category, size in sizes.items()}
-    # Equal remainders are ordered by the seed: file order would always favour the same ones.
+    # The seed orders equal remainders. File order would always favour the same categories.
     order = sorted(
         sizes, key=lambda c: (-(limit * sizes[c] % total), derive_seed("remainder", seed, c))
     )
@@ -97,7 +98,7 @@ class RowDraw:
         return len(self.lines) == self.total
 
     def record(self) -> dict[str, Any]:
-        """For a training record: lines where they are few, and their digest."""
+        """For a training record: the digest of the lines, and the lines if they are few."""
         listed = {"lines": list(self.lines)} if len(self.lines) <= _MAX_LISTED_LINES else {}
         return {
             "seed": self.seed,
@@ -108,36 +109,36 @@ class RowDraw:
 
 
 class LimitedTable:
-    """The rows of a place that a draw keeps. `drawn` says which, once they were read."""
+    """The rows of a table that a draw keeps. `drawn` says which, after they were read."""
 
     def __init__(
         self,
-        place: TableLike,
+        table: TableLike,
         limit: int,
         seed: int = 0,
         category: Callable[[Record], str] | None = None,
     ) -> None:
-        self.place, self.limit, self.seed = place, limit, seed
+        self.table, self.limit, self.seed = table, limit, seed
         self.category = category or category_of
         self.drawn: RowDraw | None = None
 
     def __str__(self) -> str:
-        return str(self.place)
+        return str(self.table)
 
     def records(self) -> Iterator[Record]:
-        """Reads the place twice: a large file does not fit into memory."""
-        known = [(record.line, self.category(record)) for record in read_records(self.place)]
-        kept = draw_rows([category for _, category in known], self.limit, self.seed)
-        self.drawn = RowDraw(self.seed, len(known), tuple(known[index][0] for index in kept))
-        wanted = set(kept)
-        for index, record in enumerate(read_records(self.place)):
-            if index in wanted:
+        """Reads the table twice, since a large file does not fit into memory."""
+        rows = [(record.line, self.category(record)) for record in read_records(self.table)]
+        indices = draw_rows([category for _, category in rows], self.limit, self.seed)
+        self.drawn = RowDraw(self.seed, len(rows), tuple(rows[index][0] for index in indices))
+        kept = set(indices)
+        for index, record in enumerate(read_records(self.table)):
+            if index in kept:
                 yield record
 
 
 def category_of(record: Record) -> str:
-    """A row's category, where it names one: Spec-Bench's, RewardBench's, or the toxicity of a
-    RealToxicityPrompts prompt."""
+    """A row's category of Spec-Bench or RewardBench, or the toxicity of a RealToxicityPrompts
+    prompt; else ""."""
     for column in ("category", "subset", "section"):
         if isinstance(value := record.values.get(column), str):
             return value
@@ -145,7 +146,7 @@ def category_of(record: Record) -> str:
 
 
 def toxicity_of(record: Record) -> str:
-    """RealToxicityPrompts are told apart at 0.5 by the score of the prompt, where a row has one."""
+    """RealToxicityPrompts divides its prompts at a score of 0.5; "" for a row without a score."""
     prompt = record.values.get("prompt")
     score = prompt.get("toxicity") if isinstance(prompt, Mapping) else None
     if not isinstance(score, int | float):

@@ -1,4 +1,4 @@
-"""What `otter train` would understand of a data file, without training anything."""
+"""What `otter train` would read from a data file: kind, columns, lengths, duplicates, classes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _NO_LIMIT = 1 << 31
 @dataclass(frozen=True)
 class DataSummary:
     """`lengths`: tokens of a text (median, 90 %, longest), or characters without a tokenizer.
-    `cut`: texts longer than `max_length`. `duplicates`: rows whose texts an earlier row has.
-    `identical`: pairs whose two texts are equal, before and after a cut."""
+    `cut`: texts longer than `max_length`. `duplicates`: rows with the texts of an earlier row.
+    `identical`: pairs whose texts are equal, or equal after a cut."""
 
     path: Path
     kind: FileKind
@@ -57,14 +57,13 @@ def summarise(
     max_length: int | None = None,
 ) -> DataSummary:
     """Reads the whole file. `named`: columns that the user names, by their use (text, label,
-    prompt, chosen, rejected). Raises OtterError, with file and line, for rows that cannot be used.
-    """
+    prompt, chosen, rejected). Raises OtterError, with file and line, for unusable rows."""
     rows = sample_rows(path)
     if not rows:
         raise OtterError(f"{path} has no rows", hint="it needs one row a text, or one a pair")
     kind, columns = _detect_kind(path, rows, dict(named or {}))
     texts = [columns[key] for key in ("chosen", "rejected", "text") if key in columns]
-    # As training decides it: a prompt with its answer is a dialogue where there is a template.
+    # As in training, with a chat template a prompt with its answer is a dialogue.
     chat = any(holds_messages(column, rows) for column in (*texts, columns.get("prompt", "")))
     chat |= bool(getattr(tokenizer, "chat_template", None)) and "prompt" in columns
     counted = _RowCounter(kind, columns, chat, tokenizer, max_length)
@@ -90,7 +89,7 @@ def summarise(
 def _detect_kind(
     path: Path, rows: Sequence[Mapping[str, Any]], named: dict[str, str]
 ) -> tuple[FileKind, dict[str, str]]:
-    """What the file is for, and the column for each use."""
+    """The kind of the file, and the column for each use."""
     names = column_names(rows)
     for use, column in named.items():
         if column not in names:
@@ -125,7 +124,7 @@ def _detect_kind(
 
 
 class _RowCounter:
-    """What is counted row by row."""
+    """Counts and lengths over the rows of a file."""
 
     def __init__(
         self,
@@ -137,7 +136,7 @@ class _RowCounter:
     ) -> None:
         self.columns, self.chat = columns, chat
         self.tokenizer, self.max_length = tokenizer, max_length
-        # Training writes an end after a text; what the base continues has none.
+        # Training appends EOS to a text. A prompt that the base continues has none.
         self.eos = kind != "prompts" and getattr(tokenizer, "eos_token_id", None) is not None
         self.rows = self.cut = self.duplicates = self.identical = 0
         self.lengths: list[int] = []
@@ -154,32 +153,31 @@ class _RowCounter:
         key = tuple(map(str, texts))
         self.duplicates += key in self._seen
         self._seen.add(key)
-        read = [self._ids(text) for text in texts]
-        for ids in read:
+        encoded = [self._ids(text) for text in texts]
+        for ids in encoded:
             self.lengths.append(len(ids))
             self.cut += self.max_length is not None and len(ids) > self.max_length
-        if len(read) == 2:
-            keep = self.max_length or max(map(len, read))
-            self.identical += read[0][-keep:] == read[1][-keep:]
+        if len(encoded) == 2:
+            keep = self.max_length or max(map(len, encoded))
+            self.identical += encoded[0][-keep:] == encoded[1][-keep:]
         if "label" in self.columns:
             self.classes[str(record.value(self.columns["label"]))] += 1
 
     def _text(self, record: Record, column: str) -> Any:
-        """A text with its prompt before it, or messages."""
+        """A text after its prompt, or messages."""
         value = record.value(column)
-        before = self.columns.get("prompt")
+        prompt = self.columns.get("prompt")
+        start = record.value(prompt) if prompt else []
+        if not is_messages(start):
+            start = [{"role": "user", "content": start}] if start else []
         if is_messages(value):
-            start = record.value(before) if before else []
-            first = start if is_messages(start) else _as_user(start)
-            return [*first, *value] if first and value[0]["role"] == "assistant" else value
+            return [*start, *value] if start and value[0]["role"] == "assistant" else value
         text = record.text(column)
-        if before is None:
+        if prompt is None:
             return text
-        start = record.value(before)
         if self.chat:
-            first = start if is_messages(start) else _as_user(start)
-            return [*first, {"role": "assistant", "content": text}]
-        return record.text(before) + text
+            return [*start, {"role": "assistant", "content": text}]
+        return record.text(prompt) + text
 
     def _ids(self, text: Any) -> Sequence[Any]:
         if self.tokenizer is None:
@@ -187,13 +185,9 @@ class _RowCounter:
         from otter_cli.data.chat_template import render_chat
         from otter_cli.data.encoding import Encoder
 
-        written = text if isinstance(text, str) else render_chat(self.tokenizer, text)
+        rendered = text if isinstance(text, str) else render_chat(self.tokenizer, text)
         encode = Encoder(self.tokenizer, _NO_LIMIT, eos=self.eos, allow_empty=True)
-        return encode([written]).ids[0]
-
-
-def _as_user(text: Any) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": text}] if text else []
+        return encode([rendered]).ids[0]
 
 
 def _quantiles(lengths: Sequence[int]) -> dict[str, int]:

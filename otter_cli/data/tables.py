@@ -17,28 +17,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
-from otter_cli.core.errors import OtterError, closest, from_os_error
+from otter_cli.core.errors import OtterError, did_you_mean, from_os_error
 from otter_cli.core.library_errors import translate_library_errors
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
 
 def find_data(name: str, beside: Path | None = None) -> Path:
-    """The file a recipe means: `$NAME` and `~` expanded, else beside the recipe, else from here.
-
-    Raises OtterError for an unset variable and a missing file.
+    """The file of this name, with `$NAME` and `~` expanded, beside the recipe or in the working
+    folder. Raises OtterError for an unset variable and for a missing file.
     """
     path = Path(expand_variables(name)).expanduser()
-    tried = [folder / path for folder in ([beside] if beside else []) + [Path()]]
-    for candidate in tried:
+    candidates = [folder / path for folder in ([beside] if beside else []) + [Path()]]
+    for candidate in candidates:
         if candidate.exists():
             return candidate
-    places = " and ".join(dict.fromkeys(str(candidate) for candidate in tried))
-    raise OtterError(f"data file {name!r} not found; looked for {places}", hint="check the path")
+    tried = " and ".join(dict.fromkeys(map(str, candidates)))
+    raise OtterError(f"data file {name!r} not found; looked for {tried}", hint="check the path")
 
 
 def expand_variables(text: str) -> str:
-    """`$NAME` and `${NAME}` from the environment. Raises OtterError for one that is not set."""
+    """Replaces `$NAME` and `${NAME}`. Raises OtterError for a variable that is not set."""
     return _VARIABLE.sub(_variable_value, text)
 
 
@@ -56,14 +55,13 @@ _BYTE_ORDER_MARK = "\ufeff"
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbers (from 1) and lines, endings kept; OtterError unless it is non-empty UTF-8.
-
-    A line ends with LF, CR LF or a lone CR, as in Python's universal newlines.
+    """Line numbers (from 1) and lines with their endings: LF, CR LF or a lone CR, as in Python's
+    universal newlines. Raises OtterError unless the file is UTF-8 and not empty.
     """
     number = 0
     try:
         with _open_binary(path) as file:
-            # Bytes split at these three alone; a text would split at U+2028 as well.
+            # bytes.splitlines splits at these three alone, str.splitlines at U+2028 as well.
             lines = (line for part in file for line in part.splitlines(keepends=True))
             for number, line in enumerate(lines, 1):
                 text = _decode_line(line, path, number)
@@ -81,7 +79,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def format_of(path: Path) -> str:
-    """The file's kind by its name, `.gz` aside: "jsonl", "csv", "txt" ..."""
+    """The format by the file's name without `.gz`: "jsonl", "csv", "txt" ..."""
     name = path.name.lower().removesuffix(".gz")
     return name.rpartition(".")[2] if "." in name else ""
 
@@ -105,7 +103,7 @@ Row = TypeVar("Row")
 
 
 class RowReader(Protocol):
-    """Rows that are no file of their own; as text it says where they are from."""
+    """A table that is not simply a file. `str()` of it says where its rows come from."""
 
     def records(self) -> Iterator[Record]: ...
 
@@ -115,16 +113,17 @@ TableLike = Path | RowReader
 
 @dataclass(frozen=True)
 class Record:
-    """One row: where it stands, and its values by column."""
+    """One row of a table: its values by column, and where it is. `unit` is what `line` counts: the
+    lines of a text, or the rows of a table."""
 
     path: TableLike
     line: int
     values: Mapping[str, Any]
-    # What `line` counts: lines of a text, or rows of a table.
     unit: str = "line"
 
     def value(self, column: str) -> Any:
-        """`a.b` also reaches into an object under `a`, `a.0` into a list; plain names go first."""
+        """The value of a column. `a.b` reads key `b` of an object in column `a`, `a.0` the first
+        item of a list; a column with the whole name goes first. Raises OtterError."""
         if column in self.values:
             return self.values[column]
         outer, dot, inner = column.partition(".")
@@ -133,15 +132,14 @@ class Record:
             nested = {str(i): value for i, value in enumerate(nested)}
         if dot and isinstance(nested, Mapping):
             return replace(self, values=nested).value(inner)
-        near = closest(column, self.values)
         raise self.error(
             f"no column {column!r}",
-            (f"did you mean {near!r}? " if near else "")
+            did_you_mean(column, self.values)
             + f"its columns: {', '.join(map(repr, self.values)) or 'none'}",
         )
 
     def text(self, column: str) -> str:
-        """Text with something in it besides white space."""
+        """A text with more than white space. Raises OtterError for anything else."""
         value = self.value(column)
         if not isinstance(value, str):
             raise self.error(f"{column!r} is {_type_name(value)}, not text", "name another column")
@@ -150,13 +148,13 @@ class Record:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            # JSON's \ud800 escapes can spell half a character, at which tokenizers fail.
+            # JSON's \ud800 escapes can spell half a character, and tokenizers fail at it.
             hint = "write the file again as UTF-8, without \\u escapes"
             raise self.error(f"{column!r} holds half a surrogate pair", hint) from error
         return value
 
     def number(self, column: str, low: float = -math.inf, high: float = math.inf) -> float:
-        """A number from `low` to `high`, or text that spells one."""
+        """A number from `low` to `high`, also one spelled as text. Raises OtterError."""
         value = self.value(column)
         try:
             number = float(value)
@@ -178,8 +176,8 @@ class Record:
 
 
 def read_records(path: TableLike) -> Iterator[Record]:
-    """The rows of a table, or of a jsonl, csv or tsv (or one of these with .gz) or parquet file;
-    blank lines are left out. Paragraphs of a txt file are rows with one column, `text`."""
+    """The rows of a table, or of a jsonl, csv, tsv (each also as .gz) or parquet file, without
+    blank lines. The paragraphs of a txt file are rows with one column, `text`."""
     if not isinstance(path, Path):
         return path.records()
     kind = format_of(path)
@@ -203,7 +201,7 @@ def read_rows(
     *,
     at_least: int = 2,
 ) -> list[Row]:
-    """Every row parsed; OtterError when fewer than `at_least` are there."""
+    """All rows, parsed. Raises OtterError for fewer than `at_least`."""
     records = read_records(Path(path) if isinstance(path, str) else path)
     rows = [parse(record) for record in records]
     require_rows(path, len(rows), at_least)
@@ -274,7 +272,7 @@ def _checked_header(row: list[str], record: Record) -> list[str]:
 
 
 def _type_name(value: object) -> str:
-    """A JSON value's type, as people say it."""
+    """The type of a JSON value, in words."""
     names = {bool: "a truth value", int: "a number", float: "a number", str: "text"}
     names |= {list: "a list", dict: "an object", type(None): "null"}
     return names.get(type(value), type(value).__name__)
@@ -284,7 +282,7 @@ TEXT_COLUMN = "text"
 
 
 def paragraph_records(path: Path) -> Iterator[Record]:
-    """The paragraphs of a text file, each at the line that it begins with."""
+    """The paragraphs of a text file, each with the number of its first line."""
     lines: list[str] = []
     first = 1
     for number, line in numbered_lines(path):
@@ -302,7 +300,7 @@ _PARQUET_HINT = "the file is not a whole parquet file: fetch or write it again"
 
 
 def parquet_records(path: Path) -> Iterator[Record]:
-    """Raises OtterError for a file that is damaged, empty or not there."""
+    """Raises OtterError for a file that is damaged, empty or missing."""
     from pyarrow.parquet import ParquetFile
 
     try:
@@ -323,7 +321,7 @@ _HUB_HINT = "check id, subset, split and revision, and whether the hub can be re
 
 @dataclass(frozen=True)
 class HubTable:
-    """One split of a dataset. `subset`: its configuration, where it has several."""
+    """One split of a dataset of the hub. `subset`: its configuration, where it has several."""
 
     dataset: str
     split: str
@@ -334,7 +332,7 @@ class HubTable:
         return f"{self.dataset}, split {self.split}"
 
     def records(self) -> Iterator[Record]:
-        """Raises OtterError for what is not there, and for an id without a revision."""
+        """Raises OtterError for a missing dataset, and for an id without a revision."""
         if self.revision is None and not Path(self.dataset).is_dir():
             raise OtterError(
                 f"dataset {self.dataset!r} has no revision",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from otter_cli.core.errors import OtterError, closest
+from otter_cli.core.errors import OtterError, did_you_mean
 from otter_cli.data.chat_template import ChatText
 from otter_cli.data.tables import TEXT_COLUMN, Record, TableLike, format_of, read_rows
 
@@ -16,7 +16,7 @@ LabelMapping = Mapping[str, float | Sequence[float]]
 
 @dataclass(frozen=True)
 class LabelledText:
-    """`since`: the character at which begins what the labels are for, where that is known."""
+    """`since`: the first character that the labels hold for, where that is known."""
 
     text: str
     labels: tuple[float, ...]
@@ -24,7 +24,6 @@ class LabelledText:
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """What must not occur in both training and test data."""
         return (self.text,)
 
 
@@ -40,44 +39,46 @@ def read_labelled(
     high: float = 1.0,
     since: str | None = None,
 ) -> list[LabelledText]:
-    """Texts with their labels, from a table.
+    """Texts with their labels, from a table. Raises OtterError, with file and line.
 
-    Each column of `labels` is a number from `low` to `high`; or, with `mapping`, one of its keys,
-    that stands for a number or for several: {"0": 1, "1": 1, "2": 0} reads three classes as two,
-    {"hate": [1, 0], "rude": [0, 1]} one column as two labels. One column without a mapping says
-    which of several `classes` a text is of: see `class_labels`. `prompt` is a column that is put
-    before the text. `since` is a column of characters of the text, from 0, or of nothing; in a
-    dialogue they are those of the last message.
-    OtterError, with file and line, for anything else.
+    Each column of `labels` holds a number from `low` to `high`. With `mapping` it holds one of its
+    keys, which stand for one or more numbers: {"0": 1, "1": 1, "2": 0} reads three classes as two,
+    {"hate": [1, 0], "rude": [0, 1]} one column as two labels. With several `classes` and no mapping
+    one column names the classes of a text: see `class_labels`. The column `prompt` is put before
+    the text. The column `since` holds the first character (from 0) that the labels hold for, or
+    nothing; in a dialogue it counts in the last message.
     """
     if mapping:
         _check_mapping(mapping, low, high)
     by_class = not mapping and len(labels) == 1 and len(classes) > 1
 
     def parse(record: Record) -> LabelledText:
-        found: list[float] = []
+        numbers: list[float] = []
         for column in labels:
             if by_class:
-                found += class_labels(record, column, classes)
+                numbers += class_labels(record, column, classes)
+            elif mapping:
+                numbers += _as_floats(_mapped_value(record, column, mapping))
             else:
-                found += _labels(record, column, mapping, low, high)
-        written = record.text(text)
-        # A dialogue has its prompt already.
-        start = record.text(prompt) if prompt and not isinstance(written, ChatText) else ""
-        begins = _start_character(record, text, since)
-        begins = None if begins is None else len(start) + begins
-        return LabelledText(start + written if start else written, tuple(found), begins)
+                numbers.append(record.number(column, low, high))
+        content = record.text(text)
+        # A dialogue holds its prompt already.
+        start = record.text(prompt) if prompt and not isinstance(content, ChatText) else ""
+        character = _start_character(record, text, since)
+        if character is not None:
+            character += len(start)
+        return LabelledText(start + content if start else content, tuple(numbers), character)
 
     return read_rows(path, parse)
 
 
 def class_labels(record: Record, column: str, classes: Sequence[str]) -> list[float]:
-    """One number for each class: 1 for those that the column names, as a name, a number from 0, a
-    list of these, or (of two classes) a truth value: false is the first."""
+    """One number for each class: 1 for each class that the column gives, else 0. It gives a name, a
+    number from 0, a list of these, or for two classes a truth value: false is the first."""
     value = record.value(column)
-    named = value if isinstance(value, list) else [value]
-    chosen = {_class_index(record, column, one, classes) for one in named}
-    return [float(index in chosen) for index in range(len(classes))]
+    values = value if isinstance(value, list) else [value]
+    present = {_class_index(record, column, each, classes) for each in values}
+    return [float(index in present) for index in range(len(classes))]
 
 
 def _class_index(record: Record, column: str, value: object, classes: Sequence[str]) -> int:
@@ -89,16 +90,15 @@ def _class_index(record: Record, column: str, value: object, classes: Sequence[s
             return int(text.lower() == "true")
     elif text.removesuffix(".0").isdecimal() and int(text.removesuffix(".0")) < len(classes):
         return int(text.removesuffix(".0"))
-    near = closest(text, classes)
     raise record.error(
         f"{column!r} is {text!r}, which is none of the classes {', '.join(classes)}",
-        (f"did you mean {near!r}? " if near else "")
+        did_you_mean(text, classes)
         + f"give a name, a number from 0 to {len(classes) - 1}, or a mapping",
     )
 
 
 def _start_character(record: Record, column: str, since: str | None) -> int | None:
-    """Counted in the text; of a dialogue in what its last message says."""
+    """The index in the text; in a dialogue the column counts in its last message."""
     if since is None or record.value(since) in (None, ""):
         return None
     text = record.text(column)
@@ -106,29 +106,20 @@ def _start_character(record: Record, column: str, since: str | None) -> int | No
         return int(record.number(since, 0, len(text) - 1))
     if text.answer is None:
         raise record.error(
-            f"the last message of {column!r} stands otherwise in what the chat template writes, "
-            f"so that {since!r} has no place there",
+            f"the chat template changes the last message of {column!r}, so {since!r} cannot be "
+            "found in it",
             "leave `since` out, or give the text as the template writes it, without chat",
         )
     start, end = text.answer
     return start + int(record.number(since, 0, end - start - 1))
 
 
-def _labels(
-    record: Record, column: str, mapping: LabelMapping | None, low: float, high: float
-) -> list[float]:
-    if mapping:
-        return _as_floats(_mapped_value(record, column, mapping))
-    return [record.number(column, low, high)]
-
-
 def _mapped_value(record: Record, column: str, mapping: LabelMapping) -> float | Sequence[float]:
     key = str(record.value(column)).strip()
     if key not in mapping:
-        near = closest(key, mapping)
         raise record.error(
             f"{column!r} is {key!r}, which the mapping lacks",
-            (f"did you mean {near!r}? " if near else "") + f"it has {', '.join(mapping)}",
+            did_you_mean(key, mapping) + f"it has {', '.join(mapping)}",
         )
     return mapping[key]
 
@@ -156,17 +147,17 @@ def _as_floats(value: float | Sequence[float]) -> list[float]:
 def read_texts(
     path: str | TableLike, *, column: str = TEXT_COLUMN, prompt: str | None = None
 ) -> list[str]:
-    """The paragraphs of a txt file (blank lines part them), or a column of a table; with `prompt`,
-    that column is put before it."""
+    """The paragraphs of a txt file, divided by blank lines; or a column of a table, with the column
+    `prompt` before it."""
     path = Path(path) if isinstance(path, str) else path
-    # A limit or a split may stand before the file.
-    file = getattr(path, "place", path)
+    # A table with a limit wraps its file.
+    file = getattr(path, "table", path)
     if isinstance(file, Path) and format_of(file) == "txt":
         return read_rows(path, lambda record: record.text(TEXT_COLUMN), at_least=1)
 
     def parse(record: Record) -> str:
         text = record.text(column)
-        # A dialogue has its prompt already.
+        # A dialogue holds its prompt already.
         return text if prompt is None or isinstance(text, ChatText) else record.text(prompt) + text
 
     return read_rows(path, parse)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from otter_cli.checkpoint.folder import MANIFEST
 from otter_cli.core.digests import sha256_bytes, sha256_json
-from otter_cli.core.errors import OtterError, closest, label_index
+from otter_cli.core.errors import OtterError, did_you_mean, label_index
 from otter_cli.core.strict_files import read_small_file
 from otter_cli.scorers.detoxify import (
     files_digest,
@@ -54,11 +54,9 @@ class TextScorer:
         """The columns of these names. Raises OtterError for one that the scorer does not give."""
         for name in names:
             if name not in self.names:
-                near = closest(name, self.names)
                 raise OtterError(
                     f"the teacher gives no {name!r}",
-                    hint=(f"did you mean {near!r}? " if near else "")
-                    + f"it gives {', '.join(self.names)}",
+                    hint=did_you_mean(name, self.names) + f"it gives {', '.join(self.names)}",
                 )
         return [self.names.index(name) for name in names]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from otter_cli.core.errors import OtterError, closest
+from otter_cli.core.errors import OtterError, did_you_mean
 from otter_cli.core.intervals import Interval, interval, mean
 from otter_cli.data.batches import longest_first_batches
 from otter_cli.signals.config import SignalConfig
@@ -107,11 +107,9 @@ class EarlyStopping:
         assert self.recipe.best is not None
         signal, _, metric = self.recipe.best.partition("/")
         if metric not in metrics[signal]:
-            near = closest(metric, metrics[signal])
             raise OtterError(
                 f"best: {signal} has no metric {metric!r}",
-                hint=(f"did you mean {near!r}? " if near else "")
-                + f"it has {', '.join(metrics[signal])}",
+                hint=did_you_mean(metric, metrics[signal]) + f"it has {', '.join(metrics[signal])}",
             )
         value = metrics[signal][metric].mean
         smaller_is_better = metric.startswith(("squared_error", "nats"))

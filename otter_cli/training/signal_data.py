@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from otter_cli.core.console import say, warn
 from otter_cli.core.digests import sha256_file, sha256_json
-from otter_cli.core.errors import OtterError, closest
+from otter_cli.core.errors import OtterError, did_you_mean
 from otter_cli.core.process import derive_seed
 from otter_cli.data.batches import LengthBuckets
 from otter_cli.data.columns import ignored_columns, sample_rows
@@ -42,11 +42,9 @@ def graft_signals(folder: Path, recipe: Recipe) -> dict[str, SignalConfig]:
     signals = {s.name: s for config in manifest.insertions for s in config.signals}
     for name, objective in recipe.signals.items():
         if name not in signals:
-            near = closest(name, signals)
             raise OtterError(
                 f"the recipe trains signal {name!r}, which {folder} does not have",
-                hint=(f"did you mean {near!r}? " if near else "")
-                + f"its signals: {', '.join(signals) or 'none'}",
+                hint=did_you_mean(name, signals) + f"its signals: {', '.join(signals) or 'none'}",
             )
         objective.check(signals[name])
     return {name: signals[name] for name in recipe.signals}

@@ -256,7 +256,7 @@ def test_a_template_that_is_damaged_is_not_blamed_on_the_messages(
     tiny_tokenizer: Any, template: str
 ) -> None:
     tokenizer = chat_tokenizer(tiny_tokenizer, template)
-    with pytest.raises(OtterError, match="the chat template is no sound program: ") as caught:
+    with pytest.raises(OtterError, match="the chat template is not a valid program: ") as caught:
         read_texts(ChatTable(Listed({"text": HELLO}), tokenizer, ("text",)))
     assert "tokenizer_config.json" in caught.value.hint
 
@@ -278,7 +278,7 @@ def test_without_a_template_it_is_told(tiny_tokenizer: Any) -> None:
 def test_a_template_that_writes_the_prompt_otherwise_is_refused(tiny_tokenizer: Any) -> None:
     tokenizer = chat_tokenizer(tiny_tokenizer, "{{ messages | length }}!")
     row = {"prompt": "hi", "chosen": "a", "rejected": "b"}
-    with pytest.raises(OtterError, match="writes 'prompt' otherwise before 'chosen'"):
+    with pytest.raises(OtterError, match="writes 'prompt' differently before 'chosen'"):
         read_pairs(
             ChatTable(Listed(row), tokenizer, ("chosen", "rejected"), "prompt"), prompt="prompt"
         )

@@ -38,7 +38,7 @@ def _tokenizer(tiny_tokenizer: Any, template: Any) -> Any:
 @pytest.fixture
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template, "_SECONDS", 0.5)
-    monkeypatch.setattr(chat_template, "_MEMORY", 1 << 28)
+    monkeypatch.setattr(chat_template, "_MEMORY_BYTES", 1 << 28)
 
 
 @pytest.mark.usefixtures("_short")
