@@ -71,7 +71,7 @@ def test_no_text_is_on_both_sides_and_no_row_is_lost(
     assert find_overlap(split.training, split.held_out).shared == 0
     assert sorted(map(repr, [*split.training, *split.held_out])) == sorted(map(repr, rows))
     again = _split(rows, share)
-    assert again is not None and again.aside == split.held_out
+    assert again is not None and again.held_out == split.held_out
     assert split.record(share)["rows"] == len(split.held_out)
 
 
@@ -93,7 +93,7 @@ def test_rows_without_a_shared_text_come_as_near_as_a_tenth(
     assert abs(len(split.held_out) - target) <= max(0.1 * target, abs(nearest - target)) + 1e-9
     order.shuffle(rows)
     shuffled = _split(rows, share)
-    assert shuffled is not None and set(shuffled.aside) == set(split.held_out)
+    assert shuffled is not None and set(shuffled.held_out) == set(split.held_out)
 
 
 def test_thirty_pairs_give_the_share_that_was_asked_for() -> None:
@@ -124,7 +124,7 @@ def test_rows_of_one_prompt_stay_together_and_it_is_said() -> None:
 def test_groups_of_unlike_size_come_near_the_share() -> None:
     rows = [PreferencePair(f"g{i}", f"b{i}", f"p{i // 7}") for i in range(70)]
     for share in (0.1, 0.2, 0.4):
-        assert len(split_rows(rows, share, "held out", WHERE).aside) == 70 * share
+        assert len(split_rows(rows, share, "held out", WHERE).held_out) == 70 * share
 
 
 def test_large_files_are_split_by_the_digest_of_each_text_as_before(shared: Path) -> None:
