@@ -109,7 +109,8 @@ def write_continuations(
                 yield {"state": key, "tokens": tokens}
 
     path = store / f"texts-{name}.jsonl"
-    records = complete_records(path, "state", ids, compute, label="the base writes")
+    label, done = "the base writes", "prompts are continued"
+    records = complete_records(path, "state", ids, compute, label=label, done=done)
     return {key: record["tokens"] for key, record in records.items()}
 
 

@@ -131,7 +131,8 @@ def label_texts(scorer: TextScorer, texts: Sequence[str], store: Path) -> dict[s
                 yield {"text": text, "scores": scores}
 
     path = store / f"labels-{scorer.digest[:16]}.jsonl"
-    records = complete_records(path, "text", texts, compute, label="the teacher labels")
+    label, done = "the teacher labels", "texts are labelled"
+    records = complete_records(path, "text", texts, compute, label=label, done=done)
     return {text: record["scores"] for text, record in records.items()}
 
 

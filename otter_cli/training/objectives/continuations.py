@@ -40,13 +40,14 @@ def complete_records(
     compute: Callable[[list[str]], Iterator[StoredRecord]],
     *,
     label: str,
+    done: str,
     check: Callable[[StoredRecord], None] = lambda record: None,
 ) -> dict[str, StoredRecord]:
     """The record of each of the `wanted` values of `key`, from a jsonl file. `compute` yields the
     missing ones, which are appended one by one: after an interruption the next call continues.
 
-    `label`: what the records are, for the progress bar. `check` raises OtterError for a stored
-    record that cannot be used.
+    `label` is for the progress bar, `done` for the message about stored records ("8 of 12 prompts
+    are continued already"). `check` raises OtterError for a stored record that cannot be used.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     wanted = list(dict.fromkeys(wanted))
@@ -57,7 +58,7 @@ def complete_records(
         missing = [value for value in wanted if value not in records]
         if missing:
             if len(missing) < len(wanted):
-                say(f"{label}: {len(wanted) - len(missing)} of {len(wanted)} are there already")
+                say(f"{len(wanted) - len(missing)} of {len(wanted)} {done} already")
             with JsonLinesWriter(path) as lines, progress(len(missing), label) as advance:
                 for record in compute(missing):
                     lines.append(record)
@@ -120,7 +121,15 @@ def label_states(
                 hint="the file was changed by hand: remove it, and its states are drawn again",
             )
 
-    records = complete_records(path, "state", prefixes, compute, label="rollouts", check=check)
+    records = complete_records(
+        path,
+        "state",
+        prefixes,
+        compute,
+        label="rollouts",
+        done="states are labelled",
+        check=check,
+    )
     return {key: record["labels"] for key, record in records.items()}
 
 
