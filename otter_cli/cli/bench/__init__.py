@@ -1,6 +1,7 @@
 """`otter bench`: compares methods on the same prompts, in a run folder that resumes."""
 
-from otter_cli.cli.bench import (
+# Importing a verb registers it on the app.
+from otter_cli.cli.bench import (  # noqa: F401
     check,
     compare,
     detection,
@@ -15,17 +16,4 @@ from otter_cli.cli.bench import (
 )
 from otter_cli.cli.bench.group import app
 
-__all__ = [
-    "app",
-    "check",
-    "compare",
-    "detection",
-    "detox",
-    "lm_eval",
-    "matrix",
-    "overhead",
-    "preference",
-    "report",
-    "rescore",
-    "speedup",
-]
+__all__ = ["app"]
