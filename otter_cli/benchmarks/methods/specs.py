@@ -16,7 +16,7 @@ from otter_cli.benchmarks.benchmark import Method
 from otter_cli.benchmarks.methods.generation import METHODS, MethodContext
 from otter_cli.benchmarks.model_pool import ModelPool
 from otter_cli.benchmarks.records import STRENGTH_MARK
-from otter_cli.core.errors import OtterError, closest
+from otter_cli.core.errors import OtterError, did_you_mean
 from otter_cli.scorers.load import LoadedGraft
 
 if TYPE_CHECKING:
@@ -61,10 +61,9 @@ def parse_method(text: str) -> list[MethodSpec]:
     head, _, rest = text.partition(":")
     name, named, kind = head.rpartition("=")
     if kind not in METHODS:
-        near = closest(kind, METHODS)
         raise OtterError(
             f"--method {text!r}: there is no method {kind!r}",
-            hint=(f"did you mean {near!r}? " if near else "") + f"methods: {', '.join(METHODS)}",
+            hint=did_you_mean(kind, METHODS) + f"methods: {', '.join(METHODS)}",
         )
     options: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):

@@ -20,7 +20,7 @@ from otter_cli.benchmarks.overhead.measuring import (
     synchroniser,
 )
 from otter_cli.benchmarks.overhead.result import OverheadSettings
-from otter_cli.core.errors import OtterError, closest
+from otter_cli.core.errors import OtterError, did_you_mean
 from otter_cli.core.process import derive_seed
 from otter_cli.families.shape import BaseShape, base_shape
 from otter_cli.graft.config import resolve_config
@@ -78,10 +78,9 @@ def shape_config(name: str) -> Any:
     from transformers import AutoConfig
 
     if name not in SHAPES:
-        near = closest(name, SHAPES)
         raise OtterError(
             f"there is no shape {name!r}",
-            hint=(f"did you mean {near!r}? " if near else "") + f"shapes: {', '.join(SHAPES)}",
+            hint=did_you_mean(name, SHAPES) + f"shapes: {', '.join(SHAPES)}",
         )
     settings = dict(SHAPES[name])
     return AutoConfig.for_model(settings.pop("model_type"), **settings)

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from otter_cli.benchmarks.metrics.estimates import Estimate, estimate_all, estimate_differences
 from otter_cli.benchmarks.results import BenchmarkResult, ResultPart
 from otter_cli.benchmarks.runner.stored_run import StoredRun, read_run
-from otter_cli.core.errors import OtterError, closest
+from otter_cli.core.errors import OtterError, did_you_mean
 from otter_cli.core.strict_files import read_yaml
 
 # Settings that may differ between two runs: methods are what the comparison is about.
@@ -183,8 +183,6 @@ def _check_bound(
 def _lookup(values: Mapping[str, Value], name: str, missing: str) -> Value:
     if name in values:
         return values[name]
-    near = closest(name, values)
     raise OtterError(
-        f"{missing} {name!r}",
-        hint=(f"did you mean {near!r}? " if near else "") + f"there are {', '.join(values)}",
+        f"{missing} {name!r}", hint=did_you_mean(name, values) + f"there are {', '.join(values)}"
     )
