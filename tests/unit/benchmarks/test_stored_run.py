@@ -85,7 +85,7 @@ def test_another_judge_scores_the_same_samples(tmp_path: Path) -> None:
     folder = words(2, tmp_path / "run")
     samples = (folder / "samples.jsonl").read_bytes()
     longer = RuleScorer("letters", lambda _, text: float(len(text)), digest="9")
-    longer.record.kind = "reward-model"
+    longer.record = longer.record.model_copy(update={"kind": "reward-model"})
     result = stored_run.rescore_run(folder, longer)
     assert (folder / "samples.jsonl").read_bytes() == samples
     assert result.scorers["gold"].name == "letters" and BenchmarkResult.read(folder) == result
@@ -97,7 +97,7 @@ def test_another_judge_scores_the_same_samples(tmp_path: Path) -> None:
 def test_a_guide_cannot_become_the_judge(tmp_path: Path) -> None:
     folder = words(2, tmp_path / "run")
     guide = RuleScorer("guide", lambda _, text: 1.0, digest="0")
-    guide.record.kind = "reward-model"
+    guide.record = guide.record.model_copy(update={"kind": "reward-model"})
     with pytest.raises(OtterError, match="the one that guides"):
         stored_run.rescore_run(folder, guide)
 
