@@ -26,7 +26,7 @@ def main(spec_path: str, answer_path: str) -> None:
     if os.environ.get(WHOLE_CACHE):
         from otter_cli.serving.vllm import stream
 
-        # None, as beside a backend whose cache has no spans.
+        # None, as for a backend whose cache cannot be sliced.
         stream.slice_backend = lambda *asked: refused.append(asked)
     if os.environ.get(ONE_BY_ONE):
         from otter_cli.serving.vllm.cpu import deferred_layers
@@ -48,7 +48,7 @@ def main(spec_path: str, answer_path: str) -> None:
 
 
 def model_of(llm: Any) -> Any:
-    """What an engine inside this process runs."""
+    """The model of an engine inside this process."""
     executor = llm.llm_engine.engine_core.engine_core.model_executor
     return executor.driver_worker.worker.model_runner.model
 

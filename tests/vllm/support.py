@@ -1,4 +1,4 @@
-"""Prompts of mixed lengths, and what transformers says of the tokens that an engine chose."""
+"""Prompts of mixed lengths, and the signals by transformers at the tokens that an engine chose."""
 
 import json
 from functools import cache
@@ -35,7 +35,7 @@ def mixed_prompts(shared: Path, tokenizer: Any, count: int) -> list[list[int]]:
 
 
 def random_prompts(vocabulary: int, count: int, longest: int) -> list[list[int]]:
-    """For a base that knows no language; every fifth continues the one before."""
+    """For a base without language; every fifth prompt continues the one before."""
     random = np.random.default_rng(0)
     lengths = random.integers(3, longest // 2, count)
     found = [random.integers(3, vocabulary, length).tolist() for length in lengths]
@@ -43,7 +43,7 @@ def random_prompts(vocabulary: int, count: int, longest: int) -> list[list[int]]
 
 
 def requests(prompts: list[list[int]], **sampling: Any) -> list[dict[str, Any]]:
-    """A seed for each, so that what else is in the batch does not decide."""
+    """Each request has a seed, so that the rest of the batch does not matter."""
     seeds = [{"seed": i} for i in range(len(prompts))] if sampling.get("temperature") else None
     return [
         {"prompt": prompt, "sampling": {**sampling, **(seeds[i] if seeds else {})}}
@@ -52,7 +52,7 @@ def requests(prompts: list[list[int]], **sampling: Any) -> list[dict[str, Any]]:
 
 
 def without_signals(row: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """As it would be had nothing been asked: the chosen token, and the best others."""
+    """A row as without a request for signals: the chosen token, and the best others."""
     return [
         {
             "tokens": choice["tokens"],

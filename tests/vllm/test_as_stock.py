@@ -64,7 +64,7 @@ def test_an_engine_with_the_insertion_says_what_stock_says(
         assert [without_signals(row) for row in mine] == [chosen(row) for row in theirs]
     for mine, theirs in zip(found[count : 2 * count], stock, strict=True):
         assert [without_signals(row) for row in mine] == theirs
-    # Who declines log-probabilities has the same tokens and numbers, whoever else is in the batch.
+    # Without log-probabilities, tokens and signals are the same, whatever else is in the batch.
     for mine, theirs in zip(
         found[4 * count : 5 * count], found[3 * count : 4 * count], strict=True
     ):

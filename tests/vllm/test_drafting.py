@@ -1,4 +1,4 @@
-"""Future heads as a drafter: vLLM's Medusa class says what they say, and the text stays stock's."""
+"""Future heads as a drafter: vLLM's Medusa class gives their logits, and the text stays stock's."""
 
 from pathlib import Path
 from typing import Any

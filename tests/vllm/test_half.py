@@ -1,5 +1,4 @@
-"""Half precision, which vLLM serves by itself: other kernels multiply, and stock's say is the
-same."""
+"""Half precision, vLLM's default: other kernels multiply, and the text is stock vLLM's."""
 
 from pathlib import Path
 from typing import Any

@@ -164,10 +164,9 @@ def accept_drafts(
         length, running = length + moved, moved
         next_distribution = _distribution(logits[rows, node], sampler)
         remaining = torch.where(moved[:, None], next_distribution, remaining)
-    following = (
-        remaining.argmax(-1) if sampler.greedy else invert_cdf(remaining, sampler.uniform_per_row())
-    )
-    return path, length, following
+    if sampler.greedy:
+        return path, length, remaining.argmax(-1)
+    return path, length, invert_cdf(remaining, sampler.uniform_per_row())
 
 
 def _distribution(logits: Tensor, sampler: Sampler) -> Tensor:

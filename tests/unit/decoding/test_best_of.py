@@ -1,4 +1,4 @@
-"""Best of n against sampling each continuation and judging it alone; blocks against every fork."""
+"""Best of n against sampling and judging each continuation alone; blocks against every fork."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One step of k candidates is k steps of one token: tight where nothing rounds to float32."""
+"""One step of k candidates equals k steps of one token, to 1e-10 without rounding to float32."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def norms_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _single_steps(model: Any) -> list[list[HiddenStates]]:
-    """By row, then by candidate: a session of its own takes the prompt, then that one token."""
+    """By row, then by candidate: a new session is fed the prompt, then that token."""
     found = []
     for prompt, tokens in zip(PROMPTS, CANDIDATES, strict=True):
         states = []

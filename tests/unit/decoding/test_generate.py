@@ -1,4 +1,4 @@
-"""Generation against transformers' own, guidance against a naive loop, drafts that lose nothing."""
+"""Generation against transformers' own, guidance against a naive loop, and lossless drafts."""
 
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ def test_strength_zero_is_plain_decoding(model: Any, sampling: Sampling) -> None
 
 
 def _naive(model: Any, prompt: list[int], reward: Any, strength: float, k: int) -> list[int]:
-    """Guided greedy decoding as one would write it down: no cache, one forward a candidate."""
+    """Guided greedy decoding in its plainest form: no cache, one forward a candidate."""
     text = list(prompt)
     with torch.no_grad():
         for _ in range(GREEDY.max_new_tokens):
@@ -119,7 +119,7 @@ def test_guidance_is_the_naive_loop_s(model: Any, name: str, strength: float) ->
     for prompt, row in zip(PROMPTS, got, strict=True):
         assert row.tokens == _naive(model, prompt, reward, strength, 6)
     assert [row.tokens for row in got] != [row.tokens for row in plain]
-    # One pass a token: the prompt's, then one for each token's candidates.
+    # One pass for the prompt, then one for the candidates of each token.
     assert got[0].counters.base_passes == 21 and got[0].counters.external_passes == 0
 
 
@@ -127,7 +127,7 @@ def test_ending_a_text_leaves_a_value_as_it_is_where_no_end_was_learnt(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = generate(model, PROMPTS, GREEDY, guide=SignalGuide("reward", 2.0, 6))
-    ends = read[0].tokens[:2]  # chosen for their own value, which now is not read
+    ends = read[0].tokens[:2]  # were chosen by their own value, which now is not read
     monkeypatch.setattr(model.generation_config, "eos_token_id", ends)
 
     def reward(text: list[int]) -> float:
@@ -147,7 +147,7 @@ def test_args_is_the_naive_loop_s(model: Any, reward_model: Any) -> None:
     got = generate(model, PROMPTS, GREEDY, guide=ArgsGuide(reward_model, 3.0, 6))
     for prompt, row in zip(PROMPTS, got, strict=True):
         assert row.tokens == _naive(model, prompt, reward, 3.0, 6)
-    # Its passes: the prompt's, and one for each token. The base's last token is not fed.
+    # Passes of the reward model: the prompt's, and one for each token. The base's last is not fed.
     assert got[0].counters.external_passes == 21 and got[0].counters.base_passes == 20
 
 

@@ -123,7 +123,7 @@ def test_text_across_windows_is_transformers_own(
             best_of(model, prompts, Sampling(4, temperature=1.0), BestOf(2, signal="reward"))
         return
     _check(model, prompts, generate(model, prompts, NEW, drafter=PromptLookup(2, 3)))
-    # Too weak to change a choice: what is tested is the step of many tokens.
+    # Too weak to change a choice: the test is about the step of many tokens.
     guide = SignalGuide("reward", 1e-9, 4)
     _check(model, prompts, generate(model, prompts, NEW, signals=("reward",), guide=guide))
 

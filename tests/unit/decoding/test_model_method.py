@@ -1,4 +1,4 @@
-"""The model's own methods are the decoding package and transformers' loop, and nothing else."""
+"""The model's own methods call the decoding package and transformers' loop."""
 
 from pathlib import Path
 from typing import Any

@@ -77,7 +77,7 @@ def test_the_text_is_the_base_s_and_signals_have_no_value(
     record = text_record("a", PROMPT, row, tiny_tokenizer, {})
     assert record["signals"] == {"reward": [None] * 8, "toxicity": [None] * 8}
     assert texts_view([record])
-    # Drafts may be wrong; what stays is the base's.
+    # Drafts may be wrong; the text that stays is the base's.
     (drafted,) = generate(poisoned, [PROMPT], SHORT, drafter=FutureDrafter())
     assert drafted.tokens == row.tokens
 

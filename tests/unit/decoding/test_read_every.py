@@ -1,4 +1,4 @@
-"""Signals of many tokens read at once: the same text, the same signals, the same ends."""
+"""Signals of many tokens that are read at once give the same text, signals and ends."""
 
 from importlib import import_module
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is asked for is checked before anything runs, and named in the base's own terms."""
+"""Requests are checked before anything runs, and errors use the base's own terms."""
 
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def test_sampling_without_meaning(name: str, value: float) -> None:
 def test_requests_that_cannot_be_met(
     model: Any, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], words: str
 ) -> None:
-    """Refused before the prompt is run, which may be long."""
+    """Refused before the prompt is fed, which may take long."""
     monkeypatch.setattr(model.base, "forward", None)
     monkeypatch.setattr(model.base.model, "forward", None)
     with pytest.raises(OtterError) as caught:
@@ -96,7 +96,7 @@ def test_a_reward_model_of_another_vocabulary_or_of_many_numbers(
 
 
 def test_a_reward_that_is_no_number_is_an_error(tiny_llama: Path, tmp_path: Path) -> None:
-    """An argmax over NaN chooses NaN: without the check, text by chance and no complaint."""
+    """An argmax over NaN chooses NaN: without the check, the text is random and no error tells."""
     folder = random_graft(tiny_llama, tmp_path / "g", hidden=8, heads=2, ffn=16)
     plan = plan_for(tiny_llama, hidden=8, heads=2, ffn=16)
     model = OtterForCausalLM.from_pretrained(folder)
@@ -106,7 +106,7 @@ def test_a_reward_that_is_no_number_is_an_error(tiny_llama: Path, tmp_path: Path
     poisoned = OtterForCausalLM.from_pretrained(folder)
     with pytest.raises(OtterError, match="not finite"):
         generate(poisoned, PROMPT, SHORT, guide=SignalGuide("reward", 1.0))
-    # The base is none the worse for it.
+    # The base is unharmed.
     plain, beside = (
         generate(poisoned, PROMPT, SHORT, signals=signals)[0].tokens
         for signals in ((), ("reward",))
@@ -115,7 +115,7 @@ def test_a_reward_that_is_no_number_is_an_error(tiny_llama: Path, tmp_path: Path
 
 
 def test_drafts_stay_within_a_table_of_positions(tiny_checkpoint: Any, tmp_path: Path) -> None:
-    """Rows that have ended are fed beside the others: position 128 of 128 is an index error."""
+    """Rows that have ended are still fed: position 128 of 128 would be an index error."""
     base = tiny_checkpoint("gpt2", num_key_value_heads=4)
     folder = random_graft(base, tmp_path / "g", hidden=8, heads=2, ffn=16)
     model = OtterForCausalLM.from_pretrained(folder, dtype=torch.float64)

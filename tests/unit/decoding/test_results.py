@@ -1,4 +1,4 @@
-"""Tokens as text: the parts make up the whole, spaces and split characters included."""
+"""Tokens as text: the parts add up to the whole text, spaces and split characters included."""
 
 from pathlib import Path
 from typing import Any

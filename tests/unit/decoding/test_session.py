@@ -1,4 +1,4 @@
-"""The session: k candidates in a step are k single steps; what is not kept leaves no trace."""
+"""The session: k candidates in a step equal k single steps; dropped tokens leave no trace."""
 
 import json
 from dataclasses import asdict
@@ -101,7 +101,7 @@ def test_after_a_choice_the_cache_is_as_if_only_the_winner_had_been_fed(folder: 
 
 
 def test_rows_keep_different_numbers_of_a_chain(folder: Path) -> None:
-    """What a row does not keep is as if it had never been fed, for all later steps."""
+    """A token that a row does not keep has no effect on later steps."""
     model = _load(folder)
     session = DecodingSession(model)
     session.prefill(PROMPTS)
@@ -151,7 +151,7 @@ def test_a_preallocated_cache_says_when_it_is_full(folder: Path) -> None:
 
 
 def test_a_preallocated_cache_gives_the_same_states(folder: Path) -> None:
-    """Slots that nobody sees add nothing."""
+    """Slots that no token sees have no effect."""
     model = _load(folder)
     for tokens in ([[3, 50, 17]] * 3, [[4]] * 3):
         states = []

@@ -1,4 +1,4 @@
-"""A signal that is read where it was not trained: said once, in every way of reading it."""
+"""A warning for a signal that is read where it was not trained: once, for every way of reading."""
 
 import json
 from collections.abc import Iterator
@@ -173,7 +173,7 @@ def test_training_records_where_it_trained(
     assert (record.positions, record.end) == (positions, eos)
     model = OtterForCausalLM.from_pretrained(folder)
     guide = guide_for_signal(model, "reward", 1.0, 3)
-    # What never saw an end leaves the score of a text that ends as it is.
+    # A signal that was not trained at ends leaves the score of a text as it is at its end.
     assert isinstance(guide, SignalGuide) and guide.end is eos
     assert AutoTokenizer.from_pretrained(folder).eos_token_id is not None
 

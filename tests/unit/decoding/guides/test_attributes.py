@@ -1,4 +1,4 @@
-"""Attributes of one signal, each with a weight of its own, chosen for each request."""
+"""Attributes of one signal, each with a weight of its own in each request."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from otter_cli.model.otter import OtterForCausalLM
 from tests.support.grafts import random_graft
 
 PROMPTS = [[5, 9, 33, 40, 12], [7, 8], [60, 61, 62]]
-# By prompt; the last is guided by nothing.
+# Weights by prompt; the last prompt is unguided.
 HELPFUL, HARMLESS = (2.0, -1.5, 0.0), (0.5, 3.0, 0.0)
 
 

@@ -1,4 +1,4 @@
-"""Every guide against the loop that its paper writes down: no cache, no batch, one forward each."""
+"""Every guide against the plain loop of its paper: no cache, no batch, one forward each."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -63,7 +63,7 @@ def _logits(model: Any, text: list[int]) -> torch.Tensor:
 
 
 def _rewards(reward_model: Any, text: list[int], tokens: torch.Tensor) -> torch.Tensor:
-    """At the last token: the stock class reads the last that is no padding, a token like others."""
+    """At the last token. The stock class reads the last token that is not padding."""
     with torch.no_grad():
         states = [reward_model.model(torch.tensor([[*text, int(token)]]))[0] for token in tokens]
         return torch.stack([reward_model.score(state[0, -1])[0] for state in states])
@@ -72,7 +72,7 @@ def _rewards(reward_model: Any, text: list[int], tokens: torch.Tensor) -> torch.
 def _naive(
     candidates: Naive, sampling: Sampling, prompts: list[list[int]] = PROMPTS
 ) -> list[list[int]]:
-    """`candidates(text)` gives the ids and what is chosen among: argmax, or one uniform number."""
+    """`candidates(text)` gives ids and scores; the choice: argmax, or by one uniform number."""
     sampler = Sampler(sampling, prompts, torch.device("cpu"))
     found = []
     for row, prompt in enumerate(prompts):
@@ -263,7 +263,7 @@ def test_an_expert_of_another_vocabulary_is_refused(model: Any, tiny_checkpoint:
 
 @pytest.mark.parametrize("candidates", [3, 10])
 def test_logits_are_computed_for_the_winner_alone(model: Any, candidates: int) -> None:
-    """One position a row in every product over the vocabulary, however many were fed."""
+    """Every product over the vocabulary is over one position a row, however many were fed."""
     seen: list[tuple[int, ...]] = []
     head = model.base.get_output_embeddings()
     handle = head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))

@@ -1,4 +1,4 @@
-"""Trees of drafts lose nothing: the distribution, token by token, and greedy text; guided too."""
+"""Draft trees are lossless: the distribution token by token, and greedy text; guided too."""
 
 from pathlib import Path
 from typing import Any
@@ -241,7 +241,7 @@ def test_a_tree_that_no_pass_can_verify_is_refused_before_it_is_built(widths: li
 def test_near_ties_are_decided_as_plain_decoding_does(
     model: Any, monkeypatch: pytest.MonkeyPatch, drafter: Any
 ) -> None:
-    """Every choice counts as a near-tie, and every step of many tokens says something wrong."""
+    """Every choice counts as a near-tie, and every step of many tokens gives a wrong token."""
     import otter_cli.decoding.speculative.decoder as decoder
     from otter_cli.decoding.session import DecodingSession
 

@@ -1,4 +1,4 @@
-"""Guided and drafted at a temperature: accepted under the guided distribution, and nothing lost."""
+"""Guided drafts at a temperature follow the guided distribution exactly."""
 
 from collections import Counter
 from pathlib import Path

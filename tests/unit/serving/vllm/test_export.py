@@ -1,4 +1,4 @@
-"""The folder for vLLM: the base's bytes, every tensor in the index, a configuration of ours."""
+"""The folder for vLLM: the base's bytes, every tensor in the index, our configuration."""
 
 import json
 from pathlib import Path

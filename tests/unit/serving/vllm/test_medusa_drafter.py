@@ -1,4 +1,4 @@
-"""A drafter in Medusa's format says what our future heads say; what it cannot hold is refused."""
+"""A drafter in Medusa's format gives our future heads' logits; other heads are refused."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def medusa(folder: Path, states: torch.Tensor) -> torch.Tensor:
 
 
 def said(graft: Path, drafter: Path) -> None:
-    """Holds the drafter against the graft's heads, over the states that an engine carries."""
+    """Compares the drafter with the graft's heads, over the states that an engine carries."""
     model = OtterForCausalLM.from_pretrained(graft)
     with torch.no_grad():
         out = model(torch.tensor([[1, 5, 6, 7, 2]]))

@@ -105,7 +105,7 @@ def test_trained_heads_go_to_their_places_and_come_back(places: list[int]) -> No
     rows = torch.arange(2.0 * 3 * len(trained.heads)).reshape(2, -1) + 1
     filled = trained.pad(rows, 3)
     assert filled.shape == (2, 3 * len(places)) and torch.equal(trained.unpad(filled, 3), rows)
-    # Whatever was left out is a zero head.
+    # All other places are zero heads.
     kept = [EMPTY] * trained.before + trained.heads + [EMPTY] * trained.after
     assert kept == places
     assert filled.count_nonzero() == rows.numel()

@@ -1,4 +1,4 @@
-"""What a request may ask of a served graft, and what is refused with a message for its client."""
+"""What a request may ask of a served graft, and which requests are refused with a message."""
 
 from typing import Any
 

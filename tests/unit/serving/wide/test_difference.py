@@ -1,4 +1,4 @@
-"""What is counted as a difference, on numbers made up for it and on a real export."""
+"""How differences are counted, on invented numbers and on a real export."""
 
 from dataclasses import asdict
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which rows of a step are computed, over batches of any make-up."""
+"""Which rows of a step are computed, for any batch."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +11,7 @@ from otter_cli.serving.vllm.cpu.step_rows import StepRows
 
 
 def _step(parts: list[tuple[int, int]]) -> tuple[Any, torch.Tensor]:
-    """Of sequences that (had, bring) so many tokens: what the engine says, and positions."""
+    """The engine's metadata, and positions, for sequences with (cached, new) numbers of tokens."""
     brought = torch.tensor([new for _, new in parts])
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), brought.cumsum(0)]).int()
     positions = torch.cat([torch.arange(old, old + new) for old, new in parts])
