@@ -1,4 +1,4 @@
-"""Safetensors files and checkpoint folders written by hand, so that they can be wrong at will."""
+"""Safetensors files and checkpoint folders written by hand, with any fault."""
 
 import json
 import re
@@ -19,7 +19,7 @@ def entry(dtype: str, shape: Any, start: Any, end: Any) -> Entry:
 def craft(
     path: Path, header: bytes | dict[str, Any], data: bytes = b"", *, length: int | None = None
 ) -> Path:
-    """A file of `header` and `data`; `length` is what the file claims the header's length to be.
+    """A file of `header` and `data`; `length` is the header's length that the file claims.
 
     Tables are padded as the library pads them, so that the data is aligned.
     """
@@ -43,7 +43,7 @@ def floats(path: Path, *names: str) -> Path:
 
 
 def sharded(folder: Path, placed: dict[str, str]) -> Path:
-    """A sound checkpoint folder: `placed` says which tensor is in which shard."""
+    """A sound checkpoint folder. `placed` maps tensors to shards."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text('{"model_type": "llama"}')
     for shard in set(placed.values()):

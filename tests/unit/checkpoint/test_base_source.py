@@ -1,4 +1,4 @@
-"""A base by folder or by hub id, from a cache as the hub lays it out, without a network."""
+"""A base by folder or by hub id, from a hub cache, without a network."""
 
 import hashlib
 import shutil
@@ -15,7 +15,7 @@ COMMIT, OLDER = "c0ffee" * 6 + "0123", "beef" * 10
 
 
 def snapshot(cache: Path, commit: str, *tensors: str) -> Path:
-    """models--org--name/snapshots/COMMIT, of links into blobs."""
+    """models--org--name/snapshots/COMMIT with links to blobs."""
     repository = cache / "models--org--name"
     folder = repository / "snapshots" / commit
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Conversions agree with torch, bit for bit."""
+"""Conversions equal torch's, bit for bit."""
 
 import numpy as np
 import pytest

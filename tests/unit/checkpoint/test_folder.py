@@ -1,4 +1,4 @@
-"""Sound folders: what they list, and where they find their tensors."""
+"""Sound folders: their files, and the places of their tensors."""
 
 import subprocess
 import sys

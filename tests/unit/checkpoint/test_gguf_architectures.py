@@ -1,4 +1,4 @@
-"""Every architecture that transformers reads from GGUF, imported: equal to its own loader."""
+"""Every architecture that transformers reads from GGUF is imported as its own loader reads it."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from otter_cli.checkpoint.gguf.model import supported_architectures
 from otter_cli.core.errors import OtterError
 from tests.support.gguf_files import ARCHITECTURES, VOCAB, write_gguf
 
-# transformers lists these, and does not load them itself: what it lacks, and how import says so.
+# transformers lists these but cannot load them. The message of the import, by architecture.
 NOT_BY_TRANSFORMERS = {
     "deci": ("it has no configuration class for deci", "no model of the type 'deci'"),
     "gpt-oss": (
@@ -23,9 +23,9 @@ NOT_BY_TRANSFORMERS = {
     "mistral": ("gguf has no names for it; such files say llama", "gguf model_type: mistral"),
 }
 WORK = [name for name in ARCHITECTURES if name not in NOT_BY_TRANSFORMERS]
-# The file does not say how large its per-layer embeddings are: transformers takes 262,144 rows.
+# The file lacks the size of its per-layer embeddings, and transformers assumes 262,144 rows.
 SLOW = {"gemma4"}
-# transformers takes the size of the vocabulary from the tokens here.
+# transformers reads the vocabulary size from the tokens here.
 WITH_TOKENIZER = {"gpt2", "starcoder2", "lfm2", "qwen35", "qwen35moe"}
 
 
@@ -56,7 +56,7 @@ def test_tensors_and_logits_equal_those_of_transformers(name: str, tmp_path: Pat
     assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
     ids = torch.randint(3, VOCAB, (2, 9), generator=torch.Generator().manual_seed(0))
     inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if "t5" in name else {})
-    # Products may round otherwise where their tensors lie at other addresses: give all new ones.
+    # Rounding may depend on the addresses of tensors, so all are copied to new ones.
     for parameter in (*expected.parameters(), *imported.parameters()):
         parameter.data = parameter.data.clone()
     with torch.no_grad():

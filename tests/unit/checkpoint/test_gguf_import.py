@@ -1,4 +1,4 @@
-"""Importing GGUF files: tokenizer, parts, record, and every refusal before anything is there."""
+"""Importing GGUF files: tokenizer, parts, record, and refusals before anything is written."""
 
 import errno
 import hashlib
@@ -56,7 +56,7 @@ def test_a_chat_models_end_of_turn_ends_generation_too(source: Path, tmp_path: P
 
 
 def with_entry(source: Path, folder: Path, key: str, value: Any) -> Path:
-    """The same model with one metadata entry more, or with another value in its place."""
+    """The same model with one more metadata entry, or with another value of an entry."""
     reader = gguf.GGUFReader(source)
     architecture = str(value) if key == "general.architecture" else "llama"
     writer = gguf.GGUFWriter(folder / "changed.gguf", architecture)
@@ -282,10 +282,10 @@ def test_too_little_room_is_said_before_the_tensors(
 
 
 def test_the_peak_is_less_than_twice_the_result(tmp_path: Path, monkeypatch: Any) -> None:
-    """The table of the vocabulary is nearly all of this model, as in small models of many words."""
+    """The vocabulary table is nearly all of this model, as in small models of many words."""
     monkeypatch.setattr("tests.support.gguf_files.SIZES", {**SIZES, "vocab_size": 200_000})
     source = write_gguf(tmp_path / "wide.gguf", types=("Q8_0",))
-    import_gguf(source, tmp_path / "first")  # imports of libraries count too, the first time
+    import_gguf(source, tmp_path / "first")  # the first import loads libraries
     tracemalloc.start()
     done = import_gguf(source, tmp_path / "out")
     _, peak = tracemalloc.get_traced_memory()
@@ -306,7 +306,7 @@ def test_a_panic_of_the_library_is_an_error_that_names_the_file(tmp_path: Path) 
     from otter_cli.checkpoint.gguf.model import read_by_transformers
 
     class PanicException(BaseException):
-        """What Rust code raises through pyo3: no Exception."""
+        """The error of Rust code through pyo3, which is no Exception."""
 
     path = tmp_path / "model.gguf"
     with (

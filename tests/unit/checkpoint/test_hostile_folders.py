@@ -1,4 +1,4 @@
-"""Folders, configurations and indices that are broken or set a trap: refused, and said how."""
+"""Broken and hostile folders, configurations and indices are refused with a reason."""
 
 import json
 import os
@@ -111,7 +111,7 @@ def test_folders_of_one_file(tmp_path: Path, case: str) -> None:
 
 
 def placed(shard: str) -> Break:
-    """An index that puts tensor b into `shard`."""
+    """An index that places tensor b in `shard`."""
     return lambda folder: write_index(folder, {"a": ONE, "b": shard})
 
 

@@ -1,4 +1,4 @@
-"""Every way a safetensors file can lie: refused with what, where and hint, never believed."""
+"""Every false safetensors header is refused, with what is wrong, where, and a hint."""
 
 import json
 import os

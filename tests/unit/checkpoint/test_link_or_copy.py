@@ -1,4 +1,4 @@
-"""Files travel byte for byte, by link or by copy, with the digests that sha256sum gives."""
+"""Files are linked or copied byte for byte, with the digests of sha256sum."""
 
 import errno
 import hashlib

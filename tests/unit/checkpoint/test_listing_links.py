@@ -1,4 +1,4 @@
-"""Files of a hub cache are links to blobs that are named by their digest."""
+"""Files of a hub cache are links to blobs, whose names are digests."""
 
 import os
 from pathlib import Path

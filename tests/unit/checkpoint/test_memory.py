@@ -1,4 +1,4 @@
-"""Memory stays flat: whatever the files' sizes, and whatever hostile ones claim.
+"""Memory does not grow with the files' sizes, nor with the claims of hostile files.
 
 Every test runs in a process that may not allocate more than a few MiB beyond what it starts with.
 """
@@ -49,7 +49,7 @@ def run(code: str, path: Path, mib: int) -> str:
 
 @pytest.fixture
 def large(tmp_path: Path) -> Path:
-    """A sound file of a GiB of zeros that takes no room on the disk."""
+    """A sound file of a GiB of zeros that takes no space on disk."""
     rows = GIB // 4 // 4096
     text = padded({"t": entry("F32", [rows, 4096], 0, GIB)})
     path = craft(tmp_path / "large.safetensors", text)
@@ -91,7 +91,7 @@ def test_hashing_and_copying_take_their_buffers_only(tmp_path: Path) -> None:
 
 
 def test_writing_takes_one_tensor(tmp_path: Path) -> None:
-    """Eight tensors of 32 MiB, as bfloat16: one, and the pieces it is converted in."""
+    """Of eight tensors of 32 MiB, memory holds one and a converted piece of it."""
     code = """
 specs = {str(i): TensorSpec("BF16", (2**23,)) for i in range(8)}
 write_tensors(path, specs, lambda name: np.full(2**23, float(name), np.float32))

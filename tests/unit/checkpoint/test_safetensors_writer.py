@@ -1,4 +1,4 @@
-"""What is written is what the safetensors library reads."""
+"""The safetensors library reads the written tensors."""
 
 import hashlib
 import json
@@ -79,7 +79,7 @@ def test_long_tensors_are_converted_in_pieces(tmp_path: Path) -> None:
 
 
 def test_tensors_are_made_one_at_a_time(tmp_path: Path) -> None:
-    """Each is let go of before the next is asked for: the peak is the largest, not the sum."""
+    """Each tensor is freed before the next is made: the peak is the largest, not the sum."""
     alive: list[int] = []
 
     class Counted(np.ndarray):  # type: ignore[type-arg]

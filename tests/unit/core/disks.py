@@ -1,4 +1,4 @@
-"""File systems that a test may fill up, or may not write to: small tmpfs mounts."""
+"""Small tmpfs mounts, as full or read-only file systems."""
 
 import subprocess
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import pytest
 
 @contextmanager
 def mounted(folder: Path, options: str) -> Iterator[Path]:
-    """A tmpfs at `folder`; skips where mounting is not permitted."""
+    """A tmpfs at `folder`. The test is skipped where mounting is not permitted."""
     folder.mkdir(exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     try:

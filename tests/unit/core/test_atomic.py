@@ -1,4 +1,4 @@
-"""Single files: replaced in one step, or left as they were."""
+"""Single files are replaced in one step, or not changed."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Large files are hashed once; a changed file is hashed again."""
+"""A large file is hashed once, and again after a change."""
 
 import hashlib
 import os
@@ -128,7 +128,7 @@ def test_a_list_that_others_can_write_vouches_for_nothing(
     kept = default_digest_cache_path()
     forged = kept.read_text().replace(hashlib.sha256(LARGE).hexdigest(), "0" * 64)
     kept.write_text(forged)
-    assert DigestCache().sha256(path) == "0" * 64  # what a forged list would do
+    assert DigestCache().sha256(path) == "0" * 64  # the effect of a forged list
     if fault == "folder":
         kept.parent.chmod(0o777)
     elif fault == "foreign":

@@ -1,4 +1,4 @@
-"""Ctrl-C is remembered once, and obeyed at once the second time."""
+"""The first Ctrl-C is remembered, the second interrupts at once."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Intervals against scipy and hand counts, and what they must refuse."""
+"""Intervals equal scipy's and counts by hand, and undefined figures are refused."""
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_pairing_narrows_a_difference() -> None:
 def test_pieces_cover_many_examples() -> None:
     many = interval(mean(np.arange(30_000) % 2), 30_000)
     assert many.low < 0.5 < many.high
-    # The normal approximation: 1.96 standard errors either side.
+    # The normal approximation: 1.96 standard errors on either side.
     assert many.high - many.low == pytest.approx(2 * 1.96 * 0.5 / 30_000**0.5, rel=0.1)
 
 

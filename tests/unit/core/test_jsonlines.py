@@ -11,7 +11,7 @@ def test_records_come_back_in_order(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with JsonLinesWriter(path) as lines:
         lines.append({"step": 1, "text": "naïve\nline"})
-        # Flushed already: a reader beside the run sees it.
+        # The record is flushed, so another reader sees it.
         assert list(read_jsonlines(path)) == [{"step": 1, "text": "naïve\nline"}]
     with JsonLinesWriter(path) as lines:
         lines.append({"step": 2})

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: a whole folder or none, and the next run succeeds."""
+"""After SIGKILL at a random moment, an output is complete or absent, and the next run succeeds."""
 
 import random
 import subprocess
@@ -14,7 +14,7 @@ from tests.unit.core.test_atomic import names
 KILLS = 10
 FILES = 12
 
-# Both write the same thing over and over, each time under the number of the round.
+# Both writers repeat the same output, with the number of the round in it.
 FOLDER_WRITER = """
 import itertools, sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Code from outside stops at its limit of time or memory, in any thread, and harms nothing else."""
+"""Code from outside is stopped at its limit of time or memory, in any thread."""
 
 import threading
 import time
@@ -64,7 +64,7 @@ def test_a_text_that_doubles_stops() -> None:
 
 
 def test_what_ends_in_time_is_never_stopped_later() -> None:
-    """The limit falls about where the work ends: either it is stopped there, or not at all."""
+    """The limit is about the time of the work, which is stopped in the block or not at all."""
     stopped = 0
     for i in range(40):
         try:

@@ -1,4 +1,4 @@
-"""A lock of a killed writer says whose it was, stops nobody, and is removed by the next writer."""
+"""A killed writer's lock names its process, blocks no writer, and is removed by the next one."""
 
 import os
 import signal
@@ -56,7 +56,7 @@ def test_a_lock_of_a_killed_writer_is_removed_by_the_next_one_beside_it(tmp_path
 
 
 def test_writers_side_by_side_do_not_take_each_other_for_dead(tmp_path: Path) -> None:
-    """Each removes old locks while the others come and go."""
+    """Several writers remove old locks at the same time."""
     commands = [[sys.executable, "-c", _COME_AND_GO, str(tmp_path / name)] for name in "abc"]
     children = [subprocess.Popen(command) for command in commands]
     assert [child.wait(timeout=60) for child in children] == [0, 0, 0]

@@ -1,4 +1,4 @@
-"""Numbers of hundreds of digits in JSON files: refused where they are read, by any reader."""
+"""Every JSON reader refuses numbers of hundreds of digits."""
 
 import json
 from pathlib import Path

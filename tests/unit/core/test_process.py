@@ -40,7 +40,7 @@ pytestmark = pytest.mark.skipif(
     not hasattr(ctypes.CDLL(None), "mallopt"), reason="this C library has no mallopt"
 )
 
-# A process of its own: what one before it did to the heap would be seen here.
+# In a new process, because earlier tests change the heap.
 FAULTS = """
 import resource, sys
 import numpy as np
@@ -49,7 +49,7 @@ from otter_cli.core.process import keep_freed_memory as freed_memory_kept
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    held = [np.ones(2**19) for _ in range(32)]  # 4 MiB each
+    arrays = [np.ones(2**19) for _ in range(32)]  # 4 MiB each
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 def resident():

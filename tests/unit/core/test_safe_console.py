@@ -1,4 +1,4 @@
-"""Control characters in strings from outside never reach a terminal, and no letter is lost."""
+"""Control characters in strings from outside do not reach a terminal, and no letter is lost."""
 
 import io
 import json
@@ -65,7 +65,7 @@ def _table(text: str) -> Table:
 def test_no_renderable_passes_them_on(text: str, part) -> None:  # type: ignore[no-untyped-def]
     drawn = _drawn(part(text))
     assert not CONTROL.search(drawn)
-    # Text drops some control characters itself, which are nothing to see.
+    # rich drops some control characters itself.
     letters = [piece for piece in CONTROL.split(text) if piece]
     assert all(piece in drawn for piece in letters)
 

@@ -1,4 +1,4 @@
-"""Folders: there as a whole, or not at all."""
+"""Folders appear whole or not at all."""
 
 import ast
 import subprocess

@@ -1,4 +1,4 @@
-"""Every small file is read by a reader that does not hang, is bounded, and refuses ambiguity."""
+"""Small files are read without blocking, up to a limit, and ambiguous content is refused."""
 
 import ast
 import os
@@ -55,7 +55,7 @@ def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
     assert read_small_file(path, limit=5) == b"12345"
     with pytest.raises(OtterError, match="over the limit of 4"):
         read_small_file(path, limit=4)
-    # A file of /proc says that it has no bytes.
+    # A file of /proc has size 0.
     assert read_small_file("/proc/self/status")
     with pytest.raises(OtterError, match="over the limit"):
         read_small_file("/proc/self/status", limit=10)
@@ -99,7 +99,7 @@ def test_yaml_that_is_fine() -> None:
     assert parse_yaml("", "f", hint="h") is None
 
 
-# Calls that read a whole file, or take text apart, and where else they may stand.
+# Calls that read a whole file or parse text, and the only places where they are allowed.
 ALLOWED = {
     ("core/strict_files.py", "yaml.safe_load"): "the reader",
     ("core/strict_files.py", "yaml.compose"): "the reader",

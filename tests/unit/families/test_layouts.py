@@ -1,4 +1,4 @@
-"""Checkpoints as the hub has them, where they differ from what transformers writes today."""
+"""Checkpoints of the hub whose layout differs from that of today's transformers."""
 
 import shutil
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_gpt2_without_the_first_part_of_its_names(tiny_checkpoint: Any, tmp_path
 
 
 def test_masks_on_disk_do_not_decide_the_dtype(tiny_checkpoint: Any, tmp_path: Path) -> None:
-    """Pythia's smallest have more elements in their masks than in their weights."""
+    """The smallest Pythia models have more elements in masks than in weights."""
     at = "gpt_neox.layers.0.attention"
     buffers = {
         f"{at}.bias": torch.ones(1, 1, 512, 512, dtype=torch.uint8),
@@ -114,7 +114,7 @@ def test_gpt_oss_s_packed_experts_leave_the_units_random(tiny_checkpoint: Any) -
 
 
 def test_an_attention_that_no_tap_can_see_is_named(tiny_checkpoint: Any, tmp_path: Path) -> None:
-    """GPT-2's own upcasting product goes past the registered functions, in eager mode only."""
+    """In eager mode, GPT-2's upcasting attention does not use a registered function."""
     base = BY_NAME["gpt2"].write(tiny_checkpoint, reorder_and_upcast_attn=True)
     folder = random_graft(base, tmp_path / "g", hidden=8, heads=2, ffn=16)
     eager, sdpa = (

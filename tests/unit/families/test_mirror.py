@@ -1,4 +1,4 @@
-"""Copied first values mirror the base, family by family: z, inserted heads, inserted units, u."""
+"""Copied initial values mirror the base in every family: z, u, inserted heads and units."""
 
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def test_copy_begins_as_a_mirror_of_the_base(
 def test_copied_heads_say_what_the_base_s_say(
     tiny_checkpoint: Any, tmp_path: Path, case: Case, kv: str
 ) -> None:
-    """Their rotation, scale, norms, biases, sinks, and place in fused projections, all at once."""
+    """Rotation, scale, norms, biases, sinks and places in fused projections are all right."""
     heads = {"heads": 4, "kv_heads": 2} if case.jointly_normed else {"heads": 2}
     model = _model(case, tiny_checkpoint, tmp_path / "g", kv=kv, **heads)
     with torch.no_grad(), products(*(layer.attention.out for layer in _layers(model))) as seen:
@@ -61,7 +61,7 @@ def test_copied_heads_say_what_the_base_s_say(
     for out in seen:
         by_head = out.x.unflatten(-1, (model.shape.heads, -1))  # [n, heads, head_dim]
         assert (by_head[:, 0] - by_head[:, 1]).abs().max() > 0.1
-        # Attention functions take their softmax in float32, some rotations too.
+        # Attention functions compute the softmax in float32, and some rotations as well.
         of_base = by_head[..., _plan(model).head_units, :].flatten(-2)
         torch.testing.assert_close(out.u, of_base, rtol=1e-5, atol=1e-5)
 
@@ -81,7 +81,7 @@ def test_copied_units_say_what_the_base_s_say(
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.mirror < 1e-9], ids=str)
 def test_under_the_base_s_norm_u_is_x(tiny_checkpoint: Any, tmp_path: Path, case: Case) -> None:
-    """docs/method.md, "Initial values": with `norm: base`, u = x[S] too, whatever the norm."""
+    """docs/method.md, "Initial values": with `norm: base`, u = x[S] too, for every norm."""
     model = _model(case, tiny_checkpoint, tmp_path / "g", norm="base")
     units = _plan(model).units
     with torch.no_grad(), products(*(layer.ffn.up for layer in _layers(model))) as seen:

@@ -1,4 +1,4 @@
-"""Which z a branch reads, and where what it adds lands: parallel, sequential, normed after."""
+"""Which z a branch reads, and how its output is added: parallel, sequential, normed after."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is not supported is refused by name, with the reason and the nearest thing that works."""
+"""Unsupported families are refused by name, with the reason and the nearest supported one."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Shapes read from config.json are those that transformers builds, also where keys are left out."""
+"""Shapes read from config.json are those that transformers builds, even without some keys."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.support.families import CASES, FULL, Case
 
 
 def _shape_of(model: Any) -> dict[str, Any]:
-    """What transformers itself says of a loaded model."""
+    """The shape of a loaded model, by transformers."""
     config = model.config
     return {
         "layers": config.num_hidden_layers,
@@ -105,7 +105,7 @@ def test_a_multiplier_that_is_no_number_is_refused() -> None:
 def test_sizes_of_heads_are_read_where_transformers_reads_them(
     case: Case, sizes: tuple[int, int]
 ) -> None:
-    """GPT-2, OPT and GPT-NeoX give every head its own key: num_key_value_heads is not theirs."""
+    """GPT-2, OPT and GPT-NeoX have a key for every head and do not read num_key_value_heads."""
     given = {"num_key_value_heads": sizes[0], "head_dim": sizes[1]}
     config = AutoConfig.for_model(case.family, **{**SHAPE, **case.config, **given})
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Attention sinks (gpt-oss): each inserted head has its own, wherever a kernel looks for them."""
+"""Attention sinks (gpt-oss): each inserted head has its own, in every attention function."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tests.support.grafts import graft_for
 
 
 def test_every_kernel_gets_a_sink_for_every_head(tiny_checkpoint: Any, tmp_path: Path) -> None:
-    """The eager function reads the module's, fused ones the argument `s_aux`."""
+    """The eager function reads the module's sinks, fused functions read the argument `s_aux`."""
     seen: list[tuple[int, Tensor, Tensor]] = []
 
     def kernel(module: Any, query: Tensor, *rest: Any, s_aux: Tensor, **named: Any) -> Any:
@@ -30,7 +30,7 @@ def test_every_kernel_gets_a_sink_for_every_head(tiny_checkpoint: Any, tmp_path:
     model.base.set_attn_implementation("otter_test_sinks")
     with torch.no_grad():
         model(torch.arange(3, 23)[None])
-    # The stream may wait for the base to end.
+    # The stream may run after the base.
     assert sorted(heads for heads, _, _ in seen) == sorted([4, 2] * model.shape.layers)
     assert all(len(of_module) == len(s_aux) == heads for heads, of_module, s_aux in seen)
     assert all(torch.equal(of_module, s_aux) for _, of_module, s_aux in seen)

@@ -1,4 +1,4 @@
-"""The inserted stream in every family: gradients, cached decoding, chosen layers."""
+"""The inserted stream in every family: gradients, cached decoding, selected layers."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def test_gradients_reach_every_inserted_tensor_and_nothing_else(
     sum(signal.square().mean() for signal in out.signals.values()).backward()
     for name, parameter in model.inserted_parameters():
         assert parameter.grad is not None, name
-        # Without a rotation a key's bias moves all scores of a query alike, which softmax ignores.
+        # Without a rotation, a key's bias shifts all scores of a query, and softmax ignores it.
         if not (name.endswith("key.bias") and not case.rotary):
             assert parameter.grad.abs().max() > 1e-7, name
     assert all(p.grad is None and not p.requires_grad for p in model.base.parameters())

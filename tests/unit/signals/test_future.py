@@ -1,4 +1,4 @@
-"""The cell of future tokens against the formula written out, and what its files say."""
+"""The cell of future tokens equals the written-out formula, and older files keep their heads."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def rms_normed(x: Tensor) -> Tensor:
 def by_formula(
     w: dict[str, Tensor], y: Tensor, v: Tensor, e: Tensor, known: list[int]
 ) -> tuple[list[Tensor], list[int]]:
-    """One position: the logits of each head and the tokens that each came after."""
+    """The logits of each head at one position, and the token before each."""
     state, said, after = y, y @ e.T, []
     logits = []
     columns = [w["cell_base"], w["cell_token"], *([w["cell_inserted"]] if v.numel() else [])]
@@ -56,12 +56,12 @@ def test_a_cell_follows_the_tokens_given_and_then_its_own(inserted: int, given: 
             logits, after = by_formula(weights, y[row, at], v[row, at], e, known[row, at].tolist())
             torch.testing.assert_close(got[row, at], torch.stack(logits), rtol=1e-10, atol=1e-10)
             paths.add(tuple(after))
-    # Positions went different ways, or the tokens would not have been looked at.
+    # Paths differ between positions, so the tokens were really read.
     assert len(paths) > 5
 
 
 def test_a_new_cell_repeats_the_base() -> None:
-    """Its output is zero, whatever else is drawn."""
+    """Its output is zero, and other tensors are random."""
     signal = parse_signal("future:2,4")
     weights = random_weights(signal, D, 2, VOCAB)
     kept = {
@@ -74,7 +74,7 @@ def test_a_new_cell_repeats_the_base() -> None:
 
 
 def test_an_older_file_s_heads_are_what_they_were() -> None:
-    """Before there were cells, otter.json had no width."""
+    """otter.json of older versions has no width."""
     old = SignalConfig.model_validate({"name": "f", "kind": "future", "size": 2, "labels": []})
     shapes = HEADS["future"].shapes(old, D, 2, VOCAB)
     assert shapes == {"base": (2 * D, D), "bias": (2 * D,), "inserted": (2 * D, 2)}

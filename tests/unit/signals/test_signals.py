@@ -67,7 +67,7 @@ def test_bad_signals_are_named(text: str, names: str) -> None:
 
 
 class Rows:
-    """A frozen output matrix [vocab, d] whose logits are its bare product."""
+    """A frozen output matrix [vocab, d], whose logits are the product alone."""
 
     def __init__(self, matrix: Tensor) -> None:
         self.matrix = matrix

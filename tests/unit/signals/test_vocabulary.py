@@ -59,7 +59,7 @@ def test_a_rank_beyond_the_width_is_the_width() -> None:
 
 @pytest.mark.parametrize("text", FORMS)
 def test_the_cost_is_that_of_the_tensors(text: str) -> None:
-    """Every weight but a bias is one multiply-add, the frozen row of a token d more."""
+    """Every weight but a bias costs one multiply-add, and the frozen row of a token d more."""
     signal, inserted = parse_signal(text), 3
     cost = HEAD.cost(signal, d, inserted)
     shapes = HEAD.shapes(signal, d, inserted, VOCAB)
