@@ -5,7 +5,7 @@ from typing import Any
 
 from otter_cli.benchmarks.metrics.estimates import Estimate, Metric, metric_info
 from otter_cli.benchmarks.records import STRENGTH_MARK
-from otter_cli.benchmarks.results import BenchmarkResult, MethodMemory, MethodResult
+from otter_cli.benchmarks.results import BenchmarkResult, MethodResult
 from otter_cli.core.formatting import bytes_text
 from otter_cli.reports.page import (
     Cell,
@@ -228,14 +228,13 @@ def _figures_table(
 
 
 def _memory_table(result: BenchmarkResult) -> ReportTable:
-    parts: list[tuple[str, Callable[[MethodMemory], int]]] = [
-        ("weights", lambda memory: memory.weights),
-        ("caches", lambda memory: memory.caches),
-        ("together", lambda memory: memory.total),
-    ]
     methods = list(result.methods.values())
-    rows = [[name, *(bytes_text(of(m.memory)) for m in methods)] for name, of in parts]
-    return ReportTable(["", *(m.label for m in methods)], rows)
+    rows = [
+        ["weights", *(bytes_text(method.memory.weights) for method in methods)],
+        ["caches", *(bytes_text(method.memory.caches) for method in methods)],
+        ["together", *(bytes_text(method.memory.total) for method in methods)],
+    ]
+    return ReportTable(["", *(method.label for method in methods)], rows)
 
 
 def _details(prefix: str, result: BenchmarkResult) -> Iterator[ReportSection]:

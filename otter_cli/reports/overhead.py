@@ -6,11 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from otter_cli.benchmarks.metrics.estimates import Estimate
 from otter_cli.benchmarks.overhead.result import (
-    BaseAndGraft,
     MeasuredGroup,
     OverheadResult,
     OverheadRow,
-    RooflineBound,
 )
 from otter_cli.core.formatting import bytes_text, count_text, percent_text
 from otter_cli.reports.page import (
@@ -60,7 +58,19 @@ def _time_section(result: OverheadResult) -> ReportSection:
             ("prefill", row.prefill_ratio, row.prefill_ms, row.bound.prefill),
         ):
             name = f"{row.name}, {kind}"
-            rows.append([name, *_time_cells(row, ratio, ms, bound)])
+            rows.append(
+                [
+                    name,
+                    Cell(percent_text(row.parameter_ratio), "parameters"),
+                    ratio_cell(ratio),
+                    Cell(f"{bound.ratio:.3f}", f"by {bound.limit}"),
+                    Cell(number_text(ms.graft), f"base {number_text(ms.base)}"),
+                    Cell(
+                        percent_text(bound.reached.graft),
+                        f"base {percent_text(bound.reached.base)}",
+                    ),
+                ]
+            )
             points.append(_ratio_point(name, ratio, bound.ratio))
         if (later := row.read_later) is not None:
             name = f"{row.name}, decode, read {later.every} at once"
@@ -99,18 +109,6 @@ def _sweep_plots(rows: Sequence[OverheadRow]) -> list[LinePlot]:
         title = f"{kind.capitalize()} as the insertion grows"
         plots.append(LinePlot(title, "inserted, % of the base", "time over the base's", series))
     return plots
-
-
-def _time_cells(
-    row: OverheadRow, ratio: Estimate, ms: BaseAndGraft, bound: RooflineBound
-) -> list[Cell | str]:
-    return [
-        Cell(percent_text(row.parameter_ratio), "parameters"),
-        ratio_cell(ratio),
-        Cell(f"{bound.ratio:.3f}", f"by {bound.limit}"),
-        Cell(number_text(ms.graft), f"base {number_text(ms.base)}"),
-        Cell(percent_text(bound.reached.graft), f"base {percent_text(bound.reached.base)}"),
-    ]
 
 
 def _ratio_point(label: str, ratio: Estimate, bound: float | None) -> PlotPoint:
@@ -172,7 +170,7 @@ def _group_section(group: MeasuredGroup) -> ReportSection:
         "ms",
         *(["ratio"] * timed),
         *(["floor"] * bounded),
-        *map(_without_unit, names),
+        *(name.removesuffix(", bytes").removesuffix(", share") for name in names),
     ]
     body: list[list[Cell | str]] = []
     for line in group.lines:
@@ -187,10 +185,6 @@ def _group_section(group: MeasuredGroup) -> ReportSection:
     axis = f"time over {group.reference}'s"
     plots = [IntervalPlot(group.title, axis, points, 1.0)] if timed else []
     return ReportSection(group.title, group.notes, [ReportTable(head, body)], plots)
-
-
-def _without_unit(name: str) -> str:
-    return name.removesuffix(", bytes").removesuffix(", share")
 
 
 def _figure_cell(name: str, value: float | Estimate | None) -> Cell | str:

@@ -16,8 +16,6 @@ from otter_cli.reports.page import IntervalPlot, LinePlot, Plot, ScatterPlot
 
 if TYPE_CHECKING:
     from markupsafe import Markup
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 WIDTH = 380
 _ROW_HEIGHT = 40  # of an interval plot: the label and, below it, the interval
@@ -96,12 +94,21 @@ class _Drawing:
     """One figure. `texts` are the strings from outside, by the number in their placeholder."""
 
     def __init__(self, plot: Plot, colours: Mapping[str, str]) -> None:
+        from matplotlib.figure import Figure
+
         self.texts = [plot.title]
         self.colours = colours
-        rows = len(plot.points) if isinstance(plot, IntervalPlot) else 0
-        self.height = _ROW_HEIGHT * rows + _BOTTOM + 4 if rows else _AXES_HEIGHT
-        left, top = (_SIDE, 4) if isinstance(plot, IntervalPlot) else (_LEFT, _TOP)
-        self.figure, self.axes = _figure_and_axes(self.height, left, top)
+        self.height, left, top = _AXES_HEIGHT, _LEFT, _TOP
+        if isinstance(plot, IntervalPlot):
+            left, top = _SIDE, 4
+            self.height = _ROW_HEIGHT * max(1, len(plot.points)) + _BOTTOM + top
+        # At 72 dots per inch, matplotlib's points are the units of the drawing.
+        size = (WIDTH / 72, self.height / 72)
+        self.figure = Figure(figsize=size, dpi=72, frameon=False)
+        width, height = WIDTH - left - _RIGHT, self.height - _BOTTOM - top
+        self.axes = self.figure.add_axes(
+            (left / WIDTH, _BOTTOM / self.height, width / WIDTH, height / self.height)
+        )
         if isinstance(plot, IntervalPlot):
             self._draw_intervals(plot)
         elif isinstance(plot, ScatterPlot):
@@ -123,7 +130,7 @@ class _Drawing:
                 self._line((point.bound,) * 2, (y - 0.2, y + 0.2), f"bound: {point.bound:.4g}",
                            color=colour, linewidth=2)  # fmt: skip
             self._dot(point.mean, y, colour, f"{point.label}: {point.mean:.4g}")
-            self._text(_SIDE, self.height - 4 - _ROW_HEIGHT * i - 14, point.label, "ink", size=12)
+            self._text(_SIDE, self.height - _ROW_HEIGHT * i - 18, point.label, "ink", size=12)
         if plot.reference is not None:
             self.axes.axvline(plot.reference, color=_STAND_INS["soft"], lw=1, dashes=(4, 3))
         self.axes.set_ylim(max(1, len(plot.points)), 0)
@@ -189,16 +196,8 @@ class _Drawing:
         return len(self.texts) - 1
 
 
-def _figure_and_axes(height: float, left: float, top: float) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72, frameon=False)
-    width = WIDTH - left - _RIGHT
-    box = (left / WIDTH, _BOTTOM / height, width / WIDTH, (height - _BOTTOM - top) / height)
-    return figure, figure.add_axes(box)
-
-
 def tick_text(value: float) -> str:
+    """Short: 0.25, 1500, 2e6."""
     if value and not 1e-3 <= abs(value) < 1e5:
         return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
     return f"{value:.6g}"
