@@ -27,7 +27,7 @@ from otter_cli.decoding.request_checks import (
     sum_counters,
     warn_once,
 )
-from otter_cli.decoding.results import Generation
+from otter_cli.decoding.results import ExternalModels, Generation
 from otter_cli.decoding.sampling import Sampler, Sampling, UnguidedSelector
 from otter_cli.decoding.session import DecodingSession, RewardSession, score_column
 from otter_cli.model.otter import OtterForCausalLM
@@ -71,31 +71,21 @@ def best_of(
     request: BestOf,
     *,
     signals: Sequence[str] = (),
+    earlier: Sequence[Sequence[int]] = (),
 ) -> list[Generation]:
-    """The best continuation of each prompt. Raises OtterError for requests without meaning."""
+    """The best continuation of each prompt. `signals` and `earlier` are those of `generate`. Raises
+    OtterError for requests without meaning."""
     texts = [list(prompt) for prompt in prompts]
     check_request(model, texts, sampling, external_models_of([request]))
     _check_best_of(request, sampling)
     warn_once(model, request_warnings(model, blocks_by=request.blocks_by, signals=signals))
     lengths = [len(text) for text in texts]
     if must_split(length_rules([model]), lengths, sampling.max_new_tokens, in_step=True):
-        rows = [
-            _best_of_batch(model, [text], sampling, request, signals, texts[:row])[0]
-            for row, text in enumerate(texts)
-        ]
+        rows = []
+        for row, text in enumerate(texts):
+            before = [*earlier, *texts[:row]]
+            rows += best_of(model, [text], sampling, request, signals=signals, earlier=before)
         return sum_counters(rows)
-    return _best_of_batch(model, texts, sampling, request, signals, ())
-
-
-def _best_of_batch(
-    model: OtterForCausalLM,
-    texts: list[list[int]],
-    sampling: Sampling,
-    request: BestOf,
-    signals: Sequence[str],
-    earlier: Sequence[Sequence[int]],
-) -> list[Generation]:
-    """`best_of` for prompts that share every pass. `earlier`: prompts of earlier batches."""
     judge_signal = [request.signal] if request.signal is not None else []
     names = list(dict.fromkeys([*signals, *judge_signal]))
     session = DecodingSession(model, stream=bool(names))
@@ -121,17 +111,16 @@ def _best_of_batch(
         session.reorder(index)
         batch.select(survivors)
         state = state.rows(index)
-    selector.external_passes, selector.external_bytes = judge.passes, judge.bytes
     batch.seconds = time.perf_counter() - started - batch.prefill_seconds
-    generations = batch.finish(selector)
+    generations = batch.finish(judge)
     return [generations[row] for row in best]
 
 
-class _Judge:
-    """Scores the samples of a batch. `passes` and `bytes` are those of a reward model."""
+class _Judge(ExternalModels):
+    """Scores the samples of a batch."""
 
     def __init__(self, request: BestOf, session: DecodingSession) -> None:
-        self.request, self.passes, self.bytes = request, 0, 0
+        self.request = request
         if request.signal is not None:
             self.column = score_column(session.model, request.signal, request.label)
         else:
@@ -161,8 +150,8 @@ class _Judge:
     def _rewards(self, texts: list[list[int]]) -> list[float]:
         session = RewardSession(self.request.reward_model)
         rewards = session.rewards(session.prefill(texts))[:, 0]
-        self.passes += session.passes
-        self.bytes = max(self.bytes, session.cache_bytes())
+        self.external_passes += session.passes
+        self.external_bytes = max(self.external_bytes, session.cache_bytes())
         return [float(reward) for reward in rewards]
 
     def _last(self, generation: Generation, scores: list[Any]) -> Any:

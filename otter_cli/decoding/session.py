@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
 
 from otter_cli.core.errors import OtterError, did_you_mean, label_index
 from otter_cli.decoding.kv_session import HiddenStates, KVSession
@@ -87,7 +86,13 @@ class _ExternalSession(KVSession):
     """A session over a model beside the base. Raises OtterError where some layer is recurrent."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(partial(_attention_only_cache, model.config), model)
+        if is_recurrent(model.config):
+            raise OtterError(
+                f"a {model.config.model_type} beside the base has layers of linear attention, "
+                "whose state takes no token back",
+                hint="use a model in which every layer attends",
+            )
+        super().__init__(partial(full_cache, model.config), model)
         self.model = model
 
     def _arguments(self, tokens: Tensor, mask: Any, positions: Tensor) -> dict[str, Any]:
@@ -119,16 +124,6 @@ class ExpertSession(_ExternalSession):
     def run(self, tokens: Tensor, mask: Any, positions: Tensor, last: int) -> HiddenStates:
         out = self.model(**self._arguments(tokens, mask, positions), logits_to_keep=last)
         return HiddenStates(out.logits, {})
-
-
-def _attention_only_cache(config: Any) -> Cache:
-    if is_recurrent(config):
-        raise OtterError(
-            f"a {config.model_type} beside the base has layers of linear attention, whose state "
-            "takes no token back",
-            hint="use a model in which every layer attends",
-        )
-    return full_cache(config)
 
 
 def check_vocabulary(model: Any, session: DecodingSession, name: str, hint: str) -> None:
