@@ -348,7 +348,7 @@ def test_a_dynamic_rotation_is_refused_past_its_window(
     assert length_rule(model.config.to_dict()) == model.shape.length_rule
     with pytest.raises(OtterError, match="window of 32"):
         generate(model, [LONG], NEW)
-    with pytest.raises(OtterError, match="dynamic rotary embedding: past 32 tokens"):
+    with pytest.raises(OtterError, match="dynamic rotary embedding: beyond 32 tokens"):
         model(torch.tensor([LONG + LONG]))
     plain = _load(Case("llama"), tiny_checkpoint, tmp_path / "plain")
     with pytest.raises(OtterError, match="a model beside the base: .*dynamic"):
