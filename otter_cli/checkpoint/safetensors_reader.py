@@ -14,7 +14,7 @@ from typing import Any
 
 from otter_cli.checkpoint.dtypes import DTYPE_BITS, NUMPY_DTYPES, Array, decode
 from otter_cli.core.digests import sha256_bytes
-from otter_cli.core.errors import OtterError, closest, from_os_error
+from otter_cli.core.errors import OtterError, changed_while_read, closest, from_os_error
 from otter_cli.core.strict_files import (
     MAX_SMALL_FILE_BYTES,
     is_printable,
@@ -191,10 +191,7 @@ class TensorFile:
         try:
             with open(self.path, "rb") as file:
                 if os.fstat(file.fileno()).st_size != self.header.size:
-                    raise OtterError(
-                        f"{self.path} changed while it was being read",
-                        hint="wait until the program that writes it has ended",
-                    )
+                    raise changed_while_read(self.path)
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise from_os_error(error, f"read {self.path}") from error

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from otter_cli.core.console import Advance, warn
-from otter_cli.core.errors import OtterError, from_os_error
+from otter_cli.core.errors import OtterError, changed_while_read, from_os_error
 from otter_cli.core.jsonlines import JsonLinesWriter, read_jsonlines
 from otter_cli.core.private_files import (
     NotPrivate,
@@ -84,10 +84,7 @@ class DigestCache:
                 return known
             digest = sha256_file(path, advance)
             if _file_key(path.stat()) != _file_key(before):
-                raise OtterError(
-                    f"{path} changed while it was being read",
-                    hint="wait until the program that writes it has ended",
-                )
+                raise changed_while_read(path)
         except OSError as error:
             raise from_os_error(error, f"read {path}") from error
         if before.st_size >= _MIN_CACHED_BYTES and time.time() - before.st_mtime > _SETTLED_SECONDS:

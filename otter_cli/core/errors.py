@@ -7,6 +7,7 @@ name for a hint. `from_os_error` translates errors of the operating system.
 import difflib
 import errno
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 _OS_ERROR_HINTS = {
     errno.ENOSPC: "free some space on that file system, or choose a target on another one",
@@ -47,6 +48,13 @@ def from_os_error(error: OSError, doing: str) -> OtterError:
     where = f" ({error.filename})" if error.filename and str(error.filename) not in doing else ""
     return OtterError(
         f"cannot {doing}: {reason}{where}", hint=_OS_ERROR_HINTS.get(error.errno or 0, "")
+    )
+
+
+def changed_while_read(path: str | Path) -> OtterError:
+    return OtterError(
+        f"{path} changed while it was being read",
+        hint="wait until the program that writes it has ended",
     )
 
 

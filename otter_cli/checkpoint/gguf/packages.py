@@ -17,7 +17,7 @@ from otter_cli.checkpoint.gguf.convert import import_gguf
 from otter_cli.checkpoint.gguf.parts import find_gguf_parts
 from otter_cli.core.atomic import writer_lock
 from otter_cli.core.console import say
-from otter_cli.core.errors import OtterError, closest, from_os_error
+from otter_cli.core.errors import OtterError, did_you_mean, from_os_error
 from otter_cli.core.strict_files import read_json_object, read_small_text_file
 
 _PINNED_MODELS = Path(__file__).with_name("models.txt")
@@ -65,10 +65,9 @@ def select_models(names: list[str], pins: Path = _PINNED_MODELS) -> list[Package
         return list(models.values())
     for name in names:
         if name not in models:
-            near = closest(name, models)
             raise OtterError(
                 f"there is no packaged model {name!r}",
-                hint=f"did you mean {near}?" if near else f"there are {', '.join(models)}, and all",
+                hint=did_you_mean(name, models) + f"there are {', '.join(models)}, and all",
             )
     return [models[name] for name in names]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from otter_cli.checkpoint.gguf.header import GGUF_MAGIC, GgufHeader, read_gguf_header
-from otter_cli.core.errors import OtterError
+from otter_cli.core.errors import OtterError, changed_while_read
 
 _SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _PIECE = re.compile(r"(.+\.gguf)\.part(\d+)")
@@ -123,10 +123,7 @@ def _copy_bytes(source: BinaryIO, out: BinaryIO, count: int) -> None:
     while count:
         chunk = source.read(min(count, _CHUNK_BYTES))
         if not chunk:
-            raise OtterError(
-                f"{source.name} changed while it was being read",
-                hint="wait until the program that writes it has ended",
-            )
+            raise changed_while_read(source.name)
         out.write(chunk)
         count -= len(chunk)
 
