@@ -1,4 +1,4 @@
-"""No false alarm: grafts that nobody touched, over random grids, families and real checkpoints."""
+"""No false alarms on correct grafts, over random grids, families and real checkpoints."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_fifty_random_grids(tiny_llama: Path, tmp_path: Path) -> None:
 def test_every_family_is_exact_by_construction(
     tiny_checkpoint: Any, tmp_path: Path, family: Family
 ) -> None:
-    """The verb's own way, all levels, from folders that share nothing."""
+    """All levels as the verb runs them, on folders that share no files."""
     base = family.write(tiny_checkpoint, dtype="float32", tied=False)
     form = {"heads": 2} if family.full else {}
     folder = random_graft(base, tmp_path / "g", hidden=8, ffn=16, signals=("reward",), **form)

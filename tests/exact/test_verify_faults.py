@@ -1,4 +1,4 @@
-"""Planted faults: each is caught, and by the level that should catch it."""
+"""Each planted fault is found, by the level that should find it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ CASES = [
 
 @dataclass(frozen=True)
 class Caught:
-    """What the levels said of one faulty graft."""
+    """The results of the levels for one faulty graft."""
 
     results: list[CaseResult]
     paths: list[PathTrace]
@@ -55,7 +55,7 @@ class Caught:
         return {str(result.case) for result in self.results if not result.equal}
 
     def poison_moves(self) -> set[str]:
-        """Sampling from NaN raises, which is no less of a difference."""
+        """Cases that poison changes. Sampling from NaN raises an error, which counts too."""
         return {str(r.case) for r in self.results if r.failure or not all(r.poison.values())}
 
     def leaking(self) -> set[str]:
@@ -107,7 +107,7 @@ def test_without_a_fault_nothing_is_caught(graft: Path) -> None:
 
 def test_a_leak_below_the_last_bit_is_seen_by_the_trace_and_by_poison(caught: Callable) -> None:
     found = caught(add(1e-12))
-    # Rounding swallows it in most logits: a grid alone could have passed it.
+    # Rounding hides it in most logits, so a grid alone might not find it.
     assert found.leaking() == names(TRACED)
     assert found.poison_moves() == names(CASES)
     leak = found.paths[0].leak

@@ -62,7 +62,7 @@ def test_one_step_of_fine_tuning_parts_at_once(tiny_llama: Path, tmp_path: Path)
     optimiser.step()
     found, verdict = judged(saved(model, tiny_llama, tmp_path / "tuned"), tiny_llama)
     assert verdict.name == "different" and len(found.static.findings) > 10
-    # The row of a token that was never seen is still the base's.
+    # The embedding row of a token that did not occur is unchanged.
     first = ("model.embed_tokens", "model.layers.0.input_layernorm")
     assert found.first_difference is not None and found.first_difference.module in first
 
@@ -70,7 +70,7 @@ def test_one_step_of_fine_tuning_parts_at_once(tiny_llama: Path, tmp_path: Path)
 def test_weights_rounded_to_eight_bits_part_at_the_first_of_them(
     tiny_llama: Path, tmp_path: Path
 ) -> None:
-    """As a quantisation that was taken back leaves them: the same form, other values."""
+    """Tensors after quantisation and back: equal shapes, other values."""
     shutil.copytree(tiny_llama, tmp_path / "rounded")
     tensors = load_file(tiny_llama / "model.safetensors")
     for name, tensor in tensors.items():

@@ -38,7 +38,7 @@ def graft(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def inside(fault: Fault) -> Callable[[OtterForCausalLM], None]:
-    """`fault` runs after layer 1, as code of the insertion's own."""
+    """`fault` runs after layer 1, as code of the insertion."""
 
     def plant(model: OtterForCausalLM) -> None:
         def hook(module: nn.Module, inputs: Any, named: dict[str, Any], h: Tensor) -> None:
@@ -68,7 +68,7 @@ def judge(
 
 
 def in_the_cache(model: OtterForCausalLM, named: dict[str, Any], z: Tensor) -> None:
-    """Of a layer that has run already: it shows in the next step alone."""
+    """The layer has run already, so only the next step shows it."""
     named["past_key_values"].layers[0].keys.mul_(1 + 1e-3 * z.mean())
 
 
@@ -101,7 +101,7 @@ def test_a_cache_written_to_shows_in_the_cached_steps_and_in_the_cache(
     plant(monkeypatch, inside(in_the_cache))
     results, _ = judge(graft, CASES)
     assert not any(result.equal for result in results)
-    # A prefill's logits are the base's still: it is the cache itself that is not.
+    # The logits of a prefill are unchanged, but its cache is not.
     assert not results[0].difference.changed and results[2].difference.changed
 
 
@@ -121,7 +121,7 @@ def test_an_attribute_that_a_value_of_the_stream_sets(
 def test_an_attribute_set_to_a_constant_is_no_way_of_the_base(
     graft: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing inserted is read, so that poison is silent; the base is another all the same."""
+    """No inserted value is read, so poison does not show it. The base is changed nevertheless."""
 
     def fault(model: OtterForCausalLM, named: dict[str, Any], z: Tensor) -> None:
         model.base.get_submodule("model.layers.2.self_attn").scaling = 0.3
@@ -130,7 +130,7 @@ def test_an_attribute_set_to_a_constant_is_no_way_of_the_base(
     results, paths = judge(graft, CASES, shared=False)
     assert not any(result.equal for result in results) and all(path.leak for path in paths)
     assert "is not the base's own" in paths[0].leak.what
-    # On shared modules it lasts, and every base run after the first is changed as well.
+    # On shared modules the change stays, so every later run of the base is changed too.
     assert not judge(graft, CASES)[0][0].equal
 
 
@@ -138,7 +138,7 @@ def test_memory_shared_with_numpy_is_written_to_without_any_operation(
     graft: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fault(model: OtterForCausalLM, named: dict[str, Any], z: Tensor) -> None:
-        # Adds nothing here, as a fault does that waits for an input of another kind.
+        # Adds zero here, like a fault that acts on other inputs only.
         weight = model.base.get_submodule("model.layers.0.input_layernorm").weight
         weight.detach().numpy()[0] += 0.0
 
@@ -151,7 +151,7 @@ def test_memory_shared_with_numpy_is_written_to_without_any_operation(
 
 
 def test_a_state_that_only_the_next_call_sees(graft: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first forward is the base's; what it leaves behind changes the second."""
+    """The first forward equals the base's. The state that it leaves changes the second."""
 
     def fault(model: OtterForCausalLM, named: dict[str, Any], z: Tensor) -> None:
         weight = model.base.get_submodule("model.layers.0.input_layernorm").weight

@@ -33,7 +33,7 @@ def graft(tiny_checkpoint: Any, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def in_every_layer(change: faults.Change, when: faults.When) -> Callable[[OtterForCausalLM], None]:
-    """The same hook on all layers, which strikes in one: no layer is of a kind of its own."""
+    """The same hook on all layers, which acts in one of them, so all layers are of one kind."""
 
     def fault(model: OtterForCausalLM) -> None:
         layers = model.capture.layers
@@ -80,7 +80,7 @@ def test_a_quick_grid_finds_the_fault(
     assert verdict.name == "different", verdict.sentence
     assert report.leaks and report.control == len(report.results)
     layer = HIDDEN_IN if spread else 1
-    # What reads the result may be the first operation to give it away.
+    # The first operation that reads the result may be the one that shows the fault.
     assert {path.leak.module for path in report.leaks if path.leak} == {f"model.layers.{layer}"}
     assert {path.layers for path in report.paths} == {(0, 4, 8) if spread else (0, 1, 4, 8)}
 
@@ -98,7 +98,7 @@ def test_without_a_fault_it_is_exact_by_construction_and_says_what_was_compared(
 def test_a_constant_that_code_sets_in_a_layer_that_is_not_compared_shows_in_the_logits(
     graft: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing inserted is read, and no operation is another one: only the grid can find it."""
+    """No inserted value is read and the operations are the same, so only the grid can find it."""
 
     def fault(model: OtterForCausalLM) -> None:
         layers = model.capture.layers
@@ -113,9 +113,9 @@ def test_a_constant_that_code_sets_in_a_layer_that_is_not_compared_shows_in_the_
     plant(monkeypatch, fault)
     report = verify(VerificationRequest(graft, grid=GRID, independent=True))
     assert decide(report).name == "different"
-    # The scale of a single score leaves its softmax alone.
+    # The softmax of a single score does not depend on its scale.
     assert {result.case.length for result in report.results if result.equal} <= {1}
-    # Its first run changes the layer for good: from then on it is of a kind of its own.
+    # The first run changes the layer permanently. Then it is of a kind of its own.
     assert {HIDDEN_IN} <= {layer for path in report.paths for layer in path.layers}
 
 

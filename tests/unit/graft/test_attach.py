@@ -1,4 +1,4 @@
-"""An adapter with its base gives the grafted folder again, with another one nothing."""
+"""Attaching an adapter to its base gives the grafted folder. Any other base is refused."""
 
 import json
 import shutil

@@ -76,7 +76,7 @@ def test_every_tensor_that_is_missing_or_strange_is_named_before_and_at_the_load
 ) -> None:
     usual = case.write(tiny_checkpoint)
     names = sorted(Checkpoint.open(usual).tensors)
-    # The last layer's: one of each module, where experts are many.
+    # The last layer has one tensor of each module. Experts are left out, because there are many.
     wanted = [n for n in names if ".2." in n and ".experts." not in n] + names[-2:]
     strange = _changed(
         usual, tmp_path / "strange", lambda held: held.update({"score.weight": torch.ones(1, 32)})
@@ -89,7 +89,7 @@ def test_every_tensor_that_is_missing_or_strange_is_named_before_and_at_the_load
     for name in wanted:
         base, shape = _open(usual)
         info = base.tensors.pop(name)
-        # transformers names a tensor by its module, whose first parts the file may call otherwise.
+        # transformers names a tensor by its module. The file may have other first parts.
         end = ".".join(name.split(".")[-2:])
         with pytest.raises(OtterError, match=rf"{end} is missing"):
             check_base(base, shape)

@@ -1,4 +1,4 @@
-"""Two insertions in one folder: each says what it says alone, and is trained without the other."""
+"""Two insertions in one folder: each gives its own signals, and is trained without the other."""
 
 import shutil
 from pathlib import Path
@@ -38,7 +38,8 @@ def test_joined_grafts_say_what_each_says_alone(tiny_llama: Path, tmp_path: Path
         for folder in (one, other):
             alone = OtterForCausalLM.from_pretrained(folder)(IDS)
             for name, scores in alone.signals.items():
-                # Not to the bit: tensors lie elsewhere in the file, and kernels mind alignment.
+                # Not bit for bit: tensors have another alignment in the file, and kernels depend on
+                # it.
                 torch.testing.assert_close(out.signals[name], scores, rtol=1e-5, atol=1e-6)
         assert torch.equal(out.logits, load_base(tiny_llama).eval()(IDS).logits)
     strip(tmp_path / "both", tmp_path / "base")

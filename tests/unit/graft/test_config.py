@@ -1,4 +1,4 @@
-"""What may be inserted: defaults, limits, layers."""
+"""The sizes of an insertion: defaults, limits, layers."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""Grafting and stripping: the base byte for byte, whole or not at all, without torch."""
+"""Grafting and stripping: the base stays byte-identical, folders are written whole or not at
+all."""
 
 import filecmp
 import json

@@ -1,4 +1,4 @@
-"""The plan: the paper's shapes by name, and a price that is the file's."""
+"""The plan: shapes as in docs/method.md, and a price that equals the size of the file."""
 
 from pathlib import Path
 

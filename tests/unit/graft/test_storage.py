@@ -1,4 +1,4 @@
-"""Inserted tensors in shards: found by an index that vouches for them, replaced whole."""
+"""Inserted tensors in shards: an index records their digests, and updates replace all of them."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def _update(folder: Path, plan: Plan, value: float, limit: int = SHARD_BYTES) ->
 
 
 def _value(folder: Path, plan: Plan) -> float:
-    """The one value that an update left; checks that all is consistent."""
+    """Checks that the folder is consistent. Returns the value that all of its tensors have."""
     Manifest.read(folder).check_tensors(folder)
     weights = open_inserted_tensors(folder, [plan])
     values = {float(x) for name in weights.tensors for x in np.unique(weights.read(name))}
@@ -114,7 +114,7 @@ def test_a_changed_shard_is_noticed(sharded: Path, damage: str) -> None:
 
 
 def test_an_index_that_vouches_for_nothing_is_not_believed(sharded: Path) -> None:
-    """Even where otter.json has the index's own digest."""
+    """It is refused even where otter.json records the digest of the index."""
     from otter_cli.core.digests import sha256_file
 
     index = json.loads((sharded / INDEX_FILE).read_text())
@@ -157,7 +157,8 @@ LIMITS = [(SHARD_BYTES, SHARD_BYTES), (10**9, SHARD_BYTES), (SHARD_BYTES, 10**9)
 def test_whole_wherever_an_update_dies(
     tiny_llama: Path, tmp_path: Path, plan: Plan, limits: tuple[int, int]
 ) -> None:
-    """Dies at each write of otter.json, each rename and each removal in turn, to either layout."""
+    """The process dies at each write of otter.json, each rename and each removal, in both
+    layouts."""
     out = tmp_path / "graft"
     graft(Checkpoint.open(tiny_llama), out, plan, max_shard_bytes=limits[0])
     _update(out, plan, 0.0, limit=limits[0])
@@ -168,7 +169,7 @@ def test_whole_wherever_an_update_dies(
             break
         assert _value(out, plan) in (before, value)
         seen.add(_value(out, plan) == value)
-        # The next update starts from the same layout, and clears up.
+        # The next update starts from the same layout and removes unused files.
         _update(out, plan, value, limit=limits[0])
         assert _ours(out) == set(inserted_files(out))
     assert seen == {True, False}
@@ -176,7 +177,7 @@ def test_whole_wherever_an_update_dies(
 
 
 def _dies(step: int, action: Callable[[], None]) -> bool:
-    """Runs `action` in a child that is gone at its `step`-th call that changes the folder."""
+    """Runs `action` in a child process that dies at its `step`-th call that changes the folder."""
     child = os.fork()
     if child:
         _, status = os.waitpid(child, 0)

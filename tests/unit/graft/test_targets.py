@@ -1,4 +1,4 @@
-"""Targets that take no graft: refused, with what, where and what to do, and nothing left behind."""
+"""Targets that cannot take a graft are refused with a hint, and nothing is left behind."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Sizes for several ranks: refused exactly where the engine's layout would fill up with zeros."""
+"""Sizes for several ranks: refused exactly where the engine's layout would pad with zeros."""
 
 import re
 from pathlib import Path

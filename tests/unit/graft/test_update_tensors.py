@@ -1,4 +1,4 @@
-"""Replacing the inserted tensors: the folder is whole wherever the process dies."""
+"""Replacing the inserted tensors leaves a valid folder wherever the process dies."""
 
 from pathlib import Path
 from unittest import mock
@@ -55,7 +55,7 @@ def test_dead_after_the_rename(
             _update(tiny_llama, folder, 1.0)
     Manifest.read(folder).check_tensors(folder)
     assert (folder / TENSORS_FILE).read_bytes() != before
-    # The tensors are newer than the record says: it must not be the other way round.
+    # The tensors may be newer than the record says, but never older.
     assert not Manifest.read(folder).training
 
 

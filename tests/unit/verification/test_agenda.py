@@ -1,4 +1,4 @@
-"""A budget and Ctrl-C: the most telling work first, what was left out is said, and a proof of it
+"""A budget and Ctrl-C: the most valuable work comes first, the rest is reported, and a proof of it
 holds when it is run again."""
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def test_no_durations(text: str) -> None:
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Ctrl-C during the run of this number."""
+    """Sends Ctrl-C during the run with this number."""
     run, count = compared.run_case, iter(range(1, 10_000))
 
     def counted(case: Case, subject: Any) -> Any:
@@ -146,13 +146,13 @@ ONE = Grid(dtypes=("float32",), attentions=("sdpa",))
 
 
 def again(report: VerificationReport) -> list[str]:
-    """What a run of the report's proof gives otherwise than the report."""
+    """What differs when the report's proof is run again."""
     proof = json.loads(json.dumps(proof_record(report, decide(report))))
     second = verify(request_of(proof))
     return list(disagreements(proof, proof_record(second, decide(second))))
 
 
-# Within the first cases; within poison, where all was compared and traced.
+# 4 is one of the first cases. 40 is a case with poison, after all comparisons and traces.
 @pytest.mark.parametrize("number", [4, 40])
 def test_ctrl_c_gives_the_verdict_of_what_was_done(
     graft: Path, monkeypatch: pytest.MonkeyPatch, number: int
@@ -200,7 +200,7 @@ def test_a_budget_reports_the_rest_and_its_proof_holds(
 ) -> None:
     from otter_cli.verification import levels
 
-    # At this rate, ten cases or so fit; the machine's own speed must not decide on a test.
+    # About ten cases fit at this rate. A test must not depend on the machine's speed.
     monkeypatch.setattr(
         levels,
         "fit_budget",

@@ -1,4 +1,4 @@
-"""Where two models part, by name."""
+"""Bisection names the operation, module and layer where two models first differ."""
 
 from __future__ import annotations
 

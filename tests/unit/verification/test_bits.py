@@ -1,4 +1,4 @@
-"""Bit comparison against numpy, which has its own idea of neighbouring numbers."""
+"""Bit comparison, checked against numpy's own function for neighbouring numbers."""
 
 import math
 

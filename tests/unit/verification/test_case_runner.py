@@ -1,4 +1,4 @@
-"""Memory of a verification: base modules once where the files are the same, twice on request."""
+"""Memory of a verification: one set of base modules for equal files, two on request."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def _opened(graft: Path, base: Path, *, shared: bool) -> ModelPair:
 
 
 def _held(*modules: nn.Module) -> int:
-    """Bytes of every storage behind parameters and buffers, each once and whole."""
+    """Bytes of all storages of parameters and buffers, each counted once."""
     storages = {}
     for module in modules:
         for tensor in (*module.parameters(), *module.buffers()):

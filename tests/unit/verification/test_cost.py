@@ -1,4 +1,4 @@
-"""The cost of a verification is counted: the same on every machine, and near its estimate."""
+"""The counted cost of a verification is equal on every machine, and equals the estimate."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def report(graft: Path) -> VerificationReport:
 
 
 def test_a_quick_grid_in_one_setting_costs_what_it_did(report: VerificationReport) -> None:
-    """A change of these numbers is a change of what every user waits for."""
+    """A change of these numbers changes how long every user waits."""
     cost = report.cost.record()
     assert (cost["forwards"], cost["tokens"], cost["longest"]) == (FORWARDS, TOKENS, 128)
     assert cost["levels"] == LEVELS and sum(LEVELS.values()) == TOKENS

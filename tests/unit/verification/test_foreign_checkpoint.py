@@ -1,4 +1,4 @@
-"""Folders that otter did not make: what a fine-tune, a merge or a new dtype leaves on disk."""
+"""The static level for foreign folders, such as a fine-tune, a merge or another dtype."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The grids: what they hold, that they fit any window, and that seeds decide alone."""
+"""The grids: their cases fit any window, and depend on the seed only."""
 
 from dataclasses import replace
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""What otter doctor says of a folder: one thing spoilt at a time, and that thing named."""
+"""otter doctor names each fault of a folder. One fault is planted at a time."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def cut(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-# Each spoils a sound, tied, float32 Llama of three layers: file, tensor and words of what is found.
+# Faults in a tied float32 Llama of three layers, with file, tensor and words of the finding.
 PROBLEMS: dict[str, tuple[Spoil, str, str | None, str]] = {
     "cut off": (cut, "", None, "truncated"),
     "missing": (

@@ -1,4 +1,4 @@
-"""Locality: held by streams on the base's keys, not claimed by others, and able to fail."""
+"""Locality holds for streams that read the base's keys, and planted faults break it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_stream_that_must_be_on_from_the_start_is_caught(
     calls = [0]
 
     def count(module: object, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        # Remembers over steps, as a cache of its own would.
+        # Keeps state between steps, as a cache of its own would.
         calls[0] += int(output.shape[1] == 1)
         return output * (1 + 1e-3 * calls[0])
 

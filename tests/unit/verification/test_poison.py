@@ -1,4 +1,4 @@
-"""Poison: what goes in, and that nothing of it stays."""
+"""Poison values, and that poisoned tensors are restored."""
 
 import math
 from pathlib import Path
@@ -39,8 +39,8 @@ def test_a_tensor_is_filled_and_put_back_after_an_error_too(
 
 
 def test_poison_shows_in_the_stream_itself(tiny_llama: Path, tmp_path: Path) -> None:
-    """Else equal logits would prove nothing. Fused attention on a CPU takes NaN queries for zeros,
-    which is why tensors are poisoned in turn under eager attention where there is any."""
+    """Otherwise equal logits would prove nothing. Fused attention on a CPU takes NaN queries for
+    zeros, which is why tensors are poisoned in turn under eager attention where there is any."""
     folder = random_graft(tiny_llama, tmp_path / "g", hidden=8)
     model = OtterForCausalLM.from_pretrained(folder, attn_implementation="eager")
     tokens = torch.arange(3, 9).view(1, 6)

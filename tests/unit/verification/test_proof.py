@@ -1,4 +1,4 @@
-"""proof.json: whole or refused, and what a second run may be held to."""
+"""proof.json: a damaged one is refused, and a second run is compared with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers that stand for others: ends, middle, and one of every kind that a family has."""
+"""Representative layers: the first, the middle, the last, and one of every kind."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_twice_the_layers_leave_as_many_operations_to_compare(
 
 
 def reads_in(index: int) -> Any:
-    """A fault in the code of every layer alike, which strikes in layer `index` alone."""
+    """A fault in the code of all layers that acts in layer `index` only."""
 
     def fault(model: OtterForCausalLM) -> None:
         layers = model.capture.layers
@@ -141,7 +141,7 @@ def test_a_fault_in_a_layer_that_is_not_compared_is_followed_all_the_same(
 def test_without_a_fault_no_layer_that_is_passed_is_blamed(
     tiny_checkpoint: Any, tmp_path: Path
 ) -> None:
-    """Long and short, cached and not: streams run at once, or after the base."""
+    """Long and short, cached and not: the stream runs layer by layer, or after the base."""
     pair = pair_of(tiny_checkpoint("llama", num_hidden_layers=6), tmp_path / "g", kv="base")
     assert pair.otter is not None
     for case in (CASE, replace(CASE, path="decode", steps=2), replace(CASE, length=80)):

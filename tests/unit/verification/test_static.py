@@ -1,4 +1,4 @@
-"""The static level: each fault on disk is found, named by file and tensor, and nothing else is."""
+"""The static level names each fault on disk by file and tensor, and nothing else."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ def graft(tiny_llama: Path, tmp_path: Path) -> Path:
 
 
 def rewrite(path: Path, content: bytes) -> None:
-    """Without touching the base that the file may be a link to."""
+    """Replaces a file without changing the base that it may be a hard link to."""
     path.unlink()
     path.write_bytes(content)
 
 
 def change_inserted(folder: Path, change: object, *, in_manifest: bool) -> None:
-    """Applies `change` to the inserted tensors; `in_manifest`: their digest is made to fit."""
+    """Applies `change` to the inserted tensors. `in_manifest`: otter.json records the new
+    digest."""
     tensors = load_file(folder / TENSORS_FILE)
     change(tensors)  # type: ignore[operator]
     save_file(tensors, folder / TENSORS_FILE)

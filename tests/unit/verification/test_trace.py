@@ -1,4 +1,4 @@
-"""The tracer on small modules, where every way of a value can be written down."""
+"""The tracer on small modules: each way of an inserted value into the base is a leak."""
 
 from __future__ import annotations
 

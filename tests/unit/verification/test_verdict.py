@@ -1,4 +1,4 @@
-"""What the levels add up to: every verdict, and which of two findings counts more."""
+"""The verdict from the results of all levels, and which results take precedence."""
 
 from __future__ import annotations
 

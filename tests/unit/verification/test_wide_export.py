@@ -100,7 +100,8 @@ def test_after_a_change_of_dtype_zeros_are_zeros_and_the_dtype_is_told(
 def test_training_all_of_it_fills_the_zero_blocks(
     export: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    """Whoever trains a wide matrix as a whole lets the insertion into the base."""
+    """Training a whole wide matrix makes its zero block non-zero, and the base reads the
+    insertion."""
     from otter_cli.model.wide import load_wide
 
     model = load_wide(export)
@@ -158,7 +159,7 @@ def test_of_texts_that_part_only_the_steps_up_to_there_are_compared() -> None:
     case = Case("greedy", 2, steps=3)
     base = CaseOutputs(torch.zeros(1, 3, 5), torch.tensor([[1, 2, 3, 4, 5]]))
     other = CaseOutputs(torch.ones(1, 3, 5), torch.tensor([[1, 2, 3, 9, 9]]))
-    # The second new token is another: steps 0 and 1 had the same tokens before them.
+    # The second new token differs, so steps 0 and 1 follow the same tokens.
     assert [len(part[0]) for part in _comparable(case, base, other)] == [2, 2]
     assert [len(part[0]) for part in _comparable(case, base, base)] == [3, 3]
     beam = Case("beam", 2, steps=3)
