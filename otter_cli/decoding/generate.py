@@ -5,7 +5,7 @@ How a guided token is made, one file after the other:
 1. session step: `decode_loop` (this file) asks the selector for the next tokens, and
    `GuidedSelector.choose` (`guides/guide.py`) feeds the k best candidates of each row in one pass,
    `DecodingSession.run` (`session.py`);
-2. captured activations: hooks keep what the base computes for them (`model/capture.py`);
+2. captured activations: wrappers keep what the base's modules compute (`model/capture.py`);
 3. stream: the insertion computes its states from the captured activations (`model/stream.py`);
 4. signal: a head reads base and inserted states (`signals/heads.py`);
 5. guide: the signal's values are the candidates' scores (`guides/signal_guides.py`);

@@ -124,9 +124,9 @@ def check_request(
     sampling: Sampling,
     external: Sequence[Any] = (),
 ) -> None:
-    """Raises OtterError for prompts that are empty, too long or hold unknown token ids. Also for
-    lengths at which the base's texts could not equal those of transformers' `generate`, or an
-    `external` model's outputs those of its own forward."""
+    """Raises OtterError for prompts that are empty, too long or hold unknown token ids. Raises it
+    too for lengths at which the base's texts could not equal those of transformers' `generate`, or
+    an `external` model's outputs those of its own forward."""
     if not texts or not all(texts):
         raise OtterError("an empty prompt cannot be continued", hint="give it a word or BOS")
     check_token_ids(texts, model.shape, "prompt")

@@ -111,9 +111,9 @@ class SpeculativeDecoder:
         return states.gather(last), _gather_nodes(logits, last), following
 
     def _room(self) -> int:
-        """How many drafts may follow the pending token. No more than the rows have room for. Nor
-        may drafts, or a guide's candidates after them, pass the length at which the base changes
-        its rotary angles: one pass has one set of angles."""
+        """How many drafts may follow the pending token: no more than the rows have room for, and
+        none past the length at which the base changes its rotary angles, because one pass has one
+        set of angles. That holds for a guide's candidates after the drafts too."""
         room, depth = self.batch.room - 1, self.session.depth
         if depth is not None:
             candidates = self.selector is not None and self.selector.needs_candidate_states

@@ -28,8 +28,8 @@ _MAX_TREE_NODES = 1024
 
 @dataclass(frozen=True)
 class TreeShape:
-    """Nodes by their paths: (0, 2) is head 2's third guess after head 1's first guess. Parents come
-    before their children, and better siblings before others."""
+    """A draft tree, as the paths of its nodes: (0, 2) is head 2's third guess after head 1's first
+    guess. Parents come before their children, and better siblings before others."""
 
     paths: tuple[tuple[int, ...], ...]
 

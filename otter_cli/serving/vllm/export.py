@@ -112,7 +112,8 @@ def _notes(manifest: Manifest, shape: BaseShape) -> list[str]:
 
 
 def zero_heads(config: InsertionConfig, shape: BaseShape) -> int:
-    """How many zero query heads of a layer give every key/value head of the base as many."""
+    """How many zero query heads a layer needs, so that every key/value head of the base has the
+    same number of query heads."""
     if not config.heads or config.kv == "own":
         return 0
     return config.heads // config.kv_heads * shape.kv_heads - config.heads

@@ -41,7 +41,7 @@ def inverse_rms(states: Tensor, eps: float) -> Tensor:
 
 
 class EngineNorm(nn.Module):
-    """`u = z / rms * g`, by the rms of z, or of h (the paper's rule)."""
+    """`u = z / rms * g`, with the rms of z (`norm: own`), or that of h (the paper's rule)."""
 
     def __init__(self, config: InsertionConfig, shape: BaseShape) -> None:
         super().__init__()
@@ -103,8 +103,8 @@ class EngineDualInputLinear(nn.Module):
 
 
 class EngineBranch(nn.Module):
-    """`z += t W^h + t' W^z (+ b)`, summed over the ranks; t is the base's part of a branch's
-    output projection input, t' the insertion's."""
+    """`z += t W^h + t' W^z (+ b)`, summed over the ranks. t [tokens, base_dim] is the base's
+    attention output or m, t' [tokens, inserted_dim] the insertion's."""
 
     def __init__(self, layout: RankLayout, base_dim: int, inserted_dim: int, bias: bool) -> None:
         super().__init__()

@@ -219,8 +219,9 @@ def _is_standard_rotary(rotary: Any, head_dim: int) -> bool:
 def _otter_layers(
     z: Tensor, taps: list[Tensor], positions: Tensor, turn: Tensor, name: str, first: int
 ) -> list[Tensor]:
-    """The result is a list of one tensor. The compiler would move an operator with a single result
-    to its reader, which is after the whole base, and all taps would be held until then."""
+    """Runs the layers that `name` stands for. The result is a list of one tensor: the compiler
+    would move an operator with a single result to its reader, which is after the whole base, and
+    all taps would be held until then."""
     layers: DeferredLayers = get_forward_context().no_compile_layers[name]
     return [layers.run(z, taps, positions, turn, first)]
 
