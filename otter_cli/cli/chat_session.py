@@ -60,7 +60,7 @@ class ChatSession:
                 "the base's tokenizer has no chat template, so it does not chat",
                 hint="otter generate FOLDER TEXT continues plain text",
             )
-        self.guides = dict(parse_guide(text, options.strength) for text in options.guide)
+        self.guides = dict(options.guides)
         self._check_guides(self.guides)
         if options.signal is not None:
             check_scoring_signal(otter.model, options.signal)

@@ -1,7 +1,4 @@
-"""The options of `otter generate` and `otter chat`, each declared once as a field of a model.
-
-Guides, gates and bounds stay strings here: parsing them needs the loaded graft.
-"""
+"""The options of `otter generate` and `otter chat`, each declared once as a field of a model."""
 
 from __future__ import annotations
 
@@ -57,6 +54,19 @@ class TextOptions(StrictConfig):
         from otter_cli.decoding.sampling import Sampling
 
         return Sampling(self.max_new_tokens, self.temperature, self.top_k, self.top_p, self.seed)
+
+    @property
+    def guides(self) -> list[tuple[str, float]]:
+        """SIGNAL[/LABEL] and weight of each guide."""
+        from otter_cli.decoding.guides.signal_guides import parse_guide
+
+        return [parse_guide(text, self.strength) for text in self.guide]
+
+    @model_validator(mode="after")
+    def _check_before_loading(self) -> Self:
+        """Raises OtterError for sampling settings and guides that are refused without a graft."""
+        _ = self.sampling, self.guides
+        return self
 
 
 class GenerateOptions(TextOptions):

@@ -21,7 +21,7 @@ from otter_cli.data.chat_template import ChatText
 from otter_cli.data.prompts import Prompt, read_prompts
 from otter_cli.decoding.bounds import Stops, parse_gate, parse_signal_bound
 from otter_cli.decoding.generate import generate
-from otter_cli.decoding.guides.signal_guides import guide_for_signal, parse_guide
+from otter_cli.decoding.guides.signal_guides import guide_for_signal
 from otter_cli.decoding.request_checks import request_warnings
 from otter_cli.decoding.results import Generation
 from otter_cli.decoding.session import check_scoring_signal
@@ -116,7 +116,7 @@ class GenerateRun:
         self.shown = list(options.signal) or self.otter.signals
         self.guides = [
             guide_for_signal(self.model, name, weight, options.candidates, options.label)
-            for name, weight in (parse_guide(text, options.strength) for text in options.guide)
+            for name, weight in options.guides
         ]
 
     def run(self, prompts: list[Prompt]) -> list[dict[str, Any]]:
@@ -189,7 +189,7 @@ class GenerateRun:
         return True
 
     def _warn_untrained(self) -> None:
-        guiding = [text.partition(":")[0].partition("/")[0] for text in self.options.guide]
+        guiding = [name.partition("/")[0] for name, _ in self.options.guides]
         drafting = [self.options.draft] if self.options.draft else []
         for name in dict.fromkeys([*self.shown, *guiding, *drafting]):
             if name in self.model.signal_configs and name not in self.model.manifest.training:
