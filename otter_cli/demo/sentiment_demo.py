@@ -167,7 +167,7 @@ def _write_training_texts(grafted: Path, folder: Path, scale: DemoScale, seed: i
     file = folder / "training-prompts.txt"
     write_text(file, "".join(f"{text}\n" for text in texts))
     continuations = ContinuationSettings(scale.samples, scale.tokens, seed=seed)
-    teaching = TeachingSettings(LABELLER, file, chat=False, drawing=continuations)
+    teaching = TeachingSettings(LABELLER, file, chat=False, continuations=continuations)
     model = OtterForCausalLM.from_pretrained(grafted)
     return teach(grafted, model, load_tokenizer(grafted), teaching, ["score"]).path
 

@@ -39,7 +39,7 @@ class TeachingSettings:
     scorer: str
     prompts: Path
     chat: bool
-    drawing: ContinuationSettings = field(default_factory=ContinuationSettings)
+    continuations: ContinuationSettings = field(default_factory=ContinuationSettings)
     reads: Literal["continuation", "text"] = "continuation"
 
 
@@ -68,11 +68,17 @@ def teach(
     columns = scorer.indices_of(names)
     _check_names(names, teaching)
     prompts = teaching_prompts(
-        teaching.prompts, model, tokenizer, chat=teaching.chat, new_tokens=teaching.drawing.tokens
+        teaching.prompts,
+        model,
+        tokenizer,
+        chat=teaching.chat,
+        new_tokens=teaching.continuations.tokens,
     )
     base = {n: f.sha256 for n, f in model.manifest.base.identity().items()}
     store = folder / STORE
-    texts = write_continuations(model, [p.ids for p in prompts], teaching.drawing, base, store)
+    texts = write_continuations(
+        model, [p.ids for p in prompts], teaching.continuations, base, store
+    )
     rows = [
         (p.prompt, p.text, tokenizer.decode(tokens, skip_special_tokens=True))
         for p in prompts

@@ -28,42 +28,6 @@ KLToBase = Callable[["Batch"], "Tensor | None"]
 KL_TO_BASE = "kl_to_base"
 
 
-def row_outcomes(
-    objective: Objective,
-    read: ReadSignal,
-    dataset: Dataset,
-    batch_size: int,
-    device: str = "cpu",
-    group: ProcessGroup | None = None,
-    kl_to_base: KLToBase = lambda batch: None,
-) -> dict[str, np.ndarray]:
-    """The objective's outcomes of each row, in the order of the data, so that two methods can be
-    paired; and `kl_to_base` of its texts, where training can change the base.
-
-    Raises OtterError for a value that is not finite: a comparison would count it as wrong."""
-    group = group or ProcessGroup()
-    batches = longest_first_batches(dataset.lengths, batch_size)
-    # Process r takes batches r, r + size, ... Where no batch is left it repeats the last one: with
-    # a sharded base all processes must run the same number of forwards.
-    rounds = -(-len(batches) // group.size)
-    own = [batches[min(i * group.size + group.rank, len(batches) - 1)] for i in range(rounds)]
-    outcomes = []
-    with torch.no_grad():
-        for rows in own:
-            batch = dataset.batch(rows).to(device)
-            tensors = objective.outcomes(read, batch)
-            if (kl := kl_to_base(batch)) is not None:
-                tensors = {**tensors, KL_TO_BASE: kl.view(-1, len(rows)).mean(0)}
-            outcomes.append({name: tensor.cpu().numpy() for name, tensor in tensors.items()})
-    by_round = zip(*group.all_gather(outcomes), strict=True)
-    parts = [part for each_process in by_round for part in each_process][: len(batches)]
-    for name in parts[0]:
-        if not all(np.isfinite(part[name]).all() for part in parts):
-            raise non_finite_error(f"the {name} of a held-out row")
-    order = np.argsort(np.concatenate([np.asarray(rows) for rows in batches]))
-    return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
-
-
 def evaluate(
     objective: Objective,
     signal: SignalConfig,
@@ -74,8 +38,31 @@ def evaluate(
     group: ProcessGroup | None = None,
     kl_to_base: KLToBase = lambda batch: None,
 ) -> dict[str, Interval]:
-    """The objective's metrics, from `row_outcomes`."""
-    outcomes = row_outcomes(objective, read, dataset, batch_size, device, group, kl_to_base)
+    """The objective's metrics on all rows, and `kl_to_base` where training can change the base.
+
+    Raises OtterError for a value that is not finite: a comparison would count it as wrong."""
+    group = group or ProcessGroup()
+    batches = longest_first_batches(dataset.lengths, batch_size)
+    # Process r takes batches r, r + size, ... Where no batch is left it repeats the last one: with
+    # a sharded base all processes must run the same number of forwards.
+    rounds = -(-len(batches) // group.size)
+    own = [batches[min(i * group.size + group.rank, len(batches) - 1)] for i in range(rounds)]
+    own_parts = []
+    with torch.no_grad():
+        for rows in own:
+            batch = dataset.batch(rows).to(device)
+            tensors = objective.outcomes(read, batch)
+            if (kl := kl_to_base(batch)) is not None:
+                tensors = {**tensors, KL_TO_BASE: kl.view(-1, len(rows)).mean(0)}
+            own_parts.append({name: tensor.cpu().numpy() for name, tensor in tensors.items()})
+    by_round = zip(*group.all_gather(own_parts), strict=True)
+    parts = [part for each_process in by_round for part in each_process][: len(batches)]
+    # The rows in the order of the data.
+    order = np.argsort(np.concatenate([np.asarray(rows) for rows in batches]))
+    outcomes = {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
+    for name, values in outcomes.items():
+        if not np.isfinite(values).all():
+            raise non_finite_error(f"the {name} of a held-out row")
     metrics = objective.metrics(outcomes, signal)
     if KL_TO_BASE in outcomes:
         metrics[KL_TO_BASE] = interval(mean(outcomes[KL_TO_BASE]), len(outcomes[KL_TO_BASE]))

@@ -45,7 +45,7 @@ def prompts(tmp_path: Path) -> Path:
 
 
 def taught(folder: Path, prompts: Path, *labels: str, **options: Any) -> list[dict[str, Any]]:
-    options = {"chat": False, "drawing": DRAWING, **options}
+    options = {"chat": False, "continuations": DRAWING, **options}
     asked.clear()
     result = teach(
         folder,

@@ -80,3 +80,13 @@ def test_bad_data_leaves_no_half_made_baseline(folder: Path, tmp_path: Path) -> 
     with pytest.raises(OtterError, match="line 1: not JSON"):
         train(folder, recipe, baseline="separate", to=tmp_path / "separate")
     assert not (tmp_path / "separate").exists()
+
+
+def test_every_baseline_has_a_name_settings_and_an_entry() -> None:
+    from otter_cli.training.baselines import BASELINES
+    from otter_cli.training.recipe import BASELINE_NAMES, AllBaselineSettings
+
+    assert set(BASELINE_NAMES) == {"head", *BASELINES}
+    assert {name.replace("-", "_") for name in BASELINE_NAMES} == set(
+        AllBaselineSettings.model_fields
+    )

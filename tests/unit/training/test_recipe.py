@@ -1,5 +1,6 @@
 """Recipes: what is written wrong is refused with its place, its kin and a way out."""
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,20 @@ def test_every_recipe_that_ships_is_valid() -> None:
     trained = [recipe for recipe in recipe_files() if "otter train" in recipe.launch]
     assert len(trained) >= 5
     assert all(isinstance(load_recipe(recipe.path), Recipe) for recipe in trained)
+
+
+def test_an_objective_is_found_by_its_module_alone() -> None:
+    from otter_cli.training import objectives
+
+    folder = Path(objectives.__file__).parent
+    written = {
+        node.name
+        for path in folder.glob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef)
+        and any(isinstance(n, ast.AnnAssign) and "Literal[" in ast.unparse(n.annotation)
+                and ast.unparse(n.target) == "objective" for n in node.body)
+    }  # fmt: skip
+    assert written == {kind.__name__ for kind in objectives.OBJECTIVES}
+    names = [kind.model_fields["objective"].default for kind in objectives.OBJECTIVES]
+    assert len(set(names)) == len(names) >= 9
