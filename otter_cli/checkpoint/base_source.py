@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from otter_cli.checkpoint.gguf.header import refuse_gguf
+from otter_cli.checkpoint.folder import refuse_gguf
 from otter_cli.core.console import say
 from otter_cli.core.errors import OtterError
 

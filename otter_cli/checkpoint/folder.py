@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from otter_cli.checkpoint.dtypes import FLOAT_DTYPES
-from otter_cli.checkpoint.gguf.header import refuse_gguf
 from otter_cli.checkpoint.safetensors_reader import ShardedTensors, TensorInfo
 from otter_cli.core.errors import OtterError, from_os_error
 from otter_cli.core.strict_files import read_json_object, regular_size, resolve_inside
@@ -249,3 +248,40 @@ def _refuse_without_weights(path: Path, files: list[str]) -> None:
     else:
         what, hint = "has no model.safetensors", "the folder is incomplete: fetch it again"
     raise OtterError(f"{path} {what}", hint=hint)
+
+
+GGUF_MAGIC = b"GGUF"
+
+
+def looks_like_gguf(path: Path) -> bool:
+    """Whether `path` is a file with the name or the first bytes of a GGUF file."""
+    if not path.is_file():
+        return False
+    if path.name.endswith(".gguf") or ".gguf.part" in path.name:
+        return True
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) == GGUF_MAGIC
+    except OSError:
+        return False
+
+
+def refuse_gguf(path: Path) -> None:
+    """Raises OtterError, with the command to run, where `path` is a GGUF file, or a folder that
+    holds one and no checkpoint."""
+    source = path
+    if path.is_dir():
+        if (path / "config.json").exists():
+            return
+        files = sorted(file for file in path.iterdir() if looks_like_gguf(file))
+        if not files:
+            return
+        source = files[0]
+        what = f"{path} holds a GGUF file and no checkpoint"
+    elif looks_like_gguf(path):
+        what = f"{path} is a GGUF file, not a checkpoint folder"
+    else:
+        return
+    # The file's name, without the part that says how it is stored.
+    out = source.name.partition(".gguf")[0].partition("-00")[0] + "-imported"
+    raise OtterError(what, hint=f"import it first: otter import {source} {out}")

@@ -22,13 +22,13 @@ from otter_cli.data.prompts import Prompt, read_prompts
 from otter_cli.decoding.bounds import Stops, parse_gate, parse_signal_bound
 from otter_cli.decoding.generate import generate
 from otter_cli.decoding.guides.signal_guides import guide_for_signal
+from otter_cli.decoding.learned_trees import learn_tree
 from otter_cli.decoding.request_checks import request_warnings
 from otter_cli.decoding.results import Generation
 from otter_cli.decoding.session import check_scoring_signal
 from otter_cli.decoding.speculative.decoder import rescore_near_ties
 from otter_cli.decoding.speculative.drafters import DraftModel, FutureDrafter, PromptLookup
 from otter_cli.decoding.speculative.drafts import Drafter, TreeShape
-from otter_cli.decoding.speculative.learned_trees import learn_tree
 from otter_cli.model.load import load_base
 from otter_cli.model.otter import OtterForCausalLM
 from otter_cli.signals.finite import non_finite_signals, warn_non_finite

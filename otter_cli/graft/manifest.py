@@ -12,8 +12,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError
 
-from otter_cli.checkpoint.folder import MANIFEST
-from otter_cli.checkpoint.gguf.header import refuse_gguf
+from otter_cli.checkpoint.folder import MANIFEST, refuse_gguf
 from otter_cli.core.atomic import write_json
 from otter_cli.core.errors import OtterError
 from otter_cli.core.strict_config import StrictRecord

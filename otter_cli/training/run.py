@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from otter_cli.checkpoint.gguf.header import refuse_gguf
+from otter_cli.checkpoint.folder import refuse_gguf
 from otter_cli.core.atomic import refuse_overlap, writer_lock
 from otter_cli.core.console import say, warn
 from otter_cli.core.errors import CheckFailed, OtterError

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from otter_cli.checkpoint.dtypes import FLOAT_DTYPES, count_non_finite
-from otter_cli.checkpoint.folder import MANIFEST, Checkpoint
-from otter_cli.checkpoint.gguf.header import refuse_gguf
+from otter_cli.checkpoint.folder import MANIFEST, Checkpoint, refuse_gguf
 from otter_cli.checkpoint.safetensors_reader import ShardedTensors
 from otter_cli.core.console import progress
 from otter_cli.core.errors import OtterError

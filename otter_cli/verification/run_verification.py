@@ -9,8 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from time import monotonic
 
-from otter_cli.checkpoint.folder import MANIFEST, Checkpoint
-from otter_cli.checkpoint.gguf.header import refuse_gguf
+from otter_cli.checkpoint.folder import MANIFEST, Checkpoint, refuse_gguf
 from otter_cli.core import process
 from otter_cli.core.errors import OtterError
 from otter_cli.families.registry import is_wide_config

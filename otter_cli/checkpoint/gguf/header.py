@@ -13,10 +13,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from otter_cli.checkpoint.folder import GGUF_MAGIC
 from otter_cli.core.errors import OtterError, from_os_error
 from otter_cli.core.strict_files import quoted, regular_size
-
-GGUF_MAGIC = b"GGUF"
 
 _VERSIONS = (2, 3)
 _MAX_DIMENSIONS = 4
@@ -64,19 +63,6 @@ class GgufHeader:
 
 def damaged_gguf(path: Path, what: str) -> OtterError:
     return OtterError(f"{path}: {what}", hint="the file is damaged or was cut off: fetch it again")
-
-
-def looks_like_gguf(path: Path) -> bool:
-    """Whether `path` is a file with the name or the first bytes of a GGUF file."""
-    if not path.is_file():
-        return False
-    if path.name.endswith(".gguf") or ".gguf.part" in path.name:
-        return True
-    try:
-        with open(path, "rb") as file:
-            return file.read(4) == GGUF_MAGIC
-    except OSError:
-        return False
 
 
 def read_gguf_header(path: Path) -> GgufHeader:
@@ -227,24 +213,3 @@ def _not_gguf(path: Path) -> OtterError:
         f"{path} is not a GGUF file: it does not start with the letters GGUF",
         hint="give a .gguf file; a folder with safetensors needs no import",
     )
-
-
-def refuse_gguf(path: Path) -> None:
-    """Raises OtterError, with the command to run, where `path` is a GGUF file, or a folder that
-    holds one and no checkpoint."""
-    source = path
-    if path.is_dir():
-        if (path / "config.json").exists():
-            return
-        files = sorted(file for file in path.iterdir() if looks_like_gguf(file))
-        if not files:
-            return
-        source = files[0]
-        what = f"{path} holds a GGUF file and no checkpoint"
-    elif looks_like_gguf(path):
-        what = f"{path} is a GGUF file, not a checkpoint folder"
-    else:
-        return
-    # The file's name, without the part that says how it is stored.
-    out = source.name.partition(".gguf")[0].partition("-00")[0] + "-imported"
-    raise OtterError(what, hint=f"import it first: otter import {source} {out}")

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from otter_cli.checkpoint.gguf.header import GGUF_MAGIC, GgufHeader, read_gguf_header
+from otter_cli.checkpoint.folder import GGUF_MAGIC
+from otter_cli.checkpoint.gguf.header import GgufHeader, read_gguf_header
 from otter_cli.core.errors import OtterError, changed_while_read
 
 _SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")

@@ -11,15 +11,15 @@ from otter_cli.core.errors import OtterError
 from otter_cli.decoding.bounds import SignalBound, Stops
 from otter_cli.decoding.generate import generate
 from otter_cli.decoding.guides.signal_guides import SignalGuide, VocabularyGuide
-from otter_cli.decoding.sampling import Sampler, Sampling
-from otter_cli.decoding.speculative.decoder import accept_drafts
-from otter_cli.decoding.speculative.drafters import DraftModel, FutureDrafter, PromptLookup
-from otter_cli.decoding.speculative.drafts import Draft, TreeShape
-from otter_cli.decoding.speculative.learned_trees import (
+from otter_cli.decoding.learned_trees import (
     best_tree_shape,
     learn_tree,
     measure_acceptance,
 )
+from otter_cli.decoding.sampling import Sampler, Sampling
+from otter_cli.decoding.speculative.decoder import accept_drafts
+from otter_cli.decoding.speculative.drafters import DraftModel, FutureDrafter, PromptLookup
+from otter_cli.decoding.speculative.drafts import Draft, TreeShape
 from otter_cli.model.otter import OtterForCausalLM
 from tests.support.grafts import random_graft
 
