@@ -111,10 +111,12 @@ def _read_checkpoint(checkpoint: Path) -> Any:
     --allow-pickle."""
     import pickle
 
+    import torch
+
     regular_size(checkpoint)
     with translate_library_errors(checkpoint, _DESCRIPTION, library="torch", hint=_FORMAT_HINT):
         try:
-            return _torch_load(checkpoint, weights_only=True)
+            return torch.load(checkpoint, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             if not _is_pickle(checkpoint):
                 raise _no_checkpoint(
@@ -123,13 +125,7 @@ def _read_checkpoint(checkpoint: Path) -> Any:
             if not _PICKLE_ALLOWED.get():
                 raise _not_plain(checkpoint, error) from error
         warn(f"{checkpoint} is a pickle that holds code, and --allow-pickle runs it")
-        return _torch_load(checkpoint, weights_only=False)
-
-
-def _torch_load(checkpoint: Path, *, weights_only: bool) -> Any:
-    import torch
-
-    return torch.load(checkpoint, map_location="cpu", weights_only=weights_only)
+        return torch.load(checkpoint, map_location="cpu", weights_only=False)
 
 
 def _is_pickle(checkpoint: Path) -> bool:

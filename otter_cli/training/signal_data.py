@@ -75,7 +75,8 @@ def load_signal_data(name: str, recipe: Recipe, signal: SignalConfig, tokenizer:
     split = _read_splits(objective, signal, recipe.data_folder, tokenizer)
 
     def encode(rows: Sequence[Any], what: str) -> Dataset:
-        objective.check_rows(rows, signal, what, tested=what != TRAINING_ROWS)
+        if what != TRAINING_ROWS:
+            objective.check_test_rows(rows, signal, what)
         dataset = objective.encode(rows, tokenizer, recipe.max_length)
         check_identical(dataset.identical, len(rows), f"signal {name}, {what} rows")
         return dataset

@@ -4,10 +4,9 @@ with the next one, or by distilling a teacher of state values (RAD-Q)."""
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import NonNegativeFloat
 
 from otter_cli.core.errors import OtterError
@@ -25,7 +24,7 @@ from otter_cli.training.objectives.labelled import (
     value_errors,
     value_metrics,
 )
-from otter_cli.training.objectives.objective import ReadSignal
+from otter_cli.training.objectives.objective import Outcomes, ReadSignal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,20 +57,15 @@ class TakenTokenObjective(LabelledObjective, ABC):
             )
         return encoded
 
-    def check_rows(
-        self, rows: Sequence[Any], signal: SignalConfig, what: str, *, tested: bool
-    ) -> None:
-        if tested:
-            check_labels_vary([row.labels for row in rows], signal, what)
+    def check_test_rows(self, rows: Sequence[Any], signal: SignalConfig, what: str) -> None:
+        check_labels_vary([row.labels for row in rows], signal, what)
 
     def outcomes(self, read: ReadSignal, batch: Batch) -> dict[str, Tensor]:
         assert batch.labels is not None
         at, token = last_actions(batch)
         return {"value": read(batch, at, token), "label": batch.labels}
 
-    def metrics(
-        self, outcomes: Mapping[str, np.ndarray], signal: SignalConfig
-    ) -> dict[str, Interval]:
+    def metrics(self, outcomes: Outcomes, signal: SignalConfig) -> dict[str, Interval]:
         return value_metrics(outcomes["value"], outcomes["label"], ())
 
 
@@ -170,9 +164,7 @@ class Distillation(TakenTokenObjective):
         texts = read_texts(table, column=source.text, prompt=source.prompt)
         return [LabelledText(text, (0.0,)) for text in texts]
 
-    def check_rows(
-        self, rows: Sequence[Any], signal: SignalConfig, what: str, *, tested: bool
-    ) -> None:
+    def check_test_rows(self, rows: Sequence[Any], signal: SignalConfig, what: str) -> None:
         """The rows have no labels yet."""
 
     def loss(self, read: ReadSignal, batch: Batch) -> Tensor:

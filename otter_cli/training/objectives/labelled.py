@@ -6,7 +6,7 @@ The loss is at the last token, or at every token with growing weights (docs/meth
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -19,7 +19,13 @@ from otter_cli.data.columns import LABEL_COLUMNS, SampledRows, column_names, usu
 from otter_cli.data.tables import TableLike
 from otter_cli.data.texts import LabelledText, read_labelled
 from otter_cli.signals.config import SignalConfig
-from otter_cli.training.objectives.objective import Objective, ReadSignal, TextSource, read_selected
+from otter_cli.training.objectives.objective import (
+    Objective,
+    Outcomes,
+    ReadSignal,
+    TextSource,
+    read_selected,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,11 +123,8 @@ class Pointwise(LabelledObjective):
     loss_of: ValueLoss = "squared"
     positions: Literal["last", "every"] = "every"
 
-    def check_rows(
-        self, rows: Sequence[Any], signal: SignalConfig, what: str, *, tested: bool
-    ) -> None:
-        if tested:
-            check_labels_vary([row.labels for row in rows], signal, what)
+    def check_test_rows(self, rows: Sequence[Any], signal: SignalConfig, what: str) -> None:
+        check_labels_vary([row.labels for row in rows], signal, what)
 
     def loss(self, read: ReadSignal, batch: Batch) -> Tensor:
         assert batch.labels is not None
@@ -140,9 +143,7 @@ class Pointwise(LabelledObjective):
             "label": batch.labels,
         }
 
-    def metrics(
-        self, outcomes: Mapping[str, np.ndarray], signal: SignalConfig
-    ) -> dict[str, Interval]:
+    def metrics(self, outcomes: Outcomes, signal: SignalConfig) -> dict[str, Interval]:
         return value_metrics(outcomes["value"], outcomes["label"], signal.labels)
 
 
@@ -224,11 +225,9 @@ class Classification(LabelledObjective):
             raise ValueError("consistency is between tokens: it needs positions: every")
         return self
 
-    def check_rows(
-        self, rows: Sequence[Any], signal: SignalConfig, what: str, *, tested: bool
-    ) -> None:
+    def check_test_rows(self, rows: Sequence[Any], signal: SignalConfig, what: str) -> None:
         """AUROC needs rows with each label, and rows without it."""
-        for column, label in enumerate(signal.labels if tested else ()):
+        for column, label in enumerate(signal.labels):
             count = sum(row.labels[column] >= 0.5 for row in rows)
             if count in (0, len(rows)):
                 raise OtterError(
@@ -260,9 +259,7 @@ class Classification(LabelledObjective):
         assert batch.labels is not None
         return {"score": read(batch, last_tokens(batch)), "label": batch.labels}
 
-    def metrics(
-        self, outcomes: Mapping[str, np.ndarray], signal: SignalConfig
-    ) -> dict[str, Interval]:
+    def metrics(self, outcomes: Outcomes, signal: SignalConfig) -> dict[str, Interval]:
         truth, metrics = outcomes["label"] >= 0.5, {}
         for column, label in enumerate(signal.labels):
             score, true = outcomes["score"][:, column], truth[:, column]

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from otter_cli.data.datasets import Batch, Dataset
 
 
+# What metrics need of each row, [rows, ...] by name.
+Outcomes = Mapping[str, np.ndarray]
+
+
 class ReadSignal(Protocol):
     """Reads the signal at N positions, [N, ...]. With `tokens` [N, k]: action values of these k
     tokens, [N, k]; or future tokens after these k. The model runs once for a batch."""
@@ -173,11 +177,9 @@ class Objective(StrictConfig, ABC):
     def read_rows(self, source: Any, table: TableLike, signal: SignalConfig) -> Sequence[Any]:
         """The rows of a table. Raises OtterError, with file and line, for unusable rows."""
 
-    def check_rows(
-        self, rows: Sequence[Any], signal: SignalConfig, what: str, *, tested: bool
-    ) -> None:
-        """Raises OtterError where a metric is undefined on `tested` rows, whatever the signal
-        predicts. It runs before the first step."""
+    def check_test_rows(self, rows: Sequence[Any], signal: SignalConfig, what: str) -> None:
+        """Raises OtterError where a metric is undefined on rows for testing or validation, whatever
+        the signal predicts. It runs before the first step."""
         return
 
     @abstractmethod
@@ -197,9 +199,7 @@ class Objective(StrictConfig, ABC):
         """What the metrics need of each row, [rows, ...]."""
 
     @abstractmethod
-    def metrics(
-        self, outcomes: Mapping[str, np.ndarray], signal: SignalConfig
-    ) -> dict[str, Interval]: ...
+    def metrics(self, outcomes: Outcomes, signal: SignalConfig) -> dict[str, Interval]: ...
 
     def check(self, signal: SignalConfig) -> None:
         """Raises OtterError where this objective cannot train such a signal."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import NonNegativeFloat, PositiveFloat
 
 from otter_cli.core.errors import OtterError
@@ -19,6 +18,7 @@ from otter_cli.signals.config import SignalConfig
 from otter_cli.training.objectives.objective import (
     DataSource,
     Objective,
+    Outcomes,
     ReadSignal,
     read_selected,
     unused_by_softmax,
@@ -81,9 +81,7 @@ class PairObjective(Objective, ABC):
         encoder = Encoder(tokenizer, max_length, eos=self.eos)
         return PairDataset(rows, encoder, share=self.share_prefixes)
 
-    def metrics(
-        self, outcomes: Mapping[str, np.ndarray], signal: SignalConfig
-    ) -> dict[str, Interval]:
+    def metrics(self, outcomes: Outcomes, signal: SignalConfig) -> dict[str, Interval]:
         margin = outcomes["margin"]
         # Equal scores count as half right, so that a constant signal has accuracy 0.5.
         right = (margin > 0) + 0.5 * (margin == 0)

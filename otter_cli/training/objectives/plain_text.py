@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
-import numpy as np
 from pydantic import Field
 
 from otter_cli.core.errors import OtterError
@@ -19,6 +18,7 @@ from otter_cli.signals.finite import require_finite
 from otter_cli.training.objectives.objective import (
     DataSource,
     Objective,
+    Outcomes,
     ReadSignal,
     ReadSignalWithBase,
     unused_by_softmax,
@@ -121,9 +121,7 @@ class FutureTokens(PlainTextObjective):
         rows = len(batch.last)
         return {n: each.view(rows, -1, each.shape[-1]).sum(1) for n, each in counts.items()}
 
-    def metrics(
-        self, outcomes: Mapping[str, np.ndarray], signal: SignalConfig
-    ) -> dict[str, Interval]:
+    def metrics(self, outcomes: Outcomes, signal: SignalConfig) -> dict[str, Interval]:
         """Top-1 accuracy of each head; of a cell after the text's tokens, and (`own`) after its own
         predictions. `run`: the number of right drafts of a chain before the first wrong one. Whole
         blocks are resampled, since the tokens of a text depend on each other."""
@@ -205,9 +203,7 @@ class LanguageModel(PlainTextObjective):
             "tokens": rows.index_add(0, at[0], each.new_ones(len(each), 1)),
         }
 
-    def metrics(
-        self, outcomes: Mapping[str, np.ndarray], signal: SignalConfig
-    ) -> dict[str, Interval]:
+    def metrics(self, outcomes: Outcomes, signal: SignalConfig) -> dict[str, Interval]:
         """`nats` per token, by resampled blocks."""
         nats, tokens = outcomes["nats"][:, 0], outcomes["tokens"][:, 0]
         return {"nats": interval(ratio(nats, tokens), len(nats))}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -17,7 +17,13 @@ from otter_cli.data.texts import LabelledText, read_texts
 from otter_cli.graft.manifest import TrainedPositions
 from otter_cli.signals.config import SignalConfig
 from otter_cli.training.objectives.labelled import ValueLoss, correlation_or_zero, value_errors
-from otter_cli.training.objectives.objective import Objective, ReadSignal, TextSource, read_selected
+from otter_cli.training.objectives.objective import (
+    Objective,
+    Outcomes,
+    ReadSignal,
+    TextSource,
+    read_selected,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -153,9 +159,7 @@ class Rollouts(Objective):
         value[_is_state(batch)] = score if self.loss_of == "squared" else score.sigmoid()
         return {"value": value, "label": batch.labels, "is_state": _is_state(batch)}
 
-    def metrics(
-        self, outcomes: Mapping[str, np.ndarray], signal: SignalConfig
-    ) -> dict[str, Interval]:
+    def metrics(self, outcomes: Outcomes, signal: SignalConfig) -> dict[str, Interval]:
         """Over states, with intervals by resampled texts, since a text's states are dependent."""
         value, label, is_state = (outcomes[name] for name in ("value", "label", "is_state"))
         texts, squares = len(value), ((value - label) ** 2 * is_state).sum(1)

@@ -270,4 +270,4 @@ def test_every_objective_with_a_metric_of_two_classes_checks_its_rows() -> None:
     for kind in objectives.OBJECTIVES:
         source = inspect.getsource(kind.metrics)
         if "auroc" in source or "value_metrics" in source:
-            assert kind.check_rows is not Objective.check_rows, kind
+            assert kind.check_test_rows is not Objective.check_test_rows, kind
