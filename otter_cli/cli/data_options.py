@@ -92,10 +92,10 @@ class DataOptions(StrictConfig):
             "--texts": self.texts,
             "--teacher": self.teacher,
         }
-        given = [name for name, value in sources.items() if value is not None]
-        if len(given) != 1:
+        used = [name for name, value in sources.items() if value is not None]
+        if len(used) != 1:
             raise OtterError(
-                f"{' and '.join(given)} are given together" if given else "nothing to train on",
+                f"{' and '.join(used)} are given together" if used else "nothing to train on",
                 hint=f"give one of {', '.join(sources)}",
             )
         if (self.teacher is None) != (self.prompts is None):
@@ -112,7 +112,7 @@ class DataOptions(StrictConfig):
             raise OtterError(
                 "--data goes with --recipe", hint="give the path of the data file itself"
             )
-        self._check_source_options(given[0], tuple(sources)[1:])
+        self._check_source_options(used[0], tuple(sources)[1:])
         for path in (self.pairs, self.labels, self.texts, self.prompts, self.test):
             if path is not None and not path.is_file():
                 raise OtterError(f"{path} is not a file", hint="check the path")

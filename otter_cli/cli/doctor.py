@@ -80,7 +80,7 @@ def requirements(package: str = "otter-cli") -> list[Requirement]:
     """The dependencies in the metadata of the installed package, without extras."""
     from packaging.requirements import Requirement as ParsedRequirement
 
-    found = []
+    dependencies = []
     for line in metadata.requires(package) or []:
         parsed = ParsedRequirement(line)
         if parsed.marker is None or parsed.marker.evaluate({"extra": ""}):
@@ -89,8 +89,10 @@ def requirements(package: str = "otter-cli") -> list[Requirement]:
             satisfied = installed is not None and parsed.specifier.contains(
                 installed, prereleases=True
             )
-            found.append(Requirement(parsed.name, str(parsed.specifier), installed, satisfied))
-    return found
+            dependencies.append(
+                Requirement(parsed.name, str(parsed.specifier), installed, satisfied)
+            )
+    return dependencies
 
 
 def _installed(package: str) -> str | None:

@@ -1,5 +1,5 @@
-"""One product of the base's rows with the inserted ones appended, against two products: whether it
-would pay (`--execution fused`), and whether the base's part comes out bit for bit.
+"""One product of the base's rows with the inserted rows appended, against two products: the times,
+and whether the base's part is equal bit for bit. otter runs two products.
 
     python -m tests.performance.appended_rows --threads 1
 """
