@@ -63,6 +63,19 @@ class AttentionCall:
     arguments: dict[str, Any]
 
 
+class RegroupedAttention:
+    """The base's attention module as an attention function sees it, with the insertion's own head
+    grouping and sinks."""
+
+    def __init__(self, module: nn.Module, groups: int, sinks: Tensor | None) -> None:
+        self._module, self.num_key_value_groups = module, groups
+        if sinks is not None:
+            self.sinks = sinks
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
 @dataclass(slots=True)
 class BranchActivations:
     """The activations of one branch: [batch, tokens, ...], or flattened to [batch * tokens, ...],

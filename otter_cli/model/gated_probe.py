@@ -42,22 +42,25 @@ class GatedProbe:
 
     def _features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """[rows, tokens, features], without a graph."""
-        found: list[Tensor] = []
-        with torch.no_grad(), self._tapped(found):
+        captured: list[Tensor] = []
+        with torch.no_grad(), self._capturing(captured):
             self.base.get_submodule(self.shape.family.decoder)(
                 input_ids=input_ids, attention_mask=attention_mask, use_cache=False
             )
-            return torch.cat([f * f.square().mean(-1, True).add(1e-6).rsqrt() for f in found], -1)
+            return torch.cat(
+                [f * f.square().mean(-1, True).add(1e-6).rsqrt() for f in captured], -1
+            )
 
     @contextmanager
-    def _tapped(self, found: list[Tensor]) -> Iterator[None]:
-        """What passes the taps meanwhile, in fp32."""
+    def _capturing(self, features: list[Tensor]) -> Iterator[None]:
+        """Inside, hooks append what they capture to `features`, in float32. Plain torch hooks do,
+        since they last for one forward."""
 
         def after(module: nn.Module, inputs: Any, output: Any) -> None:
-            found.append((output[0] if isinstance(output, tuple) else output).float())
+            features.append((output[0] if isinstance(output, tuple) else output).float())
 
         def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            found.append(inputs[0].float())
+            features.append(inputs[0].float())
 
         family, hooks = self.shape.family, []
         for layer in self.base.get_submodule(family.layers).children():
@@ -74,8 +77,8 @@ class GatedProbe:
 
 
 def probe_width(shape: BaseShape, reads: ProbeInputs) -> int:
-    """How many numbers of a token a probe reads. Raises OtterError for branches that a family does
-    not hand over."""
+    """The number of features of a token. Raises OtterError for `branches` in families that hide
+    them."""
     family = shape.family
     if reads == "states":
         return shape.layers * shape.hidden

@@ -1,7 +1,7 @@
 """The frozen output head of the base.
 
 FrozenHead gives logits, the bare product and rows of the (un)embedding, without a copy of it.
-`keep_stock_kernel` makes a frozen head use the kernel that it uses in a stock model."""
+StockKernelForward makes a frozen head use the kernel that it uses in a stock model."""
 
 from __future__ import annotations
 
@@ -14,25 +14,28 @@ from transformers import PreTrainedModel
 from otter_cli.families.shape import BaseShape
 
 
-def keep_stock_kernel(head: nn.Module) -> None:
-    """While gradients are off, the head's weight demands them for as long as the head runs."""
-    weight = getattr(head, "weight", None)
-    if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
-        return
+class StockKernelForward:
+    """A wrapped forward of the output head (see capture.py). Some CPU kernels are chosen by whether
+    the weight requires a gradient, and round differently. So while gradients are off, the frozen
+    weight requires one for as long as the head runs."""
 
-    def enter(*_: Any) -> None:
-        weight.requires_grad_(not torch.is_grad_enabled())
+    def __init__(self, head: nn.Module) -> None:
+        self.forward = head.forward
+        self.weight: Any = getattr(head, "weight", None)
+        if isinstance(self.weight, nn.Parameter) and self.weight.is_floating_point():
+            head.__dict__["forward"] = self
 
-    def leave(*_: Any) -> None:
-        weight.requires_grad_(False)
-
-    head.register_forward_pre_hook(enter)
-    head.register_forward_hook(leave, always_call=True)
+    def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
+        self.weight.requires_grad_(not torch.is_grad_enabled())
+        try:
+            return self.forward(*inputs, **kwargs)
+        finally:
+            self.weight.requires_grad_(False)
 
 
 class FrozenHead:
-    """`signals.Unembedding` of a loaded base. The head is called, never copied, so that hooks and
-    shards of it stay what they are."""
+    """`signals.Unembedding` of a loaded base. The head is called, never copied, so its hooks and
+    shards stay in place."""
 
     def __init__(self, base: PreTrainedModel, shape: BaseShape) -> None:
         self.base, self.shape = base, shape

@@ -49,8 +49,8 @@ _QUANTISATION_PACKAGES = {"int8": "torchao", "nf4": "bitsandbytes"}
 
 
 def quantisation_config(how: str | None) -> Any:
-    """What transformers takes for `how`, int8 or nf4; None: the file's own weights. Raises
-    OtterError where the library is not installed."""
+    """transformers' configuration of `how`, int8 or nf4; None for the file's own weights. Raises
+    OtterError if the library is not installed."""
     if how is None:
         return None
     package = _QUANTISATION_PACKAGES[how]
@@ -76,7 +76,7 @@ TORCH_DTYPES = {
     "BF16": torch.bfloat16,
     "F16": torch.float16,
 }
-# What transformers reads beside the weights; a chat template may be a file of its own.
+# Files that transformers reads beside the weights.
 _CONFIGURATION = ("config.json", "generation_config.json")
 _TOKENIZER = (
     "tokenizer_config.json",
@@ -108,22 +108,22 @@ def load_strictly(
     hint: str = _RANDOM_HINT,
     **options: Any,
 ) -> Any:
-    """A model in the dtype of its file's tensors, or in `dtype`. Raises OtterError that names a
-    tensor which is missing, unexpected or of another shape.
+    """A model in the dtype of its file's tensors, or in `dtype`. Raises an OtterError that names
+    the tensor which is missing, unexpected or of another shape.
 
-    `kind`: an auto class of transformers, or a model's own class. `unread`: beginnings of names
-    that may be missing because nothing reads them. `extra_ok`: tensors beyond the model's own are
-    left unread; without it, `AutoModel` leaves the head of a whole model unread, and nothing else.
+    `kind`: an auto class of transformers, or a model's own class. `unread`: prefixes of names that
+    may be missing, because nothing reads them. `extra_ok`: other tensors in the file are ignored;
+    without it, `AutoModel` ignores the head of a whole model only.
     """
     checkpoint = Checkpoint.open(folder)
     _refuse_adapter(folder)
     with _as_otter_error(folder, what):
         model, info = _model_class(kind).from_pretrained(
             folder,
-            # Pinned, since the dtype of config.json would win otherwise.
+            # Explicit: transformers would take the dtype of config.json.
             dtype=dtype or stored_dtype(checkpoint),
             output_loading_info=True,
-            # Mismatches are listed with their names below, not raised without them.
+            # `_check_info` lists mismatches with their names.
             ignore_mismatched_sizes=True,
             use_safetensors=True,
             local_files_only=True,
@@ -143,8 +143,8 @@ def load_strictly(
 def load_state_dict_strictly(
     file: Path, kind: type[Any], config: Any, tensors: Mapping[str, Any], *, what: str
 ) -> Any:
-    """A model of `config` with `tensors`, which were read from `file`. Raises OtterError as
-    load_strictly does."""
+    """A model of `config` with `tensors`, which were read from `file`. Raises the OtterErrors of
+    load_strictly."""
     counts: Counter[torch.dtype] = Counter()
     for tensor in tensors.values():
         if tensor.is_floating_point():
@@ -172,7 +172,7 @@ def load_tokenizer(folder: str | Path, kind: type[Any] | None = None) -> Any:
         tokenizer = (kind or AutoTokenizer).from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-        # Values of the wrong type often do no harm before the first text.
+        # Values of a wrong type often raise only with the first text.
         tokenizer.decode(tokenizer("a")["input_ids"])
         tokenizer([tokenizer.decode(tokenizer.all_special_ids)], truncation=False)
     return tokenizer
@@ -213,12 +213,12 @@ def merge_adapter(folder: Path, model: Any) -> Any:
 
 
 def _on_disk(text: str) -> str:
-    """peft puts the adapter's name into the names of its tensors."""
+    """The name of a tensor in the file: peft adds the adapter's name."""
     return text.replace(".default.", ".")
 
 
 def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """The dtype of most parameters in the file. Raises OtterError where no model computes in it."""
+    """The dtype of most parameters in the file. Raises OtterError for one that models don't use."""
     if checkpoint.dtype not in TORCH_DTYPES:
         raise OtterError(
             f"{checkpoint.path} stores its weights as {checkpoint.dtype}",
@@ -228,7 +228,7 @@ def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
 
 
 def _check_token_ids(folder: Path, model: Any) -> None:
-    """transformers takes these as they are, and fails at the first text."""
+    """Raises OtterError for a wrong id, which transformers would notice at the first text."""
     settings = getattr(model, "generation_config", None)
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = getattr(settings, key, None)
@@ -266,7 +266,8 @@ def _check_info(
     extra_ok: bool,
     hint: str,
 ) -> None:
-    """transformers has left out what the model's class says may be ignored."""
+    """Raises OtterError for any fault. transformers has removed keys that the model's class
+    ignores."""
     missing = [key for key in map(str, info["missing_keys"]) if not key.startswith(tuple(unread))]
     unexpected = [] if extra_ok else [str(key) for key in info["unexpected_keys"]]
     mismatched = [
@@ -291,7 +292,7 @@ def _check_info(
 def _as_otter_error(
     place: Path, what: str, files: Sequence[str] = _CONFIGURATION
 ) -> Iterator[None]:
-    """What a library says of a user's files, in an OtterError that names the file and its key."""
+    """Turns a library's error about the user's files into an OtterError that names file and key."""
     with translate_library_errors(
         place, what, library="transformers", files=files, reword=_on_disk
     ):
@@ -316,9 +317,9 @@ def load_base(
     quantization_config: Any = None,
     kind: type[PreTrainedModel] | None = None,
 ) -> PreTrainedModel:
-    """A stock transformers model, with the file's dtype by default. Raises OtterError where the
-    files contradict each other, where transformers refuses them, and for unaccounted tensors.
-    `kind`: its class, where transformers' own for it is not wanted."""
+    """A stock transformers model, by default in the file's dtype. Raises OtterError where files
+    contradict each other, where transformers refuses them, and for unaccounted tensors. `kind`:
+    its class, by default the one that transformers has for it."""
     check_loadable(Checkpoint.open(folder))
     optional = {
         "attn_implementation": attn_implementation,
@@ -335,7 +336,7 @@ def load_base(
 
 
 def check_loadable(checkpoint: Checkpoint) -> None:
-    """What `graft` refuses, every load refuses too. The rest the load itself shows."""
+    """Raises OtterError for what `graft` refuses too. The load itself shows all else."""
     family = checkpoint.config.get("model_type")
     if isinstance(family, str) and family in FAMILIES:
         check_base_headers(checkpoint, base_shape(checkpoint.config))

@@ -1,7 +1,7 @@
-"""Attention masks with four dimensions, for tokens that do not see everything before them.
+"""Attention masks with four dimensions, for tokens that do not see all earlier tokens.
 
-Candidates, draft trees and prompts that share a prefix need them. Sliding windows and chunks of
-the base's layers are part of the mask, and count positions, not cache slots."""
+Candidates, draft trees and prompts that share a prefix need them. The masks include the sliding
+windows and chunks of the base's layers, which count positions, not cache slots."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-# Other attentions take no mask of one's own, or ignore it.
+# Other attention implementations take no mask of the caller, or ignore it.
 MASKED_ATTENTIONS = ("eager", "sdpa")
 
 
 class AttentionWindow(NamedTuple):
-    """The last `size` positions; or, `chunked`, those of the same chunk of so many."""
+    """The last `size` positions or, if `chunked`, those of the same chunk of `size` positions."""
 
     size: int
     chunked: bool = False
@@ -27,7 +27,7 @@ class AttentionWindow(NamedTuple):
         return "chunked_attention" if self.chunked else "sliding_attention"
 
     def holds(self, query: Tensor, slots: Tensor) -> Tensor:
-        """Which positions `slots` [rows, m] the positions `query` [rows, n] see: [rows, n, m]."""
+        """Whether positions `query` [rows, n] see positions `slots` [rows, m]: [rows, n, m]."""
         query, slots = query[:, :, None], slots[:, None]
         if self.chunked:
             return slots // self.size == query // self.size
@@ -35,9 +35,9 @@ class AttentionWindow(NamedTuple):
 
 
 def attention_windows(config: Any) -> list[AttentionWindow | None]:
-    """What each layer sees; None: all positions."""
+    """The window of each layer; None: it sees all positions."""
     layers = DynamicCache(config=config).layers
-    # The cache takes both kinds for the same; llama4 is the family with chunks.
+    # The cache has one class for windows and chunks. llama4 is the family with chunks.
     types = getattr(config, "layer_types", None) or [""] * len(layers)
     chunked = getattr(config, "attention_chunk_size", None) is not None
     return [
@@ -49,8 +49,7 @@ def attention_windows(config: Any) -> list[AttentionWindow | None]:
 
 
 def is_recurrent(config: Any) -> bool:
-    """Whether a layer carries its state from token to token: it takes nothing back, and no mask
-    can hide a token from it."""
+    """Whether a layer has a recurrent state. Tokens can't be removed from it or masked."""
     layers = DynamicCache(config=config).layers
     return any(not hasattr(layer, "is_sliding") for layer in layers)
 
@@ -62,10 +61,10 @@ def attention_masks(
     dtype: torch.dtype,
 ) -> Any:
     """The base's mask argument for queries that see `seen` [rows, n, slots]: one 4-d mask, or one
-    for each layer type. Windows count `positions`, not slots: of the queries [rows, n] and of the
-    slots [rows, slots], which only they need.
+    for each layer type. `positions` of the queries [rows, n] and of the slots [rows, slots] are
+    needed with windows only.
 
-    Numbers of `dtype` that attention adds: of booleans sdpa would make them in every layer again.
+    Masks are additive, of `dtype`: sdpa would convert booleans in every layer.
     """
 
     def mask(window: AttentionWindow | None) -> Tensor:

@@ -29,7 +29,7 @@ from otter_cli.graft.storage import open_inserted_tensors
 from otter_cli.model.activations import SelectedPositions
 from otter_cli.model.capture import BaseCapture
 from otter_cli.model.forward_context import ForwardContext
-from otter_cli.model.lm_head import FrozenHead, keep_stock_kernel
+from otter_cli.model.lm_head import FrozenHead, StockKernelForward
 from otter_cli.model.load import check_device, load_base
 from otter_cli.model.signal_reader import SignalReader
 from otter_cli.model.stream import Insertion
@@ -62,7 +62,7 @@ class OtterForCausalLM(nn.Module):
     def __init__(self, base: PreTrainedModel, shape: BaseShape, manifest: Manifest) -> None:
         super().__init__()
         self.base = base.eval().requires_grad_(False)
-        keep_stock_kernel(base.get_submodule(shape.family.head))
+        StockKernelForward(base.get_submodule(shape.family.head))
         self.shape, self.manifest = shape, manifest
         # Texts of warnings that the user has seen.
         self.warned: set[str] = set()

@@ -10,7 +10,7 @@ names are the tensor names of otter.safetensors."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from otter_cli.model.activations import (
     AttentionActivations,
     AttentionCall,
     BranchActivations,
+    RegroupedAttention,
     SelectedPositions,
     flatten_tokens,
 )
@@ -173,6 +174,8 @@ class InsertedBranch(nn.Module):
     """`z <- z + P(t W^h + t' W^z)`: t is the base's output (a or m), t' the inserted one, P the
     norm after the branch in families that have one. z, u and t' are [batch * tokens, ...]."""
 
+    conversions = 0  # by `to`, `half` and the like, of any branch; packed weights are stale then
+
     def __init__(
         self, config: InsertionConfig, shape: BaseShape, block: Attention | FeedForward, inner: int
     ) -> None:
@@ -181,6 +184,10 @@ class InsertedBranch(nn.Module):
         if inner:
             self.norm = StreamNorm(config, shape)
         self.post_norm = PostNorm(config, shape) if block.post_norm else None
+
+    def _apply(self, *arguments: Any, **kwargs: Any) -> Self:
+        InsertedBranch.conversions += 1
+        return super()._apply(*arguments, **kwargs)
 
     def normed(self, z: Tensor, captured: BranchActivations) -> Tensor:
         """u = N(z)."""
@@ -307,19 +314,6 @@ class InsertedAttention(InsertedBranch):
         arguments = {**call.arguments, "dropout": 0.0, **sinks}
         attended: Tensor = call.function(module, query, key, value, mask, **arguments)[0]
         return attended
-
-
-class RegroupedAttention:
-    """The base's attention module as an attention function sees it, with the insertion's own head
-    grouping and sinks."""
-
-    def __init__(self, module: nn.Module, groups: int, sinks: Tensor | None) -> None:
-        self._module, self.num_key_value_groups = module, groups
-        if sinks is not None:
-            self.sinks = sinks
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
 
 
 class InsertedFeedForward(InsertedBranch):
