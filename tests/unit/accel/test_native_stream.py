@@ -77,10 +77,10 @@ def _decoded(model: Any) -> tuple[Tensor, Tensor]:
         session.read("reward", states[-1])
     states.append(session.extend(torch.tensor([[8, 9, 10], [11, 12, 13]])))
     session.keep(torch.tensor([3, 1]))
-    states.append(session.branch(torch.tensor([[20, 21, 22], [23, 24, 25]])))
-    session.choose(torch.tensor([2, 0]))
+    states.append(session.extend_candidates(torch.tensor([[20, 21, 22], [23, 24, 25]])))
+    session.keep_candidate(torch.tensor([2, 0]))
     states += [session.step(torch.tensor([token, 50 - token])) for token in range(30, 33)]
-    states.append(session.grow(torch.tensor([[1, 2, 3], [4, 5, 6]]), [-1, 0, 0]))
+    states.append(session.extend_tree(torch.tensor([[1, 2, 3], [4, 5, 6]]), [-1, 0, 0]))
     session.keep_path(torch.tensor([[0, 2], [0, 1]]), torch.tensor([2, 2]))
     states.append(session.step(torch.tensor([40, 41])))
     rewards = torch.cat([session.read("reward", state).flatten() for state in states])
