@@ -64,7 +64,8 @@ class NativeSupport:
         )
 
     def _hooked(self) -> bool:
-        """Whether a module of the stream has a hook. Looks only after torch has made any hook."""
+        """Whether a module of the stream has a hook. Searches only if torch has registered a hook
+        since the last search."""
         hook_id = RemovableHandle.next_id
         if hook_id != self._last_hook_id:
             if _has_any_global_hook() or any(self._hooks):

@@ -23,7 +23,7 @@ Copy = Annotated[
 
 
 def placement_mode(copy: bool) -> PlacementMode:
-    """The value of --copy as the functions that write folders take it."""
+    """The placement mode that --copy selects."""
     return "copy" if copy else "link"
 
 

@@ -52,7 +52,7 @@ def sha256_file(path: str | Path, advance: Advance | None = None) -> str:
 
 
 _MIN_CACHED_BYTES = 2**20
-# A file that was just written may be written again without a change of its time.
+# A file just written can be rewritten without its modification time changing.
 _SETTLED_SECONDS = 2.0
 
 

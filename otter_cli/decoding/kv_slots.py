@@ -88,7 +88,7 @@ class KVSlots:
         return self._layers()[0].dtype
 
     def _keys_and_values(self) -> list[Tensor]:
-        """Of every layer, with the preallocated room behind them."""
+        """Keys and values of every layer, preallocated slots included."""
         pairs = [
             (layer.key_buffer, layer.value_buffer)
             if isinstance(layer, GrowingCacheLayer)

@@ -95,7 +95,7 @@ def _time_section(result: OverheadResult) -> ReportSection:
 
 
 def _sweep_plots(rows: Sequence[OverheadRow]) -> list[LinePlot]:
-    """Ratios and bounds over the share inserted: a line for each part that was grown."""
+    """Ratios and bounds over the share inserted: one line for each part whose size was varied."""
     plots = []
     for kind in ("decode", "prefill"):
         series = []

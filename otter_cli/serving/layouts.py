@@ -103,6 +103,6 @@ def export_base(folder: Path, to: Path, *, mode: PlacementMode = "link") -> Expo
 
 def reads_otherwise(path: Path) -> OtterError:
     return OtterError(
-        f"{path} reads otherwise than it was written",
+        f"{path} does not read back as it was written",
         hint="the disk or its memory fails: try another one",
     )

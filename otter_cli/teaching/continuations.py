@@ -79,7 +79,8 @@ class ContinuationSettings:
                 raise OtterError(f"{name} is {getattr(self, name)}", hint="give at least 1")
         if not self.temperature > 0:
             raise OtterError(
-                f"temperature is {self.temperature}", hint="equal texts teach nothing: above 0"
+                f"temperature is {self.temperature}",
+                hint="use a temperature above 0: identical texts teach nothing",
             )
 
 

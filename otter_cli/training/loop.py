@@ -70,7 +70,7 @@ class TrainingRun:
                 if any(self.group.all_gather(interrupted())):
                     self.save()
                     write(self.step, {})
-                    say(f"stopped after step {self.step} of {steps}: --resume goes on")
+                    say(f"stopped after step {self.step} of {steps}; continue with --resume")
                     raise KeyboardInterrupt
                 last, due = self.step == steps, self._is_due(self.recipe.evaluate_every)
                 if due and choosing:

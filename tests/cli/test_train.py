@@ -147,7 +147,7 @@ def test_ctrl_c_exits_130_and_resume_goes_on(otter, graft: Path, tmp_path: Path)
     running.send_signal(signal.SIGINT)
     _, told = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert "--resume goes on" in told and "interrupted" in told and "Traceback" not in told
+    assert "continue with --resume" in told and "interrupted" in told and "Traceback" not in told
     again = otter("train", graft, "--recipe", recipe)
     assert again.returncode == 2 and "holds an unfinished run" in again.stderr
     done = otter("train", graft, "--recipe", recipe, "--set", "steps=2", "--restart", "--json")

@@ -158,7 +158,7 @@ def test_ctrl_c_saves_one_state_of_all(
             time.sleep(0.05)
         os.killpg(run.pid, signal.SIGINT)
         _, told = run.communicate(timeout=60)
-    assert told.count("--resume goes on") == 1
+    assert told.count("continue with --resume") == 1
     (state,) = (folder / "training").glob("state-*.safetensors")
     stopped = int(state.stem.partition("-")[2])
     assert Manifest.read(folder).training["reward"].steps == stopped > 3

@@ -38,6 +38,8 @@ class Case:
     rotary: bool = True
     # A part of the reason why the wide layout cannot hold it. Empty: it can.
     not_wide: str = ""
+    # Whether native code runs its streams; if not, torch does.
+    native: bool = False
 
     def __str__(self) -> str:
         return self.family
@@ -64,11 +66,11 @@ class Case:
 
 
 CASES = (
-    Case("llama", {"attention_bias": True, "mlp_bias": True}),
+    Case("llama", {"attention_bias": True, "mlp_bias": True}, native=True),
     Case("mistral", {"sliding_window": 8}),
-    Case("qwen2"),
-    Case("qwen3"),
-    Case("smollm3", {"no_rope_layers": [1, 0, 1]}),
+    Case("qwen2", native=True),
+    Case("qwen3", native=True),
+    Case("smollm3", {"no_rope_layers": [1, 0, 1]}, native=True),
     Case(
         "granite",
         {
@@ -77,6 +79,7 @@ CASES = (
             "attention_multiplier": 0.3,
             "logits_scaling": 3.0,
         },
+        native=True,
     ),
     Case("phi3", HALF_ROTARY),
     Case("gemma2", GEMMA, mirror=ROUNDED, eager_only=True, not_wide="norms a branch's output"),
@@ -98,11 +101,12 @@ CASES = (
         rotary=False,
         not_wide="subtract a mean",
     ),
-    Case("mixtral", MIXTURE, not_wide="experts"),
+    Case("mixtral", MIXTURE, not_wide="experts", native=True),
     Case(
         "qwen3_moe",
         {**MIXTURE, "moe_intermediate_size": 24, "mlp_only_layers": [1]},
         not_wide="experts",
+        native=True,
     ),
     Case("gpt_oss", {**MIXTURE, **SOME_WINDOWS}, eager_only=True, not_wide="experts"),
     Case(

@@ -59,7 +59,7 @@ def packaged_models(pins: Path = _PINNED_MODELS) -> dict[str, PackagedModel]:
 
 
 def select_models(names: list[str], pins: Path = _PINNED_MODELS) -> list[PackagedModel]:
-    """The models with the given names, or all of them for `all`. Raises OtterError for others."""
+    """The models with these names, or all of them for `all`. Raises OtterError for unknown ones."""
     models = packaged_models(pins)
     if "all" in names:
         return list(models.values())
