@@ -230,7 +230,7 @@ def test_a_tokenizer_with_code_of_its_own_is_warned_of_before_it_is_refused(
         otter_here("graft", base, tmp_path / "out") if verb == "graft" else otter_here(verb, base)
     )
     said = " ".join((done.stdout + done.stderr).split())
-    assert done.returncode == 0 and "auto_map names code that the folder brings" in said, said
+    assert done.returncode == 0 and "auto_map names code in the folder" in said, said
     assert not canary.exists()
     sound = otter_here("doctor", tiny_llama)
     assert "auto_map" not in sound.stdout + sound.stderr
