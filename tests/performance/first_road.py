@@ -69,7 +69,8 @@ def main() -> None:
         rows.append({
             "step": name, "command": f"otter {shown}", "seconds": round(measured.seconds, 1),
             "cpu_seconds": round(measured.cpu_seconds, 1),
-            "peak_bytes": measured.resident_bytes, "ends_with": measured.output[-600:],
+            "peak_bytes": measured.resident_bytes,
+            "ends_with": measured.output[-600:].replace(str(options.work), "DIR"),
         })  # fmt: skip
         print(f"{name:18} {measured.seconds:6.1f} s  {measured.resident_bytes / 1e9:.2f} GB")
     total = sum(row["seconds"] for row in rows)
