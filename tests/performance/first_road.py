@@ -64,7 +64,7 @@ def main() -> None:
         if name == "chat":
             command = ["sh", "-c", f'exec "$@" < {messages}', "sh", *command]
         log = options.work / f"{name.replace(' ', '')}.log"
-        measured = measure(command, log, environment)
+        measured = measure(command, log, environment, every=0.25)
         shown = " ".join(arguments).replace(str(options.work), "DIR")
         rows.append({
             "step": name, "command": f"otter {shown}", "seconds": round(measured.seconds, 1),
