@@ -17,6 +17,7 @@ from otter_cli.checkpoint.safetensors_reader import ShardedTensors, TensorInfo
 from otter_cli.core.errors import OtterError, from_os_error
 from otter_cli.core.strict_files import read_json_object, regular_size, resolve_inside
 
+GGUF_MAGIC = b"GGUF"
 # Folders of git and of the hub's downloader.
 _BOOKKEEPING = {".git", ".cache"}
 
@@ -248,9 +249,6 @@ def _refuse_without_weights(path: Path, files: list[str]) -> None:
     else:
         what, hint = "has no model.safetensors", "the folder is incomplete: fetch it again"
     raise OtterError(f"{path} {what}", hint=hint)
-
-
-GGUF_MAGIC = b"GGUF"
 
 
 def looks_like_gguf(path: Path) -> bool:

@@ -11,6 +11,7 @@ from otter_cli.benchmarks.metrics import measures
 from otter_cli.benchmarks.metrics.estimates import Measures
 from otter_cli.benchmarks.records import PLAIN, MethodRows, RunData
 from otter_cli.benchmarks.results import BenchmarkName, Divergence, MethodResult
+from otter_cli.data.pairs import shared_length
 
 
 class Speedup(Benchmark):
@@ -68,11 +69,9 @@ def find_divergences(
 
 
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
-    """The first position at which two sequences differ or only one goes on; None for equal ones."""
-    for position, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return position
-    return None if len(one) == len(other) else min(len(one), len(other))
+    """The first position at which two sequences differ, or where only one ends; None if equal."""
+    shared = shared_length(one, other)
+    return None if shared == len(one) == len(other) else shared
 
 
 def _logit_gap(base: Any, before: list[int], pair: list[int]) -> float:
