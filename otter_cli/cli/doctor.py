@@ -76,7 +76,7 @@ def _check_machine() -> Outcome:
     )
 
 
-def requirements(package: str = "otter-cli") -> list[Requirement]:
+def requirements(package: str = "otter-lm") -> list[Requirement]:
     """The dependencies in the metadata of the installed package, without extras."""
     from packaging.requirements import Requirement as ParsedRequirement
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _RECORDED_PACKAGES = (
-    "otter-cli",
+    "otter-lm",
     "torch",
     "transformers",
     "tokenizers",

@@ -38,7 +38,7 @@ def require_lexicons() -> None:
         except PackageNotFoundError:
             raise OtterError(
                 f"the demo needs the package {package}, which is not installed ({module})",
-                hint="pip install 'otter-cli[demo]'",
+                hint="pip install 'otter-lm[demo]'",
             ) from None
 
 

@@ -59,7 +59,7 @@ def quantisation_config(how: str | None) -> Any:
     except ImportError as error:
         raise OtterError(
             f"quantize: {how} needs the package {package}, which is not installed",
-            hint="pip install 'otter-cli[quantised]', or leave quantize out",
+            hint="pip install 'otter-lm[quantised]', or leave quantize out",
         ) from error
     from transformers import BitsAndBytesConfig, TorchAoConfig
 

@@ -18,7 +18,7 @@ from tests.support.grafts import graft_for, random_graft
 from tests.support.training import small_recipe
 
 quantization = pytest.importorskip(
-    "torchao.quantization", reason="torchao is absent: pip install otter-cli[quantised]"
+    "torchao.quantization", reason="torchao is absent: pip install otter-lm[quantised]"
 )
 TOKENS = torch.arange(3, 27).view(2, 12)
 
@@ -38,7 +38,7 @@ def test_logits_are_those_of_the_same_quantised_base(
     base: Path, tmp_path: Path, kv: str, how: str
 ) -> None:
     if how == "nf4":
-        pytest.importorskip("bitsandbytes", reason="absent: pip install otter-cli[quantised]")
+        pytest.importorskip("bitsandbytes", reason="absent: pip install otter-lm[quantised]")
     folder = random_graft(base, tmp_path / "g", hidden=8, heads=2, ffn=16, kv=kv)
     as_loaded = {"quantization_config": quantisation_config(how)}
     plain = AutoModelForCausalLM.from_pretrained(base, **as_loaded).eval()
@@ -83,7 +83,7 @@ def test_a_run_beside_it_leaves_the_base_as_it_was(
     base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], less: str
 ) -> None:
     if less == "nf4":
-        pytest.importorskip("bitsandbytes", reason="absent: pip install otter-cli[quantised]")
+        pytest.importorskip("bitsandbytes", reason="absent: pip install otter-lm[quantised]")
     folder = graft_for(base, tmp_path / "g", hidden=8, heads=2, ffn=16, signals=("reward",))
     before = {name: (folder / name).read_bytes() for name in ("model.safetensors", "config.json")}
     losses = {}
@@ -107,4 +107,4 @@ def test_without_its_library_it_is_refused(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(OtterError, match=f"{how} needs the package {package}") as caught:
         quantisation_config(how)
-    assert "otter-cli[quantised]" in caught.value.hint
+    assert "otter-lm[quantised]" in caught.value.hint

@@ -165,7 +165,7 @@ Made by `{record["command"]}` on {made["cpu"]}, {made["cores"]} cores,
 
 
 def versions(mergekit: str | None) -> dict[str, str]:
-    kept = ("python", "otter-cli", "numpy", "safetensors")
+    kept = ("python", "otter-lm", "numpy", "safetensors")
     found = {name: v for name, v in provenance()["versions"].items() if name in kept}
     found["coreutils"] = subprocess.check_output(["cp", "--version"], text=True).split("\n")[0]
     if mergekit:
