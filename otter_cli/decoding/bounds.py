@@ -12,17 +12,20 @@ from torch import Tensor
 from otter_cli.core.errors import OtterError
 from otter_cli.decoding.kv_session import HiddenStates
 from otter_cli.decoding.session import DecodingSession, score_column, signal_scores
+from otter_cli.signals.comparisons import Comparison, parse_comparison
 from otter_cli.signals.finite import require_finite
 
 
 @dataclass(frozen=True)
 class SignalBound:
-    """Crossed where a signal is above (or below) a number at the last token of a row."""
+    """Crossed where a signal is above (or below) a number at the last token of a row. An
+    `inclusive` bound is crossed at the number itself too."""
 
     signal: str
     bound: float
     above: bool = True
     label: str | None = None
+    inclusive: bool = False
 
     def check(self, session: DecodingSession) -> None:
         """Raises OtterError for a signal that scores no text, and for an unknown label."""
@@ -36,30 +39,27 @@ class SignalBound:
     def crossed(self, scores: Tensor) -> Tensor:
         """Which scores have crossed the bound. Raises OtterError where one is not finite."""
         require_finite(scores, f"signal {self.signal!r} of {self}")
+        if self.inclusive:
+            return scores >= self.bound if self.above else scores <= self.bound
         return scores > self.bound if self.above else scores < self.bound
 
     def __str__(self) -> str:
         name = self.signal if self.label is None else f"{self.signal}.{self.label}"
-        return f"{name}{'>' if self.above else '<'}{self.bound:g}"
-
-
-def parse_bound(text: str) -> tuple[str, bool, float]:
-    """Reads `NAME>NUMBER` and `NAME<NUMBER`: name, whether above, number. Raises OtterError."""
-    for sign in (">", "<"):
-        name, separator, number = text.partition(sign)
-        if separator and name:
-            try:
-                return name, sign == ">", float(number)
-            except ValueError:
-                break
-    raise OtterError(f"{text!r} is no bound", hint="for example entropy>1.5, p<0.6, toxicity>0.5")
+        sign = (">" if self.above else "<") + ("=" if self.inclusive else "")
+        return str(Comparison(name, sign, self.bound))
 
 
 def parse_signal_bound(text: str) -> SignalBound:
-    """Reads `toxicity>0.5` and `toxicity.insult>0.5`. Raises OtterError."""
-    name, above, number = parse_bound(text)
-    signal, dot, label = name.partition(".")
-    return SignalBound(signal, number, above, label if dot else None)
+    """Reads `toxicity>0.5`, `toxicity>=0.5` and `toxicity.insult>0.5`. Raises OtterError."""
+    return to_signal_bound(parse_comparison(text))
+
+
+def to_signal_bound(comparison: Comparison) -> SignalBound:
+    """The bound of a comparison of a signal, or of one of its labels, with a number."""
+    above, inclusive = comparison.sign.startswith(">"), comparison.sign.endswith("=")
+    return SignalBound(
+        comparison.signal, comparison.number, above, comparison.label, inclusive=inclusive
+    )
 
 
 @dataclass(frozen=True)
@@ -134,15 +134,16 @@ def parse_gate(texts: list[str]) -> Gate | None:
     """Reads `entropy>1.5`, `p<0.6` and `SIGNAL>0.5`, all of which must hold. Raises OtterError."""
     entropy, top, signal = None, None, None
     for text in texts:
-        name, above, number = parse_bound(text)
-        if name == "entropy" and above:
+        comparison = parse_comparison(text)
+        name, number = comparison.name, comparison.number
+        if name == "entropy" and comparison.sign == ">":
             entropy = number
-        elif name == "p" and not above:
+        elif name == "p" and comparison.sign == "<":
             top = number
         elif name in ("entropy", "p") or signal is not None:
             raise OtterError(
                 f"gate {text!r} can't be", hint="entropy>X, p<X, and one signal's bound"
             )
         else:
-            signal = parse_signal_bound(text)
+            signal = to_signal_bound(comparison)
     return Gate(entropy, top, signal) if texts else None

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from otter_cli.core.errors import OtterError, did_you_mean, label_index
+from otter_cli.core.errors import OtterError, label_index
 from otter_cli.decoding.kv_session import HiddenStates, KVSession
 from otter_cli.decoding.kv_slots import full_cache
 from otter_cli.model.lazy import LazyStream, supports_lazy_stream
 from otter_cli.model.masks import attention_windows, is_recurrent
 from otter_cli.model.otter import OtterForCausalLM
-from otter_cli.signals.config import SignalConfig
+from otter_cli.signals.config import SignalConfig, unknown_signal
 from otter_cli.signals.finite import class_probabilities
 
 
@@ -150,10 +150,7 @@ def check_signal(model: OtterForCausalLM, name: str) -> SignalConfig:
     """The configuration of a signal. Raises OtterError where the graft has none of that name."""
     known = model.signal_configs
     if name not in known:
-        raise OtterError(
-            f"there is no signal {name!r} in this graft",
-            hint=did_you_mean(name, known) + f"its signals: {', '.join(known) or 'none'}",
-        )
+        raise unknown_signal(name, known)
     return known[name]
 
 

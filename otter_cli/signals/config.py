@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from pydantic import Field
 
@@ -29,6 +30,14 @@ class SignalConfig(StrictConfig):
     size: int = Field(default=1, ge=0, le=4096)
     labels: tuple[str, ...] = ()
     width: int | None = Field(default=0, ge=0, le=65536)
+
+
+def unknown_signal(name: str, known: Iterable[str]) -> OtterError:
+    names = list(known)
+    return OtterError(
+        f"there is no signal {name!r} in this graft",
+        hint=did_you_mean(name, names) + f"its signals: {', '.join(names) or 'none'}",
+    )
 
 
 def parse_signal(text: str) -> SignalConfig:

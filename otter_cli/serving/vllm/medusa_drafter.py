@@ -23,8 +23,7 @@ from otter_cli.checkpoint.safetensors_writer import TensorSpec, write_tensors
 from otter_cli.core.atomic import write_json
 from otter_cli.core.errors import OtterError
 from otter_cli.graft.plan import Plan
-from otter_cli.serving.vllm.requests import unknown_signal
-from otter_cli.signals.config import SignalConfig
+from otter_cli.signals.config import SignalConfig, unknown_signal
 from otter_cli.signals.heads import HEADS
 
 DRAFTER_FOLDER = "drafter"

@@ -14,7 +14,7 @@ from typing import Any
 
 from otter_cli.core.errors import OtterError, did_you_mean
 from otter_cli.graft.config import InsertionConfig
-from otter_cli.signals.config import SignalConfig
+from otter_cli.signals.config import SignalConfig, unknown_signal
 
 # Far above any vocabulary, and it still fits the engine's int32.
 FIRST_VIRTUAL_ID = 1 << 30
@@ -23,14 +23,6 @@ FIRST_VIRTUAL_ID = 1 << 30
 def parse_insertions(described: Mapping[str, Any]) -> list[InsertionConfig]:
     """The insertions under "otter" in an export's config.json."""
     return [InsertionConfig.model_validate(config) for config in described["insertions"]]
-
-
-def unknown_signal(name: str, known: Iterable[str]) -> OtterError:
-    names = list(known)
-    return OtterError(
-        f"there is no signal {name!r} in this graft",
-        hint=did_you_mean(name, names) + f"its signals: {', '.join(names) or 'none'}",
-    )
 
 
 @dataclass(frozen=True)
