@@ -16,6 +16,7 @@ import typer
 
 from otter_cli.cli.command import Outcome, verb, verb_app
 from otter_cli.cli.tables import facts_table, plain_table
+from otter_cli.core.distribution import DISTRIBUTION
 from otter_cli.core.formatting import bytes_text, count_text
 from otter_cli.core.provenance import hardware, versions
 
@@ -76,7 +77,7 @@ def _check_machine() -> Outcome:
     )
 
 
-def requirements(package: str = "otter-lm") -> list[Requirement]:
+def requirements(package: str = DISTRIBUTION) -> list[Requirement]:
     """The dependencies in the metadata of the installed package, without extras."""
     from packaging.requirements import Requirement as ParsedRequirement
 

@@ -11,8 +11,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from otter_cli.core.distribution import DISTRIBUTION
+
 _RECORDED_PACKAGES = (
-    "otter-lm",
+    DISTRIBUTION,
     "torch",
     "transformers",
     "tokenizers",

@@ -10,9 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from otter_cli.core.digests import sha256_json
-from otter_cli.core.errors import OtterError
+from otter_cli.core.distribution import missing_extra
 
-_REQUIRED_PACKAGES = {"vaderSentiment": "vaderSentiment", "afinn": "afinn"}
+_REQUIRED_PACKAGES = ("vaderSentiment", "afinn")
 
 
 def vader(text: str) -> float:
@@ -32,14 +32,11 @@ def afinn_digest() -> str:
 
 def require_lexicons() -> None:
     """Raises OtterError, with the command to run, if a lexicon is not installed."""
-    for module, package in _REQUIRED_PACKAGES.items():
+    for package in _REQUIRED_PACKAGES:
         try:
             version(package)
         except PackageNotFoundError:
-            raise OtterError(
-                f"the demo needs the package {package}, which is not installed ({module})",
-                hint="pip install 'otter-lm[demo]'",
-            ) from None
+            raise missing_extra("otter demo", package, "demo") from None
 
 
 @cache

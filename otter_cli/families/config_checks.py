@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from math import isfinite
 from typing import Any
 
+from otter_cli.core.distribution import install_line
 from otter_cli.families.shape import BaseShape
 
 ValueCheck = Callable[[Any], bool]
@@ -203,7 +204,7 @@ def quantisation_error(config: dict[str, Any]) -> tuple[str, str] | None:
         return None
     names = f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'}"
     what = f"config.json: the base is quantised by {method}, and {names} not installed"
-    return what, f"pip install {' '.join(missing)}; or use the unquantised checkpoint"
+    return what, f"{install_line(missing)}; or use the unquantised checkpoint"
 
 
 def _is_installed(module: str) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from otter_cli.checkpoint.folder import Checkpoint
+from otter_cli.core.distribution import missing_extra
 from otter_cli.core.errors import OtterError
 from otter_cli.core.library_errors import translate_library_errors
 from otter_cli.families.config_checks import quantisation_error
@@ -57,9 +58,8 @@ def quantisation_config(how: str | None) -> Any:
     try:
         import_module(package)
     except ImportError as error:
-        raise OtterError(
-            f"quantize: {how} needs the package {package}, which is not installed",
-            hint="pip install 'otter-lm[quantised]', or leave quantize out",
+        raise missing_extra(
+            f"quantize: {how}", package, "quantised", instead="or leave quantize out"
         ) from error
     from transformers import BitsAndBytesConfig, TorchAoConfig
 

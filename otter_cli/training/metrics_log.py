@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from otter_cli.core.atomic import write_text
+from otter_cli.core.distribution import missing_extra
 from otter_cli.core.errors import OtterError
 from otter_cli.core.jsonlines import JsonLinesWriter, read_jsonlines
 from otter_cli.core.strict_files import MAX_OWN_FILE_BYTES, read_small_text_file
@@ -115,9 +116,8 @@ def _tracker_module(name: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise OtterError(
-            f"--log {name} needs the package {package}, which is not installed",
-            hint=f"pip install {package}; metrics.jsonl is written in any case",
+        raise missing_extra(
+            f"--log {name}", package, "trackers", instead="metrics.jsonl is written in any case"
         ) from error
 
 
