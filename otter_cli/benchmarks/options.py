@@ -13,8 +13,9 @@ from typing import Annotated, Any, Self
 import typer
 from pydantic import NonNegativeInt, PositiveInt, field_validator, model_validator
 
+from otter_cli.core.dtype_names import DTYPE_HELP
 from otter_cli.core.errors import OtterError
-from otter_cli.core.strict_config import StrictConfig
+from otter_cli.core.strict_config import DtypeName, StrictConfig
 
 
 def _option(help: str, panel: str) -> Any:
@@ -244,16 +245,11 @@ class LmEvalOptions(LmEvalTasks):
     ] = None
     strength: Annotated[float, _option("weight of the guide's score", "Models")] = 1.0
     candidates: Annotated[int, _option("tokens that the guide scores at each step", "Models")] = 10
-    dtype: Annotated[
-        str | None, _option("float32, bfloat16 or float16 (default: as stored)", "Models")
-    ] = None
+    dtype: Annotated[DtypeName | None, _option(f"{DTYPE_HELP}; default: as stored", "Models")] = (
+        None
+    )
     batch: Annotated[int, _option("requests that share a batch", "Decoding")] = 16
     device: Device = "cpu"
-
-    @field_validator("dtype")
-    @classmethod
-    def _known_dtype(cls, dtype: str | None) -> str | None:
-        return _check_dtype(dtype)
 
 
 SHAPE_NAMES = ("llama-134m", "qwen3-0.6b", "llama-1b", "llama-7b", "tiny")
@@ -275,9 +271,9 @@ class OverheadOptions(StrictConfig):
     ffn: Annotated[int | None, _option("inserted FFN units per layer", "What")] = None
     kv: Annotated[str | None, _option("own | base", "What")] = None
     signal: Annotated[tuple[str, ...], _option("as in otter graft (default: reward)", "What")] = ()
-    dtype: Annotated[
-        str | None, _option("float32 | bfloat16 | float16 (default: the folder's)", "How")
-    ] = None
+    dtype: Annotated[DtypeName | None, _option(f"{DTYPE_HELP}; default: the folder's", "How")] = (
+        None
+    )
     threads: Annotated[int | None, _option("threads of torch, on a CPU", "How")] = None
     batch: Annotated[PositiveInt, _option("rows of a pass", "How")] = 1
     context: Annotated[
@@ -344,11 +340,4 @@ class OverheadOptions(StrictConfig):
                 "sizes belong to --shape: a grafted folder has its own",
                 hint="leave --hidden, --heads, --ffn and --kv out",
             )
-        _check_dtype(self.dtype)
         return self
-
-
-def _check_dtype(dtype: str | None) -> str | None:
-    if dtype not in (None, "float32", "bfloat16", "float16"):
-        raise OtterError(f"--dtype {dtype!r}", hint="float32 | bfloat16 | float16")
-    return dtype

@@ -36,6 +36,7 @@ import typer
 from typer.core import TyperGroup
 
 from otter_cli.cli import stdio
+from otter_cli.cli.help_page import CONTEXT_SETTINGS, VerbCommand, VerbGroupPage
 from otter_cli.cli.options import expand_models
 from otter_cli.core.console import set_quiet
 from otter_cli.core.errors import OtterError
@@ -61,7 +62,8 @@ def verb_app(
     return typer.Typer(
         help=_escape_markup(help),
         epilog=_examples_text(example),
-        cls=cls,
+        cls=cls or VerbGroupPage,
+        context_settings=CONTEXT_SETTINGS,
         add_completion=False,
         pretty_exceptions_enable=False,
     )
@@ -74,11 +76,15 @@ def verb(
     With `uses_graft`, the verb also takes --base-changed-ok."""
 
     def register(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
-        from_docstring = _escape_markup(inspect.getdoc(function) or "")
+        page = _escape_markup(_paragraphs(inspect.getdoc(function) or ""))
         expanded = expand_models(function)
-        app.command(name, help=from_docstring, epilog=_examples_text(example))(
-            _command(expanded, uses_graft)
-        )
+        app.command(
+            name,
+            cls=VerbCommand,
+            context_settings=CONTEXT_SETTINGS,
+            help=page,
+            epilog=_examples_text(example),
+        )(_command(expanded, uses_graft))
         return function
 
     return register
@@ -182,6 +188,11 @@ def _examples_text(commands: str) -> str:
         return ""
     title = "Example" if len(lines) == 1 else "Examples"
     return _escape_markup("\n".join([f"{title}:", *(f"  {line}" for line in lines)]))
+
+
+def _paragraphs(docstring: str) -> str:
+    """The docstring with one line for each paragraph, so that a terminal of any width wraps it."""
+    return "\n\n".join(" ".join(part.split()) for part in docstring.split("\n\n"))
 
 
 def _escape_markup(text: str) -> str:

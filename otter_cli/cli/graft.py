@@ -10,7 +10,8 @@ import typer
 from otter_cli.cli.command import Outcome, verb, verb_app
 from otter_cli.cli.placed_files import Copy, PlacedFiles, placement_mode
 from otter_cli.cli.tables import plain_table
-from otter_cli.core.strict_config import StrictConfig
+from otter_cli.core.dtype_names import DTYPE_HELP
+from otter_cli.core.strict_config import DtypeName, StrictConfig
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -44,7 +45,9 @@ class InsertionOptions(StrictConfig):
     embedding: Annotated[str, _option("Form", "table | zeros")] = "table"
     init: Annotated[str, _option("Form", "copy | normal | random | zero-output")] = "copy"
     seed: Annotated[int, _option("Form", "seed of all random initial values")] = 0
-    dtype: Annotated[str, _option("Form", "dtype of the stored tensors: F32 | BF16 | F16")] = "F32"
+    dtype: Annotated[DtypeName, _option("Form", f"dtype of the inserted tensors: {DTYPE_HELP}")] = (
+        "float32"
+    )
 
 
 @verb(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from otter_cli.cli.command import Outcome, verb, verb_app
+from otter_cli.core.dtype_names import DTYPE_HELP, parse_dtype
 
 if TYPE_CHECKING:
     from otter_cli.checkpoint.gguf.convert import ImportedModel
@@ -33,8 +34,8 @@ def import_(
     ],
     out: Annotated[Path, typer.Argument(help="the checkpoint folder to write")],
     dtype: Annotated[
-        Literal["bfloat16", "float16", "float32"],
-        typer.Option("--dtype", help="dtype of the stored tensors"),
+        str,
+        typer.Option("--dtype", help=f"dtype of the stored tensors: {DTYPE_HELP}"),
     ] = "bfloat16",
 ) -> Outcome:
     """Import a GGUF file as a checkpoint folder: safetensors, config.json, tokenizer.
@@ -44,7 +45,7 @@ def import_(
     """
     from otter_cli.checkpoint.gguf.convert import import_gguf
 
-    imported = import_gguf(source, out, dtype=dtype)
+    imported = import_gguf(source, out, dtype=parse_dtype(dtype))
     refusal = _graft_refusal(imported.config)
     data = {
         "out": out,

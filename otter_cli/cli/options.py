@@ -86,17 +86,26 @@ def _parameters(models: "Models") -> list[inspect.Parameter]:
     for model in reversed(models):
         for name, field in _option_fields(model).items():
             fields.setdefault(name, field)
-    required = {
-        name
-        for name in fields
-        if all(name in m.model_fields and m.model_fields[name].is_required() for m in models)
-    }
+    needed = [{n for n, f in _option_fields(m).items() if f.is_required()} for m in models]
+    required = {name for name in fields if all(name in names for names in needed)}
     ordered = sorted(fields, key=lambda name: name not in required)
-    return [_parameter(name, fields[name], name in required) for name in ordered]
+    parameters = []
+    for name in ordered:
+        # The last model is the one without a special option; its own needs are said in the help.
+        unless = " and ".join(_option_names(names - needed[-1]) for names in needed[:-1])
+        some = name in needed[-1] and name not in required
+        parameters.append(
+            _parameter(name, fields[name], name in required, f"required without {unless}" * some)
+        )
+    return parameters
 
 
-def _parameter(name: str, field: "FieldInfo", required: bool) -> inspect.Parameter:
+def _parameter(
+    name: str, field: "FieldInfo", required: bool, remark: str = ""
+) -> inspect.Parameter:
     info = copy(_typer_info(field))
+    if info is not None and remark:
+        info.help = f"{info.help} ({remark})"
     # Inside Annotated, typer reads the first name of an option from `default`.
     if isinstance(info, OptionInfo) and info.default is ...:
         info.default = _option_name(name)
@@ -152,8 +161,11 @@ def _build(models: "Models", arguments: Mapping[str, Any]) -> "BaseModel":
 
 def _other_ways(models: "Models") -> str:
     *others, last = ({n for n, f in _option_fields(m).items() if f.is_required()} for m in models)
-    ways = [" ".join(map(_option_name, sorted(names - last))) for names in others]
-    return " or ".join(f"or give {way}" for way in ways)
+    return " or ".join(f"or give {_option_names(names - last)}" for names in others)
+
+
+def _option_names(names: set[str]) -> str:
+    return " ".join(map(_option_name, sorted(names)))
 
 
 def _option_error(error: "ValidationError", model: "type[BaseModel]") -> OtterError:

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from otter_cli.cli.command import Outcome, verb, verb_app
+from otter_cli.cli.help_page import VerbGroupPage
 from otter_cli.cli.recipe_files import RecipeFile, find_recipe, recipe_files
 from otter_cli.cli.tables import plain_table
 from otter_cli.core.atomic import write_text
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-class _ListsByDefault(TyperGroup):
+class _ListsByDefault(VerbGroupPage):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         subcommand_named = any(not arg.startswith("-") for arg in args)
         return super().parse_args(
-            ctx, args if subcommand_named or "--help" in args else ["ls", *args]
+            ctx, args if subcommand_named or {"--help", "-h"} & set(args) else ["ls", *args]
         )
 
 

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from otter_cli.cli.help_page import CONTEXT_SETTINGS
 from otter_cli.core.errors import OtterError, closest
 
 
@@ -63,7 +64,7 @@ Rewards, toxicity scores and future tokens from the same forward pass as a froze
 logits. The logits stay equal to the base's, bit for bit."""
 
 _OVERVIEW_END = """\
-Every verb takes --json (one object on stdout, nothing else), --quiet, --debug and --help.
+Every verb takes --json (one object on stdout, nothing else), --quiet, --debug and -h.
 Exit codes: 0 success, 1 a check failed, 2 bad usage or input, 130 interrupted."""
 
 
@@ -99,7 +100,12 @@ def _show_version(requested: bool) -> None:
         raise typer.Exit
 
 
-app = typer.Typer(cls=VerbGroup, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=VerbGroup,
+    context_settings=CONTEXT_SETTINGS,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
 
 
 @app.callback()

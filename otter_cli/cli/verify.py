@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from otter_cli.cli.command import Outcome, verb, verb_app
+from otter_cli.core.dtype_names import DTYPE_HELP, parse_dtype
 from otter_cli.core.errors import OtterError
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def verify(
     seed: Annotated[int, _option("Grid", "--seed", "seed of tokens and random cases")] = 0,
     dtype: Annotated[
         list[str] | None,
-        _option("Grid", "--dtype", "float32, bfloat16, float16; repeatable; default: the grid's"),
+        _option("Grid", "--dtype", f"{DTYPE_HELP}; repeatable; default: the grid's"),
     ] = None,
     device: Annotated[
         list[str] | None, _option("Grid", "--device", "cpu, cuda; repeatable")
@@ -100,7 +101,8 @@ def verify(
     if earlier:
         request = _request_from_proof(earlier, folder, base, trust_remote_code)
     elif folder:
-        cases = Grid(grid, random, seed, tuple(dtype or ()), devices=tuple(device or ["cpu"]))
+        dtypes = tuple(map(parse_dtype, dtype or ()))
+        cases = Grid(grid, random, seed, dtypes, devices=tuple(device or ["cpu"]))
         request = VerificationRequest(
             folder, base, cases, static, independent, trust_remote_code, seconds
         )

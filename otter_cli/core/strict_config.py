@@ -7,12 +7,27 @@ also suggests the nearest key, and `config_error` names the place of an error in
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from otter_cli.core.dtype_names import is_dtype, parse_dtype, stored_dtype_name
 from otter_cli.core.errors import OtterError, did_you_mean
+
+
+def _parse_dtype(value: Any) -> Any:
+    return parse_dtype(value) if isinstance(value, str) else value
+
+
+def _store_dtype(value: Any) -> Any:
+    """The stored name of a known dtype. The model itself refuses anything else."""
+    return stored_dtype_name(value) if isinstance(value, str) and is_dtype(value) else value
+
+
+# Types of fields: `dtype: DtypeName | None`, and `Annotated[Literal["F32", ...], StoredDtype]`.
+DtypeName = Annotated[str, BeforeValidator(_parse_dtype)]
+StoredDtype = BeforeValidator(_store_dtype)
 
 
 class StrictRecord(BaseModel):

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 
 from otter_cli.core.errors import OtterError
-from otter_cli.core.strict_config import StrictConfig
+from otter_cli.core.strict_config import StoredDtype, StrictConfig
 from otter_cli.families.shape import BaseShape
 from otter_cli.signals.config import SignalConfig
 
@@ -46,7 +46,7 @@ class InsertionConfig(StrictConfig):
     embedding: Literal["table", "zeros"] = "table"
     init: Initialisation = "copy"
     seed: int = 0
-    dtype: Literal["F32", "BF16", "F16"] = "F32"
+    dtype: Annotated[Literal["F32", "BF16", "F16"], StoredDtype] = "F32"
     signals: tuple[SignalConfig, ...] = ()
 
     def check(self, shape: BaseShape, where: str = "") -> None:

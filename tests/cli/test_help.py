@@ -75,3 +75,43 @@ def test_version(otter: Otter) -> None:
     from otter_cli import __version__
 
     assert otter("--version").stdout == f"otter {__version__}\n"
+
+
+@pytest.mark.parametrize(("path", "command"), ALL, ids=[" ".join(path) for path, _ in ALL])
+@pytest.mark.parametrize("columns", [80, 100])
+def test_a_flag_shows_no_type_and_the_short_option_opens_the_same_page(
+    path: tuple[str, ...], command: Any, columns: int, monkeypatch: Any, capsys: Any
+) -> None:
+    from otter_cli.cli.main import main
+
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main([*path, "-h"]) == 0
+    page = capsys.readouterr().out
+    assert main([*path, "--help"]) == 0
+    assert capsys.readouterr().out == page
+    assert not re.search(r"<bool>|list\[|<str>", page)
+    assert max(map(len, page.splitlines())) <= columns
+
+
+@pytest.mark.parametrize(("path", "command"), LEAVES, ids=[" ".join(path) for path, _ in LEAVES])
+def test_required_options_stand_in_the_usage_line(
+    path: tuple[str, ...], command: Any, monkeypatch: Any, capsys: Any
+) -> None:
+    from otter_cli.cli.main import main
+
+    monkeypatch.setenv("COLUMNS", "100")
+    main([*path, "-h"])
+    usage = re.search(r"Usage:(.*?)\n\s*\n", capsys.readouterr().out, re.S)
+    assert usage
+    for param in command.params:
+        if param.required:
+            named = param.opts[0] if param.opts[0].startswith("-") else param.metavar or param.name
+            assert named.lower() in usage[1].lower()
+
+
+def test_an_option_that_another_replaces_says_when_it_is_required(capsys: Any) -> None:
+    command = dict(LEAVES)["bench", "preference"]
+    helps = {param.name: param.help for param in command.params if param.name != "folder"}
+    for name in ("prompts", "task_head", "reward_model", "gold"):
+        assert helps[name].endswith("(required without --pairs)")
+    assert "required" not in helps["pairs"]
