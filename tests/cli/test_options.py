@@ -72,7 +72,7 @@ def test_a_field_gives_name_type_default_help_and_panel() -> None:
     assert "--method <text> repeatable" in lines
     assert "--all all of it" in lines
     assert "--end" not in page
-    assert page.index("Prompts ─") < page.index("--prompts") < page.index("Decoding ─")
+    assert page.index("Prompts ─") < page.rindex("--prompts") < page.index("Decoding ─")
 
 
 def test_the_verb_gets_the_validated_model() -> None:
