@@ -116,7 +116,7 @@ class BatchState:
             generation.finish, self.running[row] = "eos", False
         elif match := self.stops.first_match(generation.tokens):
             generation.finish, self.running[row] = "stop", False
-            generation.message = f"stop string {match!r}"
+            generation.message, generation.stopped_by = f"stop string {match!r}", match
         elif len(generation.tokens) == self.sampling.max_new_tokens:
             self.running[row] = False
 
@@ -186,7 +186,7 @@ class BatchState:
         self.tokens_taken[row] = max(0, self.tokens_taken[row] - after)
         self.running[row] = False
         generation.finish = "rejected"
-        generation.message = f"{bound} at token {count}"
+        generation.message, generation.stopped_by = f"{bound} at token {count}", bound
 
     def select(self, rows: list[int]) -> None:
         """The rows become `rows`, which may repeat."""

@@ -64,6 +64,7 @@ class Generation:
     finish: Literal["eos", "length", "stop", "rejected"]
     counters: GenerationCounters
     message: str = ""  # which stop string or signal ended the row
+    stopped_by: str = ""  # the stop string or the bound itself
     near_ties: list[NearTie] = field(default_factory=list)
     # The log-probability with which each token was drawn, guides included; 0 for a greedy choice.
     # Empty where drafts were verified.
