@@ -9,18 +9,22 @@ Imports neither torch nor vLLM.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from otter_cli.core.errors import OtterError
 from otter_cli.core.strict_files import read_json_object
-from otter_cli.serving.vllm.requests import FIRST_VIRTUAL_ID, SignalOutputs, parse_insertions
+from otter_cli.serving.vllm.requests import (
+    FIRST_VIRTUAL_ID,
+    SignalOutputs,
+    parse_insertions,
+    sigmoid,
+    virtual_id,
+)
 from otter_cli.signals.config import parse_signal
 
 SignalValues = list[float] | list[list[float]]
-_TOKEN_ID_PREFIX = "token_id:"
 
 
 class SignalReader:
@@ -50,7 +54,7 @@ class SignalReader:
     ) -> dict[str, Any]:
         """Keywords for `client.completions.create`. `logprobs`: None for none, 0 for
         log-probabilities of the chosen tokens, n for those of the n best tokens too. Guidance:
-        guide, strength, candidates, entropy_above, top_below."""
+        guide, strength, candidates, entropy_above, top_below; and stop_when."""
         count, arguments = self._arguments(signals, logprobs, guidance)
         return {"logprobs": count, "extra_body": _body(arguments)}
 
@@ -103,7 +107,7 @@ class SignalReader:
 
     def _values(self, name: str, rows: list[dict[int, float]]) -> SignalValues:
         if self.outputs.signals[name].kind == "classes":
-            return [[_sigmoid(row[i]) for i in sorted(row)] for row in rows]
+            return [[sigmoid(row[i]) for i in sorted(row)] for row in rows]
         if all(len(row) == 1 for row in rows):
             return [row[0] for row in rows]
         return [[row[i] for i in sorted(row)] for row in rows]
@@ -118,22 +122,19 @@ def _virtual_logprobs(choice: Any) -> Iterator[list[tuple[int, float]]]:
     logprobs = choice.logprobs
     if logprobs is None:
         return
+    steps: list[list[tuple[int | None, float]]]
     if isinstance(logprobs, list):  # offline: for each token a table by token id
         steps = [[(i, entry.logprob) for i, entry in step.items()] for step in logprobs]
     elif getattr(logprobs, "content", None) is not None:  # chat
         steps = [
-            [(_token_id(top.token), top.logprob) for top in token.top_logprobs]
+            [(virtual_id(top.token), top.logprob) for top in token.top_logprobs]
             for token in logprobs.content
         ]
     else:
-        steps = [[(_token_id(t), p) for t, p in step.items()] for step in logprobs.top_logprobs]
+        steps = [[(virtual_id(t), p) for t, p in step.items()] for step in logprobs.top_logprobs]
     for step in steps:
-        yield sorted((i - FIRST_VIRTUAL_ID, value) for i, value in step if i >= FIRST_VIRTUAL_ID)
-
-
-def _token_id(token: str) -> int:
-    return int(token.removeprefix(_TOKEN_ID_PREFIX)) if token.startswith(_TOKEN_ID_PREFIX) else -1
-
-
-def _sigmoid(value: float) -> float:
-    return 1 / (1 + math.exp(-value)) if value > -700 else 0.0
+        yield sorted(
+            (i - FIRST_VIRTUAL_ID, value)
+            for i, value in step
+            if i is not None and i >= FIRST_VIRTUAL_ID
+        )

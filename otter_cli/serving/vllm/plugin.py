@@ -8,7 +8,7 @@ import inspect
 from typing import Any
 
 from otter_cli.core.errors import OtterError
-from otter_cli.serving.vllm.requests import FIRST_VIRTUAL_ID
+from otter_cli.serving.vllm.requests import FIRST_VIRTUAL_ID, TOKEN_ID_PREFIX
 
 # Architecture of the base, by the family's name.
 STOCK_ARCHITECTURES = {
@@ -89,8 +89,9 @@ def _extend_sampler() -> None:
 
 
 def _extend_detokenizer() -> None:
-    """Wraps the conversion of token ids to text: a signal output's id gives no text, and a token
-    is converted once and cached, because conversion costs more than a signal output."""
+    """Wraps the conversion of token ids to text: a signal output's id, which no tokenizer knows, is
+    written as a number, and a token is converted once and cached, because conversion costs more
+    than a signal output."""
     from vllm.v1.engine import logprobs
 
     stock = logprobs.convert_ids_list_to_tokens
@@ -106,7 +107,8 @@ def _extend_detokenizer() -> None:
         if all(token < FIRST_VIRTUAL_ID for token in token_ids):
             return stock(tokenizer, token_ids)
         return [
-            text_of(tokenizer, token) if token < FIRST_VIRTUAL_ID else "" for token in token_ids
+            text_of(tokenizer, token) if token < FIRST_VIRTUAL_ID else f"{TOKEN_ID_PREFIX}{token}"
+            for token in token_ids
         ]
 
     logprobs.convert_ids_list_to_tokens = convert

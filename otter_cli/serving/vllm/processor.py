@@ -7,6 +7,7 @@ model, which runs in the same process and step.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from otter_cli.serving.vllm.requests import (
     GuideRequest,
     SignalOutputs,
     SignalRequest,
+    StopBound,
     read_request,
 )
 
@@ -65,6 +67,16 @@ def _gate_is_open(logits: Tensor, guide: GuideRequest) -> bool:
     )
 
 
+@dataclass(frozen=True)
+class StopRow:
+    """A row whose answer ends at a bound. `generated`: its tokens, a list that the engine extends.
+    `end_token`: what the engine ends an answer at."""
+
+    stops: tuple[StopBound, ...]
+    generated: list[int]
+    end_token: int
+
+
 class OtterProcessor(LogitsProcessor):
     """Does nothing for models that are no grafts, and for requests without our arguments."""
 
@@ -76,6 +88,10 @@ class OtterProcessor(LogitsProcessor):
         self.rows: dict[int, SignalRequest] = {}
         # Rows that want log-probabilities; true: also those of the best tokens.
         self.logprob_rows: dict[int, bool] = {}
+        self.stop_rows: dict[int, StopRow] = {}
+        # Signals of all rows of this step that were read for `stop_rows`. They are returned, too:
+        # read for fewer rows, a value may be rounded to the other side of its bound.
+        self.read_scores: dict[str, Tensor] = {}
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
@@ -92,6 +108,7 @@ class OtterProcessor(LogitsProcessor):
         try:
             request = read_request(arguments, outputs)
             _check_room(len(request.outputs) if request else 0, sampling_params)
+            _check_end(request, sampling_params)
         except OtterError as error:
             raise VLLMValidationError(f"{error.what}; {error.hint}") from None
 
@@ -101,6 +118,7 @@ class OtterProcessor(LogitsProcessor):
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         process_dict_updates(self.rows, batch_update, self._new)
         process_dict_updates(self.logprob_rows, batch_update, self._wants_best)
+        process_dict_updates(self.stop_rows, batch_update, self._stop_row)
         if batch_update is not None and self.grafted:
             find_model(self.vllm_config).request_rows(tuple(sorted(self.rows)))
 
@@ -113,14 +131,46 @@ class OtterProcessor(LogitsProcessor):
             return None
         return params.logprobs != (len(request.outputs) if request else 0)
 
+    def _stop_row(
+        self, params: SamplingParams, _: list[int] | None, generated: list[int]
+    ) -> StopRow | None:
+        request = read_request(params.extra_args, self.outputs)
+        end_token = params.eos_token_id
+        if end_token is None:
+            end_token = next(iter(params.stop_token_ids or ()), None)
+        if request is None or not request.stops or end_token is None:
+            return None
+        return StopRow(request.stops, generated, end_token)
+
     def apply(self, logits: Tensor) -> Tensor:
+        self.read_scores = {}
         guides = {row: r.guide for row, r in self.rows.items() if r.guide is not None}
         if guides:
             model = find_model(self.vllm_config)
             self._last_step(logits)
             for row, guide in guides.items():
                 logits[row] = guide_row(logits[row], guide, model, row)
+        if self.stop_rows:
+            self._end_rows(logits)
         return logits
+
+    def _end_rows(self, logits: Tensor) -> None:
+        """Leaves the end token alone to rows whose text has crossed a bound. A prompt crosses
+        none."""
+        step = self._last_step(logits)
+        names = {stop.config.name for row in self.stop_rows.values() for stop in row.stops}
+        model = find_model(self.vllm_config)
+        for name in names:
+            scores = model.read_signal(name, step, slice(None))
+            self.read_scores[name] = scores[:, None] if scores.ndim == 1 else scores
+        numbers = {name: scores.tolist() for name, scores in self.read_scores.items()}
+        for row, stopped in self.stop_rows.items():
+            if stopped.generated and any(
+                stop.ends(numbers[stop.config.name][row][self.outputs.outputs[stop.place].index])
+                for stop in stopped.stops
+            ):
+                logits[row] = -math.inf
+                logits[row, stopped.end_token] = 0.0
 
     @property
     def only_outputs(self) -> bool:
@@ -194,7 +244,9 @@ class OtterProcessor(LogitsProcessor):
         """The outputs at `places` of rows that ask for the same, [rows, outputs]."""
         model, outputs = find_model(self.vllm_config), [self.outputs.outputs[i] for i in places]
         scores = {
-            name: self._of_sampled(name, model.read_signal(name, step, rows), sampled)
+            name: self.read_scores[name][rows]
+            if name in self.read_scores
+            else self._of_sampled(name, model.read_signal(name, step, rows), sampled)
             for name in dict.fromkeys(output.signal for output in outputs)
         }
         return torch.stack([scores[o.signal][:, o.index] for o in outputs], -1)
@@ -232,4 +284,12 @@ def _check_room(count: int, sampling_params: SamplingParams) -> None:
             f"{logprobs or 0} of those",
             hint=f"logprobs={count} (chat: logprobs=true, top_logprobs={count + 1}), or use "
             "otter_cli.serving.vllm.client",
+        )
+
+
+def _check_end(request: SignalRequest | None, sampling_params: SamplingParams) -> None:
+    if request and request.stops and sampling_params.ignore_eos:
+        raise OtterError(
+            "otter_stop_when ends an answer by the engine's end token, and the request ignores it",
+            hint="leave out ignore_eos",
         )

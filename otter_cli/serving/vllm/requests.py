@@ -12,12 +12,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from otter_cli.core.errors import OtterError, did_you_mean
+from otter_cli.core.errors import OtterError, did_you_mean, label_index
 from otter_cli.graft.config import InsertionConfig
+from otter_cli.signals.comparisons import Comparison, parse_comparison
 from otter_cli.signals.config import SignalConfig, unknown_signal
 
 # Far above any vocabulary, and it still fits the engine's int32.
 FIRST_VIRTUAL_ID = 1 << 30
+# How vLLM writes a token by its id, where text would not tell tokens apart.
+TOKEN_ID_PREFIX = "token_id:"
+# vLLM's server clips log-probabilities here, and so the numbers that travel among them.
+LOWEST_LOGPROB = -9999.0
+
+
+def virtual_id(token: str) -> int | None:
+    """The id in the text of a token of an answer, where it is the id of a signal output."""
+    digits = token.removeprefix(TOKEN_ID_PREFIX) if token.startswith(TOKEN_ID_PREFIX) else ""
+    return int(digits) if digits.isdecimal() and int(digits) >= FIRST_VIRTUAL_ID else None
 
 
 def parse_insertions(described: Mapping[str, Any]) -> list[InsertionConfig]:
@@ -77,6 +88,39 @@ class SignalOutputs:
             )
 
 
+def returned_value(config: SignalConfig, number: float | None) -> float | None:
+    """What a client gets for a number that a head gave: of classes the probability."""
+    return sigmoid(number) if number is not None and config.kind == "classes" else number
+
+
+def sigmoid(number: float) -> float:
+    return 1 / (1 + math.exp(-number)) if number > -700 else 0.0
+
+
+@dataclass(frozen=True)
+class StopBound:
+    """A bound at which an answer ends. `place`: the index in `SignalOutputs.outputs` of the number
+    that it compares."""
+
+    comparison: Comparison
+    config: SignalConfig
+    place: int
+
+    def ends(self, number: float | None) -> bool:
+        """Whether an answer ends at a number that a head gave. It ends at NaN (None), too: nothing
+        says any more that the bound is kept."""
+        if number is None or math.isnan(number) or number == math.inf:
+            return True
+        value = returned_value(self.config, max(number, LOWEST_LOGPROB))
+        return value is not None and self.comparison.holds(value)
+
+    def reason(self, number: float | None) -> str:
+        """What ended the answer: the bound, or a number that is not finite."""
+        if number is None or not math.isfinite(number):
+            return f"{self.comparison}: the signal is not finite"
+        return str(self.comparison)
+
+
 ARGUMENT_PREFIX = "otter_"
 ARGUMENTS = (
     "otter_signals",
@@ -86,6 +130,7 @@ ARGUMENTS = (
     "otter_candidates",
     "otter_entropy_above",
     "otter_top_below",
+    "otter_stop_when",
 )
 
 
@@ -105,11 +150,12 @@ class GuideRequest:
 class SignalRequest:
     """`outputs`: indices in `SignalOutputs.outputs` of the numbers to return beside each token.
     `logprobs`: whether to return log-probabilities too. Outputs only travel as
-    log-probabilities."""
+    log-probabilities. `stops`: the answer ends at the first token where one of them holds."""
 
     outputs: tuple[int, ...]
     guide: GuideRequest | None
     logprobs: bool = True
+    stops: tuple[StopBound, ...] = ()
 
     @property
     def without_logprobs(self) -> bool:
@@ -132,7 +178,28 @@ def read_request(
             )
     places, guide = outputs.places_of(_names(own.get("otter_signals"))), _read_guide(own, outputs)
     logprobs = _boolean(own, "otter_logprobs", True)
-    return SignalRequest(places, guide, logprobs) if places or guide else None
+    stops = tuple(_read_stop(text, outputs) for text in _names(own.get("otter_stop_when")))
+    if not (places or guide or stops):
+        return None
+    return SignalRequest(places, guide, logprobs, stops)
+
+
+def _read_stop(text: str, outputs: SignalOutputs) -> StopBound:
+    comparison = parse_comparison(text)
+    outputs.check(comparison.signal)
+    config = outputs.signals[comparison.signal]
+    if config.kind == "vocabulary":
+        raise OtterError(
+            f"signal {config.name!r} cannot end an answer: it scores next tokens, no text",
+            hint="give a value or class signal",
+        )
+    if comparison.number <= LOWEST_LOGPROB:
+        raise OtterError(
+            f"{comparison} is below {LOWEST_LOGPROB:g}, the lowest number in an answer of vLLM",
+            hint="give a higher bound",
+        )
+    index = label_index(comparison.label, config.labels, f"signal {config.name!r}")
+    return StopBound(comparison, config, outputs.places_of([config.name])[index])
 
 
 def _read_guide(own: Mapping[str, Any], outputs: SignalOutputs) -> GuideRequest | None:

@@ -1,5 +1,6 @@
 """What a request may ask of a served graft, and which requests are refused with a message."""
 
+import math
 from typing import Any
 
 import pytest
@@ -68,6 +69,10 @@ def test_guides_have_one_strength_together_or_one_each() -> None:
         ({"otter_signals": "q", "otter_logprobs": "no"}, "otter_logprobs is 'no'", "true or false"),
         ({"otter_guide": "q", "otter_candidates": 1.5}, "otter_candidates is 1.5", "whole number"),
         ({"otter_guide": "q", "otter_candidates": -1}, "otter_candidates is -1", "whole number"),
+        ({"otter_stop_when": "reward"}, "is no bound", "for example"),
+        ({"otter_stop_when": "q>1"}, "'q' cannot end an answer", "value or class"),
+        ({"otter_stop_when": "reward.no>1"}, "no label 'no'", "its labels"),
+        ({"otter_stop_when": "reward<-9999"}, "is below -9999", "a higher bound"),
     ],
 )
 def test_what_has_no_meaning_is_named(
@@ -76,3 +81,19 @@ def test_what_has_no_meaning_is_named(
     with pytest.raises(OtterError) as error:
         read_request(arguments, NUMBERS)
     assert message in error.value.what and hint in error.value.hint
+
+
+def test_a_bound_compares_what_a_client_gets() -> None:
+    """Of classes the probability. What is not finite ends an answer, and says why."""
+    bounds = {"otter_stop_when": ["reward<=-1", "c.b>0.5"]}
+    asked = read_request(bounds, SignalOutputs(map(parse_signal, ("reward", "c=classes:a,b"))))
+    assert asked is not None and not asked.outputs
+    reward, classes = asked.stops
+    assert (reward.place, classes.place) == (0, 2)
+    assert reward.ends(-1.0) and not reward.ends(-0.99)
+    assert classes.ends(0.1) and not classes.ends(-0.1)
+    for stop in asked.stops:
+        assert all(stop.ends(number) for number in (None, math.nan, math.inf))
+        assert stop.reason(math.nan).endswith("the signal is not finite")
+    assert reward.ends(-math.inf) and not classes.ends(-math.inf)
+    assert reward.reason(-2.0) == "reward<=-1"

@@ -1,0 +1,111 @@
+"""Starts vLLM's server over a graft, with the plugin and with signals in OpenAI's schema.
+
+The server is a process of its own. Signals that end this process go on to it, and it then finishes
+what it is writing. An export that was made for it is removed with it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from otter_cli.core.distribution import missing_extra
+from otter_cli.core.strict_files import read_json_object
+from otter_cli.serving.vllm.engine_checks import CONFIG
+from otter_cli.serving.vllm.export import export_vllm
+from otter_cli.serving.vllm.requests import SignalOutputs, parse_insertions
+
+MIDDLEWARE = "otter_cli.serving.vllm.middleware.SignalsMiddleware"
+# How many log-probabilities a request may have beside signals, as OpenAI allows.
+CLIENT_LOGPROBS = 20
+# Seconds that answers have to finish once the server is to end.
+DRAIN_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class VllmServer:
+    """What `otter serve --engine vllm` says of the server. `arguments`: more options of vLLM, which
+    win over ours."""
+
+    host: str
+    port: int
+    name: str
+    api_key: str | None = None
+    arguments: Sequence[str] = ()
+
+    def command(self, export: Path) -> list[str]:
+        described = read_json_object(export / CONFIG)["otter"]
+        outputs = SignalOutputs.of_insertions(parse_insertions(described))
+        return [
+            # What `vllm serve` runs. That command asks for a package called vllm, which builds for
+            # a CPU are not.
+            *[sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(export)],
+            *["--served-model-name", self.name, "--host", self.host, "--port", str(self.port)],
+            *["--max-logprobs", str(CLIENT_LOGPROBS + len(outputs.outputs))],
+            *["--shutdown-timeout", str(DRAIN_SECONDS), "--middleware", MIDDLEWARE],
+            *self.arguments,
+        ]
+
+    def environment(self) -> Mapping[str, str]:
+        own = {"VLLM_USE_V2_MODEL_RUNNER": "0", **os.environ}
+        # In the environment, because other users see the arguments of a process.
+        return own if self.api_key is None else {**own, "VLLM_API_KEY": self.api_key}
+
+    def run(self, folder: Path) -> int:
+        """Serves a graft, or an export of it, until the server ends. The exit code: 0 where it was
+        ended by Ctrl-C or SIGTERM. Raises OtterError where vLLM is not installed, and for grafts
+        that it does not run."""
+        if find_spec("vllm") is None:
+            raise missing_extra(
+                "serving by vLLM", "vllm", "vllm", instead="leave out --engine for our own server"
+            )
+        with exported(folder) as export:
+            command, environment = self.command(export), self.environment()
+            # In a session of its own, so that Ctrl-C reaches it once, from here.
+            process = subprocess.Popen(command, env=environment, start_new_session=True)
+            with _passed_on(process) as passed:
+                code = process.wait()
+        return 0 if passed else code
+
+
+@contextmanager
+def exported(folder: Path) -> Iterator[Path]:
+    """The folder that vLLM loads: `folder` where it is an export, or a new one beside it."""
+    if "otter" in read_json_object(folder / CONFIG):
+        yield folder
+        return
+    # Beside the graft, where files are linked and not copied.
+    place = folder.resolve().parent
+    where = place if os.access(place, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-vllm-", dir=where) as temporary:
+        export_vllm(folder, Path(temporary) / "export")
+        yield Path(temporary) / "export"
+
+
+@contextmanager
+def _passed_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Passes Ctrl-C and SIGTERM on to the process; the signals that came."""
+    came: list[int] = []
+
+    def pass_on(number: int, _: object) -> None:
+        came.append(number)
+        process.send_signal(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, pass_on) for number in numbers}
+    try:
+        yield came
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
