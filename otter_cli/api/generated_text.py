@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from otter_cli.data.chat_template import special_ids
 from otter_cli.decoding.results import token_texts
 from otter_cli.reports.html import html_text
 from otter_cli.reports.page import colour_of, scale_of
@@ -131,7 +132,7 @@ def to_generated_text(
 
 def visible_text(tokenizer: Any, token_ids: Sequence[int], texts: Sequence[str]) -> str:
     """The tokens' texts joined, without special tokens."""
-    special = set(tokenizer.all_special_ids)
+    special = special_ids(tokenizer)
     return "".join(t for id, t in zip(token_ids, texts, strict=True) if id not in special)
 
 

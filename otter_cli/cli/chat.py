@@ -27,4 +27,5 @@ def chat(options: ChatOptions) -> Outcome:
     otter = load(options.folder, base=options.base, device=options.device)
     session = ChatSession(otter, options)
     session.run(ChatTerminal())
-    return Outcome({"turns": session.turns}, view=lambda: f"{len(session.turns)} turns")
+    turns = session.turns
+    return Outcome({"turns": turns}, view=lambda: f"{len(turns)} turns", piped=str)

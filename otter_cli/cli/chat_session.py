@@ -20,6 +20,7 @@ from otter_cli.api.generated_text import (
 from otter_cli.api.model import encode_prompts
 from otter_cli.core.atomic import write_json
 from otter_cli.core.errors import OtterError
+from otter_cli.data.chat_template import special_ids
 from otter_cli.decoding.generate import generate
 from otter_cli.decoding.guides.signal_guides import (
     guide_for_signal,
@@ -213,7 +214,7 @@ class _AnswerStream:
         self, session: ChatSession, text: IncrementalDetokenizer, terminal: ChatTerminal
     ) -> None:
         self.session, self.text, self.terminal = session, text, terminal
-        self.special = set(session.otter.tokenizer.all_special_ids)
+        self.special = special_ids(session.otter.tokenizer)
         self.tokens: list[str] = []
         self.ids: list[int] = []
         self.scores: list[Any] = []

@@ -48,11 +48,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Outcome:
     """What a verb returns: `data` for --json (a list gives one line per record), `view` for people,
-    and the exit code of the process."""
+    and the exit code of the process. `piped`: the text itself, where the view is more than what a
+    program wants. It replaces the view under --quiet, and where stdout is no terminal."""
 
     data: Mapping[str, Any] | Sequence[Mapping[str, Any]]
     view: "Callable[[], RenderableType]"
     exit_code: int = 0
+    piped: Callable[[], str] | None = None
 
 
 def verb_app(
@@ -122,7 +124,7 @@ def _command(function: Callable[..., Outcome], uses_graft: bool) -> Callable[...
         with stdio.stdout_reserved() if as_json else nullcontext():
             outcome = run(**arguments)
         if not as_json:
-            stdio.show(outcome.view())
+            _show(outcome, quiet)
         elif isinstance(outcome.data, Mapping):
             stdio.print_json(outcome.data)
         else:
@@ -138,6 +140,13 @@ def _command(function: Callable[..., Outcome], uses_graft: bool) -> Callable[...
     # inspect and typer look here first; functools.wraps has copied the rest.
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return command
+
+
+def _show(outcome: Outcome, quiet: bool) -> None:
+    whole = outcome.piped is None or (sys.stdout.isatty() and not quiet)
+    shown = outcome.view() if whole or outcome.piped is None else outcome.piped()
+    if shown != "":
+        stdio.show(shown)
 
 
 def _run_on_changed_base(function: Callable[..., Outcome], **arguments: Any) -> Outcome:

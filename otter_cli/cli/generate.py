@@ -19,13 +19,17 @@ def generate(options: GenerateOptions) -> Outcome:
     """Write text. Each token comes with the values of its signals, from the same pass.
 
     Without --guide, the text equals the base's own, bit for bit. If the base has a chat template,
-    the prompt is sent as a message; --raw continues plain text instead. For several prompts, --json
-    prints one line per prompt.
+    the prompt is sent as a message; --raw continues plain text instead. In a pipe or under --quiet,
+    stdout gets the new text alone, and with --details or --json the signals too. For several
+    prompts, --json prints one line per prompt.
     """
     from otter_cli.cli.generate_run import GenerateRun, read_requested_prompts
-    from otter_cli.cli.generate_view import texts_view
+    from otter_cli.cli.generate_view import plain_texts, texts_view
 
     prompts = read_requested_prompts(options.prompt, options.file)
     records = GenerateRun(options).run(prompts)
     data = records[0] if len(records) == 1 else records
-    return Outcome(data, view=lambda: texts_view(records))
+    if options.details is not None:
+        view = texts_view if options.details else plain_texts
+        return Outcome(data, view=lambda: view(records))
+    return Outcome(data, lambda: texts_view(records), piped=lambda: plain_texts(records))

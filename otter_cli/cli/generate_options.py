@@ -71,7 +71,7 @@ class TextOptions(StrictConfig):
 
 class GenerateOptions(TextOptions):
     """The options of `otter generate`. `chat` None: as the base has a chat template or none.
-    `stream` None: for one prompt on a terminal."""
+    `stream` None: for one prompt on a terminal. `details` None: on a terminal."""
 
     prompt: Annotated[
         str | None, typer.Argument(help="the prompt; - reads one prompt per line from stdin")
@@ -97,6 +97,14 @@ class GenerateOptions(TextOptions):
             "--stream/--no-stream",
             help="show text while it is written, one prompt at a time (default: for one prompt on "
             "a terminal)",
+        ),
+    ] = None
+    details: Annotated[
+        bool | None,
+        typer.Option(
+            "--details/--no-details",
+            help="show signals, a table of tokens and the cost beside the text (default: on a "
+            "terminal, without --quiet)",
         ),
     ] = None
     stop: Annotated[tuple[str, ...], _option("Sampling", "end at this string, repeatable")] = ()

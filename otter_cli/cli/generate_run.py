@@ -128,6 +128,7 @@ class GenerateRun:
         streams = options.stream
         if streams is None:
             streams = len(prompts) == 1 and sys.stdout.isatty()
+        streams = bool(streams)
         size = 1 if streams or self.exact else options.batch
         drafter = build_drafter(options, self.model, encoded)
         labels = self.otter.labels(self.shown)
@@ -149,7 +150,9 @@ class GenerateRun:
                 rows = self._generate(batch, drafter, printer)
                 for text, ids, row in zip(texts, batch, rows, strict=True):
                     record = text_record(text, ids, row, self.tokenizer, labels)
-                    records.append({**record, "chat": chat, "warnings": warnings})
+                    records.append(
+                        {**record, "chat": chat, "warnings": warnings, "streamed": streams}
+                    )
                     not_finite += non_finite_signals(row.signals)
                 advance(len(batch))
         warn_non_finite(not_finite)

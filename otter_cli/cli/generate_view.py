@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 
 
 class StreamPrinter:
-    """Prints the text of one prompt token by token."""
+    """Prints the text of one prompt token by token, after the prompt on a terminal."""
 
     def __init__(self, tokenizer: Any, prompt: str, ids: Sequence[int]) -> None:
+        from otter_cli.data.chat_template import special_ids
         from otter_cli.decoding.results import IncrementalDetokenizer
 
         self.stream = IncrementalDetokenizer(tokenizer, ids)
-        self.special = set(tokenizer.all_special_ids)
-        self._print(prompt, style="dim")
+        self.special = special_ids(tokenizer)
+        if sys.stdout.isatty():
+            self._print(prompt, style="dim")
 
     def __call__(self, row: int, token: int) -> None:
         text = self.stream.add(token)
@@ -44,13 +46,18 @@ def text_record(
 ) -> dict[str, Any]:
     """A generated text as --json prints it. `ids` are the tokens of the prompt."""
     from otter_cli.api.generated_text import to_generated_text
+    from otter_cli.data.chat_template import special_ids
 
     text = to_generated_text(tokenizer, ids, row, labels)
+    special = special_ids(tokenizer)
     tokens = zip(text.token_ids, text.tokens, row.logprobs, strict=True)
     return {
         "prompt": prompt,
         "text": text.text,
-        "tokens": [{"id": id, "text": part, "logprob": logprob} for id, part, logprob in tokens],
+        "tokens": [
+            {"id": id, "text": part, "logprob": logprob, "special": id in special}
+            for id, part, logprob in tokens
+        ],
         "signals": text.signal_record(),
         "labels": labels,
         "finish": text.finish,
@@ -74,6 +81,11 @@ def _near_tie_record(tie: NearTie, tokenizer: Any) -> dict[str, Any]:
         "one_token": token_record(tie.one_token),
         "second": token_record(tie.second),
     }
+
+
+def plain_texts(records: list[dict[str, Any]]) -> str:
+    """The new texts alone, without special tokens. Empty where they were streamed already."""
+    return "\n".join(record["text"] for record in records if not record["streamed"])
 
 
 def texts_view(records: list[dict[str, Any]]) -> RenderableType:

@@ -88,7 +88,7 @@ def user_turn(text: str) -> Messages:
 def turn_length(tokenizer: Any, ids: Sequence[int]) -> tuple[int, bool]:
     """The number of a dialogue's ids up to the token that ends its last turn, and True; or the
     number of all ids, and False. That token is special, and only white space follows it."""
-    special = _special_ids(tokenizer)
+    special = special_ids(tokenizer)
     for index in range(len(ids) - 1, -1, -1):
         if ids[index] in special:
             return index + 1, True
@@ -135,7 +135,8 @@ def _reversed_answer_ids(tokenizer: Any, answer: str) -> list[int]:
 
 
 @lru_cache(maxsize=8)
-def _special_ids(tokenizer: Any) -> frozenset[int]:
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """The tokens that are no text, such as </s> and <|im_end|>."""
     added = tokenizer.added_tokens_decoder.items()
     return frozenset(tokenizer.all_special_ids) | {i for i, token in added if token.special}
 

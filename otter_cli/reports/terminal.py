@@ -107,6 +107,8 @@ def text_lines(record: dict[str, Any]) -> list[Text]:
     text = Text(terminal_text(record["prompt"]) + separator, style="dim")
     low, high = scale_of(values)
     for i, token in enumerate(record["tokens"]):
+        if token.get("special"):
+            continue
         style = colour_of(values[i], low, high) if values else ""
         text.append(terminal_text(token["text"]), style=style)
     if not values:

@@ -47,6 +47,7 @@ def test_the_answer_is_on_stdout_and_talk_on_stderr(chat: Any, folder: Path) -> 
     expected = load(folder).generate([{"role": "user", "content": "hello"}], max_new_tokens=6)
     assert expected.text in run.stdout.replace("\n", "") or expected.text in run.stdout
     assert "/help" in run.stderr and "/help" not in run.stdout
+    assert "turns" not in run.stdout
 
 
 def test_a_guide_is_switched_on_and_off(chat: Any) -> None:

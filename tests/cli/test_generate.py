@@ -34,9 +34,44 @@ def test_text_tokens_and_signals(otter_here: Otter, folder: str) -> None:
 
 
 def test_a_page_for_people(otter_here: Otter, folder: str) -> None:
-    page = otter_here("generate", folder, "hello", "--max-new-tokens", "40").stdout
+    page = otter_here("generate", folder, "hello", "--max-new-tokens", "40", "--details").stdout
     assert "logprob" in page and "reward" in page and "passes of the base" in page
     assert max(map(len, page.splitlines())) <= 100
+
+
+def test_a_pipe_gets_the_text_alone(otter_here: Otter, folder: str) -> None:
+    options = ("generate", folder, "hello", "--max-new-tokens", "12")
+    text = json.loads(otter_here(*options, "--json").stdout)["text"]
+    assert otter_here(*options).stdout == text + "\n"
+    assert otter_here(*options, "--no-details").stdout == text + "\n"
+    assert otter_here(*options, "--quiet").stdout == text + "\n"
+
+
+def test_a_terminal_gets_signals_and_table_unless_quiet(
+    otter_here: Otter, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("generate", folder, "hello", "--max-new-tokens", "12", "--no-stream")
+    text = json.loads(otter_here(*options, "--json").stdout)["text"]
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert "logprob" in otter_here(*options).stdout
+    assert otter_here(*options, "--quiet").stdout == text + "\n"
+
+
+def test_no_special_token_is_shown_in_a_text(otter_here: Otter, folder: str) -> None:
+    """Every token of a text is declared special: the text is empty, the record keeps them all."""
+    from otter_cli.cli.generate_view import plain_texts, text_record
+    from otter_cli.decoding.results import Generation, GenerationCounters
+    from otter_cli.model.load import load_tokenizer
+    from otter_cli.reports.terminal import text_lines
+
+    tokenizer = load_tokenizer(folder)
+    end = tokenizer.eos_token_id
+    word = tokenizer("a")["input_ids"][-1]
+    row = Generation([word, end], [-1.0, -2.0], {}, "eos", counters=GenerationCounters())
+    record = {**text_record("hello", [word], row, tokenizer, {}), "streamed": False}
+    assert [token["special"] for token in record["tokens"]] == [False, True]
+    assert tokenizer.eos_token not in plain_texts([record])
+    assert tokenizer.eos_token not in text_lines(record)[0].plain
 
 
 def test_guided_drafted_and_plain(otter_here: Otter, folder: str) -> None:
@@ -79,7 +114,7 @@ def test_the_text_is_its_tokens(otter_here: Otter, shared: Path, tmp_path: Path)
     data = json.loads(shown.stdout)
     assert "".join(token["text"] for token in data["tokens"]) == data["text"]
     assert data["text"].startswith(" a time, there was")
-    page = otter_here("generate", graft, "Once upon", "--max-new-tokens", "24").stdout
+    page = otter_here("generate", graft, "Once upon", "--max-new-tokens", "24", "--details").stdout
     assert "Once upon a time, there was" in page
 
 
@@ -93,7 +128,9 @@ def test_seeds_decide_what_is_drawn(otter_here: Otter, folder: str) -> None:
 
 
 def test_drafts_are_counted_by_position(otter_here: Otter, folder: str) -> None:
-    page = otter_here("generate", folder, "abababab", "--draft", "prompt-lookup").stdout
+    page = otter_here(
+        "generate", folder, "abababab", "--draft", "prompt-lookup", "--details"
+    ).stdout
     assert "drafts kept, by position" in page
 
 
@@ -113,7 +150,7 @@ def test_several_labels_are_named(otter_here: Otter, tiny_llama: Path, tmp_path:
     assert json.loads(both)["tokens"] != data["tokens"]
     wrong = otter_here(*arguments[:3], "--guide", "tone/rood:1")
     assert wrong.returncode == 2 and "its labels: kind, rude" in wrong.stderr
-    page = otter_here(*arguments).stdout
+    page = otter_here(*arguments, "--details").stdout
     assert "tone.kind" in page and "tone.rude" in page
     assert max(map(len, page.splitlines())) <= 100
 
@@ -187,11 +224,11 @@ def test_options_without_meaning(
 
 def test_text_that_streams_is_the_text(otter_here: Otter, folder: str) -> None:
     options = ("generate", folder, "hello", "--max-new-tokens", "16")
-    text = "hello" + json.loads(otter_here(*options, "--json").stdout)["text"]
-    assert otter_here(*options, "--stream").stdout.startswith(text + "\n")
+    text = json.loads(otter_here(*options, "--json").stdout)["text"]
+    assert otter_here(*options, "--stream").stdout == text + "\n"
     # With --json stdout is the data's alone.
     streamed = otter_here(*options, "--stream", "--json")
-    assert text in streamed.stderr and "hello" + json.loads(streamed.stdout)["text"] == text
+    assert text in streamed.stderr and json.loads(streamed.stdout)["text"] == text
 
 
 def test_what_a_signal_rejects_is_never_told(otter_here: Otter, folder: str) -> None:
@@ -199,7 +236,7 @@ def test_what_a_signal_rejects_is_never_told(otter_here: Otter, folder: str) -> 
     run = otter_here(*options, "--stream")
     rejected = json.loads(otter_here(*options, "--json").stdout)
     assert len(rejected["tokens"]) == 1
-    assert run.stdout.startswith("hello" + rejected["text"] + "\n")
+    assert run.stdout == rejected["text"] + "\n"
 
 
 def test_a_lossy_text_says_so(otter_here: Otter, folder: str) -> None:
@@ -207,7 +244,7 @@ def test_a_lossy_text_says_so(otter_here: Otter, folder: str) -> None:
     typical = otter_here(*options, "--typical", "--json")
     assert json.loads(typical.stdout)["lossy"] is True
     assert json.loads(otter_here(*options, "--json").stdout)["lossy"] is False
-    assert "typical acceptance is lossy" in otter_here(*options, "--typical").stdout
+    assert "typical acceptance is lossy" in otter_here(*options, "--typical", "--details").stdout
 
 
 def test_a_learnt_tree_changes_no_text(otter_here: Otter, folder: str) -> None:
@@ -245,7 +282,7 @@ def test_near_ties_show_both_paths(
         assert tie["many_tokens"] == tie["one_token"] != tie["second"] and tie["gap"] > 0
         assert tie["many_tokens"]["id"] == data["tokens"][tie["position"]]["id"]
     assert data["counters"]["rescoring_passes"] > 0
-    page = otter_here(*options).stdout
+    page = otter_here(*options, "--details").stdout
     assert "near-tie at token 2" in page and max(map(len, page.splitlines())) <= 100
 
 
