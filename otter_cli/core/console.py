@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 Advance = Callable[[int], None]
+Note = Callable[[], str]
 
 _SECONDS_BETWEEN_LINES = 15.0
 _quiet = False
@@ -41,21 +42,28 @@ def warn(text: str) -> None:
     console().print(f"warning: {text}", soft_wrap=True, style="yellow")
 
 
+def _no_note() -> str:
+    return ""
+
+
 @contextmanager
-def progress(total: int, label: str, *, first: float = _SECONDS_BETWEEN_LINES) -> Iterator[Advance]:
+def progress(
+    total: int, label: str, *, first: float = _SECONDS_BETWEEN_LINES, note: Note = _no_note
+) -> Iterator[Advance]:
     """Yields a function that takes the work done since its last call. Shows a bar on a terminal, a
-    line every 15 s in a log, and nothing when quiet. `first`: seconds until a log's first line."""
+    line every 15 s in a log, and nothing when quiet. `first`: seconds until a log's first line.
+    `note` gives a text to show beside the progress, such as the loss."""
     if _quiet or total <= 0:
         yield lambda count: None
     elif console().is_terminal:
-        with _progress_bar(total, label) as advance:
+        with _progress_bar(total, label, note) as advance:
             yield advance
     else:
-        yield _LogProgress(total, label, first).advance
+        yield _LogProgress(total, label, first, note).advance
 
 
 @contextmanager
-def _progress_bar(total: int, label: str) -> Iterator[Advance]:
+def _progress_bar(total: int, label: str, note: Note) -> Iterator[Advance]:
     from rich import progress as rich_progress
 
     columns = (
@@ -63,18 +71,20 @@ def _progress_bar(total: int, label: str) -> Iterator[Advance]:
         rich_progress.BarColumn(),
         rich_progress.TaskProgressColumn(),
         rich_progress.TimeRemainingColumn(),
+        rich_progress.TextColumn("{task.fields[note]}", markup=False),
     )
     with rich_progress.Progress(*columns, console=console(), transient=True) as bars:
-        task = bars.add_task(label, total=total)
-        yield lambda count: bars.advance(task, count)
+        task = bars.add_task(label, total=total, note="")
+        yield lambda count: bars.update(task, advance=count, note=note())
 
 
 class _LogProgress:
     """Progress in a log: nothing for short work, and a line every 15 s for long work."""
 
-    def __init__(self, total: int, label: str, first: float) -> None:
+    def __init__(self, total: int, label: str, first: float, note: Note) -> None:
         self.total = total
         self.label = label
+        self.note = note
         self.done = 0
         self.started = time.monotonic()
         self.next_line = self.started + first
@@ -86,4 +96,6 @@ class _LogProgress:
             return
         self.next_line = now + _SECONDS_BETWEEN_LINES
         left = (now - self.started) * max(self.total - self.done, 0) / self.done
-        say(f"{self.label}: {100 * self.done / self.total:.0f} %, {seconds_text(left)} left")
+        note = f"; {text}" if (text := self.note()) else ""
+        share = f"{100 * self.done / self.total:.0f} %"
+        say(f"{self.label}: {share}, {seconds_text(left)} left{note}")

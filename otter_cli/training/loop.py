@@ -27,6 +27,7 @@ from otter_cli.training.optimiser import (
     make_optimiser,
     set_learning_rate,
 )
+from otter_cli.training.progress_note import SmoothedLoss, metrics_text, progress_note
 from otter_cli.training.recipe import Recipe
 from otter_cli.training.sharding import local_shard
 from otter_cli.training.signal_data import SignalData
@@ -52,6 +53,8 @@ class TrainingRun:
     step: int = 0
     seconds: float = 0.0
     metrics: Metrics = field(default_factory=dict)
+    loss: SmoothedLoss = field(default_factory=SmoothedLoss)
+    evaluated_at: int = 0
 
     def __post_init__(self) -> None:
         self.optimiser = make_optimiser(self.trainable.parameters, self.recipe)
@@ -63,9 +66,12 @@ class TrainingRun:
         steps, choosing = self.recipe.steps, self.early_stopping.enabled
         if choosing and self.step == 0:
             self._evaluate_and_keep_best(log)
-        with interruptible() as interrupted, progress(steps - self.step, "training") as advance:
+        bar = progress(steps - self.step, "training", note=self.progress_note)
+        with interruptible() as interrupted, bar as advance:
             while self.step < steps and not self.early_stopping.should_stop:
-                log.append(self.take_step())
+                record = self.take_step()
+                log.append(record)
+                self.loss.add(weighted_loss(self.recipe, record["loss"]))
                 advance(1)
                 if any(self.group.all_gather(interrupted())):
                     self.save()
@@ -84,6 +90,9 @@ class TrainingRun:
                     write(self.step, self.metrics)
         self._finish(log, write)
 
+    def progress_note(self) -> str:
+        return progress_note(self.loss, self.metrics, self.evaluated_at)
+
     def take_step(self, rate: float | None = None) -> dict[str, Any]:
         """One step on a batch of every signal:
 
@@ -97,7 +106,7 @@ class TrainingRun:
         for name in self.recipe.signals:
             losses[name] = self._backward(name, counts)
         self._all_reduce(losses, counts)
-        loss = sum(self.recipe.signals[name].weight * each for name, each in losses.items())
+        loss = weighted_loss(self.recipe, losses)
         gradients, norm = self.guard.check(self.step, loss)
         clip_gradients(gradients, norm, self.recipe.clip)
         rate = learning_rate_at(self.step, self.recipe) if rate is None else rate
@@ -198,9 +207,10 @@ class TrainingRun:
                     self.group,
                     self.trainable.kl_to_base,
                 )
-        for name, metrics in self.metrics.items():
-            means = ", ".join(f"{metric} {value.mean:.3f}" for metric, value in metrics.items())
-            say(f"step {self.step}: {name} {means}")
+        self.evaluated_at = self.step
+        shown = f"held out: {metrics_text(self.metrics)}" if self.metrics else ""
+        parts = [part for part in (str(self.loss), shown) if part]
+        say(f"step {self.step} of {self.recipe.steps}: {'; '.join(parts) or 'nothing held out'}")
         log.append(
             {
                 "step": self.step,
@@ -238,6 +248,11 @@ class TrainingRun:
 
     def _is_due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
+
+
+def weighted_loss(recipe: Recipe, losses: Mapping[str, float]) -> float:
+    """The loss of all signals together."""
+    return sum(recipe.signals[name].weight * loss for name, loss in losses.items())
 
 
 def activation_bytes(run: TrainingRun) -> int:

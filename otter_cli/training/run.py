@@ -31,6 +31,7 @@ from otter_cli.training.distributed import (
     world_size,
 )
 from otter_cli.training.metrics_log import MetricsLog, check_tracker
+from otter_cli.training.progress_note import SmoothedLoss
 from otter_cli.training.recipe import BaselineName, Recipe, check_early_stopping
 from otter_cli.training.signal_data import (
     SignalData,
@@ -214,8 +215,7 @@ def _training_record(
 
 
 _LOWEST_RATE, _HIGHEST_RATE = 1e-6, 1.0
-# The decay of the moving average of losses, and the factor over its minimum that ends the sweep.
-_SMOOTHING = 0.9
+# The smoothed loss over its minimum that ends the sweep.
 _DIVERGENCE_FACTOR = 4.0
 
 
@@ -246,18 +246,18 @@ def find_rate(folder: Path, recipe: Recipe, *, steps: int = 60, device: str = "c
 
 def _sweep(run: TrainingRun, rates: list[float]) -> list[float]:
     """Smoothed losses up to the first that diverges, which is included."""
+    from otter_cli.training.loop import weighted_loss
+
     # The first rates are too small to open up an initialisation with zeros.
     run.guard.pending.clear()
     smoothed: list[float] = []
-    mean = 0.0
-    for number, rate in enumerate(rates, 1):
+    average = SmoothedLoss()
+    for rate in rates:
         try:
             losses = run.take_step(rate)["loss"]
         except CheckFailed:
             break
-        total = sum(run.recipe.signals[name].weight * loss for name, loss in losses.items())
-        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * total
-        smoothed.append(mean / (1 - _SMOOTHING**number))
+        smoothed.append(average.add(weighted_loss(run.recipe, losses)))
         if smoothed[-1] > _DIVERGENCE_FACTOR * min(smoothed):
             break
     return smoothed

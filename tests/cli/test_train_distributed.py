@@ -83,7 +83,7 @@ def test_two_processes_train_as_one(
     )
     assert Manifest.read(folder).training.keys() == SIGNALS.keys()
     # Every line of talk once, every file once.
-    assert done.stderr.count("step 4: reward accuracy") == 1
+    assert done.stderr.count("step 4 of 12: smoothed loss") == 1
     files = [{p.relative_to(f).as_posix() for p in f.rglob("*")} for f in (alone, folder)]
     assert files[0] == files[1]
 

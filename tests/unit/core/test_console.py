@@ -51,6 +51,26 @@ def test_long_work_says_how_far_it_is(
     ]
 
 
+def test_a_note_stands_beside_the_progress(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import io
+
+    from rich.console import Console
+
+    clock = iter([0.0, 20.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with console.progress(100, "training", note=lambda: "loss 0.500") as advance:
+        advance(50)
+    assert capsys.readouterr().err == "training: 50 %, 20.0 s left; loss 0.500\n"
+    monkeypatch.undo()
+    screen = Console(file=io.StringIO(), force_terminal=True, width=80)
+    monkeypatch.setattr(console, "console", lambda: screen)
+    with console.progress(4, "training", note=lambda: "loss 0.500") as advance:
+        advance(4)
+    assert "loss 0.500" in screen.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_work_of_unknown_size_has_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
     with console.progress(0, "hashing") as advance:
         advance(1)
