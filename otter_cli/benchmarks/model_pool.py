@@ -56,15 +56,23 @@ class ModelPool:
 
 
 def load_graft_and_task_head(
-    folder: Path, task_head: Path, signal: str, device: str = "cpu"
-) -> tuple[LoadedGraft, LoadedGraft]:
-    """A graft and its task-head control on the same base. Raises OtterError where they are not
-    comparable; warns where `signal` was never trained."""
-    graft, head = (load_graft(path, signal, device=device) for path in (folder, task_head))
+    folder: Path, task_head: Path | None, signal: str, device: str = "cpu"
+) -> tuple[LoadedGraft, LoadedGraft | None]:
+    """A graft, and its task-head control on the same base if there is one. Raises OtterError where
+    they are not comparable; warns where `signal` was never trained."""
+    graft = load_graft(folder, signal, device=device)
+    if task_head is None:
+        return graft, None
+    head = load_graft(task_head, signal, device=device)
     require_same_base(graft, head, task_head)
     if any(config.hidden for config in head.model.manifest.insertions):
         raise OtterError(
             f"{task_head} is no task head: it has a stream of its own",
-            hint="make it by `otter train FOLDER --recipe R --baseline head --to DIR`",
+            hint=f"make it by `{baseline_command(folder, 'head')}`",
         )
     return graft, head
+
+
+def baseline_command(folder: Path, baseline: str) -> str:
+    """The line that trains a baseline on the data of a graft."""
+    return f"otter train {folder} --recipe RECIPE --baseline {baseline} --to {folder}-{baseline}"

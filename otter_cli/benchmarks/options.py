@@ -45,8 +45,13 @@ Temperature = Annotated[float, _option("of every method; 0 is greedy", "Decoding
 NewTokens = Annotated[int, _option("maximum length of a response", "Decoding")]
 Device = Annotated[str, _option("cpu, cuda or cuda:1", "Decoding")]
 
-_TASK_HEAD = _option("the control, made by `otter train --baseline head`", "Methods")
-_REWARD_MODEL = _option("guides ARGS; made by `otter train --baseline separate`", "Methods")
+_TASK_HEAD = _option(
+    "a graft without a stream, compared as a control; `otter train --baseline head` makes it",
+    "Methods",
+)
+_REWARD_MODEL = _option(
+    "a reward model that guides ARGS; `otter train --baseline separate` makes it", "Methods"
+)
 _GOLD = _option("the judge: a reward model that guides no method", "Methods")
 
 
@@ -84,10 +89,11 @@ class Guidance(StrictConfig):
 
 
 class BenchmarkOptions(PromptFile):
-    """Options of every benchmark that generates. `task_head` is the control on the same base."""
+    """Options of every benchmark that generates. `task_head` is the control on the same base;
+    without it, the run says what it leaves out."""
 
     folder: Folder
-    task_head: Annotated[Path, _TASK_HEAD]
+    task_head: Annotated[Path | None, _TASK_HEAD] = None
     signal: Signal
     method: Annotated[
         tuple[str, ...],
@@ -112,7 +118,7 @@ class BenchmarkOptions(PromptFile):
 
 class PreferenceOptions(Guidance, BenchmarkOptions):
     signal: Signal = "reward"
-    reward_model: Annotated[Path, _REWARD_MODEL]
+    reward_model: Annotated[Path | None, _REWARD_MODEL] = None
     gold: Annotated[Path, _GOLD]
     encoder: Annotated[
         Path | None, _option("sentence encoder, for coherence with the prompt", "Methods")

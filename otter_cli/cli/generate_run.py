@@ -145,7 +145,7 @@ class GenerateRun:
             for start in range(0, len(prompts), size):
                 batch = encoded[start : start + size]
                 texts = [prompt.text for prompt in prompts[start : start + size]]
-                shown = f"{texts[0]}\n" if chat else texts[0]
+                shown = (f"{texts[0]}\n" if chat else texts[0]) if self._shows_prompt() else ""
                 printer = StreamPrinter(self.tokenizer, shown, batch[0]) if streams else None
                 rows = self._generate(batch, drafter, printer)
                 for text, ids, row in zip(texts, batch, rows, strict=True):
@@ -181,6 +181,10 @@ class GenerateRun:
         for ids, row in zip(batch, rows, strict=True):
             rescore_near_ties(self.model, ids, row)
         return rows
+
+    def _shows_prompt(self) -> bool:
+        details = self.options.details
+        return sys.stdout.isatty() if details is None else details
 
     def _uses_chat_template(self) -> bool:
         """Whether prompts go through the chat template. Says so if the user did not choose."""

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 class StreamPrinter:
-    """Prints the text of one prompt token by token, after the prompt on a terminal."""
+    """Prints the text of one prompt token by token. `shown` stands before it: the prompt, or
+    nothing where stdout gets the text alone."""
 
-    def __init__(self, tokenizer: Any, prompt: str, ids: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Any, shown: str, ids: Sequence[int]) -> None:
         from otter_cli.data.chat_template import special_ids
         from otter_cli.decoding.results import IncrementalDetokenizer
 
         self.stream = IncrementalDetokenizer(tokenizer, ids)
         self.special = special_ids(tokenizer)
-        if sys.stdout.isatty():
-            self._print(prompt, style="dim")
+        self._print(shown, style="dim")
 
     def __call__(self, row: int, token: int) -> None:
         text = self.stream.add(token)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from otter_cli.benchmarks.metrics.estimates import Estimate, Metric, metric_info
-from otter_cli.benchmarks.records import STRENGTH_MARK
+from otter_cli.benchmarks.records import ARGS, STRENGTH_MARK, TASK_HEAD
 from otter_cli.benchmarks.results import BenchmarkResult, MethodResult
 from otter_cli.core.formatting import bytes_text
 from otter_cli.reports.page import (
@@ -182,6 +182,7 @@ def benchmark_sections(result: BenchmarkResult, *, alone: bool = False) -> Itera
         [
             *(f"Warning: {text}." for text in result.warnings),
             *result.findings,
+            *_left_out(result),
             _NOTES[result.benchmark],
             *([_SHARED_BATCH_NOTE] if result.settings.together > 1 else []),
         ],
@@ -203,6 +204,19 @@ def benchmark_sections(result: BenchmarkResult, *, alone: bool = False) -> Itera
     yield ReportSection(f"{prefix}Memory", [counted], [_memory_table(result)])
     if any(method.divergences for method in result.methods.values()):
         yield _divergence_section(prefix, result)
+
+
+def _left_out(result: BenchmarkResult) -> Iterator[str]:
+    """The usual controls that this run had no model for."""
+    if result.benchmark == "detection":
+        return
+    if TASK_HEAD not in result.methods:
+        yield (
+            "Left out: the task head, a head on the base's final state and the control to beat; "
+            "`otter train --baseline head` makes one."
+        )
+    if result.benchmark == "preference" and ARGS not in result.methods:
+        yield "Left out: ARGS; `otter train --baseline separate` makes its reward model."
 
 
 def _figures_table(

@@ -101,6 +101,25 @@ def test_what_is_wrong_is_said_without_a_traceback(
     assert words in done.stderr and "hint:" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("name", ["preference", "detox", "speedup"])
+def test_without_a_baseline_its_method_is_left_out_and_the_run_says_how_to_train_it(
+    otter_here: Otter, arguments, contestants, name: str
+) -> None:
+    given = list(arguments[name])
+    for option in ("--task-head", "--reward-model"):
+        if option in given:
+            place = given.index(option)
+            del given[place : place + 2]
+    done = otter_here(*given)
+    assert done.returncode == 0, done.stderr
+    assert "left out: task head only, which needs --task-head" in done.stderr
+    command = f"otter train {contestants.graft} --recipe RECIPE --baseline head --to "
+    assert command in done.stderr
+    assert ("left out: ARGS, which needs --reward-model" in done.stderr) == (name == "preference")
+    assert "Left out: the task head" in done.stdout and "task head only" not in done.stdout
+    assert "insertion" in done.stdout
+
+
 def test_a_run_without_a_result_has_no_report(otter_here: Otter, tmp_path: Path) -> None:
     done = otter_here("bench", "report", tmp_path)
     assert done.returncode == 2 and "no finished run" in done.stderr

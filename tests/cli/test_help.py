@@ -112,6 +112,6 @@ def test_required_options_stand_in_the_usage_line(
 def test_an_option_that_another_replaces_says_when_it_is_required(capsys: Any) -> None:
     command = dict(LEAVES)["bench", "preference"]
     helps = {param.name: param.help for param in command.params if param.name != "folder"}
-    for name in ("prompts", "task_head", "reward_model", "gold"):
+    for name in ("prompts", "gold"):
         assert helps[name].endswith("(required without --pairs)")
     assert "required" not in helps["pairs"]

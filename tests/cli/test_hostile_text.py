@@ -106,11 +106,12 @@ def test_an_option_s_value(otter_here: Otter, folder: Path, text: str, option: s
 @pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
 def test_a_prompt(otter_here: Otter, folder: Path, text: str, stream: str) -> None:
     if "\x00" not in text:  # which no argument can hold
-        run = otter_here("generate", folder, text, "--max-new-tokens", "2", stream)
+        run = otter_here("generate", folder, text, "--max-new-tokens", "2", stream, "--details")
         _check(run, text)
     prompts = folder.with_name("prompts.jsonl")
     prompts.write_text(json.dumps({"prompt": text}) + "\n" + json.dumps({"prompt": "b"}) + "\n")
-    _check(otter_here("generate", folder, "--file", prompts, "--max-new-tokens", "1", stream), text)
+    options = ("--max-new-tokens", "1", stream, "--details")
+    _check(otter_here("generate", folder, "--file", prompts, *options), text)
 
 
 @hostile
@@ -160,7 +161,7 @@ def test_a_label(otter_here: Otter, tiny_llama: Path, tmp_path: Path, text: str)
     if graft.returncode == 2:
         assert "fault of otter" not in graft.stderr
         return
-    run = otter_here("generate", out, "hi", "--max-new-tokens", "2")
+    run = otter_here("generate", out, "hi", "--max-new-tokens", "2", "--details")
     _check(run, text if len(text) < 30 else "")
 
 

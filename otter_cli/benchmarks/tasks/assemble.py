@@ -9,7 +9,11 @@ from pathlib import Path
 from otter_cli.benchmarks.benchmark import Benchmark, BenchmarkSetting, Method
 from otter_cli.benchmarks.methods import detectors
 from otter_cli.benchmarks.methods.specs import MethodSpec, build_methods, parse_methods
-from otter_cli.benchmarks.model_pool import ModelPool, load_graft_and_task_head
+from otter_cli.benchmarks.model_pool import (
+    ModelPool,
+    baseline_command,
+    load_graft_and_task_head,
+)
 from otter_cli.benchmarks.options import (
     BenchmarkOptions,
     DetectionOptions,
@@ -41,7 +45,7 @@ from otter_cli.benchmarks.tasks.preference import (
     require_independent_judge,
 )
 from otter_cli.benchmarks.tasks.speedup import Speedup
-from otter_cli.core.console import warn
+from otter_cli.core.console import say, warn
 from otter_cli.core.errors import OtterError
 from otter_cli.decoding.sampling import Sampling
 from otter_cli.scorers.load import (
@@ -53,7 +57,7 @@ from otter_cli.scorers.load import (
 from otter_cli.scorers.scorer import Scorer
 
 AnyOptions = PreferenceOptions | DetoxOptions | DetectionOptions | SpeedupOptions
-GraftAndTaskHead = tuple[LoadedGraft, LoadedGraft]
+GraftAndTaskHead = tuple[LoadedGraft, LoadedGraft | None]
 
 
 def assemble(options: AnyOptions) -> Benchmark:
@@ -61,6 +65,7 @@ def assemble(options: AnyOptions) -> Benchmark:
     if isinstance(options, DetectionOptions):
         return assemble_detection(options, load_monitored_texts(options))
     grafts, setting = load_setting(options, _sampling(options))
+    _say_left_out(options)
     more = parse_methods(options.method)
     if isinstance(options, SpeedupOptions):
         return assemble_speedup(grafts, setting, signal=options.signal, more=more)
@@ -75,6 +80,20 @@ def assemble(options: AnyOptions) -> Benchmark:
         encoder=options.encoder,
         more=more,
     )
+
+
+def _say_left_out(options: BenchmarkOptions) -> None:
+    """Names each method that needs a baseline which was not given, and how to train it."""
+    missing = []
+    if options.task_head is None:
+        missing.append(("task head only", "--task-head", "head"))
+    if isinstance(options, PreferenceOptions) and options.reward_model is None:
+        missing.append(("ARGS", "--reward-model", "separate"))
+    for label, option, baseline in missing:
+        say(
+            f"left out: {label}, which needs {option}. To compare with it, train it on the graft's "
+            f"data: {baseline_command(options.folder, baseline)}"
+        )
 
 
 def _sampling(options: BenchmarkOptions) -> Sampling:
@@ -114,16 +133,18 @@ def load_setting(
 
 
 def guided_specs(grafts: GraftAndTaskHead, guidance: Guidance) -> list[MethodSpec]:
-    """Plain decoding, then guidance by the insertion's signal and by the task head's."""
+    """Plain decoding, then guidance by the insertion's signal, and by the task head's if any."""
     insertion, head = grafts
     shared = {"candidates": guidance.candidates, "end": guidance.end}
     own = {"strength": guidance.strength, **shared}
     heads = {"strength": guidance.strength_or(guidance.head_strength), **shared}
-    return [
+    specs = [
         MethodSpec(PLAIN, "plain"),
         MethodSpec(INSERTION, "value", own, "insertion", insertion),
-        MethodSpec(TASK_HEAD, "value", heads, "task head only", head),
     ]
+    if head is not None:
+        specs.append(MethodSpec(TASK_HEAD, "value", heads, "task head only", head))
+    return specs
 
 
 def guide_scorers(methods: Mapping[str, Method]) -> dict[str, Scorer]:
@@ -141,7 +162,7 @@ def assemble_preference(
     setting: BenchmarkSetting,
     guidance: Guidance,
     *,
-    reward_model: Path,
+    reward_model: Path | None = None,
     gold: Scorer | Path,
     encoder: Path | None = None,
     more: Sequence[MethodSpec] = (),
@@ -156,10 +177,12 @@ def assemble_preference(
         "strength": guidance.strength_or(guidance.args_strength),
         "candidates": guidance.candidates,
     }
-    by_args = MethodSpec(ARGS, "args", {"model": reward_model, **steering}, "ARGS")
+    by_args = [MethodSpec(ARGS, "args", {"model": reward_model, **steering}, "ARGS")]
     specs = guided_specs(grafts, guidance)
     swept = [specs[1].at(strength) for strength in guidance.sweep]
-    methods = build_methods([*specs, *swept, by_args, *more], models, guidance.candidates)
+    methods = build_methods(
+        [*specs, *swept, *(by_args if reward_model else []), *more], models, guidance.candidates
+    )
     guides = {model.weights: name for name, m in methods.items() for model in m.record.models}
     require_independent_judge(judge.record.digest, guides)
     coherence = {COHERENCE: EncoderScorer(encoder, device=models.device)} if encoder else {}
@@ -198,9 +221,11 @@ def assemble_speedup(
     specs = [
         MethodSpec(PLAIN, "plain"),
         MethodSpec(INSERTION, "future", label="insertion"),
-        MethodSpec(TASK_HEAD, "future", label="task head only", graft=head),
         MethodSpec(PROMPT_LOOKUP, "prompt-lookup"),
     ]
+    if head is not None:
+        by_head = MethodSpec(TASK_HEAD, "future", label="task head only", graft=head)
+        specs.insert(2, by_head)
     return Speedup(setting, graft, build_methods([*specs, *more], ModelPool(graft, signal)), {})
 
 

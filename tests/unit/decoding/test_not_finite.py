@@ -126,7 +126,8 @@ def test_generate_gives_the_text_null_and_one_warning(otter_here: Any, folder: P
     data = json.loads(shown.stdout, parse_constant=pytest.fail)
     assert data["signals"] == {"reward": [None] * 4, "toxicity": [None] * 4}
     assert shown.stderr.count("signals reward, toxicity") == 1
-    page = otter_here("generate", folder, "2ab", "--max-new-tokens", "4", "--signal", "reward")
+    options = ("--max-new-tokens", "4", "--signal", "reward", "--details")
+    page = otter_here("generate", folder, "2ab", *options)
     assert page.returncode == 0
     assert "no finite value" in page.stdout and "none" in page.stdout
     refused = otter_here("generate", folder, "2ab", "--reject", "reward>1", "--max-new-tokens", "4")
