@@ -36,7 +36,7 @@ import typer
 from typer.core import TyperGroup
 
 from otter_cli.cli import stdio
-from otter_cli.cli.help_page import CONTEXT_SETTINGS, VerbCommand, VerbGroupPage
+from otter_cli.cli.help_page import CONTEXT_SETTINGS, VerbGroupPage, verb_command
 from otter_cli.cli.options import expand_models
 from otter_cli.core.console import set_quiet
 from otter_cli.core.errors import OtterError
@@ -72,17 +72,23 @@ def verb_app(
 
 
 def verb(
-    app: typer.Typer, *, example: str, name: str | None = None, uses_graft: bool = False
+    app: typer.Typer,
+    *,
+    example: str,
+    name: str | None = None,
+    uses_graft: bool = False,
+    terms: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Outcome]], Callable[..., Outcome]]:
     """Register a function on `app`. `example` holds one command per line, shown under the help.
-    With `uses_graft`, the verb also takes --base-changed-ok."""
+    With `uses_graft`, the verb also takes --base-changed-ok. `terms`: groups of the glossary whose
+    terms the help page lists."""
 
     def register(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
         page = _escape_markup(_paragraphs(inspect.getdoc(function) or ""))
         expanded = expand_models(function)
         app.command(
             name,
-            cls=VerbCommand,
+            cls=verb_command(terms),
             context_settings=CONTEXT_SETTINGS,
             help=page,
             epilog=_examples_text(example),

@@ -38,13 +38,36 @@ class HelpPage:
 
 
 class VerbCommand(HelpPage, TyperCommand):
-    """A command with such a page. Its --help stands with the options that all verbs share."""
+    """A command with such a page. Its --help stands with the options that all verbs share, and
+    `glossary_groups` are explained below the options."""
+
+    glossary_groups: tuple[str, ...] = ()
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        examples = self.epilog
+        terms = [*map(_terms_text, self.glossary_groups)]
+        more = ["`otter explain TERM` says more."] if terms else []
+        self.epilog = "\n\n".join([*terms, *more, examples or ""])
+        super().format_help(ctx, formatter)
+        self.epilog = examples
 
     def get_help_option(self, ctx: Any) -> Any:
         option = super().get_help_option(ctx)
         if isinstance(option, TyperOption):
             option.help, option.rich_help_panel = "this page", "Output"
         return option
+
+
+def verb_command(glossary_groups: tuple[str, ...] = ()) -> type[VerbCommand]:
+    """The class of a command whose page explains these groups of terms."""
+    return type("VerbCommand", (VerbCommand,), {"glossary_groups": glossary_groups})
+
+
+def _terms_text(group: str) -> str:
+    from otter_cli.core.glossary import glossary
+
+    lines = [f"  {term.name}: {term.first_sentence}" for term in glossary() if term.group == group]
+    return "\n".join([f"{group[:1].upper()}{group[1:]}:", *lines])
 
 
 class VerbGroupPage(HelpPage, TyperGroup):

@@ -170,14 +170,16 @@ def _option_names(names: set[str]) -> str:
 
 def _option_error(error: "ValidationError", model: "type[BaseModel]") -> OtterError:
     """The first value that was refused, under its option's name."""
+    from otter_cli.core.strict_config import plain_message
+
     first = error.errors()[0]
-    what = first["msg"].removeprefix("Value error, ")
+    what = plain_message(first["msg"])
     if not first["loc"]:
         return OtterError(what, hint="--help shows the options")
     name = str(first["loc"][0])
     info = _typer_info(model.model_fields[name])
     option = info.default if info and isinstance(info.default, str) else _option_name(name)
     return OtterError(
-        f"{option} {first['input']}: {what[:1].lower() + what[1:]}",
+        f"{option} {first['input']}: {what}",
         hint="--help shows the options",
     )

@@ -39,6 +39,7 @@ def _baseline_option(name: str, text: str) -> Any:
     otter train grafted --recipe my-recipe.yaml --resume
     otter train grafted --recipe my-recipe.yaml --baseline head --to head-only""",
     uses_graft=True,
+    terms=("objectives", "baselines"),
 )
 def train(
     folder: Annotated[Path, typer.Argument(help="the grafted folder")],

@@ -38,6 +38,7 @@ VERBS = {
     "demo": Verb("otter_cli.cli.demo", "Help", "graft, train and compare on a small model"),
     "models": Verb("otter_cli.cli.models", "Help", "fetch small real models to try otter on"),
     "recipes": Verb("otter_cli.cli.recipes", "Help", "list, show and copy the recipes that ship"),
+    "explain": Verb("otter_cli.cli.explain", "Help", "what the terms of otter mean"),
     "doctor": Verb("otter_cli.cli.doctor", "Help", "versions, hardware, memory, what is missing"),
 }
 

@@ -13,7 +13,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, mo
 from pydantic_core import PydanticCustomError
 
 from otter_cli.core.dtype_names import is_dtype, parse_dtype, stored_dtype_name
-from otter_cli.core.errors import OtterError, did_you_mean
+from otter_cli.core.errors import OtterError, closest, did_you_mean
+from otter_cli.core.glossary import explain_hint
 
 
 def _parse_dtype(value: Any) -> Any:
@@ -48,19 +49,48 @@ class StrictConfig(StrictRecord):
         for key in values if isinstance(values, dict) else ():
             if key not in known:
                 hint = did_you_mean(str(key), known) + f"keys: {', '.join(known)}"
-                context = {"key": repr(key), "hint": hint}
+                context = {"key": repr(key), "hint": hint, "near": closest(str(key), known)}
                 raise PydanticCustomError("unknown_key", "unknown key {key}", context)
         return values
+
+
+_EXAMPLES = "`otter recipes show` has examples"
 
 
 def config_error(error: ValidationError, source: str, values: Any) -> OtterError:
     """The first error of a validation of `values`, with its place in `source`."""
     first = error.errors()[0]
     place = _place_in_file(values, first["loc"], missing=first["type"] == "missing")
-    what = first["msg"].removeprefix("Value error, ")
-    what = what[:1].lower() + what[1:]
-    hint = first.get("ctx", {}).get("hint", "`otter recipes show` has examples")
+    context = first.get("ctx", {})
+    if first["type"].startswith("union_tag"):
+        return _unknown_choice(f"{source}: {place}", context)
+    hint = context.get("hint", _EXAMPLES)
+    key = str(context.get("near") or place.rpartition(".")[2])
+    if explained := explain_hint(key):
+        hint = f"{hint}; {explained}"
+    what = plain_message(first["msg"])
     return OtterError(f"{source}: {place + ': ' if place else ''}{what}", hint=hint)
+
+
+def _unknown_choice(place: str, context: Mapping[str, Any]) -> OtterError:
+    """A section whose kind is missing, or is none of the known ones. `context` is pydantic's."""
+    key = str(context["discriminator"]).strip("'")
+    if "tag" not in context:
+        return OtterError(f"{place}: {key} is missing", hint=f"`otter explain` lists every {key}")
+    known = [tag.strip("'") for tag in str(context["expected_tags"]).split(", ")]
+    return OtterError(
+        f"{place}: there is no {key} {context['tag']!r}",
+        hint=f"{did_you_mean(str(context['tag']), known)}one of: {', '.join(known)}; "
+        "`otter explain` says what they mean",
+    )
+
+
+def plain_message(message: str) -> str:
+    """pydantic's message in our words."""
+    text = message.removeprefix("Value error, ")
+    text = text.replace("Input should be", "it must be").replace("Field required", "it is missing")
+    text = text.replace("a valid dictionary", "a mapping of keys to values")
+    return text[:1].lower() + text[1:]
 
 
 def _place_in_file(values: Any, location: tuple[int | str, ...], *, missing: bool) -> str:

@@ -85,7 +85,7 @@ def test_the_verb_gets_the_validated_model() -> None:
 
 @pytest.mark.parametrize("value", ["0", "-3"])
 def test_a_value_that_the_model_refuses_is_named_by_its_option(value: str) -> None:
-    with pytest.raises(OtterError, match=f"--limit {value}: input should be greater than 0"):
+    with pytest.raises(OtterError, match=f"--limit {value}: it must be greater than 0"):
         run(command(one), "a", "--prompts", "p", "--limit", value)
 
 

@@ -48,13 +48,13 @@ def test_an_unknown_key_is_placed_and_the_closest_named(
 @pytest.mark.parametrize(
     ("override", "where"),
     [
-        ("steps=0", "steps: input should be greater than 0"),
-        ("learning_rate=.nan", "learning_rate: input should be"),
-        ("schedule=cosin", "schedule: input should be 'constant', 'linear' or 'cosine'"),
+        ("steps=0", "steps: it must be greater than 0"),
+        ("learning_rate=.nan", "learning_rate: it must be"),
+        ("schedule=cosin", "schedule: it must be 'constant', 'linear' or 'cosine'"),
         ("signals={}", "signals: dictionary should have at least 1 item"),
-        ("signals.reward.objective=bradly", "signals.reward: input tag 'bradly'"),
+        ("signals.reward.objective=bradly", "signals.reward: there is no objective 'bradly'"),
         ("signals.reward.train={}", "signals.reward.train: give path (a file)"),
-        ("signals.reward.held_out=1.5", "signals.reward.held_out: input should be less than 1"),
+        ("signals.reward.held_out=1.5", "signals.reward.held_out: it must be less than 1"),
     ],
 )
 def test_a_bad_value_is_placed(tmp_path: Path, override: str, where: str) -> None:
