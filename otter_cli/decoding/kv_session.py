@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache
 from otter_cli.core.errors import OtterError
 from otter_cli.decoding.kv_slots import KVSlots, tree_mask
 from otter_cli.families.rope import length_rule
+from otter_cli.model.grouped_attention import unrepeated_keys
 from otter_cli.model.masks import (
     MASKED_ATTENTIONS,
     attention_masks,
@@ -290,7 +291,7 @@ class KVSession(ABC):
             tokens, positions = self.slots.tokens, positions.clamp(min=0)
         self.passes += 1
         self.fed_tokens += tokens.numel()
-        with torch.no_grad():
+        with torch.no_grad(), unrepeated_keys():
             state = self.run(tokens, mask, positions, last)
         # Slicing lazy states would compute them.
         return state if all_states else state.last(last)

@@ -6,6 +6,7 @@ wrapped forward (capture.py) can capture them. Therefore the look-up is wrapped,
 when the first graft is made. Without an active context it returns what it returned before. Within
 one, it returns a function that captures the arguments and then makes the same call.
 
+A decoding session also has the same attention run without a copy of keys (grouped_attention.py).
 Registering an attention function of another name would also work, but it would change
 `config._attn_implementation`, and with it the masks that transformers makes."""
 
@@ -20,6 +21,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from otter_cli.model.activations import AttentionCall
 from otter_cli.model.forward_context import ACTIVE_CONTEXT, ForwardContext
+from otter_cli.model.grouped_attention import attention_to_run
 
 
 @cache
@@ -33,7 +35,7 @@ def install_attention_hook() -> None:
         function = look_up(self, name, default)
         context = ACTIVE_CONTEXT.get()
         if context is None:
-            return function
+            return attention_to_run(function)
         return partial(_captured_attention, context, function)
 
     AttentionInterface.get_interface = get_interface
@@ -52,7 +54,7 @@ def _captured_attention(
     if module in context.capture.captured_attentions:
         call = function, module, key, value, mask, arguments
         context.captured.append((_keep_call, call, None))
-    return function(module, query, key, value, mask, **arguments)
+    return attention_to_run(function)(module, query, key, value, mask, **arguments)
 
 
 def _keep_call(context: ForwardContext, call: tuple[Any, ...], kwargs: None) -> None:

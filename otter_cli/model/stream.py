@@ -29,6 +29,7 @@ from otter_cli.model.activations import (
     SelectedPositions,
     flatten_tokens,
 )
+from otter_cli.model.grouped_attention import attention_to_run
 from otter_cli.model.rotary import Rotate
 from otter_cli.model.signal_reader import SignalReader
 
@@ -312,7 +313,7 @@ class InsertedAttention(InsertedBranch):
         sinks = {} if self.sinks is None else {"s_aux": self.sinks}
         # Dropout would draw from the base's random generator.
         arguments = {**call.arguments, "dropout": 0.0, **sinks}
-        attended: Tensor = call.function(module, query, key, value, mask, **arguments)[0]
+        attended, _ = attention_to_run(call.function)(module, query, key, value, mask, **arguments)
         return attended
 
 
