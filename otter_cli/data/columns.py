@@ -5,6 +5,7 @@
                          pair, and before an answer; never before a column called text
     text                 text or messages; else an answer: completion, response, answer or output
     label                label, labels or class, where no column has the name of the signal
+    spans                spans, toxic_spans or positions, where no column has the name of the signal
 
 A name in the recipe goes first. Two usual names for one purpose raise an error with both."""
 
@@ -21,6 +22,7 @@ PROMPT_COLUMNS = ("prompt", "question", "instruction", "query", "input")
 TEXT_COLUMNS = ("text", "messages")
 ANSWER_COLUMNS = ("completion", "response", "answer", "output")
 LABEL_COLUMNS = ("label", "labels", "class")
+SPAN_COLUMNS = ("spans", "toxic_spans", "positions")
 
 # The number of rows that show which columns a table has.
 _SAMPLE = 100

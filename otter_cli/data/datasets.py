@@ -32,6 +32,10 @@ class Batch:
     label_start: Tensor | None = None  # [rows], the first token that the labels hold for
     shared_tokens: Tensor | None = None  # [pairs], how many tokens both texts begin with
     state_positions: Tensor | None = None  # [rows, labels], the token of each label; -1: none
+    token_labels: Tensor | None = None  # [rows, tokens, classes], 0 or 1; -1: none
+    # Of each token, how many characters it adds, and how many of white space before it.
+    token_characters: Tensor | None = None  # [rows, tokens, 2]
+    marked_characters: Tensor | None = None  # [rows, tokens, 2, classes], the marked ones of these
 
     @property
     def tokens(self) -> int:

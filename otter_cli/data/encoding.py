@@ -111,30 +111,49 @@ class Encoder:
     def token_at_character(self, text: str, ids: Sequence[int], character: int) -> int:
         """The index in a text's encoded `ids` of the token with this character; of the first token
         where the character was cut off. Raises OtterError for a tokenizer without offsets."""
+        tokens, offsets = self._tokens_with_offsets(text)
+        index = next((i for i, (_, end) in enumerate(offsets) if end > character), len(offsets) - 1)
+        shifted, first = index - self._cut_at_start(text, tokens, ids), self._head_length(tokens)
+        return min(max(shifted, first), len(ids) - 1)
+
+    def token_spans(self, text: str, ids: Sequence[int]) -> list[tuple[int, int]]:
+        """The characters (start, end) that each token of a text's encoded `ids` holds; (0, 0) for
+        BOS, EOS and other tokens without characters. Raises OtterError for a tokenizer without
+        offsets."""
+        tokens, offsets = self._tokens_with_offsets(text)
+        head, body, tail = self._parts(text, tokens)
+        spans = [*offsets[: len(head) + len(body)], *((0, 0) for _ in tail)]
+        cut = self._cut_at_start(text, tokens, ids)
+        kept = [*spans[: len(head)], *spans[len(head) + cut :]]
+        return kept[: len(ids) - len(tail)] + [(0, 0)] * len(tail)
+
+    def _tokens_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """A text's tokens before any cut, and the characters of each."""
         if not self.tokenizer.is_fast:
             raise OtterError(
                 "the tokenizer does not say which characters a token holds",
-                hint="leave `since` out, or use a base with a fast tokenizer",
+                hint="leave `since` and `spans` out, or use a base with a fast tokenizer",
             )
-        chat = isinstance(text, ChatText)
         read = self.tokenizer(
             str(text),
-            add_special_tokens=not chat,
+            add_special_tokens=not isinstance(text, ChatText),
             return_offsets_mapping=True,
             truncation=False,
             verbose=False,
         )
-        ends = [end for _, end in read["offset_mapping"]]
-        index = next((i for i, end in enumerate(ends) if end > character), len(ends) - 1)
-        head, body, tail = self._parts(text, read["input_ids"])
-        lost = len(head) + len(body) + len(tail) - len(ids)
-        shifted = index - lost if self.keep == "end" else index
-        return min(max(shifted, len(head)), len(ids) - 1)
+        return list(read["input_ids"]), [(start, end) for start, end in read["offset_mapping"]]
+
+    def _head_length(self, tokens: list[int]) -> int:
+        return int(tokens[:1] == [self.tokenizer.bos_token_id])
+
+    def _cut_at_start(self, text: str, tokens: list[int], ids: Sequence[int]) -> int:
+        """How many tokens after BOS were cut to give `ids`."""
+        return sum(map(len, self._parts(text, tokens))) - len(ids) if self.keep == "end" else 0
 
     def _parts(self, text: str, tokens: list[int]) -> tuple[list[int], list[int], list[int]]:
         """BOS, the text, and EOS, which some tokenizers add themselves. The end of a dialogue is a
         part of its text."""
-        start, eos = int(tokens[:1] == [self.tokenizer.bos_token_id]), self.tokenizer.eos_token_id
+        start, eos = self._head_length(tokens), self.tokenizer.eos_token_id
         if not self.eos or isinstance(text, ChatText):
             return tokens[:start], tokens[start:], []
         end = len(tokens) - int(tokens[-1:] == [eos])

@@ -28,6 +28,8 @@ from otter_cli.training.objectives import AnyObjective
 BaselineName = Literal[
     "head",
     "probe",
+    "mha-probe",
+    "reward-channel",
     "branch",
     "lora",
     "lora-probe",
@@ -49,6 +51,20 @@ class ProbeSettings(BaselineSettings):
     """`reads`: the states after each layer, or the attention outputs and FFN activations."""
 
     reads: Literal["states", "branches"] = "states"
+
+
+class MhaProbeSettings(BaselineSettings):
+    """`width`: the numbers of all heads together, 16 for each head."""
+
+    width: PositiveInt = 256
+
+
+class RewardChannelSettings(BaselineSettings):
+    """`width` of the channel; by default it has as many parameters as the graft. `norm`: over the
+    state and the channel together, as published, or of each by itself."""
+
+    width: PositiveInt | None = None
+    norm: Literal["joint", "separate"] = "joint"
 
 
 class LoraSettings(BaselineSettings):
@@ -80,6 +96,8 @@ class AllBaselineSettings(StrictConfig):
 
     head: BaselineSettings = BaselineSettings()
     probe: ProbeSettings = ProbeSettings()
+    mha_probe: MhaProbeSettings = MhaProbeSettings()
+    reward_channel: RewardChannelSettings = RewardChannelSettings()
     branch: BaselineSettings = BaselineSettings()
     lora: LoraSettings = LoraSettings()
     lora_probe: LoraProbeSettings = LoraProbeSettings()

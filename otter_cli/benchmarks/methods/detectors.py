@@ -68,7 +68,7 @@ def probe_detector(label: str, graft: LoadedGraft, folder: Path, signal: str) ->
     def read(tokens: "Tensor") -> "Tensor":
         return class_probabilities(probe(tokens, tokens.new_ones(tokens.shape))[0, :, 0])
 
-    steering = {"detector": "probe", "reads": probe.reads}
+    steering = {"detector": "probe", "readout": probe.name, "reads": probe.reads}
     weights = graft.base_bytes + parameter_bytes(probe.weights.values())
     models = [graft.record, model_record(folder, "probe")]
     return _detector(label, models, steering, weights, read, graft.model)

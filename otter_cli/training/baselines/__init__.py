@@ -16,7 +16,13 @@ from otter_cli.training.baselines.lora import (
     LoraLanguageModelTrainable,
     LoraProbeTrainable,
 )
-from otter_cli.training.baselines.readouts import ProbeTrainable, graft_heads, make_wide
+from otter_cli.training.baselines.readouts import (
+    graft_heads,
+    make_mha_probe,
+    make_probe,
+    make_reward_channel,
+    make_wide,
+)
 from otter_cli.training.baselines.separate import make_branch, make_separate, make_small
 from otter_cli.training.recipe import BaselineName, Recipe
 from otter_cli.training.signal_data import graft_signals
@@ -25,7 +31,9 @@ from otter_cli.training.trainable import GraftTrainable, Trainable
 # From the grafted folder, the folder of the baseline, the signal, the recipe and the device.
 MakeBaseline = Callable[[Path, Path, SignalConfig, Recipe, str], Trainable]
 BASELINES: Mapping[BaselineName, MakeBaseline] = {
-    "probe": ProbeTrainable,
+    "probe": make_probe,
+    "mha-probe": make_mha_probe,
+    "reward-channel": make_reward_channel,
     "branch": make_branch,
     "lora": LoraClassifierTrainable,
     "lora-probe": LoraProbeTrainable,

@@ -1,5 +1,5 @@
-"""Readouts of the frozen base: heads alone, a gated linear probe of all layers, and wide heads for
-future tokens."""
+"""Readouts of the frozen base: heads alone, probes, the reward channel, and wide heads for future
+tokens."""
 
 from __future__ import annotations
 
@@ -23,9 +23,17 @@ from otter_cli.graft.config import resolve_config
 from otter_cli.graft.manifest import Manifest, TrainingRecord
 from otter_cli.graft.plan import Plan
 from otter_cli.graft.surgery import graft
-from otter_cli.model.gated_probe import GatedProbe, probe_width
 from otter_cli.model.lm_head import FrozenHead
 from otter_cli.model.load import load_base
+from otter_cli.model.readouts import (
+    READOUTS,
+    AttentionProbe,
+    GatedProbe,
+    Readout,
+    ReadoutInputs,
+    RewardChannel,
+    SeparateNormRewardChannel,
+)
 from otter_cli.signals.config import SignalConfig
 from otter_cli.signals.heads import HEADS
 from otter_cli.training.baselines.separate import check_scores_texts, write_training_records
@@ -49,41 +57,103 @@ def graft_heads(folder: Path, to: Path, signals: tuple[SignalConfig, ...]) -> Pa
     return to
 
 
-class ProbeTrainable(BaselineTrainable):
-    """A gated linear probe. Only its weights are trained."""
+class ReadoutTrainable(BaselineTrainable):
+    """A readout of the frozen base. Only the readout's weights are trained."""
 
     def __init__(
-        self, source: Path, to: Path, signal: SignalConfig, recipe: Recipe, device: str
+        self,
+        source: Path,
+        to: Path,
+        signal: SignalConfig,
+        recipe: Recipe,
+        device: str,
+        kind: type[Readout],
+        reads: ReadoutInputs,
+        width: int,
     ) -> None:
-        check_scores_texts("a probe", signal)
-        self.reads = recipe.baselines.probe.reads
         shape = base_shape(Checkpoint.open(source).config)
         base: Any = load_base(source).to(device).eval().requires_grad_(False)
         super().__init__(to, signal, base, base.get_submodule(shape.family.decoder))
-        width = probe_width(shape, self.reads)
-        base.probe = nn.ParameterDict(
-            {
-                "weight": torch.zeros(signal.size, width, device=device),
-                "bias": torch.zeros(signal.size, device=device),
-                "gate": torch.zeros(1, width, device=device),
-                "gate_bias": torch.zeros(1, device=device),
-            }
-        )
-        self.probe = GatedProbe(base, shape, self.reads, base.probe)
+        weights = _initial_weights(kind, kind.shapes(shape, reads, signal.size, width), recipe.seed)
+        base.readout = nn.ParameterDict(weights).to(device)
+        self.readout = kind(base, shape, reads, base.readout)
         unused = recipe.signals[signal.name].unused_parameters(signal)
-        self.parameters = {name: p for name, p in base.probe.items() if name not in unused}
+        self.parameters = {name: p for name, p in base.readout.items() if name not in unused}
 
     def __call__(self, batch: Batch, at: Positions, tokens: Tensor | None = None) -> Tensor:
-        return self.squeeze_single_value(self.probe(batch.input_ids, batch.attention_mask)[at])
+        if self._batch is not batch:
+            self._scores, self._batch = self.readout(batch.input_ids, batch.attention_mask), batch
+        return self.squeeze_single_value(self._scores[at])
 
     def write(self, records: Mapping[str, TrainingRecord]) -> None:
-        metadata = {"reads": self.reads, "signal": self.signal.model_dump_json()}
-        tensors = dict(self.model.probe.items())
+        metadata = {
+            "readout": self.readout.name,
+            "reads": self.readout.reads,
+            "signal": self.signal.model_dump_json(),
+        }
+        tensors = dict(self.model.readout.items())
         write_readout(self.folder / PROBE_FILE, tensors, metadata, records)
 
 
-def load_probe(folder: Path, base: Any, shape: BaseShape) -> tuple[GatedProbe, SignalConfig]:
-    """A trained probe on a loaded base. Raises OtterError for a probe of another shape."""
+def _initial_weights(
+    kind: type[Readout], shapes: Mapping[str, tuple[int, ...]], seed: int
+) -> dict[str, nn.Parameter]:
+    """Zeros, and random values for the tensors that the readout names."""
+    draw = torch.Generator().manual_seed(derive_seed("readout", kind.name, seed) % 2**63)
+    return {
+        name: nn.Parameter(
+            torch.randn(form, generator=draw) * form[-1] ** -0.5
+            if name in kind.random_tensors
+            else torch.zeros(form)
+        )
+        for name, form in shapes.items()
+    }
+
+
+def make_probe(
+    source: Path, to: Path, signal: SignalConfig, recipe: Recipe, device: str
+) -> ReadoutTrainable:
+    """The baseline `probe`: a gated linear probe of all layers."""
+    check_scores_texts("a probe", signal)
+    reads = recipe.baselines.probe.reads
+    return ReadoutTrainable(source, to, signal, recipe, device, GatedProbe, reads, 0)
+
+
+def make_mha_probe(
+    source: Path, to: Path, signal: SignalConfig, recipe: Recipe, device: str
+) -> ReadoutTrainable:
+    """The baseline `mha-probe`: attention over layers and tokens."""
+    check_scores_texts("an attention probe", signal)
+    width = recipe.baselines.mha_probe.width
+    return ReadoutTrainable(source, to, signal, recipe, device, AttentionProbe, "states", width)
+
+
+def make_reward_channel(
+    source: Path, to: Path, signal: SignalConfig, recipe: Recipe, device: str
+) -> ReadoutTrainable:
+    """The baseline `reward-channel`; by default as large as the graft."""
+    check_scores_texts("a reward channel", signal)
+    settings = recipe.baselines.reward_channel
+    kind = RewardChannel if settings.norm == "joint" else SeparateNormRewardChannel
+    shape = base_shape(Checkpoint.open(source).config)
+    width = settings.width or _equal_channel_width(source, shape, signal.size)
+    return ReadoutTrainable(source, to, signal, recipe, device, kind, "states", width)
+
+
+def _equal_channel_width(folder: Path, shape: BaseShape, size: int) -> int:
+    """The width at which the channel has as many parameters as the graft, to the nearest."""
+    target = inserted_parameter_count(folder, shape)
+
+    def difference(width: int) -> int:
+        shapes = RewardChannel.shapes(shape, "states", size, width)
+        return abs(sum(map(prod, shapes.values())) - target)
+
+    # The count grows with the width, so the difference has one minimum.
+    return min(range(1, 4 * shape.hidden), key=difference)
+
+
+def load_probe(folder: Path, base: Any, shape: BaseShape) -> tuple[Readout, SignalConfig]:
+    """A trained readout on a loaded base. Raises OtterError for another base's readout."""
     from safetensors import safe_open
     from safetensors.torch import load_file
 
@@ -91,15 +161,23 @@ def load_probe(folder: Path, base: Any, shape: BaseShape) -> tuple[GatedProbe, S
         weights = load_file(folder / PROBE_FILE, device=str(base.device))
         with safe_open(folder / PROBE_FILE, "pt") as file:
             metadata = file.metadata()
-        probe = GatedProbe(base, shape, metadata["reads"], weights)
+        # Files of earlier versions name no readout: they hold gated probes.
+        kind = READOUTS[metadata.get("readout", GatedProbe.name)]
+        probe = kind(base, shape, metadata["reads"], weights)
         signal = SignalConfig.model_validate_json(metadata["signal"])
-        width, base_width = weights["weight"].shape[1], probe_width(shape, metadata["reads"])
-    if width != base_width:
+        actual = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    expected = kind.shapes(shape, probe.reads, signal.size, kind.width_of(actual))
+    if actual != expected:
         raise OtterError(
-            f"{folder} reads {width} numbers of a token, and this base has {base_width}",
+            f"{folder} holds {_shapes_text(actual)}; on this base it would be "
+            f"{_shapes_text(expected)}",
             hint="use a probe with the base that it was trained on",
         )
     return probe, signal
+
+
+def _shapes_text(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {'x'.join(map(str, form))}" for name, form in sorted(shapes.items()))
 
 
 def write_readout(

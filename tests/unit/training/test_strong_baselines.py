@@ -1,5 +1,6 @@
 """Probes, a branch, LoRA and small models: what is trained, what is written, what stays frozen."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ from otter_cli.data.batches import last_tokens, real_tokens
 from otter_cli.data.datasets import pad_batch
 from otter_cli.training.baselines import make_trainable
 from otter_cli.training.baselines.lora import LORA_PROBE_FILE, LoraProbeTrainable
-from otter_cli.training.baselines.readouts import PROBE_FILE, ProbeTrainable
+from otter_cli.training.baselines.readouts import PROBE_FILE, ReadoutTrainable, load_probe
 from otter_cli.training.run import train
 from tests.support.training import FUTURE, ctrl_c_in_step, small_graft, small_recipe
 from tests.support.training_kills import same_tensors
 
 BATCH = pad_batch([[1, 5, 6, 7, 2], [1, 5, 2], [1, 8, 8, 2], [1, 9, 5, 6, 2]], 0)
-STRONG = ["probe", "branch", "lora", "lora-probe", "small"]
-FILES = {"probe": PROBE_FILE, "lora-probe": LORA_PROBE_FILE}
+READOUTS = ["probe", "mha-probe", "reward-channel"]
+STRONG = [*READOUTS, "branch", "lora", "lora-probe", "small"]
+FILES = {**dict.fromkeys(READOUTS, PROBE_FILE), "lora-probe": LORA_PROBE_FILE}
 
 
 @pytest.mark.parametrize("baseline", STRONG)
@@ -93,7 +95,7 @@ def test_a_small_model_is_the_first_layers(folder: Path, tmp_path: Path) -> None
     assert layers == {"0"}
 
 
-def _taps(probe: ProbeTrainable, ids: Tensor, reads: str) -> list[Tensor]:
+def _taps(probe: ReadoutTrainable, ids: Tensor, reads: str) -> list[Tensor]:
     """What a stock forward hands over, [tokens, width] each, in order."""
     taps: list[Tensor] = []
     hooks = []
@@ -109,9 +111,9 @@ def _taps(probe: ProbeTrainable, ids: Tensor, reads: str) -> list[Tensor]:
     return [tap.double().view(ids.shape[1], -1) for tap in taps]
 
 
-def _reference(probe: ProbeTrainable, reads: str) -> Tensor:
+def _reference(probe: ReadoutTrainable, reads: str) -> Tensor:
     """Scores at every position, text by text."""
-    weights = {name: p.double() for name, p in probe.model.probe.items()}
+    weights = {name: p.double() for name, p in probe.model.readout.items()}
     found = torch.zeros(BATCH.input_ids.shape, dtype=torch.double)
     for row, last in enumerate(BATCH.last.tolist()):
         taps = _taps(probe, BATCH.input_ids[row : row + 1, : last + 1], reads)
@@ -127,16 +129,117 @@ def _reference(probe: ProbeTrainable, reads: str) -> Tensor:
 def test_a_probe_is_the_gated_mean_of_its_prefix(folder: Path, tmp_path: Path, reads: str) -> None:
     recipe = small_recipe(tmp_path, baselines={"probe": {"reads": reads}})
     probe = make_trainable(folder, recipe, "probe", tmp_path / "probe", "cpu")
-    assert isinstance(probe, ProbeTrainable)
+    assert isinstance(probe, ReadoutTrainable)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in probe.model.probe.values():
+        for parameter in probe.model.readout.values():
             parameter.normal_(0, 0.1, generator=generator)
         at = real_tokens(BATCH)
         scores = probe.reader("reward")(BATCH, at)
         assert torch.allclose(scores, _reference(probe, reads)[at].float(), atol=1e-5)
     assert "bias" not in probe.parameters, "it cancels in a pair"
     assert all(p.grad is None for p in probe.model.parameters())
+
+
+def _normed(x: Tensor) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+
+def _channel_reference(w: dict[str, Tensor], layers: list[Tensor], norm: str) -> Tensor:
+    """The last z of one text, token by token, [tokens, scores]."""
+    scores = []
+    for t in range(len(layers[0])):
+        z = torch.zeros(w["weight"].shape[1], dtype=torch.double)
+        for layer, h in enumerate(layers):
+            parts = [_normed(h[t]), _normed(z)] if norm == "separate" else [h[t], z]
+            joined = torch.cat(parts)
+            joined = joined if norm == "separate" else _normed(joined)
+            inner = w["layers"][layer] @ ((1 + w["norms"][layer]) * joined)
+            z = inner * torch.sigmoid(inner) + z
+        scores.append(w["weight"] @ z + w["bias"])
+    return torch.stack(scores)
+
+
+def _attention_reference(w: dict[str, Tensor], layers: list[Tensor]) -> Tensor:
+    """Layers are weighed first, then tokens, head by head, [tokens, scores]."""
+    heads, dim = w["query"].shape
+    states = torch.stack([_normed(h) for h in layers])  # [layers, tokens, d]
+    keys = (states @ w["key"].T).unflatten(-1, (heads, dim))
+    values = (states @ w["value"].T).unflatten(-1, (heads, dim))
+    u = torch.zeros(states.shape[1], heads, dim, dtype=torch.double)
+    for head in range(heads):
+        logits = keys[:, :, head] @ w["query"][head] / dim**0.5 + w["layer_bias"][head][:, None]
+        u[:, head] = (logits.softmax(0)[..., None] * values[:, :, head]).sum(0)
+    flat = u.flatten(1)
+    query, key, value = (
+        part.unflatten(-1, (heads, dim)) for part in (flat @ w["token_inputs"].T).chunk(3, -1)
+    )
+    scores = []
+    for t in range(len(flat)):
+        mixed = [
+            (key[: t + 1, h] @ query[t, h] / dim**0.5).softmax(0) @ value[: t + 1, h]
+            for h in range(heads)
+        ]
+        scores.append(w["weight"] @ torch.cat([flat[t], *mixed]) + w["bias"])
+    return torch.stack(scores)
+
+
+@pytest.mark.parametrize("form", ["mha-probe", "joint", "separate"])
+def test_readouts_follow_their_formulas(folder: Path, tmp_path: Path, form: str) -> None:
+    baseline: Any = "mha-probe" if form == "mha-probe" else "reward-channel"
+    settings = {"mha_probe": {"width": 32}}
+    if form != "mha-probe":
+        settings = {"reward_channel": {"width": 5, "norm": form}}
+    recipe = small_recipe(tmp_path, baselines=settings)
+    trainable = make_trainable(folder, recipe, baseline, tmp_path / "to", "cpu")
+    assert isinstance(trainable, ReadoutTrainable)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in trainable.model.readout.values():
+            parameter.normal_(0, 0.2, generator=generator)
+        scores = trainable.reader("reward")(BATCH, real_tokens(BATCH))
+        weights = {name: p.double() for name, p in trainable.model.readout.items()}
+        expected = []
+        for row, last in enumerate(BATCH.last.tolist()):
+            layers = _taps(trainable, BATCH.input_ids[row : row + 1, : last + 1], "states")
+            if form == "mha-probe":
+                expected.append(_attention_reference(weights, layers))
+            else:
+                expected.append(_channel_reference(weights, layers, form))
+    assert torch.allclose(scores.double(), torch.cat(expected)[:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("baseline", READOUTS)
+def test_a_readout_is_loaded_as_it_was_trained(folder: Path, tmp_path: Path, baseline: Any) -> None:
+    recipe, to = small_recipe(tmp_path, steps=3), tmp_path / "to"
+    train(folder, recipe, baseline=baseline, to=to)
+    trainable = make_trainable(folder, recipe, baseline, to, "cpu")
+    assert isinstance(trainable, ReadoutTrainable)
+    readout, signal = load_probe(to, trainable.model, trainable.readout.shape)
+    assert type(readout) is type(trainable.readout) and signal.name == "reward"
+    file = load_file(to / PROBE_FILE)
+    assert all(torch.equal(tensor, file[name]) for name, tensor in readout.weights.items())
+    with torch.no_grad():
+        assert readout(BATCH.input_ids, BATCH.attention_mask).shape == (*BATCH.input_ids.shape, 1)
+
+
+@pytest.mark.parametrize("baseline", READOUTS)
+def test_a_readout_of_another_base_is_refused(folder: Path, tmp_path: Path, baseline: Any) -> None:
+    recipe, to = small_recipe(tmp_path, steps=1), tmp_path / "to"
+    train(folder, recipe, baseline=baseline, to=to)
+    trainable: Any = make_trainable(folder, recipe, baseline, to, "cpu")
+    deeper = replace(trainable.readout.shape, layers=trainable.readout.shape.layers + 1)
+    with pytest.raises(OtterError, match="on this base it would be"):
+        load_probe(to, trainable.model, deeper)
+
+
+def test_a_channel_has_the_parameters_of_the_graft(folder: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path)
+    channel = make_trainable(folder, recipe, "reward-channel", tmp_path / "to", "cpu")
+    graft = make_trainable(folder, recipe, None, None, "cpu")
+    count = sum(p.numel() for p in channel.model.readout.values())
+    inserted = sum(p.numel() for _, p in graft.model.inserted_parameters())
+    assert count == pytest.approx(inserted, rel=0.1)
 
 
 @pytest.mark.parametrize("baseline", STRONG)
