@@ -81,7 +81,8 @@ def train(
         str | None,
         _baseline_option(
             "--baseline",
-            "head, probe, mha-probe, reward-channel, branch, lora, lora-probe, small, separate, wide or language-model",
+            "head, probe, mha-probe, reward-channel, branch, lora, lora-probe, small, separate, "
+            "wide or language-model",
         ),
     ] = None,
     to: Annotated[Path | None, _baseline_option("--to", "folder of the baseline")] = None,
