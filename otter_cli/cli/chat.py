@@ -13,6 +13,7 @@ app = verb_app()
     otter chat grafted --guide reward:1.5 --signal reward
     otter chat grafted --system "Answer in one sentence." --temperature 0.7""",
     uses_graft=True,
+    computes=True,
 )
 def chat(options: ChatOptions) -> Outcome:
     """Talk with a grafted model. A signal from the same pass colours each token.

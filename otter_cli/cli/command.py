@@ -38,7 +38,7 @@ from typer.core import TyperGroup
 from otter_cli.cli import stdio
 from otter_cli.cli.help_page import CONTEXT_SETTINGS, VerbGroupPage, verb_command
 from otter_cli.cli.options import expand_models
-from otter_cli.core.console import set_quiet
+from otter_cli.core.console import say, set_quiet
 from otter_cli.core.errors import OtterError
 
 if TYPE_CHECKING:
@@ -78,10 +78,12 @@ def verb(
     name: str | None = None,
     uses_graft: bool = False,
     terms: tuple[str, ...] = (),
+    computes: bool = False,
 ) -> Callable[[Callable[..., Outcome]], Callable[..., Outcome]]:
     """Register a function on `app`. `example` holds one command per line, shown under the help.
     With `uses_graft`, the verb also takes --base-changed-ok. `terms`: groups of the glossary whose
-    terms the help page lists."""
+    terms the help page lists. With `computes`, it runs models: it takes --threads, and torch's
+    threads are decided before the function is called."""
 
     def register(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
         page = _escape_markup(_paragraphs(inspect.getdoc(function) or ""))
@@ -92,7 +94,7 @@ def verb(
             context_settings=CONTEXT_SETTINGS,
             help=page,
             epilog=_examples_text(example),
-        )(_command(expanded, uses_graft))
+        )(_command(expanded, uses_graft, computes))
         return function
 
     return register
@@ -114,10 +116,23 @@ _BASE_OPTION = {
         panel="Base",
     )
 }
+_THREADS_OPTION = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        help="threads of torch, on a CPU (default: by the cores that are allowed and free)",
+        rich_help_panel="Machine",
+    ),
+]
 
 
-def _command(function: Callable[..., Outcome], uses_graft: bool) -> Callable[..., None]:
+def _command(
+    function: Callable[..., Outcome], uses_graft: bool, computes: bool
+) -> Callable[..., None]:
     """`function` as typer sees it: with the options that verbs share, its outcome printed."""
+    signature = inspect.signature(function, eval_str=True)
+    own_threads = "threads" in signature.parameters
 
     @functools.wraps(function)
     def command(
@@ -125,6 +140,10 @@ def _command(function: Callable[..., Outcome], uses_graft: bool) -> Callable[...
     ) -> None:
         set_quiet(quiet)
         _check_text_decodes(arguments)
+        if computes:
+            threads = arguments["threads"] if own_threads else arguments.pop("threads")
+            if not arguments.get("static"):  # `verify --static` runs no model
+                _prepare_threads(threads)
         _check_devices(arguments.get("device"))
         run = functools.partial(_run_on_changed_base, function) if base_changed_ok else function
         with stdio.stdout_reserved() if as_json else nullcontext():
@@ -137,11 +156,15 @@ def _command(function: Callable[..., Outcome], uses_graft: bool) -> Callable[...
             stdio.print_json_lines(outcome.data)
         raise typer.Exit(outcome.exit_code)
 
-    signature = inspect.signature(function, eval_str=True)
     shared = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=flag)
         for name, flag in [*(_BASE_OPTION.items() if uses_graft else ()), *_OUTPUT_OPTIONS.items()]
     ]
+    if computes and not own_threads:
+        threads = inspect.Parameter(
+            "threads", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_THREADS_OPTION
+        )
+        shared.insert(0, threads)
     parameters = [*signature.parameters.values(), *shared]
     # inspect and typer look here first; functools.wraps has copied the rest.
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
@@ -168,6 +191,14 @@ def _run_on_changed_base(function: Callable[..., Outcome], **arguments: Any) -> 
     if isinstance(outcome.data, Mapping):
         return replace(outcome, data={**outcome.data, "base_changed": changes})
     return replace(outcome, data=[{**r, "base_changed": changes} for r in outcome.data])
+
+
+def _prepare_threads(requested: int | None) -> None:
+    from otter_cli.core.threads import prepare_threads
+
+    plan = prepare_threads(requested)
+    if plan is not None and plan.fewer_for_load:
+        say(f"threads: {plan.sentence}; --threads sets another number")
 
 
 def _check_devices(value: str | list[str] | None) -> None:

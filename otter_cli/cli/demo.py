@@ -22,7 +22,11 @@ app = verb_app()
 MODEL = Path("models/smollm2-135m-instruct")
 
 
-@verb(app, example="otter demo\notter demo --quick\notter demo runs/tiny --tiny --seed 1")
+@verb(
+    app,
+    example="otter demo\notter demo --quick\notter demo runs/tiny --tiny --seed 1",
+    computes=True,
+)
 def demo(
     folder: Annotated[
         Path | None,

@@ -7,7 +7,7 @@ tensors and shapes, NaN and infinity. The exit code is 1 when anything is wrong.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +19,7 @@ from otter_cli.cli.tables import facts_table, plain_table
 from otter_cli.core.distribution import DISTRIBUTION
 from otter_cli.core.formatting import bytes_text, count_text
 from otter_cli.core.provenance import hardware, versions
+from otter_cli.core.threads import SLEEP
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -57,10 +58,15 @@ def doctor(
 def _check_machine() -> Outcome:
     import psutil
 
+    from otter_cli.core.threads import prepare_threads
+
     required = requirements()
+    threads = prepare_threads()  # as every verb that runs models does, before torch is loaded
     if _installed("torch"):
         import_module("torch")  # hardware() lists accelerators only if torch is loaded
     machine = {**hardware(), "memory_available_bytes": psutil.virtual_memory().available}
+    if threads is not None:
+        machine["threads"] = {**asdict(threads), "sentence": threads.sentence}
     problems = [_problem(r) for r in required if not r.satisfied]
     if not problems:
         from otter_cli.accel.native_library import native_status
@@ -121,6 +127,8 @@ def _machine_page(
         ("memory", f"{bytes_text(memory)}, {bytes_text(available)} available"),
         ("accelerators", ", ".join(machine["accelerators"]) or "none"),
     ]
+    if "threads" in machine:
+        facts += [("threads", machine["threads"]["sentence"]), _waiting_row(machine["threads"])]
     if "stream" in machine:
         facts.append(("inserted stream", f"on the processor by {machine['stream']}"))
     packages = plain_table("package", "required", "installed", "")
@@ -129,6 +137,11 @@ def _machine_page(
         packages.add_row(r.package, r.specifier, r.installed or "-", state)
     verdict = "nothing is missing" if not problems else f"missing: {'; '.join(problems)}"
     return Group(facts_table(facts), "", packages, "", verdict)
+
+
+def _waiting_row(threads: dict[str, Any]) -> tuple[str, str]:
+    sleep = threads["waiting"] == SLEEP
+    return "waiting threads", "sleep" if sleep else f"as {threads['waiting']} says"
 
 
 _MAX_PROBLEMS_SHOWN = 20

@@ -14,6 +14,7 @@ app = verb_app()
     otter generate grafted "How are you?" --draft future --tree learnt:16 --max-new-tokens 64
     cat prompts.txt | otter generate grafted - --json""",
     uses_graft=True,
+    computes=True,
 )
 def generate(options: GenerateOptions) -> Outcome:
     """Write text. Each token comes with the values of its signals, from the same pass.

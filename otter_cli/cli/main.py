@@ -17,6 +17,7 @@ import typer
 
 from otter_cli.core.errors import OtterError
 from otter_cli.core.formatting import terminal_text
+from otter_cli.core.threads import note_start
 
 _INTERRUPTED = 130
 
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs `otter` with these arguments (default: those of the process); returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    note_start()
     _escape_library_output()
     if not debug:
         _quiet_libraries()

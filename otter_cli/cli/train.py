@@ -40,6 +40,7 @@ def _baseline_option(name: str, text: str) -> Any:
     otter train grafted --recipe my-recipe.yaml --baseline head --to head-only""",
     uses_graft=True,
     terms=("objectives", "baselines"),
+    computes=True,
 )
 def train(
     folder: Annotated[Path, typer.Argument(help="the grafted folder")],

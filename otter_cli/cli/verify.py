@@ -36,6 +36,7 @@ def _option(panel: str, name: str, help: str) -> Any:
     otter verify grafted --budget 30s
     otter verify somebody-elses --base llama-base --grid full --random 200 --strict construction
     otter verify --check proof.json""",
+    computes=True,
 )
 def verify(
     folder: Annotated[
@@ -89,7 +90,6 @@ def verify(
     """
     from otter_cli.core.atomic import write_json
     from otter_cli.core.formatting import parse_seconds
-    from otter_cli.core.process import let_threads_sleep
     from otter_cli.verification.agenda import INTERRUPTED, VerificationRequest
     from otter_cli.verification.grid import Grid
     from otter_cli.verification.proof import proof_record, read_proof
@@ -110,7 +110,6 @@ def verify(
         raise OtterError("nothing to verify", hint="`otter verify OUT --base BASE`")
     path = proof or (None if earlier else Path("proof.json"))
     _check_writable(path)
-    let_threads_sleep()
     report = run_verification(request, interruptible=True)
     verdict = decide(report)
     record = proof_record(report, verdict)

@@ -7,6 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from otter_cli.core.formatting import seconds_text
+from otter_cli.core.processor_share import PROCESSOR_SHARE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,7 +53,23 @@ def progress(
 ) -> Iterator[Advance]:
     """Yields a function that takes the work done since its last call. Shows a bar on a terminal, a
     line every 15 s in a log, and nothing when quiet. `first`: seconds until a log's first line.
-    `note` gives a text to show beside the progress, such as the loss."""
+    `note` gives a text to show beside the progress, such as the loss.
+
+    A warning, also when quiet, says that other programs make the work take several times as long.
+    """
+    PROCESSOR_SHARE.start()
+    with _shown_progress(total, label, first, note) as advance:
+
+        def advance_and_check(count: int) -> None:
+            advance(count)
+            if warning := PROCESSOR_SHARE.warning():
+                warn(warning)
+
+        yield advance_and_check
+
+
+@contextmanager
+def _shown_progress(total: int, label: str, first: float, note: Note) -> Iterator[Advance]:
     if _quiet or total <= 0:
         yield lambda count: None
     elif console().is_terminal:

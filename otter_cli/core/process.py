@@ -1,8 +1,8 @@
-"""Settings and limits of the process: seeds, threads, memory, interrupts, and code that is limited.
+"""Settings and limits of the process: seeds, memory, interrupts, and code that is limited.
 
-Seeds are derived from names, so they do not depend on the order of calls. Thread and memory
-settings change the speed only, never a result. `resource_limit` stops code from outside, such as a
-chat template, that takes too long or too much memory.
+Seeds are derived from names, so they do not depend on the order of calls. Memory settings
+change the speed only, never a result. `resource_limit` stops code from outside, such as a chat
+template, that takes too long or too much memory.
 """
 
 from __future__ import annotations
@@ -39,16 +39,6 @@ def seed_everything(seed: int) -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.manual_seed(seed)
-
-
-def let_threads_sleep() -> None:
-    """Make idle OpenMP threads sleep instead of spin, unless the user's environment decides it.
-
-    Where other jobs run, spinning threads take the processor from the threads they wait for. With
-    five jobs on two cores, a verification of 135 M parameters took 86 s with sleeping threads, and
-    was at 68 % after 500 s with spinning ones. It has no effect once torch is loaded.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 _TRIM, _MMAP = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h

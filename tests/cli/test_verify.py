@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -96,24 +95,6 @@ def test_static_imports_no_torch_and_claims_no_logits(
     out = json.loads(ran.stdout)
     assert ran.returncode == 0 and out["verdict"] == "identical on disk" and out["cases"] == 0
     assert (tmp_path / "p.json").exists()
-
-
-def test_threads_sleep_while_they_wait(otter: Otter, graft: Path, tmp_path: Path) -> None:
-    """OpenMP itself says how long its threads spin, as torch loads it."""
-    environment = {"OMP_DISPLAY_ENV": "VERBOSE"}
-    ran = otter("verify", graft, *QUICK, "--budget", "1s", cwd=tmp_path, env=environment)
-    spins = [line for line in ran.stderr.splitlines() if "GOMP_SPINCOUNT" in line]
-    if not spins and "OMP_WAIT_POLICY" not in ran.stderr:
-        pytest.skip("torch has an OpenMP that does not say so")
-    assert all("'0'" in line for line in spins), spins
-
-
-def test_a_user_s_own_way_of_waiting_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    from otter_cli.core.process import let_threads_sleep
-
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    let_threads_sleep()
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
 def test_a_proof_holds_when_it_is_run_again(

@@ -12,6 +12,7 @@ from otter_cli.cli.recipe_files import recipe_path
     otter bench detection grafted --recipe detox/davidson --monitor head=head-only
     otter bench detection grafted --pairs paradetox.test.jsonl.gz --classifier separate""",
     uses_graft=True,
+    computes=True,
 )
 def detection(options: DetectionOptions, out: RunFolder = None) -> Outcome:
     """Score every token of labelled texts: which monitor flags them, how early, at what cost.

@@ -10,6 +10,7 @@ from otter_cli.cli.command import Outcome, verb
     example="otter bench detox grafted --prompts rtp-toxic.test.jsonl --task-head head-only "
     "--detoxify detoxify-mini",
     uses_graft=True,
+    computes=True,
 )
 def detox(
     options: DetoxOptions, allow_pickle: AllowPickle = False, out: RunFolder = None

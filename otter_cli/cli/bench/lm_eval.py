@@ -12,6 +12,7 @@ from otter_cli.cli.command import Outcome, verb
     otter bench lm-eval grafted --tasks blimp_anaphor,hellaswag --include-path my-tasks
     otter bench lm-eval grafted --tasks gsm8k --guide reward --strength 0.5""",
     uses_graft=True,
+    computes=True,
 )
 def lm_eval(options: LmEvalOptions, out: RunFolder = None) -> Outcome:
     """Run tasks of lm-evaluation-harness on a graft and on its base, by the harness's own code.

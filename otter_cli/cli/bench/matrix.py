@@ -15,6 +15,7 @@ from otter_cli.cli.command import Outcome, verb
     otter bench matrix matrix/ablation
     otter bench matrix my-matrix.yaml --out runs/strengths""",
     uses_graft=True,
+    computes=True,
 )
 def matrix(
     recipe: Annotated[str, typer.Argument(help="a YAML file, or a matrix that ships")],

@@ -14,6 +14,7 @@ from otter_cli.cli.command import Outcome, verb
     otter bench overhead --shape llama-134m --threads 2
     otter bench overhead grafted --batch 8 --context 512""",
     uses_graft=True,
+    computes=True,
 )
 def overhead(
     options: OverheadOptions,

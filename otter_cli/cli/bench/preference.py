@@ -13,6 +13,7 @@ from otter_cli.cli.command import Outcome, verb
     otter bench preference grafted --prompts p.jsonl --task-head head --reward-model rm --gold g
     otter bench preference grafted --pairs reward-bench.jsonl --task-head head --reward-model rm""",
     uses_graft=True,
+    computes=True,
 )
 def preference(options: PairsOptions | PreferenceOptions, out: RunFolder = None) -> Outcome:
     """Responses, plain and guided by the insertion, a task head and ARGS; greedy by default.

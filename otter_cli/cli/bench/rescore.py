@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     otter bench rescore runs/preference-0123456789 --scorer reward-model:gold
     otter bench rescore runs/detox-0123456789 --scorer detoxify:detoxify-unbiased""",
     uses_graft=True,
+    computes=True,
 )
 def rescore(
     run: Annotated[Path, typer.Argument(help="a finished run of preference or detox")],

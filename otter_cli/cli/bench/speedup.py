@@ -9,6 +9,7 @@ from otter_cli.cli.command import Outcome, verb
     app,
     example="otter bench speedup grafted --prompts spec-bench.jsonl --task-head head-only",
     uses_graft=True,
+    computes=True,
 )
 def speedup(options: SpeedupOptions, out: RunFolder = None) -> Outcome:
     """Decode with drafts: of future tokens, of a task head (Medusa-1) and of prompt lookup.
