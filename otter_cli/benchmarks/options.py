@@ -285,7 +285,10 @@ class OverheadOptions(StrictConfig):
     context: Annotated[
         PositiveInt, _option("tokens of the prefill, and before the decoded ones", "How")
     ] = 128
-    repeats: Annotated[PositiveInt, _option("decoding steps of each, in turns", "How")] = 100
+    repeats: Annotated[
+        PositiveInt | None,
+        _option("decoding steps of each, in turns (default: as many as fit 3 minutes)", "How"),
+    ] = None
     device: Annotated[str, _option("cpu, cuda or cuda:1", "How")] = "cpu"
     peers: Annotated[bool, _option("LoRA and separate reward models, Medusa-1 heads", "Beside")] = (
         False

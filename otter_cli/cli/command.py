@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
+INTERRUPTED = 130  # the exit code after Ctrl-C
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a verb returns: `data` for --json (a list gives one line per record), `view` for people,

@@ -49,16 +49,22 @@ def _no_note() -> str:
 
 @contextmanager
 def progress(
-    total: int, label: str, *, first: float = _SECONDS_BETWEEN_LINES, note: Note = _no_note
+    total: int,
+    label: str,
+    *,
+    first: float = _SECONDS_BETWEEN_LINES,
+    note: Note = _no_note,
+    bar: bool = True,
 ) -> Iterator[Advance]:
     """Yields a function that takes the work done since its last call. Shows a bar on a terminal, a
     line every 15 s in a log, and nothing when quiet. `first`: seconds until a log's first line.
-    `note` gives a text to show beside the progress, such as the loss.
+    `note` gives a text to show beside the progress, such as the loss. Without `bar`, a terminal
+    gets lines as well.
 
     A warning, also when quiet, says that other programs make the work take several times as long.
     """
     PROCESSOR_SHARE.start()
-    with _shown_progress(total, label, first, note) as advance:
+    with _shown_progress(total, label, first, note, bar) as advance:
 
         def advance_and_check(count: int) -> None:
             advance(count)
@@ -69,10 +75,12 @@ def progress(
 
 
 @contextmanager
-def _shown_progress(total: int, label: str, first: float, note: Note) -> Iterator[Advance]:
+def _shown_progress(
+    total: int, label: str, first: float, note: Note, bar: bool
+) -> Iterator[Advance]:
     if _quiet or total <= 0:
         yield lambda count: None
-    elif console().is_terminal:
+    elif bar and console().is_terminal:
         with _progress_bar(total, label, note) as advance:
             yield advance
     else:

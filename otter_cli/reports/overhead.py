@@ -9,6 +9,7 @@ from otter_cli.benchmarks.overhead.result import (
     MeasuredGroup,
     OverheadResult,
     OverheadRow,
+    rounds_text,
 )
 from otter_cli.core.formatting import bytes_text, count_text, percent_text
 from otter_cli.reports.page import (
@@ -31,8 +32,10 @@ def overhead_report(result: OverheadResult) -> Report:
     s = result.settings
     lead = (
         f"{s.dtype} on {s.device}, {s.threads} threads, batch {s.batch}, {s.context} tokens of "
-        f"context; {s.repeats} rounds, base and graft in turns. Ratios are medians over rounds."
+        f"context; {rounds_text(s)}, base and graft in turns. Ratios are medians over n rounds."
     )
+    if result.left_out:
+        lead += f" Interrupted, without {', '.join(result.left_out)}."
     if s.stream:
         lead += f" Streams of few tokens run by {s.stream}."
     return Report(

@@ -1,7 +1,10 @@
 """`otter bench overhead` as a user types it: a smoke run, and no figure of it is asserted."""
 
 import json
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +48,39 @@ def test_a_grafted_folder_is_measured_as_it_lies(
     row = json.loads((tmp_path / "run" / "result.json").read_text())["rows"][0]
     assert row["file_bytes"] == (folder / "otter.safetensors").stat().st_size
     assert row["cache_bytes_per_token"]["graft"] == row["cache_bytes_per_token"]["base"]
+
+
+def test_without_repeats_the_report_says_what_decides(otter_here: Otter, tmp_path: Path) -> None:
+    done = otter_here(
+        "bench", "overhead", "--shape", "tiny", "--context", 16, "--out", tmp_path / "run"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "as many rounds as fit 3 min 00 s, at most 100" in " ".join(done.stdout.split())
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["settings"]["seconds"] == 180 and result["rows"][0]["decode_ratio"]["n"] == 100
+
+
+def test_ctrl_c_keeps_what_was_measured(
+    otter_here: Otter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from otter_cli.benchmarks.overhead import run_overhead
+
+    def interrupted_peers(run: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return peers(run)
+
+    peers = run_overhead.GROUPS["peers"]
+    monkeypatch.setitem(run_overhead.GROUPS, "peers", interrupted_peers)
+    done = otter_here(
+        "bench", "overhead", "--shape", "tiny", *SMALL, "--peers", "--profile",
+        "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert done.returncode == 130
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["rows"][0]["decode_ratio"]["n"] == 6 and not result["groups"]
+    assert result["left_out"] == ["the rest of peers", "profile"]
+    assert "without the rest of peers, profile" in " ".join(done.stderr.split())
+    assert "Interrupted" in done.stdout and (tmp_path / "run" / "report.html").exists()
 
 
 @pytest.mark.slow

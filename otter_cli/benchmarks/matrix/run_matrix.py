@@ -117,6 +117,7 @@ def run_matrix(
         say(f"cell {number} of {len(cells)}: {cell.name}")
         results.append(matrix.run_cell(cell))
         require_metrics(recipe, cell, results)
+        say(f"  {_cell_figures(results[-1], recipe.metrics)}")
     result = MatrixResult(
         of=name,
         recipe=written,
@@ -127,6 +128,17 @@ def run_matrix(
     )
     result.write(out)
     return result
+
+
+def _cell_figures(cell: CellResult, metrics: Sequence[str]) -> str:
+    """The figures of a finished cell in one line, while the next ones run."""
+    texts = [
+        f"{method} {metric} {figures[metric].mean:.4g}"
+        for method, figures in cell.figures.items()
+        for metric in metrics
+        if metric in figures
+    ]
+    return ", ".join(texts)
 
 
 def require_metrics(recipe: MatrixRecipe, cell: MatrixCell, results: Sequence[CellResult]) -> None:

@@ -55,7 +55,14 @@ def surgery_groups(run: OverheadRun) -> list[MeasuredGroup]:
             "otter strip": lambda: otter("strip", str(grafted), new()),
         }
         rounds = min(_SURGERY_ROUNDS, run.rounds)
-        times = interleaved(steps, rounds, synchronise=lambda: None, warm_up=1)
+        times = interleaved(
+            steps,
+            rounds,
+            synchronise=lambda: None,
+            warm_up=1,
+            pace=run.pace,
+            label="surgery",
+        )
         stored = sum(path.stat().st_size for path in base.iterdir())
     return [
         measured_group(
@@ -87,7 +94,14 @@ def start_up_groups(run: OverheadRun) -> list[MeasuredGroup]:
             for name, command in commands.items()
         }
         rounds = min(_START_ROUNDS, run.rounds)
-        times = interleaved(steps, rounds, synchronise=lambda: None, warm_up=1)
+        times = interleaved(
+            steps,
+            rounds,
+            synchronise=lambda: None,
+            warm_up=1,
+            pace=run.pace,
+            label="start-up",
+        )
     notes = ["Whole processes, with the start of the interpreter."]
     return [measured_group("Start-up", times, reference=BARE_IMPORT, per="process", notes=notes)]
 

@@ -6,8 +6,8 @@ measured in turns with the methods, and of the insertion's counted work (docs/me
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -244,17 +244,21 @@ _FLOORS_NOTE = (
 )
 
 
-def guided_decoding_groups(run: OverheadRun) -> list[MeasuredGroup]:
-    """One group for each batch size. The methods take turns, some tokens each."""
+def guided_decoding_groups(run: OverheadRun) -> Iterator[MeasuredGroup]:
+    """One group for each batch size, a phase each. The methods take turns, some tokens each."""
     methods = TimedMethods(run)
-    return [_decoding_group(run, batch, methods) for batch in BATCH_SIZES]
+    for batch in BATCH_SIZES:
+        phase = run.pace.phase(run.settings.seconds)
+        yield _decoding_group(replace(run, pace=phase), batch, methods)
 
 
 def _decoding_group(run: OverheadRun, batch: int, all_methods: TimedMethods) -> MeasuredGroup:
     context = run.settings.context
     methods = all_methods.of(random_tokens(run.models, batch, context, "decoding").tolist())
     calls = {name: method.call for name, method in methods.items()}
-    times, steps, generations = time_in_rounds(run, calls, all_methods.steps, batch)
+    times, steps, generations = time_in_rounds(
+        run, calls, all_methods.steps, batch, f"decoding, batch {batch}"
+    )
     floors = DecodingFloors(run, batch, times[PLAIN_DECODING], steps)
     floor_ratios = {
         name: method.floor(floors) * np.ones_like(times[name])
@@ -281,26 +285,34 @@ def _decoding_group(run: OverheadRun, batch: int, all_methods: TimedMethods) -> 
 
 
 def time_in_rounds(
-    run: OverheadRun, calls: Mapping[str, TimedCall], steps: Sequence[BareStep], batch: int
+    run: OverheadRun,
+    calls: Mapping[str, TimedCall],
+    steps: Sequence[BareStep],
+    batch: int,
+    label: str,
 ) -> tuple[StepTimes, dict[BareStep, np.ndarray], dict[str, Generation]]:
     """Seconds by round of each call and of each step of `batch` rows, by their own clocks, and the
-    last generation of each call. A warm-up round is left out."""
+    last generation of each call."""
     import torch
 
-    seconds: dict[str, list[float]] = {}
     generations: dict[str, Generation] = {}
 
     def on_round(outputs: Mapping[str, TimedGeneration]) -> None:
         for name, timed in outputs.items():
-            seconds.setdefault(name, []).append(timed.seconds)
             if timed.generation is not None:
                 generations[name] = timed.generation
 
     with torch.no_grad():
         step_calls = {f"step {i}": step.timed(run, batch) for i, step in enumerate(steps)}
-        turns = {**calls, **step_calls}
-        interleaved(turns, run.rounds, synchronise=run.synchronise, on_round=on_round, warm_up=1)
-    times = {name: np.array(seconds[name][1:]) for name in turns}
+        times = interleaved(
+            {**calls, **step_calls},
+            run.rounds,
+            synchronise=run.synchronise,
+            on_round=on_round,
+            warm_up=1,
+            pace=run.pace,
+            label=label,
+        )
     step_times = dict(zip(steps, (times.pop(name) for name in step_calls), strict=True))
     return times, step_times, generations
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from otter_cli.benchmarks.overhead.measuring import (
+    ALL_ROUNDS,
     CountedWork,
     MachineRates,
+    Pace,
     PassShape,
     base_work,
     inserted_work,
@@ -259,6 +261,7 @@ class OverheadRun:
     models: BaseWithGraft
     settings: OverheadSettings
     rates: MachineRates
+    pace: Pace = ALL_ROUNDS
 
     @property
     def synchronise(self) -> Callable[[], None]:
@@ -266,7 +269,7 @@ class OverheadRun:
 
     @property
     def rounds(self) -> int:
-        """How many rounds, where each contestant runs many passes in a round."""
+        """The most rounds, where each contestant runs many passes in a round."""
         return max(3, self.settings.repeats // 10)
 
     def with_signals(self, *texts: str) -> BaseWithGraft:

@@ -11,7 +11,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from otter_cli.core.console import Advance, progress
 from otter_cli.core.provenance import hardware
 from otter_cli.graft.config import InsertionConfig
 from otter_cli.graft.plan import Plan
@@ -52,6 +53,46 @@ class TimedGeneration:
         return cls(first.counters.seconds / passes, first)
 
 
+PHASE_SECONDS = 180.0
+_LEAST_ROUNDS = 2  # that give an interval
+_SECONDS_TO_FIRST_LINE = 2.0
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How many rounds a phase gets. With `deadline`, a time of the monotonic clock, as many of
+    them as fit; without it, all. `interrupted`: whether the user wants the results so far."""
+
+    deadline: float | None = None
+    interrupted: Callable[[], bool] = lambda: False
+
+    def phase(self, seconds: float | None) -> Pace:
+        """The pace of a phase that starts now, and may take so many seconds."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        return Pace(deadline, self.interrupted)
+
+    def share(self, parts: int) -> Pace:
+        """The pace of the next of so many equal parts that are left of this phase."""
+        return self.phase(None if self.deadline is None else self._left() / parts)
+
+    def fitting_rounds(self, most: int, round_seconds: float) -> int:
+        """How many rounds of that length fit, from none to `most`."""
+        if self.deadline is None:
+            return most
+        return max(0, min(most, int(self._left() / max(round_seconds, 1e-9))))
+
+    @property
+    def is_over(self) -> bool:
+        return self.deadline is not None and self._left() <= 0
+
+    def _left(self) -> float:
+        assert self.deadline is not None
+        return self.deadline - time.monotonic()
+
+
+ALL_ROUNDS = Pace()
+
+
 def interleaved(
     steps: Mapping[str, StepFunction],
     repeats: int,
@@ -59,26 +100,96 @@ def interleaved(
     synchronise: Callable[[], None],
     on_round: Callable[[Mapping[str, Any]], None] = lambda outputs: None,
     warm_up: int = WARM_UP,
+    pace: Pace = ALL_ROUNDS,
+    label: str = "",
 ) -> StepTimes:
     """Runs every step once per round; the first step changes from round to round.
 
-    Warm-up rounds are not in the result. `on_round` gets the outputs of a round, untimed.
+    Warm-up rounds are not in the result. `on_round` gets the outputs of a round, untimed. The first
+    step is the reference of the ratios that progress shows under `label`. The pace may allow fewer
+    rounds than `repeats`: the last warm-up round says how many fit, and counts as a round itself
+    where fewer than two do. An interrupt ends with the last whole round. Raises KeyboardInterrupt
+    where there is none.
     """
-    names, rounds = list(steps), []
+    turns = _Turns(steps, synchronise, on_round, pace)
     with _garbage_collection_off():
-        for number in range(warm_up + repeats):
-            first = number % len(names)
-            seconds, outputs = {}, {}
-            for name in names[first:] + names[:first]:
-                synchronise()
-                started = time.perf_counter()
-                outputs[name] = steps[name]()
-                synchronise()
-                seconds[name] = time.perf_counter() - started
-            on_round(outputs)
-            if number >= warm_up:
-                rounds.append(seconds)
-    return {name: np.array([seconds[name] for seconds in rounds]) for name in names}
+        with turns.progress(warm_up, f"{label}, warm-up" if label else "") as advance:
+            started = time.monotonic()
+            for _ in range(warm_up):
+                started = time.monotonic()
+                if not turns.run_round(advance):
+                    raise KeyboardInterrupt
+        rounds = repeats
+        if warm_up:
+            rounds = pace.fitting_rounds(repeats, time.monotonic() - started)
+            kept = 1 if rounds < min(_LEAST_ROUNDS, repeats) else 0
+            del turns.rounds[: len(turns.rounds) - kept]
+            rounds = max(rounds, min(_LEAST_ROUNDS, repeats) - kept)
+        with turns.progress(rounds, label) as advance:
+            for _ in range(rounds):
+                enough = len(turns.rounds) >= _LEAST_ROUNDS and pace.is_over
+                if enough or not turns.run_round(advance):
+                    break
+    if not turns.rounds:
+        raise KeyboardInterrupt
+    return {name: np.array([seconds[name] for seconds in turns.rounds]) for name in turns.names}
+
+
+class _Turns:
+    """The rounds of contestants so far: seconds by contestant."""
+
+    def __init__(
+        self,
+        steps: Mapping[str, StepFunction],
+        synchronise: Callable[[], None],
+        on_round: Callable[[Mapping[str, Any]], None],
+        pace: Pace,
+    ) -> None:
+        self.steps, self.names = steps, list(steps)
+        self.synchronise, self.on_round, self.pace = synchronise, on_round, pace
+        self.rounds: list[dict[str, float]] = []
+        self.number = 0
+
+    def progress(self, rounds: int, label: str) -> AbstractContextManager[Advance]:
+        """Progress over so many rounds. Lines, since a bar would be drawn while a step is timed."""
+        if not label:
+            return nullcontext(lambda count: None)
+        total = rounds * len(self.names)
+        return progress(total, label, first=_SECONDS_TO_FIRST_LINE, note=self.ratios, bar=False)
+
+    def run_round(self, advance: Advance) -> bool:
+        """Runs and records a round. False, and nothing recorded, if the user interrupted it."""
+        first = self.number % len(self.names)
+        seconds: dict[str, float] = {}
+        outputs: dict[str, Any] = {}
+        for name in self.names[first:] + self.names[:first]:
+            if self.pace.interrupted():
+                return False
+            self.synchronise()
+            started = time.perf_counter()
+            outputs[name] = output = self.steps[name]()
+            self.synchronise()
+            elapsed = time.perf_counter() - started
+            seconds[name] = output.seconds if isinstance(output, TimedGeneration) else elapsed
+            advance(1)
+        self.on_round(outputs)
+        self.rounds.append(seconds)
+        self.number += 1
+        return True
+
+    def ratios(self) -> str:
+        """The median ratios so far of some contestants over the first one."""
+        reference, *others = self.names
+        if not self.rounds or not others:
+            return ""
+        texts = []
+        for name in others[:_RATIOS_SHOWN]:
+            ratio = np.median([seconds[name] / seconds[reference] for seconds in self.rounds])
+            texts.append(f"{name} {ratio:.3f}")
+        return f"so far {', '.join(texts)} of {reference}'s time, {len(self.rounds)} rounds"
+
+
+_RATIOS_SHOWN = 4
 
 
 def synchroniser(device: str) -> Callable[[], None]:

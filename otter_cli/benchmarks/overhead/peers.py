@@ -80,7 +80,9 @@ def peer_groups(run: OverheadRun) -> list[MeasuredGroup]:
         steps = {BASE_ALONE: step(base_contestant(models.stock))}
         steps |= {name: step(graft_contestant(each.graft)) for name, each in grafts.items()}
         steps |= {name: both_steps(model) for name, model in reward_models.items()}
-        times = interleaved(steps, settings.repeats, synchronise=run.synchronise)
+        times = interleaved(
+            steps, settings.repeats, synchronise=run.synchronise, pace=run.pace, label="peers"
+        )
     added = {name: each.inserted for name, each in grafts.items()}
     for name, model in reward_models.items():
         # LoRA's base is the generator itself: only its adapters and its score are added.
@@ -147,7 +149,7 @@ def speculative_groups(run: OverheadRun) -> list[MeasuredGroup]:
         "prompt lookup of 3": call(future, PromptLookup(length=_DRAFT_LENGTH)),
     }
     one_token, draft = BareStep(1), BareStep(1 + _DRAFT_LENGTH)
-    times, steps, generations = time_in_rounds(run, calls, (one_token, draft), batch)
+    times, steps, generations = time_in_rounds(run, calls, (one_token, draft), batch, "speculative")
     floor = float(np.median(1 + (steps[draft] - steps[one_token]) / times[PLAIN_DRAFTING]))
     note = (
         "The ratio is also the number of tokens that a pass must give to pay for itself. Floor: a "

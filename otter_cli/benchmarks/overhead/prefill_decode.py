@@ -13,8 +13,10 @@ import numpy as np
 
 from otter_cli.benchmarks.metrics.estimates import estimate
 from otter_cli.benchmarks.overhead.measuring import (
+    ALL_ROUNDS,
     WARM_UP,
     CountedWork,
+    Pace,
     PassShape,
     StepTimes,
     interleaved,
@@ -176,7 +178,11 @@ class PrefillDecodeTimes:
 
 
 def measure_prefill_decode(
-    models: BaseWithGraft, settings: OverheadSettings, separate: PreTrainedModel | None = None
+    models: BaseWithGraft,
+    settings: OverheadSettings,
+    separate: PreTrainedModel | None = None,
+    pace: Pace = ALL_ROUNDS,
+    name: str = "",
 ) -> PrefillDecodeTimes:
     """Prefill and decoding of base and graft in turns, and of a separate reward model if given."""
     import torch
@@ -203,13 +209,19 @@ def measure_prefill_decode(
         prefills = {name: prefill_step(each, prompt) for name, each in contestants.items()}
         # A prefill takes many times as long as a decoding step, so it is repeated less often.
         repeats = max(5, settings.repeats // 10)
-        times: dict[PassKind, StepTimes] = {"prefill": interleaved(prefills, repeats, **options)}
+        times: dict[PassKind, StepTimes] = {
+            "prefill": interleaved(
+                prefills, repeats, **options, pace=pace.share(3), label=f"{name}prefill"
+            )
+        }
         if supports_lazy_stream(models.graft):
             contestants[GRAFT_DEFERRED] = deferred_graft_contestant(
                 models.graft, _deferred_tokens(settings)
             )
         steps = {name: decode_step(each, prompt, following) for name, each in contestants.items()}
-        times["decode"] = interleaved(steps, settings.repeats, **options)
+        times["decode"] = interleaved(
+            steps, settings.repeats, **options, pace=pace, label=f"{name}decode"
+        )
         peaks = {name: peak_above(prefills[name], settings.device) for name in (BASE, GRAFT)}
     return PrefillDecodeTimes(times, peaks, logits)
 
@@ -242,7 +254,7 @@ def overhead_row(name: str, run: OverheadRun, measured: PrefillDecodeTimes) -> O
         decode_ms=_milliseconds(decode),
         prefill_ms=_milliseconds(prefill),
         bound=RooflineBounds(
-            decode=_bound(run, _decode_shape(run), decode),
+            decode=_bound(run, _decode_shape(run, decode), decode),
             prefill=_bound(
                 run, PassShape(run.settings.batch, run.settings.context, 0, size), prefill
             ),
@@ -279,10 +291,10 @@ def _bound(run: OverheadRun, step: PassShape, times: StepTimes) -> RooflineBound
     )
 
 
-def _decode_shape(run: OverheadRun, tokens: int = 1) -> PassShape:
+def _decode_shape(run: OverheadRun, times: StepTimes, tokens: int = 1) -> PassShape:
     """A decoding step at the cache's middle length, which represents the whole growth."""
     settings = run.settings
-    middle = settings.context + WARM_UP + settings.repeats // 2
+    middle = settings.context + WARM_UP + len(times[BASE]) // 2
     return PassShape(settings.batch, tokens, middle, run.models.stock.dtype.itemsize)
 
 
@@ -293,18 +305,18 @@ def _deferred_tokens(settings: OverheadSettings) -> int:
 
 
 def _deferred_reading(run: OverheadRun, times: StepTimes) -> DeferredReading | None:
-    if GRAFT_DEFERRED not in times:
-        return None
     every = _deferred_tokens(run.settings)
     # Of any `every` rounds in a row, exactly one runs the stream.
-    blocks = run.settings.repeats // every
+    blocks = len(times[BASE]) // every
+    if GRAFT_DEFERRED not in times or not blocks:
+        return None
     graft_seconds, base_seconds = (
         times[name][: blocks * every].reshape(blocks, every).sum(1)
         for name in (GRAFT_DEFERRED, BASE)
     )
-    step = run.models.base_work(_decode_shape(run))
+    step = run.models.base_work(_decode_shape(run, times))
     base = CountedWork(every * step.flops, every * step.bytes)
-    graft = base + run.models.inserted_work(_decode_shape(run, every))
+    graft = base + run.models.inserted_work(_decode_shape(run, times, every))
     return DeferredReading(
         every=every,
         ratio=median_ratio(graft_seconds, base_seconds, "decode ratio, read later"),

@@ -11,6 +11,7 @@ from pydantic import Field
 from otter_cli.benchmarks.metrics.estimates import Estimate, estimate
 from otter_cli.benchmarks.overhead.measuring import MachineRates
 from otter_cli.benchmarks.results import ResultFile, ResultPart
+from otter_cli.core.formatting import seconds_text
 from otter_cli.core.intervals import median
 
 SCHEMA_VERSION = 1
@@ -25,7 +26,8 @@ class OverheadSettings(ResultPart):
     threads: int
     batch: int
     context: int
-    repeats: int
+    repeats: int = Field(description="the most rounds; the n of a ratio says how many there were")
+    seconds: float | None = Field(None, description="of a phase; None: --repeats was given")
     stream: str = Field("", description="what ran the stream: native code, or why torch did")
 
 
@@ -129,6 +131,7 @@ class OverheadResult(ResultFile):
     rates: MachineRates
     rows: list[OverheadRow]
     groups: list[MeasuredGroup] = Field(default_factory=list)
+    left_out: list[str] = Field(default_factory=list, description="phases that Ctrl-C left out")
     provenance: dict[str, Any]
 
 
@@ -159,3 +162,11 @@ def measured_group(
 def median_ratio(tops: np.ndarray, bottoms: np.ndarray, what: str) -> Estimate:
     """The median of the rounds' ratios. Other load during a round slows both times."""
     return estimate(median(tops / bottoms), len(tops), what)
+
+
+def rounds_text(settings: OverheadSettings) -> str:
+    """How many rounds there are, such as `as many rounds as fit 3 min 00 s, at most 100`."""
+    if settings.seconds is None:
+        return f"{settings.repeats} rounds"
+    fit = seconds_text(settings.seconds)
+    return f"as many rounds as fit {fit}, at most {settings.repeats}"

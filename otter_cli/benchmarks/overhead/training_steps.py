@@ -6,7 +6,7 @@ forward. The floor counts the operations of such a step."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +101,15 @@ def training_groups(run: OverheadRun) -> list[MeasuredGroup]:
         **{n: partial(_insertion_contestant, m, tokens) for n, m in insertions.items()},
         **{n: partial(_reward_model_contestant, m, tokens) for n, m in reward_models.items()},
     }
-    measured = {name: _measure_alone(run, make, tokens) for name, make in contestants.items()}
+    measured = {}
+    for number, (name, make) in enumerate(contestants.items()):
+        part = replace(run, pace=run.pace.share(len(contestants) - number))
+        try:
+            measured[name] = _measure_alone(part, make, tokens, f"training, {name}")
+        except KeyboardInterrupt:
+            if not measured:
+                raise
+            break
     step = PassShape(texts, settings.context, 0, models.stock.dtype.itemsize)
     floors = {name: _step_floor(run, each, step) for name, each in insertions.items()}
     whole = [f"{_step_floor(run, each, step, whole=True):.3f}" for each in insertions.values()]
@@ -118,7 +126,7 @@ def training_groups(run: OverheadRun) -> list[MeasuredGroup]:
 
 
 def _measure_alone(
-    run: OverheadRun, make: Callable[[], TrainingContestant], tokens: Tensor
+    run: OverheadRun, make: Callable[[], TrainingContestant], tokens: Tensor, label: str
 ) -> TrainingTimes:
     """Measured while no other contestant has memory allocated."""
     import torch
@@ -133,7 +141,9 @@ def _measure_alone(
     with keep_freed_memory():
         contestant = make()
         steps = {BASE_FORWARD: forward, "step": contestant.step}
-        times = interleaved(steps, run.rounds, synchronise=run.synchronise)
+        times = interleaved(
+            steps, run.rounds, synchronise=run.synchronise, pace=run.pace, label=label
+        )
         return TrainingTimes(
             forward=times[BASE_FORWARD],
             step=times["step"],
@@ -150,12 +160,12 @@ def _training_group(
     first = next(iter(measured.values()))
     peak = first.forward_peak
     forward = TrainingTimes(first.forward, first.forward, peak, peak, trained=0)
-    lora_ratio = float(np.median(measured[LORA].step / measured[LORA].forward))
+    lora = measured.get(LORA)  # not there where Ctrl-C came first
     lines = []
     for name, times in {BASE_FORWARD: forward, **measured}.items():
         figures = {
             "tokens a second": tokens / float(np.median(times.step)),
-            "speed over LoRA's": lora_ratio / float(np.median(times.step / times.forward)),
+            **_speed_over(lora, times),
             "above the weights, bytes": float(times.peak),
             "trained": float(times.trained),
         }
@@ -170,6 +180,13 @@ def _training_group(
         )
         lines.append(group.lines[-1])
     return group.model_copy(update={"lines": lines})
+
+
+def _speed_over(lora: TrainingTimes | None, times: TrainingTimes) -> dict[str, float]:
+    if lora is None:
+        return {}
+    ratio = float(np.median(lora.step / lora.forward))
+    return {"speed over LoRA's": ratio / float(np.median(times.step / times.forward))}
 
 
 def _insertion_contestant(models: BaseWithGraft, tokens: Tensor) -> TrainingContestant:

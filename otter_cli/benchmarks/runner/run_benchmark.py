@@ -30,7 +30,8 @@ from otter_cli.benchmarks.results import BenchmarkResult, Divergence, MethodMemo
 from otter_cli.benchmarks.runner.run_folder import RunFolder
 from otter_cli.core.console import progress, say
 from otter_cli.core.errors import OtterError
-from otter_cli.core.process import derive_seed
+from otter_cli.core.formatting import seconds_text
+from otter_cli.core.process import derive_seed, interruptible
 from otter_cli.core.provenance import provenance
 from otter_cli.scorers.scorer import Exchange, Scorer, score_all
 from otter_cli.signals.finite import non_finite_error, non_finite_signals
@@ -111,26 +112,68 @@ def scheduled_calls(benchmark: Benchmark) -> Iterator[MethodCall]:
 
 def collect_samples(benchmark: Benchmark, folder: RunFolder, session: int) -> None:
     """Generate the samples that the folder lacks. A call that a kill cut short is repeated as a
-    whole, since its rows share a batch. Only its missing lines are added."""
+    whole, since its rows share a batch. Only its missing lines are added. Ctrl-C ends after a call:
+    KeyboardInterrupt, once it is said what is there."""
     sampled, timed = folder.samples().keys(), folder.timings().keys()
     calls = [call for call in scheduled_calls(benchmark) if not sampled & timed >= call.keys()]
     _warm_up(benchmark, {call.method for call in calls})
     total = sum(len(call.rows()) for call in calls)
-    with progress(total, f"{benchmark.name}: samples") as advance:
+    so_far = _Pace()
+    label = f"{benchmark.name}: samples"
+    with (
+        interruptible() as interrupted,
+        progress(total, label, first=_FIRST_LINE, note=so_far.text) as advance,
+    ):
         for call in calls:
             for sample, timing in _generate_samples(benchmark, call, session):
                 if sample.key not in sampled:
                     folder.add(sample, timing)
                 elif sample.key not in timed:
                     folder.add_timing(timing)
+                so_far.add(sample, timing)
             advance(len(call.rows()))
+            if interrupted() and so_far.samples < total:
+                say(
+                    f"interrupted: {so_far.samples} of {total} samples are new in {folder.path} "
+                    f"({so_far.text()}); the same command goes on from there"
+                )
+                raise KeyboardInterrupt
+
+
+_FIRST_LINE = 2.0  # seconds
+
+
+class _Pace:
+    """What the samples of this session show already: the time of a token, by method."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self._seconds: dict[str, float] = {}
+        self._tokens: dict[str, int] = {}
+
+    def add(self, sample: Sample, timing: Timing) -> None:
+        self.samples += 1
+        name = sample.method
+        self._seconds[name] = self._seconds.get(name, 0.0) + timing.seconds
+        self._tokens[name] = self._tokens.get(name, 0) + len(sample.tokens)
+
+    def text(self) -> str:
+        """Such as `a token takes so far: plain 31 ms, insertion 35 ms`."""
+        times = [
+            f"{name} {seconds_text(seconds / max(self._tokens[name], 1))}"
+            for name, seconds in self._seconds.items()
+        ]
+        return f"a token takes so far: {', '.join(times)}" if times else ""
 
 
 def _warm_up(benchmark: Benchmark, methods: set[str]) -> None:
     """A process's first call pays for lazy set-up, which is not a cost of the method."""
     sampling = replace(benchmark.setting.sampling, max_new_tokens=4)
-    for name in sorted(methods):
-        benchmark.methods[name].generate([list(benchmark.setting.prompts[0].tokens)], sampling)
+    label = f"{benchmark.name}: first calls of {len(methods)} methods"
+    with progress(len(methods), label, first=_FIRST_LINE) as advance:
+        for name in sorted(methods):
+            benchmark.methods[name].generate([list(benchmark.setting.prompts[0].tokens)], sampling)
+            advance(1)
 
 
 def _generate_samples(
@@ -202,7 +245,7 @@ def add_scores(data: RunData, role: str, scorer: Scorer) -> None:
     groups = (group for rows in data.rows.values() for group in rows.groups)
     rows = [row for group in groups for row in group]
     exchanges = [_exchange(prompts[row.sample.prompt], row) for row in rows]
-    with progress(len(rows), f"scores of {scorer.record.name}") as advance:
+    with progress(len(rows), f"scores of {scorer.record.name}", first=_FIRST_LINE) as advance:
         columns = score_all(scorer, exchanges, advance)
     for number, row in enumerate(rows):
         for name in [name for name in row.scores if name.startswith(f"{role}.")]:

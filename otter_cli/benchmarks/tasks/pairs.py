@@ -176,7 +176,7 @@ def _exchange(pair: JudgedPair, answer: str, ids: list[int]) -> Exchange:
 def _pair_scores(judge: Scorer, better: list[Exchange], worse: list[Exchange]) -> np.ndarray:
     """Scores of better and worse answers, [2, pairs]."""
     (label,) = judge.record.labels
-    with progress(2 * len(better), f"pairs by {judge.record.name}") as advance:
+    with progress(2 * len(better), f"pairs by {judge.record.name}", first=2) as advance:
         return np.array([score_all(judge, side, advance)[label] for side in (better, worse)])
 
 

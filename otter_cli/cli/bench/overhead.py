@@ -5,7 +5,7 @@ from typing import Annotated
 
 from otter_cli.benchmarks.options import OverheadOptions
 from otter_cli.cli.bench.group import app, option, show_report
-from otter_cli.cli.command import Outcome, verb
+from otter_cli.cli.command import INTERRUPTED, Outcome, verb
 
 
 @verb(
@@ -27,12 +27,18 @@ def overhead(
 
     Base and graft take turns, step by step, and their logits are compared bit for bit in the same
     run. Each ratio has its lower bound beside it: bytes and operations by count, at rates measured
-    here.
+    here. Ctrl-C keeps what was measured so far.
     """
+    from dataclasses import replace
+
+    from otter_cli.benchmarks.overhead.result import OverheadResult
     from otter_cli.benchmarks.overhead.run_overhead import run_overhead
     from otter_cli.reports.overhead import overhead_report
 
-    result = run_overhead(options)
-    folder = out or Path("runs") / f"overhead-{result.settings.subject}"
-    result.write(folder)
-    return show_report(result, overhead_report(result), folder)
+    def folder(result: OverheadResult) -> Path:
+        return out or Path("runs") / f"overhead-{result.settings.subject}"
+
+    result = run_overhead(options, keep=lambda so_far: so_far.write(folder(so_far)))
+    result.write(folder(result))
+    outcome = show_report(result, overhead_report(result), folder(result))
+    return replace(outcome, exit_code=INTERRUPTED) if result.left_out else outcome

@@ -1,7 +1,10 @@
 """Runs that finish, stop, resume and refuse."""
 
 import json
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -83,6 +86,30 @@ def test_rerunning_generates_nothing_again(tmp_path: Path) -> None:
     assert [m.generate.calls for m in benchmark.methods.values()] == [0, 0]  # type: ignore[attr-defined]
     assert (tmp_path / "run" / "samples.jsonl").read_bytes() == samples
     assert after.methods == before.methods
+
+
+def test_ctrl_c_ends_after_a_call_and_says_what_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark = toy_benchmark()
+    generate, calls = benchmark.methods["plain"].generate, []
+
+    def interrupted_generate(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 3:  # the first one warms up
+            os.kill(os.getpid(), signal.SIGINT)
+        return generate(*arguments)
+
+    object.__setattr__(benchmark.methods["plain"], "generate", interrupted_generate)
+    with pytest.raises(KeyboardInterrupt):
+        run_benchmark(benchmark, tmp_path / "run")
+    kept = lines(tmp_path / "run" / "samples.jsonl")
+    said = " ".join(capsys.readouterr().err.split())
+    assert 0 < len(kept) < 2 * 4 * 3 and f"{len(kept)} of 24 samples are new in" in said
+    assert "a token takes so far: plain" in said and "goes on from there" in said
+    whole = run_benchmark(toy_benchmark(), tmp_path / "whole").folder / "samples.jsonl"
+    run_benchmark(toy_benchmark(), tmp_path / "run")
+    assert (tmp_path / "run" / "samples.jsonl").read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize("calls", range(1, 8, 2))
