@@ -7,7 +7,7 @@ CODE := otter_cli tests
 # vLLM pins what it runs with, so it has an environment of its own: a CPU build, for tests.
 VLLM := .venv-vllm/bin
 
-.PHONY: setup models demo test soak test-vllm test-kill test-bench-kill robustness check format clean
+.PHONY: setup models demo docs test soak test-vllm test-kill test-bench-kill robustness check format clean
 
 setup: $(INSTALLED)
 
@@ -25,6 +25,10 @@ models: setup
 
 demo: models
 	$(BIN)/otter demo
+
+# The pages of docs/ as a site in site/. Links are strict, and nothing is fetched.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Two workers of one thread each: more threads than cores would only wait for one another.
 test: setup
@@ -75,5 +79,5 @@ format: setup
 	$(BIN)/ruff check --fix $(CODE)
 
 clean:
-	rm -rf .venv .venv-vllm build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-vllm build dist runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +

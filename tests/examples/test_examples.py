@@ -12,6 +12,8 @@ ARGUMENTS = {
     "guided_chat.py": ["reward", "5", "hello"],
     "forward_pass.py": ["hello"],
 }
+# It grafts and trains by itself: it has a test of its own.
+TRAINS = {"distil_classifier.py"}
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +23,8 @@ def folder(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_example_is_run_here(repository: Path) -> None:
-    assert {path.name for path in (repository / "examples").glob("*.py")} == set(ARGUMENTS)
+    scripts = {path.name for path in (repository / "examples").glob("*.py")}
+    assert scripts == {*ARGUMENTS, *TRAINS}
 
 
 @pytest.mark.parametrize("script", ARGUMENTS)
@@ -39,3 +42,28 @@ def test_an_example_runs(
     assert "reward" in shown
     if script == "forward_pass.py":
         assert "equal to the base's: True" in shown
+
+
+def test_a_classifier_is_distilled(
+    repository: Path,
+    tiny_llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base = chat_base(tiny_llama, tmp_path / "base")
+    (tmp_path / "prompts.txt").write_text("".join(f"hello {n}\n" for n in range(6)))
+    path = repository / "examples/distil_classifier.py"
+    monkeypatch.syspath_prepend(str(path.parent))
+    few = ["--samples", "2", "--new-tokens", "6", "--set", "steps=2"]
+    arguments = [path, base, tmp_path / "out", tmp_path / "prompts.txt", *few]
+    monkeypatch.setattr("sys.argv", list(map(str, arguments)))
+    runpy.run_path(str(path), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    header = lines.index("classifier\tstream\ttext")
+    assert [line.split("\t")[2] for line in lines[header + 1 :]] == [
+        "I am so happy to help, thanks!",
+        "Go away. I have no time.",
+    ]
+    # The classifier's own scores: 4 warm words of 7, and none.
+    assert [line.split("\t")[0] for line in lines[header + 1 :]] == ["0.429", "0.000"]
