@@ -34,6 +34,7 @@ VERBS = {
     "train": Verb("otter_cli.cli.train", "Training", "train inserted tensors, or a baseline"),
     "generate": Verb("otter_cli.cli.generate", "Use", "write text, with signals for every token"),
     "chat": Verb("otter_cli.cli.chat", "Use", "talk with a graft, tokens coloured by a signal"),
+    "serve": Verb("otter_cli.cli.serve", "Use", "a server with OpenAI's API, and a page to watch"),
     "bench": Verb("otter_cli.cli.bench", "Use", "compare with plain decoding and baselines"),
     "demo": Verb("otter_cli.cli.demo", "Help", "graft, train and compare on a small model"),
     "models": Verb("otter_cli.cli.models", "Help", "fetch small real models to try otter on"),

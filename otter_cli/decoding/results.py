@@ -72,9 +72,14 @@ class Generation:
     lossy: bool = False  # typical acceptance: the tokens do not follow the base's distribution
 
 
+# A token's text depends on the few tokens before it: a space before a word, a split character.
+_CONTEXT_TOKENS = 8
+_MOST_TOKENS = 64
+
+
 class IncrementalDetokenizer:
-    """The text that each token adds, as tokens come. The whole text is decoded each time, because a
-    token that is decoded alone may lose the space before a word. A character of several tokens
+    """The text that each token adds, as tokens come. The last tokens are decoded together, because
+    a token that is decoded alone may lose the space before a word. A character of several tokens
     comes with the last of them."""
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int]) -> None:
@@ -83,16 +88,32 @@ class IncrementalDetokenizer:
 
     def add(self, token: int) -> str:
         self.ids.append(token)
-        return "" if self._decoded().endswith("\ufffd") else self.rest()
+        return "" if self._decoded().endswith(_INCOMPLETE) else self.rest()
+
+    def peek(self, token: int) -> str:
+        """The text that `token` would add."""
+        return self._decoded(token)[len(self.before) :]
 
     def rest(self) -> str:
         """The text that was not returned yet; at the end, an incomplete character."""
         text = self._decoded()
         added, self.before = text[len(self.before) :], text
+        if len(self.ids) > _MOST_TOKENS and not text.endswith(_INCOMPLETE):
+            self._forget()
         return added
 
-    def _decoded(self) -> str:
-        return str(self.tokenizer.decode(self.ids, clean_up_tokenization_spaces=False))
+    def _forget(self) -> None:
+        """Drops all but the last tokens, so that a long text takes time in proportion to its
+        length."""
+        self.ids = self.ids[-_CONTEXT_TOKENS:]
+        self.before = self._decoded()
+
+    def _decoded(self, *more: int) -> str:
+        ids = [*self.ids, *more]
+        return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
+_INCOMPLETE = "\ufffd"
 
 
 def token_texts(tokenizer: Any, prompt: Sequence[int], tokens: Sequence[int]) -> list[str]:

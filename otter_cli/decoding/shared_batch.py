@@ -100,7 +100,7 @@ class SharedRow:
     @property
     def ended(self) -> bool:
         """Whether no further token can come from `take`."""
-        return not self.running and not self.steps_unread
+        return not self.running and (self.cancelled or not self.steps_unread)
 
     @property
     def generation(self) -> Generation:

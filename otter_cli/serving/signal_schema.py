@@ -220,18 +220,19 @@ def split_body(body: Mapping[str, Any]) -> tuple[RequestExtension, dict[str, Any
     try:
         extension = RequestExtension.model_validate(own)
     except ValidationError as error:
-        raise refused_by(error) from error
+        raise refused_by(error.errors()[0]) from error
     _ = extension.bounds
     return extension, rest
 
 
-def refused_by(error: ValidationError) -> RequestRefused:
-    """The first thing that a pydantic model refused in a request."""
-    first = error.errors()[0]
-    place = ".".join(map(str, first["loc"]))
-    what = first["msg"].removeprefix("Value error, ")
-    hint = first.get("ctx", {}).get("hint", "")
-    param = str(first["loc"][0]) if first["loc"] else None
+def refused_by(error: Mapping[str, Any]) -> RequestRefused:
+    """The refusal for an entry of pydantic's `ValidationError.errors()`."""
+    place = ".".join(map(str, error["loc"]))
+    what = str(error["msg"]).removeprefix("Value error, ")
+    context = error.get("ctx", {})
+    hint = context.get("hint", "")
+    # An unknown key has no place of its own.
+    param = str(error["loc"][0]) if error["loc"] else context.get("key", "").strip("'\"") or None
     return RequestRefused(f"{place}: {what}" if place else what, hint=hint, param=param)
 
 
@@ -268,10 +269,10 @@ def error_body(
     return {"error": {"message": message, "type": kind, "param": param, "code": None}}
 
 
-def refusal_body(error: OtterError) -> dict[str, Any]:
-    """The body for a request that was refused: what is wrong, and what to do."""
+def refusal_body(error: OtterError, kind: str = "invalid_request_error") -> dict[str, Any]:
+    """The body for a request that was refused or failed: what is wrong, and what to do."""
     message = f"{error.what}; {error.hint}" if error.hint else error.what
-    return error_body(message, param=getattr(error, "param", None))
+    return error_body(message, kind=kind, param=getattr(error, "param", None))
 
 
 def describe_signals(known: Iterable[SignalConfig]) -> dict[str, Any]:

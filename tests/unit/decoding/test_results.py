@@ -39,3 +39,19 @@ def test_a_split_character_comes_with_its_last_token() -> None:
 def test_a_character_that_is_never_finished_is_shown_as_such() -> None:
     assert token_texts(Bytes(), list(b"caf"), list("é".encode())[:1]) == ["\ufffd"]
     assert token_texts(Bytes(), [], []) == []
+
+
+@pytest.mark.parametrize("name", ["stories260K", "babyllama-tok361", "chat-7m"])
+def test_the_parts_of_a_long_text_take_no_long_decodings(shared: Path, name: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(shared / "models" / name)
+    ids = tokenizer(TEXT * 20)["input_ids"]
+    lengths = []
+
+    class Counted:
+        def decode(self, ids: list[int], **options: Any) -> str:
+            lengths.append(len(ids))
+            return str(tokenizer.decode(ids, **options))
+
+    texts = token_texts(Counted(), ids[:3], ids[3:])
+    assert tokenizer.decode(ids[:3]) + "".join(texts) == tokenizer.decode(ids)
+    assert len(ids) > 300 and max(lengths) < 80

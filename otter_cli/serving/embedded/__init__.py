@@ -1,0 +1,1 @@
+"""`otter serve`: a server with OpenAI's API in the toolkit's own decoding session."""
