@@ -16,16 +16,14 @@ import shutil
 import stat
 import subprocess
 import time
-from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from otter_cli.accel.backend_choice import BACKEND_VARIABLE, chosen_backend
+from otter_cli.accel.native_abi import abi_difference
 from otter_cli.core.console import say, warn
 from otter_cli.core.private_files import (
     NotPrivate,
@@ -138,34 +136,60 @@ def _compile(folder: Path, descriptor: int, key: str, compile_to: CompileTo) -> 
 
 ENVIRONMENT_SWITCH = "OTTER_NATIVE"
 _SOURCE = Path(__file__).with_name("stream.cpp")
+_HEADER = Path(__file__).with_name("numbers.h")
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-shared", "-fPIC")
 _SECONDS = 120
 
 
 def load_native() -> Any | None:
-    """The library's functions. None with `OTTER_NATIVE=0`, without a working compiler, where the
-    user's cache folder is not private, and where the C structures are not those of this file."""
-    return _load_once()[0]
+    """The library's functions; None where `native_refusal` has a reason."""
+    return None if _declined() else _load_once()[0]
 
 
-def native_status() -> str:
-    """What runs streams of few tokens on a CPU in this process, and why."""
-    why_not = _load_once()[1]
-    return f"torch's operations ({why_not})" if why_not else "native code where it can"
+def native_refusal(*, build: bool = True) -> str:
+    """Why this process has no native code; "" where it has: with OTTER_NATIVE=0 or another backend
+    chosen, without a working compiler, where the user's cache folder is not private, and where the
+    C structures are not those of native_abi.py. Without `build`, nothing is compiled, and a
+    compiler is taken to work."""
+    declined = _declined()
+    if declined or build:
+        return declined or _load_once()[1]
+    return "" if _compiler() else _no_compiler()
+
+
+def bfloat16_products() -> str:
+    """How the loaded library multiplies bfloat16, in words."""
+    library = load_native()
+    if library is None:
+        return ""
+    return "by the processor's dot products" if library.otter_bfloat16() else "in single precision"
+
+
+def _declined() -> str:
+    """What the user has set against native code."""
+    if os.environ.get(ENVIRONMENT_SWITCH) == "0":
+        return f"{ENVIRONMENT_SWITCH}=0"
+    chosen = chosen_backend()
+    return f"{BACKEND_VARIABLE}={chosen}" if chosen in ("torch", "packed") else ""
+
+
+def _compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX", "c++"))
+
+
+def _no_compiler() -> str:
+    return f"no C++ compiler {os.environ.get('CXX', 'c++')!r}"
 
 
 @cache
 def _load_once() -> tuple[Any | None, str]:
     """The functions, or the reason why there are none."""
-    if os.environ.get(ENVIRONMENT_SWITCH) == "0":
-        return None, f"{ENVIRONMENT_SWITCH}=0"
-    name = os.environ.get("CXX", "c++")
-    compiler = shutil.which(name)
+    compiler = _compiler()
     if compiler is None:
-        return None, f"no C++ compiler {name!r}"
+        return None, _no_compiler()
     try:
         library = _load_or_compile(compiler)
-        difference = _abi_difference(library)
+        difference = abi_difference(library)
         return (None, difference) if difference else (library, "")
     except NotPrivate as error:
         warn(f"native code is not used: {error}")
@@ -203,8 +227,9 @@ def _key(compiler: str, more: tuple[str, ...]) -> str:
         [compiler, "--version"], check=True, capture_output=True, text=True, timeout=_SECONDS
     ).stdout
     flags = (*_FLAGS, *more)
-    parts = (compiler, version, *flags, platform.machine(), _processor(), _SOURCE.read_text())
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+    parts = (compiler, version, *flags, platform.machine(), _processor())
+    sources = (_SOURCE.read_text(), _HEADER.read_text())
+    return hashlib.sha256("\0".join(parts + sources).encode()).hexdigest()[:32]
 
 
 def _processor() -> str:
@@ -220,95 +245,3 @@ def _processor() -> str:
 def _first_line(error: Exception) -> str:
     stderr = str(getattr(error, "stderr", None) or "").strip()
     return (stderr or str(error)).splitlines()[0][:200]
-
-
-_INTEGER_FIELDS = """batch tokens layers hidden in_heads in_out in_units in_down heads kv_heads
-head_dim units own_kv slots first_slot mask mask_of_batch mask_of_token turn_of_batch half"""
-MASK_NONE, MASK_CAUSAL, MASK_ADDITIVE, MASK_BOOLEAN = range(4)
-WEIGHTS_PER_LAYER = 18  # pointers in LayerWeights
-INPUTS_PER_LAYER = 4  # the first pointers in LayerInputs: the base's activations
-POINTERS_OF_HEADS = 11  # the other numbers in LayerInputs, which only heads need
-_ABI_VERSION = 1
-
-
-class StreamCall(ctypes.Structure):
-    """StreamCall of stream.cpp, field by field. Fields that are not given are zero."""
-
-    _fields_ = [
-        *[(name, ctypes.c_int64) for name in _INTEGER_FIELDS.split()],
-        ("eps", ctypes.c_double),
-        ("scale", ctypes.c_double),
-        ("pages", ctypes.c_void_p),
-    ]
-
-
-class PagedCache(ctypes.Structure):
-    """PagedCache of stream.cpp. It does not keep alive what it points at."""
-
-    _fields_ = [
-        *[
-            (name, ctypes.c_int64)
-            for name in ["size", "half", "of_block", "of_head", "of_sequence"]
-        ],
-        *[(name, ctypes.c_void_p) for name in ["table", "sequence", "seen"]],
-    ]
-
-
-def _abi_difference(library: Any) -> str:
-    """How the C structures differ from those of this file; "" if they are the same."""
-    numbers = (ctypes.c_int64 * 5)()
-    library.otter_abi(numbers)
-    pointer = ctypes.sizeof(ctypes.c_void_p)
-    expected = [
-        _ABI_VERSION,
-        ctypes.sizeof(StreamCall),
-        WEIGHTS_PER_LAYER * pointer,
-        (INPUTS_PER_LAYER + POINTERS_OF_HEADS) * pointer,
-        ctypes.sizeof(PagedCache),
-    ]
-    if [*numbers] == expected:
-        return ""
-    return f"the native code has version and sizes {[*numbers]}, not {expected}"
-
-
-def run_native(
-    call: StreamCall, weights: int, inputs: array[int], z: Tensor, v: Tensor | None
-) -> None:
-    """Runs the layers of `call`: z [batch, tokens, D] in place, and v after the last of all.
-    `weights`: the address of their LayerWeights. `inputs`: their LayerInputs."""
-    native = load_native()
-    assert native is not None
-    native.otter_stream(
-        ctypes.byref(call),
-        ctypes.c_void_p(weights),
-        array_address(inputs),
-        ctypes.c_void_p(z.data_ptr()),
-        None if v is None else ctypes.c_void_p(v.data_ptr()),
-    )
-
-
-def array_address(numbers: array[int], first: int = 0) -> ctypes.c_void_p:
-    """The address of an item. It holds as long as the array lives and does not grow."""
-    return ctypes.c_void_p(numbers.buffer_info()[0] + first * numbers.itemsize)
-
-
-class TensorAddresses:
-    """Addresses of contiguous tensors, in single precision by default. Tensors that had to be
-    converted live as long as this object."""
-
-    def __init__(self) -> None:
-        self.held: list[Tensor] = []
-
-    def at(self, tensor: Tensor | None, dtype: torch.dtype = torch.float32) -> int:
-        assert tensor is not None
-        if tensor.dtype is not dtype or not tensor.is_contiguous():
-            tensor = tensor.to(dtype).contiguous()
-            self.held.append(tensor)
-        return tensor.data_ptr()
-
-    def kept(self, tensor: Tensor | None, dtype: torch.dtype = torch.float32) -> int:
-        """The address of a copy that lives as long as this object; 0 of None."""
-        if tensor is None:
-            return 0
-        self.held.append(tensor.detach().to(dtype, copy=True).contiguous())
-        return self.held[-1].data_ptr()

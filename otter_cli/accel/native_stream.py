@@ -16,7 +16,8 @@ from torch import Tensor
 from torch._C._autograd import _profiler_enabled as is_profiling
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from otter_cli.accel.native_library import (
+from otter_cli.accel.backend_choice import cannot_run_native
+from otter_cli.accel.native_abi import (
     INPUTS_PER_LAYER,
     MASK_ADDITIVE,
     MASK_BOOLEAN,
@@ -25,11 +26,14 @@ from otter_cli.accel.native_library import (
     POINTERS_OF_HEADS,
     WEIGHTS_PER_LAYER,
     StreamCall,
+)
+from otter_cli.accel.native_call import (
+    DTYPE_NUMBERS,
     TensorAddresses,
     array_address,
-    load_native,
     run_native,
 )
+from otter_cli.accel.native_library import load_native, native_refusal
 from otter_cli.accel.native_support import NativeSupport
 from otter_cli.accel.packed import (
     FusedLinear,
@@ -71,11 +75,21 @@ def _stream_layers(
     last: bool,
 ) -> list[Tensor]:
     with below_trace():
-        memory, pointers = TensorAddresses(), array("q")
+        memory, pointers = TensorAddresses(z.dtype), array("q")
         batch, tokens, _ = z.shape
         kv, layers = base_kv or own_kv, len(inputs) // INPUTS_PER_LAYER
+        dtype = DTYPE_NUMBERS[z.dtype]
         call = StreamCall(
-            batch, tokens, layers, *sizes, slots, slots - tokens, eps=eps, scale=scale
+            batch,
+            tokens,
+            layers,
+            *sizes,
+            slots,
+            slots - tokens,
+            base_dtype=dtype,
+            own_dtype=dtype,
+            eps=eps,
+            scale=scale,
         )
         mask_address = _set_mask(call, mask, memory)
         cos_sin = 0, 0
@@ -113,7 +127,7 @@ def _set_mask(call: StreamCall, mask: Tensor | None, memory: TensorAddresses) ->
         return 0
     boolean = mask.dtype == torch.bool
     call.mask = MASK_BOOLEAN if boolean else MASK_ADDITIVE
-    mask = mask if boolean or mask.dtype == torch.float32 else mask.float()
+    mask = mask if boolean or mask.dtype == memory.dtype else mask.to(memory.dtype)
     mask = mask if mask.stride(-1) == 1 else mask.contiguous()
     call.mask_of_batch = 0 if len(mask) == 1 else mask.stride(0)
     call.mask_of_token = 0 if mask.shape[2] == 1 else mask.stride(2)
@@ -128,13 +142,14 @@ class WeightAddresses:
     def __init__(self, packed: PackedBackend) -> None:
         self._packed = packed
         self.tensors: list[Tensor] = []
+        self.dtype: torch.dtype | None = None
         self._table: array[int] | None = None
         modules = [m for layer in packed.inserted.values() for m in layer.modules()]
         self._parameters = ParameterAddresses([*modules, packed.insertion.norm])
 
     def available(self) -> bool:
-        """Whether all weights are contiguous and of single precision. Their addresses are known
-        then."""
+        """Whether all weights are contiguous and of the same dtype, which native code reads. Their
+        addresses are known then."""
         if not self._parameters.unchanged():
             with torch.inference_mode(False), torch.no_grad(), below_trace():
                 self._table = self._collect()
@@ -157,7 +172,10 @@ class WeightAddresses:
         tensors = [t for index in self._packed.inserted for t in self._layer_tensors(index)]
         tensors += norm.weight.detach(), None if norm.bias is None else norm.bias.detach()
         self.tensors = [tensor for tensor in tensors if tensor is not None]
-        if not all(t.dtype == torch.float32 and t.is_contiguous() for t in self.tensors):
+        self.dtype = norm.weight.dtype
+        if self.dtype not in DTYPE_NUMBERS:
+            return None
+        if not all(t.dtype == self.dtype and t.is_contiguous() for t in self.tensors):
             return None
         return array("q", [0 if tensor is None else tensor.data_ptr() for tensor in tensors])
 
@@ -190,10 +208,11 @@ class WeightAddresses:
 
 
 class NativeBackend:
-    """The stream of a few tokens on a CPU. Declines what native code does not support."""
+    """The stream of a few tokens on a CPU. Declines what native code does not support, or raises
+    OtterError where it is `required`."""
 
-    def __init__(self, packed: PackedBackend) -> None:
-        self._packed = packed
+    def __init__(self, packed: PackedBackend, required: bool = False) -> None:
+        self._packed, self._required = packed, required
         self.insertion, self.shape, self.depth, self.number = packed.made_of
         self.config = self.insertion.config
         self.support, self.weights = NativeSupport(packed), WeightAddresses(packed)
@@ -202,14 +221,28 @@ class NativeBackend:
         self._new: Tensor | None = None
 
     def __reduce__(self) -> Any:
-        return type(self), (self._packed,)
+        return type(self), (self._packed, self._required)
+
+    def refusal(self, z: Tensor, layers: Sequence[LayerInput], context: ForwardContext) -> str:
+        """Why native code does not run this call; "" where it does."""
+        if context.grad:
+            return "it computes no gradients"
+        if not context.use_native and not self._required:
+            return "torch's products are faster for so many tokens"
+        if reason := self.support.refusal(z, layers):
+            return reason
+        if load_native() is None:
+            return native_refusal()
+        if not self.weights.available() or self.weights.dtype != z.dtype:
+            return "the inserted tensors differ in dtype, or are not contiguous"
+        return ""
 
     def run(
         self, z: Tensor, layers: Sequence[LayerInput], context: ForwardContext
     ) -> tuple[Tensor, Tensor | None] | None:
-        if not context.use_native or not self.support(z, layers):
-            return None
-        if load_native() is None or not self.weights.available():
+        if reason := self.refusal(z, layers, context):
+            if self._required:
+                raise cannot_run_native(reason)
             return None
         first, config = self._order[layers[0].site.index], self.config
         base_kv: list[Tensor] = []

@@ -1,7 +1,7 @@
-"""Which insertions and which calls native code supports.
+"""Which calls native code supports, and why not others, in words for `required` native code.
 
-Single precision, `norm: own`, a gated FFN with SiLU, sdpa attention. PackedBackend runs
-all else."""
+stream_path.py says which insertions it supports: `norm: own`, a gated FFN with SiLU, sdpa
+attention. PackedBackend runs all else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from otter_cli.accel.native_call import DTYPE_NUMBERS
 from otter_cli.accel.packed import PackedBackend
+from otter_cli.accel.stream_path import insertion_refusal, place_refusal
 from otter_cli.model.activations import AttentionCall, LayerInput, LayerSite
 from otter_cli.model.cache import GrowingCacheLayer
 from otter_cli.model.rotary import rotates_halves
@@ -24,7 +26,14 @@ from otter_cli.model.stream import DualInputLinear
 
 # Arguments of an attention call that native code reads, or that change nothing beside the mask.
 _KNOWN_ARGUMENTS = frozenset(
-    ("scaling", "dropout", "position_ids", "output_attentions", "use_cache")
+    (
+        "scaling",
+        "dropout",
+        "position_ids",
+        "output_attentions",
+        "output_router_logits",
+        "use_cache",
+    )
 )
 _GROWING_LAYERS: tuple[type, ...] = (GrowingCacheLayer, DynamicLayer)
 
@@ -34,14 +43,8 @@ class NativeSupport:
 
     def __init__(self, packed: PackedBackend) -> None:
         insertion, shape, *_ = packed.made_of
-        self.config, self.head_dim, family = insertion.config, shape.head_dim, shape.family
-        self.supported_insertion = (
-            self.config.norm == "own"
-            and not (shape.parallel or family.attention.post_norm or family.ffn.post_norm)
-            and not (family.ffn.ungated or family.attention.sinks)
-            and not (family.attention.joint_norm and family.attention.query_norm)
-            and shape.activation in ("silu", "swish")
-        )
+        self.config, self.head_dim = insertion.config, shape.head_dim
+        self._of_insertion = insertion_refusal(self.config, shape)
         self._rotations: dict[int, bool] = {}
         self._last_hook_id = -1  # of torch, when the stream's modules had no hook
         self._hooks = [
@@ -50,18 +53,29 @@ class NativeSupport:
             for hooks in (module._forward_pre_hooks, module._forward_hooks)
         ]
 
-    def __call__(self, z: Tensor, layers: Sequence[LayerInput]) -> bool:
-        # Hooks on the stream's modules see torch's operations only.
-        if not self.supported_insertion or self._hooked():
-            return False
-        if z.dtype != torch.float32 or not z.is_contiguous():
-            return False
-        return not self.config.heads or (
-            _same_attention_calls([layer.attention.call for layer in layers], z.shape[1])
-            and all(self._rotation_supported(layer.site) for layer in layers)
-            and self._same_embeddings(layers)
-            and (_base_keys_readable(layers) if self.config.kv == "base" else _cache_grows(layers))
-        )
+    def refusal(self, z: Tensor, layers: Sequence[LayerInput]) -> str:
+        """Why it does not; "" where it does."""
+        if self._of_insertion:
+            return self._of_insertion
+        if self._hooked():  # hooks on the stream's modules see torch's operations only
+            return "a module of the insertion has a hook"
+        if z.device.type != "cpu" or z.dtype not in DTYPE_NUMBERS:
+            return place_refusal(str(z.dtype).removeprefix("torch."), z.device.type)
+        if not z.is_contiguous():
+            return "the stream's state is not contiguous"
+        return self._heads_refusal(z, layers) if self.config.heads else ""
+
+    def _heads_refusal(self, z: Tensor, layers: Sequence[LayerInput]) -> str:
+        calls = [layer.attention.call for layer in layers]
+        if not _same_attention_calls(calls, z.shape[1]):
+            return "the base's attention is not sdpa with the same mask in all layers"
+        rotations = all(self._rotation_supported(layer.site) for layer in layers)
+        if not rotations or not self._same_embeddings(layers):
+            return "the base's rotary embedding is not the usual one of whole heads"
+        if self.config.kv == "base":
+            readable = _base_keys_readable(layers, z.dtype)
+            return "" if readable else f"the base's keys and values are not {z.dtype}"
+        return "" if _cache_grows(layers) else "the base's KV cache is no DynamicCache"
 
     def _hooked(self) -> bool:
         """Whether a module of the stream has a hook. Searches only if torch has registered a hook
@@ -130,9 +144,9 @@ def _only_known_arguments(arguments: Mapping[str, Any]) -> bool:
     )
 
 
-def _base_keys_readable(layers: Sequence[LayerInput]) -> bool:
+def _base_keys_readable(layers: Sequence[LayerInput], dtype: torch.dtype) -> bool:
     return all(
-        tensor.dtype == torch.float32 and tensor.stride(-1) == 1
+        tensor.dtype == dtype and tensor.stride(-1) == 1
         for layer in layers
         if (call := layer.attention.call) is not None
         for tensor in (call.key, call.value)

@@ -1,7 +1,8 @@
 // The inserted stream of consecutive layers (docs/method.md, "The stream"): rows z
 // [batch * tokens, D] in place, and v, their norm after the last layer.
-// Single precision, norm: own, a gated FFN with SiLU. Weights are [outputs, inputs]. The base's
-// activations, and the weights that read them, are bfloat16 where StreamCall.half says so.
+// norm: own, a gated FFN with SiLU. Weights are [outputs, inputs]. StreamCall names two dtypes, of
+// what is read of the base and of all else. Every sum is in single precision, and so is the stream
+// within a call: it is rounded to its dtype once, at the end.
 // native_library.py repeats the structures; otter_abi lets it compare their sizes.
 #include <algorithm>
 #include <atomic>
@@ -11,14 +12,9 @@
 #include <type_traits>
 #include <vector>
 
-namespace {
+#include "numbers.h"
 
-constexpr int64_t LANES = 16;
-typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
-typedef uint16_t Half;
-typedef uint32_t Pairs __attribute__((vector_size(LANES * sizeof(uint32_t))));
-typedef float Eight __attribute__((vector_size(8 * sizeof(float))));
-typedef float Four __attribute__((vector_size(4 * sizeof(float))));
+namespace {
 
 enum Mask : int64_t { MASK_NONE, MASK_CAUSAL, MASK_ADDITIVE, MASK_BOOLEAN };
 
@@ -39,25 +35,33 @@ struct StreamCall {
   int64_t heads, kv_heads, head_dim, units;
   int64_t own_kv, slots, first_slot;  // new keys and values are written from first_slot on
   int64_t mask, mask_of_batch, mask_of_token, turn_of_batch;
-  int64_t half;  // dtype of heads_h, out_h, units_h, down_h, and of the base's activations
+  // Dtypes: of heads_h, out_h, units_h, down_h and the base's activations; and of all other tensors.
+  int64_t base_dtype, own_dtype;
   double eps, scale;
   const PagedCache *pages;  // null: LayerInputs have the addresses of keys and values
 };
 
 // Pointers of a layer; null where there is no such tensor.
+template <typename Own>
 struct LayerWeights {
-  const float *norm, *norm_bias, *heads_h, *heads_z, *heads_bias, *query_norm, *key_norm;
-  const float *out_h, *out_z, *out_bias;
-  const float *units_norm, *units_norm_bias, *units_h, *units_z, *units_bias;
-  const float *down_h, *down_z, *down_bias;
+  const Own *norm, *norm_bias;
+  const void *heads_h;
+  const Own *heads_z, *heads_bias, *query_norm, *key_norm;
+  const void *out_h;
+  const Own *out_z, *out_bias, *units_norm, *units_norm_bias;
+  const void *units_h;
+  const Own *units_z, *units_bias;
+  const void *down_h;
+  const Own *down_z, *down_bias;
 };
 
 // The base's activations of a layer; keys and values are the insertion's own, or the base's.
+template <typename Own>
 struct LayerInputs {
   const void *normed, *attended, *ffn_normed, *activated;
-  float *key, *value;
+  Own *key, *value;
   int64_t key_of[3], value_of[3];  // strides of batch, head and slot
-  const float *cos, *sin;
+  const Own *cos, *sin;
   const void *mask;
 };
 
@@ -66,83 +70,22 @@ struct BaseParts {
   float *heads, *out, *units, *down;
 };
 
-template <typename Many = Lanes>
-inline Many load(const void *at) {
-  Many lanes;
-  std::memcpy(&lanes, at, sizeof lanes);
-  return lanes;
-}
-
-// The first numbers of pairs of bfloat16, and the second ones.
-inline Lanes firsts(const Pairs &pairs) { return (Lanes)(pairs << 16); }
-inline Lanes seconds(const Pairs &pairs) { return (Lanes)(pairs & 0xffff0000u); }
-
-// A vector register of consecutive numbers.
-template <typename Number>
-using Wide = std::conditional_t<std::is_same_v<Number, Half>, Pairs, Lanes>;
-
-inline Lanes plus_products(const Lanes &sum, const Lanes &one, const Lanes &other) {
-  return sum + one * other;
-}
-inline Lanes plus_products(const Lanes &sum, const Pairs &one, const Pairs &other) {
-  return sum + firsts(one) * firsts(other) + seconds(one) * seconds(other);
-}
-
-inline float whole(float one) { return one; }
-inline float whole(Half one) {
-  const uint32_t bits = uint32_t(one) << 16;
-  float same;
-  std::memcpy(&same, &bits, sizeof same);
-  return same;
-}
-
-// The sum of a vector's two halves. Shuffles keep it in registers; a detour over memory would take
-// all sums of a tile with it.
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
-#define SHUFFLES
-#endif
-#endif
-#ifdef SHUFFLES
-inline Eight folded(Lanes x) {
-  return __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
-         __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
-}
-inline Four folded(Eight x) {
-  return __builtin_shufflevector(x, x, 0, 1, 2, 3) + __builtin_shufflevector(x, x, 4, 5, 6, 7);
-}
-#else
-template <typename Less, typename Whole>
-inline Less halves(Whole whole) {
-  Less low, high;
-  std::memcpy(&low, &whole, sizeof low);
-  std::memcpy(&high, reinterpret_cast<const char *>(&whole) + sizeof low, sizeof high);
-  return low + high;
-}
-inline Eight folded(Lanes x) { return halves<Eight>(x); }
-inline Four folded(Eight x) { return halves<Four>(x); }
-#endif
-
-inline float total(Lanes lanes) {
-  const Four four = folded(folded(lanes));
-  return (four[0] + four[2]) + (four[1] + four[3]);
-}
-
 // out[x][w] (+)= x . w, of X rows and W weights, and prefetches F of the next weights: a row is too
 // short for the processor's own prefetcher.
-template <int W, int X, int F, typename Number>
-void tile(const Number *x, const Number *w, const Number *next, int64_t width, float *out,
+template <int W, int X, int F, typename Row, typename Number>
+void tile(const Row *x, const Number *w, const Number *next, int64_t width, float *out,
           int64_t stride, bool add) {
-  constexpr int64_t STEP = sizeof(Wide<Number>) / sizeof(Number);
+  typedef Dot<Row, Number> Dot;
+  constexpr int64_t STEP = Dot::STEP;
   Lanes sums[W][X] = {};
   int64_t i = 0;
   for (; i + STEP <= width; i += STEP) {
-    Wide<Number> rows[X];
-    for (int r = 0; r < X; ++r) rows[r] = load<Wide<Number>>(x + r * width + i);
+    typename Dot::Many rows[X];
+    for (int r = 0; r < X; ++r) rows[r] = Dot::load(x + r * width + i);
     for (int f = 0; f < F; ++f) __builtin_prefetch(next + f * width + i);
     for (int o = 0; o < W; ++o) {
-      const auto weight = load<Wide<Number>>(w + o * width + i);
-      for (int r = 0; r < X; ++r) sums[o][r] = plus_products(sums[o][r], weight, rows[r]);
+      const auto weight = Dot::load(w + o * width + i);
+      for (int r = 0; r < X; ++r) sums[o][r] = Dot::plus(sums[o][r], weight, rows[r]);
     }
   }
   float found[X][W];
@@ -152,7 +95,8 @@ void tile(const Number *x, const Number *w, const Number *next, int64_t width, f
     for (int o = 0; o < W; ++o) found[r][o] = total(sums[o][r]);
   for (; i < width; ++i)
     for (int r = 0; r < X; ++r)
-      for (int o = 0; o < W; ++o) found[r][o] += whole(w[o * width + i]) * whole(x[r * width + i]);
+      for (int o = 0; o < W; ++o)
+        found[r][o] += widened(w[o * width + i]) * widened(x[r * width + i]);
   for (int r = 0; r < X; ++r)
     for (int o = 0; o < W; ++o)
       out[r * stride + o] = add ? out[r * stride + o] + found[r][o] : found[r][o];
@@ -169,15 +113,16 @@ void tile_of(int64_t rows, Given... given) {
 
 // All rows, in groups of up to five and of about the same size. Of many rows, each group prefetches
 // a share; of few, each prefetches everything, unless there is too little work meanwhile.
-template <int W, typename Number>
-void weights(const Number *x, int64_t rows, const Number *w, int64_t width, float *out,
+template <int W, typename Row, typename Number>
+void weights(const Row *x, int64_t rows, const Number *w, int64_t width, float *out,
              int64_t stride, bool add) {
   const Number *next = w + W * width, *last = next + (W - 1) * width;
   const int64_t times = (rows + 4) / 5;
   const bool all = rows == 1 || (rows >= 5 && times < 3);
   for (int64_t time = 0, r = 0; time < times; ++time) {
     const int64_t now = (rows - r + times - time - 1) / (times - time);
-    const Number *here = x + r * width, *ahead = std::min(next + time * width, last);
+    const Row *here = x + r * width;
+    const Number *ahead = std::min(next + time * width, last);
     float *to = out + r * stride;
     if (all)
       tile_of<W, 5, W>(now, here, w, next, width, to, stride, add);
@@ -188,37 +133,45 @@ void weights(const Number *x, int64_t rows, const Number *w, int64_t width, floa
 }
 
 // out [rows, stride] (+)= x W^T for the outputs from `from` to `to`.
-template <typename Number>
-void product(const Number *x, int64_t rows, const Number *w, int64_t width, int64_t from,
-             int64_t to, float *out, int64_t stride, bool add) {
+template <typename Row, typename Number>
+void product(const Row *x, int64_t rows, const Number *w, int64_t width, int64_t from, int64_t to,
+             float *out, int64_t stride, bool add) {
   int64_t o = from;
   for (; o + 4 <= to; o += 4)
     weights<4>(x, rows, w + o * width, width, out + o, stride, add);
   for (; o < to; ++o) weights<1>(x, rows, w + o * width, width, out + o, stride, add);
 }
 
-void plus(float *row, const float *other, int64_t width) {
+template <typename Number>
+void plus(float *row, const Number *other, int64_t width) {
   if (other)
-    for (int64_t i = 0; i < width; ++i) row[i] += other[i];
+    for (int64_t i = 0; i < width; ++i) row[i] += widened(other[i]);
 }
 
 // x / rms(x) * g (+ b)
-void normed(const float *x, int64_t width, double eps, const float *g, const float *b, float *out) {
+template <typename Own>
+void normed(const float *x, int64_t width, double eps, const Own *g, const Own *b, float *out) {
   double squares = 0;
   for (int64_t i = 0; i < width; ++i) squares += double(x[i]) * x[i];
   const float scale = float(1 / std::sqrt(squares / width + eps));
-  for (int64_t i = 0; i < width; ++i) out[i] = x[i] * scale * g[i];
+  for (int64_t i = 0; i < width; ++i) out[i] = x[i] * scale * widened(g[i]);
   plus(out, b, width);
 }
 
 // x cos + (-x2, x1) sin, of the halves x1 and x2.
-void turn(float *x, const float *cos, const float *sin, int64_t width) {
+template <typename Own>
+void turn(float *x, const Own *cos, const Own *sin, int64_t width) {
   const int64_t half = width / 2;
   for (int64_t i = 0; i < half; ++i) {
     const float one = x[i], two = x[half + i];
-    x[i] = one * cos[i] - two * sin[i];
-    x[half + i] = two * cos[half + i] + one * sin[half + i];
+    x[i] = one * widened(cos[i]) - two * widened(sin[i]);
+    x[half + i] = two * widened(cos[half + i]) + one * widened(sin[half + i]);
   }
+}
+
+template <typename Own>
+void store(const float *row, int64_t width, Own *to) {
+  for (int64_t i = 0; i < width; ++i) round_to(row[i], to[i]);
 }
 
 // One call's buffers, kept by the thread for the next.
@@ -227,7 +180,11 @@ float *room(std::vector<float> &kept, int64_t size) {
   return kept.data();
 }
 
+// `Own`: the dtype of the insertion. z is in single precision.
+template <typename Own>
 struct Stream {
+  typedef LayerWeights<Own> Weights;
+  typedef LayerInputs<Own> Inputs;
   const StreamCall &call;
   float *z;
 
@@ -236,7 +193,7 @@ struct Stream {
   int64_t head_outputs() const { return (call.heads + 2 * kept_heads()) * call.head_dim; }
 
   // The row's queries, keys and values: normed, rotated, keys and values written to the cache.
-  void project_heads(const LayerWeights &w, const LayerInputs &inputs, const BaseParts &made,
+  void project_heads(const Weights &w, const Inputs &inputs, const BaseParts &made,
                      int64_t row) const {
     const int64_t c = call.head_dim, b = row / call.tokens, t = row % call.tokens;
     float *qkv = made.heads + row * head_outputs();
@@ -245,21 +202,19 @@ struct Stream {
     const int64_t at = b * call.turn_of_batch + t * c;
     for (int64_t head = 0; head < call.heads + kept_heads(); ++head) {
       float *one = qkv + head * c;
-      if (const float *g = head < call.heads ? w.query_norm : w.key_norm)
-        normed(one, c, call.eps, g, nullptr, one);
+      if (const Own *g = head < call.heads ? w.query_norm : w.key_norm)
+        normed(one, c, call.eps, g, static_cast<const Own *>(nullptr), one);
       if (inputs.cos) turn(one, inputs.cos + at, inputs.sin + at, c);
     }
     const float *keys = qkv + call.heads * c, *values = keys + kept_heads() * c;
     for (int64_t head = 0; head < kept_heads(); ++head) {
-      std::memcpy(slot(inputs.key, inputs.key_of, b, head, call.first_slot + t), keys + head * c,
-                  c * sizeof(float));
-      std::memcpy(slot(inputs.value, inputs.value_of, b, head, call.first_slot + t),
-                  values + head * c, c * sizeof(float));
+      store(keys + head * c, c, slot(inputs.key, inputs.key_of, b, head, call.first_slot + t));
+      store(values + head * c, c, slot(inputs.value, inputs.value_of, b, head, call.first_slot + t));
     }
   }
 
   // The rest of the layer: attention, output product, FFN.
-  void finish_layer(const LayerWeights &w, const LayerInputs &inputs, const BaseParts &made,
+  void finish_layer(const Weights &w, const Inputs &inputs, const BaseParts &made,
                     int64_t row) const {
     static thread_local std::vector<float> kept;
     const int64_t attended = call.heads * call.head_dim;
@@ -284,12 +239,12 @@ struct Stream {
   }
 
  private:
-  static float *slot(float *first, const int64_t *of, int64_t batch, int64_t head, int64_t at) {
+  static Own *slot(Own *first, const int64_t *of, int64_t batch, int64_t head, int64_t at) {
     return first + batch * of[0] + head * of[1] + at * of[2];
   }
 
   // out += u W^z (+ b), u = norm(x)
-  void enter(const float *x, const float *g, const float *g_bias, const float *w, const float *bias,
+  void enter(const float *x, const Own *g, const Own *g_bias, const Own *w, const Own *bias,
              int64_t outputs, float *out) const {
     static thread_local std::vector<float> kept;
     float *u = room(kept, call.hidden);
@@ -299,18 +254,18 @@ struct Stream {
   }
 
   // Masked slots are left out whatever they hold, NaN included.
-  bool sees(const LayerInputs &inputs, int64_t b, int64_t t, int64_t at, float &score) const {
+  bool sees(const Inputs &inputs, int64_t b, int64_t t, int64_t at, float &score) const {
     const int64_t place = b * call.mask_of_batch + t * call.mask_of_token + at;
     switch (call.mask) {
       case MASK_CAUSAL: return at <= call.first_slot + t;
-      case MASK_ADDITIVE: score += static_cast<const float *>(inputs.mask)[place]; return true;
+      case MASK_ADDITIVE: score += widened(static_cast<const Own *>(inputs.mask)[place]); return true;
       case MASK_BOOLEAN: return static_cast<const uint8_t *>(inputs.mask)[place];
       default: return true;
     }
   }
 
   // The row's block that begins with slot `at`: the keys of a head, then its values.
-  const char *page(const LayerInputs &inputs, int64_t row, int64_t kv, int64_t at) const {
+  const char *page(const Inputs &inputs, int64_t row, int64_t kv, int64_t at) const {
     const PagedCache &pages = *call.pages;
     const int64_t block = pages.table[pages.sequence[row] * pages.of_sequence + at / pages.size];
     return reinterpret_cast<const char *>(inputs.key) +
@@ -324,13 +279,13 @@ struct Stream {
     Lanes sums[N] = {};
     for (int64_t i = 0; i < c; i += 2)
       for (int n = 0; n < N; ++n)
-        if constexpr (std::is_same_v<Number, Half>) {
+        if constexpr (std::is_same_v<Number, BFloat16>) {
           const Pairs *pairs = reinterpret_cast<const Pairs *>(keys) + (at / LANES + n) * (c / 2);
           const Pairs both = load<Pairs>(pairs + i / 2);
           sums[n] += query[i] * firsts(both) + query[i + 1] * seconds(both);
         } else {
           const float *here = reinterpret_cast<const float *>(keys) + at + n * LANES + i * size;
-          sums[n] += query[i] * load(here) + query[i + 1] * load(here + size);
+          sums[n] += query[i] * lanes(here) + query[i + 1] * lanes(here + size);
         }
     std::memcpy(scores + at, sums, sizeof sums);
   }
@@ -343,20 +298,20 @@ struct Stream {
     std::memcpy(sums, out + i, sizeof sums);
     for (int64_t at = 0; at < slots; ++at)
       for (int n = 0; n < N; ++n)
-        if constexpr (std::is_same_v<Number, Half>) {
+        if constexpr (std::is_same_v<Number, BFloat16>) {
           const Pairs *pairs = reinterpret_cast<const Pairs *>(values);
           const Pairs both = load<Pairs>(pairs + (i / LANES + n) * (size / 2) + at / 2);
           sums[n] += weights[at] * (at % 2 ? seconds(both) : firsts(both));
         } else {
           const float *value = reinterpret_cast<const float *>(values) + at * c;
-          sums[n] += weights[at] * load(value + i + n * LANES);
+          sums[n] += weights[at] * lanes(value + i + n * LANES);
         }
     std::memcpy(out + i, sums, sizeof sums);
   }
 
   // Whole vectors of slots at a time. Scores behind the last slot that is seen are unused.
   template <typename Number>
-  void score_pages(const LayerInputs &inputs, const float *query, int64_t row, int64_t kv,
+  void score_pages(const Inputs &inputs, const float *query, int64_t row, int64_t kv,
                    int64_t slots, float *scores) const {
     const int64_t size = call.pages->size;
     for (int64_t first = 0; first < slots; first += size, scores += size) {
@@ -374,7 +329,7 @@ struct Stream {
   }
 
   template <typename Number>
-  void mix_pages(const LayerInputs &inputs, const float *weights, int64_t row, int64_t kv,
+  void mix_pages(const Inputs &inputs, const float *weights, int64_t row, int64_t kv,
                  int64_t slots, float *out) const {
     const int64_t size = call.pages->size, c = call.head_dim;
     for (int64_t first = 0; first < slots; first += size, weights += size) {
@@ -387,7 +342,7 @@ struct Stream {
     }
   }
 
-  void score_slots(const LayerInputs &inputs, const float *query, int64_t b, int64_t kv,
+  void score_slots(const Inputs &inputs, const float *query, int64_t b, int64_t kv,
                    float *scores) const {
     const int64_t c = call.head_dim;
     if (inputs.key_of[2] == c)
@@ -399,23 +354,23 @@ struct Stream {
                 false);
   }
 
-  void mix_slots(const LayerInputs &inputs, const float *weights, int64_t b, int64_t kv,
+  void mix_slots(const Inputs &inputs, const float *weights, int64_t b, int64_t kv,
                  float *out) const {
     for (int64_t at = 0; at < call.slots; ++at) {
       if (weights[at] == 0) continue;
-      const float *value = slot(inputs.value, inputs.value_of, b, kv, at);
-      for (int64_t i = 0; i < call.head_dim; ++i) out[i] += weights[at] * value[i];
+      const Own *value = slot(inputs.value, inputs.value_of, b, kv, at);
+      for (int64_t i = 0; i < call.head_dim; ++i) out[i] += weights[at] * widened(value[i]);
     }
   }
 
-  void attend(const LayerInputs &inputs, const float *query, int64_t row, int64_t head, float *out,
+  void attend(const Inputs &inputs, const float *query, int64_t row, int64_t head, float *out,
               float *weights) const {
     const int64_t c = call.head_dim, b = row / call.tokens, t = row % call.tokens;
     const int64_t kv = head / (call.heads / call.kv_heads);
     const int64_t slots = call.pages ? call.pages->seen[row] : call.slots;
     const bool half = call.pages && call.pages->half;
     if (half)
-      score_pages<Half>(inputs, query, row, kv, slots, weights);
+      score_pages<BFloat16>(inputs, query, row, kv, slots, weights);
     else if (call.pages)
       score_pages<float>(inputs, query, row, kv, slots, weights);
     else
@@ -433,7 +388,7 @@ struct Stream {
       sum += weights[at] = seen ? std::exp(weights[at] - largest) : 0;
     }
     if (half)
-      mix_pages<Half>(inputs, weights, row, kv, slots, out);
+      mix_pages<BFloat16>(inputs, weights, row, kv, slots, out);
     else if (call.pages)
       mix_pages<float>(inputs, weights, row, kv, slots, out);
     else
@@ -450,13 +405,14 @@ struct Piece {
   int64_t first, rows, width, from, to;  // rows from the first on, outputs `from` up to `to`
   float *out;
   int64_t stride;
-  bool half;
+  int64_t dtype;
 
   void run() const {
-    if (half)
-      of<Half>();
-    else
-      of<float>();
+    switch (dtype) {
+      case BFLOAT16: return of<BFloat16>();
+      case FLOAT16: return of<Float16>();
+      default: return of<float>();
+    }
   }
 
  private:
@@ -472,15 +428,17 @@ struct Piece {
 constexpr int64_t PIECE = 32, ROWS = 64;
 
 void cut(std::vector<Piece> &pieces, int64_t layer, const void *x, int64_t rows, const void *w,
-         int64_t width, int64_t outputs, float *out, bool half) {
+         int64_t width, int64_t outputs, float *out, int64_t dtype) {
   for (int64_t row = 0; row < rows; row += ROWS)
     for (int64_t from = 0; from < outputs; from += PIECE)
       pieces.push_back({layer, x, w, row, std::min(ROWS, rows - row), width, from,
-                        std::min(outputs, from + PIECE), out, outputs, half});
+                        std::min(outputs, from + PIECE), out, outputs, dtype});
 }
 
 // All pieces first, then layer by layer with the rows in parallel.
-void many_rows(const Stream &stream, const LayerWeights *weights, const LayerInputs *inputs,
+template <typename Own>
+void many_rows(const Stream<Own> &stream, const LayerWeights<Own> *weights,
+               const LayerInputs<Own> *inputs,
                const std::vector<BaseParts> &layers, const std::vector<Piece> &pieces) {
   const int64_t rows = stream.rows(), count = pieces.size();
   const Piece *all = pieces.data();
@@ -503,7 +461,9 @@ void many_rows(const Stream &stream, const LayerWeights *weights, const LayerInp
 
 // One thread takes the row through its layers, each as soon as its pieces are done. The other
 // threads run the pieces of later layers meanwhile.
-void one_row(const Stream &stream, const LayerWeights *weights, const LayerInputs *inputs,
+template <typename Own>
+void one_row(const Stream<Own> &stream, const LayerWeights<Own> *weights,
+             const LayerInputs<Own> *inputs,
              const std::vector<BaseParts> &layers, const std::vector<Piece> &pieces) {
   const int64_t count = pieces.size();
   std::vector<std::atomic<int64_t>> left(layers.size());
@@ -528,49 +488,80 @@ void one_row(const Stream &stream, const LayerWeights *weights, const LayerInput
   }
 }
 
-}  // namespace
-
-// Fills [version, sizes of the structures in bytes]; raise the version when their meaning changes.
-extern "C" void otter_abi(int64_t *numbers) {
-  numbers[0] = 1;
-  numbers[1] = sizeof(StreamCall);
-  numbers[2] = sizeof(LayerWeights);
-  numbers[3] = sizeof(LayerInputs);
-  numbers[4] = sizeof(PagedCache);
-}
-
 // After the last layer of all, `weights` has one more entry: the final norm. Otherwise v is null.
-extern "C" void otter_stream(const StreamCall *call, const LayerWeights *weights,
-                             const LayerInputs *inputs, float *z, float *v) {
+template <typename Own>
+void run(const StreamCall &call, const LayerWeights<Own> *weights, const LayerInputs<Own> *inputs,
+         Own *z, Own *v) {
   static thread_local std::vector<float> kept;
   static thread_local std::vector<Piece> pieces;
-  const Stream stream{*call, z};
-  const int64_t rows = stream.rows(), hidden = call->hidden, units = 2 * call->units;
-  const int64_t heads = call->heads ? stream.head_outputs() : 0;
+  const int64_t rows = call.batch * call.tokens, hidden = call.hidden, units = 2 * call.units;
+  Stream<Own> stream{call, nullptr};
+  const int64_t heads = call.heads ? stream.head_outputs() : 0;
   const int64_t of_layer = rows * (heads + units + 2 * hidden);
-  float *made = room(kept, call->layers * of_layer);
-  std::vector<BaseParts> layers(call->layers);
+  stream.z = room(kept, call.layers * of_layer + (rows + 1) * hidden);
+  for (int64_t i = 0; i < rows * hidden; ++i) stream.z[i] = widened(z[i]);
+  float *normed_row = stream.z + rows * hidden, *made = normed_row + hidden;
+  std::vector<BaseParts> layers(call.layers);
   pieces.clear();
-  for (int64_t l = 0; l < call->layers; ++l) {
+  for (int64_t l = 0; l < call.layers; ++l) {
     float *first = made + l * of_layer;
     layers[l] = {first, first + rows * heads, first + rows * (heads + hidden),
                  first + rows * (heads + hidden + units)};
-    const LayerWeights &w = weights[l];
+    const LayerWeights<Own> &w = weights[l];
     const BaseParts &to = layers[l];
     const auto add = [&](const void *x, const void *w, int64_t width, int64_t outs, float *out) {
-      cut(pieces, l, x, rows, w, width, outs, out, call->half);
+      cut(pieces, l, x, rows, w, width, outs, out, call.base_dtype);
     };
-    add(inputs[l].normed, w.heads_h, call->in_heads, heads, to.heads);
-    add(inputs[l].attended, w.out_h, call->in_out, hidden, to.out);
-    add(inputs[l].ffn_normed, w.units_h, call->in_units, units, to.units);
-    add(inputs[l].activated, w.down_h, call->in_down, hidden, to.down);
+    add(inputs[l].normed, w.heads_h, call.in_heads, heads, to.heads);
+    add(inputs[l].attended, w.out_h, call.in_out, hidden, to.out);
+    add(inputs[l].ffn_normed, w.units_h, call.in_units, units, to.units);
+    add(inputs[l].activated, w.down_h, call.in_down, hidden, to.down);
   }
   if (rows == 1)
     one_row(stream, weights, inputs, layers, pieces);
   else
     many_rows(stream, weights, inputs, layers, pieces);
+  store(stream.z, rows * hidden, z);
   if (!v) return;
-  const LayerWeights &last = weights[call->layers];
-  for (int64_t row = 0; row < rows; ++row)
-    normed(z + row * hidden, hidden, call->eps, last.norm, last.norm_bias, v + row * hidden);
+  const LayerWeights<Own> &last = weights[call.layers];
+  for (int64_t row = 0; row < rows; ++row) {
+    normed(stream.z + row * hidden, hidden, call.eps, last.norm, last.norm_bias, normed_row);
+    store(normed_row, hidden, v + row * hidden);
+  }
+}
+
+template <typename Own>
+void run(const StreamCall &call, const void *weights, const void *inputs, void *z, void *v) {
+  run(call, static_cast<const LayerWeights<Own> *>(weights),
+      static_cast<const LayerInputs<Own> *>(inputs), static_cast<Own *>(z), static_cast<Own *>(v));
+}
+
+}  // namespace
+
+// Fills [version, sizes of the structures in bytes]; raise the version when their meaning changes.
+extern "C" void otter_abi(int64_t *numbers) {
+  numbers[0] = 2;
+  numbers[1] = sizeof(StreamCall);
+  numbers[2] = sizeof(LayerWeights<float>);
+  numbers[3] = sizeof(LayerInputs<float>);
+  numbers[4] = sizeof(PagedCache);
+}
+
+// Whether this library multiplies bfloat16 by the processor's own dot products.
+extern "C" int otter_bfloat16() {
+#ifdef __AVX512BF16__
+  return 1;
+#else
+  return 0;
+#endif
+}
+
+// z [batch * tokens, D] in place, and v in the dtype `own_dtype`.
+extern "C" void otter_stream(const StreamCall *call, const void *weights, const void *inputs,
+                             void *z, void *v) {
+  switch (call->own_dtype) {
+    case BFLOAT16: return run<BFloat16>(*call, weights, inputs, z, v);
+    case FLOAT16: return run<Float16>(*call, weights, inputs, z, v);
+    default: return run<float>(*call, weights, inputs, z, v);
+  }
 }

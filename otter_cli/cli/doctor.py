@@ -51,6 +51,9 @@ def doctor(
 
     The check of a folder compares digests, tensors and shapes with its configuration, and looks for
     NaN and infinity in every tensor. The exit code is 1 if anything is wrong.
+
+    The machine's page says what runs the inserted stream. OTTER_BACKEND=torch, packed or native in
+    the environment requires one of the backends; the default is the fastest that supports a call.
     """
     return _check_machine() if path is None else _check_folder(path)
 
@@ -69,9 +72,9 @@ def _check_machine() -> Outcome:
         machine["threads"] = {**asdict(threads), "sentence": threads.sentence}
     problems = [_problem(r) for r in required if not r.satisfied]
     if not problems:
-        from otter_cli.accel.native_library import native_status
+        from otter_cli.accel.stream_path import machine_stream_path
 
-        machine["stream"] = native_status()
+        machine["stream"] = machine_stream_path()
     data = {
         "healthy": not problems,
         "problems": problems,

@@ -14,6 +14,7 @@ from otter_cli.cli.tables import facts_table
 if TYPE_CHECKING:
     from otter_cli.checkpoint.folder import Checkpoint
     from otter_cli.families.shape import BaseShape
+    from otter_cli.graft.config import InsertionConfig
     from otter_cli.graft.manifest import Manifest
 
 
@@ -111,7 +112,12 @@ def _record(checkpoint: Checkpoint, shape: BaseShape, manifest: Manifest | None)
     if manifest:
         plans = manifest.plans(shape)
         record["insertion"] = [
-            {**plan.config.model_dump(mode="json"), "parameters": plan.parameters} for plan in plans
+            {
+                **plan.config.model_dump(mode="json"),
+                "parameters": plan.parameters,
+                "stream": _stream(plan.config, shape, checkpoint),
+            }
+            for plan in plans
         ]
         record["signals"] = {
             signal.name: {
@@ -124,6 +130,18 @@ def _record(checkpoint: Checkpoint, shape: BaseShape, manifest: Manifest | None)
         }
         record["base"] = manifest.base.model_dump(mode="json", exclude={"files"})
     return record
+
+
+def _stream(config: InsertionConfig, shape: BaseShape, checkpoint: Checkpoint) -> str:
+    """What runs the stream on this machine's processor, loaded in the base's dtype. Compiles
+    nothing."""
+    from otter_cli.accel.stream_path import path_text, stream_path
+    from otter_cli.core.dtype_names import is_dtype, parse_dtype
+
+    dtype = checkpoint.dtype
+    name = parse_dtype(dtype) if is_dtype(dtype) else dtype
+    path = stream_path(config, shape, dtype=name, base_config=checkpoint.config, build=False)
+    return path_text(path)
 
 
 def _facts(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -154,6 +172,7 @@ def _facts(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
             f"{insertion['norm']} norm, {insertion['init']} init, {insertion['dtype']}"
         )
         yield f"insertion {insertion['name']}", sizes
+        yield "its stream", insertion["stream"]
     for name, signal in record["signals"].items():
         training = signal["training"]
         state = (

@@ -37,7 +37,7 @@ def overhead_report(result: OverheadResult) -> Report:
     if result.left_out:
         lead += f" Interrupted, without {', '.join(result.left_out)}."
     if s.stream:
-        lead += f" Streams of few tokens run by {s.stream}."
+        lead += f" The inserted stream runs by {s.stream}."
     return Report(
         f"Overhead: {s.subject}",
         lead,

@@ -86,6 +86,8 @@ def _level_rows(report: Verification) -> Iterator[list[Cell | str]]:
         multiple = f"{cost.multiple:.1f} forwards of the longest window ({cost.longest} tokens)"
         took = seconds_text(report.seconds)
         yield ["cost", f"{counted}, the tokens of {multiple}; {took}"]
+    for setting, backend in report.streams.items():
+        yield ["stream", f"{setting}: {backend}"]
 
 
 def _compared_layers(report: Verification) -> str:

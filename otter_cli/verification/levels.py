@@ -11,7 +11,9 @@ import gc
 import sys
 from dataclasses import dataclass, replace
 from time import monotonic
+from typing import TYPE_CHECKING
 
+from otter_cli.accel.stream_path import model_stream_path
 from otter_cli.verification.agenda import (
     BUDGET_SPENT,
     Agenda,
@@ -34,6 +36,9 @@ from otter_cli.verification.grid import Case
 from otter_cli.verification.poison import POISON_VALUES, check_locality, poison_each
 from otter_cli.verification.report import LeftOut, VerificationReport
 from otter_cli.verification.structure import compared_layers, trace_path, traced_cases
+
+if TYPE_CHECKING:
+    from otter_cli.model.otter import OtterForCausalLM
 
 # Parameters of mallopt in glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -124,6 +129,14 @@ def _fitting_agenda(
     )
 
 
+def _stream_paths(otter: OtterForCausalLM, ran: list[Case]) -> dict[str, str]:
+    """What runs the streams of the cases, by dtype and attention."""
+    return {
+        f"{case.dtype}, {case.attention}": model_stream_path(otter, attention=case.attention)
+        for case in ran
+    }
+
+
 def _poison_case(case: Case) -> Case:
     """A short, padded prefill in the setting of `case`."""
     return replace(
@@ -156,6 +169,7 @@ class _PairLevels:
             report.skipped += [result for result in compared if isinstance(result, Skipped)]
             ran = [result.case for result in results if not result.failure]
             if otter is not None and ran:
+                report.streams |= _stream_paths(otter, ran)
                 layers = () if self.full else compared_layers(otter)
                 with cost.of("trace"):
                     self._trace(ran, layers)

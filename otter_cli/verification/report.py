@@ -61,6 +61,7 @@ class VerificationReport:
     first_difference: FirstDifference | None = None
     left_out: LeftOut | None = None
     cost: Cost = field(default_factory=Cost)
+    streams: dict[str, str] = field(default_factory=dict)  # what ran them, by dtype and attention
     seconds: float = 0.0
 
     @property
@@ -112,6 +113,7 @@ class VerificationReport:
             "partial": self.left_out is not None,
             "left_out": self.left_out and asdict(self.left_out),
             "cost": self.cost.record(),
+            "streams": self.streams,
             "seconds": round(self.seconds, 1),
         }
 

@@ -28,7 +28,9 @@ class OverheadSettings(ResultPart):
     context: int
     repeats: int = Field(description="the most rounds; the n of a ratio says how many there were")
     seconds: float | None = Field(None, description="of a phase; None: --repeats was given")
-    stream: str = Field("", description="what ran the stream: native code, or why torch did")
+    stream: str = Field(
+        "", description="what ran the stream, in which dtype, and why not native code"
+    )
 
 
 class BaseAndGraft(ResultPart):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from otter_cli.accel.stream_path import model_stream_path
 from otter_cli.benchmarks.options import OverheadOptions
 from otter_cli.benchmarks.overhead.commands import start_up_groups, surgery_groups
 from otter_cli.benchmarks.overhead.guided_decoding import guided_decoding_groups
@@ -189,14 +190,8 @@ def overhead_settings(
         context=options.context,
         repeats=repeats,
         seconds=None if options.repeats else PHASE_SECONDS,
-        stream=_stream_backend(options.device),
+        stream=model_stream_path(models.graft),
     )
-
-
-def _stream_backend(device: str) -> str:
-    from otter_cli.accel.native_library import native_status
-
-    return native_status() if device == "cpu" else "torch's operations"
 
 
 def _measure_rates(models: BaseWithGraft) -> MachineRates:

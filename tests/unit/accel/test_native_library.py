@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from otter_cli.accel import native_abi
 from otter_cli.accel.native_library import load_compiled
 from otter_cli.core.private_files import NotPrivate
 
@@ -252,8 +253,9 @@ def test_the_key_is_of_source_compiler_flags_and_processor(
     keys.append(native._key(str(compiler), ()))
     source = tmp_path / "stream.cpp"
     source.write_text("int other;")
-    monkeypatch.setattr(native, "_SOURCE", source)
-    keys.append(native._key(str(compiler), ()))
+    for name in ("_SOURCE", "_HEADER"):
+        monkeypatch.setattr(native, name, source)
+        keys.append(native._key(str(compiler), ()))
     assert len(set(keys)) == len(keys)
 
 
@@ -283,9 +285,9 @@ def test_a_library_with_other_structures_is_not_used(
     monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
     native._load_once.cache_clear()
-    monkeypatch.setattr(native, changed, getattr(native, changed) + 1)
+    monkeypatch.setattr(native_abi, changed, getattr(native_abi, changed) + 1)
     try:
         assert native.load_native() is None
-        assert "version and sizes" in native.native_status()
+        assert "version and sizes" in native.native_refusal()
     finally:
         native._load_once.cache_clear()

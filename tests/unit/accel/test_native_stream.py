@@ -19,25 +19,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import StaticCache
 
 from otter_cli.accel import native_stream
-from otter_cli.accel.native_library import (
+from otter_cli.accel.native_abi import (
     POINTERS_OF_HEADS,
     WEIGHTS_PER_LAYER,
     PagedCache,
     StreamCall,
-    TensorAddresses,
-    array_address,
-    load_native,
 )
+from otter_cli.accel.native_call import DTYPE_NUMBERS, TensorAddresses, array_address
+from otter_cli.accel.native_library import load_native
 from otter_cli.accel.native_stream import NativeBackend
-from otter_cli.decoding.session import DecodingSession
 from otter_cli.model.forward_context import inside_insertion
 from otter_cli.model.otter import OtterForCausalLM
 from otter_cli.verification.trace import Trace, Tracer
+from tests.support.decoded_states import PROMPTS, decoded_states
 from tests.support.families import FULL, Case
 from tests.support.grafts import random_graft
 
 SINGLE = {"mixtral", "qwen3_moe"}  # torch's grouped product knows no double precision
-PROMPTS = [[5, 9, 33, 40, 12, 7, 3], [60, 61, 62]]
 SIZES = {"hidden": 20, "heads": 2, "ffn": 10}
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="no compiler here")
@@ -65,36 +63,15 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
         yield lambda: patched.setattr(native_stream, "load_native", lambda: None)
 
 
-@torch.no_grad()
-def _decoded(model: Any) -> tuple[Tensor, Tensor]:
-    """Base states and rewards of every kind of step: a prefill of unequal prompts, tokens, looked
-    at one by one and together, a chain, candidates and a tree."""
-    session, states = DecodingSession(model), []
-    states.append(session.prefill(PROMPTS))
-    for token in (4, 17):
-        states.append(session.step(torch.tensor([token, token + 1])))
-        session.read("reward", states[-1])
-    states.append(session.extend(torch.tensor([[8, 9, 10], [11, 12, 13]])))
-    session.keep(torch.tensor([3, 1]))
-    states.append(session.extend_candidates(torch.tensor([[20, 21, 22], [23, 24, 25]])))
-    session.keep_candidate(torch.tensor([2, 0]))
-    states += [session.step(torch.tensor([token, 50 - token])) for token in range(30, 33)]
-    states.append(session.extend_tree(torch.tensor([[1, 2, 3], [4, 5, 6]]), [-1, 0, 0]))
-    session.keep_path(torch.tensor([[0, 2], [0, 1]]), torch.tensor([2, 2]))
-    states.append(session.step(torch.tensor([40, 41])))
-    rewards = torch.cat([session.read("reward", state).flatten() for state in states])
-    return torch.cat([state.base.flatten() for state in states]), rewards
-
-
 def _loaded(folder: Path, **options: Any) -> Any:
     return OtterForCausalLM.from_pretrained(folder, **options)
 
 
 def _as_in_double(folder: Path, seen: Watched, **options: Any) -> None:
-    _, rewards = _decoded(_loaded(folder, **options))
+    _, rewards = decoded_states(_loaded(folder, **options))
     assert seen and all(seen)
     seen.clear()
-    _, exact = _decoded(_loaded(folder, dtype=torch.float64, **options))
+    _, exact = decoded_states(_loaded(folder, dtype=torch.float64, **options))
     assert not any(seen)
     assert rewards.abs().max() > 0.01 and rewards.std() > 0.001
     torch.testing.assert_close(rewards.double(), exact, rtol=1e-4, atol=2e-5)
@@ -110,10 +87,10 @@ def test_every_family_by_it_or_by_torch(
         _as_in_double(folder, native)
         return
     model = _loaded(folder, attn_implementation="eager" if case.eager_only else "sdpa")
-    _, rewards = _decoded(model)
+    _, rewards = decoded_states(model)
     assert set(native) == {True} if case.native else not any(native)
     without()
-    torch.testing.assert_close(rewards, _decoded(model)[1], rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(rewards, decoded_states(model)[1], rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -152,10 +129,10 @@ def test_the_base_is_as_without_it_and_what_it_reads_stays(
         return done
 
     monkeypatch.setattr(NativeBackend, "run", untouched)
-    base, _ = _decoded(model)
+    base, _ = decoded_states(model)
     assert native and all(native)
     without()
-    assert torch.equal(_decoded(model)[0], base)
+    assert torch.equal(decoded_states(model)[0], base)
 
 
 _READ = ("normed", "base_out")
@@ -194,7 +171,7 @@ def test_threads_change_no_bit(tiny_llama: Path, tmp_path: Path, native: Watched
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            found.append(_decoded(model))
+            found.append(decoded_states(model))
     finally:
         torch.set_num_threads(threads)
     assert all(native)
@@ -241,12 +218,12 @@ def test_it_reads_the_parameters_as_they_are(
     tiny_llama: Path, tmp_path: Path, native: Watched, without: Any, change: Any
 ) -> None:
     model = _loaded(random_graft(tiny_llama, tmp_path / "g", **SIZES))
-    before = _decoded(model)[1]
+    before = decoded_states(model)[1]
     change(model)
-    after = _decoded(model)[1]
+    after = decoded_states(model)[1]
     assert all(native) and (after - before).abs().max() > 1e-3
     without()
-    torch.testing.assert_close(after, _decoded(model)[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(after, decoded_states(model)[1], rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -254,13 +231,13 @@ def test_a_copy_is_asked_for_its_own_parameters(
     tiny_llama: Path, tmp_path: Path, native: Watched
 ) -> None:
     model = _loaded(random_graft(tiny_llama, tmp_path / "g", **SIZES))
-    before = _decoded(model)[1]
+    before = decoded_states(model)[1]
     other = copy.deepcopy(model)
     # Weights at other addresses may be summed in another order.
-    torch.testing.assert_close(_decoded(other)[1], before, rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(decoded_states(other)[1], before, rtol=1e-5, atol=2e-6)
     _one_other(other)
-    assert (_decoded(other)[1] - before).abs().max() > 1e-3
-    assert all(native) and torch.equal(_decoded(model)[1], before)
+    assert (decoded_states(other)[1] - before).abs().max() > 1e-3
+    assert all(native) and torch.equal(decoded_states(model)[1], before)
 
 
 @torch.no_grad()
@@ -292,15 +269,15 @@ def test_a_copy_has_weights_and_taps_of_its_own(
     tiny_llama: Path, tmp_path: Path, native: Watched
 ) -> None:
     model = _loaded(random_graft(tiny_llama, tmp_path / "g", **SIZES))
-    before = _decoded(model)
+    before = decoded_states(model)
     other = copy.deepcopy(model)
     _written(other)
     for parameter in other.base.parameters():
         parameter.add_(0.01)
-    base, rewards = _decoded(other)
+    base, rewards = decoded_states(other)
     assert all(native)
     assert (base - before[0]).abs().max() > 1e-3 and (rewards - before[1]).abs().max() > 1e-3
-    assert all(map(torch.equal, _decoded(model), before))
+    assert all(map(torch.equal, decoded_states(model), before))
 
 
 class _Watcher(TorchDispatchMode):
@@ -348,10 +325,11 @@ def _traced(model: OtterForCausalLM) -> Trace:
     return tracer.trace
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_a_trace_sees_native_code_and_finds_no_leak(
-    tiny_llama: Path, tmp_path: Path, native: Watched
+    tiny_llama: Path, tmp_path: Path, native: Watched, dtype: torch.dtype
 ) -> None:
-    model = _loaded(random_graft(tiny_llama, tmp_path / "g", **SIZES))
+    model = _loaded(random_graft(tiny_llama, tmp_path / "g", **SIZES), dtype=dtype)
     trace = _traced(model)
     assert all(native) and trace.leak is None
     assert 0 < trace.inserted < 20  # the embedding, and one operator in place of all layers
@@ -377,15 +355,15 @@ def test_a_trace_finds_native_code_that_writes_to_the_base_s_keys(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("how", ["static", "eager", "bfloat16", "window"])
+@pytest.mark.parametrize("how", ["static", "eager", "double", "window"])
 def test_what_it_does_not_know_is_torchs(
     tiny_checkpoint: Any, tmp_path: Path, native: Watched, how: str
 ) -> None:
     base = tiny_checkpoint(*(("mistral",) if how == "window" else ("llama",)))
     folder = random_graft(base, tmp_path / "g", **SIZES)
     options: dict[str, Any] = {"attn_implementation": "eager"} if how == "eager" else {}
-    if how == "bfloat16":
-        options["dtype"] = torch.bfloat16
+    if how == "double":
+        options["dtype"] = torch.float64
     model = _loaded(folder, **options)
     caches = {"past_key_values": StaticCache(config=model.config, max_cache_len=16)}
     model(torch.tensor(PROMPTS[:1]), **(caches if how == "static" else {}))
@@ -398,22 +376,22 @@ def test_a_base_of_half_the_width_under_an_insertion_in_single_precision(
 ) -> None:
     folder = random_graft(tiny_llama, tmp_path / "g", **SIZES)
     model = _loaded(folder, dtype=torch.bfloat16, insertion_dtype=torch.float32)
-    base, rewards = _decoded(model)
+    base, rewards = decoded_states(model)
     assert native and all(native)
     without()
-    other, by_torch = _decoded(model)
+    other, by_torch = decoded_states(model)
     assert torch.equal(base, other)
     torch.testing.assert_close(rewards, by_torch, rtol=1e-4, atol=2e-5)
     # Keys of half the width are not numbers that it reads.
     local = random_graft(tiny_llama, tmp_path / "l", kv="base", **SIZES)
     native.clear()
-    _decoded(_loaded(local, dtype=torch.bfloat16, insertion_dtype=torch.float32))
+    decoded_states(_loaded(local, dtype=torch.bfloat16, insertion_dtype=torch.float32))
     assert native and not any(native)
 
 
 TELL = (
-    "from otter_cli.accel.native_library import load_native, native_status; "
-    "print(load_native() is not None, native_status())"
+    "from otter_cli.accel.native_library import load_native, native_refusal; "
+    "print(load_native() is not None, native_refusal())"
 )
 
 
@@ -522,7 +500,7 @@ def test_heads_read_a_paged_cache(half: bool, head_dim: int) -> None:
     widths = dict.fromkeys(("in_heads", "in_out", "in_units", "in_down"), wide)
     form = StreamCall(
         batch=1, tokens=len(lengths), layers=1, hidden=hidden, heads=heads, kv_heads=2,
-        head_dim=head_dim, slots=max(lengths), eps=1e-6, scale=0.2, half=half,
+        head_dim=head_dim, slots=max(lengths), eps=1e-6, scale=0.2, base_dtype=DTYPE_NUMBERS[dtype],
         pages=ctypes.addressof(pages), **widths,
     )  # fmt: skip
     first = cache.data_ptr() + read.start * cache.stride(1) * cache.itemsize
@@ -567,7 +545,7 @@ def test_what_is_read_of_the_base_in_either_precision(half: bool, rows: int) -> 
     parts |= {place: tensor.data_ptr() for place, tensor in places.items()}
     form = StreamCall(
         batch=1, tokens=rows, layers=1, hidden=hidden, in_out=narrow, in_units=wide, in_down=wide,
-        units=units, half=half, eps=1e-6,
+        units=units, base_dtype=DTYPE_NUMBERS[dtype], eps=1e-6,
     )  # fmt: skip
     taps = array(
         "q", [0, attended.data_ptr(), x.data_ptr(), m.data_ptr()] + [0] * POINTERS_OF_HEADS

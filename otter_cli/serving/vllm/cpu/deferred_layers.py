@@ -21,14 +21,9 @@ from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import direct_register_custom_op
 
-from otter_cli.accel.native_library import (
-    POINTERS_OF_HEADS,
-    WEIGHTS_PER_LAYER,
-    StreamCall,
-    TensorAddresses,
-    array_address,
-    load_native,
-)
+from otter_cli.accel.native_abi import POINTERS_OF_HEADS, WEIGHTS_PER_LAYER, StreamCall
+from otter_cli.accel.native_call import DTYPE_NUMBERS, TensorAddresses, array_address
+from otter_cli.accel.native_library import load_native
 from otter_cli.serving.vllm.cpu.kv_cache import check_cache, is_known_layout, is_plain_attention
 from otter_cli.serving.vllm.cpu.step_rows import StepRows
 from otter_cli.serving.vllm.rank_layout import RankLayout
@@ -69,7 +64,7 @@ class DeferredLayers:
             kv_heads=self.config.kv_heads,
             head_dim=shape.head_dim,
             units=self.config.ffn,
-            half=half,
+            base_dtype=DTYPE_NUMBERS[self.dtype],
             eps=shape.norm_eps,
             scale=layers[min(self.order)].self_attn.scaling,
         )

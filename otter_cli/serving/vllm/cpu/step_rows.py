@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otter_cli.accel.native_library import PagedCache
+from otter_cli.accel.native_abi import PagedCache
 
 
 @dataclass
