@@ -296,7 +296,11 @@ class OverheadOptions(StrictConfig):
     decoding: Annotated[
         bool, _option("guided decoding, ARGS, best of n, at batch 1 and 8", "Beside")
     ] = False
+    guided: Annotated[
+        bool, _option("Q-style, V-style, ARGS and plain alone, at batch 1 and 16", "Beside")
+    ] = False
     speculative: Annotated[bool, _option("passes with drafts", "Beside")] = False
+    rows: Annotated[bool, _option("a step of 1 to 32 rows, by part: a curve", "Beside")] = False
     training: Annotated[bool, _option("steps: insertion, LoRA, full fine-tuning", "Beside")] = False
     surgery: Annotated[bool, _option("graft, verify, strip: cp, sha256sum; start-up", "Beside")] = (
         False
@@ -328,7 +332,9 @@ class OverheadOptions(StrictConfig):
         chosen = {
             "peers": self.peers,
             "decoding": self.decoding,
+            "guided": self.guided,
             "speculative": self.speculative,
+            "rows": self.rows,
             "training": self.training,
             "surgery": self.surgery,
             "start-up": self.surgery,

@@ -186,8 +186,26 @@ def _group_section(group: MeasuredGroup) -> ReportSection:
         body.append(cells)
     points = [_ratio_point(line.name, line.ratio, line.floor) for line in group.lines if line.ratio]
     axis = f"time over {group.reference}'s"
-    plots = [IntervalPlot(group.title, axis, points, 1.0)] if timed else []
+    plots: list[Plot] = [IntervalPlot(group.title, axis, points, 1.0)] if timed else []
+    if group.x_axis:
+        plots = [LinePlot(group.title, group.x_axis, axis, _curves(group), whole_steps=True)]
     return ReportSection(group.title, group.notes, [ReportTable(head, body)], plots)
+
+
+def _curves(group: MeasuredGroup) -> list[PlotSeries]:
+    """The ratio, its floor, and every figure with an interval over the same reference."""
+    lines = [line for line in group.lines if line.x is not None and line.ratio is not None]
+    places = [line.x or 0.0 for line in lines]
+    ratios = [line.ratio for line in lines if line.ratio is not None]
+    series = [PlotSeries.of("whole", zip(places, ratios, strict=True))]
+    if floors := [(line.x or 0.0, line.floor) for line in lines if line.floor is not None]:
+        series.append(PlotSeries("floor", [x for x, _ in floors], [floor for _, floor in floors]))
+    for name in dict.fromkeys(name for line in lines for name in line.figures):
+        figures = [(line.x or 0.0, line.figures.get(name)) for line in lines]
+        own = [(x, figure) for x, figure in figures if isinstance(figure, Estimate)]
+        if own and not name.endswith(", share"):
+            series.append(PlotSeries.of(name, own))
+    return series
 
 
 def _figure_cell(name: str, value: float | Estimate | None) -> Cell | str:

@@ -94,7 +94,8 @@ def test_every_group_has_its_lines_and_the_page_fits(otter_here: Otter, tmp_path
     groups = {group["title"]: group for group in result["groups"]}
     assert groups.keys() >= {
         "Peers", "Decoding, batch 1", "Decoding, batch 8", "Speculative", "Training", "Surgery",
-        "Start-up", "Profile of a decoding step",
+        "Start-up", "Profile of a decoding step", "Guided, batch 1", "Guided, batch 16",
+        "Rows: candidates of one next token", "Rows: positions of one text, a draft",
     }  # fmt: skip
     for group in groups.values():
         if group["title"].startswith("Profile"):
@@ -104,6 +105,8 @@ def test_every_group_has_its_lines_and_the_page_fits(otter_here: Otter, tmp_path
         reference = next(line for line in group["lines"] if line["name"] == group["reference"])
         assert reference["ratio"]["mean"] == 1 and len(group["lines"]) > 2
         assert all(line["milliseconds"] > 0 for line in group["lines"])
+    short = [line["name"] for line in groups["Guided, batch 16"]["lines"]]
+    assert short[0] == "plain" and short[2:] == ["Q-style k = 10", "V-style k = 10", "ARGS k = 10"]
     passes = {line["name"]: line["figures"] for line in groups["Decoding, batch 1"]["lines"]}
     assert passes["plain"]["other passes a token"] == 0
     assert passes["ARGS k = 10"]["other passes a token"] > 1

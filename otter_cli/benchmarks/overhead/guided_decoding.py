@@ -47,6 +47,9 @@ CANDIDATE_COUNTS = (5, 10, 20)
 PLAIN_DECODING, INSERTION_READ, ARGS_10 = "plain", "plain, insertion read", "ARGS k = 10"
 INSERTION_READ_LATER = "plain, insertion read later"
 _CANDIDATES = 10
+VALUE_10, ACTION_VALUES_10 = f"V-style k = {_CANDIDATES}", f"Q-style k = {_CANDIDATES}"
+GUIDED_BATCH_SIZES = (1, 16)
+GUIDED_METHODS = (PLAIN_DECODING, INSERTION_READ, ACTION_VALUES_10, VALUE_10, ARGS_10)
 _DRAWS = 8
 _STEP_REPEATS = 5
 
@@ -130,9 +133,11 @@ class TimedMethod:
 
 
 class TimedMethods:
-    """The methods of a run. Other models have random weights and the base's own shape."""
+    """The methods of a run, or those of `names`. Other models have random weights and the base's
+    own shape."""
 
-    def __init__(self, run: OverheadRun) -> None:
+    def __init__(self, run: OverheadRun, names: Sequence[str] | None = None) -> None:
+        self.names = names
         graft = run.with_signals("reward", "action-reward")
         stock = run.models.stock
         self.model, self.plan = graft.graft, graft.plans[0]
@@ -142,11 +147,18 @@ class TimedMethods:
     @property
     def steps(self) -> list[BareStep]:
         """The steps of the floors."""
-        own = [BareStep(width) for width in (1, *CANDIDATE_COUNTS)]
-        return [*own, BareStep(_CANDIDATES, self.reward_model), BareStep(1, copies=_DRAWS)]
+        one, reward_model = BareStep(1), BareStep(_CANDIDATES, self.reward_model)
+        if self.names is not None:
+            return [one, BareStep(_CANDIDATES), reward_model]
+        own = [BareStep(width) for width in CANDIDATE_COUNTS]
+        return [one, *own, reward_model, BareStep(1, copies=_DRAWS)]
 
     def of(self, prompts: list[list[int]]) -> dict[str, TimedMethod]:
         """By name. All of them are greedy, except best-of-n, which samples."""
+        every = self._all(prompts)
+        return every if self.names is None else {name: every[name] for name in self.names}
+
+    def _all(self, prompts: list[list[int]]) -> dict[str, TimedMethod]:
         from otter_cli.decoding.best_of import BestOf, best_of
         from otter_cli.decoding.generate import generate
         from otter_cli.decoding.guides.external_models import (
@@ -208,7 +220,7 @@ class TimedMethods:
                 read_later, lambda floors: floors.inserted(self.plan, tokens=new_tokens(batch))
             ),
             **{f"V-style k = {count}": by_value(count) for count in CANDIDATE_COUNTS},
-            f"Q-style k = {k}": TimedMethod(
+            ACTION_VALUES_10: TimedMethod(
                 by_token(guide=VocabularyGuide("action-reward", 1.0, k)), self._read
             ),
             "Q-style, all tokens": TimedMethod(
@@ -246,13 +258,25 @@ _FLOORS_NOTE = (
 
 def guided_decoding_groups(run: OverheadRun) -> Iterator[MeasuredGroup]:
     """One group for each batch size, a phase each. The methods take turns, some tokens each."""
-    methods = TimedMethods(run)
-    for batch in BATCH_SIZES:
+    yield from _groups(run, TimedMethods(run), "Decoding", BATCH_SIZES)
+
+
+def guided_cost_groups(run: OverheadRun) -> Iterator[MeasuredGroup]:
+    """The short table of guidance: plain, Q-style, V-style, and ARGS with a second model."""
+    yield from _groups(run, TimedMethods(run, GUIDED_METHODS), "Guided", GUIDED_BATCH_SIZES)
+
+
+def _groups(
+    run: OverheadRun, methods: TimedMethods, title: str, batches: Sequence[int]
+) -> Iterator[MeasuredGroup]:
+    for batch in batches:
         phase = run.pace.phase(run.settings.seconds)
-        yield _decoding_group(replace(run, pace=phase), batch, methods)
+        yield _decoding_group(replace(run, pace=phase), batch, methods, title)
 
 
-def _decoding_group(run: OverheadRun, batch: int, all_methods: TimedMethods) -> MeasuredGroup:
+def _decoding_group(
+    run: OverheadRun, batch: int, all_methods: TimedMethods, title: str
+) -> MeasuredGroup:
     context = run.settings.context
     methods = all_methods.of(random_tokens(run.models, batch, context, "decoding").tolist())
     calls = {name: method.call for name, method in methods.items()}
@@ -271,7 +295,7 @@ def _decoding_group(run: OverheadRun, batch: int, all_methods: TimedMethods) -> 
         "the batch's."
     )
     return measured_group(
-        f"Decoding, batch {batch}",
+        f"{title}, batch {batch}",
         times,
         reference=PLAIN_DECODING,
         per="token",

@@ -110,15 +110,20 @@ class MeasuredLine(ResultPart):
     milliseconds: float
     ratio: Estimate | None = None
     floor: float | None = None
+    x: float | None = Field(
+        default=None, description="the place of this line on the group's x axis"
+    )
     figures: dict[str, float | Estimate] = Field(default_factory=dict)
 
 
 class MeasuredGroup(ResultPart):
-    """Contestants that took turns. `per`: what the milliseconds are for, such as a token."""
+    """Contestants that took turns. `per`: what the milliseconds are for, such as a token. `x_axis`:
+    what the lines are counted by, where they are points of curves; shares and ratios are curves."""
 
     title: str
     reference: str
     per: str
+    x_axis: str = ""
     notes: list[str] = Field(default_factory=list)
     lines: list[MeasuredLine]
 

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 from otter_cli.accel.stream_path import model_stream_path
 from otter_cli.benchmarks.options import OverheadOptions
 from otter_cli.benchmarks.overhead.commands import start_up_groups, surgery_groups
-from otter_cli.benchmarks.overhead.guided_decoding import guided_decoding_groups
+from otter_cli.benchmarks.overhead.guided_decoding import (
+    guided_cost_groups,
+    guided_decoding_groups,
+)
 from otter_cli.benchmarks.overhead.measured_models import (
     SWEEP,
     BaseWithGraft,
@@ -43,6 +46,7 @@ from otter_cli.benchmarks.overhead.result import (
     OverheadSettings,
     rounds_text,
 )
+from otter_cli.benchmarks.overhead.row_costs import row_cost_groups
 from otter_cli.benchmarks.overhead.training_steps import training_groups
 from otter_cli.core.console import say
 from otter_cli.core.errors import OtterError
@@ -59,7 +63,9 @@ if TYPE_CHECKING:
 GROUPS: dict[str, Callable[[OverheadRun], Iterable[MeasuredGroup]]] = {
     "peers": peer_groups,
     "decoding": guided_decoding_groups,
+    "guided": guided_cost_groups,
     "speculative": speculative_groups,
+    "rows": row_cost_groups,
     "training": training_groups,
     "surgery": surgery_groups,
     "start-up": start_up_groups,
