@@ -10,12 +10,17 @@ seconds beside each command are those of the recording.
 """
 
 import argparse
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import re
 import shlex
+import struct
 import subprocess
 import sys
+import termios
 import time
 from html import escape
 from itertools import pairwise
@@ -38,10 +43,11 @@ COMMANDS = [
     f'otter generate out "{PROMPT}" --max-new-tokens 28',
     f'otter generate out "{PROMPT}" --max-new-tokens 28 --guide reward:2',
 ]
-# First and last lines of each output that the drawing shows.
-SHOWN = [(1, 1), (7, 2), (0, 4), (2, 7), (5, 0), (5, 0)]
+# Of each output: the lines to skip, then those that the drawing shows, and the last ones.
+SHOWN = [(0, 1, 1), (0, 7, 2), (0, 0, 4), (0, 2, 7), (3, 5, 0), (3, 4, 0)]
 COLUMNS, ROWS = 88, 24
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-HJKSTfhl]")
+_PARTS = re.compile(r"(\n|\r(?!\n)|\x1b\[[0-9;?]*[A-HJKSTfhl])|\r(?=\n)")
 
 
 def record(model: Path, work: Path) -> list[dict[str, Any]]:
@@ -53,36 +59,64 @@ def record(model: Path, work: Path) -> list[dict[str, Any]]:
     ):
         (work / name).unlink(missing_ok=True)
         (work / name).symlink_to(source.resolve())
-    environment = {
-        **os.environ,
-        "FORCE_COLOR": "1",
-        "COLUMNS": str(COLUMNS),
-        "PYTHONPATH": str(ROOT),
-    }
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}
+    environment.pop("COLUMNS", None)
     steps = []
     for command in COMMANDS:
         arguments = [sys.executable, "-m", "otter_cli", *shlex.split(command)[1:]]
         begin = time.monotonic()
-        process = subprocess.run(
-            arguments, cwd=work, env=environment, capture_output=True, text=True, check=True
-        )
+        printed = _on_terminal(arguments, work, environment)
         steps.append(
             {
                 "command": command,
                 "seconds": round(time.monotonic() - begin, 1),
-                "output": _lines(process.stdout),
+                "output": screen(printed),
             }
         )
         sys.stderr.write(f"{command}: {steps[-1]['seconds']} s\n")
     return steps
 
 
-def _lines(text: str) -> list[str]:
-    """What is left on the screen at the end: progress bars have gone."""
-    kept = [_CONTROL.sub("", line.split("\r")[-1]) for line in text.split("\n")]
-    while kept and not kept[-1].strip():
-        kept.pop()
-    return kept
+def _on_terminal(arguments: list[str], work: Path, environment: dict[str, str]) -> str:
+    """Everything that a command writes to a terminal. Raises CalledProcessError if it fails."""
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 50, COLUMNS, 0, 0))
+    process = subprocess.Popen(
+        arguments, cwd=work, env=environment, stdin=its, stdout=its, stderr=its, close_fds=True
+    )
+    os.close(its)
+    parts = []
+    # The terminal ends with the command: then reading fails, or gives nothing.
+    with contextlib.suppress(OSError):
+        while part := os.read(ours, 65536):
+            parts.append(part)
+    os.close(ours)
+    if code := process.wait():
+        raise subprocess.CalledProcessError(code, arguments, b"".join(parts))
+    return b"".join(parts).decode()
+
+
+def screen(printed: str) -> list[str]:
+    """What is left on the screen at the end: progress bars have drawn over themselves."""
+    lines, row, fresh = [""], 0, False
+    for part in _PARTS.split(printed):
+        if part is None:
+            continue
+        if part == "\n":
+            row, fresh = row + 1, False
+            lines += [""] * (row + 1 - len(lines))
+        elif part == "\r":
+            fresh = True
+        elif up := re.fullmatch(r"\x1b\[(\d*)A", part):
+            row = max(0, row - int(up[1] or 1))
+        elif part in ("\x1b[K", "\x1b[2K"):
+            lines[row] = ""
+        elif part and not _CONTROL.fullmatch(part):
+            lines[row] = part if fresh else lines[row] + part
+            fresh = False
+    while lines and not plain(lines[-1]):
+        lines.pop()
+    return lines
 
 
 def plain(line: str) -> str:
@@ -93,11 +127,11 @@ def plain(line: str) -> str:
 def draw(steps: list[dict[str, Any]]) -> str:
     """The animated SVG: lines appear one after another, and the screen scrolls."""
     rows, now = [], 0.4
-    for step, (first, last) in zip(steps, SHOWN, strict=True):
+    for step, shown in zip(steps, SHOWN, strict=True):
         typing = 0.02 * len(step["command"]) + 0.2
         rows.append((now, typing, _command_line(step)))
         now += typing + 0.4
-        for line in _excerpt(step["output"], first, last):
+        for line in _excerpt(step["output"], *shown):
             rows.append((now, 0.0, Text.from_ansi(line)))
             now += 0.09
         rows.append((now, 0.0, Text("")))
@@ -111,11 +145,12 @@ def _command_line(step: dict[str, Any]) -> Text:
     return line.append(seconds.rjust(COLUMNS - len(line)), "bright_black")
 
 
-def _excerpt(lines: list[str], first: int, last: int) -> list[str]:
-    if len(lines) <= first + last:
-        return lines
-    dots = ["\x1b[2m...\x1b[0m"] if last else []
-    return [*lines[:first], *dots, *lines[len(lines) - last :]]
+def _excerpt(lines: list[str], skip: int, first: int, last: int) -> list[str]:
+    dots = "\x1b[2m...\x1b[0m"
+    before, shown = [dots] if skip else [], lines[skip : skip + first]
+    if not last:
+        return [*before, *shown]
+    return [*before, *shown, dots, *lines[-last:]]
 
 
 _WIDTH, _HEIGHT, _LEFT, _TOP = 8.4, 20, 18, 56
