@@ -1,5 +1,6 @@
 """Takes pages of the repository from outside docs/ into the site, and mends links to them."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,16 @@ def on_files(files: Any, config: Any, **_: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    up = "../" * (page.file.src_uri.count("/") + 1)
-    for source, target in _PAGES.items():
-        markdown = markdown.replace(f"]({up}{source}", f"]({up.removeprefix('../')}{target}")
-    return markdown
+    """Links to files outside docs/ lead to their pages; where a file has none, its name stays."""
+    up = "../" * page.file.src_uri.count("/")
+
+    def mend(link: re.Match[str]) -> str:
+        source, anchor = link["source"], link["anchor"] or ""
+        if source in _PAGES:
+            return f"[{link['text']}]({up}{_PAGES[source]}{anchor})"
+        return link["text"] if (_ROOT / source).exists() else link[0]
+
+    outside = (
+        rf"\[(?P<text>[^\]]*)\]\({re.escape(up)}\.\./(?P<source>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)"
+    )
+    return re.sub(outside, mend, markdown)

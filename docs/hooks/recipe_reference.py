@@ -77,7 +77,12 @@ def _model(model: Any, level: int, *, title: str = "", extra: str = "") -> list[
     rows = [
         "| "
         + " | ".join(
-            [f"`{name}`", _type(field.annotation), _default(field), cell(comments.get(name, ""))]
+            [
+                f"`{name}`",
+                _type(field.annotation),
+                _default(field),
+                cell(comments.get(name) or _explained(name)),
+            ]
         )
         + " |"
         for name, field in model.model_fields.items()
@@ -111,6 +116,14 @@ def field_comments(model: Any) -> dict[str, str]:
     return comments
 
 
+def _explained(key: str) -> str:
+    """The text of `otter explain KEY`, where the glossary has such a key."""
+    from otter_cli.core.glossary import glossary
+
+    texts = {term.name: term.text for term in glossary() if term.group == "recipe keys"}
+    return texts.get(key, "")
+
+
 def _models_in(annotation: Any) -> list[type]:
     """The models that an annotation names."""
     if hasattr(annotation, "model_fields"):
@@ -126,7 +139,9 @@ def _type(annotation: Any) -> str:
     text = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else ""
     text = text or re.sub(r"\b(?:typing|pathlib|[a-z_]+(?:\.[a-z_]+)+)\.", "", str(annotation))
     text = re.sub(r"Annotated\[(\w+), .*?\)\]", r"\1", text)
-    text = re.sub(r"Literal\[(.*?)\]", r"\1", text).replace(" | None", "").replace("'", "")
+    for _ in range(2):  # Optional[Literal[...]]
+        text = re.sub(r"(?:Literal|Optional)\[([^\[\]]*)\]", r"\1", text)
+    text = text.replace(" | None", "").replace("'", "")
     return f"`{text}`".replace("|", "\\|")
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from otter_cli.cli.recipe_files import recipe_files
 from otter_cli.cli.verbs import VERBS
+from otter_cli.core.glossary import glossary
 from otter_cli.training.objectives import OBJECTIVES
-from otter_cli.training.recipe import Recipe
+from otter_cli.training.recipe import BASELINE_NAMES, Recipe
 
 pytest.importorskip("material", reason="mkdocs-material is not installed")
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,6 +71,17 @@ def test_every_recipe_and_every_key_is_on_its_page(site: Path) -> None:
     assert [name for name in names if name not in keys] == []
     # A comment above a field in the source explains the key.
     assert "Training stops after patience evaluations without a better one" in keys.replace("`", "")
+
+
+def test_every_term_of_the_glossary_is_on_its_page(site: Path) -> None:
+    text = " ".join(_text(site / "reference/glossary.html").split())
+    assert [term.name for term in glossary() if term.name not in text] == []
+    assert " ".join(glossary()[0].text.replace("`", "").split()) in text
+
+
+def test_the_page_about_probes_names_every_baseline() -> None:
+    page = (ROOT / "docs/how-to/probes.md").read_text()
+    assert [name for name in BASELINE_NAMES if f"| `{name}` |" not in page] == []
 
 
 def test_the_python_page_has_signatures_and_docstrings(site: Path) -> None:

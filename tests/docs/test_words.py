@@ -11,7 +11,7 @@ QUICK_START = ROOT / "docs/quickstart.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "examples/README.md", ROOT / "results/README.md"]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 # Pages that are made when the site is built.
-GENERATED = {"reference/cli.md", "reference/recipes.md", "reference/configuration.md"}
+GENERATED = {f"reference/{name}.md" for name in ("cli", "recipes", "configuration", "glossary")}
 _LINK = re.compile(r"!?\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)(?:\{[^}]*\})?")
 
 
