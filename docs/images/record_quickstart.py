@@ -43,8 +43,8 @@ COMMANDS = [
     f'otter generate out "{PROMPT}" --max-new-tokens 28',
     f'otter generate out "{PROMPT}" --max-new-tokens 28 --guide reward:2',
 ]
-# Of each output: the lines to skip, then those that the drawing shows, and the last ones.
-SHOWN = [(0, 1, 1), (0, 7, 2), (0, 0, 4), (0, 2, 7), (3, 5, 0), (3, 4, 0)]
+# First and last lines of each output that the drawing shows.
+SHOWN = [(1, 1), (7, 2), (0, 4), (2, 7), (5, 0), (4, 0)]
 COLUMNS, ROWS = 88, 24
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-HJKSTfhl]")
 _PARTS = re.compile(r"(\n|\r(?!\n)|\x1b\[[0-9;?]*[A-HJKSTfhl])|\r(?=\n)")
@@ -145,12 +145,13 @@ def _command_line(step: dict[str, Any]) -> Text:
     return line.append(seconds.rjust(COLUMNS - len(line)), "bright_black")
 
 
-def _excerpt(lines: list[str], skip: int, first: int, last: int) -> list[str]:
-    dots = "\x1b[2m...\x1b[0m"
-    before, shown = [dots] if skip else [], lines[skip : skip + first]
+def _excerpt(lines: list[str], first: int, last: int) -> list[str]:
+    # A text is shown while it is written, and again with the colours of its signal.
+    again = [number for number, line in enumerate(lines) if plain(line) == PROMPT]
+    lines = lines[again[-1] :] if again else lines
     if not last:
-        return [*before, *shown]
-    return [*before, *shown, dots, *lines[-last:]]
+        return lines[:first]
+    return [*lines[:first], "\x1b[2m...\x1b[0m", *lines[-last:]]
 
 
 _WIDTH, _HEIGHT, _LEFT, _TOP = 8.4, 20, 18, 56

@@ -1,8 +1,8 @@
 """The commands of README and docs run, on a tiny base, and print what the pages say they print.
 
-A page marks a block of commands with `<!-- run -->`. With `<!-- run and compare -->` each line that
-the page shows has to be printed, apart from its numbers. The commands of a page run in one folder,
-one after another.
+A page marks a block of commands, or of Python, with `<!-- run -->`. With `<!-- run and compare -->`
+each line that the page shows has to be printed, apart from its numbers. The commands of a page run
+in one folder, one after another.
 """
 
 import csv
@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _BLOCK = re.compile(
     r"<!-- run(?P<compare> and compare)? -->\n```console\n(?P<text>.*?)```", re.DOTALL
 )
+_PYTHON = re.compile(r"<!-- run -->\n```python\n(.*?)```", re.DOTALL)
 _TEACHER = re.compile(r"`teacher.py`.*?```python\n(.*?)```", re.DOTALL)
 
 
@@ -99,3 +100,5 @@ def test_the_commands_of_a_page_run(page: Path, folder: Path, otter_here: Otter)
         words = {_without_numbers(line) for line in printed.splitlines()}
         absent = [line for line in command.shown if _without_numbers(line) not in words | {"..."}]
         assert not absent, f"{command.line} prints\n{printed}"
+    for code in _PYTHON.findall(page.read_text()):
+        exec(compile(code, str(page), "exec"), {})
