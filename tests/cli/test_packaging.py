@@ -45,7 +45,10 @@ def test_the_wheel_holds_the_package_and_nothing_else(installed: Path, repositor
     package = repository / "otter_cli"
     templates = [*package.glob("reports/templates/*")]
     assert {path.name for path in templates} == {"page.html", "style.css"}
+    page = {path.name for path in package.glob("serving/page/*")}
+    assert page == {"page.html", "page.css", "page.js", "icon.svg"}
     shipped = ["demo/base/*", "demo/*.yaml", "accel/stream.cpp", "accel/numbers.h"]
+    shipped.append("serving/page/*")
     for data in [*templates, *(path for pattern in shipped for path in package.glob(pattern))]:
         assert (installed / data.relative_to(repository)).read_bytes() == data.read_bytes()
     size = sum(path.stat().st_size for path in installed.rglob("*") if path.is_file())

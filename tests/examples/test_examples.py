@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 
 from tests.support.grafts import chat_base, random_graft
+from tests.support.live_server import live_server
 
 ARGUMENTS = {
     "score_text.py": ["hello"],
     "guided_chat.py": ["reward", "5", "hello"],
     "forward_pass.py": ["hello"],
 }
-# It grafts and trains by itself: it has a test of its own.
-TRAINS = {"distil_classifier.py"}
+# These have tests of their own: one grafts and trains by itself, one needs a server.
+OTHERS = {"distil_classifier.py", "openai_client.py"}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def folder(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_example_is_run_here(repository: Path) -> None:
     scripts = {path.name for path in (repository / "examples").glob("*.py")}
-    assert scripts == {*ARGUMENTS, *TRAINS}
+    assert scripts == {*ARGUMENTS, *OTHERS}
 
 
 @pytest.mark.parametrize("script", ARGUMENTS)
@@ -67,3 +68,28 @@ def test_a_classifier_is_distilled(
     ]
     # The classifier's own scores: 4 warm words of 7, and none.
     assert [line.split("\t")[0] for line in lines[header + 1 :]] == ["0.429", "0.000"]
+
+
+def test_the_official_client_reads_signals_of_a_server(
+    repository: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = repository / "examples/openai_client.py"
+    with live_server(folder) as server:
+        monkeypatch.setattr("sys.argv", [str(path), server.address, "reward", "5", "hello"])
+        runpy.run_path(str(path), run_name="__main__")
+        plain, guided = (
+            server.otter.generate(
+                [{"role": "user", "content": "hello"}], guide=guide, max_new_tokens=40
+            )
+            for guide in ({}, {"reward": 5.0})
+        )
+    shown = capsys.readouterr().out
+    for text, part in (
+        (plain, shown.partition("guided:")[0]),
+        (guided, shown.partition("guided:")[2]),
+    ):
+        values = [float(line.split()[-1]) for line in part.splitlines() if " reward " in line]
+        assert values == pytest.approx(text.signals["reward"].tolist(), abs=1e-3)
