@@ -188,6 +188,7 @@ def _group_section(group: MeasuredGroup) -> ReportSection:
     axis = f"time over {group.reference}'s"
     plots: list[Plot] = [IntervalPlot(group.title, axis, points, 1.0)] if timed else []
     if group.x_axis:
+        axis = f"time over that of {group.reference}"
         plots = [LinePlot(group.title, group.x_axis, axis, _curves(group), whole_steps=True)]
     return ReportSection(group.title, group.notes, [ReportTable(head, body)], plots)
 
