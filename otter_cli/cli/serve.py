@@ -19,6 +19,7 @@ _PACKAGES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus_client": "p
     otter serve grafted --port 9000 --max-batch 4
     OTTER_API_KEY=secret otter serve grafted --host 0.0.0.0""",
     uses_graft=True,
+    computes=True,
 )
 def serve(options: ServeOptions) -> Outcome:
     """Serve a grafted model with OpenAI's API: the official client works unchanged.

@@ -118,10 +118,12 @@ def start_server(folder: Path, options: Sequence[str]) -> tuple[subprocess.Popen
     environment = {**os.environ, "COLUMNS": "200"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stderr is not None
+    lines = []
     while line := process.stderr.readline():
+        lines.append(line)
         if match := re.search(r"at (http://\S+?),", line):
             return process, match[1]
-    raise SystemExit("the server ended before it listened")
+    raise SystemExit(f"the server ended before it listened:\n{''.join(lines)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
