@@ -106,6 +106,40 @@ class PackedWeights(NamedTuple):
     bias: Tensor | None
 
 
+def _base_product(x: Tensor, weight: Tensor, start: Tensor | None) -> Tensor:
+    """`start + x W` of x [.., d] of the base and W [d, outputs]; `start` is a bias or a state."""
+    if torch.is_grad_enabled() and x.dtype != weight.dtype:
+        product: Tensor = _ProductOfOtherDtype.apply(x, weight, start)
+        return product
+    flat = flatten_tokens(x, weight.dtype)
+    return torch.mm(flat, weight) if start is None else torch.addmm(start, flat, weight)
+
+
+class _ProductOfOtherDtype(torch.autograd.Function):
+    """The product with x in the base's dtype, which the graph keeps as it is. Autograd's own would
+    keep a copy in the dtype of the weights, twice as large for a base in bfloat16. Values and
+    gradients are bit-equal to autograd's. x gets no gradient: the base is frozen."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, start: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.weight_dtype, ctx.start_is_bias = weight.dtype, start is not None and start.ndim == 1
+        flat = flatten_tokens(x, weight.dtype)
+        return torch.mm(flat, weight) if start is None else torch.addmm(start, flat, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
+        (gradient,) = gradients
+        of_weight = of_start = None
+        if ctx.needs_input_grad[1]:
+            (x,) = ctx.saved_tensors
+            # W is a transposed view, and so is its gradient.
+            of_weight = gradient.t().mm(flatten_tokens(x, ctx.weight_dtype)).t()
+        if ctx.needs_input_grad[2]:
+            of_start = gradient.sum(0) if ctx.start_is_bias else gradient
+        return None, of_weight, of_start
+
+
 class FusedLinear:
     """A `model.stream.Product` of several linears as one product for x and one for u."""
 
@@ -117,13 +151,12 @@ class FusedLinear:
 
     def __call__(self, x: Tensor, u: Tensor | None) -> Tensor:
         h, z, bias = self.weights()
-        x = flatten_tokens(x, h.dtype)
-        out = torch.mm(x, h) if bias is None else torch.addmm(bias, x, h)
+        out = _base_product(x, h, bias)
         return out if z is None or u is None else out.addmm_(u, z)
 
     def add_to(self, z: Tensor, x: Tensor, u: Tensor | None) -> Tensor:
         w_h, w_z, bias = self.weights()
-        out = torch.addmm(z, flatten_tokens(x, w_h.dtype), w_h)
+        out = _base_product(x, w_h, z)
         if w_z is not None and u is not None:
             out = out.addmm_(u, w_z)
         return out if bias is None else out + bias

@@ -61,6 +61,22 @@ class AttentionCall:
     value: Tensor
     mask: Tensor | None
     arguments: dict[str, Any]
+    # Masks in other dtypes, shared by the layers of a forward, most of which have the same mask.
+    converted: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def mask_for(self, dtype: torch.dtype) -> Tensor | None:
+        """The mask for queries of `dtype`: an additive mask is converted, once for all layers."""
+        mask = self.mask
+        if mask is None or not mask.is_floating_point() or mask.dtype == dtype:
+            return mask
+        key = id(mask), dtype
+        if key not in self.converted:
+            self.converted[key] = mask, mask.to(dtype)  # the mask keeps its id
+        return self.converted[key][1]
+
+    def release_keys_and_values(self) -> None:
+        """Replaces both by empty tensors of the same number of slots."""
+        self.key, self.value = (t.new_empty(*t.shape[:-1], 0) for t in (self.key, self.value))
 
 
 class RegroupedAttention:

@@ -60,3 +60,4 @@ def _captured_attention(
 def _keep_call(context: ForwardContext, call: tuple[Any, ...], kwargs: None) -> None:
     assert context.attention is not None
     context.attention.call = AttentionCall(*call)
+    context.attention.call.converted = context.converted_masks

@@ -18,6 +18,7 @@ from otter_cli.families.shape import BaseShape
 from otter_cli.model.activations import LayerInput
 from otter_cli.model.cache import update_inserted_layer
 from otter_cli.model.forward_context import ForwardContext
+from otter_cli.model.recompute import run_recomputed
 from otter_cli.model.stream import Insertion, LayerProducts, PlainProduct, Product
 
 _FAST_BACKENDS = "otter_cli.accel"
@@ -72,15 +73,18 @@ class TorchBackend:
                 width=site.rotary_width,
                 embeddings=layer.attention.embeddings,
             )
-            z = self.inserted[site.index](
-                z,
-                layer.attention,
-                layer.ffn,
+            inserted = self.inserted[site.index]
+            arguments = (
                 rotate,
                 self._update_cache[site.index],
                 layer_products,
                 context.selected if site.is_last else None,
             )
+            if context.recompute and layer.attention.cache is None:
+                own_keys = self.insertion.config.kv == "own"
+                z = run_recomputed(inserted, z, layer, own_keys, *arguments)
+            else:
+                z = inserted(z, layer.attention, layer.ffn, *arguments)
         return z, None
 
     def products(

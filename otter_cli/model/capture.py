@@ -214,6 +214,8 @@ class BaseCapture:
             for number, (name, insertion) in enumerate(self.insertions.items(), 1)
             if insertion.config.hidden
         }
+        # Whether streams with a graph keep less, and run their layers twice (`recompute.py`).
+        self.recompute = False
         self.captured_attentions: set[nn.Module] = set()
         install_attention_hook()
         self._install(base)
@@ -229,7 +231,13 @@ class BaseCapture:
         """Calls of the base inside carry the streams. The context then holds the last call's
         states, with `selected` at these positions only. With `run_on_request` it holds what the
         streams will read."""
-        context = ForwardContext(self, grad, run_on_request=run_on_request, selected=selected)
+        context = ForwardContext(
+            self,
+            grad,
+            recompute=grad and self.recompute,
+            run_on_request=run_on_request,
+            selected=selected,
+        )
         token = ACTIVE_CONTEXT.set(context)
         try:
             yield context
@@ -292,6 +300,7 @@ class BaseCapture:
         context.inserted_state.clear()
         context.residual = None
         context.rotations = Rotations()
+        context.converted_masks = {}
 
     def _start_streams(self, context: ForwardContext, inputs: Any, kwargs: Any) -> None:
         tokens: Tensor = inputs[0]

@@ -42,6 +42,7 @@ class ForwardContext:
 
     capture: StreamRunner
     grad: bool  # whether the streams build a graph
+    recompute: bool = False  # whether its layers keep their inputs alone (`recompute.py`)
     # z of each insertion, before the pending layers.
     z: dict[str, Tensor] = field(default_factory=dict)
     pending: list[LayerInput] = field(default_factory=list)
@@ -55,6 +56,7 @@ class ForwardContext:
     ffn: BranchActivations | None = None
     residual: Tensor | None = None
     rotations: Rotations = field(default_factory=Rotations)
+    converted_masks: dict[Any, Any] = field(default_factory=dict)  # of `AttentionCall`
     # y [batch, tokens, d] and v [batch, tokens, D]; of N selected positions [N, d] and [N, D].
     base_state: Tensor | None = None
     inserted_state: dict[str, Tensor] = field(default_factory=dict)

@@ -125,7 +125,7 @@ def _release_keys_and_values(context: ForwardContext) -> None:
     number of slots."""
     for layer in context.pending:
         if (call := layer.attention.call) is not None:
-            call.key, call.value = (t.new_empty(*t.shape[:-1], 0) for t in (call.key, call.value))
+            call.release_keys_and_values()
 
 
 class _MergedForwards:

@@ -301,9 +301,7 @@ class InsertedAttention(InsertedBranch):
 
     def _attend(self, call: AttentionCall, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """The base's own call with other heads: [batch, tokens, A, c]."""
-        mask = call.mask
-        if mask is not None and mask.is_floating_point():
-            mask = mask.to(query.dtype)
+        mask = call.mask_for(query.dtype)
         groups = self.config.heads // self.config.kv_heads
         if hasattr(call.module, "num_key_value_groups"):
             module = cast(nn.Module, RegroupedAttention(call.module, groups, self.sinks))

@@ -1,6 +1,6 @@
 """The training loop: steps of the optimiser, evaluations, saved states, early stopping.
 
-`TrainingRun.take_step` is one step. The memory that a step needs is measured here too."""
+`TrainingRun.take_step` is one step. `memory.py` plans the memory that it needs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_wrapper_tensor
 
 from otter_cli.core.console import progress, say
 from otter_cli.core.intervals import Interval
@@ -29,7 +27,6 @@ from otter_cli.training.optimiser import (
 )
 from otter_cli.training.progress_note import SmoothedLoss, metrics_text, progress_note
 from otter_cli.training.recipe import Recipe
-from otter_cli.training.sharding import local_shard
 from otter_cli.training.signal_data import SignalData
 from otter_cli.training.state import StateFolder, pack_state, unpack_state
 from otter_cli.training.trainable import Trainable
@@ -60,6 +57,8 @@ class TrainingRun:
         self.optimiser = make_optimiser(self.trainable.parameters, self.recipe)
         self.guard = TrainingGuard(self.trainable.parameters, self.trainable.gradient_free)
         self.early_stopping = EarlyStopping(self.recipe)
+        # In how many passes a step goes through each signal's rows of this process.
+        self.passes = dict.fromkeys(self.recipe.signals, self.recipe.accumulate)
 
     def train(self, log: MetricsLog, write: WriteFolder) -> None:
         """Trains to the last step. KeyboardInterrupt after Ctrl-C, with everything saved."""
@@ -129,7 +128,7 @@ class TrainingRun:
         its tokens to `counts` (`fed`: those that went through the model)."""
         objective, data, trainable = self.recipe.signals[name], self.data[name], self.trainable
         total = 0.0
-        parts = self.group.micro_batches(data.order.rows(self.step), self.recipe.accumulate)
+        parts = self.group.micro_batches(data.order.rows(self.step), self.passes[name])
         for number, (rows, share) in enumerate(parts, self.group.rank * len(parts)):
             # Every micro-batch seeds itself, so a resumed run has no random state to restore.
             seed_everything(derive_seed("step", self.recipe.seed, self.step, number))
@@ -202,7 +201,7 @@ class TrainingRun:
                     self.trainable.signals[name],
                     self.trainable.reader(name),
                     held_out,
-                    objective.batch_size or self.recipe.batch_size,
+                    max(1, self.batch_rows(name) // self.passes[name]),
                     self.device,
                     self.group,
                     self.trainable.kl_to_base,
@@ -220,6 +219,10 @@ class TrainingRun:
                 "evaluation_seconds": time.monotonic() - started,
             }
         )
+
+    def batch_rows(self, name: str) -> int:
+        """The rows of a signal's batch, over all processes."""
+        return self.recipe.signals[name].batch_size or self.recipe.batch_size
 
     def save(self) -> None:
         metadata = {
@@ -253,57 +256,3 @@ class TrainingRun:
 def weighted_loss(recipe: Recipe, losses: Mapping[str, float]) -> float:
     """The loss of all signals together."""
     return sum(recipe.signals[name].weight * loss for name, loss in losses.items())
-
-
-def activation_bytes(run: TrainingRun) -> int:
-    """Bytes that a forward keeps for its backward pass, on the longest rows; each storage counts
-    once, parameters do not count. A run that needs too much memory fails here, before step 1."""
-    return max(_saved_bytes(run, name) for name in run.recipe.signals)
-
-
-def _saved_bytes(run: TrainingRun, name: str) -> int:
-    objective, data = run.recipe.signals[name], run.data[name].train
-    rows = (objective.batch_size or run.recipe.batch_size) // run.recipe.accumulate
-    longest = sorted(range(len(data.lengths)), key=lambda row: -data.lengths[row])
-    batch = data.batch(longest[: max(1, rows // run.group.size)]).to(run.device)
-    saved: dict[int, int] = {}
-
-    def record(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    seed_everything(run.recipe.seed)
-    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
-        loss = objective.loss(run.trainable.reader(name), batch)
-    # Quantised weights wrap other tensors. No graph saves them.
-    weights = {
-        parameter.untyped_storage().data_ptr()
-        for parameter in map(local_shard, run.trainable.model.parameters())
-        if not is_wrapper_tensor(parameter)
-    }
-    # The graph is kept alive up to here, so that no two storages had the same address.
-    del loss
-    return sum(size for address, size in saved.items() if address not in weights)
-
-
-class PeakMemory:
-    """Memory above what was in use at the start: of the device, or of this process on a CPU."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device if device.startswith("cuda") else None
-        if self.device:
-            torch.cuda.reset_peak_memory_stats(self.device)
-            self.before = torch.cuda.memory_allocated(self.device)
-        else:
-            import psutil
-
-            self.before = psutil.Process().memory_info().rss
-
-    def bytes(self) -> int:
-        """Gradients and the optimiser's moments are included."""
-        if self.device:
-            return torch.cuda.max_memory_allocated(self.device) - self.before
-        import resource
-
-        return max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - self.before)

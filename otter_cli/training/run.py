@@ -133,7 +133,8 @@ def _run(
     options: TrainOptions,
     group: ProcessGroup,
 ) -> TrainResult:
-    from otter_cli.training.loop import PeakMemory, TrainingRun, activation_bytes
+    from otter_cli.training.loop import TrainingRun
+    from otter_cli.training.memory import PeakMemory, plan_memory
 
     records = {name: signal_data.record for name, signal_data in data.items()}
     identity = run_identity(recipe, records)
@@ -161,16 +162,15 @@ def _run(
         group.barrier()
         if group.is_first and not options.resume:
             states.clear()
-        saved, peak = activation_bytes(run), PeakMemory(options.device)
-        say(
-            f"a step keeps {bytes_text(saved)} of activations for its gradients, on the longest "
-            "rows"
-        )
+        peak = PeakMemory(options.device)
+        plan = plan_memory(run)
+        say(plan.description(recipe.accumulate))
         log_folder = states.path if group.is_first else None
-        with MetricsLog(log_folder, run.step, log=options.log) as log, keep_freed_memory():
+        keep = keep_freed_memory() if plan.keeps_little else nullcontext()
+        with MetricsLog(log_folder, run.step, log=options.log) as log, keep:
             run.train(log, write)
     count = sum(parameter.numel() for parameter in trainable.parameters.values())
-    memory = {"activations": saved, "peak": peak.bytes()}
+    memory = {"activations": plan.activations, "peak": peak.bytes()}
     say(f"peak memory above the weights: {bytes_text(memory['peak'])}")
     return TrainResult(
         states.path.parent, run.metrics, run.step, run.seconds, count, records, memory
@@ -235,11 +235,13 @@ def find_rate(folder: Path, recipe: Recipe, *, steps: int = 60, device: str = "c
     prepare_signal_data(data, recipe, folder, device)
 
     from otter_cli.training.loop import TrainingRun
+    from otter_cli.training.memory import plan_memory
     from otter_cli.training.trainable import GraftTrainable
 
     trainable = GraftTrainable(folder, recipe, device)
     run = TrainingRun(trainable, recipe, data, StateFolder(folder), {}, device)
     rates = np.geomspace(_LOWEST_RATE, _HIGHEST_RATE, steps).tolist()
+    plan_memory(run)
     losses = _sweep(run, rates)
     return RateSearch(rates[: len(losses)], losses, steepest_rate(rates[: len(losses)], losses))
 

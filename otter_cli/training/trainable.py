@@ -62,6 +62,11 @@ class Trainable(ABC):
         """How many tokens of a batch go through the model."""
         return batch.tokens
 
+    def recompute_activations(self) -> bool:
+        """From now on the backward pass computes activations again where it can, with the same
+        values, instead of reading kept ones. Returns whether anything does."""
+        return False
+
     def shard(self, recipe: Recipe, group: ProcessGroup, device: str) -> ShardedInsertions:
         """From now on this process holds and trains its shards alone. Raises OtterError where that
         is impossible."""
@@ -101,6 +106,10 @@ class GraftTrainable(Trainable):
         self.shards = shard_graft(self.model, recipe, group, device)
         self.parameters = self._trained_parameters()
         return self.shards
+
+    def recompute_activations(self) -> bool:
+        self.model.capture.recompute = True
+        return any(insertion.config.hidden for insertion in self.model.capture.insertions.values())
 
     def reader(self, name: str) -> ReadSignal:
         if self.shards is not None:
@@ -200,12 +209,13 @@ class BaselineTrainable(Trainable):
         self.folder, self.signal, self.model, self.decoder = folder, signal, model, decoder
         self.signals = {signal.name: signal}
         self._batch: Batch | None = None
+        self._states: Tensor | None = None
 
     @abstractmethod
     def __call__(self, batch: Batch, at: Positions, tokens: Tensor | None = None) -> Tensor: ...
 
     def reader(self, name: str) -> ReadSignal:
-        self._batch = None
+        self._batch = self._states = None  # with the graph, if no backward pass has freed it
         return self
 
     def train_only(self, trained: Callable[[str], bool]) -> None:
@@ -216,7 +226,7 @@ class BaselineTrainable(Trainable):
 
     def final_states(self, batch: Batch) -> Tensor:
         """y [rows, tokens, d] of a batch, by one forward."""
-        if self._batch is not batch:
+        if self._states is None or self._batch is not batch:
             self._states, self._batch = self.run_decoder(batch), batch
         return self._states
 

@@ -13,7 +13,16 @@ import numpy as np
 from pydantic import NonNegativeFloat, field_validator, model_validator
 
 from otter_cli.core.errors import OtterError
-from otter_cli.core.intervals import Interval, Statistic, auroc, correlation, f1, interval, mean
+from otter_cli.core.intervals import (
+    Interval,
+    Share,
+    Statistic,
+    auroc,
+    correlation,
+    f1,
+    interval,
+    mean,
+)
 from otter_cli.data.batches import Positions, last_tokens, real_tokens, weighted_mean_over_texts
 from otter_cli.data.columns import LABEL_COLUMNS, SampledRows, column_names, usual_column
 from otter_cli.data.tables import TableLike
@@ -263,10 +272,10 @@ class Classification(LabelledObjective):
         truth, metrics = outcomes["label"] >= 0.5, {}
         for column, label in enumerate(signal.labels):
             score, true = outcomes["score"][:, column], truth[:, column]
-            statistics = {
+            statistics: dict[str, Statistic] = {
                 "auroc": auroc(score, true),
                 "f1": f1(score > 0, true),
-                "accuracy": mean((score > 0) == true),
+                "accuracy": Share((score > 0) == true),
             }
             suffix = f"/{label}" if signal.size > 1 else ""
             for name, statistic in statistics.items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import NonNegativeFloat, PositiveFloat
 
 from otter_cli.core.errors import OtterError
-from otter_cli.core.intervals import Interval, interval, mean
+from otter_cli.core.intervals import Interval, Share, interval
 from otter_cli.data.batches import last_tokens, next_tokens, prefix_weights
 from otter_cli.data.columns import SampledRows, pair_prompt
 from otter_cli.data.pairs import PreferencePair, read_pairs
@@ -85,7 +85,7 @@ class PairObjective(Objective, ABC):
         margin = outcomes["margin"]
         # Equal scores count as half right, so that a constant signal has accuracy 0.5.
         right = (margin > 0) + 0.5 * (margin == 0)
-        return {"accuracy": interval(mean(right), len(margin), what="pair accuracy")}
+        return {"accuracy": interval(Share(right), len(margin), what="pair accuracy")}
 
 
 class BradleyTerry(PairObjective):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 from pydantic import Field
 
 from otter_cli.core.errors import OtterError
-from otter_cli.core.intervals import Interval, interval, ratio
+from otter_cli.core.intervals import Interval, Share, interval, ratio
 from otter_cli.data.batches import Positions, next_tokens
 from otter_cli.data.tables import TableLike
 from otter_cli.data.texts import read_texts
@@ -128,7 +128,7 @@ class FutureTokens(PlainTextObjective):
         tokens, blocks = outcomes["tokens"], len(outcomes["tokens"])
         metrics = {
             f"{name}_t+{k + _FIRST_OFFSET}": interval(
-                ratio(outcomes[what][:, k], tokens[:, k]), blocks
+                Share(outcomes[what][:, k], tokens[:, k]), blocks
             )
             for name, what in (("top1", "hits"), ("own", "own"))
             if what in outcomes
