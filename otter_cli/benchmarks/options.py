@@ -276,7 +276,9 @@ class OverheadOptions(StrictConfig):
     heads: Annotated[int | None, _option("inserted query heads per layer", "What")] = None
     ffn: Annotated[int | None, _option("inserted FFN units per layer", "What")] = None
     kv: Annotated[str | None, _option("own | base", "What")] = None
-    signal: Annotated[tuple[str, ...], _option("as in otter graft (default: reward)", "What")] = ()
+    signal: Annotated[
+        tuple[str, ...], _option("with --shape, as in otter graft (default: reward)", "What")
+    ] = ()
     dtype: Annotated[DtypeName | None, _option(f"{DTYPE_HELP}; default: the folder's", "How")] = (
         None
     )
@@ -354,5 +356,10 @@ class OverheadOptions(StrictConfig):
             raise OtterError(
                 "sizes belong to --shape: a grafted folder has its own",
                 hint="leave --hidden, --heads, --ffn and --kv out",
+            )
+        if self.folder is not None and self.signal:
+            raise OtterError(
+                "--signal belongs to --shape: a grafted folder has its own signals",
+                hint="leave --signal out; the signals of a folder change no time that is measured",
             )
         return self

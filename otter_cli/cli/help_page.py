@@ -1,5 +1,6 @@
 """How a verb's help page shows options: flags without a type, repeatable options by the type of one
-value, and required options in the usage line. Every page opens by --help and by -h."""
+value, and required options in the usage line. Every page opens by --help and by -h. Empty values
+are refused."""
 
 from __future__ import annotations
 
@@ -8,7 +9,12 @@ from typing import Any
 
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
+from otter_cli.core.errors import OtterError
+
 CONTEXT_SETTINGS = {"help_option_names": ["--help", "-h"]}
+
+# Text, which may be empty.
+_TEXTS = ("prompt", "system", "stop", "template")
 
 _TYPE_NAMES = {"str": "text", "float": "number", "int range": "int", "float range": "number"}
 _REPEATABLE = re.compile(r"<list\[(.*)\]>")
@@ -39,7 +45,8 @@ class HelpPage:
 
 class VerbCommand(HelpPage, TyperCommand):
     """A command with such a page. Its --help stands with the options that all verbs share, and
-    `glossary_groups` are explained below the options."""
+    `glossary_groups` are explained below the options. An empty value is refused before it is
+    converted: `Path("")` is the current folder."""
 
     glossary_groups: tuple[str, ...] = ()
 
@@ -50,6 +57,23 @@ class VerbCommand(HelpPage, TyperCommand):
         self.epilog = "\n\n".join([*terms, *more, examples or ""])
         super().format_help(ctx, formatter)
         self.epilog = examples
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        for param in self.get_params(ctx):
+            value = given.get(param.name)
+            values = value if isinstance(value, list | tuple) else [value]
+            if param.name not in _TEXTS and "" in values:
+                name = (
+                    param.opts[0]
+                    if isinstance(param, TyperOption)
+                    else str(param.metavar).strip("[]")
+                )
+                raise OtterError(
+                    f"{name} is empty", hint="a variable of the shell that is not set gives this"
+                )
+        rest: list[str] = super().parse_args(ctx, args)
+        return rest
 
     def get_help_option(self, ctx: Any) -> Any:
         option = super().get_help_option(ctx)

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.core import TyperArgument
+from typer.main import get_command
 
 from otter_cli.checkpoint.base_source import find_base
 from otter_cli.core.errors import OtterError
@@ -153,3 +155,70 @@ def test_a_device_from_python(graft: Path) -> None:
 def test_a_recipe_that_is_not_there(otter_here: Otter, graft: Path, recipe: str, what: str) -> None:
     done = otter_here("train", graft, "--recipe", recipe)
     assert done.returncode == 2 and what in done.stderr and "hint:" in done.stderr
+
+
+# Text may be empty. Everything else that takes a text or a path may not.
+TEXTS = {"prompt", "system", "stop", "template"}
+NAMED = [
+    (path, param)
+    for path, command in LEAVES
+    for param in command.params
+    if param.name not in TEXTS
+    and not getattr(param, "is_flag", False)
+    and any(kind in str(param.type_descriptor.annotation) for kind in ("str", "Path"))
+]
+
+
+def test_an_empty_value_is_refused_wherever_a_path_or_a_name_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Path("")` would be the current folder: `otter graft "" OUT` grafted what lay there."""
+    from otter_cli.cli.verbs import app
+
+    monkeypatch.chdir(tmp_path)
+    assert len(NAMED) > 100
+    for path, param in NAMED:
+        arguments = [p for p in dict(LEAVES)[path].params if isinstance(p, TyperArgument)]
+        if isinstance(param, TyperArgument):
+            words = ["" if p is param else "x" for p in arguments]
+        else:
+            words = [*("x" for _ in arguments), param.opts[0], ""]
+        with pytest.raises(OtterError, match="is empty") as refused:
+            get_command(app).main([*path, *words], prog_name="otter", standalone_mode=False)
+        name = param.metavar or param.name if isinstance(param, TyperArgument) else param.opts[0]
+        assert str(refused.value).lower() == f"{name.strip('[]').lower()} is empty", path
+    assert list(tmp_path.iterdir()) == []
+
+
+UNKNOWN_SIGNALS = {
+    "bench overhead": "bench overhead G --signal nope",
+    "bench lm-eval": "bench lm-eval G --tasks blimp --guide nope",
+    "bench preference": "bench preference G --prompts P --task-head G --reward-model G --gold G"
+    " --signal nope",
+    "bench speedup": "bench speedup G --prompts P --task-head G --signal nope",
+    "bench detox": "bench detox G --prompts P --task-head G --detoxify G --signal nope",
+    "bench detection": "bench detection G --pairs Q --signal nope",
+    "generate, shown": "generate G hello --signal nope",
+    "generate, guide": "generate G hello --guide nope:2",
+    "generate, gate": "generate G hello --guide reward --gate nope>1",
+    "generate, reject": "generate G hello --reject nope<0",
+    "generate, draft": "generate G hello --draft nope",
+    "train": "train G --pairs Q --signal nope",
+    "export": "export G out --to vllm --draft nope",
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN_SIGNALS)
+def test_a_signal_that_does_not_exist(
+    otter_here: Otter, graft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text('{"text": "abc"}\n')
+    pair = '{"prompt": "a", "chosen": "abc", "rejected": "bcd"}\n'
+    (tmp_path / "pairs.jsonl").write_text(pair * 3)
+    words = {"G": str(graft), "P": "prompts.jsonl", "Q": "pairs.jsonl"}
+    done = otter_here(*(words.get(word, word) for word in UNKNOWN_SIGNALS[name].split()))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "signal" in done.stderr and "hint:" in done.stderr
+    assert "nope" in done.stderr or "--signal belongs to --shape" in done.stderr
+    assert not (tmp_path / "out").exists() and not (tmp_path / "runs").exists()
