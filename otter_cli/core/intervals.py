@@ -1,4 +1,5 @@
-"""Bootstrap intervals for means, ratios, medians, AUROC, F1 and paired differences.
+"""Intervals for means, shares, ratios, medians, AUROC, F1 and paired differences: by the bootstrap,
+and for shares of none and of all by Clopper and Pearson.
 
 A statistic is a function of how often each example counts. The point estimate counts every example
 once, and each resample draws other counts.
@@ -23,7 +24,8 @@ _COUNTS_AT_ONCE = 2**22
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure over `n` examples with its 95 % percentile bootstrap interval."""
+    """A figure over `n` examples with its 95 % interval: by the percentile bootstrap, but for a
+    share of exactly 0 or 1."""
 
     mean: float
     low: float
@@ -39,6 +41,8 @@ def interval(statistic: Statistic, n: int, *, what: str = "the figure", seed: in
             f"{what} is undefined on these {n} examples",
             hint="are there enough, are they of every class, and are the scores finite?",
         )
+    if isinstance(statistic, Share) and value in (0.0, 1.0):
+        return Interval(value, *_extreme_share(value, statistic.examples), n)
     random = np.random.default_rng(seed)
     rows = max(1, _COUNTS_AT_ONCE // n)
     pieces = [
@@ -53,6 +57,28 @@ def interval(statistic: Statistic, n: int, *, what: str = "the figure", seed: in
 
 def mean(values: np.ndarray) -> Statistic:
     return ratio(values, np.ones(len(values)))
+
+
+class Share:
+    """The share of all that holds, such as right answers of answers: sums of `holds` over sums of
+    `of`, which no example exceeds. Each example that has any of them is one trial."""
+
+    def __init__(self, holds: np.ndarray, of: np.ndarray | None = None) -> None:
+        holds = np.asarray(holds, float)
+        of = np.ones(len(holds)) if of is None else np.asarray(of, float)
+        assert ((holds >= 0) & (holds <= of)).all(), "a share is between 0 and 1"
+        self.examples = int((of > 0).sum())
+        self._quotient = ratio(holds, of)
+
+    def __call__(self, counts: Counts) -> np.ndarray:
+        return self._quotient(counts)
+
+
+def _extreme_share(value: float, n: int) -> tuple[float, float]:
+    """The interval of Clopper and Pearson (Biometrika 26, 1934) where all of n trials agree. Every
+    resample would agree too, so the bootstrap's has no width."""
+    bound = ((1 - CONFIDENCE) / 2) ** (1 / n)
+    return (bound, 1.0) if value else (0.0, 1 - bound)
 
 
 def ratio(numerators: np.ndarray, denominators: np.ndarray) -> Statistic:

@@ -29,7 +29,7 @@ from otter_cli.core.atomic import write_json, write_text
 from otter_cli.core.console import say
 from otter_cli.core.digests import sha256_json
 from otter_cli.core.errors import OtterError
-from otter_cli.core.intervals import mean
+from otter_cli.core.intervals import Share, Statistic, mean
 from otter_cli.core.jsonlines import JsonLinesWriter
 from otter_cli.core.provenance import provenance
 from otter_cli.core.strict_files import read_own_json_object, read_small_text_file
@@ -234,6 +234,11 @@ def _write_samples(evaluations: dict[str, LmEvalOutput], folder: Path) -> None:
                 lines.append({"method": method, **document.model_dump()})
 
 
+def _statistic(values: list[float]) -> Statistic:
+    """Documents that count as 0 or 1, such as right answers, make a share."""
+    return (Share if {0.0, 1.0}.issuperset(values) else mean)(np.array(values))
+
+
 def _metrics(documents: list[LmEvalDocument]) -> dict[str, dict[str, Estimate]]:
     values: dict[str, dict[str, list[float]]] = {}
     for document in documents:
@@ -241,7 +246,7 @@ def _metrics(documents: list[LmEvalDocument]) -> dict[str, dict[str, Estimate]]:
             values.setdefault(document.task, {}).setdefault(name, []).append(value)
     return {
         task: {
-            name: estimate(mean(np.array(column)), len(column), f"{name} of {task}")
+            name: estimate(_statistic(column), len(column), f"{name} of {task}")
             for name, column in columns.items()
         }
         for task, columns in values.items()

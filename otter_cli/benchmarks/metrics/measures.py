@@ -13,7 +13,7 @@ import numpy as np
 
 from otter_cli.benchmarks.metrics.estimates import Measures, exponential, quotient
 from otter_cli.benchmarks.records import MethodRows, ScoredSample, response_length
-from otter_cli.core.intervals import Statistic, mean, ratio
+from otter_cli.core.intervals import Share, Statistic, mean, ratio
 
 
 def perplexity(rows: MethodRows) -> Statistic:
@@ -79,7 +79,7 @@ def acceptance_by_position(rows: MethodRows) -> Measures:
     counters = [row.sample.counters for group in rows.groups for row in group]
     positions = max((len(counter.drafted) for counter in counters), default=0)
     return {
-        f"acceptance_{position + 1}": ratio(
+        f"acceptance_{position + 1}": Share(
             rows.sums(partial(_count, "accepted", position)), drafted
         )
         for position in range(positions)
@@ -102,7 +102,7 @@ def identical(rows: MethodRows, plain: MethodRows) -> Statistic:
         all(a.sample.tokens == b.sample.tokens for a, b in zip(group, plain_group, strict=True))
         for group, plain_group in zip(rows.groups, plain.groups, strict=True)
     ]
-    return mean(np.array(same, dtype=float))
+    return Share(np.array(same))
 
 
 def _seconds(row: ScoredSample) -> float:
@@ -167,14 +167,19 @@ def threshold_at(scores: np.ndarray, offending: np.ndarray, false_alarms: float)
 def detected(streams: ScoredStreams, threshold: float) -> Statistic:
     """Share of offending texts that are flagged at all."""
     flagged = streams.highest >= threshold
-    return ratio(flagged & streams.offending, streams.offending)
+    return Share(flagged & streams.offending, streams.offending)
+
+
+def missed(streams: ScoredStreams, threshold: float) -> Statistic:
+    """Share of offending texts that are never flagged."""
+    return Share((streams.highest < threshold) & streams.offending, streams.offending)
 
 
 def on_time(streams: ScoredStreams, threshold: float) -> Statistic:
     """Share of offending texts flagged by the last token of their span."""
     flagged = (streams.highest >= threshold) & streams.offending
     in_time = streams.tokens_read(threshold) <= np.asarray(streams.offends_by)
-    return ratio(flagged & in_time, streams.offending)
+    return Share(flagged & in_time, streams.offending)
 
 
 def tokens_seen(streams: ScoredStreams, threshold: float) -> Statistic:
@@ -185,7 +190,7 @@ def tokens_seen(streams: ScoredStreams, threshold: float) -> Statistic:
 
 def false_alarms(streams: ScoredStreams, threshold: float) -> Statistic:
     clean = ~streams.offending
-    return ratio((streams.highest >= threshold) & clean, clean)
+    return Share((streams.highest >= threshold) & clean, clean)
 
 
 def saved_tokens(streams: ScoredStreams, threshold: float, *, offending: bool) -> Statistic:
@@ -193,7 +198,7 @@ def saved_tokens(streams: ScoredStreams, threshold: float, *, offending: bool) -
     saved, of clean texts lost."""
     chosen = streams.offending == offending
     unread = streams.lengths - streams.tokens_read(threshold)
-    return ratio(unread * chosen, streams.lengths * chosen)
+    return Share(unread * chosen, streams.lengths * chosen)
 
 
 Gram = tuple[str, ...]

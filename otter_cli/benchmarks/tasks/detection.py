@@ -264,14 +264,13 @@ def _detection_metrics(streams: measures.ScoredStreams) -> Measures:
         stop = measures.threshold_at(highest, offending, rate)
         stops[f"saved_{rate}"] = measures.saved_tokens(streams, stop, offending=True)
         stops[f"lost_{rate}"] = measures.saved_tokens(streams, stop, offending=False)
-    detected = measures.detected(streams, threshold)
     return {
         "auroc": auroc(highest, offending),
         "auroc_end": auroc(streams.last, offending),
         "f1": f1(highest >= F1_THRESHOLD, offending),
-        "detected": detected,
+        "detected": measures.detected(streams, threshold),
         "on_time": measures.on_time(streams, threshold),
-        "missed": lambda counts: 1 - detected(counts),
+        "missed": measures.missed(streams, threshold),
         # Undefined where no offending text is flagged.
         **({"tokens_seen": measures.tokens_seen(streams, threshold)} if flagged.any() else {}),
         **stops,

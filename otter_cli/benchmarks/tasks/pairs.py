@@ -19,7 +19,7 @@ from otter_cli.benchmarks.results import ResultFile, ResultPart
 from otter_cli.checkpoint.folder import MANIFEST
 from otter_cli.core.console import progress, warn
 from otter_cli.core.digests import sha256_file, sha256_json
-from otter_cli.core.intervals import mean
+from otter_cli.core.intervals import Share
 from otter_cli.core.jsonlines import JsonLinesWriter
 from otter_cli.core.provenance import provenance
 from otter_cli.data.chat_template import ChatText, last_text, messages_of
@@ -187,7 +187,7 @@ def _by_section(sections: np.ndarray, scores: np.ndarray) -> dict[str, SectionAc
     for name in dict.fromkeys([*sections.tolist(), ALL_SECTIONS]):
         own = signs if name == ALL_SECTIONS else signs[sections == name]
         figures[name] = SectionAccuracy(
-            accuracy=estimate(mean((own + 1) / 2), len(own), f"accuracy on {name}"),
-            ties=estimate(mean((own == 0).astype(float)), len(own), f"ties on {name}"),
+            accuracy=estimate(Share((own + 1) / 2), len(own), f"accuracy on {name}"),
+            ties=estimate(Share(own == 0), len(own), f"ties on {name}"),
         )
     return figures

@@ -23,7 +23,7 @@ from otter_cli.benchmarks.records import (
 )
 from otter_cli.benchmarks.results import BenchmarkName, MethodResult, ParetoFront
 from otter_cli.core.errors import OtterError
-from otter_cli.core.intervals import Counts, Statistic, mean
+from otter_cli.core.intervals import Counts, Share, Statistic, mean
 from otter_cli.scorers.scorer import ScorerRecord
 
 GOLD, COHERENCE = "gold", "coherence"
@@ -102,8 +102,8 @@ def _wins(rows: MethodRows, plain: MethodRows, gold: str) -> Measures:
         for group, plain_group in zip(rows.groups, plain.groups, strict=True)
     ]
     return {
-        "win_rate": mean(np.array([np.mean(np.add(group, 1)) / 2 for group in signs])),
-        "tie_rate": mean(np.array([np.mean(np.equal(group, 0)) for group in signs])),
+        "win_rate": Share(np.array([np.mean(np.add(group, 1)) / 2 for group in signs])),
+        "tie_rate": Share(np.array([np.mean(np.equal(group, 0)) for group in signs])),
     }
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from otter_cli.core.errors import OtterError
-from otter_cli.core.intervals import auroc, difference, f1, interval, mean, median, ratio
+from otter_cli.core.intervals import Share, auroc, difference, f1, interval, mean, median, ratio
 
 ONE_EACH = np.ones((1, 6))
 SCORES = np.array([0.1, 0.4, 0.4, 0.8, 0.9, 0.2])
@@ -102,3 +102,34 @@ def test_the_median_is_numpys_on_every_resample(n: int) -> None:
     counts = np.stack([np.bincount(random.integers(n, size=n), minlength=n) for _ in range(50)])
     expected = [np.median(np.repeat(values, row)) for row in counts]
     np.testing.assert_allclose(median(values)(counts.astype(float)), expected)
+
+
+@pytest.mark.parametrize("n", [1, 7, 200])
+@pytest.mark.parametrize("value", [0, 1])
+def test_a_share_of_none_or_of_all_has_the_exact_interval(n: int, value: int) -> None:
+    from scipy.stats import binomtest
+
+    got = interval(Share(np.full(n, value)), n)
+    expected = binomtest(value * n, n).proportion_ci(0.95, method="exact")
+    assert (got.mean, got.n) == (value, n)
+    assert got.low == pytest.approx(expected.low)
+    assert got.high == pytest.approx(expected.high)
+
+
+def test_a_share_in_between_is_bootstrapped_as_a_mean_is() -> None:
+    right = np.random.default_rng(2).random(50) < 0.8
+    assert interval(Share(right), 50) == interval(mean(right), 50)
+
+
+def test_examples_without_a_trial_do_not_narrow_a_share() -> None:
+    flagged, offending = np.array([1, 0, 1, 0]), np.array([1, 0, 1, 0])
+    assert interval(Share(flagged, offending), 4).low == pytest.approx(0.025**0.5)
+
+
+def test_a_mean_of_zeros_is_no_share() -> None:
+    assert interval(mean(np.zeros(5)), 5).high == 0
+
+
+def test_no_more_than_all_can_hold() -> None:
+    with pytest.raises(AssertionError, match="between 0 and 1"):
+        Share(np.array([2.0]))
