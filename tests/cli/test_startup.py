@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.grafts import random_graft
+
 HEAVY = {"torch", "transformers", "numpy", "pydantic", "safetensors", "matplotlib", "rich", "yaml"}
 
 _LIST_MODULES = """
@@ -59,6 +61,38 @@ def test_pricing_a_graft_imports_no_numpy(tiny_llama: Path, tmp_path: Path) -> N
     modules = modules_after("graft", str(tiny_llama), str(tmp_path / "out"), "--dry-run")
     packages = {module.partition(".")[0] for module in modules}
     assert not packages & {"torch", "transformers", "numpy", "safetensors", "matplotlib"}
+
+
+# Beyond what transformers itself imports to generate a token.
+OF_THE_COMMAND_LINE = {
+    "otter_cli", "typer", "rich", "pydantic", "pydantic_core", "annotated_types", "annotated_doc",
+    "typing_inspection", "shellingham",
+}  # fmt: skip
+_STOCK = """
+import json, sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+model.generate(**tokenizer("ab", return_tensors="pt"), max_new_tokens=1)
+print("\\n" + json.dumps(sorted(sys.modules)))
+"""
+
+
+@pytest.mark.slow
+def test_generating_imports_little_beyond_what_transformers_does(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    folder = random_graft(tiny_llama, tmp_path / "graft", hidden=8, heads=1, ffn=16)
+    stock = subprocess.run(
+        [sys.executable, "-c", _STOCK, str(folder)], capture_output=True, text=True, check=True
+    )
+    theirs = {module.partition(".")[0] for module in json.loads(stock.stdout.splitlines()[-1])}
+    modules = modules_after("generate", str(folder), "ab", "--max-new-tokens", "1", "--raw")
+    ours = {module.partition(".")[0] for module in modules}
+    beyond = ours - theirs - set(sys.stdlib_module_names) - OF_THE_COMMAND_LINE
+    assert not {name for name in beyond if not name.startswith("_")}
+    parts = {module.split(".")[1] for module in modules if module.startswith("otter_cli.")}
+    assert not parts & {"training", "verification", "serving", "teaching", "demo"}
 
 
 def seconds(command: list[str]) -> float:
