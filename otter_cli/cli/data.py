@@ -78,18 +78,12 @@ def _view(summary: DataSummary) -> RenderableType:
 
 
 def _summary_rows(summary: DataSummary) -> list[tuple[str, str]]:
-    commands = {
-        "pairs": "otter train OUT --pairs FILE",
-        "labels": "otter train OUT --labels FILE",
-        "texts": "otter train OUT --texts FILE",
-        "prompts": "otter train OUT --teacher SCORER --prompts FILE",
-    }
     texts = 2 * summary.rows if summary.kind == "pairs" else summary.rows
     lengths = ", ".join(f"{name} {value:,}" for name, value in summary.lengths.items())
     rows = [
-        ("read as", f"{summary.kind}: {commands[summary.kind]}"),
+        ("read as", summary.kind),
         ("rows", f"{summary.rows:,}"),
-        ("columns", ", ".join(f"{use}: {column}" for use, column in summary.columns.items())),
+        ("columns", ", ".join(_column_text(summary, use) for use in summary.columns)),
         ("ignored", ", ".join(summary.ignored) or "none"),
         ("messages", "yes, by the base's chat template" if summary.chat else "no"),
         (summary.unit, lengths),
@@ -102,4 +96,36 @@ def _summary_rows(summary: DataSummary) -> list[tuple[str, str]]:
     if summary.classes:
         shown = ", ".join(f"{name}: {count:,}" for name, count in summary.classes.items())
         rows.append(("labels", shown))
-    return rows
+    if summary.mapping:
+        numbers = ", ".join(f"{value} = {number:g}" for value, number in summary.mapping.items())
+        rows.append(("stand for", numbers))
+    elif summary.mapping is None:
+        rows.append(("stand for", "not clear: give a number from 0 to 1 for each, by --map"))
+    return [*rows, ("train with", _train_command(summary))]
+
+
+def _column_text(summary: DataSummary, use: str) -> str:
+    why = summary.understood.get(use)
+    return f"{use}: {summary.columns[use]}" + (f" ({why})" if why else "")
+
+
+def _train_command(summary: DataSummary) -> str:
+    """The command that reads the file in this way, with every option that needs no guess."""
+    import shlex
+
+    file = shlex.quote(str(summary.path))
+    if summary.kind == "prompts":
+        return f"otter train OUT --teacher SCORER --prompts {file}"
+    named = [
+        f"--{use} {shlex.quote(column)}"
+        for use, column in summary.columns.items()
+        if use in summary.understood or column != use
+    ]
+    if summary.kind == "labels" and summary.mapping != {}:
+        values = list(summary.classes)[:8]
+        mapping = summary.mapping or dict.fromkeys(values, None)
+        named += [
+            f"--map {shlex.quote(value)}={'NUMBER' if number is None else f'{number:g}'}"
+            for value, number in mapping.items()
+        ]
+    return " ".join([f"otter train OUT --{summary.kind} {file}", *named])

@@ -63,6 +63,12 @@ class DataOptions(StrictConfig):
         tuple[str, ...],
         _option("column of labels, or with --teacher one of its scores; repeatable"),
     ] = ()
+    map: Annotated[
+        tuple[str, ...],
+        _option(
+            "VALUE=NUMBER, repeatable: what a word in the label column stands for, from 0 to 1"
+        ),
+    ] = ()
     prompt: PromptColumn = None
     chosen: ChosenColumn = None
     rejected: RejectedColumn = None
@@ -77,6 +83,20 @@ class DataOptions(StrictConfig):
     def kind(self) -> DataKind:
         """The kind of the data. A teacher's texts have labels."""
         return "pairs" if self.pairs else "texts" if self.texts else "labels"
+
+    @property
+    def mapping(self) -> dict[str, float]:
+        """The numbers of --map by value. Raises OtterError."""
+        mapping = {}
+        for text in self.map:
+            value, equals, number = text.rpartition("=")
+            try:
+                mapping[value] = float(number)
+            except ValueError:
+                equals = ""
+            if not equals:
+                raise OtterError(f"--map {text!r} is no VALUE=NUMBER", hint="such as --map spam=1")
+        return mapping
 
     @property
     def file(self) -> Path | None:
@@ -124,6 +144,7 @@ class DataOptions(StrictConfig):
             "--test": (self.test, ("--pairs", "--labels", "--texts")),
             "--text": (self.text, ("--labels", "--texts")),
             "--label": (self.label, ("--labels", "--teacher")),
+            "--map": (self.map, ("--labels",)),
             "--prompt": (self.prompt, ("--pairs", "--labels")),
             "--chosen": (self.chosen, ("--pairs",)),
             "--rejected": (self.rejected, ("--pairs",)),

@@ -80,16 +80,13 @@ def _data_file(
     signals: Sequence[SignalConfig],
     device: str,
 ) -> DataFile:
-    from otter_cli.training.recipe_from_data import DataFile
+    from otter_cli.cli.data_columns import understood_columns
+    from otter_cli.training.recipe_from_data import DataFile, trainable_signals
 
     if options.file is None:
         return _teacher_data_file(folder, options, tokenizer, signals, device)
-    columns: dict[str, Any] = {}
-    for key in ("text", "prompt", "chosen", "rejected"):
-        if getattr(options, key) is not None:
-            columns[key] = getattr(options, key)
-    if options.label:
-        columns["labels"] = list(options.label)
+    fitting = trainable_signals(options.kind, signals)
+    columns = understood_columns(options, fitting)
     chat = False if options.raw else None
     test = options.test and options.test.resolve()
     return DataFile(options.kind, options.file.resolve(), columns, chat, test=test)

@@ -21,6 +21,7 @@ from otter_cli.data.columns import (
     usual_column,
     usual_text,
 )
+from otter_cli.data.guess import guess_label, guess_mapping, guess_pair, guess_text, unclear_columns
 from otter_cli.data.tables import Record, read_records
 
 FileKind = Literal["pairs", "labels", "texts", "prompts"]
@@ -47,6 +48,11 @@ class DataSummary:
     duplicates: int
     identical: int
     classes: dict[str, int]
+    # Why a column was taken that has no usual name, by its use.
+    understood: dict[str, str]
+    # What the values of the label column stand for, as a reward reads them: {} for numbers from 0
+    # to 1, None where only the user can say.
+    mapping: dict[str, float] | None
 
 
 def summarise(
@@ -61,7 +67,8 @@ def summarise(
     rows = sample_rows(path)
     if not rows:
         raise OtterError(f"{path} has no rows", hint="it needs one row a text, or one a pair")
-    kind, columns = _detect_kind(path, rows, dict(named or {}))
+    understood: dict[str, str] = {}
+    kind, columns = _detect_kind(path, rows, dict(named or {}), understood)
     texts = [columns[key] for key in ("chosen", "rejected", "text") if key in columns]
     # As in training, with a chat template a prompt with its answer is a dialogue.
     chat = any(holds_messages(column, rows) for column in (*texts, columns.get("prompt", "")))
@@ -83,13 +90,19 @@ def summarise(
         duplicates=counted.duplicates,
         identical=counted.identical,
         classes=dict(counted.classes.most_common(20)),
+        understood=understood,
+        mapping=guess_mapping(list(counted.classes), columns.get("label", ""), good_is_high=True),
     )
 
 
 def _detect_kind(
-    path: Path, rows: Sequence[Mapping[str, Any]], named: dict[str, str]
+    path: Path,
+    rows: Sequence[Mapping[str, Any]],
+    named: dict[str, str],
+    understood: dict[str, str],
 ) -> tuple[FileKind, dict[str, str]]:
-    """The kind of the file, and the column for each use."""
+    """The kind of the file, and the column for each use. The reasons of guesses are written into
+    `understood`."""
     names = column_names(rows)
     for use, column in named.items():
         if column not in names:
@@ -97,7 +110,9 @@ def _detect_kind(
                 f"{path} has no column {column!r} for {use}",
                 hint=f"its columns: {', '.join(names)}",
             )
-    better, worse = named.get("chosen", "chosen"), named.get("rejected", "rejected")
+    guessed_pair = None if {"chosen", "rejected"} & set(named) else guess_pair(rows)
+    pair = guessed_pair or ("chosen", "rejected")
+    better, worse = named.get("chosen", pair[0]), named.get("rejected", pair[1])
     if {"chosen", "rejected"} & set(named) and not {better, worse} <= set(names):
         raise OtterError(
             f"{path}: a pair has two texts, and there are no columns {better!r} and {worse!r}",
@@ -112,15 +127,22 @@ def _detect_kind(
     if "prompt" in named:
         columns["prompt"] = named["prompt"]
     label = named.get("label") or usual_column("labels", LABEL_COLUMNS, rows, text=False)
+    guessed_text = None if "text" in columns or _usual_prompt(rows) else guess_text(rows)
+    if guessed_text is not None:
+        columns["text"], understood["text"] = guessed_text.column, guessed_text.why
+    if label is None and "text" in columns and (guess := guess_label(rows, columns["text"])):
+        label, understood["label"] = guess.column, guess.why
     if "text" in columns:
         return ("labels", {**columns, "label": label}) if label else ("texts", columns)
-    prompt = usual_column("prompt", PROMPT_COLUMNS, rows)
+    prompt = _usual_prompt(rows)
     if prompt is not None:
         return "prompts", {"text": prompt}
-    raise OtterError(
-        f"{path}: no column is a text, a pair or a prompt; it has {', '.join(names)}",
-        hint="name one: --text COLUMN, or --chosen and --rejected",
-    )
+    options = "--text COLUMN --label COLUMN, or --chosen COLUMN --rejected COLUMN"
+    raise unclear_columns(path, rows, "which column is a text, a pair or a prompt", options)
+
+
+def _usual_prompt(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    return usual_column("prompt", PROMPT_COLUMNS, rows)
 
 
 class _RowCounter:

@@ -14,6 +14,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
@@ -188,7 +189,7 @@ def read_records(path: TableLike) -> Iterator[Record]:
     if kind in ("jsonl", "ndjson"):
         return _json_records(path)
     if kind in ("csv", "tsv"):
-        return _csv_records(path, delimiter="," if kind == "csv" else "\t")
+        return _csv_records(path, delimiter=_csv_delimiter(path) if kind == "csv" else "\t")
     raise OtterError(
         f"{path}: its name says neither .jsonl nor .csv nor .tsv (plain or .gz) nor .parquet",
         hint="convert the file, or rename it if only its name is wrong",
@@ -256,6 +257,17 @@ def _csv_records(path: Path, delimiter: str) -> Iterator[Record]:
         raise Record(path, first_line, {}).error(
             f"not CSV: {error}", _csv_hint(str(error))
         ) from error
+
+
+def _csv_delimiter(path: Path) -> str:
+    """A comma; or what divides the first two lines alike where the header has no comma. Some
+    spreadsheets write semicolons."""
+    lines = [line for _, line in islice(numbered_lines(path), 2)]
+    if len(lines) == 2 and "," not in lines[0]:
+        for delimiter in ";\t|":
+            if 0 < lines[0].count(delimiter) == lines[1].count(delimiter):
+                return delimiter
+    return ","
 
 
 def _csv_hint(message: str) -> str:

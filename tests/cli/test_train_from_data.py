@@ -242,7 +242,7 @@ def test_a_check_of_messages_counts_the_templates_tokens(
     ("rows", "options", "words"),
     [
         ([], (), "is empty"),
-        ([{"a": 1}], (), "no column is a text"),
+        ([{"a": 1}], (), "which column is a text"),
         ([{"text": "x"}], ("--text", "y"), "no column 'y'"),
     ],
 )
@@ -262,3 +262,47 @@ def test_a_teacher_is_refused_under_torchrun(
     teacher = ("--teacher", "python:x:f", "--prompts", tmp_path / "prompts.txt")
     run = otter_here("train", folder, *teacher, "--signal", "reward")
     assert run.returncode == 2 and "torchrun" in run.stderr
+
+
+SHAPES = {
+    "words": ("v1,v2", ["{word},a {i} b c"], "ham = 0, spam = 1"),
+    "capitals and semicolons": ("Text;Label", ["a {i} b c;{bit}"], "the text is 'Text'"),
+    "other names": ("id,comment_text,is_toxic", ["{i},a {i} b c,{bit}"], "label is 'is_toxic'"),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_first_csv_trains_without_naming_a_column(
+    otter_here: Otter, folder: Path, tmp_path: Path, shape: str
+) -> None:
+    header, (row,), said = SHAPES[shape]
+    path = tmp_path / "first.csv"
+    rows = [row.format(i=i, bit=i % 2, word=("ham", "spam")[i % 2]) for i in range(60)]
+    path.write_text("\n".join([header, *rows]) + "\n")
+    data, talk = train(otter_here, folder, "--labels", path, "--signal", "toxicity")
+    assert said in talk and data["signals"]["toxicity"]["auroc"]["n"] >= 3
+
+
+def test_labels_that_need_a_mapping_say_the_options_and_take_them(
+    otter_here: Otter, folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "classes.csv"
+    rows = [f"a {i} b c,{i % 3}" for i in range(60)]
+    path.write_text("\n".join(["tweet,class", *rows]) + "\n")
+    options = ("train", folder, "--labels", path, "--signal", "toxicity", *FEW)
+    refused = otter_here(*options)
+    assert refused.returncode == 2 and "--map 0=NUMBER --map 1=NUMBER" in refused.stderr
+    mapped = otter_here(*options, "--map", "0=1", "--map", "1=1", "--map", "2=0", "--json")
+    assert mapped.returncode == 0, mapped.stderr
+    wrong = otter_here(*options, "--map", "0:1")
+    assert wrong.returncode == 2 and "--map '0:1' is no VALUE=NUMBER" in wrong.stderr
+
+
+def test_a_column_of_plain_texts_may_have_any_name(
+    otter_here: Otter, folder: Path, tmp_path: Path
+) -> None:
+    path = lines(tmp_path / "texts.jsonl", [{"story": words(i)} for i in range(200)])
+    for named in ((), ("--text", "story")):
+        few = ("--set", "max_length=32", "--restart")
+        data, _ = train(otter_here, folder, "--texts", path, *named, *few)
+        assert set(data["signals"]) == {"future"}
