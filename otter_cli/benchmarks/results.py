@@ -18,6 +18,7 @@ from otter_cli.core.strict_files import MAX_OWN_FILE_BYTES, read_small_file
 from otter_cli.scorers.scorer import ScorerRecord
 
 RESULT_FILE = "result.json"
+EXAMPLES_FILE = "examples.json"
 SCHEMA_VERSION = 1
 
 BenchmarkName = Literal["preference", "detox", "detection", "speedup"]
@@ -55,6 +56,41 @@ class ResultFile(ResultPart):
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / RESULT_FILE, self.model_dump(mode="json"))
+
+
+class ExampleText(ResultPart):
+    """A text of the run for its report: tokens as text, with the value of a signal at each.
+    `values` are None for a method that reads no signal."""
+
+    label: str
+    signal: str
+    prompt: str
+    tokens: list[str]
+    values: list[float | None]
+
+
+class ExampleTexts(ResultPart):
+    """examples.json, beside result.json."""
+
+    texts: list[ExampleText]
+
+    @classmethod
+    def read(cls, folder: Path) -> list[ExampleText]:
+        """Nothing for a run without examples, such as one of an earlier version. Raises OtterError
+        for a damaged file."""
+        path = folder / EXAMPLES_FILE
+        if not path.exists():
+            return []
+        try:
+            return cls.model_validate_json(read_small_file(path, limit=MAX_OWN_FILE_BYTES)).texts
+        except ValidationError as error:
+            raise OtterError(
+                f"{path} cannot be read: {error.errors()[0]['msg']}",
+                hint="remove it: the report then shows no texts",
+            ) from error
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / EXAMPLES_FILE, self.model_dump(mode="json"))
 
 
 class ParetoFront(ResultPart):

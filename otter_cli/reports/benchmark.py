@@ -1,14 +1,16 @@
 """A benchmark's result as a report: findings, figures, plots, comparisons, memory."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from otter_cli.benchmarks.metrics.estimates import Estimate, Metric, metric_info
 from otter_cli.benchmarks.records import ARGS, STRENGTH_MARK, TASK_HEAD
-from otter_cli.benchmarks.results import BenchmarkResult, MethodResult
+from otter_cli.benchmarks.results import BenchmarkResult, ExampleText, MethodResult
 from otter_cli.core.formatting import bytes_text
 from otter_cli.reports.page import (
     Cell,
+    ColouredText,
     IntervalPlot,
     LinePlot,
     Plot,
@@ -22,6 +24,7 @@ from otter_cli.reports.page import (
     name_with_unit,
     named_values,
     plot_point,
+    scale_of,
 )
 
 
@@ -148,6 +151,11 @@ _NOTES = {
     "second over plain decoding's, as a ratio of sums, prompts included. A step is one "
     "verification by the base: it gives one token of the base and the accepted draft tokens.",
 }
+_INTERVALS_NOTE = (
+    "Intervals hold 95 % over the prompts of this run. Times and speed-ups are of this run on this "
+    "machine: another machine, or other load, may give values outside them. `otter explain` says "
+    "what each row means, such as `otter explain speed-up`."
+)
 _SHARED_BATCH_NOTE = (
     "Prompts share batches, and short texts wait for the longest: times depend on the other "
     "prompts of the batch."
@@ -155,19 +163,42 @@ _SHARED_BATCH_NOTE = (
 _SHOWN_DIVERGENCES = 12
 
 
-def benchmark_report(result: BenchmarkResult) -> Report:
-    """One benchmark as a report of its own."""
+def benchmark_report(result: BenchmarkResult, examples: Sequence[ExampleText] = ()) -> Report:
+    """One benchmark as a report of its own. It leads with its first finding. `examples`: texts of
+    the run whose tokens are shown with their signal."""
     graft = result.settings.methods["insertion"].models[0]
     title = f"{_TITLES[result.benchmark]}: {graft.name}"
     sampling, prompts = result.settings.sampling, result.settings.prompts
-    lead = (
+    setting = (
         f"{len(result.methods)} methods, {prompts.count} prompts of {prompts.file}, "
         f"{result.settings.samples_per_prompt} each, up to {sampling['max_new_tokens']} new tokens."
     )
     if result.benchmark == "detection":
-        lead = f"{len(result.methods)} monitors, {prompts.count} texts of {prompts.file}."
-    sections = list(benchmark_sections(result, alone=True))
-    return Report(title, lead, sections, list(_facts(result)), result.model_dump(mode="json"))
+        setting = f"{len(result.methods)} monitors, {prompts.count} texts of {prompts.file}."
+    first, *others = benchmark_sections(result, alone=True)
+    answer = result.findings[0] if result.findings else setting
+    sections = [replace(first, text=[*first.text[1:], setting] if result.findings else first.text)]
+    if examples:
+        sections.append(_examples_section(examples))
+    sections += others
+    return Report(title, answer, sections, list(_facts(result)), result.model_dump(mode="json"))
+
+
+def _examples_section(examples: Sequence[ExampleText]) -> ReportSection:
+    """Texts side by side, coloured on one scale for each signal."""
+    texts = []
+    for example in examples:
+        same = [value for e in examples if e.signal == example.signal for value in e.values]
+        texts.append(
+            ColouredText(
+                example.label, example.prompt, example.tokens, example.values, *scale_of(same)
+            )
+        )
+    explained = (
+        f"Each token with the value of {examples[0].signal!r} there, which the same forward pass "
+        "gave. The first prompts of the run; text without colour was written without the signal."
+    )
+    return ReportSection("Texts, token by token", [explained], texts=texts)
 
 
 def benchmark_sections(result: BenchmarkResult, *, alone: bool = False) -> Iterator[ReportSection]:
@@ -179,16 +210,20 @@ def benchmark_sections(result: BenchmarkResult, *, alone: bool = False) -> Itera
     prefix = "" if alone else f"{title}. "
     yield ReportSection(
         "Figures" if alone else title,
-        [
-            *(f"Warning: {text}." for text in result.warnings),
-            *result.findings,
-            *_left_out(result),
-            _NOTES[result.benchmark],
-            *([_SHARED_BATCH_NOTE] if result.settings.together > 1 else []),
-        ],
+        [*result.findings, *(f"Warning: {text}." for text in result.warnings), *_left_out(result)],
         [_figures_table(result, lambda method: method.metrics, figure_cell)],
         benchmark_plots(result),
+        notes=[
+            _NOTES[result.benchmark],
+            *([_SHARED_BATCH_NOTE] if result.settings.together > 1 else []),
+            _INTERVALS_NOTE,
+        ],
     )
+    for section in _detail_sections(prefix, result):
+        yield section if alone else replace(section, level=3)
+
+
+def _detail_sections(prefix: str, result: BenchmarkResult) -> Iterator[ReportSection]:
     yield ReportSection(
         f"{prefix}Difference from plain decoding",
         ["Paired by prompt. Coloured where the 95 % interval excludes zero."],

@@ -9,7 +9,15 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from otter_cli.core.formatting import json_text, terminal_text
-from otter_cli.reports.page import FACTS_TITLE, Report, ReportTable, as_cell, colour_of
+from otter_cli.reports.page import (
+    FACTS_TITLE,
+    SIGNAL_COLOURS,
+    Report,
+    ReportTable,
+    as_cell,
+    colour_of,
+    level_of,
+)
 from otter_cli.reports.plots import colour_classes, svg_plot
 
 if TYPE_CHECKING:
@@ -46,12 +54,19 @@ def _environment() -> "Environment":
         ReportTable=ReportTable,
         colour_classes=colour_classes,
         colour_of=colour_of,
+        signal_colours=SIGNAL_COLOURS,
+        bar_of=_bar_height,
         facts_title=FACTS_TITLE,
         json_data=_json_data,
         svg_plot=svg_plot,
         zip=zip,
     )
     return environment
+
+
+def _bar_height(value: float, low: float, high: float) -> int:
+    """The height of the bar below a token, 0 to 6 pixels: the signal without its colour."""
+    return level_of(value, low, high, len(SIGNAL_COLOURS))
 
 
 def _without_control_characters(value: Any) -> Any:

@@ -44,7 +44,7 @@ def markdown_page(report: Report) -> str:
 
 
 def _markdown_section(section: ReportSection) -> Iterator[str]:
-    yield f"## {markdown_text(section.title)}"
+    yield f"{'#' * section.level} {markdown_text(section.title)}"
     for paragraph in section.text:
         yield from ("", markdown_paragraph(paragraph))
     for text in section.texts:
@@ -52,6 +52,8 @@ def _markdown_section(section: ReportSection) -> Iterator[str]:
         yield from ("", f"- {markdown_paragraph(text.label)}: {markdown_text(one_line)}")
     for table in section.tables:
         yield from ("", *_markdown_table(table))
+    for note in section.notes:
+        yield from ("", markdown_paragraph(note))
 
 
 def _markdown_table(table: ReportTable) -> Iterator[str]:

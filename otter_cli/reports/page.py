@@ -152,7 +152,8 @@ def _plot_number(value: float) -> str:
 
 @dataclass(frozen=True)
 class ColouredText:
-    """A text whose tokens show a signal by their colour, on the scale from `low` to `high`.
+    """A text whose tokens show a signal, on the scale from `low` to `high`: by their colour, by the
+    height of a bar below them, and by the number that a page shows on hover and on focus.
 
     `values` has a number for each of `tokens`, or None. `label` says which method wrote the text.
     """
@@ -192,13 +193,16 @@ def level_of(value: float | None, low: float, high: float, levels: int) -> int:
 
 @dataclass(frozen=True)
 class ReportSection:
-    """A heading with paragraphs, then plots, then coloured texts, then tables."""
+    """A heading with paragraphs, then plots, then coloured texts, then tables, then notes on how to
+    read them. A section of level 3 belongs to the one of level 2 before it."""
 
     title: str
     text: Sequence[str] = ()
     tables: Sequence[ReportTable] = ()
     plots: Sequence[Plot] = ()
     texts: Sequence[ColouredText] = ()
+    notes: Sequence[str] = ()
+    level: Literal[2, 3] = 2
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from pkgutil import resolve_name
 
 from pydantic import ConfigDict
 
-from otter_cli.benchmarks.results import ResultFile
+from otter_cli.benchmarks.results import BenchmarkResult, ExampleTexts, ResultFile
 from otter_cli.core.atomic import write_text
+from otter_cli.reports.benchmark import benchmark_report
 from otter_cli.reports.html import html_page
 from otter_cli.reports.markdown import markdown_page
 from otter_cli.reports.page import Report
@@ -45,4 +46,6 @@ def report_again(folder: Path) -> tuple[ResultFile, Report]:
     """Reads the result and draws it. Raises OtterError where there is none, or it is damaged."""
     result_name, report_name = _KINDS.get(_ResultName.read(folder).benchmark, _COMMON_KIND)
     result = resolve_name(f"otter_cli.{result_name}").read(folder)
+    if isinstance(result, BenchmarkResult):
+        return result, benchmark_report(result, ExampleTexts.read(folder))
     return result, resolve_name(f"otter_cli.reports.{report_name}")(result)

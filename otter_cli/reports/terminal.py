@@ -45,6 +45,8 @@ def _parts(report: Report) -> Iterator[RenderableType]:
         for table in section.tables:
             for part in _split_columns(table):
                 yield _rich_table(part)
+        for note in section.notes:
+            yield Text(terminal_text(note), style="dim")
 
 
 def _coloured(coloured: ColouredText) -> Text:

@@ -26,7 +26,14 @@ from otter_cli.benchmarks.records import (
     ScoredSample,
     Timing,
 )
-from otter_cli.benchmarks.results import BenchmarkResult, Divergence, MethodMemory, MethodResult
+from otter_cli.benchmarks.results import (
+    BenchmarkResult,
+    Divergence,
+    ExampleTexts,
+    MethodMemory,
+    MethodResult,
+)
+from otter_cli.benchmarks.runner.examples import example_texts
 from otter_cli.benchmarks.runner.run_folder import RunFolder
 from otter_cli.core.console import progress, say
 from otter_cli.core.errors import OtterError
@@ -75,6 +82,7 @@ def run_benchmark(benchmark: Benchmark, out: Path | None = None) -> FinishedRun:
             process_memory=_peak_memory(),
         )
         result.write(path)
+        ExampleTexts(texts=list(example_texts(benchmark, data))).write(path)
     return FinishedRun(path, result)
 
 

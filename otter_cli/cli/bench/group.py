@@ -38,12 +38,16 @@ app = verb_app(
 
 def run_and_show(options: AnyOptions, out: Path | None) -> Outcome:
     """Run a benchmark, or resume it, and show its report."""
+    from otter_cli.benchmarks.results import ExampleTexts
     from otter_cli.benchmarks.runner.run_benchmark import run_benchmark
     from otter_cli.benchmarks.tasks.assemble import assemble
     from otter_cli.reports.benchmark import benchmark_report
 
     finished = run_benchmark(assemble(options), out)
-    return show_report(finished.result, benchmark_report(finished.result), finished.folder)
+    examples = ExampleTexts.read(finished.folder)
+    return show_report(
+        finished.result, benchmark_report(finished.result, examples), finished.folder
+    )
 
 
 def show_report(

@@ -31,6 +31,7 @@ def rescore(
 
     scores.jsonl, result.json and the report are written again.
     """
+    from otter_cli.benchmarks.results import ExampleTexts
     from otter_cli.benchmarks.runner.stored_run import rescore_run
     from otter_cli.reports.benchmark import benchmark_report
     from otter_cli.scorers.detoxify import pickle_allowed
@@ -38,7 +39,7 @@ def rescore(
     with pickle_allowed(allow_pickle):
         judge = parse_scorer(scorer, device)
     result = rescore_run(run, judge)
-    return show_report(result, benchmark_report(result), run)
+    return show_report(result, benchmark_report(result, ExampleTexts.read(run)), run)
 
 
 def parse_scorer(text: str, device: str) -> "Scorer":

@@ -13,6 +13,7 @@ from otter_cli.reports.page import (
     ColouredText,
     Report,
     ReportSection,
+    ReportTable,
     colour_of,
     scale_of,
 )
@@ -25,10 +26,41 @@ REPORT = Report("title", "lead", [ReportSection("texts", texts=[TEXT, TEXT])])
 def test_a_page_gives_each_token_its_colour_and_number() -> None:
     page = html_page(REPORT)
     assert page.count('class="texts"') == 1 and page.count('class="tokens"') == 2
-    assert f'<span style="background:{SIGNAL_COLOURS[-1]}" title="+0.900">was</span>' in page
-    assert f'<span style="background:{SIGNAL_COLOURS[0]}" title="+0.100"> bad</span>' in page
+    for value, colour, bar, token in (
+        ("+0.900", SIGNAL_COLOURS[-1], 6, "was"),
+        ("+0.100", SIGNAL_COLOURS[0], 0, " bad"),
+    ):
+        assert (
+            f'<span class="token" tabindex="0" style="--signal:{colour};--bar:{bar}px" '
+            f'data-value="{value}" title="{value}">{token}</span>'
+        ) in page
     assert "<span> &lt;b&gt;</span>" in page and "<b> bad" not in page
     assert "ends low" in page
+
+
+def test_a_page_says_what_colours_and_bars_mean() -> None:
+    """The scale has its ends in numbers. Colour alone says nothing to many readers."""
+    page = html_page(REPORT)
+    assert page.count('class="scale"') == 1
+    assert "low +0.00" in page and "+1.00 high" in page and "The bar below a token" in page
+    # A number comes up on hover and on focus, so every token can be focused.
+    style = page[page.index("<style>") : page.index("</style>")]
+    assert ".token:focus::after" in style and "attr(data-value)" in style
+
+
+def test_headings_have_levels_and_tables_scroll_with_a_cue() -> None:
+    table = ReportTable(["a", "b"], [["x", "1"]])
+    sections = [
+        ReportSection("first", texts=[TEXT], tables=[table], notes=["read it so"]),
+        ReportSection("inner", texts=[TEXT], level=3),
+    ]
+    page = html_page(Report("title", "lead", sections))
+    order = ["<h1>title", "<h2>first", "<h3>plain", "read it so", "<h3>inner", "<h4>plain"]
+    places = [page.index(part) for part in order]
+    assert places == sorted(places)
+    assert '<div class="scroll" tabindex="0" role="region" aria-label=' in page
+    assert "local" in page[page.index(".scroll {") :][:400]
+    assert "### inner" in markdown_page(Report("title", "lead", sections))
 
 
 def test_the_terminal_and_markdown_show_the_same_words() -> None:

@@ -57,7 +57,7 @@ def _report(text: str) -> Report:
     ]
     table = ReportTable([text, text], [[text, Cell(text, text)]])
     coloured = ColouredText(text, text, [text, text], [0.5, None], 0.0, 1.0, text)
-    section = ReportSection(text, [text], [table], plots, [coloured])
+    section = ReportSection(text, [text], [table], plots, [coloured], [text])
     return Report(text, text, [section], [(text, text)], {text: text})
 
 
@@ -155,4 +155,6 @@ def test_every_string_of_a_report_is_tried() -> None:
         "tables",
         "plots",
         "texts",
+        "notes",
+        "level",
     }
