@@ -115,11 +115,17 @@ class Benchmark(ABC):
         )
 
 
+# Figures that depend on the machine and its load.
+_TIMES = ("speed_up", "tokens_per_second", "time_per_token", "time_ratio")
+
+
 def figure_text(method: MethodResult, metric: str, *, scale: float = 1, unit: str = "") -> str:
-    """`1.43 (1.38 to 1.48)`, or `1.43 times (1.38 to 1.48)`."""
+    """`1.43 (1.38 to 1.48)`, or `1.43 times (1.38 to 1.48)`. The interval of a time holds within
+    its run alone, and the text says so."""
     figure = method.metrics[metric]
     mean, low, high = (f"{scale * value:.3g}" for value in (figure.mean, figure.low, figure.high))
-    return f"{mean}{unit} ({low} to {high})"
+    where = " within this run" if metric in _TIMES else ""
+    return f"{mean}{unit} ({low} to {high}{where})"
 
 
 def share_text(method: MethodResult, metric: str) -> str:

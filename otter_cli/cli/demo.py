@@ -93,7 +93,19 @@ def _run_tiny(folder: Path, seed: int, overrides: tuple[str, ...]) -> Outcome:
     result = run_synthetic_demo(folder, seed=seed, recipe=recipe, overrides=overrides)
     report = synthetic_report(result)
     path = write_report(report, result.folder)
-    return _outcome(result, path, report, least_verdict="construction")
+    return _outcome(result, path, _short(report), least_verdict="construction")
+
+
+_SHOWN_WHOLE = ("Graft", "Training", "Verify: ")
+
+
+def _short(report: Report) -> Report:
+    """What a terminal shows of a long report: price, training, verdict, and what each benchmark
+    found. The other tables are in the file."""
+    main = [section for section in report.sections if section.level == 2]
+    shown = [section for section in main if section.title.startswith(_SHOWN_WHOLE)]
+    shown += [replace(s, tables=(), notes=()) for s in main if s.plots and s not in shown]
+    return replace(report, sections=shown, facts=())
 
 
 def _outcome(

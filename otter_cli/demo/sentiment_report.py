@@ -73,7 +73,8 @@ def _share_text(estimate: Estimate) -> str:
 
 
 def _times_text(estimate: Estimate) -> str:
-    return " ".join(_figures(estimate, ".2f")) + " times"
+    mean, interval = _figures(estimate, ".2f")
+    return f"{mean} times ({interval} within this run)"
 
 
 def _figures(estimate: Estimate, spec: str) -> tuple[str, str]:

@@ -36,7 +36,8 @@ def comparison_report(comparison: RunComparison) -> Report:
     return Report(
         f"{comparison.benchmark}: {second} against {first}",
         f"{comparison.prompts} prompts, the same for both. Differences are the second run minus "
-        "the first, paired by prompt, with 95 % bootstrap intervals.",
+        "the first, paired by prompt, with 95 % bootstrap intervals over the prompts of these two "
+        "runs, and not over machines.",
         [_method_section(method) for method in comparison.methods],
     )
 

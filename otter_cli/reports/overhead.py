@@ -30,19 +30,19 @@ from otter_cli.reports.page import (
 def overhead_report(result: OverheadResult) -> Report:
     """One measurement as a report of its own."""
     s = result.settings
-    lead = (
+    setting = (
         f"{s.dtype} on {s.device}, {s.threads} threads, batch {s.batch}, {s.context} tokens of "
         f"context; {rounds_text(s)}, base and graft in turns. Ratios are medians over n rounds."
     )
     if result.left_out:
-        lead += f" Interrupted, without {', '.join(result.left_out)}."
+        setting += f" Interrupted, without {', '.join(result.left_out)}."
     if s.stream:
-        lead += f" The inserted stream runs by {s.stream}."
+        setting += f" The inserted stream runs by {s.stream}."
     return Report(
         f"Overhead: {s.subject}",
-        lead,
+        _answer(result.rows[0]),
         [
-            _time_section(result),
+            _time_section(result, setting),
             _space_section(result.rows),
             *([_saved_section(result.rows)] if any(row.saved for row in result.rows) else []),
             *map(_group_section, result.groups),
@@ -52,7 +52,42 @@ def overhead_report(result: OverheadResult) -> Report:
     )
 
 
-def _time_section(result: OverheadResult) -> ReportSection:
+def _answer(row: OverheadRow) -> str:
+    """The first row in one sentence."""
+    decode, prefill = row.decode_ratio, row.prefill_ratio
+    return (
+        f"With the graft a decoding step takes {decode.mean:.3f} times the base's time "
+        f"({decode.low:.3f} to {decode.high:.3f} within this run), and a prefill "
+        f"{prefill.mean:.3f} times ({prefill.low:.3f} to {prefill.high:.3f}), with "
+        f"{percent_text(row.parameter_ratio)} of the base's parameters."
+    )
+
+
+_WITHIN_RUN = (
+    "Intervals hold 95 % over the rounds of this run, on this machine under its load. They say "
+    "nothing about another machine or another day."
+)
+_TIME_NOTE = (
+    "Columns. Of the base: inserted parameters over the base's. Ratio: time with the graft over "
+    "the base's, and its interval. Bound: the least ratio possible here. ms: milliseconds of a "
+    "pass with the graft. Bound over time: the least time possible over the measured time."
+)
+_SPACE_NOTE = (
+    "Columns. Trainable: parameters that training changes. Stored: the inserted tensors' file. "
+    "KV cache a token: memory that each token of the context needs. Peak: the largest memory of a "
+    "pass, for the base alone and with the graft."
+)
+_SAVED_NOTE = (
+    "Columns. Time: of a decoding step and of a prefill. Trainable, stored, KV cache: parameters, "
+    "bytes on disk, and bytes a token. 100 % is all that a separate reward model adds."
+)
+_GROUP_NOTE = (
+    "Columns. ms: milliseconds. Ratio: time over the reference's, and its interval. Floor: the "
+    "least ratio possible by the counted bytes and operations. Passes are counted for each token."
+)
+
+
+def _time_section(result: OverheadResult, setting: str) -> ReportSection:
     rows: list[list[Cell | str]] = []
     points = []
     for row in result.rows:
@@ -90,11 +125,17 @@ def _time_section(result: OverheadResult) -> ReportSection:
         f"{rates.flops_per_second / 1e9:.0f} GFLOP/s, the best rates measured in this run. Bound "
         "over time is the share of the bound that was reached."
     )
-    text = [f"Logits equal to the base's bit for bit in {equal} of {compared} passes.", bounded]
+    text = [
+        setting,
+        f"Logits equal to the base's bit for bit in {equal} of {compared} passes.",
+        bounded,
+    ]
     of_first_row = points[: 2 + (result.rows[0].read_later is not None)]
     plots: list[Plot] = [IntervalPlot("Time over the base's", "graft / base", of_first_row, 1.0)]
     plots += _sweep_plots(result.rows[1:]) if len(result.rows) > 1 else []
-    return ReportSection("Time", text, [ReportTable(head, rows)], plots)
+    return ReportSection(
+        "Time", text, [ReportTable(head, rows)], plots, notes=[_TIME_NOTE, _WITHIN_RUN]
+    )
 
 
 def _sweep_plots(rows: Sequence[OverheadRow]) -> list[LinePlot]:
@@ -139,7 +180,7 @@ def _space_section(rows: Sequence[OverheadRow]) -> ReportSection:
         )
     head = ["", "trainable", "stored", "KV cache a token", "peak, base", "peak, graft"]
     text = "Peak: the weights, and what a prefill allocates above them."
-    return ReportSection("Space", [text], [ReportTable(head, body)])
+    return ReportSection("Space", [text], [ReportTable(head, body)], notes=[_SPACE_NOTE])
 
 
 def _saved_section(rows: Sequence[OverheadRow]) -> ReportSection:
@@ -154,7 +195,9 @@ def _saved_section(rows: Sequence[OverheadRow]) -> ReportSection:
         "The share that the insertion saves of what a separate reward model of the base's size "
         "adds, measured in the same rounds (docs/method.md, Costs)."
     )
-    return ReportSection("Saved against a separate reward model", [text], [ReportTable(head, body)])
+    table = ReportTable(head, body)
+    notes = [_SAVED_NOTE, _WITHIN_RUN]
+    return ReportSection("Saved against a separate reward model", [text], [table], notes=notes)
 
 
 def _share_cell(figure: Estimate) -> Cell:
@@ -190,7 +233,8 @@ def _group_section(group: MeasuredGroup) -> ReportSection:
     if group.x_axis:
         axis = f"time over that of {group.reference}"
         plots = [LinePlot(group.title, group.x_axis, axis, _curves(group), whole_steps=True)]
-    return ReportSection(group.title, group.notes, [ReportTable(head, body)], plots)
+    notes = [_GROUP_NOTE, *([_WITHIN_RUN] if timed else [])]
+    return ReportSection(group.title, group.notes, [ReportTable(head, body)], plots, notes=notes)
 
 
 def _curves(group: MeasuredGroup) -> list[PlotSeries]:
