@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from otter_cli.cli.command import Outcome, verb, verb_app
-from otter_cli.cli.tables import facts_table, plain_table
+from otter_cli.cli.tables import facts_table, legend, plain_table
 from otter_cli.core.distribution import DISTRIBUTION
 from otter_cli.core.formatting import bytes_text, count_text
 from otter_cli.core.provenance import hardware, versions
@@ -139,7 +139,10 @@ def _machine_page(
         state = "" if r.satisfied else Text("missing", style="red")
         packages.add_row(r.package, r.specifier, r.installed or "-", state)
     verdict = "nothing is missing" if not problems else f"missing: {'; '.join(problems)}"
-    return Group(facts_table(facts), "", packages, "", verdict)
+    return Group(facts_table(facts), "", packages, legend(_PACKAGES_LEGEND), "", verdict)
+
+
+_PACKAGES_LEGEND = "required: the versions that otter works with; installed: the one found here"
 
 
 def _waiting_row(threads: dict[str, Any]) -> tuple[str, str]:

@@ -9,7 +9,7 @@ import typer
 
 from otter_cli.cli.command import Outcome, verb, verb_app
 from otter_cli.cli.placed_files import PlacedFiles
-from otter_cli.cli.tables import plain_table
+from otter_cli.cli.tables import legend, plain_table
 from otter_cli.core.errors import OtterError
 
 if TYPE_CHECKING:
@@ -120,6 +120,8 @@ def _view(out: Path, exported: Export, placed: str) -> RenderableType:
 
 def _differences_table(differences: list[WideDifference]) -> RenderableType:
     """One row per dtype. The cell of a signal holds its largest difference and largest value."""
+    from rich.console import Group
+
     from otter_cli.core.formatting import percent_text
 
     titles = ("", "logits moved", "largest", "argmaxes", *differences[0].signals)
@@ -132,4 +134,11 @@ def _differences_table(differences: list[WideDifference]) -> RenderableType:
             f"{row.flipped} of {row.tokens}",
             *(f"{s.largest:.1e} of {s.scale:.1f}" for s in row.signals.values()),
         )
-    return table
+    return Group(table, legend(_DIFFERENCES_LEGEND))
+
+
+_DIFFERENCES_LEGEND = (
+    "logits moved: those that differ from the graft's; largest: the largest difference; argmaxes: "
+    "tokens whose likeliest next token changes; a signal's column: its largest difference, and its "
+    "largest value"
+)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from otter_cli.cli.stdio import console
+from otter_cli.cli.tables import legend
 from otter_cli.core.formatting import percent_text
 
 if TYPE_CHECKING:
@@ -99,10 +100,16 @@ def texts_view(records: list[dict[str, Any]]) -> RenderableType:
     for record in records:
         parts += [*text_lines(record), "", *sparklines(record)]
         if len(records) == 1:
-            parts += ["", token_table(record), ""]
+            parts += ["", token_table(record), legend(_TOKENS_LEGEND), ""]
         parts += map(Text, _cost_lines(record))
         parts += [""] if len(records) > 1 else []
     return Group(*parts)
+
+
+_TOKENS_LEGEND = (
+    "logprob: natural logarithm of the base's probability of the token; other columns: the signal "
+    "after it. In a line of bars, the numbers are its lowest and highest value."
+)
 
 
 def _cost_lines(record: dict[str, Any]) -> list[str]:

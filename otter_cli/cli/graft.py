@@ -9,7 +9,7 @@ import typer
 
 from otter_cli.cli.command import Outcome, verb, verb_app
 from otter_cli.cli.placed_files import Copy, PlacedFiles, placement_mode
-from otter_cli.cli.tables import plain_table
+from otter_cli.cli.tables import legend, plain_table
 from otter_cli.core.dtype_names import DTYPE_HELP
 from otter_cli.core.strict_config import DtypeName, StrictConfig
 
@@ -187,4 +187,10 @@ def _view(plan: Plan, cost: Price, written: list[str]) -> RenderableType:
         f"loaded with the base: {bytes_text(cost.load_bytes)}",
         *written,
     ]
-    return Group(table, *lines)
+    return Group(table, legend(_PRICE_LEGEND), *lines)
+
+
+_PRICE_LEGEND = (
+    "part: what the parameters are for; parameters: how many are added (k thousand, M million); "
+    "of the base: their share of the base's own"
+)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from otter_cli.cli.command import Outcome, verb, verb_app
-from otter_cli.cli.tables import plain_table
+from otter_cli.cli.tables import legend, plain_table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -64,8 +64,11 @@ def _model_record(model: PackagedModel, path: Path) -> dict[str, object]:
 
 
 def _table(known: list[PackagedModel], to: Path) -> RenderableType:
+    from rich.console import Group
+
     table = plain_table("model", "what it is", "licence", "here")
     for model in known:
         path = to / model.name
         table.add_row(model.name, model.about, model.licence, str(path) if path.exists() else "no")
-    return table
+    explained = "licence: the model's own; here: the folder where it lies already, or no"
+    return Group(table, legend(explained))

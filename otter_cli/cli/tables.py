@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
+    from rich.text import Text
 
 
 def facts_table(rows: Iterable[tuple[str, RenderableType]]) -> Table:
@@ -33,3 +34,10 @@ def plain_table(*titles: str, numeric: bool = False) -> Table:
     for column in table.columns[1:] if numeric else ():
         column.justify = "right"
     return table
+
+
+def legend(text: str) -> Text:
+    """What the columns of a table mean, below it."""
+    from rich.text import Text
+
+    return Text(text, style="dim")

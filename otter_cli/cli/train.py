@@ -12,7 +12,7 @@ import typer
 
 from otter_cli.cli.command import Outcome, verb, verb_app
 from otter_cli.cli.data_options import DataOptions
-from otter_cli.cli.tables import plain_table
+from otter_cli.cli.tables import legend, plain_table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -205,10 +205,19 @@ def _train_view(result: TrainResult, card: Path, verdict: Verdict | None) -> Ren
     return Group(
         f"{result.folder}: {result.steps} steps, {seconds_text(result.seconds)}, "
         f"{trained} parameters trained",
-        *([table] if result.signals else []),
+        *([table, legend(_HELD_OUT_LEGEND)] if result.signals else []),
         *([f"the base: {verdict.name}"] if verdict else []),
         f"model card: {card}",
     )
+
+
+_HELD_OUT_LEGEND = (
+    "held out: a metric on rows that training did not see (`otter explain auroc` and so on); "
+    "mean: its value over them; 95 % interval: over these rows, not over seeds; n: how many rows"
+)
+_RATES_LEGEND = (
+    "rate: the learning rate of a step; loss: smoothed over about ten steps; <: suggested"
+)
 
 
 def _rates_view(search: RateSearch) -> RenderableType:
@@ -219,4 +228,8 @@ def _rates_view(search: RateSearch) -> RenderableType:
     for number, (rate, loss) in enumerate(zip(search.rates, search.losses, strict=True)):
         if number % 3 == 0 or rate == search.suggestion:
             table.add_row(f"{rate:.2e}", f"{loss:.4f}", "<" if rate == search.suggestion else "")
-    return Group(table, f"the loss falls steepest at learning_rate: {search.suggestion:.1e}")
+    return Group(
+        table,
+        legend(_RATES_LEGEND),
+        f"the loss falls steepest at learning_rate: {search.suggestion:.1e}",
+    )

@@ -9,6 +9,7 @@ import typer
 
 from otter_cli.cli.bench.group import app, option
 from otter_cli.cli.command import Outcome, verb
+from otter_cli.cli.tables import legend
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -58,4 +59,10 @@ def _view(checks: list[CheckedBound], failed: int) -> RenderableType:
         figure = f"{row.figure.mean:.3g} ({row.figure.low:.3g} to {row.figure.high:.3g})"
         verdict = Text("holds", "green") if row.holds else Text("fails", "red")
         table.add_row(verdict, row.method, row.metric, row.bound, figure, f"{row.figure.n:,}")
-    return Group(table, f"{len(checks) - failed} of {len(checks)} expectations hold")
+    explained = (
+        "expected: the bound; found: the mean and its 95 % interval over the prompts of the run; "
+        "n: how many prompts"
+    )
+    return Group(
+        table, legend(explained), f"{len(checks) - failed} of {len(checks)} expectations hold"
+    )
