@@ -205,7 +205,7 @@ def _train_view(result: TrainResult, card: Path, verdict: Verdict | None) -> Ren
     return Group(
         f"{result.folder}: {result.steps} steps, {seconds_text(result.seconds)}, "
         f"{trained} parameters trained",
-        *([table, legend(_HELD_OUT_LEGEND)] if result.signals else []),
+        *([Group(table, legend(_HELD_OUT_LEGEND))] if result.signals else []),
         *([f"the base: {verdict.name}"] if verdict else []),
         f"model card: {card}",
     )
