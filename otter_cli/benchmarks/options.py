@@ -41,7 +41,7 @@ Together = Annotated[
     PositiveInt,
     _option("prompts that share a batch: faster, but rounding differs", "Decoding"),
 ]
-Temperature = Annotated[float, _option("of every method; 0 is greedy", "Decoding")]
+Temperature = Annotated[float, _option("temperature of every method; 0 is greedy", "Decoding")]
 NewTokens = Annotated[int, _option("maximum length of a response", "Decoding")]
 Device = Annotated[str, _option("cpu, cuda or cuda:1", "Decoding")]
 
@@ -74,7 +74,7 @@ class Guidance(StrictConfig):
     signal: Signal
     strength: Strength
     head_strength: Annotated[
-        float | None, _option("strength of the task head, if another", "Methods")
+        float | None, _option("strength of the task head, if it differs", "Methods")
     ] = None
     args_strength: float | None = None
     candidates: Candidates = 10
@@ -108,7 +108,7 @@ class BenchmarkOptions(PromptFile):
     batch: Batch = 1
     temperature: Temperature = 0.0
     max_new_tokens: NewTokens = 64
-    seed: Annotated[int, _option("of sampling, the same for every method", "Decoding")] = 0
+    seed: Annotated[int, _option("seed of sampling, for every method", "Decoding")] = 0
     device: Device = "cpu"
 
     @property
@@ -125,7 +125,7 @@ class PreferenceOptions(Guidance, BenchmarkOptions):
     ] = None
     strength: Strength = 1.5
     args_strength: Annotated[
-        float | None, _option("strength of the reward model, if another", "Methods")
+        float | None, _option("strength of the reward model, if it differs", "Methods")
     ] = None
     sweep: Annotated[
         tuple[float, ...], _option("a further strength of the insertion, repeatable", "Methods")
@@ -197,7 +197,7 @@ class DetectionOptions(StrictConfig):
         _option("a further monitor, repeatable: NAME=FOLDER of a graft or a probe", "Methods"),
     ] = ()
     classifier: Annotated[
-        Path | None, _option("made by `otter train --baseline separate`", "Methods")
+        Path | None, _option("`otter train --baseline separate` makes one", "Methods")
     ] = None
     device: Device = "cpu"
 
@@ -224,7 +224,7 @@ class LmEvalTasks(StrictConfig):
     limit_seed: Annotated[
         int, _option("which documents --limit draws; independent of --seed", "Tasks")
     ] = 0
-    seed: Annotated[int, _option("of few-shot examples and sampling", "Decoding")] = 0
+    seed: Annotated[int, _option("seed of few-shot examples and sampling", "Decoding")] = 0
 
     @property
     def names(self) -> list[str]:
@@ -270,49 +270,62 @@ class OverheadOptions(StrictConfig):
     ] = None
     shape: Annotated[
         str | None,
-        _option(f"random weights: {' | '.join(SHAPE_NAMES)}", "What"),
+        _option(f"random weights: {' | '.join(SHAPE_NAMES)}", "What to measure"),
     ] = None
-    hidden: Annotated[int | None, _option("inserted hidden units", "What")] = None
-    heads: Annotated[int | None, _option("inserted query heads per layer", "What")] = None
-    ffn: Annotated[int | None, _option("inserted FFN units per layer", "What")] = None
-    kv: Annotated[str | None, _option("own | base", "What")] = None
-    signal: Annotated[
-        tuple[str, ...], _option("with --shape, as in otter graft (default: reward)", "What")
-    ] = ()
-    dtype: Annotated[DtypeName | None, _option(f"{DTYPE_HELP}; default: the folder's", "How")] = (
+    hidden: Annotated[int | None, _option("inserted hidden units", "What to measure")] = None
+    heads: Annotated[int | None, _option("inserted query heads per layer", "What to measure")] = (
         None
     )
-    threads: Annotated[int | None, _option("threads of torch, on a CPU", "How")] = None
-    batch: Annotated[PositiveInt, _option("rows of a pass", "How")] = 1
+    ffn: Annotated[int | None, _option("inserted FFN units per layer", "What to measure")] = None
+    kv: Annotated[str | None, _option("keys and values: own | base", "What to measure")] = None
+    signal: Annotated[
+        tuple[str, ...],
+        _option("with --shape, as in otter graft (default: reward)", "What to measure"),
+    ] = ()
+    dtype: Annotated[
+        DtypeName | None, _option(f"{DTYPE_HELP}; default: the folder's", "How to measure it")
+    ] = None
+    threads: Annotated[int | None, _option("threads of torch, on a CPU", "How to measure it")] = (
+        None
+    )
+    batch: Annotated[PositiveInt, _option("rows of a pass", "How to measure it")] = 1
     context: Annotated[
-        PositiveInt, _option("tokens of the prefill, and before the decoded ones", "How")
+        PositiveInt,
+        _option("tokens of the prefill, and before the decoded ones", "How to measure it"),
     ] = 128
     repeats: Annotated[
         PositiveInt | None,
-        _option("decoding steps of each, in turns (default: as many as fit 3 minutes)", "How"),
+        _option(
+            "decoding steps of each, in turns (default: as many as fit 3 minutes)",
+            "How to measure it",
+        ),
     ] = None
-    device: Annotated[str, _option("cpu, cuda or cuda:1", "How")] = "cpu"
-    peers: Annotated[bool, _option("LoRA and separate reward models, Medusa-1 heads", "Beside")] = (
-        False
-    )
+    device: Annotated[str, _option("cpu, cuda or cuda:1", "How to measure it")] = "cpu"
+    peers: Annotated[
+        bool, _option("LoRA and separate reward models, and Medusa-1 heads", "Measure too")
+    ] = False
     decoding: Annotated[
-        bool, _option("guided decoding, ARGS, best of n, at batch 1 and 8", "Beside")
+        bool, _option("guided decoding, ARGS, best of n, at batch 1 and 8", "Measure too")
     ] = False
     guided: Annotated[
-        bool, _option("Q-style, V-style, ARGS and plain alone, at batch 1 and 16", "Beside")
+        bool, _option("Q-style, V-style, ARGS and plain alone, at batch 1 and 16", "Measure too")
     ] = False
-    speculative: Annotated[bool, _option("passes with drafts", "Beside")] = False
-    rows: Annotated[bool, _option("a step of 1 to 32 rows, by part: a curve", "Beside")] = False
-    training: Annotated[bool, _option("steps: insertion, LoRA, full fine-tuning", "Beside")] = False
-    surgery: Annotated[bool, _option("graft, verify, strip: cp, sha256sum; start-up", "Beside")] = (
+    speculative: Annotated[bool, _option("passes that check drafts", "Measure too")] = False
+    rows: Annotated[bool, _option("a step of 1 to 32 rows, by part: a curve", "Measure too")] = (
         False
     )
-    profile: Annotated[bool, _option("the extra time by operation", "Beside")] = False
+    training: Annotated[
+        bool, _option("training steps: insertion, LoRA, full fine-tuning", "Measure too")
+    ] = False
+    surgery: Annotated[
+        bool, _option("graft, verify and strip beside cp and sha256sum; start-up", "Measure too")
+    ] = False
+    profile: Annotated[bool, _option("the extra time by operation", "Measure too")] = False
     sweep: Annotated[
-        bool, _option("insertions from 0.1 % to 20 %, FFN and attention", "Beside")
+        bool, _option("insertions from 0.1 % to 20 %, FFN and attention", "Measure too")
     ] = False
     everything: Annotated[
-        bool, typer.Option("--all", help="all of these", rich_help_panel="Beside")
+        bool, typer.Option("--all", help="all of these", rich_help_panel="Measure too")
     ] = False
 
     @property

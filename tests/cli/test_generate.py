@@ -207,7 +207,7 @@ def test_guides_gates_trees_and_stops(otter_here: Otter, folder: str) -> None:
         (("--chat",), "no chat template"),
         (("--typical",), "accepts drafts"),
         (("--signal", "nope"), "there is no signal 'nope'"),
-        (("--signal", ""), "there is no signal ''"),
+        (("--signal", ""), "--signal is empty"),
         (("--signal", "future"), "predicts tokens"),
         (("--draft", "future", "--tree", "learnt:x"), "list of widths"),
         (("--draft", "future", "--tree", "learnt:4,3"), "list of widths"),

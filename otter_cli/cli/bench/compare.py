@@ -30,9 +30,10 @@ def compare(
         str | None, option("--methods", "ONE:OTHER (default: those of the same name)", "Methods")
     ] = None,
 ) -> Outcome:
-    """The second run less the first, paired by prompt. Runs with unlike settings are refused.
+    """Compare two runs, paired by prompt: the second minus the first.
 
-    Times were taken in two sessions, so other load on the machine is part of their difference.
+    Runs with different settings are refused. Times were taken in two sessions, so other load on
+    the machine is part of their difference.
     """
     from otter_cli.benchmarks.runner.compare import compare_runs
 

@@ -15,9 +15,9 @@ from otter_cli.cli.command import Outcome, verb
 def detox(
     options: DetoxOptions, allow_pickle: AllowPickle = False, out: RunFolder = None
 ) -> Outcome:
-    """Sample continuations, plain and guided away from toxicity; a Detoxify model reads them.
+    """Sample texts, plain and guided away from toxicity, and score them by a Detoxify model.
 
-    Expected maximum toxicity, toxicity probability, perplexity under the base, dist-1/2/3.
+    Figures: expected maximum toxicity, toxicity probability, perplexity under the base, dist-1/2/3.
     """
     from otter_cli.scorers.detoxify import pickle_allowed
 

@@ -16,9 +16,10 @@ from otter_cli.cli.command import Outcome, verb
     computes=True,
 )
 def preference(options: PairsOptions | PreferenceOptions, out: RunFolder = None) -> Outcome:
-    """Responses, plain and guided by the insertion, a task head and ARGS; greedy by default.
+    """Answer prompts, plain and guided, and let a gold reward model judge the answers.
 
-    A gold reward model that guides no method judges them: mean reward, wins over plain decoding,
+    Guides are the insertion, a task head and ARGS; decoding is greedy by default. The gold model
+    guides no method. Figures: mean reward, wins over plain decoding,
     KL to the base, coherence, diversity, time, passes and memory. With --pairs nothing is
     generated: which of two answers do insertion, task head and reward models prefer?
     """

@@ -12,7 +12,7 @@ from otter_cli.cli.command import Outcome, verb
     computes=True,
 )
 def speedup(options: SpeedupOptions, out: RunFolder = None) -> Outcome:
-    """Decode with drafts: of future tokens, of a task head (Medusa-1) and of prompt lookup.
+    """Measure decoding with drafts: by future tokens, a task head (Medusa-1) and prompt lookup.
 
     Speed-up, tokens per step, acceptance by position, and whether the text equals plain decoding's.
     """
