@@ -16,15 +16,17 @@ from otter_cli.graft.config import InsertionConfig
 from otter_cli.graft.grafted_folder import check_base_files
 from otter_cli.graft.manifest import Manifest
 from otter_cli.graft.plan import Plan
+from otter_cli.serving.vllm.medusa_drafter import DRAFTER_FILES, DRAFTER_FOLDER
 from otter_cli.serving.vllm.requests import SignalOutputs, parse_insertions
 
 if TYPE_CHECKING:
     from torch import Tensor
     from vllm.config import VllmConfig
 
-# Files that an export writes anew; the others are the base's.
+# Files that an export writes anew, beside those of a drafter; the others are the base's.
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
+_OWN_FILES = (CONFIG, INDEX, *(f"{DRAFTER_FOLDER}/{name}" for name in DRAFTER_FILES))
 
 # In the process that answers clients, the engine's configuration is all that is known of a model.
 # None: the engine drafts, and gives no signals.
@@ -118,13 +120,13 @@ def _check_drafter(vllm_config: VllmConfig) -> None:
 
 
 def check_export_folder(model: str) -> None:
-    """Raises OtterError where files of an export changed after it was written. config.json and the
-    index are the export's own. A hub id is not checked: the hub keeps its files."""
+    """Raises OtterError where files of an export changed after it was written. config.json, the
+    index and the drafter are the export's own. A hub id is not checked: the hub keeps its files."""
     folder = Path(model)
     if not (folder / MANIFEST).is_file():
         return
     manifest = Manifest.read(folder)
-    check_base_files(folder, manifest, written_anew=(CONFIG, INDEX))
+    check_base_files(folder, manifest, written_anew=_OWN_FILES)
     manifest.check_tensors(folder)
 
 

@@ -81,3 +81,16 @@ def test_an_export_that_changed_is_not_served(tiny_llama: Path, tmp_path: Path, 
     with pytest.raises(OtterError, match=name):
         check_export_folder(str(served))
     check_export_folder("org/name")
+
+
+def test_the_drafter_of_an_export_is_its_own_and_no_other_file_is(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    graft, served = tmp_path / "graft", tmp_path / "served"
+    random_graft(tiny_llama, graft, hidden=8, heads=2, ffn=16, signals=("future:2,plain",))
+    export_vllm(graft, served, draft="future")
+    check_export_folder(str(served))
+    drafter = served / "drafter"
+    (drafter / "added.safetensors").write_bytes((drafter / "model.safetensors").read_bytes())
+    with pytest.raises(OtterError, match="added"):
+        check_export_folder(str(served))
