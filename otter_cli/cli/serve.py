@@ -4,7 +4,6 @@ from importlib.util import find_spec
 
 from otter_cli.cli.command import Outcome, verb, verb_app
 from otter_cli.core.distribution import missing_extra
-from otter_cli.core.errors import OtterError
 from otter_cli.serving.options import ServeOptions
 
 app = verb_app()
@@ -17,7 +16,8 @@ _PACKAGES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus_client": "p
     example="""\
     otter serve grafted
     otter serve grafted --port 9000 --max-batch 4
-    OTTER_API_KEY=secret otter serve grafted --host 0.0.0.0""",
+    OTTER_API_KEY=secret otter serve grafted --host 0.0.0.0
+    otter serve grafted --engine vllm --vllm-args '--dtype float32'""",
     uses_graft=True,
     computes=True,
 )
@@ -28,10 +28,18 @@ def serve(options: ServeOptions) -> Outcome:
     `stop_when` bounds, such as toxicity>0.9. A request without them gets the base's own text. Open
     the address in a browser to watch the signals of an answer while it is written.
 
-    Ctrl-C stops the server: running answers may end first.
+    With --engine vllm, vLLM serves the graft and takes the same fields; guides are then signals of
+    next tokens, and there is no page. Ctrl-C stops the server: running answers may end first.
     """
     if options.engine == "vllm":
-        raise OtterError("--engine vllm is not available yet", hint="--engine embedded")
+        from otter_cli.serving.vllm.server import serve_vllm
+
+        code = serve_vllm(options)
+        return Outcome(
+            {"engine": "vllm", "model": options.name, "exit_code": code},
+            view=lambda: "vLLM has ended" + (f" with exit code {code}" if code else ""),
+            exit_code=int(code != 0),
+        )
     for module, package in _PACKAGES.items():
         if find_spec(module) is None:
             raise missing_extra("otter serve", package, "serve")

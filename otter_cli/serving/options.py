@@ -30,7 +30,7 @@ class ServeOptions(StrictConfig):
         Path | None, typer.Option(help="the base, if FOLDER is an adapter without one")
     ] = None
     engine: Annotated[
-        Engine, typer.Option(help="embedded: otter's own decoding; vllm: `vllm serve`")
+        Engine, typer.Option(help="embedded: otter's own decoding; vllm: vLLM's server")
     ] = "embedded"
     model_name: Annotated[
         str | None, typer.Option(help="the model's name in requests (default: the folder's)")
@@ -66,6 +66,10 @@ class ServeOptions(StrictConfig):
     drain: Annotated[
         NonNegativeFloat, _option("Limits", "seconds that answers get to end when the server stops")
     ] = 60.0
+    vllm_args: Annotated[
+        str | None,
+        _option("Engine", "with --engine vllm: more options of vLLM, such as '--dtype float32'"),
+    ] = None
 
     @property
     def name(self) -> str:
@@ -92,6 +96,7 @@ class ServeOptions(StrictConfig):
 
     @model_validator(mode="after")
     def _check_before_loading(self) -> Self:
+        self._check_engine()
         if not 0 <= self.port < 65536:
             raise OtterError(f"--port is {self.port}", hint="0 to 65535")
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.strip()):
@@ -100,3 +105,25 @@ class ServeOptions(StrictConfig):
                 hint="letters, digits and punctuation",
             )
         return self
+
+    def _check_engine(self) -> None:
+        """Refuses what the engine does not use. vLLM has limits of its own."""
+        theirs = {
+            "base",
+            "device",
+            "allow_host",
+            "max_queue",
+            "max_batch",
+            "max_tokens",
+            "max_body",
+        }
+        unused = theirs if self.engine == "vllm" else {"vllm_args"}
+        fields = type(self).model_fields
+        for name in sorted(unused):
+            if getattr(self, name) != fields[name].default:
+                raise OtterError(
+                    f"--{name.replace('_', '-')} is not for --engine {self.engine}",
+                    hint="give vLLM's own options by --vllm-args"
+                    if self.engine == "vllm"
+                    else "--engine vllm",
+                )

@@ -7,73 +7,81 @@ what it is writing. An export that was made for it is removed with it.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from otter_cli.core.console import say
 from otter_cli.core.distribution import missing_extra
 from otter_cli.core.strict_files import read_json_object
 from otter_cli.serving.vllm.engine_checks import CONFIG
 from otter_cli.serving.vllm.export import export_vllm
 from otter_cli.serving.vllm.requests import SignalOutputs, parse_insertions
 
+if TYPE_CHECKING:
+    from otter_cli.serving.options import ServeOptions
+
 MIDDLEWARE = "otter_cli.serving.vllm.middleware.SignalsMiddleware"
 # How many log-probabilities a request may have beside signals, as OpenAI allows.
 CLIENT_LOGPROBS = 20
-# Seconds that answers have to finish once the server is to end.
-DRAIN_SECONDS = 30
 
 
-@dataclass(frozen=True)
-class VllmServer:
-    """What `otter serve --engine vllm` says of the server. `arguments`: more options of vLLM, which
-    win over ours."""
+def serve_vllm(options: ServeOptions) -> int:
+    """Serves a graft, or an export of it, until the server ends. The exit code: 0 where Ctrl-C or
+    SIGTERM ended it. Raises OtterError where vLLM is not installed, and for grafts that it does not
+    run."""
+    if find_spec("vllm") is None:
+        raise missing_extra(
+            "otter serve --engine vllm", "vllm", "vllm", instead="--engine embedded needs none"
+        )
+    with exported(options.folder) as export:
+        port = options.port or _free_port(options.host)
+        command = vllm_command(export, options, port)
+        say(f"vLLM will serve {options.name!r} at http://{options.host}:{port}, once it has loaded")
+        # In a session of its own, so that Ctrl-C reaches it once, from here.
+        process = subprocess.Popen(
+            command, env=vllm_environment(options), start_new_session=True, stdout=sys.stderr
+        )
+        with _passed_on(process) as passed:
+            code = process.wait()
+    return 0 if passed else code
 
-    host: str
-    port: int
-    name: str
-    api_key: str | None = None
-    arguments: Sequence[str] = ()
 
-    def command(self, export: Path) -> list[str]:
-        described = read_json_object(export / CONFIG)["otter"]
-        outputs = SignalOutputs.of_insertions(parse_insertions(described))
-        return [
-            # What `vllm serve` runs. That command asks for a package called vllm, which builds for
-            # a CPU are not.
-            *[sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(export)],
-            *["--served-model-name", self.name, "--host", self.host, "--port", str(self.port)],
-            *["--max-logprobs", str(CLIENT_LOGPROBS + len(outputs.outputs))],
-            *["--shutdown-timeout", str(DRAIN_SECONDS), "--middleware", MIDDLEWARE],
-            *self.arguments,
-        ]
+def vllm_command(export: Path, options: ServeOptions, port: int) -> list[str]:
+    """The command of the server. The user's own options come last, where they win."""
+    described = read_json_object(export / CONFIG)["otter"]
+    outputs = SignalOutputs.of_insertions(parse_insertions(described))
+    length = options.max_length
+    return [
+        # What `vllm serve` runs. That command asks for a package called vllm, which builds for a
+        # CPU are not.
+        *[sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(export)],
+        *["--served-model-name", options.name, "--host", options.host, "--port", str(port)],
+        *["--max-logprobs", str(CLIENT_LOGPROBS + len(outputs.outputs))],
+        *["--shutdown-timeout", str(round(options.drain)), "--middleware", MIDDLEWARE],
+        *([] if length is None else ["--max-model-len", str(length)]),
+        *shlex.split(options.vllm_args or ""),
+    ]
 
-    def environment(self) -> Mapping[str, str]:
-        own = {"VLLM_USE_V2_MODEL_RUNNER": "0", **os.environ}
-        # In the environment, because other users see the arguments of a process.
-        return own if self.api_key is None else {**own, "VLLM_API_KEY": self.api_key}
 
-    def run(self, folder: Path) -> int:
-        """Serves a graft, or an export of it, until the server ends. The exit code: 0 where it was
-        ended by Ctrl-C or SIGTERM. Raises OtterError where vLLM is not installed, and for grafts
-        that it does not run."""
-        if find_spec("vllm") is None:
-            raise missing_extra(
-                "serving by vLLM", "vllm", "vllm", instead="leave out --engine for our own server"
-            )
-        with exported(folder) as export:
-            command, environment = self.command(export), self.environment()
-            # In a session of its own, so that Ctrl-C reaches it once, from here.
-            process = subprocess.Popen(command, env=environment, start_new_session=True)
-            with _passed_on(process) as passed:
-                code = process.wait()
-        return 0 if passed else code
+def vllm_environment(options: ServeOptions) -> dict[str, str]:
+    own = {"VLLM_USE_V2_MODEL_RUNNER": "0", **os.environ}
+    # In the environment, because other users see the arguments of a process.
+    return own if options.api_key is None else {**own, "VLLM_API_KEY": options.api_key}
+
+
+def _free_port(host: str) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listener:
+        return int(listener.getsockname()[1])
 
 
 @contextmanager
