@@ -80,7 +80,7 @@ class Sampler:
     def pick(self, logits: Tensor, uniform: Tensor | None) -> Tensor:
         """Tokens [rows] from logits [rows, vocab], by what `uniform` has drawn before."""
         if uniform is None:
-            return logits.argmax(-1)
+            return greedy_tokens(logits)
         probabilities = self.probabilities(logits)
         index = invert_cdf(probabilities, uniform)
         self.last_logprobs = probabilities.gather(-1, index[:, None])[:, 0].log()
@@ -111,6 +111,13 @@ class Sampler:
                     (), generator=generator, dtype=torch.float64, device=generator.device
                 )
         return numbers.to(self.generators[0].device)
+
+
+def greedy_tokens(logits: Tensor) -> Tensor:
+    """The first best token, [...] of [..., vocab]. torch's argmax of half precision takes five
+    times as long as a conversion to single precision and its argmax, which choose the same."""
+    half = logits.dtype in (torch.bfloat16, torch.float16)
+    return (logits.float() if half else logits).argmax(-1)
 
 
 def invert_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:

@@ -27,7 +27,13 @@ from otter_cli.decoding.request_checks import (
     warn_once,
 )
 from otter_cli.decoding.results import Generation
-from otter_cli.decoding.sampling import Sampler, Sampling, TokenSelector, UnguidedSelector
+from otter_cli.decoding.sampling import (
+    Sampler,
+    Sampling,
+    TokenSelector,
+    UnguidedSelector,
+    greedy_tokens,
+)
 from otter_cli.decoding.session import DecodingSession
 from otter_cli.model.otter import OtterForCausalLM
 
@@ -302,7 +308,7 @@ class _RowSamplers(Sampler):
         return torch.cat([zero if number is None else number for number in drawn])
 
     def pick(self, logits: Tensor, uniform: Tensor | None) -> Tensor:
-        tokens = logits.argmax(-1)
+        tokens = greedy_tokens(logits)
         if uniform is None:
             return tokens
         picked = [

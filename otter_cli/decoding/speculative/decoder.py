@@ -23,7 +23,7 @@ from otter_cli.decoding.batch_state import BatchState
 from otter_cli.decoding.guides.guide import GuidedSelector
 from otter_cli.decoding.kv_session import HiddenStates
 from otter_cli.decoding.results import Generation, NearTie
-from otter_cli.decoding.sampling import Sampler, invert_cdf
+from otter_cli.decoding.sampling import Sampler, greedy_tokens, invert_cdf
 from otter_cli.decoding.session import DecodingSession
 from otter_cli.decoding.speculative.drafts import BatchDrafter, Draft
 from otter_cli.model.otter import OtterForCausalLM
@@ -97,7 +97,8 @@ class SpeculativeDecoder:
             )
             accepted = torch.full_like(accepted, kept)
             following = torch.full_like(following, token)
-        nodes = torch.nn.functional.pad(path + 1, (1, 0))  # 0: the pending token
+        # 0: the pending token. Nothing reads the nodes after the longest accepted path.
+        nodes = torch.nn.functional.pad(path[:, : int(accepted.max())] + 1, (1, 0))
         # A row that has ended keeps nothing: it would grow past the window.
         self.session.keep_path(nodes, (accepted + 1) * self.batch.running_mask)
         path_logits = _gather_nodes(logits, nodes)
@@ -126,7 +127,8 @@ class SpeculativeDecoder:
 
 
 def _gather_nodes(logits: Tensor, nodes: Tensor) -> Tensor:
-    return logits.gather(1, nodes[..., None].expand(-1, -1, logits.shape[-1]))
+    """Logits [rows, m, vocab] at `nodes` [rows, m]. `gather` would need an index of that size."""
+    return logits[torch.arange(len(nodes), device=nodes.device)[:, None], nodes]
 
 
 def accept_drafts(
@@ -136,8 +138,38 @@ def accept_drafts(
 
     Returns the accepted path [rows, depth] in indices of drafts, its length [rows], and the token
     after it, [rows].
+    """
+    if sampler.greedy:
+        return _accept_greedy(greedy_tokens(logits), draft)
+    return _accept_by_rejection(logits, draft, sampler, acceptance)
 
-    Rejection sampling: draft d, which has no distribution of its own, is kept with probability
+
+def _accept_greedy(best: Tensor, draft: Draft) -> tuple[Tensor, Tensor, Tensor]:
+    """A draft is kept where it is the greedy token of its parent; `best` [rows, 1 + n]."""
+    children, depth = draft.children().tolist(), max(draft.depths, default=0)
+    paths, rows = [], (best.tolist(), draft.tokens.tolist(), draft.valid.tolist())
+    for choices, tokens, valid in zip(*rows, strict=True):
+        node, path = 0, list[int]()
+        while True:
+            equal = (
+                c for c in children[node] if c >= 0 and valid[c] and tokens[c] == choices[node]
+            )
+            if (child := next(equal, None)) is None:
+                break
+            path.append(child)
+            node = child + 1
+        paths.append(path)
+    padded = [path + [0] * (depth - len(path)) for path in paths]
+    last = best.new_tensor([path[-1] + 1 if path else 0 for path in paths])
+    following = best.gather(1, last[:, None])[:, 0]
+    shaped = best.new_tensor(padded).view(len(paths), depth)
+    return shaped, best.new_tensor([len(path) for path in paths]), following
+
+
+def _accept_by_rejection(
+    logits: Tensor, draft: Draft, sampler: Sampler, acceptance: Acceptance
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rejection sampling: draft d, which has no distribution of its own, is kept with probability
     p(d). Else p loses d, and the next sibling is tried. The last p gives the token (Leviathan et
     al., arXiv 2211.17192, with q a point mass; SpecInfer, arXiv 2305.09781, over trees).
     """
@@ -145,39 +177,33 @@ def accept_drafts(
     children = draft.children()
     node = torch.zeros(len(logits), dtype=torch.long, device=device)  # 0: the pending token
     running = torch.ones_like(node, dtype=torch.bool)
-    remaining = _distribution(logits[:, 0], sampler)
+    remaining = sampler.probabilities(logits[:, 0])
     depth = max(draft.depths, default=0)
     path = torch.zeros(len(logits), depth, dtype=torch.long, device=device)
     length = torch.zeros_like(node)
     for level in range(depth):
+        if not bool(running.any()):
+            break
         parent, moved = node, torch.zeros_like(running)
         for sibling in range(children.shape[1]):
             child = children[parent, sibling]
             tried = running & ~moved & (child >= 0) & draft.valid[rows, child]
             token = draft.tokens[rows, child.clamp(min=0)]
             accepted = tried & _is_accepted(remaining, token, tried, sampler, acceptance)
-            if acceptance == "lossless" and not sampler.greedy:
+            if acceptance == "lossless":
                 rest = remaining.scatter(1, token[:, None], 0.0)
                 remaining = torch.where((tried & ~accepted)[:, None], rest, remaining)
             node, moved = torch.where(accepted, child + 1, node), moved | accepted
         path[:, level] = torch.where(moved, node - 1, 0)
         length, running = length + moved, moved
-        next_distribution = _distribution(logits[rows, node], sampler)
+        next_distribution = sampler.probabilities(logits[rows, node])
         remaining = torch.where(moved[:, None], next_distribution, remaining)
-    if sampler.greedy:
-        return path, length, remaining.argmax(-1)
     return path, length, invert_cdf(remaining, sampler.uniform_per_row())
-
-
-def _distribution(logits: Tensor, sampler: Sampler) -> Tensor:
-    return logits if sampler.greedy else sampler.probabilities(logits)
 
 
 def _is_accepted(
     remaining: Tensor, token: Tensor, tried: Tensor, sampler: Sampler, acceptance: Acceptance
 ) -> Tensor:
-    if sampler.greedy:
-        return token == remaining.argmax(-1)
     probability = remaining.gather(1, token[:, None])[:, 0]
     if acceptance == "typical":
         entropy = -(remaining * remaining.clamp(min=1e-30).log()).sum(-1)
