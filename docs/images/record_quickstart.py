@@ -44,7 +44,7 @@ COMMANDS = [
     f'otter generate out "{PROMPT}" --max-new-tokens 28 --guide reward:2',
 ]
 # First and last lines of each output that the drawing shows.
-SHOWN = [(1, 1), (7, 2), (0, 4), (2, 7), (5, 0), (4, 0)]
+SHOWN = [(1, 1), (7, 2), (0, 4), (0, 8), (5, 0), (4, 0)]
 COLUMNS, ROWS = 88, 24
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-HJKSTfhl]")
 _PARTS = re.compile(r"(\n|\r(?!\n)|\x1b\[[0-9;?]*[A-HJKSTfhl])|\r(?=\n)")
@@ -70,7 +70,7 @@ def record(model: Path, work: Path) -> list[dict[str, Any]]:
             {
                 "command": command,
                 "seconds": round(time.monotonic() - begin, 1),
-                "output": screen(printed),
+                "output": screen(printed.replace(f"{work.resolve()}/", "")),
             }
         )
         sys.stderr.write(f"{command}: {steps[-1]['seconds']} s\n")
