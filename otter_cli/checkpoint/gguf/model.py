@@ -19,6 +19,7 @@ from typing import Any
 
 from otter_cli.checkpoint.gguf.header import GgufHeader, StringArray, damaged_gguf
 from otter_cli.checkpoint.gguf.parts import write_gguf_header
+from otter_cli.checkpoint.gguf.rotary import rotary_scaling
 from otter_cli.core.errors import OtterError
 from otter_cli.core.library_errors import translate_library_errors
 from otter_cli.core.strict_files import quoted
@@ -201,6 +202,7 @@ def describe_model(header: GgufHeader, dtype: str) -> ModelDescription:
         raw = _raw_config(header)
         # The name of the model, which transformers would write into config.json as a path.
         raw.pop("_model_name_or_path", None)
+        raw |= rotary_scaling(header, raw)
         config = _model_config(raw)
         cls = _model_class(config, header)
         config.architectures = [cls.__name__]

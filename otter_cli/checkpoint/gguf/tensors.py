@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from otter_cli.checkpoint.dtypes import NUMPY_DTYPES, Array, encode
 from otter_cli.checkpoint.gguf.header import GgufHeader, GgufTensor, damaged_gguf
 from otter_cli.checkpoint.gguf.model import read_by_transformers
+from otter_cli.checkpoint.gguf.rotary import ROTARY_FACTORS
 from otter_cli.checkpoint.safetensors_writer import TensorSpec
 from otter_cli.core.errors import OtterError
 from otter_cli.core.strict_files import quoted
@@ -114,6 +115,7 @@ class GgufTensors(ModelTensors):
         )
 
         self.header, self.dtype = header, dtype
+        self.scaled = "rope_scaling" in description.raw
         processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)
         with read_by_transformers("tensor names", header.path):
             self.processor = processor(config=description.raw)
@@ -145,7 +147,10 @@ class GgufTensors(ModelTensors):
         return sources
 
     def _is_unused(self, stored: GgufTensor) -> bool:
-        """Whether a tensor holds factors of the rotary frequencies that change nothing."""
+        """Whether a tensor holds factors of the rotary frequencies that change nothing, or that the
+        configuration stands for."""
+        if stored.name == ROTARY_FACTORS and self.scaled:
+            return True
         if not any(name in stored.name for name in _COMPUTED_POSITIONS):
             return False
         return bool((self._read(stored, 0, 1 if len(stored.shape) > 1 else None) == 1).all())

@@ -12,6 +12,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import torch
 
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.checkpoint.gguf import convert
@@ -55,11 +56,24 @@ def test_a_chat_models_end_of_turn_ends_generation_too(source: Path, tmp_path: P
     assert config["architectures"] == ["LlamaForCausalLM"] and config["dtype"] == "bfloat16"
 
 
-def with_entry(source: Path, folder: Path, key: str, value: Any) -> Path:
-    """The same model with one more metadata entry, or with another value of an entry."""
+def with_tensors(source: Path, folder: Path, tensors: dict[str, np.ndarray]) -> Path:
+    """The same model with more tensors."""
+    return with_entry(source, folder, "general.description", "more", tensors, "more.gguf")
+
+
+def with_entry(
+    source: Path,
+    folder: Path,
+    key: str,
+    value: Any,
+    tensors: dict[str, np.ndarray] | None = None,
+    name: str = "changed.gguf",
+) -> Path:
+    """The same model with one more metadata entry, or with another value of an entry, and with more
+    tensors."""
     reader = gguf.GGUFReader(source)
     architecture = str(value) if key == "general.architecture" else "llama"
-    writer = gguf.GGUFWriter(folder / "changed.gguf", architecture)
+    writer = gguf.GGUFWriter(folder / name, architecture)
     for field in reader.fields.values():
         if not field.name.startswith("GGUF.") and field.name not in (key, "general.architecture"):
             kind = field.types[0]
@@ -69,11 +83,13 @@ def with_entry(source: Path, folder: Path, key: str, value: Any) -> Path:
         writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
+    for extra, values in (tensors or {}).items():
+        writer.add_tensor(extra, np.ascontiguousarray(values))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return folder / "changed.gguf"
+    return folder / name
 
 
 def test_the_record_says_what_the_base_is(source: Path, tmp_path: Path) -> None:
@@ -203,7 +219,7 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     ),
     "rotary factors": (
         with_tensor("rope_freqs.weight", np.full(8, 2, np.float32)),
-        "'rope_freqs.weight' has no place in the model",
+        "'rope_freqs.weight' are not those of `rope_type: llama3`",
     ),
     "missing tensor": (
         lambda source, folder: write_gguf(folder / "m.gguf", without="blk.1.ffn_up.weight"),
@@ -239,6 +255,62 @@ def test_rotary_factors_that_change_nothing_are_read(source: Path, tmp_path: Pat
     import_gguf(file, tmp_path / "out")
     import_gguf(source, tmp_path / "plain")
     assert weights(tmp_path / "out") == weights(tmp_path / "plain")
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def llama3_frequencies(factor: float, rope_type: str = "llama3") -> torch.Tensor:
+    """transformers' own rotary frequencies of the file's model, with such scaling."""
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    rope = {**LLAMA3, "factor": factor} if rope_type == "llama3" else {"rope_theta": 500_000.0}
+    config = LlamaConfig(**SIZES, rope_parameters={**rope, "rope_type": rope_type})
+    return LlamaRotaryEmbedding(config).inv_freq
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_rotary_factors_of_llama3_become_its_configuration(
+    source: Path, tmp_path: Path, factor: float
+) -> None:
+    """llama.cpp divides the frequencies by the factors: those of the imported model must be the
+    quotients, which transformers' own loader ignores."""
+    from transformers import AutoModelForCausalLM
+
+    frequencies, plain = llama3_frequencies(factor), llama3_frequencies(factor, "default")
+    factors = (plain / frequencies).numpy().astype(np.float32)
+    assert factors.max() == pytest.approx(factor) and factors.min() == 1
+    scaled = with_entry(source, tmp_path, "llama.rope.freq_base", 500_000.0)
+    file = with_tensors(scaled, tmp_path, {"rope_freqs.weight": factors})
+    import_gguf(file, tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    rope = model.config.rope_parameters
+    assert {key: rope[key] for key in LLAMA3} == LLAMA3 and rope["factor"] == pytest.approx(factor)
+    torch.testing.assert_close(model.model.rotary_emb.inv_freq, frequencies)
+    import_gguf(scaled, tmp_path / "plain")
+    assert weights(tmp_path / "out") == weights(tmp_path / "plain")
+    ids = torch.arange(1, 60)[None]
+    with torch.no_grad():
+        logits = model(ids).logits
+        other = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")(ids).logits
+    assert not torch.equal(logits, other)
+
+
+def test_other_rotary_factors_are_refused(source: Path, tmp_path: Path) -> None:
+    factors = (llama3_frequencies(8.0, "default") / llama3_frequencies(8.0)).numpy()
+    scaled = with_entry(source, tmp_path, "llama.rope.freq_base", 500_000.0)
+    for change in (1.01 * factors, factors[::-1], np.full(8, np.nan)):
+        file = with_tensors(scaled, tmp_path, {"rope_freqs.weight": change.astype(np.float32)})
+        with pytest.raises(OtterError, match="rope_type: llama3"):
+            import_gguf(file, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_existing_target_is_kept(source: Path, tmp_path: Path) -> None:
