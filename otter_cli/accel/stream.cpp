@@ -257,7 +257,7 @@ struct Stream {
   bool sees(const Inputs &inputs, int64_t b, int64_t t, int64_t at, float &score) const {
     const int64_t place = b * call.mask_of_batch + t * call.mask_of_token + at;
     switch (call.mask) {
-      case MASK_CAUSAL: return at <= call.first_slot + t;
+      case MASK_CAUSAL: return true;  // `visible` ends at the row's own slot
       case MASK_ADDITIVE: score += widened(static_cast<const Own *>(inputs.mask)[place]); return true;
       case MASK_BOOLEAN: return static_cast<const uint8_t *>(inputs.mask)[place];
       default: return true;
@@ -342,39 +342,61 @@ struct Stream {
     }
   }
 
-  void score_slots(const Inputs &inputs, const float *query, int64_t b, int64_t kv,
+  void score_slots(const Inputs &inputs, const float *query, int64_t b, int64_t kv, int64_t slots,
                    float *scores) const {
     const int64_t c = call.head_dim;
     if (inputs.key_of[2] == c)
-      product(query, 1, slot(inputs.key, inputs.key_of, b, kv, 0), c, 0, call.slots, scores, 1,
-              false);
+      product(query, 1, slot(inputs.key, inputs.key_of, b, kv, 0), c, 0, slots, scores, 1, false);
     else
-      for (int64_t at = 0; at < call.slots; ++at)
+      for (int64_t at = 0; at < slots; ++at)
         product(query, 1, slot(inputs.key, inputs.key_of, b, kv, at), c, 0, 1, scores + at, 1,
                 false);
   }
 
-  void mix_slots(const Inputs &inputs, const float *weights, int64_t b, int64_t kv,
+  // out[i...] = weights . values, of N vectors of a value's numbers. A slot of no weight is left
+  // out: what is not written yet may be no number.
+  template <int N>
+  void mix_numbers(const Inputs &inputs, const float *weights, int64_t b, int64_t kv, int64_t slots,
+                   int64_t i, float *out) const {
+    const Own *value = slot(inputs.value, inputs.value_of, b, kv, 0) + i;
+    Lanes sums[N] = {};
+    for (int64_t at = 0; at < slots; ++at, value += inputs.value_of[2])
+      if (weights[at] != 0)
+        for (int n = 0; n < N; ++n) sums[n] += weights[at] * lanes(value + n * LANES);
+    std::memcpy(out + i, sums, sizeof sums);
+  }
+
+  void mix_slots(const Inputs &inputs, const float *weights, int64_t b, int64_t kv, int64_t slots,
                  float *out) const {
-    for (int64_t at = 0; at < call.slots; ++at) {
-      if (weights[at] == 0) continue;
-      const Own *value = slot(inputs.value, inputs.value_of, b, kv, at);
-      for (int64_t i = 0; i < call.head_dim; ++i) out[i] += weights[at] * widened(value[i]);
-    }
+    const int64_t c = call.head_dim;
+    int64_t i = 0;
+    for (; i + 4 * LANES <= c; i += 4 * LANES)
+      mix_numbers<4>(inputs, weights, b, kv, slots, i, out);
+    for (; i + LANES <= c; i += LANES) mix_numbers<1>(inputs, weights, b, kv, slots, i, out);
+    for (; i < c; ++i)
+      for (int64_t at = 0; at < slots; ++at)
+        if (weights[at] != 0)
+          out[i] += weights[at] * widened(slot(inputs.value, inputs.value_of, b, kv, at)[i]);
+  }
+
+  // How many slots of the cache the row may see: what is behind them is not computed.
+  int64_t visible(int64_t row, int64_t t) const {
+    if (call.pages) return call.pages->seen[row];
+    return call.mask == MASK_CAUSAL ? call.first_slot + t + 1 : call.slots;
   }
 
   void attend(const Inputs &inputs, const float *query, int64_t row, int64_t head, float *out,
               float *weights) const {
     const int64_t c = call.head_dim, b = row / call.tokens, t = row % call.tokens;
     const int64_t kv = head / (call.heads / call.kv_heads);
-    const int64_t slots = call.pages ? call.pages->seen[row] : call.slots;
+    const int64_t slots = visible(row, t);
     const bool half = call.pages && call.pages->half;
     if (half)
       score_pages<BFloat16>(inputs, query, row, kv, slots, weights);
     else if (call.pages)
       score_pages<float>(inputs, query, row, kv, slots, weights);
     else
-      score_slots(inputs, query, b, kv, weights);
+      score_slots(inputs, query, b, kv, slots, weights);
     float largest = -INFINITY;
     for (int64_t at = 0; at < slots; ++at) {
       float score = weights[at] * float(call.scale);
@@ -392,7 +414,7 @@ struct Stream {
     else if (call.pages)
       mix_pages<float>(inputs, weights, row, kv, slots, out);
     else
-      mix_slots(inputs, weights, b, kv, out);
+      mix_slots(inputs, weights, b, kv, slots, out);
     if (sum != 0)
       for (int64_t i = 0; i < c; ++i) out[i] /= sum;
   }

@@ -185,11 +185,12 @@ def _block_module(layer: nn.Module, block: Attention | FeedForward) -> nn.Module
     return layer.get_submodule(block.module)
 
 
-# On a CPU, forwards of at most this many tokens run the streams after the base, in one pass: the
-# weights are warm in the caches then, and each small operation takes a fraction of its time. What
-# is captured until then grows with the tokens. So more tokens go layer by layer, by native code
-# as long as it is faster than torch's products.
-_MOST_LAZY_TOKENS, _MOST_NATIVE_TOKENS = 64, 192
+# On a CPU, forwards of few tokens run the streams after the base, in one pass: the weights are warm
+# in the caches then, and each small operation takes a fraction of its time. What is captured until
+# then grows with the tokens: more of them run so only while it takes few bytes. All others go layer
+# by layer, by native code as long as it is faster than torch's products.
+_MOST_LAZY_TOKENS, _MOST_NATIVE_TOKENS = 64, 256
+_MOST_HELD_BYTES = 64 << 20
 
 
 class BaseCapture:
@@ -200,7 +201,7 @@ class BaseCapture:
             name: module for name, module in insertions.items() if isinstance(module, Insertion)
         }
         family = self.family = shape.family
-        self.head_dim = shape.head_dim
+        self.head_dim, self.hidden, self.ffn = shape.head_dim, shape.hidden, shape.ffn
         norms = {insertion.config.norm for insertion in self.insertions.values()}
         # Otherwise h is freed as early as in the base alone.
         self.reads_residual = "base" in norms
@@ -253,6 +254,8 @@ class BaseCapture:
             wrap(module(family.positions.module), handler, now=True)
         carrying = {index for i in self.insertions.values() for index in i.config.layers}
         self.first = min(carrying, default=0)
+        of_layer = 3 * self.hidden + self.ffn  # x twice, a about as wide, and m
+        self.captured_numbers = len(carrying) * of_layer  # for each token
         for index in sorted(carrying):
             self.captured_attentions.add(LayerCapture(self, index).attention)
         norm = module(family.final_norm)
@@ -304,12 +307,18 @@ class BaseCapture:
 
     def _start_streams(self, context: ForwardContext, inputs: Any, kwargs: Any) -> None:
         tokens: Tensor = inputs[0]
-        few = _on_cpu_within(tokens, _MOST_LAZY_TOKENS)
-        context.run_after_base = (
-            self.can_run_late and not context.grad and (context.run_on_request or few)
-        )
-        context.use_native = not context.grad and _on_cpu_within(tokens, _MOST_NATIVE_TOKENS)
         run_inserted(self._start, context, tokens)
+        late = context.run_on_request or self._few_to_hold(context, tokens)
+        context.run_after_base = self.can_run_late and not context.grad and late
+        context.use_native = not context.grad and _on_cpu_within(tokens, _MOST_NATIVE_TOKENS)
+
+    def _few_to_hold(self, context: ForwardContext, tokens: Tensor) -> bool:
+        """Whether what the streams read may wait until the base is done."""
+        if _on_cpu_within(tokens, _MOST_LAZY_TOKENS):
+            return True
+        width = max((z.element_size() for z in context.z.values()), default=0)
+        held = tokens.numel() * self.captured_numbers * width
+        return _on_cpu_within(tokens, _MOST_NATIVE_TOKENS) and held <= _MOST_HELD_BYTES
 
     def _start(self, context: ForwardContext, tokens: Tensor) -> None:
         for name, insertion in self.insertions.items():

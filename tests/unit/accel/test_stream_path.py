@@ -93,7 +93,7 @@ def test_required_native_code_runs_more_tokens_than_it_would_be_chosen_for(
 ) -> None:
     base = tiny_checkpoint("llama", max_position_embeddings=512)
     folder = random_graft(base, tmp_path / "g", **SIZES)
-    tokens = torch.randint(3, 60, (1, 300), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(3, 60, (1, 400), generator=torch.Generator().manual_seed(0))
     by_torch = OtterForCausalLM.from_pretrained(folder)(tokens).signals["reward"]
     assert set(backends) == {"packed"}
     backends.clear()
