@@ -165,6 +165,7 @@ def load_models(options: OverheadOptions) -> BaseWithGraft:
 
     dtype: torch.dtype | None = getattr(torch, options.dtype) if options.dtype else None
     if options.folder is not None:
+        say(f"loading {options.folder}")
         return from_folder(options.folder, dtype=dtype, device=options.device)
     assert options.shape is not None
     say(f"a random base of shape {options.shape}")

@@ -41,8 +41,10 @@ def run_and_show(options: AnyOptions, out: Path | None) -> Outcome:
     from otter_cli.benchmarks.results import ExampleTexts
     from otter_cli.benchmarks.runner.run_benchmark import run_benchmark
     from otter_cli.benchmarks.tasks.assemble import assemble
+    from otter_cli.core.console import say
     from otter_cli.reports.benchmark import benchmark_report
 
+    say("loading the models")
     finished = run_benchmark(assemble(options), out)
     examples = ExampleTexts.read(finished.folder)
     return show_report(
