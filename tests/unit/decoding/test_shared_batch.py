@@ -207,3 +207,29 @@ def test_a_request_that_cannot_run_is_refused(model: Any) -> None:
     ):
         with pytest.raises(OtterError):
             SharedBatch(model, [request])
+
+
+def test_plain_rows_have_the_bits_of_transformers_for_the_same_batch(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    folder = random_graft(tiny_llama, tmp_path / "g", hidden=8, heads=2, ffn=16)
+    other = OtterForCausalLM.from_pretrained(folder)
+    requests = [RowRequest(prompt, sampling(12), signals=("reward",)) for prompt in PROMPTS]
+    _, rows = run(other, requests)
+    width = max(map(len, PROMPTS))
+    padded = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in PROMPTS])
+    out = other.base.generate(
+        padded,
+        attention_mask=torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in PROMPTS]),
+        max_new_tokens=12,
+        do_sample=False,
+        eos_token_id=[],
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    logprobs = torch.stack(out.logits, 1).log_softmax(-1)
+    for place, row in enumerate(rows):
+        tokens = out.sequences[place, width:]
+        assert row.tokens == tokens.tolist()
+        wanted = logprobs[place].gather(-1, tokens[:, None])[:, 0]
+        assert torch.equal(torch.tensor(row.logprobs), wanted)

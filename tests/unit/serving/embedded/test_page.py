@@ -13,6 +13,7 @@ from otter_cli.serving.embedded.app import PAGE
 from tests.support.live_server import Live, live_server
 
 CHROMIUM = Path("/usr/bin/chromium")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
