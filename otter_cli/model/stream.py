@@ -4,8 +4,7 @@ Products, norms, attention, FFN, layer and insertion, in this order, as the form
 vectors: x is the normed state of the base, a the output of its heads, m its FFN activation; z is
 the state of the stream and u = N(z) its normed state. The base never reads z.
 
-This file is the reference. accel/ computes the same faster and is tested against it. State-dict
-names are the tensor names of otter.safetensors."""
+This file is the reference; accel/ is tested against it. State-dict names are those on disk."""
 
 from __future__ import annotations
 
@@ -280,7 +279,9 @@ class InsertedAttention(InsertedBranch):
             key, value = key.to(query.dtype), value.to(query.dtype)
         elif (cache := captured.cache) is not None:
             key, value = update_cache(cache, key, value)
-        return flatten_tokens(self._attend(captured.call, query, key, value).flatten(-2))
+        return flatten_tokens(
+            self._attend(captured.call, query, key, value).flatten(-2), query.dtype
+        )
 
     def _split(
         self, inputs: Tensor, captured: AttentionActivations, rotate: Rotate
@@ -301,6 +302,9 @@ class InsertedAttention(InsertedBranch):
 
     def _attend(self, call: AttentionCall, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """The base's own call with other heads: [batch, tokens, A, c]."""
+        if query.requires_grad and query.device.type == "cpu" and query.dtype.itemsize == 2:
+            # torch's backward of attention takes twice as long in half the precision there.
+            query, key, value = query.float(), key.float(), value.float()
         mask = call.mask_for(query.dtype)
         groups = self.config.heads // self.config.kv_heads
         if hasattr(call.module, "num_key_value_groups"):

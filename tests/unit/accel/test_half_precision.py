@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from otter_cli.accel import native_call, native_library, native_stream
 from otter_cli.accel.native_abi import POINTERS_OF_HEADS, WEIGHTS_PER_LAYER, StreamCall
@@ -149,7 +150,41 @@ def test_no_activation_weight_or_key_is_converted(
     assert held == []
 
 
-Library = Callable[[], Any]
+class _AttentionBackward(TorchDispatchMode):
+    """The dtypes in which torch computes the gradients of attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if "scaled_dot_product" in str(function) and "backward" in str(function):
+            self.dtypes.add(args[0].dtype)
+        return function(*args, **(kwargs or {}))
+
+
+def _gradients(folder: Path, dtype: torch.dtype) -> tuple[Tensor, set[torch.dtype]]:
+    model = OtterForCausalLM.from_pretrained(folder, dtype=dtype)
+    parameters = [parameter for _, parameter in model.inserted_parameters()]
+    loss = model(torch.tensor(PROMPTS[:1]), logits=False).signals["reward"].square().sum()
+    with _AttentionBackward() as watched:
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    assert all(each is None or each.dtype == dtype for each in found)
+    return torch.cat([each.flatten() for each in found if each is not None]), watched.dtypes
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("kv", ["own", "base"])
+def test_training_takes_the_gradients_of_attention_in_single_precision(
+    tiny_llama: Path, tmp_path: Path, kv: str, dtype: torch.dtype
+) -> None:
+    folder = random_graft(tiny_llama, tmp_path / "g", kv=kv, signals=("reward",), **SIZES)
+    exact, _ = _gradients(folder, torch.float64)
+    gradients, dtypes = _gradients(folder, dtype)
+    assert dtypes == {torch.float32}
+    assert _error(gradients, exact) < 8 * torch.finfo(dtype).eps
 
 
 def _layer(
