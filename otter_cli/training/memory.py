@@ -123,7 +123,7 @@ def activation_bytes(run: TrainingRun, name: str, rows: int) -> int:
 
     seed_everything(run.recipe.seed)
     with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
-        loss = objective.loss(run.trainable.reader(name), batch)
+        loss = objective.loss(run.trainable.reader(name), batch), run.trainable.kl_to_base(batch)
     # Quantised weights wrap other tensors. No graph saves them.
     weights = {
         parameter.untyped_storage().data_ptr()

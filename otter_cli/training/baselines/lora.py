@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from otter_cli.checkpoint.folder import Checkpoint
 from otter_cli.core.atomic import write_bytes
@@ -139,13 +140,24 @@ class LoraProbeTrainable(PeftTrainable):
         return self.squeeze_single_value(scores)
 
     def kl_to_base(self, batch: Batch) -> Tensor:
-        logits = self.lm_head.logits(self.final_states(batch))
+        """One text at a time: the log-probabilities of a text over the vocabulary are computed
+        again in the backward pass. Those of a batch would take more than the model."""
+        updated = self.final_states(batch)
         with torch.no_grad():
             self._scale_updates(0.0)
-            base = self.lm_head.logits(self.run_decoder(batch)).log_softmax(-1)
+            base = self.run_decoder(batch)
             self._scale_updates(1.0)
-        each = F.kl_div(logits.log_softmax(-1), base, log_target=True, reduction="none").sum(-1)
-        return (each * batch.attention_mask).sum(1) / batch.attention_mask.sum(1)
+        real = batch.attention_mask.bool()
+        texts = [
+            checkpoint(self._kl, own[mask], other[mask], use_reentrant=False)
+            for own, other, mask in zip(updated, base, real, strict=True)
+        ]
+        return torch.stack(texts)
+
+    def _kl(self, updated: Tensor, base: Tensor) -> Tensor:
+        """The mean over tokens, of states [tokens, d]."""
+        logs, target = (self.lm_head.logits(y).log_softmax(-1) for y in (updated, base))
+        return F.kl_div(logs, target, log_target=True, reduction="none").sum(-1).mean()
 
     def _scale_updates(self, factor: float) -> None:
         """0 gives the base without its updates, 1 the updated base."""

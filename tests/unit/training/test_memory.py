@@ -182,6 +182,34 @@ def test_a_baseline_holds_no_graph_between_batches(
     assert getattr(trainable, "_states", None) is None
 
 
+def test_the_kl_of_a_lora_probe_is_counted_and_keeps_no_distribution(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small_recipe(tmp_path)
+    probe: Any = make_trainable(folder, recipe, "lora-probe", tmp_path / "probe", "cpu")
+    run = _run(folder, tmp_path, probe, REWARD)
+    for name, parameter in probe.parameters.items():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(1))
+    batch = run.data["reward"].train.batch(range(3))
+    probe.reader("reward")
+    got = probe.kl_to_base(batch)
+    logs = probe.lm_head.logits(probe.final_states(batch)).log_softmax(-1)
+    probe._scale_updates(0.0)
+    base = probe.lm_head.logits(probe.run_decoder(batch)).log_softmax(-1)
+    probe._scale_updates(1.0)
+    each = (base.exp() * (base - logs)).sum(-1) * batch.attention_mask
+    expected = each.sum(1) / batch.attention_mask.sum(1)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert got.min() > 0
+    with_kl = activation_bytes(run, "reward", 3)
+    # A state of each token for the product, and what the mask selects: no [tokens, vocabulary].
+    distribution = 4 * int(batch.attention_mask.sum()) * logs.shape[-1]
+    monkeypatch.setattr(probe, "kl_to_base", lambda batch: None)
+    without = activation_bytes(run, "reward", 3)
+    assert without < with_kl < without + distribution
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_products_of_another_dtype_have_autograds_bits(bias: bool) -> None:
     draw = torch.Generator().manual_seed(0)
