@@ -279,9 +279,8 @@ class InsertedAttention(InsertedBranch):
             key, value = key.to(query.dtype), value.to(query.dtype)
         elif (cache := captured.cache) is not None:
             key, value = update_cache(cache, key, value)
-        return flatten_tokens(
-            self._attend(captured.call, query, key, value).flatten(-2), query.dtype
-        )
+        attended = self._attend(captured.call, query, key, value).flatten(-2)
+        return flatten_tokens(attended, query.dtype)
 
     def _split(
         self, inputs: Tensor, captured: AttentionActivations, rotate: Rotate
@@ -315,8 +314,7 @@ class InsertedAttention(InsertedBranch):
         sinks = {} if self.sinks is None else {"s_aux": self.sinks}
         # Dropout would draw from the base's random generator.
         arguments = {**call.arguments, "dropout": 0.0, **sinks}
-        attended, _ = attention_to_run(call.function)(module, query, key, value, mask, **arguments)
-        return attended
+        return attention_to_run(call.function)(module, query, key, value, mask, **arguments)[0]
 
 
 class InsertedFeedForward(InsertedBranch):
