@@ -17,6 +17,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import struct
 import subprocess
 import sys
@@ -44,7 +45,7 @@ COMMANDS = [
     f'otter generate out "{PROMPT}" --max-new-tokens 28 --guide reward:2',
 ]
 # First and last lines of each output that the drawing shows.
-SHOWN = [(1, 1), (7, 2), (0, 4), (0, 8), (5, 0), (4, 0)]
+SHOWN = [(1, 1), (7, 2), (0, 7), (0, 8), (5, 0), (4, 0)]
 COLUMNS, ROWS = 88, 24
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-HJKSTfhl]")
 _PARTS = re.compile(r"(\n|\r(?!\n)|\x1b\[[0-9;?]*[A-HJKSTfhl])|\r(?=\n)")
@@ -53,12 +54,8 @@ _PARTS = re.compile(r"(\n|\r(?!\n)|\x1b\[[0-9;?]*[A-HJKSTfhl])|\r(?=\n)")
 def record(model: Path, work: Path) -> list[dict[str, Any]]:
     """Runs the commands in `work`, and returns what each printed."""
     work.mkdir(parents=True, exist_ok=True)
-    for name, source in (
-        ("model.gguf", model),
-        ("pairs.jsonl", ROOT / "examples/data/kind-answers.jsonl"),
-    ):
-        (work / name).unlink(missing_ok=True)
-        (work / name).symlink_to(source.resolve())
+    shutil.copyfile(model, work / "model.gguf")
+    shutil.copyfile(ROOT / "examples/data/kind-answers.jsonl", work / "pairs.jsonl")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}
     environment.pop("COLUMNS", None)
     steps = []
