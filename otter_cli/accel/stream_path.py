@@ -122,7 +122,9 @@ def _heads_refusal(config: InsertionConfig, base_config: Mapping[str, Any], atte
     if any(kind != "full_attention" for kind in carrying) if types else windows:
         return "layers of the base have a window of attention"
     rope = base_config.get("rope_parameters") or base_config.get("rope_scaling") or {}
-    factors = [each.get("partial_rotary_factor") for each in (base_config, rope)]
+    # A damaged configuration can hold anything here; other checks name the damage.
+    settings = [each for each in (base_config, rope) if isinstance(each, Mapping)]
+    factors = [each.get("partial_rotary_factor") for each in settings]
     if any(factor not in (None, 1.0) for factor in factors):
         return "the base rotates a part of each head"
     return ""

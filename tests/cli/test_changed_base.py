@@ -100,6 +100,7 @@ CHANGES: dict[str, Change] = {
 COMMANDS = {
     "generate": "generate G hello",
     "chat": "chat G",
+    "serve": "serve G",
     "train": "train G --recipe D/recipe.yaml",
     "train resumed": "train G --recipe D/recipe.yaml --resume",
     "train a baseline": "train G --recipe D/recipe.yaml --baseline head --to N",

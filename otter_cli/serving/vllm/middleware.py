@@ -120,7 +120,7 @@ def _own_body(content: bytes) -> Json | None:
         return None
     try:
         body = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):  # RecursionError: brackets nested too deep
         return None  # vLLM says what is wrong with it.
     own = isinstance(body, dict) and any(name in body for name in RequestExtension.model_fields)
     return body if own else None

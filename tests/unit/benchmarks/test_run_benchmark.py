@@ -26,7 +26,7 @@ def test_a_run_leaves_its_folder_and_a_result_in_the_schema(tmp_path: Path) -> N
     names = {path.name for path in finished.folder.iterdir()}
     assert names == {
         "run.yaml", "prompts.jsonl", "samples.jsonl", "timings.jsonl", "scores.jsonl",
-        "environment.json", "result.json",
+        "environment.json", "result.json", "examples.json",
     }  # fmt: skip
     assert BenchmarkResult.read(finished.folder) == finished.result
     assert set(finished.result.methods) == {"plain", "dull"}

@@ -225,5 +225,5 @@ def test_streams_are_up_to_date_whenever_they_are_read(folder: Path) -> None:
 def test_many_rows_do_not_wait(folder: Path) -> None:
     model = OtterForCausalLM.from_pretrained(folder)
     with model.streaming() as record, torch.no_grad():
-        model.base(_tokens(2, 40))
+        model.base(_tokens(8, 40))
     assert not record.run_after_base
