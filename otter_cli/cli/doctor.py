@@ -147,7 +147,7 @@ _PACKAGES_LEGEND = "required: the versions that otter works with; installed: the
 
 def _waiting_row(threads: dict[str, Any]) -> tuple[str, str]:
     sleep = threads["waiting"] == SLEEP
-    return "waiting threads", "sleep" if sleep else f"as {threads['waiting']} says"
+    return "waiting threads", "soon sleep" if sleep else f"as {threads['waiting']} says"
 
 
 _MAX_PROBLEMS_SHOWN = 20

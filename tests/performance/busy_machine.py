@@ -7,7 +7,8 @@ Run it on a quiet machine. It starts the loops itself, at the priority of the co
 runs in turns:
 
 decode  the time of a token of BASE by transformers alone, with a thread for each core: threads that
-        spin as OpenMP's default has them, and threads that sleep. No loops run.
+        spin as OpenMP's default has them, threads that sleep at once, and threads that soon
+        sleep. No loops run.
 train   `otter train` on a graft of the tiny base that ships: alone with one thread, and beside the
         loops as otter decides, with one thread, and as without otter's decision (spinning).
 demo    `otter demo --tiny`: alone with one thread, and beside the loops as otter decides.
@@ -119,6 +120,7 @@ def decode_part(options: argparse.Namespace) -> dict[str, Any]:
     ways = {
         "spinning": SPINNING,
         "sleeping": {"OMP_NUM_THREADS": SPINNING["OMP_NUM_THREADS"], "OMP_WAIT_POLICY": "PASSIVE"},
+        "soon sleeping": {"OMP_NUM_THREADS": SPINNING["OMP_NUM_THREADS"], "GOMP_SPINCOUNT": "2000"},
         "one thread": ONE_THREAD,
     }
     command = [sys.executable, "-c", DECODE, str(options.model)]
