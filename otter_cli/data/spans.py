@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from otter_cli.data.chat_template import ChatText
@@ -133,6 +133,18 @@ def _token_characters(text: str, spans: Iterable[Span]) -> list[_TokenCharacters
     return tokens
 
 
+def _token_table(row: MarkedText, tokens: Sequence[_TokenCharacters]) -> list[list[list[int]]]:
+    """For each token, of its own characters and of the white space before them: how many there are,
+    and how many of them are marked for each class, [tokens, 2, 1 + classes]."""
+    return [
+        [
+            [len(part), *(len(marked.intersection(part)) for marked in row.characters)]
+            for part in (token.own, token.gap)
+        ]
+        for token in tokens
+    ]
+
+
 class MarkedDataset:
     """Texts with a label for each token and class: 1 where the token holds a marked character."""
 
@@ -145,14 +157,12 @@ class MarkedDataset:
         self._ends, self._pad_id = encoded.lengths, encoder.pad_id
         self._classes = [row.characters for row in texts]
         self._tokens = [
-            _token_characters(row.text, encoder.token_spans(row.text, ids))
+            _token_table(row, _token_characters(row.text, encoder.token_spans(row.text, ids)))
             for row, ids in zip(texts, encoded.ids, strict=True)
         ]
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """`labels` [rows, classes] is the number of marked characters of each text."""
-        from dataclasses import replace
-
         import torch
 
         from otter_cli.data.datasets import pad_batch
@@ -166,15 +176,12 @@ class MarkedDataset:
         counts = torch.zeros(*padded.input_ids.shape, 2)
         marked = torch.zeros(*padded.input_ids.shape, 2, classes)
         for number, row in enumerate(rows):
-            tokens = self._tokens[row]
-            for index, token in enumerate(tokens):
-                if not token.own:
-                    continue
-                counts[number, index] = torch.tensor([len(token.own), len(token.gap)])
-                for column, characters in enumerate(self._classes[row]):
-                    hits = [len(characters.intersection(part)) for part in (token.own, token.gap)]
-                    marked[number, index, :, column] = torch.tensor(hits)
-                    labels[number, index, column] = float(hits[0] > 0)
+            # [tokens, 2, 1 + classes]: all characters, then the marked ones of each class.
+            table = torch.tensor(self._tokens[row], dtype=torch.float32)
+            counts[number, : len(table)] = table[..., 0]
+            marked[number, : len(table)] = table[..., 1:]
+            held = table[:, 0, 0] > 0
+            labels[number, : len(table)][held] = (table[held, 0, 1:] > 0).float()
         totals = [[float(len(c)) for c in self._classes[row]] for row in rows]
         return replace(
             padded,

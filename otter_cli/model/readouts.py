@@ -140,20 +140,15 @@ class AttentionProbe(Readout):
 
     @classmethod
     def shapes(cls, shape: BaseShape, reads: ReadoutInputs, size: int, width: int) -> ReadoutShapes:
-        if reads != "states":
-            raise OtterError(
-                "the attention probe reads the states of layers, which all have one size",
-                hint="leave `reads` out, or train the gated probe on branches",
-            )
-        heads = max(1, width // cls.head_dim)
-        inner = heads * cls.head_dim
+        _check_reads_states("the attention probe", reads)
+        heads = width // cls.head_dim
         return {
             "query": (heads, cls.head_dim),
-            "key": (inner, shape.hidden),
-            "value": (inner, shape.hidden),
+            "key": (width, shape.hidden),
+            "value": (width, shape.hidden),
             "layer_bias": (heads, shape.layers),
-            "token_inputs": (3 * inner, inner),
-            "weight": (size, 2 * inner),
+            "token_inputs": (3 * width, width),
+            "weight": (size, 2 * width),
             "bias": (size,),
         }
 
@@ -196,10 +191,7 @@ class RewardChannel(Readout):
 
     @classmethod
     def shapes(cls, shape: BaseShape, reads: ReadoutInputs, size: int, width: int) -> ReadoutShapes:
-        if reads != "states":
-            raise OtterError(
-                "the reward channel reads the states of layers", hint="leave `reads` out"
-            )
+        _check_reads_states("the reward channel", reads)
         inputs = shape.hidden + width
         return {
             "layers": (shape.layers, width, inputs),
@@ -233,6 +225,14 @@ READOUTS: Mapping[str, type[Readout]] = {
     kind.name: kind
     for kind in (GatedProbe, AttentionProbe, RewardChannel, SeparateNormRewardChannel)
 }
+
+
+def _check_reads_states(what: str, reads: ReadoutInputs) -> None:
+    if reads != "states":
+        raise OtterError(
+            f"{what} reads the states of layers, and the file says {reads!r}",
+            hint="train it again with this version",
+        )
 
 
 def _unit_rms(state: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class ProbeSettings(BaselineSettings):
 class MhaProbeSettings(BaselineSettings):
     """`width`: the numbers of all heads together, 16 for each head."""
 
-    width: PositiveInt = 256
+    width: int = Field(default=256, ge=16, multiple_of=16)
 
 
 class RewardChannelSettings(BaselineSettings):

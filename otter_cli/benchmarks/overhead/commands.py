@@ -10,13 +10,13 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import count
 from pathlib import Path
 
 from otter_cli.benchmarks.overhead.measured_models import OverheadRun, shape_config
-from otter_cli.benchmarks.overhead.measuring import interleaved
+from otter_cli.benchmarks.overhead.measuring import StepFunction, StepTimes, interleaved
 from otter_cli.benchmarks.overhead.result import MeasuredGroup, measured_group
 from otter_cli.core.errors import OtterError
 
@@ -54,15 +54,7 @@ def surgery_groups(run: OverheadRun) -> list[MeasuredGroup]:
             ),
             "otter strip": lambda: otter("strip", str(grafted), new()),
         }
-        rounds = min(_SURGERY_ROUNDS, run.rounds)
-        times = interleaved(
-            steps,
-            rounds,
-            synchronise=lambda: None,
-            warm_up=1,
-            pace=run.pace,
-            label="surgery",
-        )
+        times = _time_in_turns(run, steps, _SURGERY_ROUNDS, "surgery")
         stored = sum(path.stat().st_size for path in base.iterdir())
     return [
         measured_group(
@@ -93,17 +85,23 @@ def start_up_groups(run: OverheadRun) -> list[MeasuredGroup]:
             name: partial(_execute, *command, PYTHONDONTWRITEBYTECODE="")
             for name, command in commands.items()
         }
-        rounds = min(_START_ROUNDS, run.rounds)
-        times = interleaved(
-            steps,
-            rounds,
-            synchronise=lambda: None,
-            warm_up=1,
-            pace=run.pace,
-            label="start-up",
-        )
+        times = _time_in_turns(run, steps, _START_ROUNDS, "start-up")
     notes = ["Whole processes, with the start of the interpreter."]
     return [measured_group("Start-up", times, reference=BARE_IMPORT, per="process", notes=notes)]
+
+
+def _time_in_turns(
+    run: OverheadRun, steps: Mapping[str, StepFunction], most_rounds: int, label: str
+) -> StepTimes:
+    """Times of commands in turns, after one round of each that is not counted."""
+    return interleaved(
+        steps,
+        min(most_rounds, run.rounds),
+        synchronise=lambda: None,
+        warm_up=1,
+        pace=run.pace,
+        label=label,
+    )
 
 
 def hollow_checkpoint(shape: str, folder: Path, shards: int = 3) -> None:

@@ -209,6 +209,11 @@ def test_readouts_follow_their_formulas(folder: Path, tmp_path: Path, form: str)
     assert torch.allclose(scores.double(), torch.cat(expected)[:, 0], atol=1e-5)
 
 
+def test_a_width_that_is_no_whole_number_of_heads_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OtterError, match="multiple of 16"):
+        small_recipe(tmp_path, baselines={"mha_probe": {"width": 40}})
+
+
 @pytest.mark.parametrize("baseline", READOUTS)
 def test_a_readout_is_loaded_as_it_was_trained(folder: Path, tmp_path: Path, baseline: Any) -> None:
     recipe, to = small_recipe(tmp_path, steps=3), tmp_path / "to"
